@@ -1,0 +1,135 @@
+//! Apple: MLX and mlx-c built by CMake, linked statically.
+//!
+//! Step by step what the build script of the original crate does, down to the place of the Metal
+//! library, so that nothing changes for a project that builds on a Mac with the original. It was
+//! written by reading and cannot be run on Linux, where this project is tested.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Failure, Result, create_dir, variable};
+use crate::{Published, bindings, upstream};
+
+pub fn build() -> Result<Published> {
+    println!("cargo::rerun-if-env-changed=MLX_RS_METAL_PATH");
+    let mlx_c = upstream::mlx_c()?;
+    let built = run_cmake(&mlx_c)?;
+    link(&built, &mlx_c)?;
+
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    bindings::write(&mlx_c, None, &[], &out.join("bindings.rs"))?;
+
+    let fetched = built.join("build/_deps");
+    let mut include = vec![fetched.join("mlx-src")];
+    if cfg!(feature = "metal") {
+        include.push(fetched.join("metal_cpp-src"));
+    }
+    include.push(mlx_c);
+    Ok(Published { include, defines: "MLX_STATIC" })
+}
+
+fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
+    let on = |enabled: bool| if enabled { "ON" } else { "OFF" };
+    let mut config = cmake::Config::new(mlx_c);
+    config
+        .very_verbose(true)
+        .define("CMAKE_INSTALL_PREFIX", ".")
+        // Xcode's own compiler, which fits the SDK.
+        .define("CMAKE_C_COMPILER", "/usr/bin/cc")
+        .define("CMAKE_CXX_COMPILER", "/usr/bin/c++")
+        .define("CMAKE_BUILD_TYPE", if cfg!(debug_assertions) { "Debug" } else { "Release" })
+        .define("MLX_BUILD_METAL", on(cfg!(feature = "metal")))
+        .define("MLX_BUILD_ACCELERATE", on(cfg!(feature = "accelerate")));
+    if cfg!(feature = "metal") {
+        if cfg!(feature = "metal-jit") {
+            config.define("MLX_METAL_JIT", "ON");
+        }
+        let place = metallib_dir(mlx_c)?;
+        create_dir(&place)?;
+        config.define("MLX_METAL_PATH", &place);
+    }
+    Ok(config.build())
+}
+
+fn link(built: &Path, mlx_c: &Path) -> Result<()> {
+    let built = built.join("build");
+    println!("cargo::rustc-link-search=native={}", built.join("lib").display());
+    // gguflib, which MLX's GGUF support needs, stays where CMake built it.
+    println!("cargo::rustc-link-search=native={}", built.join("_deps/mlx-build/mlx/io").display());
+    for library in ["mlx", "mlxc", "gguflib"] {
+        println!("cargo::rustc-link-lib=static={library}");
+    }
+    // Only built on SDK 26.2 and later.
+    if built.join("jaccl/libjaccl.a").is_file() {
+        println!("cargo::rustc-link-search=native={}", built.join("jaccl").display());
+        println!("cargo::rustc-link-lib=static=jaccl");
+    }
+    println!("cargo::rustc-link-lib=c++");
+    println!("cargo::rustc-link-lib=dylib=objc");
+    println!("cargo::rustc-link-lib=framework=Foundation");
+    if cfg!(feature = "metal") {
+        println!("cargo::rustc-link-lib=framework=Metal");
+        let metallib = metallib_dir(mlx_c)?.join("mlx.metallib");
+        if !metallib.exists() {
+            println!(
+                "cargo::warning=mlx.metallib was not created at {}; Metal operations may fail at run time",
+                metallib.display()
+            );
+        }
+    }
+    if cfg!(feature = "accelerate") {
+        println!("cargo::rustc-link-lib=framework=Accelerate");
+    }
+    // ___isPlatformVersionAtLeast: the runtime that rustc brings can be older than macOS 26 asks for.
+    if let Some(folder) = clang_runtime() {
+        println!("cargo::rustc-link-search={}", folder.display());
+        println!("cargo::rustc-link-lib=static=clang_rt.osx");
+    }
+    Ok(())
+}
+
+/// Where the Metal library goes: a stable folder, since binaries look for it there at run time.
+fn metallib_dir(mlx_c: &Path) -> Result<PathBuf> {
+    if let Some(place) = std::env::var_os("MLX_RS_METAL_PATH") {
+        return Ok(PathBuf::from(place));
+    }
+    let home = std::env::var_os("HOME").ok_or_else(|| {
+        Failure::new("HOME is not set", "set it, or name a folder for the Metal library in MLX_RS_METAL_PATH")
+    })?;
+    // A JIT library holds only a few kernels, so the two kinds must not overwrite each other.
+    let suffix = if cfg!(feature = "metal-jit") { "-jit" } else { "" };
+    Ok(PathBuf::from(home).join(".mlx/lib").join(mlx_c_key(mlx_c)? + suffix))
+}
+
+/// The original's name for this mlx-c: the first 12 digits of an FNV-1a hash over its headers and
+/// CMake configuration, each preceded by its path and a zero byte.
+fn mlx_c_key(mlx_c: &Path) -> Result<String> {
+    let mut files = bindings::headers(mlx_c)?;
+    files.push(mlx_c.join("CMakeLists.txt"));
+    files.sort();
+
+    let mut hash = crate::linux::Fnv::new();
+    for file in files {
+        let relative = file.strip_prefix(mlx_c).unwrap_or(&file);
+        hash.update(relative.to_string_lossy().as_bytes());
+        hash.update(&[0]);
+        hash.update(&std::fs::read(&file).map_err(|e| Failure::io(format!("reading {}", file.display()), e))?);
+    }
+    Ok(hash.hex()[..12].to_owned())
+}
+
+/// The folder of Xcode's `libclang_rt.osx.a`.
+fn clang_runtime() -> Option<PathBuf> {
+    let platform = Command::new("xcrun").arg("--show-sdk-platform-path").output().ok()?;
+    let developer = Command::new("xcode-select").arg("--print-path").output().ok()?;
+    if !platform.status.success() || !developer.status.success() {
+        return None;
+    }
+    let developer = String::from_utf8(developer.stdout).ok()?;
+    let versions = Path::new(developer.trim()).join("Toolchains/XcodeDefault.xctoolchain/usr/lib/clang");
+    std::fs::read_dir(versions)
+        .ok()?
+        .flatten()
+        .map(|version| version.path().join("lib/darwin"))
+        .find(|folder| folder.join("libclang_rt.osx.a").exists())
+}

@@ -1,0 +1,336 @@
+//! Linux: MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it.
+//!
+//! Everything that is made lies in one folder outside any target folder, so that it is made once:
+//!
+//! ```text
+//! ~/.mlx/linux/                      or $MLX_SYS_HOME
+//!   mlx-cpu-0.32.2-x86_64/           the wheel, unpacked: mlx/lib/libmlx.so, mlx/include, mlx_cpu.libs
+//!   libclang-18.1.1-x86_64/          the wheel, unpacked; only where the system has no libclang
+//!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs
+//! ```
+//!
+//! `libmlxc.so` is a shared library whose own name is its absolute path, and which knows where
+//! `libmlx.so` lies. A program linked against it therefore finds both wherever it is started from,
+//! without an rpath of its own, which a dependency's build script could not give it.
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::{Failure, Result, create_dir, install, last_lines, run, variable};
+use crate::python::Wheel;
+use crate::{MLX_VERSION, Published, bindings, upstream};
+
+/// The oldest glibc that the wheel of MLX runs on.
+const GLIBC: (u32, u32) = (2, 35);
+
+/// What the result depends on besides the machine. A change here makes a new `mlx-c-KEY`.
+const RECIPE: &[&str] = &[
+    MLX_VERSION,
+    include_str!("linux.rs"),
+    include_str!("bindings.rs"),
+    include_str!("../native/forced.hpp"),
+    include_str!("../native/forced.h"),
+    include_str!("../upstream/Cargo.lock"),
+];
+
+#[derive(Clone, Copy)]
+pub struct Platform {
+    arch: &'static str,
+    libclang: &'static str,
+}
+
+impl Platform {
+    pub fn of(target: &str) -> Option<Self> {
+        match target {
+            "x86_64-unknown-linux-gnu" => Some(Self { arch: "x86_64", libclang: "manylinux2010_x86_64" }),
+            "aarch64-unknown-linux-gnu" => Some(Self { arch: "aarch64", libclang: "manylinux2014_aarch64" }),
+            _ => None,
+        }
+    }
+}
+
+/// An MLX to link against.
+struct Mlx {
+    include: PathBuf,
+    lib: PathBuf,
+}
+
+pub fn build(platform: Platform) -> Result<Published> {
+    for name in ["MLX_PREFIX", "MLX_SYS_HOME", "HOME", "CXX", "LIBCLANG_PATH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let home = home()?;
+    let prefix = std::env::var_os("MLX_PREFIX").filter(|prefix| !prefix.is_empty()).map(PathBuf::from);
+    let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
+
+    let place = home.join(format!("mlx-c-{}", key(platform, installed.as_ref())));
+    let library = place.join("lib/libmlxc.so");
+    let mlx = match installed {
+        Some(mlx) => mlx,
+        None => {
+            if !library.is_file() {
+                // Before the download: the check that costs nothing and needs the user.
+                compiler(platform)?;
+            }
+            Mlx::downloaded(platform, &home)?
+        }
+    };
+    if !library.is_file() {
+        make(platform, &mlx, &home, &place)?;
+    }
+
+    let bindings = PathBuf::from(variable("OUT_DIR")?).join("bindings.rs");
+    std::fs::copy(place.join("bindings.rs"), &bindings)
+        .map_err(|e| Failure::io(format!("writing {}", bindings.display()), e))?;
+    // A missing file is a changed file: who clears the folder gets it filled again.
+    println!("cargo::rerun-if-changed={}", library.display());
+    println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
+    println!("cargo::rustc-link-search=native={}", place.join("lib").display());
+    println!("cargo::rustc-link-lib=dylib=mlxc");
+    Ok(Published { include: vec![mlx.include, place.join("include")], defines: "" })
+}
+
+/// The folder that keeps what was downloaded and built.
+fn home() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("MLX_SYS_HOME").filter(|home| !home.is_empty()) {
+        let home = PathBuf::from(home);
+        create_dir(&home)?;
+        // Programs will look for the library there, from wherever they are started.
+        return home.canonicalize().map_err(|e| Failure::io(format!("resolving {}", home.display()), e));
+    }
+    match std::env::var_os("HOME").filter(|home| !home.is_empty()) {
+        Some(home) => Ok(PathBuf::from(home).join(".mlx/linux")),
+        None => Err(Failure::new(
+            "HOME is not set, and MLX has to be kept somewhere",
+            "name a folder in MLX_SYS_HOME; programs will load the library from there",
+        )),
+    }
+}
+
+impl Mlx {
+    /// An MLX that the user installed: `include/mlx` and `lib/libmlx.so` below `prefix`.
+    fn installed(prefix: &Path) -> Result<Self> {
+        let remedy = format!(
+            "MLX_PREFIX must name a folder with include/mlx/version.h and lib/libmlx.so of MLX {MLX_VERSION}, \
+             such as site-packages/mlx of a Python that has it; unset it to download MLX"
+        );
+        let prefix = prefix
+            .canonicalize()
+            .map_err(|e| Failure::new(format!("MLX_PREFIX={}: {e}", prefix.display()), &remedy))?;
+        let include = prefix.join("include");
+        let header = include.join("mlx/version.h");
+        println!("cargo::rerun-if-changed={}", header.display());
+        let found = std::fs::read_to_string(&header)
+            .ok()
+            .and_then(|text| version_in(&text))
+            .ok_or_else(|| Failure::new(format!("no version of MLX in {}", header.display()), &remedy))?;
+        if found != MLX_VERSION {
+            return Err(Failure::new(
+                format!("MLX_PREFIX={} holds MLX {found}, and mlx-c 0.7.0 needs {MLX_VERSION}", prefix.display()),
+                remedy,
+            ));
+        }
+        let lib = ["lib", "lib64"]
+            .iter()
+            .map(|name| prefix.join(name))
+            .find(|lib| lib.join("libmlx.so").is_file())
+            .ok_or_else(|| Failure::new(format!("no lib/libmlx.so in {}", prefix.display()), remedy))?;
+        Ok(Self { include, lib })
+    }
+
+    fn downloaded(platform: Platform, home: &Path) -> Result<Self> {
+        let wheel = Wheel {
+            keep_as: format!("mlx-cpu-{MLX_VERSION}-{}", platform.arch),
+            requirements: "mlx-cpu.txt",
+            platform: format!("manylinux_{}_{}_{}", GLIBC.0, GLIBC.1, platform.arch),
+            instead: "point MLX_PREFIX at an installed MLX",
+        };
+        if !home.join(&wheel.keep_as).is_dir() {
+            check_glibc()?;
+        }
+        let mlx = wheel.fetch(home)?.join("mlx");
+        Ok(Self { include: mlx.join("include"), lib: mlx.join("lib") })
+    }
+}
+
+/// `MLX_VERSION_MAJOR`, `_MINOR` and `_PATCH` of MLX's `version.h`, joined by dots.
+fn version_in(header: &str) -> Option<String> {
+    let number = |part: &str| {
+        let name = format!("MLX_VERSION_{part}");
+        header.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some("#define") && words.next() == Some(&name)).then(|| words.next())?
+        })
+    };
+    Some([number("MAJOR")?, number("MINOR")?, number("PATCH")?].join("."))
+}
+
+fn check_glibc() -> Result<()> {
+    // Where the program is missing or says something else, the dynamic linker has the last word.
+    let Some(answer) = run(std::process::Command::new("getconf").arg("GNU_LIBC_VERSION"))? else { return Ok(()) };
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let version = answer.trim().strip_prefix("glibc ").and_then(|version| {
+        let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next()??))
+    });
+    match version {
+        Some(version) if version < GLIBC => Err(Failure::new(
+            format!(
+                "this system has glibc {}.{}, and MLX's package for Linux needs {}.{}",
+                version.0, version.1, GLIBC.0, GLIBC.1
+            ),
+            "use Debian 12, Ubuntu 22.04 or newer, or build MLX from source and point MLX_PREFIX at it",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn key(platform: Platform, installed: Option<&Mlx>) -> String {
+    let mut hash = Fnv::new();
+    hash.update(platform.arch.as_bytes());
+    for text in RECIPE {
+        hash.update(text.as_bytes());
+    }
+    if let Some(mlx) = installed {
+        hash.update(mlx.lib.to_string_lossy().as_bytes());
+    }
+    hash.hex()
+}
+
+/// Compiles mlx-c and writes its declarations, in a folder of its own that then moves to `place`.
+fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> {
+    let compiler = compiler(platform)?;
+    let mlx_c = upstream::mlx_c()?;
+    create_dir(home)?;
+    let work = home.join(format!(".mlx-c-{}", std::process::id()));
+    let result = (|| {
+        create_dir(&work.join("lib"))?;
+        create_dir(&work.join("include/mlx/c"))?;
+        for header in bindings::headers(&mlx_c)? {
+            let name = header.file_name().unwrap_or_default();
+            std::fs::copy(&header, work.join("include/mlx/c").join(name))
+                .map_err(|e| Failure::io(format!("copying {}", header.display()), e))?;
+        }
+        write_bindings(platform, &mlx_c, home, &compiler, &work.join("bindings.rs"))?;
+        compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
+        install(&work, place)
+    })();
+    let _ = std::fs::remove_dir_all(&work);
+    result
+}
+
+fn cc() -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
+    build
+}
+
+/// The C++ compiler, known to run.
+fn compiler(platform: Platform) -> Result<cc::Tool> {
+    let none = |found: String| {
+        Failure::new(
+            format!("no working C++ compiler, which compiles mlx-c ({found})"),
+            format!(
+                "install one (Debian and Ubuntu: `apt install g++`; to cross-compile: `apt install g++-{}-linux-gnu`), \
+                 or name one in CXX",
+                platform.arch.replace('_', "-")
+            ),
+        )
+    };
+    let tool = cc().try_get_compiler().map_err(|e| none(e.to_string()))?;
+    match run(tool.to_command().arg("--version"))? {
+        Some(answer) if answer.status.success() => Ok(tool),
+        _ => Err(none(format!("tried {}", tool.path().display()))),
+    }
+}
+
+fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path: &Path) -> Result<()> {
+    let native = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native");
+    let sources = mlx_c.join("mlx/c");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&sources)
+        .map_err(|e| Failure::io(format!("listing {}", sources.display()), e))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
+        .collect();
+    files.sort();
+
+    let mut build = cc();
+    build.files(&files).include(mlx_c).flag("-isystem").flag(&mlx.include);
+    build.flag("-include").flag(native.join("forced.hpp"));
+    let objects = build.try_compile_intermediates().map_err(|e| {
+        Failure::new(
+            format!("mlx-c does not compile: {e}"),
+            "use GCC 12 or Clang 15 or newer (name it in CXX); the compiler's own message is above",
+        )
+    })?;
+
+    let mut link = compiler.to_command();
+    link.arg("-shared")
+        .arg("-o")
+        .arg(into.join("libmlxc.so"))
+        .args(&objects)
+        .arg(format!("-Wl,-soname,{}", final_path.display()))
+        .arg(format!("-Wl,-rpath,{}", mlx.lib.display()))
+        .arg("-Wl,-z,defs")
+        .arg(format!("-L{}", mlx.lib.display()))
+        .arg("-lmlx");
+    let answer = run(&mut link)?
+        .ok_or_else(|| Failure::new("the C++ compiler disappeared during the build", "build again"))?;
+    if !answer.status.success() {
+        return Err(Failure::new(
+            format!("mlx-c cannot be linked with MLX:\n{}", last_lines(&answer.stderr)),
+            "a C++ library as new as GCC 12's is needed",
+        ));
+    }
+    Ok(())
+}
+
+fn write_bindings(platform: Platform, mlx_c: &Path, home: &Path, compiler: &cc::Tool, to: &Path) -> Result<()> {
+    let forced = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native/forced.h");
+    let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch)];
+    if let Err(missing) = clang_sys::load() {
+        let folder = match std::env::var_os("LIBCLANG_PATH") {
+            Some(path) => {
+                return Err(Failure::new(
+                    format!("no libclang at LIBCLANG_PATH={} ({missing})", Path::new(&path).display()),
+                    "correct it, or unset it to have libclang downloaded",
+                ));
+            }
+            None => Wheel {
+                keep_as: format!("libclang-18.1.1-{}", std::env::consts::ARCH),
+                requirements: "libclang.txt",
+                platform: Platform::of(&variable("HOST")?).unwrap_or(platform).libclang.to_owned(),
+                instead: "install libclang (Debian and Ubuntu: `apt install libclang-dev`) or name its folder in LIBCLANG_PATH",
+            }
+            .fetch(home)?
+            .join("libclang-18.1.1.data/platlib/clang/native"),
+        };
+        // SAFETY: build scripts are single-threaded here; no other thread reads the environment.
+        unsafe { std::env::set_var("LIBCLANG_PATH", folder) };
+        // The package is the library alone; the headers that a compiler brings come from ours.
+        let answer = run(compiler.to_command().arg("-print-file-name=include"))?;
+        if let Some(answer) = answer.filter(|answer| answer.status.success()) {
+            clang_args.push(format!("-I{}", String::from_utf8_lossy(&answer.stdout).trim()));
+        }
+    }
+    bindings::write(mlx_c, Some(&forced), &clang_args, to)
+}
+
+/// FNV-1a, 64 bits: a name for contents, stable across Rust versions.
+pub struct Fnv(u64);
+
+impl Fnv {
+    pub fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    pub fn hex(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}

