@@ -1,0 +1,136 @@
+//! The contract between an architecture and a runtime.
+//!
+//! API for authors of architectures and of runtimes. An architecture implements [`CausalLm`] and
+//! publishes an [`Architecture`]; a runtime (a token loop, a server, a parity check) uses them and
+//! never names a model.
+
+use std::fmt::Debug;
+
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_kvcache::ModelCache;
+use mlx_rs::error::Exception;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+
+/// Which positions of a call need logits.
+///
+/// The head, a product with the whole vocabulary, is often the largest layer of a model, and most
+/// positions of a prompt do not need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// Every position: for perplexity, training and parity.
+    All,
+    /// The last position: for the next token.
+    Last,
+    /// No position: for all but the last piece of a prompt.
+    None,
+}
+
+/// A decoder-only language model.
+///
+/// # Shapes
+///
+/// Legend: B batch, L tokens of this call, D features, V vocabulary.
+pub trait CausalLm: Debug + Send {
+    /// Reads the next tokens, int32 or uint32 `[B, L]`, and answers with the features `[B, L, D]`
+    /// that the head works on. The keys and values of the tokens go into the cache.
+    ///
+    /// Token ids must lie inside the vocabulary: they stay on the device, so this is the caller's
+    /// to check, where they come from.
+    ///
+    /// # Errors
+    ///
+    /// Where the tokens have not two axes or the cache belongs to another model or batch.
+    fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception>;
+
+    /// The head: features `[B, L, D]` to logits `[B, L, V]`.
+    ///
+    /// # Errors
+    ///
+    /// Where the last axis is not D long.
+    fn head(&mut self, hidden: &Array) -> Result<Array, Exception>;
+
+    /// An empty cache for this model.
+    fn new_cache(&self) -> ModelCache;
+
+    /// Facts about the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Reads the next tokens, `[B, L]`, and answers with the logits that were asked for: `[B, L, V]`
+    /// for [`Logits::All`], `[B, 1, V]` for [`Logits::Last`], `[B, 0, V]` for [`Logits::None`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`hidden_states`](Self::hidden_states).
+    fn forward(&mut self, tokens: &Array, cache: &mut ModelCache, logits: Logits) -> Result<Array, Exception> {
+        let hidden = self.hidden_states(tokens, cache)?;
+        match logits {
+            Logits::All => self.head(&hidden),
+            Logits::Last => self.head(&hidden.try_index((.., -1.., ..))?),
+            Logits::None => {
+                let batch = hidden.dim(0);
+                mlx_rs::ops::zeros_dtype(&[batch, 0, self.info().vocab_size], hidden.dtype())
+            }
+        }
+    }
+}
+
+/// Facts about a model that a runtime needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// The `model_type` of the checkpoint's config.
+    pub model_type: String,
+    /// Token ids are below this.
+    pub vocab_size: i32,
+    /// The longest sequence that the model was made for, in tokens.
+    pub context_length: i32,
+    /// Numbers that the cache keeps for each token, over all layers: keys and values.
+    pub cache_values_per_token: usize,
+    /// The dtype of activations, and so of logits and of the cache.
+    pub dtype: Dtype,
+}
+
+/// Why a checkpoint did not become a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The folder, its config or its tensors.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A config that was read but describes no model of its architecture.
+    #[error("config.json of {model_type}: {source}")]
+    Config {
+        /// The architecture.
+        model_type: String,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No architecture is known for this `model_type`.
+    #[error("unknown model_type {found:?}; known are {}", known.join(", "))]
+    UnknownModelType {
+        /// What the config says.
+        found: String,
+        /// All that could be compiled in.
+        known: Vec<&'static str>,
+    },
+    /// The architecture is known but left out of this build.
+    #[error("model_type {model_type:?} is not compiled in; build mlx-models with the feature `{feature}`")]
+    NotCompiledIn {
+        /// What the config says.
+        model_type: String,
+        /// The feature of `mlx-models` that brings it.
+        feature: &'static str,
+    },
+    /// MLX refused an operation.
+    #[error(transparent)]
+    Mlx(#[from] Exception),
+}
+
+/// An architecture: which checkpoints it reads, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// The values of a config's `model_type` that mean this architecture.
+    pub model_types: &'static [&'static str],
+    /// Builds the model. Its weights are read when they are first used.
+    pub load: fn(&Checkpoint) -> Result<Box<dyn CausalLm>, LoadError>,
+}

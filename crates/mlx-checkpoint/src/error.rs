@@ -1,0 +1,177 @@
+//! What can be wrong with a checkpoint.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why a checkpoint cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// There is no such folder.
+    #[error("{} is not a folder; a checkpoint is a folder with config.json and safetensors files", folder.display())]
+    NoFolder {
+        /// What was named.
+        folder: PathBuf,
+    },
+    /// The folder has no config.
+    #[error("there is no {}; a checkpoint folder needs one", file.display())]
+    NoConfig {
+        /// The file that is missing.
+        file: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("reading {}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// A file is not JSON.
+    #[error("{} is not valid JSON", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where it stops being JSON.
+        source: serde_json::Error,
+    },
+    /// The config does not say which architecture this is.
+    #[error("{} has no model_type, a string that names the architecture", file.display())]
+    NoModelType {
+        /// The config.
+        file: PathBuf,
+    },
+    /// A key of the config is missing or has the wrong type.
+    #[error("{}", file.display())]
+    Config {
+        /// The config.
+        file: PathBuf,
+        /// Which key, and what was expected.
+        source: serde_json::Error,
+    },
+    /// The config's quantization is one that this crate cannot read.
+    #[error("config.json: quantization of {layer}: {problem}")]
+    Quantization {
+        /// The layer's key, or `every layer`.
+        layer: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The folder has no tensors.
+    #[error("{} has no model.safetensors and no other model*.safetensors", folder.display())]
+    NoTensors {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The index is JSON but no index.
+    #[error("{} has no weight_map from tensor keys to file names beside it", file.display())]
+    Index {
+        /// The index.
+        file: PathBuf,
+    },
+    /// The index names a file that is not there.
+    #[error("{} puts {key} into {shard}, and there is no such file beside it", index.display())]
+    NoShard {
+        /// The index.
+        index: PathBuf,
+        /// The file that is missing.
+        shard: String,
+        /// The first tensor that would be in it.
+        key: String,
+    },
+    /// Two files hold a tensor of the same key.
+    #[error("tensor {key} is in {} and in another file too", file.display())]
+    TensorTwice {
+        /// The key.
+        key: String,
+        /// The second file.
+        file: PathBuf,
+    },
+    /// A file is not safetensors, or only the beginning of it.
+    #[error("{} is not a whole safetensors file: {problem}", file.display())]
+    Safetensors {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// MLX cannot open a file whose header is in order.
+    #[error("MLX cannot load {}: {problem}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What MLX says.
+        problem: String,
+    },
+    /// The tensors are not those of the model that the config describes.
+    #[error("the tensors in {} are not those of the model that its config describes:{}", folder.display(), list(problems))]
+    Tensors {
+        /// The folder.
+        folder: PathBuf,
+        /// All of them, by key.
+        problems: Vec<TensorProblem>,
+    },
+}
+
+/// One tensor that is not as the model needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TensorProblem {
+    /// The model needs it and the checkpoint has none.
+    Missing {
+        /// Its key.
+        key: String,
+        /// The shape that the model needs.
+        shape: Vec<i32>,
+    },
+    /// The checkpoint has it and the model has no place for it.
+    Unexpected {
+        /// Its key.
+        key: String,
+    },
+    /// It has another shape than the model needs.
+    Shape {
+        /// Its key.
+        key: String,
+        /// The shape that the model needs.
+        expected: Vec<i32>,
+        /// Its shape.
+        found: Vec<i32>,
+    },
+    /// It has a dtype that no parameter of a model has.
+    Dtype {
+        /// Its key.
+        key: String,
+        /// What would be right.
+        expected: &'static str,
+        /// What it has.
+        found: String,
+    },
+}
+
+impl TensorProblem {
+    /// The tensor's key.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Missing { key, .. }
+            | Self::Unexpected { key }
+            | Self::Shape { key, .. }
+            | Self::Dtype { key, .. } => key,
+        }
+    }
+}
+
+impl fmt::Display for TensorProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { key, shape } => write!(f, "{key}: missing, {shape:?} is needed"),
+            Self::Unexpected { key } => write!(f, "{key}: unexpected, the model has no such parameter"),
+            Self::Shape { key, expected, found } => write!(f, "{key}: shape {found:?}, {expected:?} is needed"),
+            Self::Dtype { key, expected, found } => write!(f, "{key}: dtype {found}, {expected} is needed"),
+        }
+    }
+}
+
+fn list(problems: &[TensorProblem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}

@@ -1,0 +1,140 @@
+//! The quantization section of a config.
+
+use std::collections::BTreeMap;
+
+use mlx_layers::Quantization;
+use serde_json::{Map, Value};
+
+use crate::CheckpointError;
+
+/// Which layers are quantized, and how: the `quantization` object that mlx-lm writes.
+///
+/// `group_size` and `bits` (and `mode`) hold for every layer that has scales. A further key names
+/// a layer: its value is an object of the same form, `true` for the common one, or `false` for
+/// full precision.
+#[derive(Debug, Default)]
+pub(crate) struct QuantizationPlan {
+    default: Option<Quantization>,
+    layers: BTreeMap<String, Option<Quantization>>,
+}
+
+impl QuantizationPlan {
+    pub(crate) fn from_config(config: &Value) -> Result<Self, CheckpointError> {
+        // mlx-lm writes the same object under both keys.
+        let section = config.get("quantization").or_else(|| config.get("quantization_config"));
+        let section = match section {
+            None | Some(Value::Null) => return Ok(Self::default()),
+            Some(Value::Object(section)) => section,
+            Some(other) => return Err(refused("every layer", format!("{other} is not an object"))),
+        };
+        if let Some(method) = section.get("quant_method") {
+            return Err(refused(
+                "every layer",
+                format!("quant_method {method} is not one of MLX's; convert the checkpoint with mlx-lm first"),
+            ));
+        }
+        let default = parse("every layer", section)?;
+        let mut layers = BTreeMap::new();
+        for (layer, value) in section {
+            let own = match value {
+                Value::Object(own) => Some(parse(layer, own)?),
+                Value::Bool(quantized) => quantized.then_some(default),
+                _ if ["group_size", "bits", "mode"].contains(&layer.as_str()) => continue,
+                other => {
+                    return Err(refused(layer, format!("{other} is neither an object nor a boolean")));
+                }
+            };
+            layers.insert(layer.clone(), own);
+        }
+        Ok(Self { default: Some(default), layers })
+    }
+
+    /// The quantization of a layer, by its key and by whether the checkpoint has scales for it.
+    pub(crate) fn of(&self, layer: &str, has_scales: bool) -> Option<Quantization> {
+        match self.layers.get(layer) {
+            Some(own) => *own,
+            None => self.default.filter(|_| has_scales),
+        }
+    }
+
+    pub(crate) fn common(&self) -> Option<Quantization> {
+        self.default
+    }
+}
+
+fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, CheckpointError> {
+    let number = |key: &str, allowed: &[i64]| {
+        let value = section.get(key).ok_or_else(|| refused(layer, format!("{key} is missing")))?;
+        match value.as_i64() {
+            Some(number) if allowed.contains(&number) => Ok(number as i32),
+            _ => Err(refused(layer, format!("{key} is {value}, and must be one of {allowed:?}"))),
+        }
+    };
+    if let Some(mode) = section.get("mode").filter(|mode| mode.as_str() != Some("affine")) {
+        return Err(refused(layer, format!("mode {mode} is not supported; \"affine\" is")));
+    }
+    Ok(Quantization { group_size: number("group_size", &[32, 64, 128])?, bits: number("bits", &[2, 3, 4, 5, 6, 8])? })
+}
+
+fn refused(layer: &str, problem: String) -> CheckpointError {
+    CheckpointError::Quantization { layer: layer.to_owned(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn plan(section: Value) -> Result<QuantizationPlan, CheckpointError> {
+        QuantizationPlan::from_config(&json!({ "quantization": section }))
+    }
+
+    const Q4: Quantization = Quantization { group_size: 64, bits: 4 };
+    const Q8: Quantization = Quantization { group_size: 32, bits: 8 };
+
+    #[test]
+    fn a_layer_is_quantized_where_it_has_scales() {
+        let plan = plan(json!({ "group_size": 64, "bits": 4, "mode": "affine" })).unwrap();
+        assert_eq!(plan.of("model.up_proj", true), Some(Q4));
+        assert_eq!(plan.of("model.up_proj", false), None);
+    }
+
+    #[test]
+    fn a_layer_may_have_its_own_or_none() {
+        let section = json!({
+            "group_size": 64, "bits": 4,
+            "a": { "group_size": 32, "bits": 8 }, "b": false, "c": true,
+        });
+        let plan = plan(section).unwrap();
+        assert_eq!(plan.of("a", false), Some(Q8));
+        assert_eq!(plan.of("b", true), None);
+        assert_eq!(plan.of("c", false), Some(Q4));
+    }
+
+    #[test]
+    fn both_keys_are_read_and_none_is_full_precision() {
+        let config = json!({ "quantization_config": { "group_size": 64, "bits": 4 } });
+        assert_eq!(QuantizationPlan::from_config(&config).unwrap().common(), Some(Q4));
+        assert_eq!(QuantizationPlan::from_config(&json!({})).unwrap().common(), None);
+        assert_eq!(plan(Value::Null).unwrap().common(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_by_name() {
+        for (section, needle) in [
+            (json!({ "bits": 4 }), "group_size is missing"),
+            (json!({ "group_size": 64, "bits": 7 }), "bits is 7"),
+            (json!({ "group_size": 48, "bits": 4 }), "group_size is 48"),
+            (json!({ "group_size": 64, "bits": "4" }), "bits is \"4\""),
+            (json!({ "group_size": 32, "bits": 4, "mode": "mxfp4" }), "mxfp4"),
+            (json!({ "group_size": 64, "bits": 4, "x": 3 }), "quantization of x"),
+            (json!({ "group_size": 64, "bits": 4, "x": { "bits": 4 } }), "quantization of x"),
+            (json!({ "quant_method": "gptq", "bits": 4 }), "gptq"),
+            (json!(4), "not an object"),
+        ] {
+            let error = plan(section).unwrap_err();
+            assert!(matches!(error, CheckpointError::Quantization { .. }));
+            assert!(error.to_string().contains(needle), "{error}");
+        }
+    }
+}

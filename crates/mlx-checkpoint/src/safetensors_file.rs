@@ -1,0 +1,57 @@
+//! The header of a safetensors file.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::CheckpointError;
+
+/// The limit of the format itself. It also bounds what a broken length makes this program allocate.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// The tensors that a file says it holds: key, dtype, shape. Everything is checked that can be
+/// without reading the data: the header, the place of each tensor, and that the file is whole.
+pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)>, CheckpointError> {
+    let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
+    let broken = |problem: String| CheckpointError::Safetensors { file: path.to_path_buf(), problem };
+
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    if size < 8 {
+        return Err(broken(format!("it has {size} bytes, and the length of the header alone takes 8")));
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER || length > size - 8 {
+        return Err(broken(format!("its header would have {length} bytes, and the file has {size}")));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|e| broken(format!("its header cannot be read: {e}")))?;
+
+    let data = size - 8 - length;
+    let mut tensors = Vec::new();
+    let mut data_end = 0;
+    for (key, info) in header.tensors() {
+        let (begin, end) = info.data_offsets;
+        let elements = info.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+        let bits = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize()));
+        if begin > end || bits != (end - begin).checked_mul(8) {
+            return Err(broken(format!("{key} does not fill the {begin}..{end} that it is given")));
+        }
+        if info.shape.iter().any(|&size| i32::try_from(size).is_err()) {
+            return Err(broken(format!("{key} has shape {:?}, beyond what MLX can index", info.shape)));
+        }
+        data_end = data_end.max(end as u64);
+        tensors.push((key, info.dtype, info.shape.clone()));
+    }
+    if data != data_end {
+        return Err(broken(format!("its tensors take {data_end} bytes, and {data} follow the header")));
+    }
+    Ok(tensors)
+}

@@ -1,0 +1,99 @@
+//! The embedding table.
+
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
+use mlx_rs::ops::dequantize;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+
+use crate::{Linear, Parameters, Quantization};
+
+/// A row of features for each token, with the table in full precision or quantized.
+///
+/// The table of an embedding is the weight of a linear layer read the other way: row `t` is the
+/// features of token `t`, and the product with all rows says how much a vector is like each token.
+/// Models with tied embeddings use one table for both, so this is that layer, with a lookup.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    table: Linear,
+}
+
+impl Embedding {
+    /// A table of `vocab_size` rows of `dims` features, its parameters taken from the source.
+    pub fn new(parameters: Parameters<'_>, vocab_size: i32, dims: i32) -> Self {
+        Self { table: Linear::new(parameters, dims, vocab_size) }
+    }
+
+    /// The dtype of the rows, and so of a model's activations.
+    pub fn dtype(&self) -> Dtype {
+        self.table.scales.as_ref().as_ref().unwrap_or(&self.table.weight).dtype()
+    }
+
+    /// The similarity of each vector to each token: logits, for models with tied embeddings.
+    ///
+    /// `[..., D]` to `[..., V]`.
+    ///
+    /// # Errors
+    ///
+    /// Where the last axis is not `D` long.
+    pub fn as_linear(&mut self, x: &Array) -> Result<Array> {
+        self.table.forward(x)
+    }
+}
+
+impl Module<&Array> for Embedding {
+    type Output = Array;
+    type Error = Exception;
+
+    /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
+    ///
+    /// An id outside the table is not noticed here, since that would need the ids on the host.
+    fn forward(&mut self, tokens: &Array) -> Result<Array> {
+        let rows = self.table.weight.try_index(tokens)?;
+        match (self.table.quantization(), self.table.scales.as_ref()) {
+            (Some(Quantization { group_size, bits }), Some(scales)) => {
+                let scales = scales.try_index(tokens)?;
+                let biases = self.table.biases.as_ref().as_ref().map(|biases| biases.try_index(tokens));
+                dequantize(&rows, &scales, biases.transpose()?.as_ref(), group_size, bits)
+            }
+            _ => Ok(rows),
+        }
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}
+
+/// The parameters are those of the table, without a name in between: `weight`, not `table.weight`.
+impl ModuleParameters for Embedding {
+    fn num_parameters(&self) -> usize {
+        self.table.num_parameters()
+    }
+
+    fn parameters(&self) -> ModuleParamRef<'_> {
+        self.table.parameters()
+    }
+
+    fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
+        self.table.parameters_mut()
+    }
+
+    fn trainable_parameters(&self) -> ModuleParamRef<'_> {
+        self.table.trainable_parameters()
+    }
+
+    fn freeze_parameters(&mut self, recursive: bool) {
+        self.table.freeze_parameters(recursive);
+    }
+
+    fn unfreeze_parameters(&mut self, recursive: bool) {
+        self.table.unfreeze_parameters(recursive);
+    }
+
+    fn all_frozen(&self) -> Option<bool> {
+        self.table.all_frozen()
+    }
+
+    fn any_frozen(&self) -> Option<bool> {
+        self.table.any_frozen()
+    }
+}

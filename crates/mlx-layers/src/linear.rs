@@ -1,0 +1,72 @@
+//! The linear layer.
+
+use mlx_rs::Array;
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::macros::ModuleParameters;
+use mlx_rs::module::{Module, Param};
+use mlx_rs::ops::{matmul, quantized_matmul};
+
+use crate::{Parameters, Quantization};
+
+/// `y = x Wᵀ`, with the weight in full precision or quantized.
+///
+/// The parameters have the names of a checkpoint: `weight`, and `scales` and `biases` where it is
+/// quantized.
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct Linear {
+    /// `[O, I]`; quantized `[O, I * bits / 32]`, packed into uint32.
+    #[param]
+    pub weight: Param<Array>,
+    /// `[O, I / group_size]`, one for each group of a row; only where quantized.
+    #[param]
+    pub scales: Param<Option<Array>>,
+    /// `[O, I / group_size]`, what a group's zero stands for; only where quantized.
+    #[param]
+    pub biases: Param<Option<Array>>,
+    quantization: Option<Quantization>,
+}
+
+impl Linear {
+    /// A layer from `inputs` to `outputs` features, its parameters taken from the source.
+    pub fn new(mut parameters: Parameters<'_>, inputs: i32, outputs: i32) -> Self {
+        let shape = [outputs, inputs];
+        let quantization = parameters.quantization(inputs);
+        let (weight, scales, biases) = match quantization {
+            None => (parameters.take("weight", &shape), None, None),
+            Some(quantization) => {
+                let groups = quantization.groups_shape(shape);
+                let weight = parameters.take("weight", &quantization.packed_shape(shape));
+                (weight, Some(parameters.take("scales", &groups)), Some(parameters.take("biases", &groups)))
+            }
+        };
+        Self {
+            weight: Param::new(weight),
+            scales: Param::new(scales),
+            biases: Param::new(biases),
+            quantization,
+        }
+    }
+
+    /// How the weight is quantized, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.quantization
+    }
+}
+
+impl Module<&Array> for Linear {
+    type Output = Array;
+    type Error = Exception;
+
+    /// `[..., I]` to `[..., O]`.
+    fn forward(&mut self, x: &Array) -> Result<Array> {
+        match (self.quantization, self.scales.as_ref()) {
+            (Some(Quantization { group_size, bits }), Some(scales)) => {
+                let biases = self.biases.as_ref().as_ref();
+                quantized_matmul(x, &self.weight, scales, biases, true, group_size, bits)
+            }
+            _ => matmul(x, self.weight.t()),
+        }
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}

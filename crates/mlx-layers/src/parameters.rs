@@ -1,0 +1,95 @@
+//! Where layers get their weights.
+
+use mlx_rs::Array;
+
+/// How a layer's weight is quantized: MLX's affine mode.
+///
+/// Each row is cut into groups of `group_size` numbers. A group has one scale and one bias, and
+/// each of its numbers `q`, an integer of `bits` bits, stands for `scale * q + bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantization {
+    /// Numbers that share a scale and a bias: 32, 64 or 128.
+    pub group_size: i32,
+    /// Bits of each number: 2, 3, 4, 5, 6 or 8.
+    pub bits: i32,
+}
+
+impl Quantization {
+    /// The shape of the packed weight of a `[rows, columns]` matrix: 32 bits to an element.
+    pub fn packed_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
+        [rows, columns * self.bits / 32]
+    }
+
+    /// The shape of the scales and of the biases of a `[rows, columns]` matrix.
+    pub fn groups_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
+        [rows, columns / self.group_size]
+    }
+}
+
+/// A source of weights: a checkpoint, or a generator of fresh ones.
+///
+/// A model is built from it layer by layer. A source never interrupts that: what is missing or
+/// wrong it notes, answers with a placeholder, and reports all together at the end.
+pub trait ParameterSource {
+    /// The parameter with this full key, such as `model.norm.weight`, in this shape.
+    fn parameter(&mut self, key: &str, shape: &[i32]) -> Array;
+
+    /// How the weight of the layer with this full key, such as `model.layers.0.mlp.up_proj`, is
+    /// quantized; `None` for full precision. `columns` is the length of its rows.
+    fn quantization(&mut self, layer: &str, columns: i32) -> Option<Quantization>;
+}
+
+/// A view of a [`ParameterSource`] below one key.
+///
+/// ```
+/// use mlx_layers::{Linear, ParameterSource, Parameters};
+/// # use mlx_layers::Quantization;
+/// # use mlx_rs::Array;
+/// # struct Zeros;
+/// # impl ParameterSource for Zeros {
+/// #     fn parameter(&mut self, key: &str, shape: &[i32]) -> Array {
+/// #         assert_eq!(key, "layers.3.up_proj.weight");
+/// #         Array::zeros::<f32>(shape).unwrap()
+/// #     }
+/// #     fn quantization(&mut self, _: &str, _: i32) -> Option<Quantization> { None }
+/// # }
+/// # let mut source = Zeros;
+/// let mut parameters = Parameters::root(&mut source);
+/// let mut layer = parameters.index("layers", 3);
+/// let up_proj = Linear::new(layer.at("up_proj"), 64, 256); // takes layers.3.up_proj.weight
+/// ```
+pub struct Parameters<'a> {
+    source: &'a mut dyn ParameterSource,
+    /// Empty, or ends with a dot.
+    prefix: String,
+}
+
+impl<'a> Parameters<'a> {
+    /// The view of everything.
+    pub fn root(source: &'a mut dyn ParameterSource) -> Self {
+        Self { source, prefix: String::new() }
+    }
+
+    /// The view below `name`.
+    pub fn at(&mut self, name: &str) -> Parameters<'_> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Parameters { source: self.source, prefix }
+    }
+
+    /// The view below element `index` of the list `name`.
+    pub fn index(&mut self, name: &str, index: usize) -> Parameters<'_> {
+        self.at(&format!("{name}.{index}"))
+    }
+
+    /// The parameter `name` in this shape.
+    pub fn take(&mut self, name: &str, shape: &[i32]) -> Array {
+        let key = format!("{}{name}", self.prefix);
+        self.source.parameter(&key, shape)
+    }
+
+    /// How the layer of this view is quantized; `columns` is the length of its weight's rows.
+    pub(crate) fn quantization(&mut self, columns: i32) -> Option<Quantization> {
+        let layer = self.prefix.strip_suffix('.').unwrap_or(&self.prefix);
+        self.source.quantization(layer, columns)
+    }
+}
