@@ -1,1 +1,60 @@
-fn main(){}
+//! Maintenance commands of this workspace: `cargo xtask COMMAND`.
+//!
+//! One file per command. Commands for users are in the program `mlx-models`, never here.
+
+mod ci;
+mod parity;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Maintenance commands of mlx-models")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare our models with reference outputs (docs/parity.md)
+    Parity(parity::Arguments),
+    /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
+    Tidy,
+    /// Everything that a change must pass, as continuous integration runs it
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let answer = match Arguments::parse().command {
+        Command::Parity(arguments) => parity::run(&arguments),
+        Command::Tidy => tidy::run(),
+        Command::Ci => ci::run(),
+    };
+    match answer {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // `cargo xtask parity | head` is no failure of ours.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(e) => {
+            complain(&format!("error: {e}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// Says something on standard error, where it does not get into a pipe.
+fn complain(message: &str) {
+    use std::io::Write;
+    // Nothing is left to do for a closed standard error.
+    let _ = writeln!(std::io::stderr(), "{message}");
+}

@@ -1,1 +1,157 @@
-//! .
+//! From a prompt to a stream of tokens.
+//!
+//! API. [`generate`] reads a prompt into a model's cache, in pieces, and answers with an iterator
+//! that decodes one token at a time. While the caller looks at a token, the device already works on
+//! the next one.
+
+mod sampler;
+mod stream;
+
+use std::ops::ControlFlow;
+
+use mlx_causal_lm::{CausalLm, Logits};
+use mlx_kvcache::ModelCache;
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+
+pub use sampler::{Sampler, Sampling};
+pub use stream::{FinishReason, Token, TokenStream};
+
+/// Why a prompt is not continued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// There is nothing to continue.
+    #[error("the prompt is empty; a model needs at least one token to continue")]
+    EmptyPrompt,
+    /// The prompt and what the cache holds leave no room for a token.
+    #[error("the prompt has {prompt} tokens{}, and the model's context ends at {context}", already(*cached))]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that the cache holds already.
+        cached: usize,
+        /// The model's context length.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token id {id} at position {position} of the prompt is outside the model's vocabulary of {vocab_size}")]
+    OutsideVocabulary {
+        /// The id.
+        id: u32,
+        /// Its place in the prompt.
+        position: usize,
+        /// Ids must be below this.
+        vocab_size: i32,
+    },
+    /// The sampling options contradict arithmetic.
+    #[error("temperature is {found}, and must be a number from 0 on")]
+    Temperature {
+        /// The value that was given.
+        found: f32,
+    },
+    /// The progress callback asked to stop.
+    #[error("cancelled while reading the prompt")]
+    Cancelled,
+    /// MLX refused an operation.
+    #[error(transparent)]
+    Mlx(#[from] Exception),
+}
+
+fn already(cached: usize) -> String {
+    if cached == 0 { String::new() } else { format!(" after the {cached} that were read before") }
+}
+
+/// How to continue a prompt.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// Stop after this many tokens.
+    pub max_tokens: usize,
+    /// Stop after one of these.
+    pub stop_tokens: Vec<u32>,
+    /// How a token is chosen.
+    pub sampling: Sampling,
+    /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
+    /// memory; 2048 is mlx-lm's choice as well.
+    pub prefill_chunk: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: 2048 }
+    }
+}
+
+/// Reads `prompt` into `cache` and answers with the stream of tokens that continue it.
+///
+/// The cache may hold tokens already; the prompt then continues them.
+///
+/// # Errors
+///
+/// A [`GenerateError`] that names what is wrong with the prompt or the options.
+pub fn generate<'a>(
+    model: &'a mut dyn CausalLm,
+    cache: &'a mut ModelCache,
+    prompt: &[u32],
+    options: GenerateOptions,
+) -> Result<TokenStream<'a>, GenerateError> {
+    generate_with_progress(model, cache, prompt, options, |_, _| ControlFlow::Continue(()))
+}
+
+/// [`generate`] with a callback that hears how many tokens of the prompt were read, of how many,
+/// and may stop it.
+///
+/// # Errors
+///
+/// Those of [`generate`], and [`GenerateError::Cancelled`] where the callback asked to stop. The
+/// cache then holds the part that was read.
+pub fn generate_with_progress<'a>(
+    model: &'a mut dyn CausalLm,
+    cache: &'a mut ModelCache,
+    prompt: &[u32],
+    options: GenerateOptions,
+    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<TokenStream<'a>, GenerateError> {
+    let sampler = Sampler::new(options.sampling)?;
+    check_prompt(model, cache, prompt)?;
+    let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
+
+    let mut tell = |read| match progress(read, prompt.len()) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(GenerateError::Cancelled),
+    };
+    // The last token is read by the stream's first step, alone: its logits are the ones to sample.
+    let mut read = 0;
+    tell(read)?;
+    for piece in rest.chunks(options.prefill_chunk.max(1)) {
+        let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
+        model.forward(&tokens, cache, Logits::None)?;
+        cache.eval()?;
+        mlx_rs::memory::clear_cache()?;
+        read += piece.len();
+        tell(read)?;
+    }
+    let stream = TokenStream::start(model, cache, *last, sampler, options)?;
+    tell(prompt.len())?;
+    Ok(stream)
+}
+
+fn check_prompt(model: &dyn CausalLm, cache: &ModelCache, prompt: &[u32]) -> Result<(), GenerateError> {
+    let info = model.info();
+    if prompt.is_empty() {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    let (cached, context) = (cache.offset() as usize, info.context_length as usize);
+    if cached + prompt.len() > context {
+        return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
+    }
+    let outside = prompt.iter().position(|&id| i64::from(id) >= i64::from(info.vocab_size));
+    match outside {
+        Some(position) => Err(GenerateError::OutsideVocabulary {
+            id: prompt[position],
+            position,
+            vocab_size: info.vocab_size,
+        }),
+        None => Ok(()),
+    }
+}

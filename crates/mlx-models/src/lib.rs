@@ -1,1 +1,153 @@
-//! .
+//! Language models on MLX: one facade over one crate per architecture.
+//!
+//! API. [`load`] turns a checkpoint folder, as transformers or mlx-lm writes it, into a model.
+//! Which architectures it knows is a choice of cargo features; with one feature, one architecture
+//! is compiled and nothing of the others. The features `generate` and `tokenizer` bring the token
+//! loop and the way from text to token ids and back.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
+//! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
+//! | `tokenizer` | [`tokenizer`]: text to token ids and back |
+//!
+//! None is on by default.
+//!
+#![cfg_attr(
+    all(feature = "lille-130m", feature = "generate", feature = "tokenizer"),
+    doc = r#"
+```no_run
+use mlx_models::generate::{GenerateOptions, generate};
+use mlx_models::tokenizer::Tokenizer;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut model = mlx_models::load("path/to/checkpoint")?;
+    let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
+    let prompt = tokenizer.encode("Once upon a time")?;
+    let mut cache = model.new_cache();
+    let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
+    let mut text = tokenizer.stream();
+    for token in generate(&mut *model, &mut cache, &prompt, options)? {
+        print!("{}", text.push(token?.id)?);
+    }
+    println!("{}", text.finish()?);
+    Ok(())
+}
+```
+"#
+)]
+
+use std::path::Path;
+
+pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, Logits, ModelInfo};
+pub use mlx_checkpoint::{Checkpoint, CheckpointError};
+pub use mlx_kvcache::{KvCache, ModelCache};
+
+#[cfg(feature = "generate")]
+pub use mlx_generate as generate;
+#[cfg(feature = "tokenizer")]
+pub use mlx_tokenizer as tokenizer;
+
+/// An architecture of this project, in this build or not.
+struct Row {
+    model_types: &'static [&'static str],
+    feature: &'static str,
+    compiled_in: Option<Architecture>,
+}
+
+/// A [`Row`]: `"feature" => the architecture's constant, ["model_type", ..]`.
+macro_rules! table {
+    ($($feature:literal => $architecture:path, [$($model_type:literal),+];)+) => {
+        const TABLE: &[Row] = &[$(Row {
+            model_types: &[$($model_type),+],
+            feature: $feature,
+            compiled_in: {
+                #[cfg(feature = $feature)]
+                { Some($architecture) }
+                #[cfg(not(feature = $feature))]
+                { None }
+            },
+        }),+];
+    };
+}
+
+table! {
+    "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
+}
+
+/// Every `model_type` that this project knows, compiled in or not.
+pub fn known_model_types() -> Vec<&'static str> {
+    TABLE.iter().flat_map(|row| row.model_types).copied().collect()
+}
+
+/// Loads the model of a checkpoint folder. The weights are read from disk when they are first
+/// used, so this takes no time and little memory whatever the size of the model.
+///
+/// # Errors
+///
+/// A [`LoadError`] that names the folder, file, key or tensor at fault, or the feature that is
+/// missing in this build.
+pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
+    load_checkpoint(&Checkpoint::open(folder)?)
+}
+
+/// The same for a checkpoint that is already open.
+///
+/// # Errors
+///
+/// Those of [`load`].
+pub fn load_checkpoint(checkpoint: &Checkpoint) -> Result<Box<dyn CausalLm>, LoadError> {
+    let model_type = checkpoint.model_type();
+    let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
+        LoadError::UnknownModelType { found: model_type.to_owned(), known: known_model_types() }
+    })?;
+    let architecture = row.compiled_in.ok_or_else(|| LoadError::NotCompiledIn {
+        model_type: model_type.to_owned(),
+        feature: row.feature,
+    })?;
+    (architecture.load)(checkpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_of(model_type: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), format!(r#"{{"model_type": "{model_type}"}}"#)).unwrap();
+        // A safetensors file with no tensors: the length of the header, and the header.
+        std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+        folder
+    }
+
+    #[test]
+    fn the_table_says_what_the_architectures_say() {
+        for row in TABLE {
+            if let Some(architecture) = row.compiled_in {
+                assert_eq!(architecture.model_types, row.model_types, "{}", row.feature);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_model_type_lists_the_known() {
+        let error = load(folder_of("mamba").path()).unwrap_err();
+        assert!(matches!(error, LoadError::UnknownModelType { .. }));
+        assert!(error.to_string().contains("\"mamba\"") && error.to_string().contains("lille-130m"), "{error}");
+    }
+
+    #[test]
+    #[cfg(not(feature = "lille-130m"))]
+    fn one_that_is_left_out_names_its_feature() {
+        let error = load(folder_of("lille-130m").path()).unwrap_err();
+        assert!(matches!(error, LoadError::NotCompiledIn { feature: "lille-130m", .. }), "{error}");
+        assert!(error.to_string().contains("feature `lille-130m`"), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "lille-130m")]
+    fn one_that_is_compiled_in_reads_its_config() {
+        let error = load(folder_of("lille-130m").path()).unwrap_err();
+        assert!(matches!(error, LoadError::Checkpoint(CheckpointError::Config { .. })), "{error:?}");
+    }
+}

@@ -1,0 +1,140 @@
+//! `case.json` and the tensors beside it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlx_models::LoadError;
+use mlx_models::generate::GenerateError;
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+use mlx_testing::Tolerance;
+use serde::Deserialize;
+
+/// Where exact equality is promised unless a case says otherwise: the reference and we then run
+/// the same MLX build on the same kind of processor.
+const DEFAULT_DEVICE: &str = "cpu-linux-x86_64";
+
+/// A parity case: what to run, and what the reference answered.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) folder: PathBuf,
+    /// The program that made the reference, with its version.
+    pub(super) oracle: String,
+    pub(super) kind: Kind,
+    compare: Compare,
+    device: String,
+    reference: HashMap<String, Array>,
+}
+
+/// What a case exercises.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Model(ModelCase),
+}
+
+/// A checkpoint, and how many tokens each call reads.
+#[derive(Debug, Deserialize)]
+pub(super) struct ModelCase {
+    pub(super) calls: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(tag = "mode", rename_all = "lowercase", deny_unknown_fields)]
+enum Compare {
+    Exact,
+    Close { rtol: f64, atol: f64 },
+}
+
+/// The keys that every kind has. The others are read by the kind.
+#[derive(Deserialize)]
+struct Header {
+    name: String,
+    kind: String,
+    oracle: String,
+    compare: Compare,
+    device: Option<String>,
+}
+
+/// Why a case cannot be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum CaseError {
+    #[error("reading {}: {source}", file.display())]
+    Io { file: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", file.display())]
+    Json { file: PathBuf, source: serde_json::Error },
+    #[error("unknown kind {found:?}; known is \"model\"")]
+    Kind { found: String },
+    #[error("reference.safetensors: {problem}")]
+    Reference { problem: String },
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error("MLX: {0}")]
+    Mlx(#[from] Exception),
+    #[error("a panic, which is a bug: {said}")]
+    Panic { said: String },
+}
+
+impl Case {
+    pub(super) fn read(folder: &Path) -> Result<Self, CaseError> {
+        let file = folder.join("case.json");
+        let text = fs::read_to_string(&file).map_err(|source| CaseError::Io { file: file.clone(), source })?;
+        let json = |source| CaseError::Json { file: file.clone(), source };
+        let header: Header = serde_json::from_str(&text).map_err(json)?;
+        let kind = match header.kind.as_str() {
+            "model" => Kind::Model(serde_json::from_str(&text).map_err(json)?),
+            _ => return Err(CaseError::Kind { found: header.kind }),
+        };
+        let reference = Array::load_safetensors(folder.join("reference.safetensors"))
+            .map_err(|e| CaseError::Reference { problem: e.to_string() })?;
+        Ok(Self {
+            name: header.name,
+            folder: folder.to_path_buf(),
+            oracle: header.oracle,
+            kind,
+            compare: header.compare,
+            device: header.device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned()),
+            reference,
+        })
+    }
+
+    /// A tensor of the reference.
+    pub(super) fn tensor(&self, name: &str) -> Result<&Array, CaseError> {
+        self.optional_tensor(name)
+            .ok_or_else(|| CaseError::Reference { problem: format!("there is no tensor {name}") })
+    }
+
+    /// A tensor that a case may leave out.
+    pub(super) fn optional_tensor(&self, name: &str) -> Option<&Array> {
+        self.reference.get(name)
+    }
+
+    /// How equal a tensor of this reference dtype must be here.
+    pub(super) fn tolerance(&self, dtype: mlx_rs::Dtype) -> Tolerance {
+        match self.compare {
+            Compare::Exact if self.device == this_device() => Tolerance::Exact,
+            Compare::Exact => Tolerance::of(dtype),
+            Compare::Close { rtol, atol } => Tolerance::Close { rtol, atol },
+        }
+    }
+
+    /// The same in words, for the report.
+    pub(super) fn comparison(&self) -> String {
+        match self.compare {
+            Compare::Exact if self.device == this_device() => "exact".to_owned(),
+            Compare::Exact => format!("close (exact on {})", self.device),
+            Compare::Close { rtol, atol } => format!("close rtol {rtol:e} atol {atol:e}"),
+        }
+    }
+}
+
+/// The device that MLX computes on here, in the words of a case's `device`.
+fn this_device() -> String {
+    let device = mlx_rs::Device::default().to_string();
+    let kind = if device.contains("gpu") { "gpu" } else { "cpu" };
+    format!("{kind}-{}-{}", std::env::consts::OS, std::env::consts::ARCH)
+}

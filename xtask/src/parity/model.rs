@@ -1,0 +1,100 @@
+//! Cases of kind `model`: a checkpoint's logits and greedy tokens.
+
+use mlx_models::generate::{GenerateOptions, generate};
+use mlx_models::{CausalLm, Logits};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{Comparison, compare};
+
+use super::case::{Case, CaseError, ModelCase};
+
+/// What a case that could be run found.
+pub(super) struct Found {
+    /// The largest absolute difference of the logits, where they could be compared.
+    pub(super) worst: Option<f64>,
+    /// The first difference beyond the tolerance.
+    pub(super) difference: Option<String>,
+}
+
+pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
+    let mut model = mlx_models::load(&case.folder)?;
+    let expected = case.tensor("logits")?;
+    let found = logits(&mut *model, case.tensor("tokens")?, &spec.calls)?;
+
+    let comparison = compare(&found, expected, case.tolerance(expected.dtype()))?;
+    let worst = match &comparison {
+        Comparison::Equal { worst } | Comparison::Elements { worst, .. } => Some(*worst),
+        _ => None,
+    };
+    if !comparison.is_equal() {
+        return Ok(Found { worst, difference: Some(format!("logits: {comparison}")) });
+    }
+    Ok(Found { worst, difference: greedy(&mut *model, case)? })
+}
+
+/// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh cache.
+fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<Array, CaseError> {
+    let problem = |problem: String| CaseError::Reference { problem };
+    let [_, length] = *tokens.shape() else {
+        return Err(problem(format!("tokens have shape {:?}, and [B, T] is needed", tokens.shape())));
+    };
+    let total: usize = calls.iter().sum();
+    if total != length as usize || calls.contains(&0) {
+        return Err(problem(format!("the calls {calls:?} do not cut the {length} tokens into pieces")));
+    }
+    check_vocabulary(model, tokens)?;
+
+    let mut cache = model.new_cache();
+    let mut pieces = Vec::with_capacity(calls.len());
+    let mut start = 0;
+    for &call in calls {
+        let end = start + call as i32;
+        let piece = model.forward(&tokens.try_index((.., start..end))?, &mut cache, Logits::All)?;
+        piece.eval()?;
+        pieces.push(piece);
+        start = end;
+    }
+    Ok(concatenate(&pieces, 1)?)
+}
+
+fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), CaseError> {
+    let vocab_size = model.info().vocab_size;
+    let ids = ids("tokens", tokens)?;
+    match ids.iter().find(|&&id| id >= vocab_size as u32) {
+        Some(id) => {
+            Err(CaseError::Reference { problem: format!("token {id} is outside the vocabulary of {vocab_size}") })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where the case has them: the tokens that greedy decoding gives after a prompt.
+fn greedy(model: &mut dyn CausalLm, case: &Case) -> Result<Option<String>, CaseError> {
+    let Some(prompt) = case.optional_tensor("greedy_prompt") else { return Ok(None) };
+    let prompt = ids("greedy_prompt", prompt)?;
+    let expected = ids("greedy_tokens", case.tensor("greedy_tokens")?)?;
+
+    let mut cache = model.new_cache();
+    let options = GenerateOptions { max_tokens: expected.len(), ..GenerateOptions::default() };
+    let tokens = generate(model, &mut cache, &prompt, options)?;
+    let found: Vec<u32> = tokens.map(|token| token.map(|token| token.id)).collect::<Result<_, _>>()?;
+    if found == expected {
+        return Ok(None);
+    }
+    let at = found.iter().zip(&expected).take_while(|(found, expected)| found == expected).count();
+    Ok(Some(format!("greedy token {at}: {:?}, expected {:?}", found.get(at), expected.get(at))))
+}
+
+/// Token ids of a reference, of any shape, on the host.
+fn ids(name: &str, tokens: &Array) -> Result<Vec<u32>, CaseError> {
+    let problem = |problem: String| CaseError::Reference { problem: format!("{name}: {problem}") };
+    if tokens.dtype() != Dtype::Int32 {
+        return Err(problem(format!("dtype {:?}, and int32 is needed", tokens.dtype())));
+    }
+    if tokens.size() == 0 {
+        return Ok(Vec::new());
+    }
+    let ids = tokens.try_as_slice::<i32>().map_err(|e| problem(e.to_string()))?;
+    ids.iter().map(|&id| u32::try_from(id).map_err(|_| problem(format!("negative id {id}")))).collect()
+}
