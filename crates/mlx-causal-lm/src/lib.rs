@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_kvcache::ModelCache;
 use mlx_rs::error::Exception;
+use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
 
@@ -28,10 +29,13 @@ pub enum Logits {
 
 /// A decoder-only language model.
 ///
+/// Its parameters, by their keys in a checkpoint, come with [`ModuleParameters`]: a runtime that
+/// wants the weights in memory before the first token evaluates them.
+///
 /// # Shapes
 ///
 /// Legend: B batch, L tokens of this call, D features, V vocabulary.
-pub trait CausalLm: Debug + Send {
+pub trait CausalLm: ModuleParameters + Debug + Send {
     /// Reads the next tokens, int32 or uint32 `[B, L]`, and answers with the features `[B, L, D]`
     /// that the head works on. The keys and values of the tokens go into the cache.
     ///

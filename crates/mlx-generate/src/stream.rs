@@ -3,7 +3,7 @@
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::ModelCache;
 use mlx_rs::Array;
-use mlx_rs::error::Exception;
+use mlx_rs::error::{ConversionError, Exception};
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::transforms::async_eval;
 
@@ -106,8 +106,9 @@ impl<'a> TokenStream<'a> {
         if self.decoded.is_multiple_of(TOKENS_BETWEEN_CLEANUPS) {
             mlx_rs::memory::clear_cache()?;
         }
-        let id = current.id.try_item::<u32>()?;
-        let logprob = current.logprob.try_item::<f32>()?;
+        let read = |e: ConversionError| Exception::custom(e.to_string());
+        let id = current.id.try_item_exact::<u32>().map_err(read)?;
+        let logprob = current.logprob.try_item_exact::<f32>().map_err(read)?;
         self.finish = last;
         if self.options.stop_tokens.contains(&id) {
             self.finish = Some(FinishReason::StopToken);

@@ -1,0 +1,46 @@
+//! What the program says when it cannot go on.
+
+use std::error::Error;
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use mlx_models::LoadError;
+use mlx_models::generate::GenerateError;
+use mlx_models::tokenizer::TokenizerError;
+
+/// Anything that ends the program.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error("MLX: {0}")]
+    Mlx(#[from] mlx_rs::error::Exception),
+    #[error("{doing}")]
+    Io { doing: String, source: io::Error },
+    #[error("writing the output")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// Writes the error and its causes to standard error, unless the reader of a pipe just left.
+    pub(crate) fn report(&self) -> ExitCode {
+        if let Self::Output(e) = self
+            && e.kind() == ErrorKind::BrokenPipe
+        {
+            return ExitCode::SUCCESS;
+        }
+        let mut message = format!("error: {self}");
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            message += &format!(": {error}");
+            cause = error.source();
+        }
+        // Nothing is left to do for a closed standard error.
+        let _ = writeln!(io::stderr(), "{message}");
+        ExitCode::FAILURE
+    }
+}

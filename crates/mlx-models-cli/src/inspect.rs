@@ -1,0 +1,86 @@
+//! `mlx-models inspect`: what is in a checkpoint folder.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use mlx_models::{Checkpoint, LoadError};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Arguments of `mlx-models inspect`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Checkpoint folder
+    #[arg(value_name = "DIR")]
+    model: PathBuf,
+    /// Write one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Description {
+    architecture: String,
+    parameters: usize,
+    dtype: String,
+    quantization: String,
+    size_on_disk_bytes: usize,
+    context_length: i32,
+    cache_bytes_per_token: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(&arguments.model).map_err(LoadError::from)?;
+    // Built, so that an error in the config or the tensors shows; the weights are not read.
+    let model = mlx_models::load_checkpoint(&checkpoint)?;
+    let info = model.info();
+    let description = Description {
+        architecture: info.model_type.clone(),
+        parameters: checkpoint.parameter_count(),
+        dtype: format!("{:?}", info.dtype).to_lowercase(),
+        quantization: quantization(&checkpoint),
+        size_on_disk_bytes: checkpoint.headers().values().map(|tensor| tensor.nbytes()).sum(),
+        context_length: info.context_length,
+        cache_bytes_per_token: info.cache_values_per_token * info.dtype.size_of(),
+    };
+
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer(&mut out, &description).map_err(io::Error::from)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let Description { architecture, parameters, dtype, quantization, .. } = &description;
+    writeln!(out, "architecture          {architecture}")?;
+    writeln!(out, "parameters            {parameters}")?;
+    writeln!(out, "dtype                 {dtype}")?;
+    writeln!(out, "quantization          {quantization}")?;
+    writeln!(out, "size on disk          {:.2} MB", description.size_on_disk_bytes as f64 / 1e6)?;
+    writeln!(out, "context length        {} tokens", description.context_length)?;
+    writeln!(out, "cache                 {} bytes per token", description.cache_bytes_per_token)?;
+    Ok(())
+}
+
+/// How the layers are quantized, the most common way first: `4 bits in groups of 64 (12 layers)`.
+fn quantization(checkpoint: &Checkpoint) -> String {
+    let mut ways = BTreeMap::new();
+    for key in checkpoint.headers().keys() {
+        if let Some(layer) = key.strip_suffix(".scales")
+            && let Some(way) = checkpoint.quantization_of(layer)
+        {
+            *ways.entry((way.bits, way.group_size)).or_insert(0_usize) += 1;
+        }
+    }
+    let mut ways: Vec<_> = ways.into_iter().collect();
+    ways.sort_by_key(|&(_, layers)| std::cmp::Reverse(layers));
+    if ways.is_empty() {
+        return "none".to_owned();
+    }
+    let ways: Vec<String> = ways
+        .into_iter()
+        .map(|((bits, group_size), layers)| format!("{bits} bits in groups of {group_size} ({layers} layers)"))
+        .collect();
+    ways.join(", ")
+}
