@@ -1,0 +1,249 @@
+//! Every way in which the build can fail says what to do.
+//!
+//! Each test runs the build script again, as cargo would, in a world where one thing is missing:
+//! an empty folder for downloads, a PATH with only the named programs, an index that nobody serves.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// A world to build in.
+struct World {
+    folder: TempDir,
+    env: Vec<(&'static str, PathBuf)>,
+}
+
+impl World {
+    /// Everything is there but a network.
+    fn offline() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["bin", "home", "out", "no-wheels"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let world = Self { folder, env: Vec::new() };
+        for program in ["c++", "cc", "as", "ld", "getconf", "rustc"] {
+            world.link(program);
+        }
+        // By its real place: what PATH finds may be a shim that needs more programs.
+        let python = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+        world.script("python3", &format!("exec '{}' \"$@\"", String::from_utf8(python.stdout).unwrap().trim()));
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn link(&self, program: &str) {
+        let from = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|folder| folder.join(program))
+            .find(|candidate| candidate.is_file());
+        if let Some(from) = from {
+            symlink(from, self.path("bin").join(program)).unwrap();
+        }
+    }
+
+    /// Puts a program of our own in the place of one.
+    fn script(&self, program: &str, body: &str) {
+        let file = self.path("bin").join(program);
+        let _ = fs::remove_file(&file);
+        fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn without(self, program: &str) -> Self {
+        let _ = fs::remove_file(self.path("bin").join(program));
+        self
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+
+    /// What the build script says while it fails.
+    fn failure(&self) -> String {
+        let arch = std::env::consts::ARCH;
+        let target = format!("{arch}-unknown-linux-gnu");
+        let output = Command::new(env!("MLX_SYS_BUILD_SCRIPT"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::null())
+            // What cargo sets.
+            .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"))
+            .env("OUT_DIR", self.path("out"))
+            .env("TARGET", &target)
+            .env("HOST", &target)
+            .env("OPT_LEVEL", "0")
+            .env("CARGO_CFG_TARGET_VENDOR", "unknown")
+            // The world.
+            .env("PATH", self.path("bin"))
+            .env("MLX_SYS_HOME", self.path("home"))
+            .env("PIP_INDEX_URL", "http://127.0.0.1:9/")
+            .env("PIP_FIND_LINKS", self.path("no-wheels"))
+            .env("PIP_RETRIES", "0")
+            .env("PIP_NO_CACHE_DIR", "1")
+            .env_remove("PIP_EXTRA_INDEX_URL")
+            .env_remove("MLX_PREFIX")
+            .env_remove("LIBCLANG_PATH")
+            .env_remove("CXX")
+            .env_remove("PYTHON")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(!output.status.success(), "{said}");
+        let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("cargo::error=")).collect();
+        let said = said.join("\n");
+        assert!(said.contains("what to do: "), "{said}");
+        // A failure leaves nothing behind that a later build would take for whole.
+        let left: Vec<_> = fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert!(left.is_empty(), "{left:?}");
+        said
+    }
+
+    /// A folder that looks like an installed MLX of this version.
+    fn mlx(&self, version: [u32; 3], library: bool) -> PathBuf {
+        let prefix = self.path("mlx");
+        fs::create_dir_all(prefix.join("include/mlx")).unwrap();
+        fs::create_dir_all(prefix.join("lib")).unwrap();
+        let [major, minor, patch] = version;
+        let header = format!(
+            "#define MLX_VERSION_MAJOR {major}\n#define MLX_VERSION_MINOR {minor}\n#define MLX_VERSION_PATCH {patch}\n"
+        );
+        fs::write(prefix.join("include/mlx/version.h"), header).unwrap();
+        if library {
+            fs::write(prefix.join("lib/libmlx.so"), "").unwrap();
+        }
+        prefix
+    }
+}
+
+fn assert_says(said: &str, needles: &[&str]) {
+    for needle in needles {
+        assert!(said.contains(needle), "no {needle:?} in:\n{said}");
+    }
+}
+
+#[test]
+fn no_compiler() {
+    let said = World::offline().without("c++").failure();
+    assert_says(&said, &["no working C++ compiler", "apt install g++", "CXX"]);
+}
+
+#[test]
+fn a_compiler_that_does_not_run() {
+    let said = World::offline().with("CXX", "/no/such/compiler").failure();
+    assert_says(&said, &["no working C++ compiler", "/no/such/compiler"]);
+}
+
+#[test]
+fn no_python() {
+    let said = World::offline().without("python3").failure();
+    assert_says(&said, &["no Python 3 called `python3`", "apt install python3 python3-pip", "MLX_PREFIX"]);
+}
+
+#[test]
+fn no_pip() {
+    let world = World::offline();
+    world.script("python3", r#"[ "$1" = --version ] && echo Python 3.11.2 || { echo No module named pip >&2; exit 1; }"#);
+    assert_says(&world.failure(), &["has no pip", "apt install python3-pip"]);
+}
+
+#[test]
+fn no_network() {
+    let said = World::offline().failure();
+    assert_says(&said, &["pip cannot reach a package index that has mlx-cpu-0.32.2", "connect to the network", "MLX_PREFIX"]);
+}
+
+#[test]
+fn a_download_with_another_hash() {
+    let world = World::offline();
+    let arch = std::env::consts::ARCH;
+    let wheel = world.path("no-wheels").join(format!("mlx_cpu-0.32.2-py3-none-manylinux_2_35_{arch}.whl"));
+    write_wheel(&wheel);
+    assert_says(&world.failure(), &["its hash differs", "pip cache purge", "PIP_FIND_LINKS"]);
+}
+
+#[test]
+fn an_old_glibc() {
+    let world = World::offline();
+    world.script("getconf", "echo glibc 2.31");
+    assert_says(&world.failure(), &["this system has glibc 2.31", "needs 2.35", "Ubuntu 22.04"]);
+}
+
+#[test]
+fn no_libclang() {
+    let world = World::offline();
+    let prefix = world.mlx([0, 32, 2], true);
+    let said = world.with("MLX_PREFIX", prefix).with("LIBCLANG_PATH", "/no/such/folder").failure();
+    assert_says(&said, &["no libclang at LIBCLANG_PATH=/no/such/folder", "unset it"]);
+}
+
+#[test]
+fn no_libclang_and_no_network() {
+    let world = World::offline();
+    let prefix = world.mlx([0, 32, 2], true);
+    // Where the system has a libclang, the build gets further, to the compiler and this empty MLX.
+    let said = world.with("MLX_PREFIX", prefix).failure();
+    let missing = said.contains("apt install libclang-dev");
+    assert!(missing || said.contains("mlx-c does not compile"), "{said}");
+}
+
+#[test]
+fn an_installed_mlx_of_another_version() {
+    let world = World::offline();
+    let prefix = world.mlx([0, 31, 1], true);
+    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["holds MLX 0.31.1", "needs 0.32.2", "unset it"]);
+}
+
+#[test]
+fn an_installed_mlx_without_its_library() {
+    let world = World::offline();
+    let prefix = world.mlx([0, 32, 2], false);
+    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["no lib/libmlx.so", "MLX_PREFIX must name a folder"]);
+}
+
+#[test]
+fn a_prefix_that_is_not_there() {
+    let said = World::offline().with("MLX_PREFIX", "/no/such/prefix").failure();
+    assert_says(&said, &["MLX_PREFIX=/no/such/prefix", "version.h"]);
+}
+
+#[test]
+fn a_prefix_that_holds_no_mlx() {
+    let world = World::offline();
+    let prefix = world.path("no-wheels");
+    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["no version of MLX", "version.h"]);
+}
+
+#[test]
+fn no_home() {
+    let said = World::offline().with("MLX_SYS_HOME", "").with("HOME", "").failure();
+    assert_says(&said, &["HOME is not set", "MLX_SYS_HOME"]);
+}
+
+#[test]
+fn no_sources_of_mlx_c() {
+    let world = World::offline();
+    let prefix = world.mlx([0, 32, 2], true);
+    world.script("cargo", "echo 'error: failed to download' >&2; exit 101");
+    let cargo = world.path("bin/cargo");
+    let said = world.with("MLX_PREFIX", prefix).with("CARGO", cargo).failure();
+    assert_says(&said, &["mlx-sys 0.7.0", "failed to download", "connect to the network"]);
+}
+
+/// A wheel as pip wants it, made by Python, whose contents are not MLX.
+fn write_wheel(file: &Path) {
+    let script = r#"
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w") as wheel:
+    wheel.writestr("mlx_cpu-0.32.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: mlx-cpu\nVersion: 0.32.2\n")
+    wheel.writestr("mlx_cpu-0.32.2.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr("mlx_cpu-0.32.2.dist-info/RECORD", "")
+"#;
+    assert!(Command::new("python3").args(["-c", script]).arg(file).status().unwrap().success());
+}
