@@ -1,0 +1,236 @@
+//! Checkpoint folders, whole and broken.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use mlx_checkpoint::{Checkpoint, CheckpointError, TensorProblem};
+use mlx_layers::{Linear, ParameterSource, Parameters, Quantization};
+use mlx_rs::{Array, Dtype};
+use tempfile::TempDir;
+
+fn ones(shape: &[i32]) -> Array {
+    Array::ones::<f32>(shape).unwrap()
+}
+
+fn folder(config: &str, files: &[(&str, &[(&str, Array)])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    for (name, tensors) in files {
+        let tensors: HashMap<_, _> = tensors.iter().map(|(key, array)| ((*key).to_owned(), array)).collect();
+        Array::save_safetensors(tensors, None, folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+const PLAIN: &str = r#"{"model_type": "test"}"#;
+
+fn open_error(folder: &Path) -> CheckpointError {
+    Checkpoint::open(folder).unwrap_err()
+}
+
+#[test]
+fn one_file_is_read() {
+    let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[4, 8])), ("b.weight", ones(&[8]))])]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.model_type(), "test");
+    assert_eq!(checkpoint.parameter_count(), 40);
+    assert_eq!(checkpoint.headers()["a.weight"].shape, [4, 8]);
+    let mut tensors = checkpoint.tensors().unwrap();
+    assert_eq!(tensors.parameter("a.weight", &[4, 8]).shape(), [4, 8]);
+    assert_eq!(tensors.parameter("b.weight", &[8]).shape(), [8]);
+    tensors.finish(|_| false).unwrap();
+}
+
+#[test]
+fn shards_are_read_with_and_without_an_index() {
+    let shards: &[(&str, &[(&str, Array)])] = &[
+        ("model-00001-of-00002.safetensors", &[("a", ones(&[2]))]),
+        ("model-00002-of-00002.safetensors", &[("b", ones(&[3]))]),
+        ("adapters.safetensors", &[("c", ones(&[3]))]),
+    ];
+    let folder = folder(PLAIN, shards);
+    let keys = || Checkpoint::open(folder.path()).unwrap().headers().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(), ["a", "b"]);
+
+    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    assert_eq!(keys(), ["a"]);
+}
+
+#[test]
+fn no_folder() {
+    let error = open_error(Path::new("/no/such/folder"));
+    assert!(matches!(error, CheckpointError::NoFolder { .. }));
+    assert!(error.to_string().contains("/no/such/folder is not a folder"));
+}
+
+#[test]
+fn no_config() {
+    let error = open_error(tempfile::tempdir().unwrap().path());
+    assert!(matches!(error, CheckpointError::NoConfig { .. }));
+    assert!(error.to_string().contains("config.json"));
+}
+
+#[test]
+fn broken_json() {
+    for config in ["", "{", "{\"model_type\": \"x\",}"] {
+        let error = open_error(folder(config, &[]).path());
+        assert!(matches!(error, CheckpointError::Json { .. }), "{config}");
+        assert!(error.to_string().contains("config.json"));
+    }
+}
+
+#[test]
+fn a_config_that_is_not_text() {
+    let folder = folder(PLAIN, &[]);
+    fs::write(folder.path().join("config.json"), [0xff, 0xfe]).unwrap();
+    assert!(matches!(open_error(folder.path()), CheckpointError::Io { .. }));
+}
+
+#[test]
+fn no_model_type() {
+    for config in ["{}", "[]", r#"{"model_type": 3}"#] {
+        let error = open_error(folder(config, &[]).path());
+        assert!(matches!(error, CheckpointError::NoModelType { .. }), "{config}");
+    }
+}
+
+#[test]
+fn a_quantization_that_is_not_supported() {
+    let error = open_error(folder(r#"{"model_type": "x", "quantization": {"bits": 4}}"#, &[]).path());
+    assert!(matches!(error, CheckpointError::Quantization { .. }));
+}
+
+#[test]
+fn no_tensors() {
+    let error = open_error(folder(PLAIN, &[]).path());
+    assert!(matches!(error, CheckpointError::NoTensors { .. }));
+    assert!(error.to_string().contains("model.safetensors"));
+}
+
+#[test]
+fn an_index_that_is_none() {
+    for index in ["{}", r#"{"weight_map": {"a": 3}}"#, r#"{"weight_map": {"a": "../model.safetensors"}}"#] {
+        let folder = folder(PLAIN, &[]);
+        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        assert!(matches!(open_error(folder.path()), CheckpointError::Index { .. }), "{index}");
+    }
+}
+
+#[test]
+fn an_index_that_names_a_missing_shard() {
+    let folder = folder(PLAIN, &[]);
+    let index = r#"{"weight_map": {"a.weight": "model-00007.safetensors"}}"#;
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    let error = open_error(folder.path());
+    assert!(matches!(error, CheckpointError::NoShard { .. }));
+    for needle in ["a.weight", "model-00007.safetensors"] {
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+}
+
+#[test]
+fn a_tensor_in_two_files() {
+    let shards: &[(&str, &[(&str, Array)])] =
+        &[("model-1.safetensors", &[("a", ones(&[2]))]), ("model-2.safetensors", &[("a", ones(&[2]))])];
+    let error = open_error(folder(PLAIN, shards).path());
+    assert!(matches!(error, CheckpointError::TensorTwice { ref key, .. } if key == "a"), "{error}");
+}
+
+/// Whatever a file is cut to, and whatever its header claims, the answer is an error that names it.
+#[test]
+fn a_file_that_is_not_whole() {
+    let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[16, 8]))])]);
+    let file = folder.path().join("model.safetensors");
+    let whole = fs::read(&file).unwrap();
+    let mut broken: Vec<Vec<u8>> = (0..whole.len()).step_by(13).map(|length| whole[..length].to_vec()).collect();
+    broken.push([whole.clone(), vec![0]].concat());
+    let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &[0; 64]].concat();
+    broken.push(header(r#"{"a":{"dtype":"F32","shape":[16],"data_offsets":[0,60]}}"#));
+    broken.push(header(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,64]}}"#));
+    broken.push(header(r#"{"a":{"dtype":"F33","shape":[16],"data_offsets":[0,64]}}"#));
+    broken.push(header("[]"));
+    broken.push([&u64::MAX.to_le_bytes()[..], &[0; 64]].concat());
+    for contents in broken {
+        fs::write(&file, &contents).unwrap();
+        let error = open_error(folder.path());
+        assert!(matches!(error, CheckpointError::Safetensors { .. }), "{} bytes: {error}", contents.len());
+        assert!(error.to_string().contains("model.safetensors"));
+    }
+}
+
+#[test]
+fn every_wrong_tensor_is_listed() {
+    let half = ones(&[3]).as_dtype(Dtype::Int32).unwrap();
+    let tensors: &[(&str, Array)] = &[
+        ("shape.weight", ones(&[4, 8])),
+        ("dtype.weight", half),
+        ("extra.weight", ones(&[1])),
+        ("extra.rotary_emb.inv_freq", ones(&[1])),
+    ];
+    let folder = folder(PLAIN, &[("model.safetensors", tensors)]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors = checkpoint.tensors().unwrap();
+    tensors.parameter("shape.weight", &[8, 4]);
+    tensors.parameter("dtype.weight", &[3]);
+    tensors.parameter("gone.weight", &[2, 2]);
+    let error = tensors.finish(|key| key.contains("rotary_emb")).unwrap_err();
+    let CheckpointError::Tensors { problems, .. } = &error else { panic!("{error}") };
+    let key = |text: &str| text.to_owned();
+    assert_eq!(
+        problems[..],
+        [
+            TensorProblem::Dtype { key: key("dtype.weight"), expected: "F32, F16 or BF16", found: key("I32") },
+            TensorProblem::Unexpected { key: key("extra.weight") },
+            TensorProblem::Missing { key: key("gone.weight"), shape: vec![2, 2] },
+            TensorProblem::Shape { key: key("shape.weight"), expected: vec![8, 4], found: vec![4, 8] },
+        ]
+    );
+    for problem in problems {
+        assert!(error.to_string().contains(&problem.to_string()), "{error}");
+    }
+}
+
+fn quantized(extra: &str) -> TempDir {
+    let config = format!(r#"{{"model_type": "x", "quantization": {{"group_size": 32, "bits": 4{extra}}}}}"#);
+    let (weight, scales, biases) = mlx_rs::ops::quantize(ones(&[8, 64]), 32, 4).unwrap();
+    let tensors: &[(&str, Array)] = &[("a.weight", weight), ("a.scales", scales), ("a.biases", biases)];
+    folder(&config, &[("model.safetensors", tensors)])
+}
+
+#[test]
+fn a_quantized_layer_is_bound_whole() {
+    let folder = quantized("");
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.parameter_count(), 8 * 64);
+    assert_eq!(checkpoint.default_quantization(), Some(Quantization { group_size: 32, bits: 4 }));
+    let mut tensors = checkpoint.tensors().unwrap();
+    let layer = Linear::new(Parameters::root(&mut tensors).at("a"), 64, 8);
+    assert_eq!(layer.quantization(), Some(Quantization { group_size: 32, bits: 4 }));
+    tensors.finish(|_| false).unwrap();
+}
+
+#[test]
+fn a_quantized_layer_of_another_size_is_listed() {
+    let folder = quantized("");
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    for (inputs, outputs, wrong) in [(64, 16, 3), (128, 8, 3), (48, 8, 3)] {
+        let mut tensors = checkpoint.tensors().unwrap();
+        Linear::new(Parameters::root(&mut tensors).at("a"), inputs, outputs);
+        let error = tensors.finish(|_| false).unwrap_err();
+        assert!(matches!(&error, CheckpointError::Tensors { problems, .. } if problems.len() == wrong), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_the_config_keeps_whole_must_be_whole() {
+    let folder = quantized(r#", "a": false"#);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors = checkpoint.tensors().unwrap();
+    Linear::new(Parameters::root(&mut tensors).at("a"), 64, 8);
+    let error = tensors.finish(|_| false).unwrap_err().to_string();
+    assert!(error.contains("a.weight: shape [8, 8], [8, 64] is needed"), "{error}");
+    assert!(error.contains("a.scales: unexpected"), "{error}");
+}

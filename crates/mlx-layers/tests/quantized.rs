@@ -1,0 +1,89 @@
+//! Quantized layers beside the same layers with the weights that the numbers stand for.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::HashMap;
+
+use mlx_layers::{Embedding, Linear, ParameterSource, Parameters, Quantization};
+use mlx_rs::Array;
+use mlx_rs::module::{Module, ModuleParameters};
+use mlx_rs::ops::{dequantize, quantize};
+use mlx_testing::{Tolerance, compare};
+
+struct Given {
+    parameters: HashMap<&'static str, Array>,
+    quantization: Option<Quantization>,
+}
+
+impl ParameterSource for Given {
+    fn parameter(&mut self, key: &str, shape: &[i32]) -> Array {
+        let parameter = self.parameters.remove(key).unwrap();
+        assert_eq!(parameter.shape(), shape, "{key}");
+        parameter
+    }
+
+    fn quantization(&mut self, layer: &str, _columns: i32) -> Option<Quantization> {
+        assert_eq!(layer, "layer");
+        self.quantization
+    }
+}
+
+const SHAPE: [i32; 2] = [24, 128];
+
+fn weight() -> Array {
+    let values: Vec<f32> = (0..24 * 128).map(|i| ((i * 61 % 257) as f32 - 128.0) / 90.0).collect();
+    Array::from_slice(&values, &SHAPE)
+}
+
+/// The same layer, quantized and with the dequantized weight.
+fn both(Quantization { group_size, bits }: Quantization) -> [Given; 2] {
+    let (packed, scales, biases) = quantize(weight(), group_size, bits).unwrap();
+    let whole = dequantize(&packed, &scales, &biases, group_size, bits).unwrap();
+    let parameters =
+        HashMap::from([("layer.weight", packed), ("layer.scales", scales), ("layer.biases", biases)]);
+    [
+        Given { parameters, quantization: Some(Quantization { group_size, bits }) },
+        Given { parameters: HashMap::from([("layer.weight", whole)]), quantization: None },
+    ]
+}
+
+const CLOSE: Tolerance = Tolerance::Close { rtol: 1e-4, atol: 1e-4 };
+
+#[test]
+fn a_quantized_linear_layer_is_one_with_rounded_weights() {
+    let x = Array::from_slice(&(0..3 * 128).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>(), &[1, 3, 128]);
+    for group_size in [32, 64, 128] {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let [packed, whole] = both(Quantization { group_size, bits }).map(|mut source| {
+                let mut layer = Linear::new(Parameters::root(&mut source).at("layer"), SHAPE[1], SHAPE[0]);
+                layer.forward(&x).unwrap()
+            });
+            assert_eq!(packed.shape(), [1, 3, 24]);
+            let result = compare(&packed, &whole, CLOSE).unwrap();
+            assert!(result.is_equal(), "{group_size} {bits}: {result}");
+        }
+    }
+}
+
+#[test]
+fn a_quantized_embedding_is_one_with_rounded_rows_both_ways() {
+    let tokens = Array::from_slice(&[3_u32, 0, 23, 3], &[2, 2]);
+    let hidden = Array::ones::<f32>(&[1, 1, 128]).unwrap();
+    let [packed, whole] = both(Quantization { group_size: 64, bits: 4 }).map(|mut source| {
+        let mut table = Embedding::new(Parameters::root(&mut source).at("layer"), SHAPE[0], SHAPE[1]);
+        (table.forward(&tokens).unwrap(), table.as_linear(&hidden).unwrap(), table)
+    });
+    assert_eq!(packed.0.shape(), [2, 2, 128]);
+    assert!(compare(&packed.0, &whole.0, Tolerance::Exact).unwrap().is_equal());
+    assert!(compare(&packed.1, &whole.1, CLOSE).unwrap().is_equal());
+    assert_eq!(packed.2.dtype(), whole.2.dtype());
+}
+
+#[test]
+fn parameters_have_the_names_of_a_checkpoint() {
+    let [mut packed, _] = both(Quantization { group_size: 64, bits: 4 });
+    let table = Embedding::new(Parameters::root(&mut packed).at("layer"), SHAPE[0], SHAPE[1]);
+    let flat = table.parameters().flatten();
+    let mut names: Vec<&str> = flat.keys().map(|name| &**name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["biases", "scales", "weight"]);
+}

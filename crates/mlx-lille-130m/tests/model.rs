@@ -1,0 +1,196 @@
+//! The model against itself: what must not change its answers. What they must be is in the parity
+//! cases.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use mlx_causal_lm::{CausalLm, LoadError, Logits};
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_kvcache::ModelCache;
+use mlx_lille_130m::{Config, Lille130m};
+use mlx_rs::module::ModuleParameters;
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{RandomParameters, Tolerance, compare};
+
+const CONFIG: &str = r#"{
+    "model_type": "lille-130m", "block_size": 64, "layer_norm_eps": 1e-5, "n_embd": 64, "n_head": 4,
+    "n_kv_heads": 2, "n_layer": 2, "rope_theta": 10000.0, "vocab_size": 96
+}"#;
+
+/// A checkpoint folder with this config and the given tensors.
+fn folder(config: &str, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+fn config() -> Config {
+    let folder = folder(CONFIG, vec![("x".to_owned(), Array::from_f32(0.0))]);
+    Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap()
+}
+
+fn model() -> Lille130m {
+    Lille130m::new(&config(), &mut RandomParameters::new(4, Dtype::Float32))
+}
+
+fn tensors(model: &Lille130m) -> Vec<(String, Array)> {
+    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
+}
+
+/// `[2, 12]`, two different rows.
+fn tokens() -> Array {
+    Array::from_slice(&(0..24_u32).map(|i| i * i * 7 % 96).collect::<Vec<_>>(), &[2, 12])
+}
+
+fn assert_close(found: &Array, expected: &Array) {
+    let result = compare(found, expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+fn all_logits(model: &mut Lille130m, tokens: &Array) -> Array {
+    let mut cache = model.new_cache();
+    model.forward(tokens, &mut cache, Logits::All).unwrap()
+}
+
+#[test]
+fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
+    let mut model = model();
+    let whole = all_logits(&mut model, &tokens());
+    assert_eq!(whole.shape(), [2, 12, 96]);
+    for calls in [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]] {
+        let mut cache = model.new_cache();
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        for call in calls {
+            let piece = tokens().try_index((.., start..start + call)).unwrap();
+            pieces.push(model.forward(&piece, &mut cache, Logits::All).unwrap());
+            start += call;
+        }
+        assert_close(&concatenate(&pieces, 1).unwrap(), &whole);
+        assert_eq!(cache.offset(), 12);
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_is_answered_as_alone() {
+    let mut model = model();
+    let batch = all_logits(&mut model, &tokens());
+    for row in 0..2 {
+        let alone = all_logits(&mut model, &tokens().try_index((row..row + 1, ..)).unwrap());
+        assert_close(&alone, &batch.try_index((row..row + 1, .., ..)).unwrap());
+    }
+}
+
+#[test]
+fn a_token_changes_no_answer_before_it() {
+    let mut model = model();
+    let mut ids: Vec<u32> = (0..12).collect();
+    let first = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    ids[7] = 90;
+    let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    let before = |logits: &Array| logits.try_index((.., ..7, ..)).unwrap();
+    let after = |logits: &Array| logits.try_index((.., 7.., ..)).unwrap();
+    assert!(compare(&before(&first), &before(&second), Tolerance::Exact).unwrap().is_equal());
+    assert!(!compare(&after(&first), &after(&second), Tolerance::of(Dtype::Float32)).unwrap().is_equal());
+}
+
+#[test]
+fn only_the_logits_that_are_asked_for_are_computed() {
+    let mut model = model();
+    let all = all_logits(&mut model, &tokens());
+    let mut cache = model.new_cache();
+    let last = model.forward(&tokens(), &mut cache, Logits::Last).unwrap();
+    assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
+    let mut cache = model.new_cache();
+    let none = model.forward(&tokens(), &mut cache, Logits::None).unwrap();
+    assert_eq!(none.shape(), [2, 0, 96]);
+    assert_eq!(cache.offset(), 12);
+}
+
+#[test]
+fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
+    let mut model = model();
+    let whole = all_logits(&mut model, &tokens());
+    let mut cache = model.new_cache();
+    model.forward(&tokens().try_index((.., ..5)).unwrap(), &mut cache, Logits::None).unwrap();
+    let other = Array::zeros::<u32>(&[2, 3]).unwrap();
+    model.forward(&other, &mut cache, Logits::None).unwrap();
+    assert_eq!(cache.trim(3), 3);
+    let rest = model.forward(&tokens().try_index((.., 5..)).unwrap(), &mut cache, Logits::All).unwrap();
+    assert_close(&rest, &whole.try_index((.., 5.., ..)).unwrap());
+}
+
+#[test]
+fn wrong_calls_are_errors() {
+    let mut model = model();
+    let flat = Array::from_slice(&[1_u32, 2], &[2]);
+    let mut cache = model.new_cache();
+    let error = model.forward(&flat, &mut cache, Logits::All).unwrap_err();
+    assert!(error.what().contains("[2]"), "{error}");
+    let error = model.forward(&tokens(), &mut ModelCache::full(3), Logits::All).unwrap_err();
+    assert!(error.what().contains("3 layers"), "{error}");
+}
+
+#[test]
+fn parameters_are_the_tensors_of_a_checkpoint() {
+    let mut source = RandomParameters::new(4, Dtype::Float32);
+    let model = Lille130m::new(&config(), &mut source);
+    let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
+    names.sort();
+    source.taken.sort();
+    assert_eq!(names, source.taken);
+    assert_eq!(names.len(), 2 + 2 * 7);
+    assert!(names.contains(&"transformer.layers.1.attention.qkv_proj.weight".to_owned()));
+}
+
+#[test]
+fn what_was_saved_loads_to_the_same_model() {
+    let mut model = model();
+    let folder = folder(CONFIG, tensors(&model));
+    let mut loaded = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    let (found, expected) = (all_logits(&mut loaded, &tokens()), all_logits(&mut model, &tokens()));
+    assert!(compare(&found, &expected, Tolerance::Exact).unwrap().is_equal());
+    assert_eq!(loaded.info(), model.info());
+    assert_eq!(loaded.info().cache_values_per_token, 2 * 2 * 2 * 16);
+}
+
+#[test]
+fn rotary_tables_are_dropped_and_nothing_else_is() {
+    let mut with = tensors(&model());
+    with.push(("transformer.layers.0.attention.rotary_emb.inv_freq".to_owned(), Array::from_f32(1.0)));
+    assert!(Lille130m::load(&Checkpoint::open(folder(CONFIG, with.clone()).path()).unwrap()).is_ok());
+
+    with.push(("transformer.layers.0.attention.bias".to_owned(), Array::from_f32(1.0)));
+    with.retain(|(key, _)| key != "transformer.norm.weight");
+    let folder = folder(CONFIG, with);
+    let error = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap_err();
+    assert!(matches!(&error, LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) if problems.len() == 2));
+    let text = error.to_string();
+    assert!(text.contains("attention.bias: unexpected") && text.contains("transformer.norm.weight: missing"), "{text}");
+}
+
+#[test]
+fn a_config_that_describes_no_model_is_refused() {
+    for (from, to, needle) in [
+        ("\"n_head\": 4", "\"n_head\": 5", "n_embd is 64, and must be a multiple of n_head, which is 5"),
+        ("\"n_kv_heads\": 2", "\"n_kv_heads\": 3", "n_head is 4, and must be a multiple of n_kv_heads, which is 3"),
+        ("\"n_layer\": 2", "\"n_layer\": 0", "n_layer is 0"),
+        ("\"vocab_size\": 96", "\"vocab_size\": -96", "vocab_size is -96"),
+    ] {
+        let folder = folder(&CONFIG.replace(from, to), tensors(&model()));
+        let error = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap_err();
+        assert!(matches!(error, LoadError::Config { .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+    for (from, to, needle) in [
+        ("\"n_layer\": 2,", "", "n_layer"),
+        ("\"n_embd\": 64", "\"n_embd\": \"64\"", "invalid type"),
+        ("\"n_embd\": 64", "\"n_embd\": 1e99", "invalid type"),
+    ] {
+        let folder = folder(&CONFIG.replace(from, to), tensors(&model()));
+        let error = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap_err();
+        let LoadError::Checkpoint(CheckpointError::Config { source, .. }) = error else { panic!("{error}") };
+        assert!(source.to_string().contains(needle), "{source}");
+    }
+}
