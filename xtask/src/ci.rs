@@ -1,5 +1,122 @@
-//! .
+//! `cargo xtask ci`: everything that a change must pass. `.ci/run` calls it after it made sure that
+//! the machine has what is needed.
 
-pub(crate) fn run() -> std::io::Result<bool> {
-    Ok(true)
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+/// One thing to run.
+struct Step {
+    name: String,
+    command: Command,
+    /// What must not be in its output.
+    absent: &'static [&'static str],
+    /// What must be in its output.
+    present: &'static str,
+}
+
+pub(crate) fn run() -> io::Result<bool> {
+    let root = crate::root();
+    let downstream = write_downstream_project(&root)?;
+    let mut failed = Vec::new();
+    let steps = steps(&root, &downstream);
+    let count = steps.len();
+    for mut step in steps {
+        let started = Instant::now();
+        announce(&format!("--- {}", step.name))?;
+        let passed = run_step(&mut step)?;
+        let verdict = if passed { "passed" } else { "FAILED" };
+        announce(&format!("--- {}: {verdict} in {:.0} s", step.name, started.elapsed().as_secs_f64()))?;
+        if !passed {
+            failed.push(step.name);
+        }
+    }
+    for name in &failed {
+        announce(&format!("failed: {name}"))?;
+    }
+    announce(&format!("{} passed, {} failed", count - failed.len(), failed.len()))?;
+    Ok(failed.is_empty())
+}
+
+fn steps(root: &Path, downstream: &Path) -> Vec<Step> {
+    let cargo = |name: &str, arguments: &str| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(arguments.split_whitespace()).current_dir(root);
+        Step { name: name.to_owned(), command, absent: &[], present: "" }
+    };
+    let mut steps = vec![
+        cargo("formatting", "fmt --all --check"),
+        cargo("tidy", "run --quiet --package xtask -- tidy"),
+        cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
+        cargo("tests and doctests, the README's command", "test --workspace"),
+        cargo("parity", "run --quiet --package xtask -- parity"),
+    ];
+
+    let mut docs = cargo("docs", "doc --workspace --no-deps --all-features");
+    docs.command.env("RUSTDOCFLAGS", "--deny warnings");
+    steps.push(docs);
+
+    // Each feature alone, and none. Its tests run too, since they differ by feature.
+    for feature in ["", "lille-130m", "generate", "tokenizer"] {
+        let arguments = format!("test --package mlx-models --no-default-features --features={feature}");
+        steps.push(cargo(&format!("mlx-models with {feature:?} alone"), &arguments));
+    }
+    for feature in ["", "accelerate", "metal", "metal-jit"] {
+        let arguments = format!("check --package mlx-sys --no-default-features --features={feature}");
+        steps.push(cargo(&format!("mlx-sys with {feature:?} alone"), &arguments));
+    }
+
+    // What is not asked for is not compiled.
+    let minimal = |name: &str, features: &str, absent| {
+        let arguments =
+            format!("tree --package mlx-models --edges normal --no-default-features --features={features}");
+        Step { absent, ..cargo(name, &arguments) }
+    };
+    steps.push(minimal("no feature brings no architecture", "", &["lille", "tokenizers", "mlx-generate"]));
+    steps.push(minimal("an architecture brings no tokenizer", "lille-130m", &["tokenizers", "mlx-generate"]));
+
+    let mut readme = cargo("the README's first command", "run --release -- generate --prompt");
+    readme.command.arg("Once upon a time");
+    readme.present = " ";
+    steps.push(readme);
+
+    let mut other = cargo("a project of somebody else's", "run --quiet");
+    other.command.current_dir(downstream).env("CARGO_TARGET_DIR", root.join("target/downstream"));
+    other.present = "[2, 4]";
+    steps.push(other);
+    steps
+}
+
+/// Runs a step, with its output where it is, unless the output is what is checked.
+fn run_step(step: &mut Step) -> io::Result<bool> {
+    if step.absent.is_empty() && step.present.is_empty() {
+        return Ok(step.command.status()?.success());
+    }
+    let output = step.command.stderr(io::stderr()).output()?;
+    io::stdout().write_all(&output.stdout)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let right = text.contains(step.present) && !step.absent.iter().any(|word| text.contains(word));
+    Ok(output.status.success() && right)
+}
+
+/// A project outside this workspace, with the lines that `crates/mlx-sys/README.md` tells it to have.
+fn write_downstream_project(root: &Path) -> io::Result<std::path::PathBuf> {
+    let folder = root.join("target/downstream-project");
+    fs::create_dir_all(folder.join("src"))?;
+    let readme = fs::read_to_string(root.join("crates/mlx-sys/README.md"))?;
+    let lines = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
+    let lines = lines.replace("path/to/mlx-models", &root.display().to_string());
+    let manifest = format!("[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n{lines}\n[workspace]\n");
+    fs::write(folder.join("Cargo.toml"), manifest)?;
+    let main = "fn main() {\n    let x = mlx_rs::Array::from_slice(&[1.0_f32, 2.0], &[2]);\n    println!(\"{}\", x.add(&x).unwrap());\n}\n";
+    fs::write(folder.join("src/main.rs"), main)?;
+    Ok(folder)
+}
+
+fn announce(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
 }

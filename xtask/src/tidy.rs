@@ -1,5 +1,284 @@
-//! .
+//! `cargo xtask tidy`: what neither the compiler nor clippy can check.
 
-pub(crate) fn run() -> std::io::Result<bool> {
-    Ok(true)
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+
+use serde::Deserialize;
+
+/// Which crates of this workspace a crate may see: `docs/architecture.md` as a table. Test code may
+/// see more. A crate that is not here is a problem too, so that nobody forgets the decision.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("mlx-sys", &[]),
+    ("mlx-norms", &[]),
+    ("mlx-rope", &[]),
+    ("mlx-attn-masks", &[]),
+    ("mlx-kvcache", &["mlx-attn-masks"]),
+    ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
+    ("mlx-checkpoint", &["mlx-layers"]),
+    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache"]),
+    ("mlx-lille-130m", ARCHITECTURE),
+    ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-lille-130m", "mlx-tokenizer"]),
+    ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
+    ("mlx-tokenizer", &[]),
+    ("mlx-models-cli", &["mlx-models"]),
+    ("mlx-testing", &["mlx-layers"]),
+    ("xtask", &["mlx-models", "mlx-testing"]),
+];
+
+/// What every architecture may see: the components and the contract, and no other architecture.
+const ARCHITECTURE: &[&str] = &[
+    "mlx-attn-masks",
+    "mlx-causal-lm",
+    "mlx-checkpoint",
+    "mlx-kvcache",
+    "mlx-layers",
+    "mlx-norms",
+    "mlx-rope",
+];
+
+/// A `model.rs` that is longer than this hides a component (mlx-lm's are 155 to 257 lines).
+const LONGEST_MODEL: usize = 400;
+
+/// Bytes of one fixture, of all of them, and of one demo checkpoint.
+const LARGEST_FIXTURE: u64 = 1_000_000;
+const ALL_FIXTURES: u64 = 25_000_000;
+const LARGEST_DEMO: u64 = 2_500_000;
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_members: BTreeSet<String>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    id: String,
+    name: String,
+    version: String,
+    rust_version: Option<String>,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    kind: Option<String>,
+}
+
+pub(crate) fn run() -> io::Result<bool> {
+    let root = crate::root();
+    let files = tracked_files(&root)?;
+    let metadata = metadata(&root)?;
+
+    let mut problems = Vec::new();
+    check_layers(&metadata, &mut problems);
+    check_msrv(&root, &metadata, &mut problems)?;
+    check_files(&root, &files, &mut problems)?;
+    check_sizes(&root, &files, &mut problems)?;
+
+    let mut out = io::stdout().lock();
+    for problem in &problems {
+        writeln!(out, "{problem}")?;
+    }
+    writeln!(out, "tidy: {} files, {} problems", files.len(), problems.len())?;
+    Ok(problems.is_empty())
+}
+
+fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
+    // With what is new and not ignored, so that a problem shows before the commit.
+    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let output = Command::new("git").args(arguments).current_dir(root).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other("git ls-files failed; tidy needs a git checkout"));
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())
+}
+
+fn metadata(root: &Path) -> io::Result<Metadata> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root)
+        .output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Arrows point down only.
+fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
+    let layers: BTreeMap<_, _> = LAYERS.iter().copied().collect();
+    let members: Vec<&Package> =
+        metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id)).collect();
+    let names: BTreeSet<&str> = members.iter().map(|package| package.name.as_str()).collect();
+    for package in members {
+        let Some(allowed) = layers.get(package.name.as_str()) else {
+            problems.push(format!("{}: has no place in the table of layers in xtask/src/tidy.rs", package.name));
+            continue;
+        };
+        for dependency in package.dependencies.iter().filter(|dependency| dependency.kind.is_none()) {
+            let name = dependency.name.as_str();
+            if names.contains(name) && !allowed.contains(&name) {
+                problems.push(format!("{}: must not depend on {name}", package.name));
+            }
+        }
+    }
+}
+
+/// No dependency asks for a newer compiler than this workspace promises, and this is built with the
+/// compiler that it promises, so that the promise is tried.
+fn check_msrv(root: &Path, metadata: &Metadata, problems: &mut Vec<String>) -> io::Result<()> {
+    let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
+    let msrv = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'));
+    let Some(msrv) = msrv else {
+        problems.push("Cargo.toml: the workspace has no rust-version".to_owned());
+        return Ok(());
+    };
+    for package in &metadata.packages {
+        if let Some(needed) = &package.rust_version
+            && numbers(needed) > numbers(msrv)
+        {
+            let Package { name, version, .. } = package;
+            problems.push(format!("{name} {version} needs Rust {needed}, and the workspace promises {msrv}"));
+        }
+    }
+    let compiler = Command::new("rustc").arg("--version").current_dir(root).output()?;
+    let compiler = String::from_utf8_lossy(&compiler.stdout).into_owned();
+    let compiler = compiler.split_whitespace().nth(1).unwrap_or_default();
+    if std::env::var_os("CI").is_some() && numbers(compiler)[..2] != numbers(msrv)[..2] {
+        problems.push(format!("rust-version is {msrv}, and CI builds with {compiler}: the promise is not tried"));
+    }
+    Ok(())
+}
+
+fn numbers(version: &str) -> [u64; 3] {
+    let mut numbers = version.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    [(); 3].map(|()| numbers.next().unwrap_or(0))
+}
+
+fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
+    // Put together here, so that this file does not contain them.
+    let forbidden: Vec<String> = ["root", "home", "work", "Users"].map(|top| format!("/{top}/")).into();
+    for file in files {
+        let Ok(text) = String::from_utf8(fs::read(root.join(file))?) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            if let Some(path) = forbidden.iter().find(|path| starts_a_path(line, path)) {
+                problems.push(format!("{file}:{}: a path of somebody's machine ({path})", number + 1));
+            }
+        }
+        if file.ends_with(".rs") && !text.starts_with("//!") {
+            problems.push(format!("{file}: does not begin with what it is for (//!)"));
+        }
+        if file.ends_with("/model.rs") && file.starts_with("crates/") && text.lines().count() > LONGEST_MODEL {
+            problems.push(format!("{file}: over {LONGEST_MODEL} lines; a component is missing"));
+        }
+        if file.ends_with("Cargo.toml") && file != "Cargo.toml" && !inherits_lints(file, &text) {
+            problems.push(format!("{file}: does not take the workspace's lints"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `path` stands in the line where a path would begin, and not in the middle of one.
+fn starts_a_path(line: &str, path: &str) -> bool {
+    line.match_indices(path).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | '~' | '}' | '*'))
+    })
+}
+
+/// `mlx-sys` is where `unsafe` lives, and its `upstream` manifest is never built.
+fn inherits_lints(file: &str, text: &str) -> bool {
+    text.contains("[lints]\nworkspace = true") || file.starts_with("crates/mlx-sys/")
+}
+
+fn check_sizes(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
+    let mut all = 0;
+    let mut demos: BTreeMap<&str, u64> = BTreeMap::new();
+    for file in files {
+        let size = fs::metadata(root.join(file))?.len();
+        if file.starts_with("xtask/cases/") {
+            all += size;
+            if size > LARGEST_FIXTURE {
+                problems.push(format!("{file}: {size} bytes; a fixture has {LARGEST_FIXTURE} at most"));
+            }
+        }
+        if let Some((demo, _)) = file.rsplit_once('/').filter(|(folder, _)| folder.contains("/demo/")) {
+            *demos.entry(demo).or_default() += size;
+        }
+    }
+    if all > ALL_FIXTURES {
+        problems.push(format!("xtask/cases: {all} bytes; all fixtures together have {ALL_FIXTURES} at most"));
+    }
+    for (demo, size) in demos {
+        if size > LARGEST_DEMO {
+            problems.push(format!("{demo}: {size} bytes; a demo checkpoint has {LARGEST_DEMO} at most"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, dependencies: &[&str], rust_version: &str) -> Package {
+        Package {
+            id: name.to_owned(),
+            name: name.to_owned(),
+            version: "1.0.0".to_owned(),
+            rust_version: Some(rust_version.to_owned()),
+            dependencies: dependencies
+                .iter()
+                .map(|name| Dependency { name: (*name).to_owned(), kind: None })
+                .collect(),
+        }
+    }
+
+    fn workspace(packages: Vec<Package>) -> Metadata {
+        let workspace_members = packages.iter().map(|package| package.id.clone()).collect();
+        Metadata { packages, workspace_members }
+    }
+
+    #[test]
+    fn arrows_that_point_up_are_found() {
+        let mut problems = Vec::new();
+        let up = workspace(vec![
+            package("mlx-kvcache", &["mlx-attn-masks", "mlx-rope", "serde"], "1.60"),
+            package("mlx-rope", &[], "1.60"),
+            package("mlx-attn-masks", &[], "1.60"),
+            package("mlx-new", &[], "1.60"),
+        ]);
+        check_layers(&up, &mut problems);
+        assert_eq!(
+            problems,
+            [
+                "mlx-kvcache: must not depend on mlx-rope",
+                "mlx-new: has no place in the table of layers in xtask/src/tidy.rs"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dependency_for_a_newer_compiler_is_found() {
+        let mut problems = Vec::new();
+        check_msrv(&crate::root(), &workspace(vec![package("new", &[], "9.1")]), &mut problems).unwrap();
+        assert!(problems[0].starts_with("new 1.0.0 needs Rust 9.1"), "{problems:?}");
+    }
+
+    #[test]
+    fn files_with_paths_or_without_docs_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = format!("/{}/me", "home");
+        fs::write(folder.path().join("a.rs"), format!("fn a() {{}} // {home}")).unwrap();
+        fs::write(folder.path().join("b.md"), format!("see ~{home} and x{home}")).unwrap();
+        let mut problems = Vec::new();
+        check_files(folder.path(), &["a.rs".to_owned(), "b.md".to_owned()], &mut problems).unwrap();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].starts_with("a.rs:1: a path") && problems[1].starts_with("a.rs: does not begin"));
+    }
 }

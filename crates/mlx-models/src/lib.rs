@@ -108,6 +108,11 @@ pub fn load_checkpoint(checkpoint: &Checkpoint) -> Result<Box<dyn CausalLm>, Loa
     (architecture.load)(checkpoint)
 }
 
+/// Compiles the README's example.
+#[cfg(all(doctest, feature = "lille-130m", feature = "generate", feature = "tokenizer"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use super::*;
