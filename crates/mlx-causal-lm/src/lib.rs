@@ -90,8 +90,19 @@ pub struct ModelInfo {
     pub context_length: i32,
     /// Numbers that the cache keeps for each token, over all layers: keys and values.
     pub cache_values_per_token: usize,
-    /// The dtype of activations, and so of logits and of the cache.
+    /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
+}
+
+impl ModelInfo {
+    /// Bytes that the cache keeps for each token, over all layers.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        let bytes = match self.dtype {
+            Dtype::Float16 | Dtype::Bfloat16 => 2,
+            _ => 4,
+        };
+        self.cache_values_per_token * bytes
+    }
 }
 
 /// Why a checkpoint did not become a model.
@@ -125,9 +136,6 @@ pub enum LoadError {
         /// The feature of `mlx-models` that brings it.
         feature: &'static str,
     },
-    /// MLX refused an operation.
-    #[error(transparent)]
-    Mlx(#[from] Exception),
 }
 
 /// An architecture: which checkpoints it reads, and how.

@@ -21,9 +21,9 @@ pub(crate) struct QuantizationPlan {
 impl QuantizationPlan {
     pub(crate) fn from_config(config: &Value) -> Result<Self, CheckpointError> {
         // mlx-lm writes the same object under both keys.
-        let section = config.get("quantization").or_else(|| config.get("quantization_config"));
-        let section = match section {
-            None | Some(Value::Null) => return Ok(Self::default()),
+        let given = |key| config.get(key).filter(|value| !value.is_null());
+        let section = match given("quantization").or_else(|| given("quantization_config")) {
+            None => return Ok(Self::default()),
             Some(Value::Object(section)) => section,
             Some(other) => return Err(refused("every layer", format!("{other} is not an object"))),
         };

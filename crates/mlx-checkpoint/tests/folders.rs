@@ -162,6 +162,17 @@ fn a_file_that_is_not_whole() {
 }
 
 #[test]
+fn a_dtype_that_mlx_does_not_know() {
+    let folder = folder(PLAIN, &[]);
+    let header = br#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &[0]].concat();
+    fs::write(folder.path().join("model.safetensors"), file).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap().tensors().unwrap_err();
+    assert!(matches!(error, CheckpointError::Unreadable { .. }), "{error}");
+    assert!(error.to_string().contains("model.safetensors"), "{error}");
+}
+
+#[test]
 fn every_wrong_tensor_is_listed() {
     let half = ones(&[3]).as_dtype(Dtype::Int32).unwrap();
     let tensors: &[(&str, Array)] = &[

@@ -140,7 +140,7 @@ fn continue_prompt(
 
     let started = Instant::now();
     let mut text = tokenizer.stream();
-    let mut emit = |piece: String, report: &mut Report| -> Result<(), Failure> {
+    let emit = |piece: String, report: &mut Report| -> Result<(), Failure> {
         if !quiet && !piece.is_empty() {
             let mut out = io::stdout().lock();
             out.write_all(piece.as_bytes())?;

@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         quantization: quantization(&checkpoint),
         size_on_disk_bytes: checkpoint.headers().values().map(|tensor| tensor.nbytes()).sum(),
         context_length: info.context_length,
-        cache_bytes_per_token: info.cache_values_per_token * info.dtype.size_of(),
+        cache_bytes_per_token: info.cache_bytes_per_token(),
     };
 
     let mut out = io::stdout().lock();

@@ -1,0 +1,327 @@
+//! The program as a person or a script uses it.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn demo() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/lille-130m"))
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
+    // Not the cache of whoever runs the tests.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).unwrap()
+}
+
+/// A copy of the demo checkpoint, to damage.
+fn copy() -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+fn replace(folder: &Path, file: &str, from: &str, to: &str) {
+    let file = folder.join(file);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{from} in {text}");
+    fs::write(&file, text.replacen(from, to, 1)).unwrap();
+}
+
+/// `generate` on this folder fails with status 1, nothing on stdout, and one line that says it all.
+#[track_caller]
+fn assert_fails(folder: &Path, prompt: &str, needles: &[&str]) {
+    let output = program().args(["generate", "--prompt", prompt, "--model"]).arg(folder).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(text(&output.stdout), "");
+    assert!(said.starts_with("error: ") && !said.contains("panicked"), "{said}");
+    for needle in needles {
+        assert!(said.contains(needle), "no {needle:?} in {said}");
+    }
+}
+
+#[test]
+fn the_demo_continues_a_prompt() {
+    let output = run(&["generate", "--prompt", "Once upon a time", "--max-tokens", "20"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), " there was a little fox named Pip. He lived in a warm den at the edge of the forest\n");
+    let said = text(&output.stderr);
+    for needle in ["prompt: 4 tokens", "generation: 20 tokens", "tokens/s", "peak memory"] {
+        assert!(said.contains(needle), "{said}");
+    }
+}
+
+#[test]
+fn a_story_ends_where_the_model_ends_it() {
+    let output = run(&["generate", "--prompt", "Once upon a time", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["finish_reason"], "stop_token");
+    let story = report["text"].as_str().unwrap();
+    assert!(story.ends_with(['.', '"', '!']) && !story.contains("<|"), "{story}");
+    assert_eq!(report["tokens"].as_array().unwrap().len(), report["generation_tokens"].as_u64().unwrap() as usize);
+    assert!(report["generation_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(report["peak_memory_bytes"].as_u64().unwrap() > 2_000_000);
+}
+
+#[test]
+fn a_dash_reads_the_prompt_from_standard_input() {
+    let mut child = program()
+        .args(["generate", "--prompt", "-", "--max-tokens", "4"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Once upon a time").unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), " there was a little\n");
+}
+
+#[test]
+fn standard_input_that_is_not_text_is_an_error() {
+    let mut child = program()
+        .args(["generate", "--prompt", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&[0xff, 0xfe, 0x00]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("standard input, which must be UTF-8"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_seed_repeats_a_story_and_another_tells_another() {
+    let story = |seed: &str| {
+        let arguments = ["generate", "--prompt", "Once", "--max-tokens", "30", "--temp", "1", "--seed", seed];
+        text(&run(&arguments).stdout).to_owned()
+    };
+    assert_eq!(story("3"), story("3"));
+    assert_ne!(story("3"), story("4"));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = program()
+        .args(["generate", "--prompt", "Once upon a time", "--temp", "1", "--seed", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 5];
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut first).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(!text(&output.stderr).contains("error"), "{}", text(&output.stderr));
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_ends_it_cleanly() {
+    let mut child = program()
+        .args(["generate", "--prompt", "Once upon a time", "--max-tokens", "500", "--temp", "1.5", "--seed", "2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    // It may have been at its last token when the signal came; it must not have died of it.
+    assert!(matches!(output.status.code(), Some(130 | 0)), "{:?} {said}", output.status);
+    assert!(text(&output.stdout).ends_with('\n') && said.contains("generation: "), "{said}");
+}
+
+#[test]
+fn inspect_describes_a_checkpoint() {
+    let output = program().arg("inspect").arg(demo()).output().unwrap();
+    let table = text(&output.stdout);
+    for line in [
+        "architecture          lille-130m",
+        "parameters            1017472",
+        "dtype                 bfloat16",
+        "quantization          none",
+        "size on disk          2.03 MB",
+        "context length        512 tokens",
+        // 6 layers, keys and values, 2 heads of 32, 2 bytes
+        "cache                 1536 bytes per token",
+    ] {
+        assert!(table.contains(line), "{table}");
+    }
+    let output = program().arg("inspect").arg(demo()).arg("--json").output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["cache_bytes_per_token"], 1536);
+}
+
+#[test]
+fn inspect_counts_what_a_quantized_checkpoint_stands_for() {
+    let mixed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_q4_mixed");
+    let output = program().arg("inspect").arg(&mixed).arg("--json").output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // 320 x 64 embedding; per layer 128 x 64 + 64 x 64 + 3 x 256 x 64 and two norms of 64; a last norm.
+    assert_eq!(json["parameters"], 320 * 64 + 2 * ((128 + 64 + 3 * 256) * 64 + 2 * 64) + 64);
+    assert!(json["quantization"].as_str().unwrap().starts_with("4 bits in groups of 32"), "{json}");
+}
+
+#[test]
+fn no_folder() {
+    assert_fails(Path::new("/no/such/folder"), "x", &["/no/such/folder is not a folder"]);
+}
+
+#[test]
+fn no_config() {
+    let folder = copy();
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    assert_fails(folder.path(), "x", &["there is no", "config.json"]);
+}
+
+#[test]
+fn broken_json() {
+    let folder = copy();
+    replace(folder.path(), "config.json", "{", "{,");
+    assert_fails(folder.path(), "x", &["config.json is not valid JSON", "line 1"]);
+}
+
+#[test]
+fn an_unknown_model_type() {
+    let folder = copy();
+    replace(folder.path(), "config.json", "lille-130m", "lille-131m");
+    assert_fails(folder.path(), "x", &["unknown model_type \"lille-131m\"", "known are lille-130m"]);
+}
+
+#[test]
+fn missing_extra_and_wrongly_shaped_tensors_are_all_listed() {
+    let folder = copy();
+    // One layer more, one layer less, and a vocabulary of another size.
+    replace(folder.path(), "config.json", "\"n_layer\": 6", "\"n_layer\": 7");
+    replace(folder.path(), "config.json", "\"vocab_size\": 1024", "\"vocab_size\": 1000");
+    assert_fails(
+        folder.path(),
+        "x",
+        &[
+            "transformer.layers.6.attention.qkv_proj.weight: missing, [256, 128] is needed",
+            "transformer.layers.6.feed_forward.norm.weight: missing, [128] is needed",
+            "transformer.tok_embeddings.weight: shape [1024, 128], [1000, 128] is needed",
+        ],
+    );
+    let folder = copy();
+    replace(folder.path(), "config.json", "\"n_layer\": 6", "\"n_layer\": 5");
+    assert_fails(folder.path(), "x", &["transformer.layers.5.attention.norm.weight: unexpected"]);
+}
+
+#[test]
+fn a_truncated_tensor_file() {
+    let folder = copy();
+    let file = folder.path().join("model.safetensors");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert_fails(folder.path(), "x", &["model.safetensors is not a whole safetensors file"]);
+}
+
+#[test]
+fn an_index_that_names_a_missing_shard() {
+    let folder = copy();
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    assert_fails(folder.path(), "x", &["model-00001-of-00002.safetensors", "there is no such file"]);
+}
+
+#[test]
+fn sizes_that_make_no_model() {
+    for (from, to, needle) in [
+        ("\"n_head\": 4", "\"n_head\": 3", "n_embd is 128, and must be a multiple of n_head, which is 3"),
+        ("\"n_kv_heads\": 2", "\"n_kv_heads\": 3", "n_head is 4, and must be a multiple of n_kv_heads, which is 3"),
+        ("\"n_embd\": 128", "\"n_embd\": 0", "n_embd is 0"),
+        ("\"n_layer\": 6", "\"n_layer\": -6", "n_layer is -6"),
+    ] {
+        let folder = copy();
+        replace(folder.path(), "config.json", from, to);
+        assert_fails(folder.path(), "x", &["config.json of lille-130m", needle]);
+    }
+}
+
+#[test]
+fn an_empty_prompt() {
+    assert_fails(demo(), "", &["the prompt is empty"]);
+}
+
+#[test]
+fn a_prompt_beyond_the_context() {
+    assert_fails(demo(), &"fox ".repeat(2000), &["tokens, and the model's context ends at 512"]);
+}
+
+#[test]
+fn a_token_outside_the_vocabulary() {
+    // A model of 320 tokens beside a tokenizer of 1024.
+    let folder = tempfile::tempdir().unwrap();
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_f32");
+    for (from, file) in [(&*small, "config.json"), (&*small, "model.safetensors"), (demo(), "tokenizer.json")] {
+        fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
+    assert_fails(folder.path(), "a little fox", &["at position 1 of the prompt", "vocabulary of 320"]);
+}
+
+#[test]
+fn no_tokenizer() {
+    let folder = copy();
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    assert_fails(folder.path(), "x", &["there is no", "tokenizer.json"]);
+}
+
+#[test]
+fn a_negative_temperature() {
+    let output = run(&["generate", "--prompt", "x", "--temp", "-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("temperature is -1"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn arguments_that_make_no_sense() {
+    for arguments in [&["generate"][..], &["generate", "--prompt", "x", "--max-tokens", "many"], &["dance"], &[]] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+/// Whoever damages the copy of the demo in the cache gets it whole again.
+#[test]
+fn a_damaged_cache_is_mended() {
+    let cache = tempfile::tempdir().unwrap();
+    let tell = || {
+        let mut command = program();
+        command.env("XDG_CACHE_HOME", cache.path());
+        command.args(["generate", "--prompt", "Once", "--max-tokens", "3"]).output().unwrap()
+    };
+    let first = tell();
+    let folder = fs::read_dir(cache.path().join("mlx-models")).unwrap().next().unwrap().unwrap().path();
+    fs::write(folder.join("model.safetensors"), "broken").unwrap();
+    fs::remove_file(folder.join("config.json")).unwrap();
+    let second = tell();
+    assert!(second.status.success(), "{}", text(&second.stderr));
+    assert_eq!(first.stdout, second.stdout);
+    assert_eq!(fs::read_dir(cache.path().join("mlx-models")).unwrap().count(), 1);
+}
