@@ -12,6 +12,7 @@ How to run: `python stories.py --seed 1 --count 3` prints stories; `train_demo.p
 
 Choices are weighted towards the front of each list, so that the most likely continuation of a text is clearly more
 likely than the next one: greedy decoding of a model of these stories then does not hang on the last bit of a logit.
+Phrases are weighted more strongly than names and things, which a model would otherwise guess instead of reading back.
 """
 
 import argparse
@@ -23,7 +24,7 @@ SHORTEST, LONGEST = 80, 200  # words
 
 GIRLS = ["Mia", "Lily", "Nora", "Ruby", "Ella", "Rosa", "Zoe", "Hazel", "Luna", "Poppy", "Tilly", "Ada"]
 BOYS = ["Pip", "Tom", "Max", "Ben", "Leo", "Sam", "Finn", "Otto", "Hugo", "Milo", "Theo", "Jack"]
-INVENTED_NAMES = 0.2  # share of heroes with a made-up name, so that a model learns to copy names that it does not know
+INVENTED_NAMES = 0.4  # share of heroes with a made-up name, so that a model learns to copy names that it does not know
 ONSETS, VOWELS, CODAS = "BDFKLMNPRTVZ", "aeiou", ["", "n", "l", "m"]
 
 HOMES = {
@@ -40,23 +41,36 @@ HOMES = {
     "boy": ["a little cottage", "a small stone house"],
 }
 PLACES = [
-    "at the edge of the forest", "near the river", "on a green hill", "by the sea", "beside a quiet lake",
-    "not far from the village", "in a sunny valley",
+    "at the edge of the forest",
+    "near the river",
+    "on a green hill",
+    "by the sea",
+    "beside a quiet lake",
+    "not far from the village",
+    "in a sunny valley",
 ]
 TRAITS = ["little", "kind", "brave", "curious", "shy", "cheerful", "clever", "gentle", "sleepy", "young"]
 HOBBIES = [
-    "sing songs", "climb trees", "count the clouds", "read old books", "play in the garden", "collect round stones",
-    "dance in the meadow", "listen to the birds", "paint pictures", "tell stories",
+    "sing songs",
+    "climb trees",
+    "count the clouds",
+    "read old books",
+    "play in the garden",
+    "collect round stones",
+    "dance in the meadow",
+    "listen to the birds",
+    "paint pictures",
+    "tell stories",
 ]
 WEATHER = [
-    ("One sunny morning", "the sky was blue and the birds were singing"),
-    ("One rainy day", "the rain fell softly on the leaves"),
-    ("One windy afternoon", "the wind blew through the trees"),
-    ("One cold winter day", "white snow lay on the ground"),
-    ("One warm summer evening", "the air smelled of flowers"),
-    ("One foggy morning", "a grey mist hung over the fields"),
-    ("One bright spring day", "yellow flowers were growing everywhere"),
-    ("One autumn day", "red leaves were falling from the trees"),
+    ("One sunny morning", "the sky was blue and the birds were singing", "A butterfly danced over the grass."),
+    ("One rainy day", "the rain fell softly on the leaves", "Big drops ran down the windows."),
+    ("One windy afternoon", "the wind blew through the trees", "The tall grass moved like waves."),
+    ("One cold winter day", "white snow lay on the ground", "The lake was covered with ice."),
+    ("One warm summer evening", "the air smelled of flowers", "Somewhere a cricket was singing."),
+    ("One foggy morning", "a grey mist hung over the fields", "Even the hills were hidden."),
+    ("One bright spring day", "yellow flowers were growing everywhere", "Bees flew from flower to flower."),
+    ("One autumn day", "red leaves were falling from the trees", "The air was cool and clear."),
 ]
 FOODS = ["bread and honey", "sweet berries", "apple cake", "warm soup", "fresh nuts", "ginger cookies"]
 GIVERS = ["grandmother", "grandfather", "mother", "father", "aunt", "uncle"]
@@ -101,17 +115,18 @@ class Tale:
         self.words["home"] = self.pick(HOMES[self.hero.kind])
         self.words["place"] = self.pick(PLACES)
         self.words["hobby"] = self.pick(HOBBIES)
-        self.words["when"], self.words["weather"] = self.pick(WEATHER)
+        self.words["when"], self.words["weather"], self.words["scenery"] = self.pick(WEATHER)
         self.words["food"] = self.pick(FOODS)
         self.words["giver"] = self.pick(GIVERS)
 
     def pick(self, options):
-        """One of `options`; the n-th one with a weight of 1 / (n + 2)."""
-        return self.rng.choices(options, [1 / (n + 2) for n in range(len(options))])[0]
+        """One of `options`; the n-th one with a weight of 1 / sqrt(n)."""
+        return self.rng.choices(options, [n**-0.5 for n in range(1, len(options) + 1)])[0]
 
     def line(self, *templates: str) -> str:
-        """One of `templates`, filled in."""
-        return self.pick(templates).format_map(self.words)
+        """One of `templates`, filled in; the n-th one with a weight of 1 / n."""
+        template = self.rng.choices(templates, [1 / n for n in range(1, len(templates) + 1)])[0]
+        return template.format_map(self.words)
 
     def sometimes(self, chance: float, *templates: str) -> str:
         """`line(*templates)` with this chance, otherwise nothing."""
@@ -121,7 +136,8 @@ class Tale:
         """Chooses a helper, known by its kind alone, that is of another kind than the hero."""
         helper = self.pick([kind for kind in kinds if kind != self.hero.kind])
         description = f"{self.pick(['old', 'friendly', 'wise', 'small', 'busy'])} {helper}"
-        self.words |= {"helper": helper, "a_helper": with_article(description)}
+        a_helper = with_article(description)
+        self.words |= {"helper": helper, "a_helper": a_helper, "A_helper": a_helper.capitalize()}
 
     def name_friend(self) -> None:
         """Chooses a friend with a name, of another kind and with other pronouns than the hero."""
@@ -162,7 +178,8 @@ def opening(tale: Tale) -> list[str]:
             "Every day {he} liked to {hobby}.",
             "{hero} loved to {hobby} all day long.",
         ),
-        tale.line("{when}, {weather}.", "{when}, {hero} woke up and saw that {weather}."),
+        tale.line("{when}, {weather}.", "{when}, {hero} noticed that {weather}."),
+        tale.sometimes(0.4, "{scenery}"),
     ]
 
 
@@ -183,21 +200,32 @@ def closing(tale: Tale, lesson: list[str]) -> list[str]:
 
 def lost(tale: Tale) -> list[list[str]]:
     """Something dear is lost; a helper who flies, swims or digs can reach it."""
-    tale.name_thing("thing", [
-        "red ball", "blue kite", "yellow hat", "silver bell", "wooden boat", "warm scarf", "golden key", "little drum",
-        "green cup", "toy horse",
-    ])
-    kinds, spot, rescue = tale.pick([
-        (["owl", "blue bird", "crow"], "at the top of a tall tree", "flew up into the tree and brought it down"),
-        (["turtle", "otter", "beaver"], "at the bottom of the pond", "dived into the water and brought it up"),
-        (["mole", "badger", "mouse"], "deep in a dark hole", "crawled into the hole and pulled it out"),
-    ])
+    tale.name_thing(
+        "thing",
+        [
+            "red ball",
+            "blue kite",
+            "yellow hat",
+            "silver bell",
+            "wooden boat",
+            "warm scarf",
+            "golden key",
+            "little drum",
+            "green cup",
+            "toy horse",
+        ],
+    )
+    kinds, spot, rescue = tale.pick(
+        [
+            (["owl", "blue bird", "crow"], "at the top of a tall tree", "flew up into the tree and brought it down"),
+            (["turtle", "otter", "beaver"], "at the bottom of the pond", "dived into the water and brought it up"),
+            (["mole", "badger", "mouse"], "deep in a dark hole", "crawled into the hole and pulled it out"),
+        ]
+    )
     tale.name_helper(kinds)
     tale.words |= {"spot": spot, "rescue": rescue}
-    first, second = tale.rng.sample(
-        ["under the bushes", "behind the stones", "in the tall grass", "beside the path", "under the bridge"], 2
-    )
-    tale.words |= {"first": first, "second": second}
+    tale.words["first"] = tale.pick(["under the bushes", "behind the stones", "in the tall grass"])
+    tale.words["second"] = tale.pick(["beside the path", "under the bridge", "behind the house"])
     return [
         [
             tale.line(
@@ -226,11 +254,14 @@ def lost(tale: Tale) -> list[list[str]]:
         ],
         [
             tale.sometimes(0.6, "They sat down together and ate {food}.", "{hero} gave the {helper} some {food}."),
-            *closing(tale, [
-                "{hero} held {his} {thing} and laughed.",
-                "After that, {hero} took good care of {his} {thing}.",
-                "{hero} learned that it is good to ask for help.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "{hero} held {his} {thing} and laughed.",
+                    "After that, {hero} took good care of {his} {thing}.",
+                    "{hero} learned that it is good to ask for help.",
+                ],
+            ),
         ],
     ]
 
@@ -240,16 +271,31 @@ def trouble(tale: Tale) -> list[list[str]]:
     tale.words["small_one"] = tale.pick(
         [kind for kind in ["lamb", "bird", "kitten", "puppy", "mouse", "rabbit", "duck"] if kind != tale.hero.kind]
     )
-    tale.words["state"], tale.words["idea"], tale.words["rescue"] = tale.pick([
-        ("stuck in the mud", "find a long branch", "held out the branch and pulled the {small_one} out of the mud"),
-        ("sitting on a rock in the river", "push a log into the water", "pushed a log into the water, "
-         "and the {small_one} walked across it"),
-        ("at the bottom of a deep hole", "bring a rope", "let down a rope and pulled the {small_one} out of the hole"),
-        ("caught in a thorn bush", "move the thorns one by one", "moved the thorns one by one "
-         "until the {small_one} was free"),
-        ("shaking in the cold wind", "share my blanket", "wrapped the {small_one} in a blanket "
-         "until it was warm again"),
-    ])
+    tale.words["state"], tale.words["idea"], tale.words["rescue"] = tale.pick(
+        [
+            ("stuck in the mud", "find a long branch", "held out the branch and pulled the {small_one} out of the mud"),
+            (
+                "sitting on a rock in the river",
+                "push a log into the water",
+                "pushed a log into the water, " "and the {small_one} walked across it",
+            ),
+            (
+                "at the bottom of a deep hole",
+                "bring a rope",
+                "let down a rope and pulled the {small_one} out of the hole",
+            ),
+            (
+                "caught in a thorn bush",
+                "move the thorns one by one",
+                "moved the thorns one by one " "until the {small_one} was free",
+            ),
+            (
+                "shaking in the cold wind",
+                "share my blanket",
+                "wrapped the {small_one} in a blanket " "until it was warm again",
+            ),
+        ]
+    )
     tale.words["rescue"] = tale.words["rescue"].format_map(tale.words)
     return [
         [
@@ -278,47 +324,53 @@ def trouble(tale: Tale) -> list[list[str]]:
                 "They shared some {food} and played until the sun went down.",
                 "Then they walked home together and sang a song.",
             ),
-            *closing(tale, [
-                "{hero} was glad that {he} had stopped to help.",
-                "{hero} learned that even a small friend is a good friend.",
-                "{His} {giver} was very proud of {him}.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "{hero} was glad that {he} had stopped to help.",
+                    "{hero} learned that even a small friend is a good friend.",
+                    "{His} {giver} was very proud of {him}.",
+                ],
+            ),
         ],
     ]
 
 
 def cooking(tale: Tale) -> list[list[str]]:
     """A dish lacks one thing; whoever has it asks for a small favour."""
-    dish, missing, kinds = tale.pick([
-        ("honey cake", "honey", ["bear", "bee"]),
-        ("apple pie", "apples", ["squirrel", "horse"]),
-        ("pot of soup", "carrots", ["rabbit", "mole"]),
-        ("loaf of bread", "flour", ["mouse", "sparrow"]),
-        ("bowl of pudding", "milk", ["cow", "goat"]),
-        ("berry tart", "berries", ["hedgehog", "badger"]),
-    ])
+    dish, share, missing, was, amount, kinds = tale.pick(
+        [
+            ("honey cake", "piece", "honey", "was", "a big jar of honey", ["bear", "bee"]),
+            ("apple pie", "piece", "apples", "were", "a basket of red apples", ["squirrel", "horse"]),
+            ("pot of soup", "bowl", "carrots", "were", "ten fine carrots", ["rabbit", "mole"]),
+            ("loaf of bread", "slice", "flour", "was", "a small bag of flour", ["mouse", "sparrow"]),
+            ("rice pudding", "spoon", "milk", "was", "a jug of fresh milk", ["cow", "goat"]),
+            ("berry tart", "piece", "berries", "were", "a bowl of ripe berries", ["hedgehog", "badger"]),
+        ]
+    )
     tale.name_helper(kinds)
-    favour, favour_done = tale.pick([
-        ("sing me a song", "sang the best song that {he} knew"),
-        ("carry my basket", "carried the heavy basket up the hill"),
-        ("sweep my floor", "swept the floor until it was clean"),
-        ("tell me a story", "told a long and funny story"),
-        ("fix my door", "fixed the door with a hammer and two nails"),
-    ])
-    tale.words |= {"dish": dish, "a_dish": with_article(dish), "missing": missing, "favour": favour}
+    favour, favour_done = tale.pick(
+        [
+            ("sing me a song", "sang the best song that {he} knew"),
+            ("carry my basket", "carried the heavy basket up the hill"),
+            ("sweep my floor", "swept the floor until it was clean"),
+            ("tell me a story", "told a long and funny story"),
+            ("fix my door", "fixed the door with a hammer and two nails"),
+        ]
+    )
+    tale.words |= {"dish": dish, "a_dish": with_article(dish), "share": share, "favour": favour}
+    tale.words |= {"missing": missing, "was": was, "amount": amount}
     tale.words["favour_done"] = favour_done.format_map(tale.words)
     tale.words["guest"] = tale.pick(["{his} {giver}", "all {his} friends", "a sick friend"]).format_map(tale.words)
     return [
         [
             tale.line(
                 "{hero} wanted to make {a_dish} for {guest}.",
-                '"Today I will make {a_dish} for {guest}," {he} thought.'.replace("{guest}", "my {giver}"),
+                '"Today I will make {a_dish} for my {giver}," {he} thought.',
                 "{hero} decided to make {a_dish} for {guest}.",
             ),
             tale.line(
-                "But when {he} looked in the kitchen, there was no more {missing}."
-                if missing in ("honey", "flour", "milk")
-                else "But when {he} looked in the kitchen, there were no more {missing}.",
+                "But when {he} looked in the kitchen, there {was} no more {missing}.",
                 "But {he} had no {missing}.",
             ),
             tale.line("So {he} went to see {a_helper}.", "So {hero} took a basket and went to visit {a_helper}."),
@@ -333,11 +385,7 @@ def cooking(tale: Tale) -> list[list[str]]:
                 '"Of course," said the {helper}, "if you {favour}."',
             ),
             tale.line("So {hero} {favour_done}.", "{hero} smiled and {favour_done}."),
-            tale.line(
-                'The {helper} was pleased and filled the basket with {missing}.'
-                if missing not in ("honey", "milk")
-                else "The {helper} was pleased and gave {him} a big jar of {missing}.",
-            ),
+            tale.line("The {helper} was pleased and gave {him} {amount}."),
         ],
         [
             tale.line(
@@ -347,33 +395,51 @@ def cooking(tale: Tale) -> list[list[str]]:
             ),
             tale.line(
                 "The {helper} came too, and everyone ate together.",
-                "{hero} kept one big piece for the {helper}." if dish != "pot of soup"
-                else "{hero} kept one big bowl for the {helper}.",
+                "{hero} kept one big {share} for the {helper}.",
             ),
-            *closing(tale, [
-                "It tasted better because they shared it.",
-                "{hero} learned that a kind favour is never lost.",
-                '"This is the best {dish} of all," they said.',
-            ]),
+            *closing(
+                tale,
+                [
+                    "It tasted better because they shared it.",
+                    "{hero} learned that a kind favour is never lost.",
+                    '"This is the best {dish} of all," they said.',
+                ],
+            ),
         ],
     ]
 
 
 def journey(tale: Tale) -> list[list[str]]:
     """The hero wants to see a far place; one obstacle needs a helper who can pass it."""
-    tale.words["goal"], tale.words["sight"] = tale.pick([
-        ("the sea", "The water was blue and wide, and it sparkled in the light"),
-        ("the top of the mountain", "The whole world lay below like a little garden"),
-        ("the great waterfall", "The water fell like silver and sang a loud song"),
-        ("the end of the rainbow", "All the colors danced in the air"),
-        ("the castle on the hill", "Its towers were tall and its windows shone like gold"),
-    ])
-    obstacle, kinds, passing = tale.pick([
-        ("a wide river", ["turtle", "beaver", "swan"], "carried {him} across the water"),
-        ("a dark wood", ["owl", "firefly", "bat"], "showed {him} the way through the trees"),
-        ("a steep cliff", ["goat", "eagle", "lizard"], "helped {him} up, step by step"),
-        ("a high wall", ["mole", "badger", "ant"], "showed {him} a secret tunnel under the stones"),
-    ])
+    tale.words["goal"], tale.words["arrival"], tale.words["sight"] = tale.pick(
+        [
+            ("the sea", "stood by the sea", "The water was blue and wide, and it sparkled in the light"),
+            (
+                "the top of the mountain",
+                "stood at the top of the mountain",
+                "The whole world lay below like a little garden",
+            ),
+            (
+                "the great waterfall",
+                "stood before the great waterfall",
+                "The water fell like silver and sang a loud song",
+            ),
+            ("the end of the rainbow", "stood at the end of the rainbow", "All the colors danced in the air"),
+            (
+                "the castle on the hill",
+                "stood before the castle on the hill",
+                "Its towers were tall and its windows shone like gold",
+            ),
+        ]
+    )
+    obstacle, kinds, passing = tale.pick(
+        [
+            ("a wide river", ["turtle", "beaver", "swan"], "carried {him} across the water"),
+            ("a dark wood", ["owl", "firefly", "bat"], "showed {him} the way through the trees"),
+            ("a steep cliff", ["goat", "eagle", "lizard"], "helped {him} up, step by step"),
+            ("a high wall", ["mole", "badger", "ant"], "showed {him} a secret tunnel under the stones"),
+        ]
+    )
     tale.name_helper(kinds)
     tale.words |= {"obstacle": obstacle, "passing": passing.format_map(tale.words)}
     return [
@@ -396,7 +462,9 @@ def journey(tale: Tale) -> list[list[str]]:
             tale.line('"How can I go on?" thought {hero}.', '"Oh no," said {hero}. "What shall I do?"'),
         ],
         [
-            tale.line("Then {he} saw {a_helper}.", "Just then {a_helper} came by.", "But {a_helper} was sitting there."),
+            tale.line(
+                "Then {he} saw {a_helper}.", "Just then {a_helper} came by.", "But {a_helper} was sitting there."
+            ),
             tale.line(
                 '"Where are you going?" asked the {helper}. "I am going to {goal}," said {hero}.',
                 '"You look lost," said the {helper}. "I am on my way to {goal}," said {hero}.',
@@ -405,32 +473,56 @@ def journey(tale: Tale) -> list[list[str]]:
             tale.line("The {helper} {passing}.", "Slowly and carefully, the {helper} {passing}."),
         ],
         [
-            tale.line("At last they came to {goal}.", "Before long, {hero} stood before {goal}.").replace(
-                "stood before the top", "stood at the top"
-            ).replace("stood before the end", "stood at the end"),
+            tale.line("At last they came to {goal}.", "Before long, {hero} {arrival}."),
             tale.line("{sight}."),
             tale.line('"It is beautiful," said {hero}.', '"I will never forget this," said {hero}.'),
-            *closing(tale, [
-                "{He} shared some {food} with the {helper}, and they went home together.",
-                "{hero} learned that a long way is short with a friend.",
-                "At home, {he} told {his} {giver} all about it.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "{He} shared some {food} with the {helper}, and they went home together.",
+                    "{hero} learned that a long way is short with a friend.",
+                    "At home, {he} told {his} {giver} all about it.",
+                ],
+            ),
         ],
     ]
 
 
 def fear(tale: Tale) -> list[list[str]]:
     """The hero is afraid of something, and a helper shows how to be brave."""
-    tale.words["fear"], tale.words["moment"], kinds, tale.words["comfort"], tale.words["brave"] = tale.pick([
-        ("the dark", "the sun went down and the lamp went out", ["owl", "firefly", "bat"],
-         "Look up at the stars. They shine for you", "looked up and began to count the stars"),
-        ("thunder", "there was a loud boom in the sky", ["bear", "badger", "cow"],
-         "It is only the clouds playing the drum", "clapped and sang along with the thunder"),
-        ("deep water", "the others went to swim in the lake", ["otter", "swan", "turtle"],
-         "Hold on to me and kick with your feet", "took a deep breath and began to swim"),
-        ("high places", "the ball got stuck in a tall tree", ["squirrel", "sparrow", "goat"],
-         "Take one small step and do not look down", "climbed up, one small step at a time"),
-    ])
+    fears = [
+        (
+            "the dark",
+            "it grew dark and the lamp went out",
+            ["owl", "firefly", "bat"],
+            "Look up at the stars. They shine for you",
+            "looked up and began to count the stars",
+        ),
+        (
+            "thunder",
+            "there was a loud boom in the sky",
+            ["bear", "badger", "cow"],
+            "It is only the clouds playing the drum",
+            "clapped and sang along with the thunder",
+        ),
+        (
+            "deep water",
+            "the others went to swim in the lake",
+            ["otter", "swan", "turtle"],
+            "Hold on to me and kick with your feet",
+            "took a deep breath and began to swim",
+        ),
+        (
+            "high places",
+            "the ball got stuck in a tall tree",
+            ["squirrel", "sparrow", "goat"],
+            "Take one small step and do not look down",
+            "climbed up, one small step at a time",
+        ),
+    ]
+    if tale.words["hobby"] == "climb trees":
+        fears.pop()  # not someone who is afraid of high places
+    tale.words["fear"], tale.words["moment"], kinds, tale.words["comfort"], tale.words["brave"] = tale.pick(fears)
     tale.name_helper(kinds)
     return [
         [
@@ -445,24 +537,31 @@ def fear(tale: Tale) -> list[list[str]]:
             ),
         ],
         [
-            tale.line(
-                "{a_helper} saw {him} and sat down beside {him}.", "{a_helper} came and sat next to {him}."
-            ).replace("a", "A", 1),
+            tale.line("{A_helper} saw {him} and sat down beside {him}.", "{A_helper} came and sat next to {him}."),
             tale.line(
                 '"What is wrong?" asked the {helper}. "I am afraid of {fear}," said {hero}.',
                 '"Are you scared?" asked the {helper}. "Yes, a little," said {hero}.',
             ),
-            tale.line('"I was afraid too, when I was young," said the {helper}.', '"I will stay with you," said the {helper}.'),
+            tale.line(
+                '"I was afraid too, when I was young," said the {helper}.', '"I will stay with you," said the {helper}.'
+            ),
             tale.line('"{comfort}."'),
             tale.line("{hero} {brave}.", "So {hero} {brave}.", "Slowly, {hero} opened {his} eyes. Then {he} {brave}."),
         ],
         [
-            tale.line('"I did it!" cried {hero}.', '"I am not afraid anymore!" said {hero}.', '"You are so brave!" said the {helper}.'),
-            *closing(tale, [
-                "{hero} learned that being brave is easier with a friend.",
-                "After that, {he} was not afraid of {fear} anymore.",
-                "{He} ran home and told {his} {giver} what had happened.",
-            ]),
+            tale.line(
+                '"I did it!" cried {hero}.',
+                '"I am not afraid anymore!" said {hero}.',
+                '"You are so brave!" said the {helper}.',
+            ),
+            *closing(
+                tale,
+                [
+                    "{hero} learned that being brave is easier with a friend.",
+                    "After that, {he} was not afraid of {fear} anymore.",
+                    "{He} ran home and told {his} {giver} what had happened.",
+                ],
+            ),
         ],
     ]
 
@@ -470,7 +569,9 @@ def fear(tale: Tale) -> list[list[str]]:
 def quarrel(tale: Tale) -> list[list[str]]:
     """Two friends want the same thing, quarrel, and make peace."""
     tale.name_friend()
-    tale.name_thing("thing", ["red ball", "blue kite", "wooden sled", "little drum", "swing", "big umbrella", "toy boat"])
+    tale.name_thing(
+        "thing", ["red ball", "blue kite", "wooden sled", "little drum", "swing", "big umbrella", "toy boat"]
+    )
     return [
         [
             tale.line(
@@ -490,12 +591,14 @@ def quarrel(tale: Tale) -> list[list[str]]:
             ),
         ],
         [
-            tale.line("Now {hero} was not happy at all.", "{hero} sat down and thought about it.", "Then it was very quiet."),
+            tale.line(
+                "Now {hero} was not happy at all.", "{hero} sat down and thought about it.", "Then it was very quiet."
+            ),
             tale.line("It was no fun to play alone.", "{He} missed {his} friend.", "{friend} was sad too."),
             tale.line(
                 '"I am sorry," said {hero}. "I am sorry too," said {friend}.',
-                '"I do not want to fight," said {hero}. "You are my friend." "I do not want to fight either," said {friend}.',
-                "{hero} went to {friend} and gave {friend_him} some {food}. \"I am sorry,\" {he} said.",
+                '"I do not want to fight," said {hero}. "Neither do I," said {friend}.',
+                '{hero} went to {friend} and gave {friend_him} some {food}. "I am sorry," {he} said.',
             ),
         ],
         [
@@ -505,24 +608,29 @@ def quarrel(tale: Tale) -> list[list[str]]:
                 "They shared the {thing}, and it was twice as much fun.",
             ),
             tale.sometimes(0.5, "Then they ate {food} under the tree.", "They laughed and played until it was dark."),
-            *closing(tale, [
-                "{hero} learned that a friend is better than any {thing}.",
-                "They promised never to fight again.",
-                '"It is better to share," said {friend}.',
-            ]),
+            *closing(
+                tale,
+                [
+                    "{hero} learned that a friend is better than any {thing}.",
+                    "They promised never to fight again.",
+                    '"It is better to share," said {friend}.',
+                ],
+            ),
         ],
     ]
 
 
 def garden(tale: Tale) -> list[list[str]]:
     """A seed is planted and cared for; what grows is big enough for everyone."""
-    plant, harvest = tale.pick([
-        ("pumpkin", "It was as big as a house"),
-        ("sunflower", "It was taller than the roof"),
-        ("apple tree", "It was full of sweet red apples"),
-        ("strawberry plant", "It was full of sweet red strawberries"),
-        ("carrot", "It was so big that {he} could not pull it out alone"),
-    ])
+    plant, harvest = tale.pick(
+        [
+            ("pumpkin", "It was as big as a house"),
+            ("sunflower", "It was taller than the roof"),
+            ("apple tree", "It was full of sweet red apples"),
+            ("strawberry plant", "It was full of sweet red strawberries"),
+            ("carrot", "It was so big that {he} could not pull it out alone"),
+        ]
+    )
     tale.name_helper(["mole", "snail", "sparrow", "worm", "goat"])
     tale.words |= {"plant": plant, "harvest": harvest.format_map(tale.words)}
     return [
@@ -536,11 +644,13 @@ def garden(tale: Tale) -> list[list[str]]:
                 "{He} planted it in the garden and gave it some water.",
                 "{He} made a hole in the soft earth and put the seed inside.",
             ),
-            tale.line("Every day {he} came to look, but nothing happened.", "{He} waited and waited, but nothing grew."),
+            tale.line(
+                "Every day {he} came to look, but nothing happened.", "{He} waited and waited, but nothing grew."
+            ),
             tale.line('"Maybe it is a bad seed," thought {hero}.', '"Why does it not grow?" asked {hero}.'),
         ],
         [
-            tale.line("{a_helper} heard {him}.", "{a_helper} looked over the fence.").replace("a", "A", 1),
+            tale.line("{A_helper} heard {him}.", "{A_helper} looked over the fence."),
             tale.line(
                 '"A seed needs time," said the {helper}. "Give it water and sing to it."',
                 '"Be patient," said the {helper}. "Good things grow slowly."',
@@ -549,7 +659,9 @@ def garden(tale: Tale) -> list[list[str]]:
                 "So {hero} brought water every morning and sang to the seed every night.",
                 "So {hero} waited. The rain came, and then the sun came back.",
             ),
-            tale.line("One day a green leaf came out of the ground.", "Then, one morning, there was a tiny green leaf."),
+            tale.line(
+                "One day a green leaf came out of the ground.", "Then, one morning, there was a tiny green leaf."
+            ),
             tale.line("It grew and grew until it was a great {plant}. {harvest}."),
         ],
         [
@@ -558,11 +670,14 @@ def garden(tale: Tale) -> list[list[str]]:
                 '"Come and look!" cried {hero}, and everybody came.',
             ),
             tale.line("They danced around the {plant} and ate {food}.", "They had a big party in the garden."),
-            *closing(tale, [
-                "{hero} learned that good things need time.",
-                "{hero} thanked the {helper} for the good advice.",
-                "{He} kept one new seed for the next year.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "{hero} learned that good things need time.",
+                    "{hero} thanked the {helper} for the good advice.",
+                    "{He} kept one new seed for the next year.",
+                ],
+            ),
         ],
     ]
 
@@ -570,13 +685,15 @@ def garden(tale: Tale) -> list[list[str]]:
 def present(tale: Tale) -> list[list[str]]:
     """A friend has a birthday; the hero has nothing to give but what can be made by hand."""
     tale.name_friend()
-    tale.words["gift"], tale.words["parts"], tale.words["making"] = tale.pick([
-        ("a crown of flowers", "flowers", "put them together with a thin string"),
-        ("a necklace of shells", "shells", "put them together on a long string"),
-        ("a picture of the two of them", "paints", "painted all afternoon"),
-        ("a little boat of wood", "sticks", "tied them together with grass"),
-        ("a lamp made of paper", "paper", "folded it with great care"),
-    ])
+    tale.words["gift"], tale.words["parts"], tale.words["making"] = tale.pick(
+        [
+            ("a crown of flowers", "flowers", "put them together with a thin string"),
+            ("a necklace of shells", "shells", "put them together on a long string"),
+            ("a picture of the two of them", "paints", "painted all afternoon"),
+            ("a little boat of wood", "sticks", "tied them together with grass"),
+            ("a lamp made of paper", "sheets of paper", "folded them with great care"),
+        ]
+    )
     return [
         [
             tale.line(
@@ -585,21 +702,21 @@ def present(tale: Tale) -> list[list[str]]:
             ),
             tale.line(
                 "{hero} wanted to give {friend_him} something nice, but {he} had no money.",
-                "{hero} went to the shop to buy a present, but everything cost too much.",
+                "{hero} went to the shop to buy a gift, but everything cost too much.",
             ),
-            tale.line('"What can I give to {friend}?" {he} thought.', "{He} walked around and thought for a long time."),
+            tale.line(
+                '"What can I give to {friend}?" {he} thought.', "{He} walked around and thought for a long time."
+            ),
         ],
         [
             tale.line('"I know!" said {hero}. "I will make {gift}."', "Then {he} had an idea. {He} would make {gift}."),
-            tale.line("{He} went outside and looked for {parts}.", "{He} found {parts} and carried them home.").replace(
-                "paper and carried them", "paper and carried it"
-            ),
+            tale.line("{He} went outside and looked for {parts}.", "{He} found {parts} and carried them home."),
             tale.line("Then {he} sat down at the table and {making}.", "{He} {making}."),
             tale.line("It was not perfect, but it was made with love.", "When the sun went down, it was ready."),
         ],
         [
             tale.line(
-                '"Happy birthday!" said {hero}, and gave {gift} to {friend}.',
+                '"Happy birthday!" said {hero}, and gave {friend} the present.',
                 'At the party, {hero} was a little shy. "This is for you," {he} said.',
             ),
             tale.line(
@@ -607,22 +724,27 @@ def present(tale: Tale) -> list[list[str]]:
                 '"You made this for me?" asked {friend}. "It is the best present of all!"',
             ),
             tale.sometimes(0.6, "They ate {food} and danced.", "Then everybody had some {food}."),
-            *closing(tale, [
-                "{hero} learned that the best presents come from the heart.",
-                "{friend} put it in a special place and looked at it every day.",
-                "The two friends laughed and played until it was late.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "{hero} learned that the best presents come from the heart.",
+                    "{friend} put it in a special place and looked at it every day.",
+                    "The two friends laughed and played until it was late.",
+                ],
+            ),
         ],
     ]
 
 
 def star(tale: Tale) -> list[list[str]]:
     """A star has fallen from the sky and wants to go home."""
-    kinds, way = tale.pick([
-        (["owl", "eagle", "swan"], "took the star on its back and flew up into the night"),
-        (["spider", "caterpillar"], "made a long silver thread that reached up to the clouds"),
-        (["giraffe", "horse"], "lifted the star up high, and it jumped into the sky"),
-    ])
+    kinds, way = tale.pick(
+        [
+            (["owl", "eagle", "swan"], "took the star on its back and flew up into the night"),
+            (["spider", "caterpillar"], "made a long silver thread that reached up to the clouds"),
+            (["giraffe", "horse"], "lifted the star up high, and it jumped into the sky"),
+        ]
+    )
     tale.name_helper(kinds)
     tale.words["way"] = way
     tale.words["ground"] = tale.pick(["in the grass", "under a bush", "beside the well", "on the path"])
@@ -653,11 +775,14 @@ def star(tale: Tale) -> list[list[str]]:
         [
             tale.line('"Goodbye, and thank you!" called the star.', '"Thank you, my friends!" called the star.'),
             tale.line("{hero} waved for a long time.", "{hero} and the {helper} looked up and smiled."),
-            *closing(tale, [
-                "And every night, one star shines a little brighter for {hero}.",
-                "Now, when {hero} looks up at night, one star always winks at {him}.",
-                "{hero} learned that even a star needs a friend.",
-            ]),
+            *closing(
+                tale,
+                [
+                    "And every night, one star shines a little brighter for {hero}.",
+                    "Now, when {hero} looks up at night, one star always winks at {him}.",
+                    "{hero} learned that even a star needs a friend.",
+                ],
+            ),
         ],
     ]
 

@@ -106,9 +106,12 @@ fn write_downstream_project(root: &Path) -> io::Result<std::path::PathBuf> {
     let folder = root.join("target/downstream-project");
     fs::create_dir_all(folder.join("src"))?;
     let readme = fs::read_to_string(root.join("crates/mlx-sys/README.md"))?;
-    let lines = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
+    let lines =
+        readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
     let lines = lines.replace("path/to/mlx-models", &root.display().to_string());
-    let manifest = format!("[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n{lines}\n[workspace]\n");
+    let manifest = format!(
+        "[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n{lines}\n[workspace]\n"
+    );
     fs::write(folder.join("Cargo.toml"), manifest)?;
     let main = "fn main() {\n    let x = mlx_rs::Array::from_slice(&[1.0_f32, 2.0], &[2]);\n    println!(\"{}\", x.add(&x).unwrap());\n}\n";
     fs::write(folder.join("src/main.rs"), main)?;

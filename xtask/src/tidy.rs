@@ -20,7 +20,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-checkpoint", &["mlx-layers"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache"]),
     ("mlx-lille-130m", ARCHITECTURE),
-    ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-lille-130m", "mlx-tokenizer"]),
+    (
+        "mlx-models",
+        &[
+            "mlx-causal-lm",
+            "mlx-checkpoint",
+            "mlx-generate",
+            "mlx-kvcache",
+            "mlx-lille-130m",
+            "mlx-tokenizer",
+        ],
+    ),
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
@@ -117,7 +127,8 @@ fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     let names: BTreeSet<&str> = members.iter().map(|package| package.name.as_str()).collect();
     for package in members {
         let Some(allowed) = layers.get(package.name.as_str()) else {
-            problems.push(format!("{}: has no place in the table of layers in xtask/src/tidy.rs", package.name));
+            problems
+                .push(format!("{}: has no place in the table of layers in xtask/src/tidy.rs", package.name));
             continue;
         };
         for dependency in package.dependencies.iter().filter(|dependency| dependency.kind.is_none()) {
@@ -150,7 +161,8 @@ fn check_msrv(root: &Path, metadata: &Metadata, problems: &mut Vec<String>) -> i
     let compiler = String::from_utf8_lossy(&compiler.stdout).into_owned();
     let compiler = compiler.split_whitespace().nth(1).unwrap_or_default();
     if std::env::var_os("CI").is_some() && numbers(compiler)[..2] != numbers(msrv)[..2] {
-        problems.push(format!("rust-version is {msrv}, and CI builds with {compiler}: the promise is not tried"));
+        problems
+            .push(format!("rust-version is {msrv}, and CI builds with {compiler}: the promise is not tried"));
     }
     Ok(())
 }
@@ -173,7 +185,8 @@ fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
         if file.ends_with(".rs") && !text.starts_with("//!") {
             problems.push(format!("{file}: does not begin with what it is for (//!)"));
         }
-        if file.ends_with("/model.rs") && file.starts_with("crates/") && text.lines().count() > LONGEST_MODEL {
+        if file.ends_with("/model.rs") && file.starts_with("crates/") && text.lines().count() > LONGEST_MODEL
+        {
             problems.push(format!("{file}: over {LONGEST_MODEL} lines; a component is missing"));
         }
         if file.ends_with("Cargo.toml") && file != "Cargo.toml" && !inherits_lints(file, &text) {

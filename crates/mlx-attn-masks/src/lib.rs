@@ -52,13 +52,15 @@ mod tests {
 
     /// The rule, pair by pair.
     fn naive(queries: i32, keys: i32) -> Array {
-        let visible: Vec<bool> = (keys - queries..keys).flat_map(|i| (0..keys).map(move |j| j <= i)).collect();
+        let visible: Vec<bool> =
+            (keys - queries..keys).flat_map(|i| (0..keys).map(move |j| j <= i)).collect();
         Array::from_slice(&visible, &[queries, keys])
     }
 
     fn attention(mask: &AttentionMask, queries: i32, keys: i32) -> Array {
         let fill = |rows: i32, step: usize| {
-            let values: Vec<f32> = (0..rows * 4).map(|i| (i as usize * step % 17) as f32 / 8.0 - 1.0).collect();
+            let values: Vec<f32> =
+                (0..rows * 4).map(|i| (i as usize * step % 17) as f32 / 8.0 - 1.0).collect();
             Array::from_slice(&values, &[1, 1, rows, 4])
         };
         let (q, k, v) = (fill(queries, 5), fill(keys, 7), fill(keys, 11));

@@ -66,7 +66,12 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
     /// # Errors
     ///
     /// Those of [`hidden_states`](Self::hidden_states).
-    fn forward(&mut self, tokens: &Array, cache: &mut ModelCache, logits: Logits) -> Result<Array, Exception> {
+    fn forward(
+        &mut self,
+        tokens: &Array,
+        cache: &mut ModelCache,
+        logits: Logits,
+    ) -> Result<Array, Exception> {
         let hidden = self.hidden_states(tokens, cache)?;
         match logits {
             Logits::All => self.head(&hidden),

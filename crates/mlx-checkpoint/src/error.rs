@@ -166,7 +166,9 @@ impl fmt::Display for TensorProblem {
         match self {
             Self::Missing { key, shape } => write!(f, "{key}: missing, {shape:?} is needed"),
             Self::Unexpected { key } => write!(f, "{key}: unexpected, the model has no such parameter"),
-            Self::Shape { key, expected, found } => write!(f, "{key}: shape {found:?}, {expected:?} is needed"),
+            Self::Shape { key, expected, found } => {
+                write!(f, "{key}: shape {found:?}, {expected:?} is needed")
+            }
             Self::Dtype { key, expected, found } => write!(f, "{key}: dtype {found}, {expected} is needed"),
         }
     }

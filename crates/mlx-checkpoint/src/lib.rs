@@ -177,8 +177,7 @@ fn read_json(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(absent(path.to_path_buf())),
         Err(source) => return Err(CheckpointError::Io { file: path.to_path_buf(), source }),
     };
-    serde_json::from_str(&text)
-        .map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
+    serde_json::from_str(&text).map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
 }
 
 /// `model.safetensors`, or the shards that the index names, or every `model*.safetensors`.

@@ -30,7 +30,9 @@ impl QuantizationPlan {
         if let Some(method) = section.get("quant_method") {
             return Err(refused(
                 "every layer",
-                format!("quant_method {method} is not one of MLX's; convert the checkpoint with mlx-lm first"),
+                format!(
+                    "quant_method {method} is not one of MLX's; convert the checkpoint with mlx-lm first"
+                ),
             ));
         }
         let default = parse("every layer", section)?;
@@ -73,7 +75,10 @@ fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, Chec
     if let Some(mode) = section.get("mode").filter(|mode| mode.as_str() != Some("affine")) {
         return Err(refused(layer, format!("mode {mode} is not supported; \"affine\" is")));
     }
-    Ok(Quantization { group_size: number("group_size", &[32, 64, 128])?, bits: number("bits", &[2, 3, 4, 5, 6, 8])? })
+    Ok(Quantization {
+        group_size: number("group_size", &[32, 64, 128])?,
+        bits: number("bits", &[2, 3, 4, 5, 6, 8])?,
+    })
 }
 
 fn refused(layer: &str, problem: String) -> CheckpointError {

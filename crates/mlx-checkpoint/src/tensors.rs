@@ -65,7 +65,8 @@ impl<'a> CheckpointTensors<'a> {
             return None;
         }
         let stored = self.checkpoint.headers().get(key).map(|info| info.dtype);
-        let packed = key.strip_suffix(".weight").is_some_and(|layer| self.checkpoint.quantization_of(layer).is_some());
+        let packed =
+            key.strip_suffix(".weight").is_some_and(|layer| self.checkpoint.quantization_of(layer).is_some());
         let expected = if packed { "U32" } else { "F32, F16 or BF16" };
         let fits = match stored {
             Some(TensorDtype::U32) => packed,

@@ -32,7 +32,8 @@ fn open_error(folder: &Path) -> CheckpointError {
 
 #[test]
 fn one_file_is_read() {
-    let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[4, 8])), ("b.weight", ones(&[8]))])]);
+    let folder =
+        folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[4, 8])), ("b.weight", ones(&[8]))])]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.model_type(), "test");
     assert_eq!(checkpoint.parameter_count(), 40);
@@ -145,7 +146,8 @@ fn a_file_that_is_not_whole() {
     let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[16, 8]))])]);
     let file = folder.path().join("model.safetensors");
     let whole = fs::read(&file).unwrap();
-    let mut broken: Vec<Vec<u8>> = (0..whole.len()).step_by(13).map(|length| whole[..length].to_vec()).collect();
+    let mut broken: Vec<Vec<u8>> =
+        (0..whole.len()).step_by(13).map(|length| whole[..length].to_vec()).collect();
     broken.push([whole.clone(), vec![0]].concat());
     let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &[0; 64]].concat();
     broken.push(header(r#"{"a":{"dtype":"F32","shape":[16],"data_offsets":[0,60]}}"#));
@@ -193,7 +195,11 @@ fn every_wrong_tensor_is_listed() {
     assert_eq!(
         problems[..],
         [
-            TensorProblem::Dtype { key: key("dtype.weight"), expected: "F32, F16 or BF16", found: key("I32") },
+            TensorProblem::Dtype {
+                key: key("dtype.weight"),
+                expected: "F32, F16 or BF16",
+                found: key("I32")
+            },
             TensorProblem::Unexpected { key: key("extra.weight") },
             TensorProblem::Missing { key: key("gone.weight"), shape: vec![2, 2] },
             TensorProblem::Shape { key: key("shape.weight"), expected: vec![8, 4], found: vec![4, 8] },
@@ -231,7 +237,10 @@ fn a_quantized_layer_of_another_size_is_listed() {
         let mut tensors = checkpoint.tensors().unwrap();
         Linear::new(Parameters::root(&mut tensors).at("a"), inputs, outputs);
         let error = tensors.finish(|_| false).unwrap_err();
-        assert!(matches!(&error, CheckpointError::Tensors { problems, .. } if problems.len() == wrong), "{error}");
+        assert!(
+            matches!(&error, CheckpointError::Tensors { problems, .. } if problems.len() == wrong),
+            "{error}"
+        );
     }
 }
 

@@ -35,7 +35,9 @@ pub enum GenerateError {
         context: usize,
     },
     /// A token that the model does not have.
-    #[error("token id {id} at position {position} of the prompt is outside the model's vocabulary of {vocab_size}")]
+    #[error(
+        "token id {id} at position {position} of the prompt is outside the model's vocabulary of {vocab_size}"
+    )]
     OutsideVocabulary {
         /// The id.
         id: u32,

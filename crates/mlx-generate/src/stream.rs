@@ -87,7 +87,8 @@ impl<'a> TokenStream<'a> {
         let logits = logits.squeeze_axes(&[1])?; // [1, V]
         let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
         let id = self.sampler.sample(&logprobs)?; // [1]
-        let logprob = take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(mlx_rs::Dtype::Float32)?;
+        let logprob =
+            take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(mlx_rs::Dtype::Float32)?;
         async_eval([&id, &logprob])?;
         Ok(Step { id, logprob })
     }

@@ -128,8 +128,11 @@ fn a_dropped_stream_leaves_a_cache_that_can_be_continued() {
     let mut model = model();
     let expected = ids(&mut model, &PROMPT, options(8));
     let mut cache = model.new_cache();
-    let taken: Vec<u32> =
-        generate(&mut model, &mut cache, &PROMPT, options(8)).unwrap().take(3).map(|t| t.unwrap().id).collect();
+    let taken: Vec<u32> = generate(&mut model, &mut cache, &PROMPT, options(8))
+        .unwrap()
+        .take(3)
+        .map(|t| t.unwrap().id)
+        .collect();
     let read = cache.offset() as usize;
     let known = [&PROMPT[..], &taken].concat();
     cache.trim((read - known.len() + 1) as i32);
@@ -195,5 +198,8 @@ fn a_token_outside_the_vocabulary_is_an_error() {
 #[test]
 fn a_negative_temperature_is_an_error() {
     let sampling = Sampling::Temperature { temperature: -1.0, seed: 0 };
-    assert!(matches!(error(&[1], GenerateOptions { sampling, ..options(1) }), GenerateError::Temperature { .. }));
+    assert!(matches!(
+        error(&[1], GenerateOptions { sampling, ..options(1) }),
+        GenerateError::Temperature { .. }
+    ));
 }

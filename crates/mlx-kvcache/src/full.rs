@@ -136,8 +136,9 @@ mod tests {
 
     /// Keys that say which token and feature they are, so that any mix-up shows.
     fn tokens(from: i32, count: i32) -> (Array, Array) {
-        let values: Vec<f32> =
-            (0..2).flat_map(|head| (from..from + count).flat_map(move |t| [t as f32, (100 * head + t) as f32])).collect();
+        let values: Vec<f32> = (0..2)
+            .flat_map(|head| (from..from + count).flat_map(move |t| [t as f32, (100 * head + t) as f32]))
+            .collect();
         let keys = Array::from_slice(&values, &[1, 2, count, 2]);
         let values = keys.negative().unwrap();
         (keys, values)

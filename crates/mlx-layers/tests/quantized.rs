@@ -50,7 +50,10 @@ const CLOSE: Tolerance = Tolerance::Close { rtol: 1e-4, atol: 1e-4 };
 
 #[test]
 fn a_quantized_linear_layer_is_one_with_rounded_weights() {
-    let x = Array::from_slice(&(0..3 * 128).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>(), &[1, 3, 128]);
+    let x = Array::from_slice(
+        &(0..3 * 128).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>(),
+        &[1, 3, 128],
+    );
     for group_size in [32, 64, 128] {
         for bits in [2, 3, 4, 5, 6, 8] {
             let [packed, whole] = both(Quantization { group_size, bits }).map(|mut source| {

@@ -106,8 +106,10 @@ impl Config {
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         let raw: RawConfig = checkpoint.config()?;
-        Self::try_from(raw)
-            .map_err(|source| LoadError::Config { model_type: MODEL_TYPE.to_owned(), source: Box::new(source) })
+        Self::try_from(raw).map_err(|source| LoadError::Config {
+            model_type: MODEL_TYPE.to_owned(),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -202,7 +204,20 @@ mod tests {
     /// Values of `256 * round(int(8 * n / 3) / 256)` that Python 3.11 printed.
     #[test]
     fn the_width_is_rounded_as_python_rounds() {
-        for (n_embd, width) in [(47, 0), (48, 0), (49, 256), (64, 256), (143, 256), (144, 512), (240, 512), (241, 768), (640, 1792), (768, 2048), (1008, 2560), (1009, 2816)] {
+        for (n_embd, width) in [
+            (47, 0),
+            (48, 0),
+            (49, 256),
+            (64, 256),
+            (143, 256),
+            (144, 512),
+            (240, 512),
+            (241, 768),
+            (640, 1792),
+            (768, 2048),
+            (1008, 2560),
+            (1009, 2816),
+        ] {
             assert_eq!(hidden_dim(n_embd), width, "{n_embd}");
         }
     }
@@ -241,7 +256,10 @@ mod tests {
     #[test]
     fn the_epsilon_is_small_and_positive() {
         for value in [0.0, -1e-5, 1.0] {
-            assert_eq!(with("layer_norm_eps", json!(value)).unwrap_err(), ConfigError::Epsilon { found: value });
+            assert_eq!(
+                with("layer_norm_eps", json!(value)).unwrap_err(),
+                ConfigError::Epsilon { found: value }
+            );
         }
     }
 

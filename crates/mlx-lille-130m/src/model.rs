@@ -74,7 +74,10 @@ impl CausalLm for Lille130m {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { tok_embeddings, layers, norm } = &mut self.transformer;
         let [_batch, length] = *tokens.shape() else {
-            return Err(Exception::custom(format!("tokens of shape {:?}, and [B, L] is needed", tokens.shape())));
+            return Err(Exception::custom(format!(
+                "tokens of shape {:?}, and [B, L] is needed",
+                tokens.shape()
+            )));
         };
         if cache.layers().len() != layers.len() {
             let (found, needed) = (cache.layers().len(), layers.len());
@@ -157,7 +160,9 @@ impl Module<&Array> for FeedForward {
 /// Cuts the last axis at two places.
 fn parts(x: &Array, at: [i32; 2]) -> Result<[Array; 3], Exception> {
     let parts = x.split_at_indices(&at, -1)?;
-    parts.try_into().map_err(|_| Exception::custom("MLX cut an axis at two places into other than three parts"))
+    parts
+        .try_into()
+        .map_err(|_| Exception::custom("MLX cut an axis at two places into other than three parts"))
 }
 
 impl Lille130m {

@@ -165,16 +165,25 @@ fn rotary_tables_are_dropped_and_nothing_else_is() {
     with.retain(|(key, _)| key != "transformer.norm.weight");
     let folder = folder(CONFIG, with);
     let error = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap_err();
-    assert!(matches!(&error, LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) if problems.len() == 2));
+    assert!(
+        matches!(&error, LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) if problems.len() == 2)
+    );
     let text = error.to_string();
-    assert!(text.contains("attention.bias: unexpected") && text.contains("transformer.norm.weight: missing"), "{text}");
+    assert!(
+        text.contains("attention.bias: unexpected") && text.contains("transformer.norm.weight: missing"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_config_that_describes_no_model_is_refused() {
     for (from, to, needle) in [
         ("\"n_head\": 4", "\"n_head\": 5", "n_embd is 64, and must be a multiple of n_head, which is 5"),
-        ("\"n_kv_heads\": 2", "\"n_kv_heads\": 3", "n_head is 4, and must be a multiple of n_kv_heads, which is 3"),
+        (
+            "\"n_kv_heads\": 2",
+            "\"n_kv_heads\": 3",
+            "n_head is 4, and must be a multiple of n_kv_heads, which is 3",
+        ),
         ("\"n_layer\": 2", "\"n_layer\": 0", "n_layer is 0"),
         ("\"vocab_size\": 96", "\"vocab_size\": -96", "vocab_size is -96"),
     ] {

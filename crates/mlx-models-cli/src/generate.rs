@@ -7,9 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mlx_models::CausalLm;
-use mlx_models::generate::{
-    FinishReason, GenerateError, GenerateOptions, Sampling, generate_with_progress,
-};
+use mlx_models::generate::{FinishReason, GenerateError, GenerateOptions, Sampling, generate_with_progress};
 use mlx_models::tokenizer::Tokenizer;
 use serde::Serialize;
 

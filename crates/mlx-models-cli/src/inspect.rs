@@ -80,7 +80,9 @@ fn quantization(checkpoint: &Checkpoint) -> String {
     }
     let ways: Vec<String> = ways
         .into_iter()
-        .map(|((bits, group_size), layers)| format!("{bits} bits in groups of {group_size} ({layers} layers)"))
+        .map(|((bits, group_size), layers)| {
+            format!("{bits} bits in groups of {group_size} ({layers} layers)")
+        })
         .collect();
     ways.join(", ")
 }

@@ -47,7 +47,10 @@ fn check(case: &Case, sampling: Sampling) {
 /// Elsewhere MLX adds in another order, and 0.0625, the least distance of a best token from the
 /// second-best in these texts, is one step of bfloat16 at that size.
 #[test]
-#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), ignore = "the last bit decides, on another device")]
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    ignore = "the last bit decides, on another device"
+)]
 fn greedy_tokens_are_those_of_mlx_lm() {
     let cases = expected().cases;
     assert_eq!(cases.len(), 3);
@@ -59,7 +62,10 @@ fn greedy_tokens_are_those_of_mlx_lm() {
 
 /// The random numbers are MLX's on both sides, and so are the same.
 #[test]
-#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), ignore = "the last bit decides, on another device")]
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    ignore = "the last bit decides, on another device"
+)]
 fn sampled_tokens_are_those_of_mlx_lm() {
     for case in expected().sampled {
         let (temperature, seed) = (case.temp.unwrap(), case.seed.unwrap());
@@ -69,6 +75,7 @@ fn sampled_tokens_are_those_of_mlx_lm() {
 
 #[test]
 fn the_demo_is_small() {
-    let bytes: u64 = fs::read_dir(demo()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let bytes: u64 =
+        fs::read_dir(demo()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(bytes < 2_500_000, "{bytes}");
 }

@@ -62,7 +62,10 @@ fn assert_fails(folder: &Path, prompt: &str, needles: &[&str]) {
 fn the_demo_continues_a_prompt() {
     let output = run(&["generate", "--prompt", "Once upon a time", "--max-tokens", "20"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert_eq!(text(&output.stdout), " there was a little fox named Pip. He lived in a warm den at the edge of the forest\n");
+    assert_eq!(
+        text(&output.stdout),
+        " there was a little fox named Pip. He lived in a warm den at the edge of the forest\n"
+    );
     let said = text(&output.stderr);
     for needle in ["prompt: 4 tokens", "generation: 20 tokens", "tokens/s", "peak memory"] {
         assert!(said.contains(needle), "{said}");
@@ -76,7 +79,10 @@ fn a_story_ends_where_the_model_ends_it() {
     assert_eq!(report["finish_reason"], "stop_token");
     let story = report["text"].as_str().unwrap();
     assert!(story.ends_with(['.', '"', '!']) && !story.contains("<|"), "{story}");
-    assert_eq!(report["tokens"].as_array().unwrap().len(), report["generation_tokens"].as_u64().unwrap() as usize);
+    assert_eq!(
+        report["tokens"].as_array().unwrap().len(),
+        report["generation_tokens"].as_u64().unwrap() as usize
+    );
     assert!(report["generation_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(report["peak_memory_bytes"].as_u64().unwrap() > 2_000_000);
 }
@@ -140,7 +146,17 @@ fn a_reader_that_leaves_is_no_error() {
 #[cfg(unix)]
 fn an_interrupt_ends_it_cleanly() {
     let mut child = program()
-        .args(["generate", "--prompt", "Once upon a time", "--max-tokens", "500", "--temp", "1.5", "--seed", "2"])
+        .args([
+            "generate",
+            "--prompt",
+            "Once upon a time",
+            "--max-tokens",
+            "500",
+            "--temp",
+            "1.5",
+            "--seed",
+            "2",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -255,7 +271,11 @@ fn an_index_that_names_a_missing_shard() {
 fn sizes_that_make_no_model() {
     for (from, to, needle) in [
         ("\"n_head\": 4", "\"n_head\": 3", "n_embd is 128, and must be a multiple of n_head, which is 3"),
-        ("\"n_kv_heads\": 2", "\"n_kv_heads\": 3", "n_head is 4, and must be a multiple of n_kv_heads, which is 3"),
+        (
+            "\"n_kv_heads\": 2",
+            "\"n_kv_heads\": 3",
+            "n_head is 4, and must be a multiple of n_kv_heads, which is 3",
+        ),
         ("\"n_embd\": 128", "\"n_embd\": 0", "n_embd is 0"),
         ("\"n_layer\": 6", "\"n_layer\": -6", "n_layer is -6"),
     ] {
@@ -280,7 +300,8 @@ fn a_token_outside_the_vocabulary() {
     // A model of 320 tokens beside a tokenizer of 1024.
     let folder = tempfile::tempdir().unwrap();
     let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_f32");
-    for (from, file) in [(&*small, "config.json"), (&*small, "model.safetensors"), (demo(), "tokenizer.json")] {
+    for (from, file) in [(&*small, "config.json"), (&*small, "model.safetensors"), (demo(), "tokenizer.json")]
+    {
         fs::copy(from.join(file), folder.path().join(file)).unwrap();
     }
     assert_fails(folder.path(), "a little fox", &["at position 1 of the prompt", "vocabulary of 320"]);
@@ -302,7 +323,9 @@ fn a_negative_temperature() {
 
 #[test]
 fn arguments_that_make_no_sense() {
-    for arguments in [&["generate"][..], &["generate", "--prompt", "x", "--max-tokens", "many"], &["dance"], &[]] {
+    for arguments in
+        [&["generate"][..], &["generate", "--prompt", "x", "--max-tokens", "many"], &["dance"], &[]]
+    {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

@@ -119,7 +119,8 @@ mod tests {
 
     fn folder_of(model_type: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), format!(r#"{{"model_type": "{model_type}"}}"#)).unwrap();
+        std::fs::write(folder.path().join("config.json"), format!(r#"{{"model_type": "{model_type}"}}"#))
+            .unwrap();
         // A safetensors file with no tensors: the length of the header, and the header.
         std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
         folder
@@ -138,7 +139,10 @@ mod tests {
     fn an_unknown_model_type_lists_the_known() {
         let error = load(folder_of("mamba").path()).unwrap_err();
         assert!(matches!(error, LoadError::UnknownModelType { .. }));
-        assert!(error.to_string().contains("\"mamba\"") && error.to_string().contains("lille-130m"), "{error}");
+        assert!(
+            error.to_string().contains("\"mamba\"") && error.to_string().contains("lille-130m"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -112,7 +112,8 @@ mod tests {
     const HEAD_DIM: i32 = 8;
 
     fn input() -> Array {
-        let values: Vec<f32> = (0..2 * LENGTH * HEAD_DIM).map(|i| ((i * 29 % 83) as f32 - 41.0) / 13.0).collect();
+        let values: Vec<f32> =
+            (0..2 * LENGTH * HEAD_DIM).map(|i| ((i * 29 % 83) as f32 - 41.0) / 13.0).collect();
         Array::from_slice(&values, &[1, 2, LENGTH, HEAD_DIM])
     }
 

@@ -113,7 +113,9 @@ fn mlx_c_key(mlx_c: &Path) -> Result<String> {
         let relative = file.strip_prefix(mlx_c).unwrap_or(&file);
         hash.update(relative.to_string_lossy().as_bytes());
         hash.update(&[0]);
-        hash.update(&std::fs::read(&file).map_err(|e| Failure::io(format!("reading {}", file.display()), e))?);
+        hash.update(
+            &std::fs::read(&file).map_err(|e| Failure::io(format!("reading {}", file.display()), e))?,
+        );
     }
     Ok(hash.hex()[..12].to_owned())
 }

@@ -20,10 +20,7 @@ impl Failure {
 
     /// A file operation that failed for a reason that only the operating system knows.
     pub fn io(doing: impl fmt::Display, error: io::Error) -> Self {
-        Self::new(
-            format!("{doing} failed: {error}"),
-            "check the free space and the permissions there",
-        )
+        Self::new(format!("{doing} failed: {error}"), "check the free space and the permissions there")
     }
 }
 

@@ -125,7 +125,10 @@ impl Mlx {
             .ok_or_else(|| Failure::new(format!("no version of MLX in {}", header.display()), &remedy))?;
         if found != MLX_VERSION {
             return Err(Failure::new(
-                format!("MLX_PREFIX={} holds MLX {found}, and mlx-c 0.7.0 needs {MLX_VERSION}", prefix.display()),
+                format!(
+                    "MLX_PREFIX={} holds MLX {found}, and mlx-c 0.7.0 needs {MLX_VERSION}",
+                    prefix.display()
+                ),
                 remedy,
             ));
         }
@@ -166,7 +169,9 @@ fn version_in(header: &str) -> Option<String> {
 
 fn check_glibc() -> Result<()> {
     // Where the program is missing or says something else, the dynamic linker has the last word.
-    let Some(answer) = run(std::process::Command::new("getconf").arg("GNU_LIBC_VERSION"))? else { return Ok(()) };
+    let Some(answer) = run(std::process::Command::new("getconf").arg("GNU_LIBC_VERSION"))? else {
+        return Ok(());
+    };
     let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
     let version = answer.trim().strip_prefix("glibc ").and_then(|version| {
         let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
@@ -285,7 +290,13 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
     Ok(())
 }
 
-fn write_bindings(platform: Platform, mlx_c: &Path, home: &Path, compiler: &cc::Tool, to: &Path) -> Result<()> {
+fn write_bindings(
+    platform: Platform,
+    mlx_c: &Path,
+    home: &Path,
+    compiler: &cc::Tool,
+    to: &Path,
+) -> Result<()> {
     let forced = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native/forced.h");
     let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch)];
     if let Err(missing) = clang_sys::load() {

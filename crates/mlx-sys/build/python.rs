@@ -75,15 +75,28 @@ impl Wheel {
         let name = &self.keep_as;
         if said_lower.contains("do not match the hashes") {
             return Failure::new(
-                format!("the downloaded {name} is not the file that this crate was written for (its hash differs):\n{said}"),
+                format!(
+                    "the downloaded {name} is not the file that this crate was written for (its hash differs):\n{said}"
+                ),
                 "clear pip's cache (`python3 -m pip cache purge`) and look at what PIP_INDEX_URL and PIP_FIND_LINKS point at",
             );
         }
-        let unreachable = ["connection", "timed out", "name resolution", "retries", "network", "no matching distribution", "proxy"];
+        let unreachable = [
+            "connection",
+            "timed out",
+            "name resolution",
+            "retries",
+            "network",
+            "no matching distribution",
+            "proxy",
+        ];
         if unreachable.iter().any(|sign| said_lower.contains(sign)) {
             return Failure::new(
                 format!("pip cannot reach a package index that has {name}:\n{said}"),
-                format!("connect to the network for the first build (later builds need none), or {}", self.instead),
+                format!(
+                    "connect to the network for the first build (later builds need none), or {}",
+                    self.instead
+                ),
             );
         }
         Failure::new(format!("pip cannot download {name}:\n{said}"), self.instead)

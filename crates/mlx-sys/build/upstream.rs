@@ -22,8 +22,8 @@ pub fn mlx_c() -> Result<PathBuf> {
     cargo
         .args(["metadata", "--locked", "--format-version", "1", "--manifest-path"])
         .arg(copy.join("Cargo.toml"));
-    let answer = run(&mut cargo)?
-        .ok_or_else(|| Failure::new("cargo was not found", "check the variable CARGO"))?;
+    let answer =
+        run(&mut cargo)?.ok_or_else(|| Failure::new("cargo was not found", "check the variable CARGO"))?;
     if !answer.status.success() {
         return Err(Failure::new(
             format!(

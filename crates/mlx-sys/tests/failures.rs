@@ -29,8 +29,12 @@ impl World {
             world.link(program);
         }
         // By its real place: what PATH finds may be a shim that needs more programs.
-        let python = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-        world.script("python3", &format!("exec '{}' \"$@\"", String::from_utf8(python.stdout).unwrap().trim()));
+        let python =
+            Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+        world.script(
+            "python3",
+            &format!("exec '{}' \"$@\"", String::from_utf8(python.stdout).unwrap().trim()),
+        );
         world
     }
 
@@ -100,7 +104,8 @@ impl World {
         let said = said.join("\n");
         assert!(said.contains("what to do: "), "{said}");
         // A failure leaves nothing behind that a later build would take for whole.
-        let left: Vec<_> = fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
         assert!(left.is_empty(), "{left:?}");
         said
     }
@@ -149,14 +154,20 @@ fn no_python() {
 #[test]
 fn no_pip() {
     let world = World::offline();
-    world.script("python3", r#"[ "$1" = --version ] && echo Python 3.11.2 || { echo No module named pip >&2; exit 1; }"#);
+    world.script(
+        "python3",
+        r#"[ "$1" = --version ] && echo Python 3.11.2 || { echo No module named pip >&2; exit 1; }"#,
+    );
     assert_says(&world.failure(), &["has no pip", "apt install python3-pip"]);
 }
 
 #[test]
 fn no_network() {
     let said = World::offline().failure();
-    assert_says(&said, &["pip cannot reach a package index that has mlx-cpu-0.32.2", "connect to the network", "MLX_PREFIX"]);
+    assert_says(
+        &said,
+        &["pip cannot reach a package index that has mlx-cpu-0.32.2", "connect to the network", "MLX_PREFIX"],
+    );
 }
 
 #[test]
@@ -197,14 +208,20 @@ fn no_libclang_and_no_network() {
 fn an_installed_mlx_of_another_version() {
     let world = World::offline();
     let prefix = world.mlx([0, 31, 1], true);
-    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["holds MLX 0.31.1", "needs 0.32.2", "unset it"]);
+    assert_says(
+        &world.with("MLX_PREFIX", prefix).failure(),
+        &["holds MLX 0.31.1", "needs 0.32.2", "unset it"],
+    );
 }
 
 #[test]
 fn an_installed_mlx_without_its_library() {
     let world = World::offline();
     let prefix = world.mlx([0, 32, 2], false);
-    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["no lib/libmlx.so", "MLX_PREFIX must name a folder"]);
+    assert_says(
+        &world.with("MLX_PREFIX", prefix).failure(),
+        &["no lib/libmlx.so", "MLX_PREFIX must name a folder"],
+    );
 }
 
 #[test]

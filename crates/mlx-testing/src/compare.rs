@@ -110,7 +110,9 @@ pub fn compare(found: &Array, expected: &Array, tolerance: Tolerance) -> Result<
         };
         let allowed = match tolerance {
             // Equal values of the same dtype differ in bits only as +0 and -0 do.
-            Tolerance::Exact if found == 0.0 && found.is_sign_negative() != expected.is_sign_negative() => -1.0,
+            Tolerance::Exact if found == 0.0 && found.is_sign_negative() != expected.is_sign_negative() => {
+                -1.0
+            }
             Tolerance::Exact => 0.0,
             Tolerance::Close { rtol, atol } if expected.is_finite() => atol + rtol * expected.abs(),
             Tolerance::Close { .. } => 0.0,
@@ -136,7 +138,9 @@ fn to_f64(array: &Array) -> Result<Vec<f64>, Exception> {
     }
     let failed = |e: mlx_rs::error::AsSliceError| Exception::custom(e.to_string());
     Ok(match array.dtype() {
-        Dtype::Float32 => array.try_as_slice::<f32>().map_err(failed)?.iter().map(|&v| f64::from(v)).collect(),
+        Dtype::Float32 => {
+            array.try_as_slice::<f32>().map_err(failed)?.iter().map(|&v| f64::from(v)).collect()
+        }
         Dtype::Float16 => {
             array.try_as_slice::<half::f16>().map_err(failed)?.iter().map(|v| v.to_f64()).collect()
         }

@@ -39,7 +39,10 @@ fn byte_level() -> String {
     .to_string()
 }
 
-fn folder(files: &[(&str, &str)]) -> TempDir {
+/// File names and contents.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
+fn folder(files: Files<'_>) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, contents) in files {
         fs::write(folder.path().join(name), contents).unwrap();
@@ -87,8 +90,11 @@ fn bytes_that_are_no_character_come_out_in_the_end() {
     let fox = tokenizer.encode("🦊").unwrap();
     assert_eq!(fox.len(), 4);
     // Many broken characters, then text, then the beginning of a character.
-    let ids: Vec<u32> =
-        [fox[1]; 40].into_iter().chain(tokenizer.encode(" ok").unwrap()).chain(fox[..2].iter().copied()).collect();
+    let ids: Vec<u32> = [fox[1]; 40]
+        .into_iter()
+        .chain(tokenizer.encode(" ok").unwrap())
+        .chain(fox[..2].iter().copied())
+        .collect();
     let mut stream = tokenizer.stream();
     let mut streamed: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     assert!(streamed.ends_with(" ok"));
@@ -99,7 +105,7 @@ fn bytes_that_are_no_character_come_out_in_the_end() {
 #[test]
 fn stop_tokens_come_from_every_config() {
     let tokenizer_json = byte_level();
-    let configs: &[(&[(&str, &str)], &[u32])] = &[
+    let configs: &[(Files<'_>, &[u32])] = &[
         (&[], &[]),
         (&[("generation_config.json", r#"{"eos_token_id": [5, 3]}"#)], &[3, 5]),
         (&[("config.json", r#"{"eos_token_id": 7}"#)], &[7]),

@@ -82,7 +82,8 @@ pub(super) enum CaseError {
 impl Case {
     pub(super) fn read(folder: &Path) -> Result<Self, CaseError> {
         let file = folder.join("case.json");
-        let text = fs::read_to_string(&file).map_err(|source| CaseError::Io { file: file.clone(), source })?;
+        let text =
+            fs::read_to_string(&file).map_err(|source| CaseError::Io { file: file.clone(), source })?;
         let json = |source| CaseError::Json { file: file.clone(), source };
         let header: Header = serde_json::from_str(&text).map_err(json)?;
         let kind = match header.kind.as_str() {

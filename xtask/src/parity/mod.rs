@@ -44,9 +44,8 @@ struct Row {
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let folder = arguments.cases.clone().unwrap_or_else(|| crate::root().join("xtask/cases"));
-    let cases = find_cases(&folder).map_err(|e| {
-        io::Error::new(e.kind(), format!("reading the cases in {}: {e}", folder.display()))
-    })?;
+    let cases = find_cases(&folder)
+        .map_err(|e| io::Error::new(e.kind(), format!("reading the cases in {}: {e}", folder.display())))?;
 
     let mut rows = Vec::new();
     let mut out = io::stdout().lock();

@@ -62,9 +62,9 @@ fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), CaseErro
     let vocab_size = model.info().vocab_size;
     let ids = ids("tokens", tokens)?;
     match ids.iter().find(|&&id| id >= vocab_size as u32) {
-        Some(id) => {
-            Err(CaseError::Reference { problem: format!("token {id} is outside the vocabulary of {vocab_size}") })
-        }
+        Some(id) => Err(CaseError::Reference {
+            problem: format!("token {id} is outside the vocabulary of {vocab_size}"),
+        }),
         None => Ok(()),
     }
 }

@@ -152,7 +152,10 @@ fn tokens_of_another_form_are_failed_cases() {
     assert_fails(with_tokens(Array::from_slice(&[1, 2], &[2])).path(), "[B, T] is needed");
     assert_fails(with_tokens(Array::from_slice(&[1.0_f32], &[1, 1])).path(), "do not cut");
     let length = case("lille_f32");
-    let tokens = Array::load_safetensors(length.path().join("reference.safetensors")).unwrap().remove("tokens").unwrap();
+    let tokens = Array::load_safetensors(length.path().join("reference.safetensors"))
+        .unwrap()
+        .remove("tokens")
+        .unwrap();
     let far = tokens.add(Array::from_int(100_000)).unwrap();
     assert_fails(with_tokens(far).path(), "outside the vocabulary");
 }
@@ -177,8 +180,11 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
     assert_eq!(found, [folder.path().join("a"), folder.path().join("b/deep/one")]);
 
     let json = folder.path().join("results.json");
-    let arguments =
-        Arguments { cases: Some(folder.path().to_path_buf()), filter: String::new(), json: Some(json.clone()) };
+    let arguments = Arguments {
+        cases: Some(folder.path().to_path_buf()),
+        filter: String::new(),
+        json: Some(json.clone()),
+    };
     assert!(!super::run(&arguments).unwrap());
     let rows: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 2);
