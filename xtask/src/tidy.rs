@@ -175,12 +175,18 @@ fn numbers(version: &str) -> [u64; 3] {
 fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
     // Put together here, so that this file does not contain them.
     let forbidden: Vec<String> = ["root", "home", "work", "Users"].map(|top| format!("/{top}/")).into();
+    let hosts = [("://crates", "io"), ("index.crates", "io"), ("pypi", "org"), ("pythonhosted", "org")]
+        .map(|(name, top)| format!("{name}.{top}"));
     for file in files {
         let Ok(text) = String::from_utf8(fs::read(root.join(file))?) else { continue };
         for (number, line) in text.lines().enumerate() {
             if let Some(path) = forbidden.iter().find(|path| starts_a_path(line, path)) {
                 problems.push(format!("{file}:{}: a path of somebody's machine ({path})", number + 1));
             }
+        }
+        // Packages are named, and the ordinary clients know where they are.
+        for host in hosts.iter().filter(|&host| text.contains(host)) {
+            problems.push(format!("{file}: names a registry's host ({host})"));
         }
         if file.ends_with(".rs") && !text.starts_with("//!") {
             problems.push(format!("{file}: does not begin with what it is for (//!)"));
@@ -284,14 +290,16 @@ mod tests {
     }
 
     #[test]
-    fn files_with_paths_or_without_docs_are_found() {
+    fn files_with_paths_or_hosts_or_without_docs_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let home = format!("/{}/me", "home");
         fs::write(folder.path().join("a.rs"), format!("fn a() {{}} // {home}")).unwrap();
         fs::write(folder.path().join("b.md"), format!("see ~{home} and x{home}")).unwrap();
+        fs::write(folder.path().join("c.md"), format!("from https{}.io", "://crates")).unwrap();
         let mut problems = Vec::new();
-        check_files(folder.path(), &["a.rs".to_owned(), "b.md".to_owned()], &mut problems).unwrap();
-        assert_eq!(problems.len(), 2, "{problems:?}");
+        check_files(folder.path(), &["a.rs", "b.md", "c.md"].map(str::to_owned), &mut problems).unwrap();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(problems[2].starts_with("c.md: names a registry's host"));
         assert!(problems[0].starts_with("a.rs:1: a path") && problems[1].starts_with("a.rs: does not begin"));
     }
 }

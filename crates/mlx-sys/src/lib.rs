@@ -1,7 +1,7 @@
 //! The C interface of MLX, as declarations: a drop-in for the crates.io package of the same name
 //! and version, which builds on Linux too.
 //!
-//! Implementation, not API: use [`mlx-rs`](https://docs.rs/mlx-rs), which is written against it.
+//! Implementation, not API: use `mlx-rs`, which is written against it.
 //! `README.md` says how a project on Linux puts this crate in the place of the original, and what
 //! the build script does.
 #![allow(

@@ -3,6 +3,7 @@
 //! Each test runs the build script again, as cargo would, in a world where one thing is missing:
 //! an empty folder for downloads, a PATH with only the named programs, an index that nobody serves.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
