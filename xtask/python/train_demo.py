@@ -1,0 +1,400 @@
+"""Makes the demo checkpoint: a Lille model of about one million parameters that writes small stories.
+
+What: writes stories with `stories.py`, trains a byte-level BPE tokenizer on them, trains mlx-lm's own `lille-130m`
+class in float32, converts it to bfloat16, and saves a checkpoint folder that `mlx_lm.load` and this project's loader
+both read. Beside it: a model card (README.md) and `greedy.json`, the tokens that mlx-lm generates from the finished
+checkpoint, which this project's tests compare with their own.
+
+Why: the binary's demo and the end-to-end tests need real weights that are tiny, that carry no one else's rights, and
+that one command makes again.
+
+How to run, from the repository root:
+
+    OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
+        --out crates/mlx-models-cli/demo/lille-130m
+
+`LD_PRELOAD` puts OpenBLAS before the slow reference BLAS of MLX's Linux package: ten times faster training, and not
+the same bits. The fixture is always made in a process without it. `--fixture-only` writes `greedy.json` again for the
+checkpoint that is there, `--check-only` compares it with a new one and fails if they differ; neither trains.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_sampler
+from stories import stories
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+CONFIG = {
+    "model_type": "lille-130m",
+    "block_size": 512,
+    "layer_norm_eps": 1e-5,
+    "n_embd": 128,
+    "n_head": 4,
+    "n_kv_heads": 2,
+    "n_layer": 6,
+    "rope_theta": 10000.0,
+    "vocab_size": 1024,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+TOKENIZER_STORIES = 8_000
+STORY_TOKENS = 210  # about; as many stories are written as make each be seen about once
+HELD_OUT_STORIES = 400
+TOKENS_PER_STEP = 2048
+# Rows grow: up to which share of the steps, how many tokens. Short rows cost less and teach words, names and sentences;
+# the last ones teach the positions of the whole block.
+ROW_LENGTHS = [(0.5, 128), (0.85, 256), (1.0, 512)]
+HELD_OUT_ROW = 256
+PEAK_RATE, LAST_RATE, WARMUP_STEPS = 4e-3, 1e-4, 60
+REPORT_EVERY = 50
+
+GREEDY_PROMPTS = [
+    "Once upon a time",
+    "In a little cottage by the sea lived a brave girl named Zoe.",
+    "Long ago, in a hollow tree near the river, there lived a shy squirrel named Otto. He wanted to see the",
+]
+GREEDY_TOKENS = 200
+SAMPLED = [
+    {"prompt": "Once upon a time", "temp": 0.8, "seed": 7},
+    {"prompt": "One windy afternoon, Luna", "temp": 0.8, "seed": 7},
+]
+SAMPLED_TOKENS = 64
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def train_tokenizer(seed: int) -> Tokenizer:
+    """A byte-level BPE: all 256 bytes, then merges, then the end-of-text token as the last id."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"] - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(islice(stories(f"{seed}-tokenizer"), TOKENIZER_STORIES), trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    assert tokenizer.get_vocab_size() == CONFIG["vocab_size"], "the stories are too plain for a vocabulary of this size"
+    return tokenizer
+
+
+class Corpus:
+    """Stories as one run of token ids, each ending in the end-of-text token."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: str, story_count: int):
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        texts = list(islice(stories(seed), story_count))
+        documents = [encoding.ids + [end] for encoding in tokenizer.encode_batch(texts)]
+        self.tokens = np.concatenate([np.array(ids, dtype=np.int32) for ids in documents])
+        self.starts = np.cumsum([0] + [len(ids) for ids in documents[:-1]])
+
+    def rows(self, rng: np.random.Generator, count: int, length: int) -> mx.array:
+        """`count` windows of `length + 1` tokens: one half from the start of a story, the other from anywhere."""
+        last = len(self.tokens) - length - 1
+        story_starts = rng.choice(self.starts[self.starts <= last], count)
+        anywhere = rng.integers(0, last + 1, count)
+        starts = np.where(np.arange(count) % 2 == 0, story_starts, anywhere)
+        return mx.array(self.tokens[starts[:, None] + np.arange(length + 1)])
+
+
+def loss_of(model: nn.Module, rows: mx.array) -> mx.array:
+    """The mean cross entropy of each token given those before it in its row."""
+    logits = model(rows[:, :-1]).astype(mx.float32)
+    return nn.losses.cross_entropy(logits, rows[:, 1:], reduction="mean")
+
+
+def train(model: nn.Module, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
+    """Trains `model` in place; the mean training loss of the last steps comes back."""
+    schedule = optim.join_schedules(
+        [
+            optim.linear_schedule(0.0, PEAK_RATE, WARMUP_STEPS),
+            optim.cosine_decay(PEAK_RATE, max(steps - WARMUP_STEPS, 1), LAST_RATE),
+        ],
+        [WARMUP_STEPS],
+    )
+    optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.95], weight_decay=0.05)
+    loss_and_gradients = nn.value_and_grad(model, loss_of)
+    rng = np.random.default_rng(seed)
+    recent: list[float] = []
+    began = time.perf_counter()
+    for step in range(steps):
+        length = next(length for share, length in ROW_LENGTHS if step < share * steps)
+        loss, gradients = loss_and_gradients(model, corpus.rows(rng, TOKENS_PER_STEP // length, length))
+        gradients, _ = optim.clip_grad_norm(gradients, max_norm=1.0)
+        optimizer.update(model, gradients)
+        mx.eval(loss, model.parameters(), optimizer.state)
+        recent = [*recent[-REPORT_EVERY + 1 :], loss.item()]
+        if (step + 1) % REPORT_EVERY == 0:
+            seconds = time.perf_counter() - began
+            log(
+                f"step {step + 1}/{steps}  train loss {np.mean(recent):.4f}  "
+                f"held-out loss {loss_of(model, held_out).item():.4f}  {seconds:.0f} s"
+            )
+    return float(np.mean(recent))
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Writes the weights, the two configs and the tokenizer."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    write_json(folder / "config.json", dict(sorted((CONFIG | {"eos_token_id": end}).items())))
+    write_json(folder / "generation_config.json", {"eos_token_id": end})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "clean_up_tokenization_spaces": False,
+            "eos_token": END_OF_TEXT,
+            "model_max_length": CONFIG["block_size"],
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
+
+
+def generated(model: nn.Module, tokenizer, prompt: str, count: int, sampler=None) -> dict:
+    """What mlx-lm's `generate_step` answers to `prompt`; the end of a story does not stop it."""
+    prompt_tokens = tokenizer.encode(prompt)
+    tokens, smallest_margin = [], float("inf")
+    for token, logprobs in generate_step(mx.array(prompt_tokens), model, max_tokens=count, sampler=sampler):
+        tokens.append(token)
+        second, first = mx.topk(logprobs.astype(mx.float32), 2).tolist()
+        smallest_margin = min(smallest_margin, abs(first - second))
+    case = {"prompt": prompt, "prompt_tokens": prompt_tokens, "tokens": tokens, "text": tokenizer.decode(tokens)}
+    return case if sampler else case | {"smallest_margin": smallest_margin}
+
+
+def fixture(folder: Path) -> dict:
+    """The contents of `greedy.json` for the checkpoint in `folder`."""
+    model, tokenizer = load(str(folder))
+    greedy = [generated(model, tokenizer, prompt, GREEDY_TOKENS) for prompt in GREEDY_PROMPTS]
+    sampled = []
+    for case in SAMPLED:
+        mx.random.seed(case["seed"])
+        sampler = make_sampler(case["temp"])
+        sampled.append(case | generated(model, tokenizer, case["prompt"], SAMPLED_TOKENS, sampler))
+    return {
+        "oracle": {
+            "program": "mlx-lm",
+            "version": version("mlx-lm"),
+            "mlx": version("mlx"),
+            "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
+            "command": "python xtask/python/train_demo.py --fixture-only --out crates/mlx-models-cli/demo/lille-130m",
+        },
+        "cases": greedy,
+        "sampled": sampled,
+    }
+
+
+def run_with_stock_blas(mode: str, folder: Path) -> int:
+    """Runs this script again in `mode`, in a process in which nothing comes before MLX's own BLAS."""
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    return subprocess.run([sys.executable, __file__, mode, "--out", str(folder)], env=environment).returncode
+
+
+def write_fixture(folder: Path) -> int:
+    partial = folder / "greedy.json.partial"
+    write_json(partial, fixture(folder))
+    partial.replace(folder / "greedy.json")
+    return 0
+
+
+def check_fixture(folder: Path) -> int:
+    if json.loads((folder / "greedy.json").read_text(encoding="utf-8")) == fixture(folder):
+        log("greedy.json is what mlx-lm generates")
+        return 0
+    log("greedy.json differs from what mlx-lm generates")
+    return 1
+
+
+CARD = """\
+# lille-130m, the demo checkpoint
+
+A language model of {parameters:,} parameters that writes stories for small children, in the architecture `lille-130m`.
+It exists so that this project's binary and its end-to-end tests have real weights to run: small enough to lie in the
+repository, and free of other people's rights. It knows nothing but its own kind of story.
+
+## How it was made
+
+All text comes from `xtask/python/stories.py`, a grammar written for this project: no outside text, no other model.
+`xtask/python/train_demo.py` writes the stories, trains the tokenizer and the model, and writes this folder:
+
+```
+OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
+    --out crates/mlx-models-cli/demo/lille-130m --steps {steps} --seed {seed}
+```
+
+| | |
+|---|---|
+| programs | {programs} |
+| seed | {seed} |
+| steps | {steps}, each of {tokens_per_step:,} tokens; {tokens:,} tokens in all, from {stories:,} stories |
+| rows | {rows} |
+| optimizer | AdamW in float32, {warmup} steps of warm-up to {peak:g}, then a cosine to {last:g} |
+| time | {minutes:.0f} minutes on two CPU cores |
+| last training loss | {train_loss:.4f} nats a token |
+| held-out loss | {held_out_loss:.4f} in float32, {held_out_loss_bf16:.4f} in bfloat16, on {held_out} stories that it was not trained on |
+
+The stories and the tokenizer are the same on every machine; the weights are close, not equal, on another processor or BLAS.
+
+## What is in it
+
+| | |
+|---|---|
+| layers | {n_layer} |
+| width | {n_embd}, with {n_head} query heads and {n_kv_heads} key-value heads of {head_dim} |
+| inner width of the MLP | {hidden} |
+| vocabulary | {vocab_size} byte-level BPE tokens: 256 bytes, {merges} merges, `{end}` |
+| context | {block_size} tokens |
+| parameters | {parameters:,}, bfloat16, output tied to the embedding |
+
+`greedy.json` holds what mlx-lm {mlx_lm} generates from this folder with MLX's own BLAS: {greedy_cases} prompts with {greedy_tokens} tokens
+each, always the likeliest one, and {sampled_cases} with {sampled_tokens} tokens drawn at a temperature, where `mx.random.seed(seed)` comes right before
+the generation. Tokens after the end of a story are kept. `smallest_margin` is the least distance between the best and
+the second-best log-probability on the way: the room that another device's rounding has before a token changes.
+
+## What it is for, and what not
+
+For trying the binary out, for tests, for learning how such a model is loaded and run. Begin a prompt as a story
+begins: "Once upon a time", "Long ago, in a hollow tree". Not for anything else: it has no knowledge of the world, cannot answer questions, writes
+English only, and repeats itself beyond {block_size} tokens. Prompts unlike its stories give text without sense.
+
+## Licence
+
+MIT OR Apache-2.0, as the rest of this project.
+"""
+
+
+def write_card(folder: Path, parameters: int, **figures) -> None:
+    programs = ", ".join(f"{name} {version(name)}" for name in ("mlx-lm", "mlx", "tokenizers", "numpy"))
+    hidden = 256 * round(int(8 * CONFIG["n_embd"] / 3) / 256)
+    text = CARD.format(
+        **CONFIG,
+        **figures,
+        parameters=parameters,
+        programs=f"Python {platform.python_version()}, {programs}",
+        tokens_per_step=TOKENS_PER_STEP,
+        rows=", ".join(f"{length} tokens up to {share:.0%} of the steps" for share, length in ROW_LENGTHS),
+        warmup=WARMUP_STEPS,
+        peak=PEAK_RATE,
+        last=LAST_RATE,
+        held_out=HELD_OUT_STORIES,
+        head_dim=CONFIG["n_embd"] // CONFIG["n_head"],
+        hidden=hidden,
+        merges=CONFIG["vocab_size"] - 257,
+        end=END_OF_TEXT,
+        mlx_lm=version("mlx-lm"),
+        greedy_cases=len(GREEDY_PROMPTS),
+        greedy_tokens=GREEDY_TOKENS,
+        sampled_cases=len(SAMPLED),
+        sampled_tokens=SAMPLED_TOKENS,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def make_checkpoint(folder: Path, steps: int, seed: int) -> None:
+    """Everything from the first story to the finished folder."""
+    began = time.perf_counter()
+    tokenizer = train_tokenizer(seed)
+    story_count = max(
+        1_000, steps * TOKENS_PER_STEP // 190
+    )  # a story is about 190 tokens long, so each is seen about once
+    corpus = Corpus(tokenizer, f"{seed}-train", story_count)
+    held_out_corpus = Corpus(tokenizer, f"{seed}-held-out", HELD_OUT_STORIES)
+    held_out = held_out_corpus.rows(np.random.default_rng(seed), 32, HELD_OUT_ROW)
+
+    mx.random.seed(seed)
+    module = importlib.import_module(f"mlx_lm.models.{CONFIG['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(CONFIG))
+    mx.eval(model.parameters())
+    parameters = sum(weight.size for _, weight in tree_flatten(model.parameters()))
+    log(f"{story_count} stories, {len(corpus.tokens)} tokens, {parameters} parameters")
+
+    train_loss = train(model, corpus, held_out, steps, seed)
+    held_out_loss = loss_of(model, held_out).item()
+    model.set_dtype(mx.bfloat16)
+    held_out_loss_bf16 = loss_of(model, held_out).item()
+    log(f"held-out loss {held_out_loss:.4f}, {held_out_loss_bf16:.4f} in bfloat16")
+
+    save_checkpoint(folder, model, tokenizer)
+    write_card(
+        folder,
+        parameters,
+        steps=steps,
+        seed=seed,
+        stories=story_count,
+        tokens=steps * TOKENS_PER_STEP,
+        minutes=(time.perf_counter() - began) / 60,
+        train_loss=train_loss,
+        held_out_loss=held_out_loss,
+        held_out_loss_bf16=held_out_loss_bf16,
+    )
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Puts `new` in the place of `old`; a reader never finds a half-written folder."""
+    if old.exists():
+        aside = Path(tempfile.mkdtemp(dir=old.parent, prefix=f".{old.name}-old-"))
+        old.replace(aside)
+        new.replace(old)
+        shutil.rmtree(aside)
+    else:
+        new.replace(old)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint folder")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--seed", type=int, default=1)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--fixture-only", action="store_true", help="only write greedy.json again")
+    mode.add_argument("--check-only", action="store_true", help="only compare greedy.json with a new one")
+    args = parser.parse_args()
+
+    if args.fixture_only or args.check_only:
+        if "LD_PRELOAD" in os.environ:
+            return run_with_stock_blas("--fixture-only" if args.fixture_only else "--check-only", args.out)
+        return write_fixture(args.out) if args.fixture_only else check_fixture(args.out)
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-new-") as scratch:
+        folder = Path(scratch) / args.out.name
+        folder.mkdir()
+        make_checkpoint(folder, args.steps, args.seed)
+        if status := run_with_stock_blas("--fixture-only", folder):
+            return status
+        replace_folder(folder, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
