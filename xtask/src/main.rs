@@ -2,6 +2,7 @@
 //!
 //! One file per command. Commands for users are in the program `mlx-models`, never here.
 
+mod bench;
 mod ci;
 mod parity;
 mod tidy;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Compare our models with reference outputs (docs/parity.md)
     Parity(parity::Arguments),
+    /// Measure this project beside mlx-lm, as ratios
+    Bench(bench::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
     /// Everything that a change must pass, as continuous integration runs it
@@ -31,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let answer = match Arguments::parse().command {
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     };

@@ -43,12 +43,16 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    report(arguments, &mut io::stdout().lock())
+}
+
+/// Runs the cases and writes a line for each.
+fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
     let folder = arguments.cases.clone().unwrap_or_else(|| crate::root().join("xtask/cases"));
     let cases = find_cases(&folder)
         .map_err(|e| io::Error::new(e.kind(), format!("reading the cases in {}: {e}", folder.display())))?;
 
     let mut rows = Vec::new();
-    let mut out = io::stdout().lock();
     for case in cases {
         let Some(row) = run_case(&case, &arguments.filter) else { continue };
         let verdict = if row.passed { "passed" } else { "FAILED" };

@@ -185,7 +185,9 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
         filter: String::new(),
         json: Some(json.clone()),
     };
-    assert!(!super::run(&arguments).unwrap());
+    let mut lines = Vec::new();
+    assert!(!report(&arguments, &mut lines).unwrap());
+    assert!(lines.ends_with(b"0 passed, 2 failed\n"));
     let rows: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 2);
     assert_eq!(rows[0]["passed"], false);
@@ -195,7 +197,7 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
 fn nothing_to_run_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = Arguments { cases: Some(folder.path().to_path_buf()), filter: String::new(), json: None };
-    assert!(!super::run(&arguments).unwrap());
+    assert!(!report(&arguments, &mut Vec::new()).unwrap());
     let arguments = Arguments { cases: Some(folder.path().join("gone")), filter: String::new(), json: None };
-    assert!(super::run(&arguments).unwrap_err().to_string().contains("gone"));
+    assert!(report(&arguments, &mut Vec::new()).unwrap_err().to_string().contains("gone"));
 }
