@@ -18,18 +18,11 @@ Every greedy continuation is checked when it is made: it must not be a loop of a
 logit must lead by a margin, so that the tokens are the same on devices that round differently.
 """
 
-import argparse
 import contextlib
-import filecmp
-import json
-import os
-import platform
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +33,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
+from parity_cases import argument_parser, demand_own_blas, finish, write_description
 
 CONFIG = {
     "model_type": "lille-130m",
@@ -206,50 +200,15 @@ def make_case(case: Case, folder: Path) -> None:
         "greedy_tokens": mx.array(greedy_tokens(model, prompt, case.name), dtype=mx.int32),
     }
     mx.save_safetensors(str(folder / "reference.safetensors"), reference)
-    description = {
-        "name": case.name,
-        "kind": "model",
-        "oracle": f"mlx-lm {version('mlx-lm')}",
-        "mlx": version("mlx"),
-        "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
-        "made_by": "xtask/python/make_cases.py",
-        "seed": case.seed,
-        "calls": case.calls,
-        "compare": {"mode": "exact"},
-    }
-    (folder / "case.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-
-def differences(new: Path, old: Path) -> list[str]:
-    """The files below `new` that `old` does not hold in the same bytes, and those that only `old` holds."""
-    new_files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
-    cases = {path.parts[0] for path in new_files}
-    old_files = {path.relative_to(old) for name in cases for path in (old / name).rglob("*") if path.is_file()}
-    differing = new_files ^ old_files
-    differing |= {path for path in new_files & old_files if not filecmp.cmp(new / path, old / path, shallow=False)}
-    return sorted(map(str, differing))
+    write_description(folder, case.name, "model", "xtask/python/make_cases.py", seed=case.seed, calls=case.calls)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the cases")
-    parser.add_argument("--check", action="store_true", help="compare with what is there, write nothing")
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
-    if "LD_PRELOAD" in os.environ:
-        parser.error("unset LD_PRELOAD: the references hold for MLX's own BLAS")
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for case in CASES:
-            make_case(case, Path(scratch) / case.name)
-        if args.check:
-            differing = differences(Path(scratch), args.out)
-            print("\n".join(f"differs: {path}" for path in differing) or f"{len(CASES)} cases are as mlx-lm makes them")
-            return 1 if differing else 0
-        args.out.mkdir(parents=True, exist_ok=True)
-        for case in CASES:
-            shutil.rmtree(args.out / case.name, ignore_errors=True)
-            shutil.copytree(Path(scratch) / case.name, args.out / case.name)
-    return 0
+    demand_own_blas(parser)
+    made = {case.name: partial(make_case, case) for case in CASES}
+    return finish(made, {name: args.out / name for name in made}, args.check)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_rope::{Rope, RopeError, RopeLayout};
+use mlx_rope::{Rope, RopeError, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "lille-130m";
 
 /// A validated configuration: every model that can be described by one can be built.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// Features of the residual stream, D. The released model has 640.
     pub n_embd: i32,
@@ -34,7 +34,7 @@ pub struct Config {
 }
 
 /// Why a config describes no Lille model.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// A size is zero, negative, or beyond any model.
@@ -72,8 +72,14 @@ pub enum ConfigError {
         found: f64,
     },
     /// The rotation cannot be built.
-    #[error("rope_theta and n_embd / n_head: {0}")]
+    #[error(transparent)]
     Rope(#[from] RopeError),
+    /// The config asks for a rotation that the architecture does not have.
+    #[error("rope_type is {found:?}, and this architecture rotates whole heads without scaling")]
+    Scaling {
+        /// The kind of scaling.
+        found: &'static str,
+    },
     /// The config asks for a head of its own, which the architecture does not have.
     #[error("tie_word_embeddings is false, and the head of this architecture is its embedding table")]
     UntiedEmbeddings,
@@ -88,7 +94,8 @@ struct RawConfig {
     n_head: i64,
     n_kv_heads: i64,
     n_layer: i64,
-    rope_theta: f64,
+    #[serde(flatten)]
+    rope: RopeKeys,
     vocab_size: i64,
     #[serde(default = "tied")]
     tie_word_embeddings: bool,
@@ -138,6 +145,10 @@ impl TryFrom<RawConfig> for Config {
             return Err(ConfigError::UntiedEmbeddings);
         }
         let head_dim = n_embd / n_head;
+        let rotation = raw.rope.uniform(None)?;
+        if rotation.scaling != RopeScaling::Default || rotation.partial_rotary_factor != 1.0 {
+            return Err(ConfigError::Scaling { found: rotation.scaling.rope_type() });
+        }
         Ok(Self {
             n_embd,
             n_head,
@@ -148,7 +159,7 @@ impl TryFrom<RawConfig> for Config {
             vocab_size,
             block_size,
             norm_eps: raw.layer_norm_eps as f32,
-            rope: Rope::new(head_dim, raw.rope_theta as f32, RopeLayout::Interleaved)?,
+            rope: rotation.rope(head_dim, RopeLayout::Interleaved)?,
         })
     }
 }
@@ -250,27 +261,32 @@ mod tests {
 
     #[test]
     fn a_model_without_feed_forward_features_is_refused() {
-        assert_eq!(with("n_embd", json!(40)).unwrap_err(), ConfigError::Width { n_embd: 40 });
+        assert!(matches!(with("n_embd", json!(40)), Err(ConfigError::Width { n_embd: 40 })));
     }
 
     #[test]
     fn the_epsilon_is_small_and_positive() {
         for value in [0.0, -1e-5, 1.0] {
-            assert_eq!(
-                with("layer_norm_eps", json!(value)).unwrap_err(),
-                ConfigError::Epsilon { found: value }
-            );
+            assert!(matches!(with("layer_norm_eps", json!(value)), Err(ConfigError::Epsilon { .. })));
         }
     }
 
     #[test]
     fn the_rotation_needs_pairs_and_a_base() {
-        assert_eq!(with("n_embd", json!(70)).unwrap_err(), ConfigError::Rope(RopeError::Dims { dims: 7 }));
+        assert!(matches!(with("n_embd", json!(70)), Err(ConfigError::Rope(RopeError::Dims { dims: 7 }))));
         assert!(matches!(with("rope_theta", json!(0.0)), Err(ConfigError::Rope(RopeError::Base { .. }))));
     }
 
     #[test]
+    fn a_rotation_with_scaling_is_refused() {
+        let error = with("rope_scaling", json!({ "type": "linear", "factor": 2.0 })).unwrap_err();
+        assert!(matches!(error, ConfigError::Scaling { found: "linear" }), "{error}");
+        let error = with("partial_rotary_factor", json!(0.5)).unwrap_err();
+        assert!(matches!(error, ConfigError::Scaling { found: "default" }), "{error}");
+    }
+
+    #[test]
     fn a_head_of_its_own_is_refused() {
-        assert_eq!(with("tie_word_embeddings", json!(false)).unwrap_err(), ConfigError::UntiedEmbeddings);
+        assert!(matches!(with("tie_word_embeddings", json!(false)), Err(ConfigError::UntiedEmbeddings)));
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_models::LoadError;
 use mlx_models::generate::GenerateError;
+use mlx_rope::{RopeError, RopeScaling};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_testing::Tolerance;
@@ -32,12 +33,61 @@ pub(super) struct Case {
 #[derive(Debug)]
 pub(super) enum Kind {
     Model(ModelCase),
+    Rope(RopeCase),
 }
 
 /// A checkpoint, and how many tokens each call reads.
 #[derive(Debug, Deserialize)]
 pub(super) struct ModelCase {
     pub(super) calls: Vec<usize>,
+}
+
+/// The arguments of a rotation, and the offsets that it is called with.
+#[derive(Debug, Deserialize)]
+pub(super) struct RopeCase {
+    pub(super) rope: RopeArguments,
+    pub(super) calls: Vec<RopeCall>,
+    #[serde(default)]
+    pub(super) longrope: LongRope,
+}
+
+/// The arguments of `initialize_rope`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RopeArguments {
+    pub(super) dims: i32,
+    pub(super) base: f64,
+    pub(super) traditional: bool,
+    #[serde(deserialize_with = "or_none")]
+    pub(super) scaling: RopeScaling,
+    pub(super) max_position_embeddings: Option<i32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RopeCall {
+    pub(super) offset: Offset,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Offset {
+    One(i32),
+    PerRow(Vec<i32>),
+}
+
+/// Whose rule LongRoPE follows.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LongRope {
+    #[default]
+    Hf,
+    MlxLm,
+}
+
+/// `null` is no scaling.
+fn or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<RopeScaling, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(RopeScaling::Default))
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -65,7 +115,7 @@ pub(super) enum CaseError {
     Io { file: PathBuf, source: std::io::Error },
     #[error("{}: {source}", file.display())]
     Json { file: PathBuf, source: serde_json::Error },
-    #[error("unknown kind {found:?}; known is \"model\"")]
+    #[error("unknown kind {found:?}; known are \"model\" and \"rope\"")]
     Kind { found: String },
     #[error("reference.safetensors: {problem}")]
     Reference { problem: String },
@@ -73,6 +123,8 @@ pub(super) enum CaseError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Rope(#[from] RopeError),
     #[error("MLX: {0}")]
     Mlx(#[from] Exception),
     #[error("a panic, which is a bug: {said}")]
@@ -88,6 +140,7 @@ impl Case {
         let header: Header = serde_json::from_str(&text).map_err(json)?;
         let kind = match header.kind.as_str() {
             "model" => Kind::Model(serde_json::from_str(&text).map_err(json)?),
+            "rope" => Kind::Rope(serde_json::from_str(&text).map_err(json)?),
             _ => return Err(CaseError::Kind { found: header.kind }),
         };
         let reference = Array::load_safetensors(folder.join("reference.safetensors"))

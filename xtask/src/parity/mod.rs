@@ -5,6 +5,7 @@
 
 mod case;
 mod model;
+mod rope;
 
 use std::fs;
 use std::io::{self, Write};
@@ -27,6 +28,14 @@ pub(crate) struct Arguments {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What a case that could be run found.
+struct Found {
+    /// The largest absolute difference where tensors could be compared.
+    worst: Option<f64>,
+    /// The first difference beyond the tolerance.
+    difference: Option<String>,
 }
 
 /// One line of the report.
@@ -119,6 +128,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
     // A bug in a kernel must not keep the other cases from running.
     let outcome = catch_unwind(AssertUnwindSafe(|| match &case.kind {
         Kind::Model(model) => model::run(&case, model),
+        Kind::Rope(rope) => rope::run(&case, rope),
     }))
     .unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);

@@ -7,15 +7,8 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::{Comparison, compare};
 
+use super::Found;
 use super::case::{Case, CaseError, ModelCase};
-
-/// What a case that could be run found.
-pub(super) struct Found {
-    /// The largest absolute difference of the logits, where they could be compared.
-    pub(super) worst: Option<f64>,
-    /// The first difference beyond the tolerance.
-    pub(super) difference: Option<String>,
-}
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     let mut model = mlx_models::load(&case.folder)?;

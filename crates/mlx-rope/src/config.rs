@@ -1,0 +1,263 @@
+//! The rotation of a model, from the config of its checkpoint.
+
+use serde::Deserialize;
+
+use crate::scaling::{RawScaling, fraction, original_length};
+use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, initialize_rope};
+
+/// The keys of a Hugging Face config that describe rotations, in both of its forms.
+///
+/// Up to version 4 of transformers a config has `rope_theta`, `rope_scaling`,
+/// `partial_rotary_factor` and, in models with two kinds of layers, `rope_local_base_freq`. From
+/// version 5 on it has `rope_parameters` instead: one object, or one for each kind of layer. Both
+/// forms in one config must agree.
+///
+/// Flatten it into the config of an architecture and ask for the rotation of its layers:
+///
+/// ```
+/// use mlx_rope::{RopeKeys, RopeLayout};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Config {
+///     head_dim: i32,
+///     #[serde(flatten)]
+///     rope: RopeKeys,
+/// }
+///
+/// let v4 = r#"{"head_dim": 64, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 8}}"#;
+/// let v5 = r#"{"head_dim": 64, "rope_parameters": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6}}"#;
+/// for text in [v4, v5] {
+///     let config: Config = serde_json::from_str(text)?;
+///     let settings = config.rope.uniform(None)?;
+///     let rope = settings.rope(config.head_dim, RopeLayout::Halves)?;
+///     assert_eq!(rope.frequencies(1)?[0], 1.0 / 8.0); // radians per token, of the first pair
+/// }
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RopeKeys {
+    rope_theta: Option<f64>,
+    rope_local_base_freq: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+    rope_scaling: Option<RawScaling>,
+    rope_parameters: Option<RawScaling>,
+    original_max_position_embeddings: Option<f64>,
+    max_position_embeddings: Option<f64>,
+}
+
+/// Everything that a rotation needs besides the size and layout of a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSettings {
+    /// The base of the frequencies, `rope_theta`.
+    pub base: f64,
+    /// The fraction of each head that is rotated.
+    pub partial_rotary_factor: f64,
+    /// How the frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+    /// The longest sequence that the model was made for, in tokens, where the config says it.
+    pub max_position_embeddings: Option<i32>,
+}
+
+impl RopeSettings {
+    /// The rotation of heads of `head_dim` features.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`initialize_rope`].
+    pub fn rope(&self, head_dim: i32, layout: RopeLayout) -> Result<Rope, RopeError> {
+        let dims = (f64::from(head_dim) * fraction(self.partial_rotary_factor)?) as i32;
+        initialize_rope(dims, self.base, layout, &self.scaling, self.max_position_embeddings)
+    }
+
+    /// The same settings with another [`LongRopeMode`]; only LongRoPE has one.
+    pub fn with_long_rope_mode(mut self, mode: LongRopeMode) -> Self {
+        self.scaling = self.scaling.with_long_rope_mode(mode);
+        self
+    }
+}
+
+impl RopeKeys {
+    /// The rotation of a model whose layers all rotate alike. `default_base` is the base where the
+    /// config has none.
+    ///
+    /// # Errors
+    ///
+    /// Where the config contradicts itself, leaves out what is needed, or has keys for several
+    /// kinds of layers.
+    pub fn uniform(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
+        if self.rope_local_base_freq.is_some() {
+            return Err(RopeError::Unused { key: "rope_local_base_freq", rope_type: ONE_KIND });
+        }
+        if let Some(parameters) = &self.rope_parameters {
+            for (key, given) in [
+                ("full_attention", &parameters.full_attention),
+                ("sliding_attention", &parameters.sliding_attention),
+            ] {
+                if given.is_some() {
+                    return Err(RopeError::Unused { key, rope_type: ONE_KIND });
+                }
+            }
+        }
+        self.full_attention(default_base)
+    }
+
+    /// The rotation of the layers with full attention, in a model that has layers of two kinds.
+    ///
+    /// # Errors
+    ///
+    /// Where the config contradicts itself or leaves out what is needed.
+    pub fn full_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
+        let v4 = self.rope_scaling.clone();
+        match self.rope_parameters.clone() {
+            None => self.settings(v4, self.rope_theta, default_base),
+            Some(parameters) => {
+                let parameters = of_kind(parameters, |parameters| parameters.full_attention.take())?;
+                self.agree("rope_scaling", &v4, &parameters)?;
+                self.settings(Some(parameters), self.rope_theta, default_base)
+            }
+        }
+    }
+
+    /// The rotation of the layers with a sliding window, in a model that has layers of two kinds.
+    /// Without settings of their own they rotate plainly: no window is longer than the training,
+    /// so there is nothing to extend.
+    ///
+    /// # Errors
+    ///
+    /// Where the config contradicts itself or leaves out what is needed.
+    pub fn sliding_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
+        let own = match &self.rope_parameters {
+            Some(parameters)
+                if parameters.sliding_attention.is_some() || parameters.full_attention.is_some() =>
+            {
+                Some(of_kind(parameters.clone(), |parameters| parameters.sliding_attention.take())?)
+            }
+            Some(flat) => {
+                let mut plain = RawScaling::default();
+                plain.rope_theta = flat.rope_theta;
+                Some(plain)
+            }
+            None => None,
+        };
+        match (own, self.rope_local_base_freq) {
+            (Some(own), local) => self.settings(Some(own), local, default_base),
+            (None, Some(local)) => self.settings(None, Some(local), None),
+            (None, None) => self.settings(None, default_base.or(self.rope_theta), None),
+        }
+    }
+
+    /// Puts the keys inside and outside of `scaling` together.
+    fn settings(
+        &self,
+        scaling: Option<RawScaling>,
+        outer_base: Option<f64>,
+        default_base: Option<f64>,
+    ) -> Result<RopeSettings, RopeError> {
+        let mut raw = scaling.unwrap_or_default();
+        let base = one_of("rope_theta", raw.rope_theta.take(), outer_base)?.or(default_base);
+        let base = base.ok_or(RopeError::Missing { key: "rope_theta", rope_type: "default" })?;
+        if !(base.is_finite() && base > 0.0) {
+            return Err(RopeError::Base { base });
+        }
+
+        // Proportional scaling uses the fraction itself, over whole heads.
+        let fraction_of_heads =
+            one_of("partial_rotary_factor", raw.partial_rotary_factor.take(), self.partial_rotary_factor)?;
+        let inner_length = raw.original_max_position_embeddings.take();
+        let original =
+            one_of("original_max_position_embeddings", inner_length, self.original_max_position_embeddings)?;
+        let original = original.map(original_length).transpose()?;
+        // Where it stands inside, a kind that has no use for it refuses it; outside, other parts of
+        // a config may mean it.
+        raw.original_max_position_embeddings = inner_length;
+
+        let mut scaling = match RopeScaling::try_from(raw)? {
+            RopeScaling::Proportional { factor, .. } => RopeScaling::Proportional {
+                partial_rotary_factor: fraction(fraction_of_heads.unwrap_or(1.0))?,
+                factor,
+            },
+            other => other,
+        };
+        let whole_heads = matches!(scaling, RopeScaling::Proportional { .. });
+        match &mut scaling {
+            RopeScaling::Yarn(yarn) => yarn.original_max_position_embeddings = original,
+            RopeScaling::LongRope(long) => long.original_max_position_embeddings = original,
+            RopeScaling::Llama3(llama3) => {
+                llama3.original_max_position_embeddings =
+                    original.unwrap_or(llama3.original_max_position_embeddings);
+            }
+            _ => {}
+        }
+        let max_position_embeddings = self.max_position_embeddings.map(|length| {
+            original_length(length).map_err(|_| RopeError::Number {
+                key: "max_position_embeddings",
+                found: length,
+                expected: "a positive whole number",
+            })
+        });
+        Ok(RopeSettings {
+            base,
+            partial_rotary_factor: if whole_heads {
+                1.0
+            } else {
+                fraction(fraction_of_heads.unwrap_or(1.0))?
+            },
+            scaling,
+            max_position_embeddings: max_position_embeddings.transpose()?,
+        })
+    }
+
+    /// Where a config has both forms, they say the same.
+    fn agree(&self, key: &'static str, v4: &Option<RawScaling>, v5: &RawScaling) -> Result<(), RopeError> {
+        let Some(v4) = v4 else { return Ok(()) };
+        let scaling = |raw: &RawScaling| {
+            let mut raw = raw.clone();
+            raw.rope_theta = None;
+            raw.partial_rotary_factor = None;
+            let outer = self.original_max_position_embeddings;
+            raw.original_max_position_embeddings = raw.original_max_position_embeddings.or(outer);
+            RopeScaling::try_from(raw)
+        };
+        let (first, second) = (scaling(v4)?, scaling(v5)?);
+        if first == second {
+            return Ok(());
+        }
+        Err(RopeError::Contradiction { key, first: format!("{first:?}"), second: format!("{second:?}") })
+    }
+}
+
+/// In place of a type, where a key is for models with two kinds of layers.
+const ONE_KIND: &str = "of a model whose layers all rotate alike";
+
+/// The settings of one kind of layer: its own, or those of all.
+fn of_kind(
+    mut parameters: RawScaling,
+    own: impl FnOnce(&mut RawScaling) -> Option<Box<RawScaling>>,
+) -> Result<RawScaling, RopeError> {
+    if parameters.full_attention.is_none() && parameters.sliding_attention.is_none() {
+        return Ok(parameters);
+    }
+    let own = own(&mut parameters);
+    parameters.full_attention = None;
+    parameters.sliding_attention = None;
+    if parameters != RawScaling::default() {
+        return Err(RopeError::Contradiction {
+            key: "rope_parameters",
+            first: "settings for each kind of layer".to_owned(),
+            second: "settings for all".to_owned(),
+        });
+    }
+    own.map(|own| *own)
+        .ok_or(RopeError::Missing { key: "rope_parameters of this kind of layer", rope_type: "default" })
+}
+
+/// A key that may stand in two places, which must then agree.
+fn one_of(key: &'static str, inner: Option<f64>, outer: Option<f64>) -> Result<Option<f64>, RopeError> {
+    match (inner, outer) {
+        (Some(inner), Some(outer)) if inner != outer => {
+            Err(RopeError::Contradiction { key, first: inner.to_string(), second: outer.to_string() })
+        }
+        (inner, outer) => Ok(inner.or(outer)),
+    }
+}

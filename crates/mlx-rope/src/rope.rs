@@ -1,0 +1,425 @@
+//! The rotation itself.
+
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+use mlx_rs::fast;
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, UpdateMode};
+
+use crate::RopeError;
+use crate::periods;
+use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
+
+/// Which two features form the pair that is rotated together.
+///
+/// The two layouts are the same rotation with the features in another order. A checkpoint is
+/// trained with one of them, and its weights are meaningless under the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Features `2i` and `2i + 1`, as the paper writes it. mlx-lm calls it traditional.
+    Interleaved,
+    /// Features `i` and `i + dims / 2`, as GPT-NeoX and most Hugging Face models do it.
+    Halves,
+}
+
+/// The position of the first token of a call, counted in tokens from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeOffset<'a> {
+    /// The same for every row of the batch.
+    One(i32),
+    /// One for each row of the batch.
+    PerRow(&'a [i32]),
+}
+
+impl From<i32> for RopeOffset<'_> {
+    fn from(offset: i32) -> Self {
+        Self::One(offset)
+    }
+}
+
+impl<'a> From<&'a [i32]> for RopeOffset<'a> {
+    fn from(offsets: &'a [i32]) -> Self {
+        Self::PerRow(offsets)
+    }
+}
+
+/// A rotary position embedding.
+///
+/// Pair `i` of a token at position `p` is rotated by the angle `p * f_i` radians. Without scaling
+/// `f_i = base^(-2i / dims)`: the first pair turns by one radian a token, the last so slowly that it
+/// hardly repeats within a context. [`RopeScaling`] changes the frequencies:
+///
+/// | kind | frequency of pair `i` |
+/// |---|---|
+/// | linear | `f_i / factor` |
+/// | dynamic | `f_i` with the base `base * (factor * n / m - (factor - 1))^(dims / (dims - 2))` for a sequence of `n > m` tokens |
+/// | llama3 | `f_i` where fast, `f_i / factor` where slow, a blend between |
+/// | yarn | `f_i * k_i + f_i / factor * (1 - k_i)`, with a ramp `k_i` from 1 (fast) to 0 (slow) |
+/// | longrope | `f_i / short_i`, or `f_i / long_i` beyond the original length |
+/// | proportional | `base^(-2i / dims) / factor` for the first pairs, 0 for the others |
+///
+/// YaRN and LongRoPE also multiply queries and keys by an attention factor, so that scores over
+/// many more keys stay as decided as they were.
+///
+/// The tables are computed when the rotation is built; clones share them.
+///
+/// # Reference
+///
+/// Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, section 3.2.2,
+/// equations 14 and 15 (<https://arxiv.org/abs/2104.09864>). Those of the scalings stand in
+/// `docs/rope.md` of the repository.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    dims: i32,
+    layout: RopeLayout,
+    kind: Kind,
+}
+
+/// Where the angles of a call come from.
+#[derive(Debug, Clone)]
+enum Kind {
+    Plain { base: f32, scale: f32 },
+    Table(Table),
+    Dynamic { base: f64, factor: f64, trained: i32 },
+    ByLength { short: Table, long: Table, original: i32 },
+}
+
+/// The periods of the pairs, and what the rotated features are multiplied by.
+#[derive(Debug, Clone)]
+struct Table {
+    periods: Array,
+    attention_factor: f32,
+}
+
+/// A [`Kind`] for sequences of a certain length.
+#[derive(Debug, Clone, Copy)]
+enum Angles<'a> {
+    Plain { base: f32, scale: f32 },
+    Table(&'a Table),
+}
+
+/// Builds the rotation of the first `dims` features of each head; features beyond them stay as
+/// they are.
+///
+/// `max_position_embeddings`, the longest sequence that the model was made for, is needed by
+/// [`RopeScaling::Dynamic`], which starts to stretch there, and by [`RopeScaling::LongRope`], whose
+/// attention factor depends on it unless the config gives that.
+///
+/// # Errors
+///
+/// [`RopeError`] where `dims` is not a positive even number, `base` is not positive, a length that
+/// the kind needs is missing, or a list of factors has not one for each pair.
+pub fn initialize_rope(
+    dims: i32,
+    base: f64,
+    layout: RopeLayout,
+    scaling: &RopeScaling,
+    max_position_embeddings: Option<i32>,
+) -> Result<Rope, RopeError> {
+    if dims <= 0 || dims % 2 != 0 {
+        return Err(RopeError::Dims { dims });
+    }
+    if !(base.is_finite() && base > 0.0) {
+        return Err(RopeError::Base { base });
+    }
+    let rope_type = scaling.rope_type();
+    let missing = |key| RopeError::Missing { key, rope_type };
+    let plain = Kind::Plain { base: base as f32, scale: 1.0 };
+    let kind = match scaling {
+        RopeScaling::Default => plain,
+        RopeScaling::Linear { factor } => Kind::Plain { base: base as f32, scale: (1.0 / factor) as f32 },
+        RopeScaling::Dynamic { factor } => {
+            let trained = max_position_embeddings.ok_or(missing("max_position_embeddings"))?;
+            if dims == 2 {
+                // The exponent dims / (dims - 2) of the base would be infinite.
+                return Err(RopeError::Dims { dims });
+            }
+            Kind::Dynamic { base, factor: *factor, trained }
+        }
+        RopeScaling::Llama3(llama3) => Kind::Table(Table::new(periods::llama3(dims, base, llama3)?, 1.0)?),
+        RopeScaling::Yarn(yarn) => {
+            let original =
+                yarn.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
+            Kind::Table(Table::new(periods::yarn(dims, base, original, yarn)?, yarn.attention_factor())?)
+        }
+        RopeScaling::LongRope(long_rope) => long_rope.kind(dims, base, max_position_embeddings)?,
+        RopeScaling::Proportional { partial_rotary_factor, factor } => {
+            let rotated = (f64::from(dims) * partial_rotary_factor) as i32;
+            if rotated % 2 != 0 {
+                return Err(RopeError::Dims { dims: rotated });
+            }
+            Kind::Table(Table::new(periods::proportional(dims, rotated, base, *factor)?, 1.0)?)
+        }
+        RopeScaling::Mrope { sections } => {
+            let pairs: i64 = sections.iter().map(|&section| i64::from(section)).sum();
+            if pairs * 2 != i64::from(dims) {
+                return Err(RopeError::Length {
+                    key: "mrope_section",
+                    found: usize::try_from(pairs).unwrap_or(0),
+                    expected: dims as usize / 2,
+                });
+            }
+            plain
+        }
+    };
+    Ok(Rope { dims, layout, kind })
+}
+
+impl Rope {
+    /// A rotation without scaling: [`initialize_rope`] with [`RopeScaling::Default`].
+    ///
+    /// # Errors
+    ///
+    /// [`RopeError::Dims`] if `dims` is not a positive even number, [`RopeError::Base`] if `base`
+    /// is not a positive finite number.
+    pub fn new(dims: i32, base: f64, layout: RopeLayout) -> Result<Self, RopeError> {
+        initialize_rope(dims, base, layout, &RopeScaling::Default, None)
+    }
+
+    /// Rotates queries or keys. `offset` is the position of the first token of the call: one number,
+    /// or a slice with one for each row of the batch.
+    ///
+    /// # Shapes
+    ///
+    /// `x` `[B, H, L, D]` with `D >= dims`; the result has the same shape.
+    ///
+    /// # Dtypes
+    ///
+    /// Any float; the result has the dtype of `x`. Angles are computed in float32.
+    ///
+    /// # Errors
+    ///
+    /// Where `x` has not four axes, a head has fewer features than are rotated, or there is not one
+    /// offset for each row.
+    pub fn rotate<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array, Exception> {
+        self.turn(x, offset.into(), 1.0)
+    }
+
+    /// Undoes [`rotate`](Self::rotate) with the same offset, the attention factor included.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`rotate`](Self::rotate).
+    pub fn rotate_back<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array, Exception> {
+        self.turn(x, offset.into(), -1.0)
+    }
+
+    /// Whether reading `length` more tokens after `offset` makes the cached keys wrong, so that the
+    /// sequence has to be read again from its start.
+    ///
+    /// That is so for LongRoPE in the call that crosses the original length: the keys before it were
+    /// rotated by the short factors, and from then on the long ones hold.
+    pub fn crosses_border(&self, offset: i32, length: i32) -> bool {
+        match self.kind {
+            Kind::ByLength { original, .. } => {
+                offset > 0 && offset <= original && offset.saturating_add(length) > original
+            }
+            _ => false,
+        }
+    }
+
+    /// The number of features that are rotated.
+    pub fn dims(&self) -> i32 {
+        self.dims
+    }
+
+    /// The frequency of each pair, in radians per token, in a sequence of `length` tokens.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports while it computes them.
+    pub fn frequencies(&self, length: i32) -> Result<Vec<f32>, RopeError> {
+        let (periods, scale) = match self.angles(length) {
+            Angles::Plain { base, scale } => (periods::plain(self.dims, self.dims, f64::from(base))?, scale),
+            Angles::Table(table) => (table.periods.clone(), 1.0),
+        };
+        let failed = |e: mlx_rs::error::AsSliceError| Exception::custom(e.to_string());
+        let periods = periods.try_as_slice::<f32>().map_err(failed)?;
+        Ok(periods.iter().map(|period| scale / period).collect())
+    }
+
+    /// What rotated queries and keys are multiplied by, each, in a sequence of `length` tokens.
+    pub fn attention_factor(&self, length: i32) -> f32 {
+        match self.angles(length) {
+            Angles::Plain { .. } => 1.0,
+            Angles::Table(table) => table.attention_factor,
+        }
+    }
+
+    fn angles(&self, length: i32) -> Angles<'_> {
+        match &self.kind {
+            &Kind::Plain { base, scale } => Angles::Plain { base, scale },
+            Kind::Table(table) => Angles::Table(table),
+            &Kind::Dynamic { base, factor, trained } => {
+                let (length, trained) = (f64::from(length.max(trained)), f64::from(trained));
+                let growth = factor * length / trained - (factor - 1.0);
+                let exponent = f64::from(self.dims) / f64::from(self.dims - 2);
+                Angles::Plain { base: (base * growth.powf(exponent)) as f32, scale: 1.0 }
+            }
+            Kind::ByLength { short, long, original } => {
+                Angles::Table(if length > *original { long } else { short })
+            }
+        }
+    }
+
+    /// Whether sequences of these two lengths are rotated alike.
+    fn same_angles(&self, a: i32, b: i32) -> bool {
+        match self.kind {
+            Kind::Plain { .. } | Kind::Table(_) => true,
+            Kind::Dynamic { trained, .. } => a.max(trained) == b.max(trained),
+            Kind::ByLength { original, .. } => (a > original) == (b > original),
+        }
+    }
+
+    /// `direction` is 1 or, to undo, -1.
+    fn turn(&self, x: &Array, offset: RopeOffset<'_>, direction: f32) -> Result<Array, Exception> {
+        let [batch, _, length, head_dim] = *x.shape() else {
+            return Err(Exception::custom(format!("[B, H, L, D] is rotated, not {:?}", x.shape())));
+        };
+        if head_dim < self.dims {
+            return Err(RopeError::BeyondHead { dims: self.dims, head_dim }.into());
+        }
+        let total = |offset: i32| offset.saturating_add(length);
+        match offset {
+            RopeOffset::One(offset) => {
+                self.turn_by(x, Position::One(offset), self.angles(total(offset)), direction)
+            }
+            RopeOffset::PerRow(offsets) if offsets.len() != batch as usize => {
+                Err(RopeError::Offsets { found: offsets.len(), batch }.into())
+            }
+            RopeOffset::PerRow([]) => Ok(x.clone()),
+            RopeOffset::PerRow(offsets) => {
+                let first = total(offsets[0]);
+                if offsets.iter().all(|&offset| self.same_angles(first, total(offset))) {
+                    let position = Position::PerRow(Array::from_slice(offsets, &[batch]));
+                    return self.turn_by(x, position, self.angles(first), direction);
+                }
+                // Rows on both sides of a border: one call for each.
+                let rows = (0..batch).zip(offsets).map(|(row, &offset)| {
+                    let x = x.try_index((row..row + 1, .., .., ..))?;
+                    self.turn_by(&x, Position::One(offset), self.angles(total(offset)), direction)
+                });
+                concatenate(&rows.collect::<Result<Vec<_>, _>>()?, 0)
+            }
+        }
+    }
+
+    fn turn_by(
+        &self,
+        x: &Array,
+        position: Position,
+        angles: Angles<'_>,
+        direction: f32,
+    ) -> Result<Array, Exception> {
+        let interleaved = self.layout == RopeLayout::Interleaved;
+        let (x, base, scale, periods) = match angles {
+            Angles::Plain { base, scale } => (x.clone(), Some(base), scale, None),
+            Angles::Table(Table { periods, attention_factor }) => {
+                let factor = if direction < 0.0 { 1.0 / attention_factor } else { *attention_factor };
+                (self.scaled(x, factor)?, None, 1.0, Some(periods))
+            }
+        };
+        let scale = scale * direction;
+        match position {
+            Position::One(offset) => fast::rope(&x, self.dims, interleaved, base, scale, offset, periods),
+            Position::PerRow(offsets) => {
+                fast::rope_dynamic(&x, self.dims, interleaved, base, scale, offsets, periods)
+            }
+        }
+    }
+
+    /// The features that are rotated, times `factor`; the others as they are.
+    fn scaled(&self, x: &Array, factor: f32) -> Result<Array, Exception> {
+        if factor == 1.0 {
+            return Ok(x.clone());
+        }
+        // In the dtype of x: a float32 scalar would widen half precision.
+        let factor = Array::from_f32(factor).as_dtype(x.dtype())?;
+        if x.dim(-1) == self.dims {
+            return x.multiply(factor);
+        }
+        x.try_index_update((.., .., .., ..self.dims), factor, UpdateMode::Product).map_err(|e| match e {
+            IndexUpdateError::Exception(exception) => exception,
+            other => Exception::custom(other.to_string()),
+        })
+    }
+}
+
+/// A [`RopeOffset`] on the device.
+enum Position {
+    One(i32),
+    PerRow(Array),
+}
+
+impl Table {
+    fn new(periods: Array, attention_factor: f64) -> Result<Self, Exception> {
+        // Now, so that no call computes the table again.
+        periods.eval()?;
+        Ok(Self { periods, attention_factor: attention_factor as f32 })
+    }
+}
+
+impl YarnScaling {
+    /// The given one, or `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`: YaRN,
+    /// equation 22, where 0.1 is the slope that was fitted on Llama models. Both queries and keys
+    /// are multiplied by it, so that scores grow by its square.
+    pub(crate) fn attention_factor(&self) -> f64 {
+        let scale =
+            |weight: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * weight * self.factor.ln() + 1.0 };
+        self.attention_factor.unwrap_or_else(|| scale(self.mscale) / scale(self.mscale_all_dim))
+    }
+}
+
+impl LongRopeScaling {
+    fn kind(&self, dims: i32, base: f64, max_position_embeddings: Option<i32>) -> Result<Kind, RopeError> {
+        let rope_type = "longrope";
+        let pairs = dims as usize / 2;
+        for (key, list) in [("short_factor", &self.short_factor), ("long_factor", &self.long_factor)] {
+            if list.len() != pairs {
+                return Err(RopeError::Length { key, found: list.len(), expected: pairs });
+            }
+        }
+        let missing = |key| RopeError::Missing { key, rope_type };
+        let original =
+            self.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
+        let attention_factor = match self.attention_factor {
+            Some(given) => given,
+            None => {
+                let factor = match (self.factor, max_position_embeddings) {
+                    (Some(factor), _) => factor,
+                    (None, Some(longest)) => f64::from(longest) / f64::from(original),
+                    (None, None) => return Err(missing("max_position_embeddings")),
+                };
+                attention_factor(factor, original)?
+            }
+        };
+        let table = |factors: &[f64], own: Option<f64>| {
+            let periods = periods::per_pair(dims, base, factors)?;
+            Ok::<_, RopeError>(Table::new(periods, own.unwrap_or(attention_factor))?)
+        };
+        let long = table(&self.long_factor, self.long_mscale)?;
+        Ok(match self.mode {
+            LongRopeMode::MlxLm => Kind::Table(long),
+            LongRopeMode::ByLength => {
+                Kind::ByLength { short: table(&self.short_factor, self.short_mscale)?, long, original }
+            }
+        })
+    }
+}
+
+/// `sqrt(1 + ln(factor) / ln(original))`: LongRoPE's code for Phi-3. With the length the number of
+/// keys grows by `factor`, and the entropy of attention by about `ln(factor)` over the
+/// `ln(original)` that it had.
+fn attention_factor(factor: f64, original: i32) -> Result<f64, RopeError> {
+    if factor <= 1.0 {
+        return Ok(1.0);
+    }
+    if original == 1 {
+        return Err(RopeError::Number {
+            key: "original_max_position_embeddings",
+            found: 1.0,
+            expected: "above 1, since its logarithm is divided by",
+        });
+    }
+    Ok((1.0 + factor.ln() / f64::from(original).ln()).sqrt())
+}

@@ -1,0 +1,402 @@
+//! The kinds of scaling that stretch a rotation beyond the length that it was trained for.
+
+use serde::Deserialize;
+
+use crate::RopeError;
+
+/// How the frequencies of a rotation are changed for contexts longer than the model was first
+/// trained with. The formulas are at [`Rope`](crate::Rope).
+///
+/// Deserializes from the object that a Hugging Face config has under `rope_scaling`, with the kind
+/// under `type`, `rope_type` or both. Every key is used or refused.
+///
+/// ```
+/// use mlx_rope::RopeScaling;
+///
+/// let scaling: RopeScaling = serde_json::from_str(r#"{"type": "linear", "factor": 8.0}"#)?;
+/// assert_eq!(scaling, RopeScaling::Linear { factor: 8.0 });
+/// assert!(serde_json::from_str::<RopeScaling>(r#"{"type": "linear", "scale": 8.0}"#).is_err());
+/// # Ok::<_, serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "RawScaling")]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// `default`: none.
+    Default,
+    /// `linear`: every position is divided by `factor` (position interpolation).
+    Linear {
+        /// How many times longer the context is; from 1 on.
+        factor: f64,
+    },
+    /// `dynamic`: the base grows with the length of the sequence (dynamic NTK-aware scaling).
+    Dynamic {
+        /// How fast it grows; from 1 on.
+        factor: f64,
+    },
+    /// `llama3`: slow pairs are interpolated, fast ones kept, those between blended.
+    Llama3(Llama3Scaling),
+    /// `yarn`, `deepseek_yarn`, `telechat3-yarn`: the same with a ramp over the pairs, and scores
+    /// that are sharpened.
+    Yarn(YarnScaling),
+    /// `longrope`, `su`: a factor of its own for each pair, one list for short sequences and one for
+    /// long ones. "Su" is the first author of RoFormer.
+    LongRope(LongRopeScaling),
+    /// `proportional`: only a fraction of the pairs turns, with the frequencies that they would have
+    /// if all did.
+    Proportional {
+        /// The fraction of the features that is rotated, in (0, 1].
+        partial_rotary_factor: f64,
+        /// Every position is divided by this; from 1 on.
+        factor: f64,
+    },
+    /// `mrope`: three positions (time, height, width), each for a section of the pairs. A token of
+    /// text has the same number in all three, so for text this is the plain rotation.
+    Mrope {
+        /// Pairs in each section.
+        sections: [i32; 3],
+    },
+}
+
+/// Parameters of [`RopeScaling::Llama3`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Llama3Scaling {
+    /// What slow pairs are divided by; from 1 on.
+    pub factor: f64,
+    /// A pair that turns fewer times than this within the original length is slow. Default 1: a
+    /// pair that never completed a turn in training has seen only a part of the circle.
+    pub low_freq_factor: f64,
+    /// A pair that turns more often than this is fast. Default 4.
+    pub high_freq_factor: f64,
+    /// The length of the training before the extension, in tokens. Default 8192, that of Llama 3.
+    pub original_max_position_embeddings: i32,
+}
+
+/// Parameters of [`RopeScaling::Yarn`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct YarnScaling {
+    /// What slow pairs are divided by; from 1 on.
+    pub factor: f64,
+    /// The length of the training before the extension, in tokens. May stand outside the scaling in
+    /// a config, so it is only needed when the rotation is built.
+    pub original_max_position_embeddings: Option<i32>,
+    /// Pairs that turn more often than this within the original length are kept. Default 32, which
+    /// the paper found to be right for the Llama models (section 3.2).
+    pub beta_fast: f64,
+    /// Pairs that turn fewer times than this are interpolated in full. Default 1.
+    pub beta_slow: f64,
+    /// Weight of the logarithm in the numerator of the attention factor. Default 1.
+    pub mscale: f64,
+    /// Weight of the logarithm in its denominator. Default 0, which makes that 1.
+    pub mscale_all_dim: f64,
+    /// The attention factor itself, where a config gives it; then the two above do not count.
+    pub attention_factor: Option<f64>,
+    /// Whether the ends of the ramp are rounded to whole pairs. Default true.
+    pub truncate: bool,
+}
+
+/// Parameters of [`RopeScaling::LongRope`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRopeScaling {
+    /// What each pair is divided by in sequences of at most the original length.
+    pub short_factor: Vec<f64>,
+    /// What each pair is divided by in longer sequences.
+    pub long_factor: Vec<f64>,
+    /// The length of the training before the extension, in tokens. May stand outside the scaling in
+    /// a config, so it is only needed when the rotation is built.
+    pub original_max_position_embeddings: Option<i32>,
+    /// The ratio of the lengths, where a config gives it; otherwise it is computed.
+    pub factor: Option<f64>,
+    /// The attention factor, where a config gives it.
+    pub attention_factor: Option<f64>,
+    /// The attention factor of short sequences, where a config gives it.
+    pub short_mscale: Option<f64>,
+    /// The attention factor of long sequences, where a config gives it.
+    pub long_mscale: Option<f64>,
+    /// Which list is used when.
+    pub mode: LongRopeMode,
+}
+
+/// When LongRoPE uses which of its lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LongRopeMode {
+    /// The rule of the paper and of the models' authors: the short factors while the sequence,
+    /// cached tokens included, is at most the original length, the long factors beyond it.
+    #[default]
+    ByLength,
+    /// The long factors always, as mlx-lm 0.32.2 does.
+    MlxLm,
+}
+
+impl RopeScaling {
+    /// The name that a config has for this kind, without aliases.
+    pub fn rope_type(&self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Linear { .. } => "linear",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Llama3(_) => "llama3",
+            Self::Yarn(_) => "yarn",
+            Self::LongRope(_) => "longrope",
+            Self::Proportional { .. } => "proportional",
+            Self::Mrope { .. } => "mrope",
+        }
+    }
+
+    /// The same scaling with another [`LongRopeMode`]; only LongRoPE has one.
+    pub fn with_long_rope_mode(mut self, mode: LongRopeMode) -> Self {
+        if let Self::LongRope(scaling) = &mut self {
+            scaling.mode = mode;
+        }
+        self
+    }
+}
+
+/// The object as a config has it: every key of every kind.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawScaling {
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+    rope_type: Option<String>,
+    pub(crate) rope_theta: Option<f64>,
+    pub(crate) partial_rotary_factor: Option<f64>,
+    factor: Option<f64>,
+    pub(crate) original_max_position_embeddings: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    attention_factor: Option<f64>,
+    truncate: Option<bool>,
+    short_factor: Option<Vec<f64>>,
+    long_factor: Option<Vec<f64>>,
+    short_mscale: Option<f64>,
+    long_mscale: Option<f64>,
+    mrope_section: Option<Vec<i32>>,
+    /// v5, in models with two kinds of layers.
+    pub(crate) full_attention: Option<Box<RawScaling>>,
+    /// v5, in models with two kinds of layers.
+    pub(crate) sliding_attention: Option<Box<RawScaling>>,
+}
+
+impl TryFrom<RawScaling> for RopeScaling {
+    type Error = RopeError;
+
+    fn try_from(mut raw: RawScaling) -> Result<Self, RopeError> {
+        let rope_type = raw.canonical_type()?;
+        let scaling = match rope_type {
+            "default" => Self::Default,
+            "linear" => Self::Linear { factor: at_least_one("factor", raw.need_factor(rope_type)?)? },
+            "dynamic" => Self::Dynamic { factor: at_least_one("factor", raw.need_factor(rope_type)?)? },
+            "llama3" => Self::Llama3(raw.llama3()?),
+            "yarn" => Self::Yarn(raw.yarn()?),
+            "longrope" => Self::LongRope(raw.long_rope()?),
+            "proportional" => Self::Proportional {
+                partial_rotary_factor: fraction(raw.partial_rotary_factor.take().unwrap_or(1.0))?,
+                factor: at_least_one("factor", raw.factor.take().unwrap_or(1.0))?,
+            },
+            _ => Self::Mrope { sections: raw.sections()? },
+        };
+        raw.refuse_rest(rope_type)?;
+        Ok(scaling)
+    }
+}
+
+impl RawScaling {
+    /// The kind, with aliases resolved. `type` is the older name of the key `rope_type`; where both
+    /// are given they must mean the same.
+    fn canonical_type(&mut self) -> Result<&'static str, RopeError> {
+        let (old, new) = (self.old_type.take(), self.rope_type.take());
+        let canonical = |name: &Option<String>| name.as_deref().map(canonical).transpose();
+        match (canonical(&old)?, canonical(&new)?) {
+            (None, None) => Ok("default"),
+            (Some(one), None) | (None, Some(one)) => Ok(one),
+            (Some(old), Some(new)) if old == new => Ok(old),
+            // transformers writes these two for its older models: for text they are the same.
+            (Some("mrope"), Some("default")) => Ok("mrope"),
+            (Some(_), Some(_)) => Err(RopeError::Contradiction {
+                key: "rope_type",
+                first: format!("type {}", old.unwrap_or_default()),
+                second: format!("rope_type {}", new.unwrap_or_default()),
+            }),
+        }
+    }
+
+    fn need_factor(&mut self, rope_type: &'static str) -> Result<f64, RopeError> {
+        self.factor.take().ok_or(RopeError::Missing { key: "factor", rope_type })
+    }
+
+    fn original_length(&mut self) -> Result<Option<i32>, RopeError> {
+        self.original_max_position_embeddings.take().map(original_length).transpose()
+    }
+
+    fn llama3(&mut self) -> Result<Llama3Scaling, RopeError> {
+        let low_freq_factor = positive("low_freq_factor", self.low_freq_factor.take().unwrap_or(1.0))?;
+        let high_freq_factor = positive("high_freq_factor", self.high_freq_factor.take().unwrap_or(4.0))?;
+        if high_freq_factor <= low_freq_factor {
+            return Err(RopeError::Number {
+                key: "high_freq_factor",
+                found: high_freq_factor,
+                expected: "above low_freq_factor",
+            });
+        }
+        Ok(Llama3Scaling {
+            factor: at_least_one("factor", self.need_factor("llama3")?)?,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: self.original_length()?.unwrap_or(8192),
+        })
+    }
+
+    fn yarn(&mut self) -> Result<YarnScaling, RopeError> {
+        let beta_fast = positive("beta_fast", self.beta_fast.take().unwrap_or(32.0))?;
+        let beta_slow = positive("beta_slow", self.beta_slow.take().unwrap_or(1.0))?;
+        if beta_fast < beta_slow {
+            return Err(RopeError::Betas { beta_fast, beta_slow });
+        }
+        Ok(YarnScaling {
+            factor: at_least_one("factor", self.need_factor("yarn")?)?,
+            original_max_position_embeddings: self.original_length()?,
+            beta_fast,
+            beta_slow,
+            mscale: finite("mscale", self.mscale.take().unwrap_or(1.0))?,
+            mscale_all_dim: finite("mscale_all_dim", self.mscale_all_dim.take().unwrap_or(0.0))?,
+            attention_factor: optional_positive("attention_factor", self.attention_factor.take())?,
+            truncate: self.truncate.take().unwrap_or(true),
+        })
+    }
+
+    fn long_rope(&mut self) -> Result<LongRopeScaling, RopeError> {
+        let list = |key: &'static str, list: Option<Vec<f64>>| {
+            let list = list.ok_or(RopeError::Missing { key, rope_type: "longrope" })?;
+            list.iter().try_for_each(|&factor| positive(key, factor).map(drop))?;
+            Ok::<_, RopeError>(list)
+        };
+        Ok(LongRopeScaling {
+            short_factor: list("short_factor", self.short_factor.take())?,
+            long_factor: list("long_factor", self.long_factor.take())?,
+            original_max_position_embeddings: self.original_length()?,
+            factor: self.factor.take().map(|factor| at_least_one("factor", factor)).transpose()?,
+            attention_factor: optional_positive("attention_factor", self.attention_factor.take())?,
+            short_mscale: optional_positive("short_mscale", self.short_mscale.take())?,
+            long_mscale: optional_positive("long_mscale", self.long_mscale.take())?,
+            mode: LongRopeMode::default(),
+        })
+    }
+
+    fn sections(&mut self) -> Result<[i32; 3], RopeError> {
+        let sections = self
+            .mrope_section
+            .take()
+            .ok_or(RopeError::Missing { key: "mrope_section", rope_type: "mrope" })?;
+        let found = sections.len();
+        let sections: [i32; 3] = sections.try_into().map_err(|_| RopeError::Length {
+            key: "mrope_section",
+            found,
+            expected: 3,
+        })?;
+        for section in sections {
+            positive("mrope_section", f64::from(section))?;
+        }
+        Ok(sections)
+    }
+
+    /// Every key that a kind used was taken out; what is left it has no use for.
+    fn refuse_rest(&self, rope_type: &'static str) -> Result<(), RopeError> {
+        let Self {
+            old_type: _,
+            rope_type: _,
+            rope_theta,
+            partial_rotary_factor,
+            factor,
+            original_max_position_embeddings,
+            low_freq_factor,
+            high_freq_factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            attention_factor,
+            truncate,
+            short_factor,
+            long_factor,
+            short_mscale,
+            long_mscale,
+            mrope_section,
+            full_attention,
+            sliding_attention,
+        } = self;
+        let left = [
+            ("rope_theta", rope_theta.is_some()),
+            ("partial_rotary_factor", partial_rotary_factor.is_some()),
+            ("factor", factor.is_some()),
+            ("original_max_position_embeddings", original_max_position_embeddings.is_some()),
+            ("low_freq_factor", low_freq_factor.is_some()),
+            ("high_freq_factor", high_freq_factor.is_some()),
+            ("beta_fast", beta_fast.is_some()),
+            ("beta_slow", beta_slow.is_some()),
+            ("mscale", mscale.is_some()),
+            ("mscale_all_dim", mscale_all_dim.is_some()),
+            ("attention_factor", attention_factor.is_some()),
+            ("truncate", truncate.is_some()),
+            ("short_factor", short_factor.is_some()),
+            ("long_factor", long_factor.is_some()),
+            ("short_mscale", short_mscale.is_some()),
+            ("long_mscale", long_mscale.is_some()),
+            ("mrope_section", mrope_section.is_some()),
+            ("full_attention", full_attention.is_some()),
+            ("sliding_attention", sliding_attention.is_some()),
+        ];
+        match left.into_iter().find(|&(_, is_left)| is_left) {
+            Some((key, _)) => Err(RopeError::Unused { key, rope_type }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn canonical(name: &str) -> Result<&'static str, RopeError> {
+    Ok(match name {
+        "default" => "default",
+        "linear" => "linear",
+        "dynamic" => "dynamic",
+        "llama3" => "llama3",
+        "yarn" | "deepseek_yarn" | "telechat3-yarn" => "yarn",
+        "longrope" | "su" => "longrope",
+        "proportional" => "proportional",
+        "mrope" => "mrope",
+        _ => return Err(RopeError::UnknownType { found: name.to_owned() }),
+    })
+}
+
+fn at_least_one(key: &'static str, found: f64) -> Result<f64, RopeError> {
+    check(key, found, found >= 1.0, "a finite number from 1 on")
+}
+
+fn positive(key: &'static str, found: f64) -> Result<f64, RopeError> {
+    check(key, found, found > 0.0, "a positive finite number")
+}
+
+fn optional_positive(key: &'static str, found: Option<f64>) -> Result<Option<f64>, RopeError> {
+    found.map(|found| positive(key, found)).transpose()
+}
+
+fn finite(key: &'static str, found: f64) -> Result<f64, RopeError> {
+    check(key, found, true, "a finite number")
+}
+
+pub(crate) fn fraction(found: f64) -> Result<f64, RopeError> {
+    check("partial_rotary_factor", found, found > 0.0 && found <= 1.0, "above 0 and at most 1")
+}
+
+pub(crate) fn original_length(found: f64) -> Result<i32, RopeError> {
+    let whole = found.fract() == 0.0 && (1.0..=f64::from(i32::MAX)).contains(&found);
+    check("original_max_position_embeddings", found, whole, "a positive whole number")
+        .map(|found| found as i32)
+}
+
+fn check(key: &'static str, found: f64, right: bool, expected: &'static str) -> Result<f64, RopeError> {
+    if found.is_finite() && right { Ok(found) } else { Err(RopeError::Number { key, found, expected }) }
+}
