@@ -150,10 +150,13 @@ fn peak_rss() -> f64 {
     kib.and_then(|kib| kib.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)
 }
 
+/// One number of a turn.
+type Figure = fn(&Turn) -> f64;
+
 fn report(ours: &[Turn], theirs: &[Turn]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:28} {:>12} {:>12} {:>8}", "median of the turns", "mlx-models", "mlx-lm", "ratio")?;
-    let rows: [(&str, fn(&Turn) -> f64); 5] = [
+    let rows: [(&str, Figure); 5] = [
         ("load, ms", |turn| turn.load_s.median * 1e3),
         ("prompt, tokens/s", |turn| turn.prefill_tps.median),
         ("decode, tokens/s", |turn| turn.decode_tps.median),

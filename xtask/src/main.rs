@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod parity;
+mod plot_rope;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ enum Command {
     Parity(parity::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
+    /// Draw docs/rope.svg from the crate's own numbers
+    PlotRope,
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
     /// Everything that a change must pass, as continuous integration runs it
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let answer = match Arguments::parse().command {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::PlotRope => plot_rope::run(),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     };
