@@ -157,7 +157,7 @@ class Tale:
             name = "".join(self.rng.choice(ONSETS) + self.rng.choice(VOWELS) for _ in range(2)).capitalize()
             name += self.rng.choice(CODAS)
         else:
-            name = self.pick(GIRLS if is_she else BOYS)
+            name = self.rng.choice(GIRLS if is_she else BOYS)
         return Being(name, kind, is_she)
 
 

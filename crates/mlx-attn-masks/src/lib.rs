@@ -1,78 +1,69 @@
-//! Who sees whom in attention.
+//! Who sees whom in attention: causal, sliding-window and padded masks, from numbers alone.
 //!
 //! API: usable without the rest of this workspace. [`AttentionMask`] is what a cache hands to a
-//! model and a model hands to attention. The rule of causal attention is one line: query `i` sees
-//! key `j` when `j <= i`, both counted in tokens from the start of the sequence. Where MLX's
-//! attention can apply it by itself, nothing is built.
+//! model and a model hands to attention.
+//!
+//! # The rule
+//!
+//! A language model reads from left to right: token `i` is predicted from the tokens before it, so
+//! in training and in use its query may look at no later key. With a sliding window it looks at the
+//! last `window` tokens only, itself included, and what lies further back arrives through the layers
+//! below. Both are one line, [`sees`], with `i` and `j` counted in tokens:
+//!
+//! ```text
+//! query i sees key j   when   j <= i  and  i - j < window
+//! ```
+//!
+//! In a batch, rows of fewer tokens are filled up with padding, and a key of padding is seen by
+//! nobody ([`is_token`]). With S keys of which the last L belong to the queries, the queries have
+//! the places S - L to S - 1. For L = 3, S = 5, window 3, and one place of padding on the left:
+//!
+//! ```text
+//!           causal        window 3      and left padding 1
+//! query 2   1 1 1 0 0     1 1 1 0 0     0 1 1 0 0
+//! query 3   1 1 1 1 0     0 1 1 1 0     0 1 1 1 0
+//! query 4   1 1 1 1 1     0 0 1 1 1     0 0 1 1 1
+//! ```
+//!
+//! # What is built
+//!
+//! As little as is right. One query that sees everything needs no mask. Where the rule is causal
+//! order alone, attention applies it by itself ([`AttentionMask::Causal`]), which reads no memory.
+//! What is left becomes a boolean array: MLX's attention takes a float32 mask to be added to the
+//! scores for float32 queries only, and booleans for all.
 //!
 //! ```
 //! use mlx_attn_masks::AttentionMask;
 //!
+//! # fn main() -> Result<(), mlx_attn_masks::MaskError> {
 //! assert!(matches!(AttentionMask::causal(1), AttentionMask::None)); // the newest token sees all
 //! assert!(matches!(AttentionMask::causal(7), AttentionMask::Causal));
+//!
+//! // Three queries after two tokens: five tokens fit a window of 8, and not one of 3.
+//! assert!(matches!(AttentionMask::sliding(3, 2, 8)?, AttentionMask::Causal));
+//! let AttentionMask::Array(visible) = AttentionMask::sliding(3, 2, 3)? else { panic!() };
+//! assert_eq!(visible.shape(), [3, 5]);
+//! # Ok(())
+//! # }
 //! ```
+//!
+//! # Rows that see nothing
+//!
+//! A query that stands on left padding sees no key at all, and the softmax over nothing is 0 / 0.
+//! MLX's attention gives such a query a finite answer (on its CPU device the mean of all values, on
+//! which a test insists), and the answer is of no use: whoever reads the output skips the places of
+//! padding. That it is finite matters all the same. It becomes a key and a value of the next layer,
+//! where the tokens give it the weight 0, and 0 * NaN would be NaN. Attention that is put together
+//! by hand must therefore put a large negative number, and not minus infinity, where a mask is false.
 
-use mlx_rs::Array;
-use mlx_rs::fast::ScaledDotProductAttentionMask;
+mod causal;
+mod mask;
+mod rule;
 
-/// Which keys each query may see.
-#[derive(Debug, Clone)]
-pub enum AttentionMask {
-    /// Every query sees every key.
-    None,
-    /// The last query sees every key, the one before it all but the last, and so on: the queries
-    /// are the newest tokens of the keys. Attention applies it without an array.
-    Causal,
-    /// True where the query sees the key: boolean, broadcastable to `[B, H, L, S]`.
-    Array(Array),
-}
+pub use causal::{CausalMask, MaskError};
+pub use mask::AttentionMask;
+pub use rule::{is_token, sees};
 
-impl AttentionMask {
-    /// The mask for the next `queries` tokens, where each sees itself and all before it.
-    ///
-    /// A single query is the newest token, which sees everything, so it needs none.
-    pub fn causal(queries: i32) -> Self {
-        if queries == 1 { Self::None } else { Self::Causal }
-    }
-
-    /// The same as the argument of [`mlx_rs::fast::scaled_dot_product_attention`].
-    pub fn to_sdpa(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
-        match self {
-            Self::None => None,
-            Self::Causal => Some(ScaledDotProductAttentionMask::Causal),
-            Self::Array(visible) => Some(ScaledDotProductAttentionMask::Array(visible)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mlx_rs::fast::scaled_dot_product_attention;
-
-    /// The rule, pair by pair.
-    fn naive(queries: i32, keys: i32) -> Array {
-        let visible: Vec<bool> =
-            (keys - queries..keys).flat_map(|i| (0..keys).map(move |j| j <= i)).collect();
-        Array::from_slice(&visible, &[queries, keys])
-    }
-
-    fn attention(mask: &AttentionMask, queries: i32, keys: i32) -> Array {
-        let fill = |rows: i32, step: usize| {
-            let values: Vec<f32> =
-                (0..rows * 4).map(|i| (i as usize * step % 17) as f32 / 8.0 - 1.0).collect();
-            Array::from_slice(&values, &[1, 1, rows, 4])
-        };
-        let (q, k, v) = (fill(queries, 5), fill(keys, 7), fill(keys, 11));
-        scaled_dot_product_attention(&q, &k, &v, 0.5, mask.to_sdpa(), None).unwrap()
-    }
-
-    #[test]
-    fn causal_is_the_rule_for_queries_at_the_end_of_the_keys() {
-        for (queries, keys) in [(1, 1), (1, 6), (2, 2), (3, 8), (8, 8)] {
-            let short = attention(&AttentionMask::causal(queries), queries, keys);
-            let long = attention(&AttentionMask::Array(naive(queries, keys)), queries, keys);
-            assert!(short.all_close(&long, 1e-6, 1e-6, None).unwrap(), "{queries} {keys}");
-        }
-    }
-}
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -20,9 +20,11 @@ fn scaling(json: &str) -> RopeScaling {
     serde_json::from_str(json).unwrap()
 }
 
-/// Every kind, with the frequencies that its paper gives in a sequence of `n` tokens, and the
-/// attention factor.
-fn kinds() -> Vec<(RopeScaling, fn(usize, f64) -> f64, f64)> {
+/// The frequency of a pair in a sequence of `n` tokens.
+type Frequency = fn(usize, f64) -> f64;
+
+/// Every kind, with the frequencies that its paper gives, and the attention factor.
+fn kinds() -> Vec<(RopeScaling, Frequency, f64)> {
     fn plain(pair: usize) -> f64 {
         BASE.powf(-2.0 * pair as f64 / DIMS as f64)
     }
