@@ -38,7 +38,12 @@ pub fn write(mlx_c: &Path, forced: Option<&Path>, clang_args: &[String], to: &Pa
     }
     builder
         .generate()
-        .map_err(|e| Failure::new(format!("bindgen cannot read the headers of mlx-c: {e}"), ""))?
+        .map_err(|e| {
+            Failure::new(
+                format!("bindgen cannot read the headers of mlx-c: {e}"),
+                "use libclang 14 or newer (LIBCLANG_PATH names its folder), or unset LIBCLANG_PATH",
+            )
+        })?
         .write_to_file(to)
         .map_err(|e| Failure::io(format!("writing {}", to.display()), e))
 }

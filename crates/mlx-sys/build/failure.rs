@@ -65,11 +65,28 @@ pub fn create_dir(path: &Path) -> Result<()> {
         .map_err(|e| Failure::io(format!("creating the folder {}", path.display()), e))
 }
 
-/// Moves a finished folder to its place. Where another build was faster, its work stays.
-pub fn install(finished: &Path, place: &Path) -> Result<()> {
-    match std::fs::rename(finished, place) {
-        Err(_) if place.is_dir() => std::fs::remove_dir_all(finished)
-            .map_err(|e| Failure::io(format!("removing {}", finished.display()), e)),
-        result => result.map_err(|e| Failure::io(format!("moving a folder to {}", place.display()), e)),
+/// Whether a folder holds all of these, and so is whole.
+pub fn is_whole(folder: &Path, proof: &[&str]) -> bool {
+    proof.iter().all(|file| folder.join(file).is_file())
+}
+
+/// Moves a finished folder to its place. Where another build was faster, its work stays; where
+/// something damaged lies there, it goes.
+pub fn install(finished: &Path, place: &Path, proof: &[&str]) -> Result<()> {
+    if !is_whole(place, proof) {
+        let _ = std::fs::remove_dir_all(place);
+        let moved = std::fs::rename(finished, place);
+        if let Err(e) = moved
+            && !is_whole(place, proof)
+        {
+            return Err(Failure::io(format!("moving a folder to {}", place.display()), e));
+        }
     }
+    if is_whole(place, proof) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("{} is not whole after it was made: it lacks one of {}", place.display(), proof.join(", ")),
+        format!("remove {} and build again", place.display()),
+    ))
 }

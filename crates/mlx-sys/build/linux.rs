@@ -15,7 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::failure::{Failure, Result, create_dir, install, last_lines, run, variable};
+use crate::failure::{Failure, Result, create_dir, install, is_whole, last_lines, run, variable};
 use crate::python::Wheel;
 use crate::{MLX_VERSION, Published, bindings, upstream};
 
@@ -30,7 +30,11 @@ const RECIPE: &[&str] = &[
     include_str!("../native/forced.hpp"),
     include_str!("../native/forced.h"),
     include_str!("../upstream/Cargo.lock"),
+    include_str!("../requirements/mlx-cpu.txt"),
 ];
+
+/// Files that a whole `mlx-c-KEY` has.
+const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "include/mlx/c/mlx.h"];
 
 #[derive(Clone, Copy)]
 pub struct Platform {
@@ -62,19 +66,19 @@ pub fn build(platform: Platform) -> Result<Published> {
     let prefix = std::env::var_os("MLX_PREFIX").filter(|prefix| !prefix.is_empty()).map(PathBuf::from);
     let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
 
-    let place = home.join(format!("mlx-c-{}", key(platform, installed.as_ref())));
-    let library = place.join("lib/libmlxc.so");
+    let place = home.join(format!("mlx-c-{}", key(platform, &home, installed.as_ref())));
+    let made = is_whole(&place, MLX_C);
     let mlx = match installed {
         Some(mlx) => mlx,
         None => {
-            if !library.is_file() {
+            if !made {
                 // Before the download: the check that costs nothing and needs the user.
                 compiler(platform)?;
             }
             Mlx::downloaded(platform, &home)?
         }
     };
-    if !library.is_file() {
+    if !made {
         make(platform, &mlx, &home, &place)?;
     }
 
@@ -82,7 +86,7 @@ pub fn build(platform: Platform) -> Result<Published> {
     std::fs::copy(place.join("bindings.rs"), &bindings)
         .map_err(|e| Failure::io(format!("writing {}", bindings.display()), e))?;
     // A missing file is a changed file: who clears the folder gets it filled again.
-    println!("cargo::rerun-if-changed={}", library.display());
+    println!("cargo::rerun-if-changed={}", place.join("lib/libmlxc.so").display());
     println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
     println!("cargo::rustc-link-search=native={}", place.join("lib").display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
@@ -91,19 +95,24 @@ pub fn build(platform: Platform) -> Result<Published> {
 
 /// The folder that keeps what was downloaded and built.
 fn home() -> Result<PathBuf> {
-    if let Some(home) = std::env::var_os("MLX_SYS_HOME").filter(|home| !home.is_empty()) {
-        let home = PathBuf::from(home);
-        create_dir(&home)?;
-        // Programs will look for the library there, from wherever they are started.
-        return home.canonicalize().map_err(|e| Failure::io(format!("resolving {}", home.display()), e));
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home =
+        named("MLX_SYS_HOME").or_else(|| Some(named("HOME")?.join(".mlx/linux"))).ok_or_else(|| {
+            Failure::new(
+                "HOME is not set, and MLX has to be kept somewhere",
+                "name a folder in MLX_SYS_HOME; programs will load the library from there",
+            )
+        })?;
+    create_dir(&home)?;
+    // Programs will look for the library there, from wherever they are started.
+    let home = home.canonicalize().map_err(|e| Failure::io(format!("resolving {}", home.display()), e))?;
+    if home.to_string_lossy().contains([':', '$']) {
+        return Err(Failure::new(
+            format!("programs cannot load a library from {}, whose name has a : or a $", home.display()),
+            "name another folder in MLX_SYS_HOME",
+        ));
     }
-    match std::env::var_os("HOME").filter(|home| !home.is_empty()) {
-        Some(home) => Ok(PathBuf::from(home).join(".mlx/linux")),
-        None => Err(Failure::new(
-            "HOME is not set, and MLX has to be kept somewhere",
-            "name a folder in MLX_SYS_HOME; programs will load the library from there",
-        )),
-    }
+    Ok(home)
 }
 
 impl Mlx {
@@ -144,10 +153,11 @@ impl Mlx {
         let wheel = Wheel {
             keep_as: format!("mlx-cpu-{MLX_VERSION}-{}", platform.arch),
             requirements: "mlx-cpu.txt",
+            proof: &["mlx/lib/libmlx.so", "mlx/include/mlx/version.h"],
             platform: format!("manylinux_{}_{}_{}", GLIBC.0, GLIBC.1, platform.arch),
             instead: "point MLX_PREFIX at an installed MLX",
         };
-        if !home.join(&wheel.keep_as).is_dir() {
+        if !is_whole(&home.join(&wheel.keep_as), wheel.proof) {
             check_glibc()?;
         }
         let mlx = wheel.fetch(home)?.join("mlx");
@@ -189,8 +199,10 @@ fn check_glibc() -> Result<()> {
     }
 }
 
-fn key(platform: Platform, installed: Option<&Mlx>) -> String {
+/// With the folder, since the library that is made knows its own absolute path and MLX's.
+fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> String {
     let mut hash = Fnv::new();
+    hash.update(home.to_string_lossy().as_bytes());
     hash.update(platform.arch.as_bytes());
     for text in RECIPE {
         hash.update(text.as_bytes());
@@ -207,6 +219,8 @@ fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> 
     let mlx_c = upstream::mlx_c()?;
     create_dir(home)?;
     let work = home.join(format!(".mlx-c-{}", std::process::id()));
+    // What a build that was killed left under this name.
+    let _ = std::fs::remove_dir_all(&work);
     let result = (|| {
         create_dir(&work.join("lib"))?;
         create_dir(&work.join("include/mlx/c"))?;
@@ -217,7 +231,7 @@ fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> 
         }
         write_bindings(platform, &mlx_c, home, &compiler, &work.join("bindings.rs"))?;
         compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
-        install(&work, place)
+        install(&work, place, MLX_C)
     })();
     let _ = std::fs::remove_dir_all(&work);
     result
@@ -274,8 +288,11 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
         .arg("-o")
         .arg(into.join("libmlxc.so"))
         .args(&objects)
-        .arg(format!("-Wl,-soname,{}", final_path.display()))
-        .arg(format!("-Wl,-rpath,{}", mlx.lib.display()))
+        // Not -Wl, which would cut a path at its commas.
+        .args(["-Xlinker", "-soname", "-Xlinker"])
+        .arg(final_path)
+        .args(["-Xlinker", "-rpath", "-Xlinker"])
+        .arg(&mlx.lib)
         .arg("-Wl,-z,defs")
         .arg(format!("-L{}", mlx.lib.display()))
         .arg("-lmlx");
@@ -310,6 +327,7 @@ fn write_bindings(
             None => Wheel {
                 keep_as: format!("libclang-18.1.1-{}", std::env::consts::ARCH),
                 requirements: "libclang.txt",
+                proof: &["libclang-18.1.1.data/platlib/clang/native/libclang.so"],
                 platform: Platform::of(&variable("HOST")?).unwrap_or(platform).libclang.to_owned(),
                 instead: "install libclang (Debian and Ubuntu: `apt install libclang-dev`) or name its folder in LIBCLANG_PATH",
             }

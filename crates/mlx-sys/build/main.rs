@@ -56,8 +56,12 @@ fn run() -> Result<()> {
         ));
     };
 
-    let include = std::env::join_paths(&published.include)
-        .map_err(|e| Failure::new(format!("the include path cannot be published: {e}"), ""))?;
+    let include = std::env::join_paths(&published.include).map_err(|e| {
+        Failure::new(
+            format!("the include path cannot be published: {e}"),
+            "use folders without a : in their names",
+        )
+    })?;
     println!("cargo::metadata=include={}", include.to_string_lossy());
     println!("cargo::metadata=defines={}", published.defines);
     println!("cargo::metadata=version={MLX_VERSION}");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result, create_dir, install, last_lines, run, variable};
+use crate::failure::{Failure, Result, create_dir, install, is_whole, last_lines, run, variable};
 
 /// A wheel to fetch: one line of a requirements file with its hashes.
 pub struct Wheel {
@@ -13,6 +13,8 @@ pub struct Wheel {
     pub requirements: &'static str,
     /// Platform tag of the wheel, such as `manylinux_2_35_x86_64`.
     pub platform: String,
+    /// Files that a whole wheel has.
+    pub proof: &'static [&'static str],
     /// What a person can do instead of downloading.
     pub instead: &'static str,
 }
@@ -21,14 +23,16 @@ impl Wheel {
     /// The unpacked wheel below `home`, downloaded if it is not there yet.
     pub fn fetch(&self, home: &Path) -> Result<PathBuf> {
         let place = home.join(&self.keep_as);
-        if place.is_dir() {
+        if is_whole(&place, self.proof) {
             return Ok(place);
         }
         let python = Python::find(self.instead)?;
         create_dir(home)?;
         let work = home.join(format!(".{}-{}", self.keep_as, std::process::id()));
+        // What a build that was killed left under this name.
+        let _ = std::fs::remove_dir_all(&work);
         let result = self.download_and_unpack(&python, &work);
-        let result = result.and_then(|unpacked| install(&unpacked, &place));
+        let result = result.and_then(|unpacked| install(&unpacked, &place, self.proof));
         // Also after a failure: nothing half-fetched stays behind.
         let _ = std::fs::remove_dir_all(&work);
         result.map(|()| place)

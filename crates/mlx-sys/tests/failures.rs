@@ -84,6 +84,7 @@ impl World {
             .env("HOST", &target)
             .env("OPT_LEVEL", "0")
             .env("CARGO_CFG_TARGET_VENDOR", "unknown")
+            .env("CARGO", std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             // The world.
             .env("PATH", self.path("bin"))
             .env("MLX_SYS_HOME", self.path("home"))
@@ -236,6 +237,30 @@ fn a_prefix_that_holds_no_mlx() {
     let world = World::offline();
     let prefix = world.path("no-wheels");
     assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["no version of MLX", "version.h"]);
+}
+
+#[test]
+fn a_target_without_mlx() {
+    let said = World::offline().with("TARGET", "riscv64gc-unknown-linux-gnu").failure();
+    assert_says(&said, &["no MLX for the target riscv64gc-unknown-linux-gnu", "x86_64-unknown-linux-gnu"]);
+}
+
+#[test]
+fn a_folder_that_no_program_can_load_from() {
+    let world = World::offline();
+    let home = world.path("home:or$not");
+    assert_says(&world.with("MLX_SYS_HOME", home).failure(), &["whose name has a : or a $", "MLX_SYS_HOME"]);
+}
+
+/// What is damaged is made again, and not taken for whole.
+#[test]
+fn a_damaged_store() {
+    let world = World::offline();
+    let arch = std::env::consts::ARCH;
+    let store = world.path("damaged");
+    fs::create_dir_all(store.join(format!("mlx-cpu-0.32.2-{arch}/mlx/lib"))).unwrap();
+    let said = world.with("MLX_SYS_HOME", store).failure();
+    assert_says(&said, &["pip cannot reach a package index that has mlx-cpu"]);
 }
 
 #[test]

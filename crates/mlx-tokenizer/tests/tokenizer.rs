@@ -84,6 +84,54 @@ fn a_stream_never_gives_half_a_character() {
     assert_eq!(stream.finish().unwrap(), "");
 }
 
+/// As Llama's and Gemma's tokenizers have it: `▁` for a space, and a token for each byte of what is
+/// not in the vocabulary. The decoder looks at runs of bytes: one unfinished character at the end of
+/// a run turns all of the run into replacement characters.
+fn byte_fallback() -> String {
+    let mut vocab = serde_json::Map::new();
+    vocab.insert("<unk>".to_owned(), 0.into());
+    for byte in 0..256 {
+        vocab.insert(format!("<0x{byte:02X}>"), (1 + byte).into());
+    }
+    for (i, letter) in ["▁", "a", "b", "c"].into_iter().enumerate() {
+        vocab.insert(letter.to_owned(), (257 + i).into());
+    }
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": [],
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn runs_of_bytes_are_streamed_whole() {
+    let folder = folder(&[("tokenizer.json", &byte_fallback())]);
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    for text in
+        ["a🦊🦊b", "日本語日本語日b", "a b c", "é", "ab 日 c 🦊 é日本語a", "日本語のテキスト 日本語 a"]
+    {
+        let mut stream = tokenizer.stream();
+        let mut streamed = String::new();
+        for id in tokenizer.encode(text).unwrap() {
+            let piece = stream.push(id).unwrap();
+            assert!(!piece.contains('\u{FFFD}'), "{text}: {piece:?}");
+            streamed += &piece;
+        }
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, text);
+    }
+}
+
 #[test]
 fn bytes_that_are_no_character_come_out_in_the_end() {
     let tokenizer = tokenizer();
@@ -140,6 +188,8 @@ fn files_that_cannot_be_understood_are_named() {
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "not json"),
         ("config.json", r#"{"eos_token_id": "two"}"#),
+        ("config.json", r#"{"eos_token_id": [1, -1]}"#),
+        ("config.json", "[]"),
         ("generation_config.json", "{"),
         ("tokenizer_config.json", r#"{"eos_token": 3}"#),
     ] {
