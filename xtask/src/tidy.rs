@@ -70,6 +70,7 @@ struct Package {
     version: String,
     rust_version: Option<String>,
     dependencies: Vec<Dependency>,
+    features: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +118,20 @@ fn metadata(root: &Path) -> io::Result<Metadata> {
         return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
     }
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Every feature of every crate here, and none (an empty name) for each crate that has any.
+pub(crate) fn features(root: &Path) -> io::Result<Vec<(String, String)>> {
+    let Metadata { packages, workspace_members } = metadata(root)?;
+    let members = packages.into_iter().filter(|package| workspace_members.contains(&package.id));
+    Ok(members
+        .filter(|package| !package.features.is_empty())
+        .flat_map(|package| {
+            let features = package.features.into_keys().filter(|feature| feature != "default");
+            let name = package.name;
+            std::iter::once(String::new()).chain(features).map(move |feature| (name.clone(), feature))
+        })
+        .collect())
 }
 
 /// Arrows point down only.
@@ -255,6 +270,7 @@ mod tests {
                 .iter()
                 .map(|name| Dependency { name: (*name).to_owned(), kind: None })
                 .collect(),
+            features: BTreeMap::new(),
         }
     }
 

@@ -110,6 +110,16 @@ impl ModelInfo {
     }
 }
 
+/// The dtype that the activations of a model take on: the one that all of its floating parameters
+/// promote to. A single float32 norm makes everything after it float32.
+pub fn activation_dtype(model: &impl ModuleParameters) -> Dtype {
+    let promote = |a: Dtype, b: Dtype| if a == b { a } else { Dtype::Float32 };
+    let parameters = model.parameters().flatten();
+    let dtypes = parameters.values().map(|parameter| parameter.dtype());
+    let floats = dtypes.filter(|dtype| matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16));
+    floats.reduce(promote).unwrap_or(Dtype::Float32)
+}
+
 /// Why a checkpoint did not become a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -118,7 +128,7 @@ pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A config that was read but describes no model of its architecture.
-    #[error("config.json of {model_type}: {source}")]
+    #[error("config.json of {model_type}")]
     Config {
         /// The architecture.
         model_type: String,

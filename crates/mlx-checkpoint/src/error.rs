@@ -42,11 +42,13 @@ pub enum CheckpointError {
         file: PathBuf,
     },
     /// A key of the config is missing or has the wrong type.
-    #[error("{}", file.display())]
+    #[error("{}{}", file.display(), under(key))]
     Config {
         /// The config.
         file: PathBuf,
-        /// Which key, and what was expected.
+        /// Which key; a dot where the whole config is meant, from which a key is missing.
+        key: String,
+        /// What was expected.
         source: serde_json::Error,
     },
     /// The config's quantization is one that this crate cannot read.
@@ -64,7 +66,7 @@ pub enum CheckpointError {
         folder: PathBuf,
     },
     /// The index is JSON but no index.
-    #[error("{} has no weight_map from tensor keys to file names beside it", file.display())]
+    #[error("{} has no weight_map from tensor keys to safetensors files beside it", file.display())]
     Index {
         /// The index.
         file: PathBuf,
@@ -80,12 +82,22 @@ pub enum CheckpointError {
         key: String,
     },
     /// Two files hold a tensor of the same key.
-    #[error("tensor {key} is in {} and in another file too", file.display())]
+    #[error("tensor {key} is in {} and in {}", first.display(), second.display())]
     TensorTwice {
         /// The key.
         key: String,
-        /// The second file.
-        file: PathBuf,
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// The index puts a tensor into a file that does not hold it.
+    #[error("the index puts {key} into {}, which does not hold it", shard.display())]
+    NotInShard {
+        /// The tensor's key.
+        key: String,
+        /// The file.
+        shard: PathBuf,
     },
     /// A file is not safetensors, or only the beginning of it.
     #[error("{} is not a whole safetensors file: {problem}", file.display())]
@@ -172,6 +184,10 @@ impl fmt::Display for TensorProblem {
             Self::Dtype { key, expected, found } => write!(f, "{key}: dtype {found}, {expected} is needed"),
         }
     }
+}
+
+fn under(key: &str) -> String {
+    if key == "." { String::new() } else { format!(": {key}") }
 }
 
 fn list(problems: &[TensorProblem]) -> String {

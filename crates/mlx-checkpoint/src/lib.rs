@@ -24,7 +24,7 @@ mod quantization;
 mod safetensors_file;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -52,11 +52,6 @@ impl TensorInfo {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Bytes on disk.
-    pub fn nbytes(&self) -> usize {
-        self.elements() * self.dtype.bitsize() / 8
     }
 }
 
@@ -90,13 +85,21 @@ impl Checkpoint {
             .to_owned();
         let quantization = QuantizationPlan::from_config(&config)?;
 
-        let files = tensor_files(&folder)?;
-        let mut tensors = BTreeMap::new();
+        let TensorFiles { files, promised } = TensorFiles::find(&folder)?;
+        let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
             for (key, dtype, shape) in read_header(path)? {
-                if tensors.insert(key.clone(), TensorInfo { dtype, shape, file }).is_some() {
-                    return Err(CheckpointError::TensorTwice { key, file: path.clone() });
+                if let Some(first) = tensors.get(&key) {
+                    let first = files[first.file].clone();
+                    return Err(CheckpointError::TensorTwice { key, first, second: path.clone() });
                 }
+                tensors.insert(key, TensorInfo { dtype, shape, file });
+            }
+        }
+        for (key, shard) in promised {
+            let held = tensors.get(&key).map(|info| &files[info.file]);
+            if held != Some(&shard) {
+                return Err(CheckpointError::NotInShard { key, shard });
             }
         }
         Ok(Self { folder, config, model_type, quantization, files, tensors })
@@ -118,8 +121,11 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::Config`] where a key is missing or has the wrong type.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
-        T::deserialize(&self.config)
-            .map_err(|source| CheckpointError::Config { file: self.folder.join("config.json"), source })
+        serde_path_to_error::deserialize(&self.config).map_err(|e| CheckpointError::Config {
+            file: self.folder.join("config.json"),
+            key: e.path().to_string(),
+            source: e.into_inner(),
+        })
     }
 
     /// The tensor files.
@@ -132,19 +138,33 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// How many numbers the model learned: quantized weights count as what they stand for.
-    pub fn parameter_count(&self) -> usize {
-        let count = |(key, info): (&String, &TensorInfo)| {
+    /// How many numbers the tensors with these keys stand for, quantized ones as what they were.
+    pub fn parameter_count<'k>(&self, keys: impl IntoIterator<Item = &'k str>) -> usize {
+        let count = |key: &str| {
+            let elements = self.tensors.get(key).map_or(0, TensorInfo::elements);
             if let Some(layer) = key.strip_suffix(".weight")
                 && let Some(quantization) = self.quantization_of(layer)
             {
-                return info.elements() * 32 / quantization.bits as usize;
+                return elements * 32 / quantization.bits as usize;
             }
             let companion = key.strip_suffix(".scales").or_else(|| key.strip_suffix(".biases"));
             let is_companion = companion.is_some_and(|layer| self.quantization_of(layer).is_some());
-            if is_companion { 0 } else { info.elements() }
+            if is_companion { 0 } else { elements }
         };
-        self.tensors.iter().map(count).sum()
+        keys.into_iter().map(count).sum()
+    }
+
+    /// Bytes of the tensor files.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Io`] where a file has gone since.
+    pub fn size_on_disk(&self) -> Result<u64, CheckpointError> {
+        let size = |file: &PathBuf| {
+            let metadata = fs::metadata(file);
+            metadata.map(|m| m.len()).map_err(|source| CheckpointError::Io { file: file.clone(), source })
+        };
+        self.files.iter().map(size).sum()
     }
 
     /// How the layer with this key is quantized, if it is.
@@ -180,51 +200,63 @@ fn read_json(
     serde_json::from_str(&text).map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
 }
 
-/// `model.safetensors`, or the shards that the index names, or every `model*.safetensors`.
-fn tensor_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let single = folder.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index_file = folder.join("model.safetensors.index.json");
-    if !index_file.is_file() {
-        return shards_without_index(folder);
-    }
-    let index = read_json(&index_file, |_| CheckpointError::NoTensors { folder: folder.to_path_buf() })?;
-    let map = index.get("weight_map").and_then(serde_json::Value::as_object);
-    let map = map.ok_or_else(|| CheckpointError::Index { file: index_file.clone() })?;
-
-    let mut shards = BTreeMap::new();
-    for (key, shard) in map {
-        // A shard is a file beside the index; anything else would lead out of the folder.
-        let name = shard.as_str().filter(|name| !name.is_empty() && !name.contains(['/', '\\']));
-        let name = name.ok_or_else(|| CheckpointError::Index { file: index_file.clone() })?;
-        shards.entry(name.to_owned()).or_insert_with(|| key.clone());
-    }
-    let mut files = Vec::with_capacity(shards.len());
-    for (shard, key) in shards {
-        let file = folder.join(&shard);
-        if !file.is_file() {
-            return Err(CheckpointError::NoShard { index: index_file, shard, key });
-        }
-        files.push(file);
-    }
-    Ok(files)
+/// Which files hold the tensors.
+struct TensorFiles {
+    files: Vec<PathBuf>,
+    /// Where an index says that a tensor lies.
+    promised: Vec<(String, PathBuf)>,
 }
 
-fn shards_without_index(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let io = |source| CheckpointError::Io { file: folder.to_path_buf(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            files.push(folder.join(&*name));
+impl TensorFiles {
+    /// `model.safetensors`, or the shards that the index names, or every `model*.safetensors`.
+    fn find(folder: &Path) -> Result<Self, CheckpointError> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if single.is_file() {
+            Ok(Self { files: vec![single], promised: Vec::new() })
+        } else if index.is_file() {
+            Self::of_index(folder, index)
+        } else {
+            Self::without_index(folder)
         }
     }
-    if files.is_empty() {
-        return Err(CheckpointError::NoTensors { folder: folder.to_path_buf() });
+
+    fn of_index(folder: &Path, index: PathBuf) -> Result<Self, CheckpointError> {
+        let json = read_json(&index, |_| CheckpointError::NoTensors { folder: folder.to_path_buf() })?;
+        let not_an_index = || CheckpointError::Index { file: index.clone() };
+        let map = json.get("weight_map").and_then(serde_json::Value::as_object).ok_or_else(not_an_index)?;
+        let mut promised = Vec::with_capacity(map.len());
+        for (key, shard) in map {
+            // A shard is a file beside the index; anything else would lead out of the folder.
+            let is_name = |name: &&str| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
+            let shard = shard.as_str().filter(is_name).ok_or_else(not_an_index)?;
+            let file = folder.join(shard);
+            if !file.is_file() {
+                return Err(CheckpointError::NoShard { shard: shard.to_owned(), key: key.clone(), index });
+            }
+            promised.push((key.clone(), file));
+        }
+        let files: BTreeSet<PathBuf> = promised.iter().map(|(_, file)| file.clone()).collect();
+        if files.is_empty() {
+            return Err(not_an_index());
+        }
+        Ok(Self { files: files.into_iter().collect(), promised })
     }
-    files.sort();
-    Ok(files)
+
+    fn without_index(folder: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { file: folder.to_path_buf(), source };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io)? {
+            let file = entry.map_err(io)?.path();
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("model") && name.ends_with(".safetensors") && file.is_file() {
+                files.push(file);
+            }
+        }
+        if files.is_empty() {
+            return Err(CheckpointError::NoTensors { folder: folder.to_path_buf() });
+        }
+        files.sort();
+        Ok(Self { files, promised: Vec::new() })
+    }
 }

@@ -53,5 +53,6 @@ pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)
     if data != data_end {
         return Err(broken(format!("its tensors take {data_end} bytes, and {data} follow the header")));
     }
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
 }

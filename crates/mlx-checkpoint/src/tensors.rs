@@ -20,11 +20,29 @@ pub struct CheckpointTensors<'a> {
 
 impl<'a> CheckpointTensors<'a> {
     pub(crate) fn open(checkpoint: &'a Checkpoint) -> Result<Self, CheckpointError> {
+        // MLX refuses a whole file because of one of these, so that not even one that would be ignored
+        // can be passed over.
+        let unknown: Vec<TensorProblem> = checkpoint
+            .headers()
+            .iter()
+            .filter(|(_, info)| info.dtype == TensorDtype::F64)
+            .map(|(key, info)| TensorProblem::Dtype {
+                key: key.clone(),
+                expected: FLOATS,
+                found: format!("{:?}", info.dtype),
+            })
+            .collect();
+        if !unknown.is_empty() {
+            let folder = checkpoint.folder().to_path_buf();
+            return Err(CheckpointError::Tensors { folder, problems: unknown });
+        }
         let mut left = HashMap::new();
         for file in checkpoint.files() {
             // MLX opens the file and reads a tensor's bytes when the tensor is evaluated.
-            let tensors = Array::load_safetensors(file)
-                .map_err(|e| CheckpointError::Unreadable { file: file.clone(), problem: e.to_string() })?;
+            let tensors = Array::load_safetensors(file).map_err(|e| CheckpointError::Unreadable {
+                file: file.clone(),
+                problem: without_place(&e.to_string()),
+            })?;
             left.extend(tensors);
         }
         Ok(Self { checkpoint, left, problems: Vec::new() })
@@ -67,7 +85,7 @@ impl<'a> CheckpointTensors<'a> {
         let stored = self.checkpoint.headers().get(key).map(|info| info.dtype);
         let packed =
             key.strip_suffix(".weight").is_some_and(|layer| self.checkpoint.quantization_of(layer).is_some());
-        let expected = if packed { "U32" } else { "F32, F16 or BF16" };
+        let expected = if packed { "U32" } else { FLOATS };
         let fits = match stored {
             Some(TensorDtype::U32) => packed,
             Some(TensorDtype::F32 | TensorDtype::F16 | TensorDtype::BF16) => !packed,
@@ -80,6 +98,15 @@ impl<'a> CheckpointTensors<'a> {
         }
         Some(tensor)
     }
+}
+
+/// What parameters may be.
+const FLOATS: &str = "F32, F16 or BF16";
+
+/// MLX's message, without the places in its source and in mlx-rs's that it ends with.
+fn without_place(message: &str) -> String {
+    let end = message.find(" at /").unwrap_or(message.len());
+    message[..end].trim_matches('"').to_owned()
 }
 
 impl ParameterSource for CheckpointTensors<'_> {

@@ -36,7 +36,8 @@ fn one_file_is_read() {
         folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[4, 8])), ("b.weight", ones(&[8]))])]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.model_type(), "test");
-    assert_eq!(checkpoint.parameter_count(), 40);
+    assert_eq!(checkpoint.parameter_count(["a.weight", "b.weight"]), 40);
+    assert_eq!(checkpoint.size_on_disk().unwrap(), fs::metadata(&checkpoint.files()[0]).unwrap().len());
     assert_eq!(checkpoint.headers()["a.weight"].shape, [4, 8]);
     let mut tensors = checkpoint.tensors().unwrap();
     assert_eq!(tensors.parameter("a.weight", &[4, 8]).shape(), [4, 8]);
@@ -113,7 +114,13 @@ fn no_tensors() {
 
 #[test]
 fn an_index_that_is_none() {
-    for index in ["{}", r#"{"weight_map": {"a": 3}}"#, r#"{"weight_map": {"a": "../model.safetensors"}}"#] {
+    for index in [
+        "{}",
+        r#"{"weight_map": {}}"#,
+        r#"{"weight_map": {"a": 3}}"#,
+        r#"{"weight_map": {"a": "a.bin"}}"#,
+        r#"{"weight_map": {"a": "../model.safetensors"}}"#,
+    ] {
         let folder = folder(PLAIN, &[]);
         fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
         assert!(matches!(open_error(folder.path()), CheckpointError::Index { .. }), "{index}");
@@ -130,6 +137,15 @@ fn an_index_that_names_a_missing_shard() {
     for needle in ["a.weight", "model-00007.safetensors"] {
         assert!(error.to_string().contains(needle), "{error}");
     }
+}
+
+#[test]
+fn an_index_that_promises_too_much() {
+    let folder = folder(PLAIN, &[("model-1.safetensors", &[("a", ones(&[2]))])]);
+    let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}"#;
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    let error = open_error(folder.path());
+    assert!(matches!(error, CheckpointError::NotInShard { ref key, .. } if key == "b"), "{error}");
 }
 
 #[test]
@@ -164,6 +180,16 @@ fn a_file_that_is_not_whole() {
 }
 
 #[test]
+fn a_tensor_in_float64_is_listed() {
+    let folder = folder(PLAIN, &[]);
+    let header = br#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &[0; 8]].concat();
+    fs::write(folder.path().join("model.safetensors"), file).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap().tensors().unwrap_err();
+    assert!(error.to_string().contains("a: dtype F64, F32, F16 or BF16 is needed"), "{error}");
+}
+
+#[test]
 fn a_dtype_that_mlx_does_not_know() {
     let folder = folder(PLAIN, &[]);
     let header = br#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#;
@@ -172,6 +198,7 @@ fn a_dtype_that_mlx_does_not_know() {
     let error = Checkpoint::open(folder.path()).unwrap().tensors().unwrap_err();
     assert!(matches!(error, CheckpointError::Unreadable { .. }), "{error}");
     assert!(error.to_string().contains("model.safetensors"), "{error}");
+    assert!(!error.to_string().contains(".cpp"), "{error}");
 }
 
 #[test]
@@ -221,7 +248,7 @@ fn quantized(extra: &str) -> TempDir {
 fn a_quantized_layer_is_bound_whole() {
     let folder = quantized("");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    assert_eq!(checkpoint.parameter_count(), 8 * 64);
+    assert_eq!(checkpoint.parameter_count(["a.weight", "a.scales", "a.biases"]), 8 * 64);
     assert_eq!(checkpoint.default_quantization(), Some(Quantization { group_size: 32, bits: 4 }));
     let mut tensors = checkpoint.tensors().unwrap();
     let layer = Linear::new(Parameters::root(&mut tensors).at("a"), 64, 8);

@@ -1,9 +1,9 @@
 //! How the next token is chosen.
 
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::random::{RandomState, categorical};
+use mlx_rs::{Array, Dtype};
 
 use crate::GenerateError;
 
@@ -63,14 +63,31 @@ impl Sampler {
         match &mut self.draw {
             None => argmax_axis(logprobs, -1, false),
             Some(Draw { inverse_temperature, random }) => {
-                // In the dtype of the log-probabilities: a float32 scalar would widen half precision.
-                let factor = Array::from_f32(*inverse_temperature).as_dtype(logprobs.dtype())?;
                 let key = random.next_key()?;
-                categorical(logprobs.multiply(factor)?, -1, None, &key)
+                categorical(scale(logprobs, *inverse_temperature)?, -1, None, &key)
             }
         }
     }
 }
+
+/// Log-probabilities divided by the temperature.
+fn scale(logprobs: &Array, inverse_temperature: f32) -> Result<Array, Exception> {
+    let largest = match logprobs.dtype() {
+        Dtype::Float16 => 65_504.0, // the largest float16
+        _ => f32::MAX,
+    };
+    if inverse_temperature < largest / LARGEST_LOGPROB {
+        // In the dtype of the log-probabilities: a float32 scalar would widen half precision.
+        return logprobs.multiply(Array::from_f32(inverse_temperature).as_dtype(logprobs.dtype())?);
+    }
+    // So cold that all of them would overflow. From the best one, which stays 0, only the others do.
+    let logprobs = logprobs.as_dtype(Dtype::Float32)?;
+    let behind = logprobs.subtract(logprobs.max_axis(-1, true)?)?;
+    behind.multiply(Array::from_f32(inverse_temperature.min(f32::MAX)))
+}
+
+/// The best token of a vocabulary of 2^23 has a log-probability of at least -16.
+const LARGEST_LOGPROB: f32 = 16.0;
 
 #[cfg(test)]
 mod tests {
@@ -108,6 +125,18 @@ mod tests {
         let mut sampler = Sampler::new(Sampling::Temperature { temperature: 0.5, seed: 1 }).unwrap();
         let second: u32 = sampler.sample(&rows).unwrap().as_slice::<u32>().iter().sum();
         assert!((160..310).contains(&second), "{second}");
+    }
+
+    #[test]
+    fn the_coldest_temperatures_take_the_most_probable() {
+        for dtype in [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16] {
+            for temperature in [1e-3, 1e-5, 1e-30, f32::from_bits(1)] {
+                let mut sampler = Sampler::new(Sampling::Temperature { temperature, seed: 5 }).unwrap();
+                let row = logprobs(&[0.02, 0.1, 0.0, 0.6, 0.28]).as_dtype(dtype).unwrap();
+                let token = sampler.sample(&row).unwrap().item_exact::<u32>();
+                assert_eq!(token, 3, "{dtype:?} {temperature}");
+            }
+        }
     }
 
     #[test]

@@ -61,6 +61,9 @@ impl FullKvCache {
                 if (b, h, d) != (batch, heads, dim) {
                     return shape(what, format!("[{batch}, {heads}, L, {dim}]"), new);
                 }
+                if new.dtype() != held.dtype() {
+                    return Err(CacheError::Dtype { what, expected: held.dtype(), found: new.dtype() });
+                }
             }
         }
         Ok(())
@@ -200,5 +203,16 @@ mod tests {
             assert!(matches!(error, CacheError::Shape { what: found, .. } if found == what), "{error}");
             assert_eq!(cache.offset(), 3);
         }
+    }
+
+    #[test]
+    fn a_dtype_that_does_not_fit_changes_nothing() {
+        let mut cache = FullKvCache::new();
+        let (keys, values) = tokens(0, 3);
+        cache.append(&keys, &values).unwrap();
+        let half = values.as_dtype(mlx_rs::Dtype::Float16).unwrap();
+        let error = cache.append(&keys, &half).unwrap_err();
+        assert_eq!(error.to_string(), "values of dtype Float16 do not fit this cache, which holds Float32");
+        assert_eq!(cache.offset(), 3);
     }
 }

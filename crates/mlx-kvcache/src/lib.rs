@@ -27,8 +27,8 @@ mod model_cache;
 use std::fmt::Debug;
 
 use mlx_attn_masks::AttentionMask;
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
+use mlx_rs::{Array, Dtype};
 
 pub use full::FullKvCache;
 pub use model_cache::ModelCache;
@@ -46,6 +46,16 @@ pub enum CacheError {
         expected: String,
         /// The shape that came.
         found: Vec<i32>,
+    },
+    /// Keys or values of another dtype than the cache holds.
+    #[error("{what} of dtype {found:?} do not fit this cache, which holds {expected:?}")]
+    Dtype {
+        /// `keys` or `values`.
+        what: &'static str,
+        /// The dtype that would fit.
+        expected: Dtype,
+        /// The dtype that came.
+        found: Dtype,
     },
     /// MLX refused an operation.
     #[error(transparent)]
@@ -86,7 +96,8 @@ pub trait KvCache: Debug + Send {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Shape`] where the arrays do not fit each other or what is held.
+    /// [`CacheError::Shape`] or [`CacheError::Dtype`] where the arrays do not fit each other or what is
+    /// held.
     fn append(&mut self, keys: &Array, values: &Array) -> Result<KeysValues, CacheError>;
 
     /// Which keys of the next [`append`](Self::append) each of its `queries` tokens may see.

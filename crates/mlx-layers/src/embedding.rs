@@ -1,10 +1,10 @@
 //! The embedding table.
 
+use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
 use mlx_rs::ops::dequantize;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Dtype};
 
 use crate::{Linear, Parameters, Quantization};
 
@@ -22,11 +22,6 @@ impl Embedding {
     /// A table of `vocab_size` rows of `dims` features, its parameters taken from the source.
     pub fn new(parameters: Parameters<'_>, vocab_size: i32, dims: i32) -> Self {
         Self { table: Linear::new(parameters, dims, vocab_size) }
-    }
-
-    /// The dtype of the rows, and so of a model's activations.
-    pub fn dtype(&self) -> Dtype {
-        self.table.scales.as_ref().as_ref().unwrap_or(&self.table.weight).dtype()
     }
 
     /// The similarity of each vector to each token: logits, for models with tied embeddings.
@@ -47,7 +42,8 @@ impl Module<&Array> for Embedding {
 
     /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
     ///
-    /// An id outside the table is not noticed here, since that would need the ids on the host.
+    /// The rows have the dtype of the table (or, quantized, of its scales). An error where MLX cannot
+    /// index by these ids. An id outside the table is not noticed here, since that would need the ids on the host.
     fn forward(&mut self, tokens: &Array) -> Result<Array> {
         let rows = self.table.weight.try_index(tokens)?;
         match (self.table.quantization(), self.table.scales.as_ref()) {

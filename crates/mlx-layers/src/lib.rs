@@ -27,6 +27,10 @@ pub use parameters::{ParameterSource, Parameters, Quantization};
 ///
 /// `gate` and `up` of the same shape, which is that of the result.
 ///
+/// # Dtypes
+///
+/// Any float; each operation rounds to the common dtype of the two.
+///
 /// # Errors
 ///
 /// Where the shapes do not match.

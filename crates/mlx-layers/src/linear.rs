@@ -57,7 +57,8 @@ impl Module<&Array> for Linear {
     type Output = Array;
     type Error = Exception;
 
-    /// `[..., I]` to `[..., O]`.
+    /// `[..., I]` to `[..., O]`, in the common dtype of `x` and the weight (or, quantized, of `x` and the
+    /// scales). An error where the last axis is not `I` long.
     fn forward(&mut self, x: &Array) -> Result<Array> {
         match (self.quantization, self.scales.as_ref()) {
             (Some(Quantization { group_size, bits }), Some(scales)) => {

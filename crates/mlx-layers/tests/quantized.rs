@@ -73,12 +73,11 @@ fn a_quantized_embedding_is_one_with_rounded_rows_both_ways() {
     let hidden = Array::ones::<f32>(&[1, 1, 128]).unwrap();
     let [packed, whole] = both(Quantization { group_size: 64, bits: 4 }).map(|mut source| {
         let mut table = Embedding::new(Parameters::root(&mut source).at("layer"), SHAPE[0], SHAPE[1]);
-        (table.forward(&tokens).unwrap(), table.as_linear(&hidden).unwrap(), table)
+        (table.forward(&tokens).unwrap(), table.as_linear(&hidden).unwrap())
     });
     assert_eq!(packed.0.shape(), [2, 2, 128]);
     assert!(compare(&packed.0, &whole.0, Tolerance::Exact).unwrap().is_equal());
     assert!(compare(&packed.1, &whole.1, CLOSE).unwrap().is_equal());
-    assert_eq!(packed.2.dtype(), whole.2.dtype());
 }
 
 #[test]

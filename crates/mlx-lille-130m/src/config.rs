@@ -66,7 +66,7 @@ pub enum ConfigError {
         n_embd: i32,
     },
     /// The epsilon of the norms is not a small positive number.
-    #[error("layer_norm_eps is {found}, and must be a positive number below 1")]
+    #[error("layer_norm_eps is {found:e}, and must be a positive number below 1")]
     Epsilon {
         /// The config's value.
         found: f64,
@@ -79,6 +79,16 @@ pub enum ConfigError {
     Scaling {
         /// The kind of scaling.
         found: &'static str,
+    },
+    /// The config asks for a variant that this architecture does not have.
+    #[error("{key} is {found}, and this architecture knows {only} only")]
+    Unsupported {
+        /// The config's key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// The value that the architecture has.
+        only: &'static str,
     },
     /// The config asks for a head of its own, which the architecture does not have.
     #[error("tie_word_embeddings is false, and the head of this architecture is its embedding table")]
@@ -94,11 +104,12 @@ struct RawConfig {
     n_head: i64,
     n_kv_heads: i64,
     n_layer: i64,
-    #[serde(flatten)]
-    rope: RopeKeys,
     vocab_size: i64,
     #[serde(default = "tied")]
     tie_word_embeddings: bool,
+    hidden_act: Option<String>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
 }
 
 fn tied() -> bool {
@@ -112,18 +123,19 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
-        let raw: RawConfig = checkpoint.config()?;
-        Self::try_from(raw).map_err(|source| LoadError::Config {
+        // Twice over the same file: the keys of rotations have one parser for all architectures.
+        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
+        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),
             source: Box::new(source),
         })
     }
 }
 
-impl TryFrom<RawConfig> for Config {
+impl TryFrom<(RawConfig, RopeKeys)> for Config {
     type Error = ConfigError;
 
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
         // Generous limits: they only keep a typing error from filling the memory.
         let n_embd = size("n_embd", raw.n_embd, 1 << 17)?;
         let n_head = size("n_head", raw.n_head, 1 << 12)?;
@@ -138,14 +150,24 @@ impl TryFrom<RawConfig> for Config {
         if hidden_dim == 0 {
             return Err(ConfigError::Width { n_embd });
         }
-        if !(raw.layer_norm_eps > 0.0 && raw.layer_norm_eps < 1.0) {
+        let norm_eps = raw.layer_norm_eps as f32;
+        if !(norm_eps > 0.0 && norm_eps < 1.0) {
             return Err(ConfigError::Epsilon { found: raw.layer_norm_eps });
+        }
+        let unsupported = |key, found: String, only| Err(ConfigError::Unsupported { key, found, only });
+        if let Some(found) = raw.hidden_act.filter(|name| name != "silu") {
+            return unsupported("hidden_act", format!("{found:?}"), "\"silu\"");
+        }
+        for (key, bias) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
+            if bias == Some(true) {
+                return unsupported(key, "true".to_owned(), "false");
+            }
         }
         if !raw.tie_word_embeddings {
             return Err(ConfigError::UntiedEmbeddings);
         }
         let head_dim = n_embd / n_head;
-        let rotation = raw.rope.uniform(None)?;
+        let rotation = rope.uniform(None)?;
         if rotation.scaling != RopeScaling::Default || rotation.partial_rotary_factor != 1.0 {
             return Err(ConfigError::Scaling { found: rotation.scaling.rope_type() });
         }
@@ -158,7 +180,7 @@ impl TryFrom<RawConfig> for Config {
             n_layer,
             vocab_size,
             block_size,
-            norm_eps: raw.layer_norm_eps as f32,
+            norm_eps,
             rope: rotation.rope(head_dim, RopeLayout::Interleaved)?,
         })
     }
@@ -173,7 +195,8 @@ impl TryFrom<RawConfig> for Config {
 /// the reference rounds with Python's `round`; 240, for one, has 8/3 of 640 and width 512.
 pub fn hidden_dim(n_embd: i32) -> i32 {
     let two_thirds = i64::from(n_embd) * 8 / 3;
-    (two_thirds as f64 / 256.0).round_ties_even() as i32 * 256
+    let tiles = (two_thirds as f64 / 256.0).round_ties_even() as i32;
+    tiles.saturating_mul(256)
 }
 
 fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError> {
@@ -200,10 +223,17 @@ mod tests {
         })
     }
 
+    fn read(config: Value) -> Result<Config, ConfigError> {
+        Config::try_from((
+            serde_json::from_value(config.clone()).unwrap(),
+            serde_json::from_value(config).unwrap(),
+        ))
+    }
+
     fn with(key: &str, value: Value) -> Result<Config, ConfigError> {
         let mut config = released();
         config[key] = value;
-        Config::try_from(serde_json::from_value::<RawConfig>(config).unwrap())
+        read(config)
     }
 
     #[test]
@@ -237,7 +267,7 @@ mod tests {
     fn tied_embeddings_are_the_default() {
         let mut config = released();
         config.as_object_mut().unwrap().remove("tie_word_embeddings");
-        assert!(Config::try_from(serde_json::from_value::<RawConfig>(config).unwrap()).is_ok());
+        assert!(read(config).is_ok());
     }
 
     #[test]
@@ -283,6 +313,17 @@ mod tests {
         assert!(matches!(error, ConfigError::Scaling { found: "linear" }), "{error}");
         let error = with("partial_rotary_factor", json!(0.5)).unwrap_err();
         assert!(matches!(error, ConfigError::Scaling { found: "default" }), "{error}");
+    }
+
+    #[test]
+    fn variants_of_other_architectures_are_refused() {
+        for (key, value) in
+            [("hidden_act", json!("gelu")), ("attention_bias", json!(true)), ("mlp_bias", json!(true))]
+        {
+            let error = with(key, value).unwrap_err();
+            assert!(matches!(error, ConfigError::Unsupported { key: found, .. } if found == key), "{error}");
+        }
+        assert!(with("hidden_act", json!("silu")).is_ok());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::ModelCache;
 use mlx_layers::{AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu};
@@ -175,7 +175,7 @@ impl Lille130m {
             vocab_size: config.vocab_size,
             context_length: config.block_size,
             cache_values_per_token: 2 * config.n_layer * (config.n_kv_heads * config.head_dim) as usize,
-            dtype: transformer.tok_embeddings.dtype(),
+            dtype: activation_dtype(&transformer),
         };
         Self { transformer, info }
     }

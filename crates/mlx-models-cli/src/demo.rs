@@ -30,15 +30,17 @@ pub(crate) fn folder() -> Result<PathBuf, Failure> {
     };
     // Under another name first, so that no other run sees half of it.
     let partial = cache.join(format!(".demo-{}", std::process::id()));
+    // What a run that was killed left under this name.
+    let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial).map_err(io("creating", &partial))?;
     for (name, contents) in FILES {
         let file = partial.join(name);
         fs::write(&file, contents).map_err(io("writing", &file))?;
     }
-    if folder.exists() {
-        // Damaged, or another run was faster; then the result is the same.
+    if folder.exists() && !is_whole(&folder) {
         let _ = fs::remove_dir_all(&folder);
     }
+    // It fails where another run was faster, whose result is the same.
     if let Err(source) = fs::rename(&partial, &folder) {
         let _ = fs::remove_dir_all(&partial);
         if !is_whole(&folder) {

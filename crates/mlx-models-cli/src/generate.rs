@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// Tokens of the prompt that are read between two looks at Ctrl-C.
+const PREFILL_CHUNK: usize = 512;
+
 /// What `--json` writes.
 #[derive(Serialize)]
 struct Report {
@@ -74,7 +77,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         max_tokens: arguments.max_tokens,
         stop_tokens: tokenizer.stop_tokens().to_vec(),
         sampling,
-        ..GenerateOptions::default()
+        prefill_chunk: PREFILL_CHUNK,
     };
     interrupt::install();
     let report = continue_prompt(&mut *model, &tokenizer, &prompt, options, load, arguments.json)?;
@@ -114,7 +117,7 @@ fn continue_prompt(
         tokens: Vec::new(),
         logprobs: Vec::new(),
         finish_reason: "interrupted",
-        prompt_tokens: prompt.len(),
+        prompt_tokens: 0,
         generation_tokens: 0,
         load_seconds: load.as_secs_f64(),
         prompt_tokens_per_second: 0.0,
@@ -123,18 +126,19 @@ fn continue_prompt(
     };
 
     let started = Instant::now();
-    let mut progress = Progress::new();
+    let progress = Progress::new();
     let stream = generate_with_progress(model, &mut cache, prompt, options, |read, total| {
         progress.show(read, total);
+        report.prompt_tokens = read;
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.clear();
     let mut stream = match stream {
-        Ok(stream) => stream,
-        Err(GenerateError::Cancelled) => return Ok(report),
+        Ok(stream) => Some(stream),
+        Err(GenerateError::Cancelled) => None,
         Err(e) => return Err(e.into()),
     };
-    report.prompt_tokens_per_second = prompt.len() as f64 / started.elapsed().as_secs_f64();
+    report.prompt_tokens_per_second = report.prompt_tokens as f64 / started.elapsed().as_secs_f64();
 
     let started = Instant::now();
     let mut text = tokenizer.stream();
@@ -147,17 +151,16 @@ fn continue_prompt(
         report.text += &piece;
         Ok(())
     };
-    while let Some(token) = stream.next() {
+    while !interrupt::requested()
+        && let Some(token) = stream.as_mut().and_then(Iterator::next)
+    {
         let token = token?;
         report.tokens.push(token.id);
         report.logprobs.push(token.logprob);
         emit(text.push(token.id)?, &mut report)?;
-        if let Some(reason) = stream.finish_reason() {
-            report.finish_reason = name(reason);
-        }
-        if interrupt::requested() {
-            break;
-        }
+    }
+    if let Some(reason) = stream.and_then(|stream| stream.finish_reason()) {
+        report.finish_reason = name(reason);
     }
     emit(text.finish()?, &mut report)?;
     if !quiet {
@@ -195,25 +198,31 @@ impl Report {
     }
 }
 
-/// How much of the prompt was read, on one line of a terminal.
+/// How much of the prompt was read: on one line of a terminal, in lines elsewhere, where a short
+/// prompt is not worth one.
 struct Progress {
-    shown: bool,
+    terminal: bool,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { shown: false }
+        Self { terminal: io::stderr().is_terminal() }
     }
 
-    fn show(&mut self, read: usize, total: usize) {
-        if io::stderr().is_terminal() {
-            self.shown = true;
-            let _ = write!(io::stderr(), "\r\x1b[Kreading the prompt: {read} of {total} tokens");
-        }
+    fn show(&self, read: usize, total: usize) {
+        let line = format!("reading the prompt: {read} of {total} tokens");
+        // Nothing is left to do for a closed standard error.
+        let _ = if self.terminal {
+            write!(io::stderr(), "\r\x1b[K{line}")
+        } else if total > PREFILL_CHUNK && read > 0 {
+            writeln!(io::stderr(), "{line}")
+        } else {
+            Ok(())
+        };
     }
 
     fn clear(&self) {
-        if self.shown {
+        if self.terminal {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }

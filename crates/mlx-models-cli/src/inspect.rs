@@ -26,7 +26,7 @@ struct Description {
     parameters: usize,
     dtype: String,
     quantization: String,
-    size_on_disk_bytes: usize,
+    size_on_disk_bytes: u64,
     context_length: i32,
     cache_bytes_per_token: usize,
 }
@@ -36,12 +36,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Built, so that an error in the config or the tensors shows; the weights are not read.
     let model = mlx_models::load_checkpoint(&checkpoint)?;
     let info = model.info();
+    let parameters = model.parameters().flatten();
     let description = Description {
         architecture: info.model_type.clone(),
-        parameters: checkpoint.parameter_count(),
+        parameters: checkpoint.parameter_count(parameters.keys().map(|key| &**key)),
         dtype: format!("{:?}", info.dtype).to_lowercase(),
         quantization: quantization(&checkpoint),
-        size_on_disk_bytes: checkpoint.headers().values().map(|tensor| tensor.nbytes()).sum(),
+        size_on_disk_bytes: checkpoint.size_on_disk().map_err(LoadError::from)?,
         context_length: info.context_length,
         cache_bytes_per_token: info.cache_bytes_per_token(),
     };

@@ -54,7 +54,7 @@ fn assert_fails(folder: &Path, prompt: &str, needles: &[&str]) {
     assert_eq!(text(&output.stdout), "");
     assert!(said.starts_with("error: ") && !said.contains("panicked"), "{said}");
     for needle in needles {
-        assert!(said.contains(needle), "no {needle:?} in {said}");
+        assert_eq!(said.matches(needle).count(), 1, "{needle:?} in {said}");
     }
 }
 
@@ -85,6 +85,14 @@ fn a_story_ends_where_the_model_ends_it() {
     );
     assert!(report["generation_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(report["peak_memory_bytes"].as_u64().unwrap() > 2_000_000);
+}
+
+#[test]
+fn no_tokens_are_no_interruption() {
+    let output = run(&["generate", "--prompt", "Once upon a time", "--max-tokens", "0", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["finish_reason"], "max_tokens");
+    assert_eq!(report["text"], "");
 }
 
 #[test]
@@ -181,7 +189,7 @@ fn inspect_describes_a_checkpoint() {
         "parameters            1017472",
         "dtype                 bfloat16",
         "quantization          none",
-        "size on disk          2.03 MB",
+        "size on disk          2.04 MB",
         "context length        512 tokens",
         // 6 layers, keys and values, 2 heads of 32, 2 bytes
         "cache                 1536 bytes per token",
@@ -282,6 +290,28 @@ fn sizes_that_make_no_model() {
         let folder = copy();
         replace(folder.path(), "config.json", from, to);
         assert_fails(folder.path(), "x", &["config.json of lille-130m", needle]);
+    }
+}
+
+#[test]
+fn a_value_of_another_type_is_named() {
+    for (from, to, needle) in [
+        ("\"n_embd\": 128", "\"n_embd\": \"128\"", "n_embd: invalid type: string \"128\""),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": \"x\"", "rope_theta: invalid type"),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": 1e300", "rope_theta is 1e300"),
+        ("\"layer_norm_eps\": 1e-05", "\"layer_norm_eps\": 1e-300", "layer_norm_eps is 1e-300"),
+        ("\"n_layer\": 6,", "", "missing field `n_layer`"),
+        ("\"eos_token_id\": 1023", "\"eos_token_id\": -1", "eos_token_id is -1"),
+        ("\"n_layer\": 6", "\"hidden_act\": \"gelu\", \"n_layer\": 6", "hidden_act is \"gelu\""),
+        (
+            "\"n_layer\": 6",
+            "\"rope_scaling\": {\"type\": \"ntk\"}, \"n_layer\": 6",
+            "unknown rope_type \"ntk\"",
+        ),
+    ] {
+        let folder = copy();
+        replace(folder.path(), "config.json", from, to);
+        assert_fails(folder.path(), "x", &[needle]);
     }
 }
 

@@ -21,7 +21,7 @@ pub enum RopeError {
         head_dim: i32,
     },
     /// The base of the frequencies is not a positive number.
-    #[error("rope_theta is {base}, and must be a positive finite number")]
+    #[error("rope_theta is {base:?}, and must be a positive finite number")]
     Base {
         /// The number that was given.
         base: f64,

@@ -119,7 +119,8 @@ pub fn initialize_rope(
     if dims <= 0 || dims % 2 != 0 {
         return Err(RopeError::Dims { dims });
     }
-    if !(base.is_finite() && base > 0.0) {
+    // Also as the float32 that MLX computes with.
+    if !((base as f32).is_finite() && base as f32 > 0.0) {
         return Err(RopeError::Base { base });
     }
     let rope_type = scaling.rope_type();

@@ -228,8 +228,8 @@ fn every_wrong_config_says_what_is_wrong() {
     };
     for (error, text) in [
         (error(json!({})), "rope_theta is missing"),
-        (error(json!({ "rope_theta": 0.0 })), "rope_theta is 0"),
-        (error(json!({ "rope_theta": -1e4 })), "rope_theta is -10000"),
+        (error(json!({ "rope_theta": 0.0 })), "rope_theta is 0.0"),
+        (error(json!({ "rope_theta": -1e4 })), "rope_theta is -10000.0"),
         (
             scaling_error(json!({ "type": "ntk" })),
             "unknown rope_type \"ntk\"; known are default, linear, dynamic",

@@ -32,8 +32,8 @@ fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<A
     let [_, length] = *tokens.shape() else {
         return Err(problem(format!("tokens have shape {:?}, and [B, T] is needed", tokens.shape())));
     };
-    let total: usize = calls.iter().sum();
-    if total != length as usize || calls.contains(&0) {
+    let total = calls.iter().try_fold(0_usize, |sum, &call| sum.checked_add(call));
+    if total != usize::try_from(length).ok() || calls.contains(&0) {
         return Err(problem(format!("the calls {calls:?} do not cut the {length} tokens into pieces")));
     }
     check_vocabulary(model, tokens)?;
