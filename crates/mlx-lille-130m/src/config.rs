@@ -74,12 +74,6 @@ pub enum ConfigError {
     /// The rotation cannot be built.
     #[error(transparent)]
     Rope(#[from] RopeError),
-    /// The config asks for a rotation that the architecture does not have.
-    #[error("rope_type is {found:?}, and this architecture rotates whole heads without scaling")]
-    Scaling {
-        /// The kind of scaling.
-        found: &'static str,
-    },
     /// The config asks for a variant that this architecture does not have.
     #[error("{key} is {found}, and this architecture knows {only} only")]
     Unsupported {
@@ -168,8 +162,11 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
         }
         let head_dim = n_embd / n_head;
         let rotation = rope.uniform(None)?;
-        if rotation.scaling != RopeScaling::Default || rotation.partial_rotary_factor != 1.0 {
-            return Err(ConfigError::Scaling { found: rotation.scaling.rope_type() });
+        if rotation.scaling != RopeScaling::Default {
+            return unsupported("rope_type", format!("{:?}", rotation.scaling.rope_type()), "\"default\"");
+        }
+        if rotation.partial_rotary_factor != 1.0 {
+            return unsupported("partial_rotary_factor", rotation.partial_rotary_factor.to_string(), "1");
         }
         Ok(Self {
             n_embd,
@@ -310,9 +307,9 @@ mod tests {
     #[test]
     fn a_rotation_with_scaling_is_refused() {
         let error = with("rope_scaling", json!({ "type": "linear", "factor": 2.0 })).unwrap_err();
-        assert!(matches!(error, ConfigError::Scaling { found: "linear" }), "{error}");
+        assert!(matches!(error, ConfigError::Unsupported { key: "rope_type", .. }), "{error}");
         let error = with("partial_rotary_factor", json!(0.5)).unwrap_err();
-        assert!(matches!(error, ConfigError::Scaling { found: "default" }), "{error}");
+        assert!(matches!(error, ConfigError::Unsupported { key: "partial_rotary_factor", .. }), "{error}");
     }
 
     #[test]

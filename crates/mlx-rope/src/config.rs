@@ -87,7 +87,7 @@ impl RopeKeys {
     /// kinds of layers.
     pub fn uniform(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
         if self.rope_local_base_freq.is_some() {
-            return Err(RopeError::Unused { key: "rope_local_base_freq", rope_type: ONE_KIND });
+            return Err(RopeError::TwoKinds { key: "rope_local_base_freq" });
         }
         if let Some(parameters) = &self.rope_parameters {
             for (key, given) in [
@@ -95,7 +95,7 @@ impl RopeKeys {
                 ("sliding_attention", &parameters.sliding_attention),
             ] {
                 if given.is_some() {
-                    return Err(RopeError::Unused { key, rope_type: ONE_KIND });
+                    return Err(RopeError::TwoKinds { key });
                 }
             }
         }
@@ -112,39 +112,34 @@ impl RopeKeys {
         match self.rope_parameters.clone() {
             None => self.settings(v4, self.rope_theta, default_base),
             Some(parameters) => {
-                let parameters = of_kind(parameters, |parameters| parameters.full_attention.take())?;
-                self.agree("rope_scaling", &v4, &parameters)?;
+                let parameters = of_kind(parameters, FULL)?;
+                self.agree(&v4, &parameters)?;
                 self.settings(Some(parameters), self.rope_theta, default_base)
             }
         }
     }
 
     /// The rotation of the layers with a sliding window, in a model that has layers of two kinds.
-    /// Without settings of their own they rotate plainly: no window is longer than the training,
-    /// so there is nothing to extend.
+    ///
+    /// Without settings of their own they rotate plainly: no window is longer than the training, so
+    /// there is nothing to extend. Their base is then `rope_local_base_freq`, or `default_base` where
+    /// the architecture has one, or that of the full layers.
     ///
     /// # Errors
     ///
     /// Where the config contradicts itself or leaves out what is needed.
     pub fn sliding_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
-        let own = match &self.rope_parameters {
-            Some(parameters)
-                if parameters.sliding_attention.is_some() || parameters.full_attention.is_some() =>
-            {
-                Some(of_kind(parameters.clone(), |parameters| parameters.sliding_attention.take())?)
-            }
-            Some(flat) => {
-                let mut plain = RawScaling::default();
-                plain.rope_theta = flat.rope_theta;
-                Some(plain)
-            }
-            None => None,
-        };
-        match (own, self.rope_local_base_freq) {
-            (Some(own), local) => self.settings(Some(own), local, default_base),
-            (None, Some(local)) => self.settings(None, Some(local), None),
-            (None, None) => self.settings(None, default_base.or(self.rope_theta), None),
+        let inner = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        if let Some(parameters) = inner
+            && (parameters.sliding_attention.is_some() || parameters.full_attention.is_some())
+        {
+            let own = of_kind(parameters.clone(), SLIDING)?;
+            return self.settings(Some(own), self.rope_local_base_freq, default_base);
         }
+        let base_of_full = self.rope_theta.or(inner.and_then(|inner| inner.rope_theta));
+        let mut plain = RawScaling::default();
+        plain.partial_rotary_factor = inner.and_then(|inner| inner.partial_rotary_factor);
+        self.settings(Some(plain), self.rope_local_base_freq.or(default_base).or(base_of_full), None)
     }
 
     /// Puts the keys inside and outside of `scaling` together.
@@ -156,7 +151,7 @@ impl RopeKeys {
     ) -> Result<RopeSettings, RopeError> {
         let mut raw = scaling.unwrap_or_default();
         let base = one_of("rope_theta", raw.rope_theta.take(), outer_base)?.or(default_base);
-        let base = base.ok_or(RopeError::Missing { key: "rope_theta", rope_type: "default" })?;
+        let base = base.ok_or(RopeError::NoBase)?;
         if !(base.is_finite() && base > 0.0) {
             return Err(RopeError::Base { base });
         }
@@ -209,8 +204,10 @@ impl RopeKeys {
     }
 
     /// Where a config has both forms, they say the same.
-    fn agree(&self, key: &'static str, v4: &Option<RawScaling>, v5: &RawScaling) -> Result<(), RopeError> {
+    fn agree(&self, v4: &Option<RawScaling>, v5: &RawScaling) -> Result<(), RopeError> {
         let Some(v4) = v4 else { return Ok(()) };
+        one_of("rope_theta", v4.rope_theta, v5.rope_theta)?;
+        one_of("partial_rotary_factor", v4.partial_rotary_factor, v5.partial_rotary_factor)?;
         let scaling = |raw: &RawScaling| {
             let mut raw = raw.clone();
             raw.rope_theta = None;
@@ -223,24 +220,20 @@ impl RopeKeys {
         if first == second {
             return Ok(());
         }
-        Err(RopeError::Contradiction { key, first: format!("{first:?}"), second: format!("{second:?}") })
+        let (first, second) = (format!("{first:?}"), format!("{second:?}"));
+        Err(RopeError::Contradiction { key: "rope_scaling", first, second })
     }
 }
 
-/// In place of a type, where a key is for models with two kinds of layers.
-const ONE_KIND: &str = "of a model whose layers all rotate alike";
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
 
 /// The settings of one kind of layer: its own, or those of all.
-fn of_kind(
-    mut parameters: RawScaling,
-    own: impl FnOnce(&mut RawScaling) -> Option<Box<RawScaling>>,
-) -> Result<RawScaling, RopeError> {
+fn of_kind(mut parameters: RawScaling, kind: &'static str) -> Result<RawScaling, RopeError> {
     if parameters.full_attention.is_none() && parameters.sliding_attention.is_none() {
         return Ok(parameters);
     }
-    let own = own(&mut parameters);
-    parameters.full_attention = None;
-    parameters.sliding_attention = None;
+    let (full, sliding) = (parameters.full_attention.take(), parameters.sliding_attention.take());
     if parameters != RawScaling::default() {
         return Err(RopeError::Contradiction {
             key: "rope_parameters",
@@ -248,8 +241,8 @@ fn of_kind(
             second: "settings for all".to_owned(),
         });
     }
-    own.map(|own| *own)
-        .ok_or(RopeError::Missing { key: "rope_parameters of this kind of layer", rope_type: "default" })
+    let own = if kind == FULL { full } else { sliding };
+    own.map(|own| *own).ok_or(RopeError::NoKind { kind })
 }
 
 /// A key that may stand in two places, which must then agree.

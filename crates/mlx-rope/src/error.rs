@@ -26,8 +26,23 @@ pub enum RopeError {
         /// The number that was given.
         base: f64,
     },
+    /// The config does not say the base of the frequencies.
+    #[error("rope_theta is missing")]
+    NoBase,
+    /// The config has settings for kinds of layers, and the model's layers are all of one kind.
+    #[error("{key} is for models with two kinds of layers, and the layers of this one rotate alike")]
+    TwoKinds {
+        /// The key.
+        key: &'static str,
+    },
+    /// The config has settings for kinds of layers, and none for this one.
+    #[error("rope_parameters has no {kind}")]
+    NoKind {
+        /// The kind of layer.
+        kind: &'static str,
+    },
     /// The config names a kind of scaling that does not exist here.
-    #[error("unknown rope_type {found:?}; known are {}", KNOWN.join(", "))]
+    #[error("unknown rope_type {found:?}; known are {}", crate::scaling::known())]
     UnknownType {
         /// What the config says.
         found: String,
@@ -68,6 +83,12 @@ pub enum RopeError {
         /// The length that would fit.
         expected: usize,
     },
+    /// There are not three sections of pairs.
+    #[error("mrope_section has {found} entries, and 3 are needed: time, height, width")]
+    Sections {
+        /// Their number.
+        found: usize,
+    },
     /// The range of YaRN's ramp is upside down.
     #[error("beta_fast is {beta_fast}, and must not be below beta_slow, which is {beta_slow}")]
     Betas {
@@ -98,21 +119,6 @@ pub enum RopeError {
     #[error(transparent)]
     Mlx(#[from] Exception),
 }
-
-/// Every kind of scaling, by the name that configs have for it, aliases included.
-pub(crate) const KNOWN: &[&str] = &[
-    "default",
-    "linear",
-    "dynamic",
-    "llama3",
-    "yarn",
-    "deepseek_yarn",
-    "telechat3-yarn",
-    "longrope",
-    "su",
-    "proportional",
-    "mrope",
-];
 
 /// So that a model's `forward`, which answers with MLX's error, can use `?` on a rotation.
 impl From<RopeError> for Exception {

@@ -24,8 +24,8 @@ pub(crate) fn per_pair(dims: i32, base: f64, factors: &[f64]) -> Result<Array, E
     Array::from_slice(&factors, &[factors.len() as i32]).multiply(plain(dims, dims, base)?)
 }
 
-/// Slow pairs divided by `factor`, fast ones kept, those between blended: the Llama 3 herd of
-/// models, section 3.4.3, as its code does it.
+/// Slow pairs divided by `factor`, fast ones kept, those between blended in proportion to their turns:
+/// the code that was released with Llama 3.1.
 pub(crate) fn llama3(dims: i32, base: f64, scaling: &Llama3Scaling) -> Result<Array, Exception> {
     let Llama3Scaling { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
         *scaling;
@@ -50,7 +50,8 @@ pub(crate) fn llama3(dims: i32, base: f64, scaling: &Llama3Scaling) -> Result<Ar
     select(between, periods.divide(blend)?, periods)
 }
 
-/// The same idea with a ramp over the index of the pair: YaRN, equations 17 to 23.
+/// The same idea with a ramp over the index of the pair: the code of YaRN's authors. (Their paper,
+/// section 3.2, has the ramp over the number of turns; models are trained with the code's.)
 pub(crate) fn yarn(dims: i32, base: f64, original: i32, scaling: &YarnScaling) -> Result<Array, Exception> {
     let YarnScaling { factor, beta_fast, beta_slow, truncate, .. } = *scaling;
     // The pair, as a fraction, that turns this often within the original length: the period of

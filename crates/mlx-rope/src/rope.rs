@@ -8,7 +8,7 @@ use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, Upda
 
 use crate::RopeError;
 use crate::periods;
-use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
+use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling};
 
 /// Which two features form the pair that is rotated together.
 ///
@@ -88,7 +88,7 @@ enum Kind {
 #[derive(Debug, Clone)]
 struct Table {
     periods: Array,
-    attention_factor: f32,
+    attention_factor: f64,
 }
 
 /// A [`Kind`] for sequences of a certain length.
@@ -123,6 +123,11 @@ pub fn initialize_rope(
     if !((base as f32).is_finite() && base as f32 > 0.0) {
         return Err(RopeError::Base { base });
     }
+    scaling.check()?;
+    if let Some(longest) = max_position_embeddings.filter(|&longest| longest <= 0) {
+        let (key, expected) = ("max_position_embeddings", "a positive whole number");
+        return Err(RopeError::Number { key, found: f64::from(longest), expected });
+    }
     let rope_type = scaling.rope_type();
     let missing = |key| RopeError::Missing { key, rope_type };
     let plain = Kind::Plain { base: base as f32, scale: 1.0 };
@@ -141,12 +146,20 @@ pub fn initialize_rope(
         RopeScaling::Yarn(yarn) => {
             let original =
                 yarn.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
+            if base <= 1.0 {
+                // The pair that turns so often is found by the logarithm of the base.
+                return Err(RopeError::Number {
+                    key: "rope_theta",
+                    found: base,
+                    expected: "above 1 for yarn",
+                });
+            }
             Kind::Table(Table::new(periods::yarn(dims, base, original, yarn)?, yarn.attention_factor())?)
         }
         RopeScaling::LongRope(long_rope) => long_rope.kind(dims, base, max_position_embeddings)?,
         RopeScaling::Proportional { partial_rotary_factor, factor } => {
             let rotated = (f64::from(dims) * partial_rotary_factor) as i32;
-            if rotated % 2 != 0 {
+            if rotated <= 0 || rotated % 2 != 0 {
                 return Err(RopeError::Dims { dims: rotated });
             }
             Kind::Table(Table::new(periods::proportional(dims, rotated, base, *factor)?, 1.0)?)
@@ -205,18 +218,38 @@ impl Rope {
         self.turn(x, offset.into(), -1.0)
     }
 
+    /// The rotation of sequences that will have `length` tokens when they are read, whatever the offset
+    /// of a call: for a prompt that is read in pieces, and for one that is read again.
+    ///
+    /// [`rotate`](Self::rotate) takes the end of each call for the end of the sequence, which is right for
+    /// a prompt in one call and for decoding. A piece of a long prompt is not the end of it.
+    pub fn for_length(&self, length: i32) -> Self {
+        let kind = match self.angles(length) {
+            Angles::Plain { base, scale } => Kind::Plain { base, scale },
+            Angles::Table(table) => Kind::Table(table.clone()),
+        };
+        Self { dims: self.dims, layout: self.layout, kind }
+    }
+
+    /// Whether sequences of these two lengths are rotated alike, so that keys that were cached in one
+    /// are right in the other. A session that takes tokens back asks it too.
+    pub fn rotates_alike(&self, a: i32, b: i32) -> bool {
+        match self.kind {
+            Kind::Plain { .. } | Kind::Table(_) => true,
+            Kind::Dynamic { trained, .. } => a.max(trained) == b.max(trained),
+            Kind::ByLength { original, .. } => (a > original) == (b > original),
+        }
+    }
+
     /// Whether reading `length` more tokens after `offset` makes the cached keys wrong, so that the
-    /// sequence has to be read again from its start.
+    /// sequence has to be read again, with [`for_length`](Self::for_length) of its whole length.
     ///
     /// That is so for LongRoPE in the call that crosses the original length: the keys before it were
-    /// rotated by the short factors, and from then on the long ones hold.
+    /// rotated by the short factors, and from then on the long ones hold. Dynamic scaling changes a
+    /// little with every token beyond its length, and by convention keeps the keys that it has.
     pub fn crosses_border(&self, offset: i32, length: i32) -> bool {
-        match self.kind {
-            Kind::ByLength { original, .. } => {
-                offset > 0 && offset <= original && offset.saturating_add(length) > original
-            }
-            _ => false,
-        }
+        let by_length = matches!(self.kind, Kind::ByLength { .. });
+        by_length && offset > 0 && !self.rotates_alike(offset, offset.saturating_add(length))
     }
 
     /// The number of features that are rotated.
@@ -243,7 +276,7 @@ impl Rope {
     pub fn attention_factor(&self, length: i32) -> f32 {
         match self.angles(length) {
             Angles::Plain { .. } => 1.0,
-            Angles::Table(table) => table.attention_factor,
+            Angles::Table(table) => table.attention_factor as f32,
         }
     }
 
@@ -260,15 +293,6 @@ impl Rope {
             Kind::ByLength { short, long, original } => {
                 Angles::Table(if length > *original { long } else { short })
             }
-        }
-    }
-
-    /// Whether sequences of these two lengths are rotated alike.
-    fn same_angles(&self, a: i32, b: i32) -> bool {
-        match self.kind {
-            Kind::Plain { .. } | Kind::Table(_) => true,
-            Kind::Dynamic { trained, .. } => a.max(trained) == b.max(trained),
-            Kind::ByLength { original, .. } => (a > original) == (b > original),
         }
     }
 
@@ -291,7 +315,7 @@ impl Rope {
             RopeOffset::PerRow([]) => Ok(x.clone()),
             RopeOffset::PerRow(offsets) => {
                 let first = total(offsets[0]);
-                if offsets.iter().all(|&offset| self.same_angles(first, total(offset))) {
+                if offsets.iter().all(|&offset| self.rotates_alike(first, total(offset))) {
                     let position = Position::PerRow(Array::from_slice(offsets, &[batch]));
                     return self.turn_by(x, position, self.angles(first), direction);
                 }
@@ -317,7 +341,7 @@ impl Rope {
             Angles::Plain { base, scale } => (x.clone(), Some(base), scale, None),
             Angles::Table(Table { periods, attention_factor }) => {
                 let factor = if direction < 0.0 { 1.0 / attention_factor } else { *attention_factor };
-                (self.scaled(x, factor)?, None, 1.0, Some(periods))
+                (self.scaled(x, factor as f32)?, None, 1.0, Some(periods))
             }
         };
         let scale = scale * direction;
@@ -356,18 +380,7 @@ impl Table {
     fn new(periods: Array, attention_factor: f64) -> Result<Self, Exception> {
         // Now, so that no call computes the table again.
         periods.eval()?;
-        Ok(Self { periods, attention_factor: attention_factor as f32 })
-    }
-}
-
-impl YarnScaling {
-    /// The given one, or `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`: YaRN,
-    /// equation 22, where 0.1 is the slope that was fitted on Llama models. Both queries and keys
-    /// are multiplied by it, so that scores grow by its square.
-    pub(crate) fn attention_factor(&self) -> f64 {
-        let scale =
-            |weight: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * weight * self.factor.ln() + 1.0 };
-        self.attention_factor.unwrap_or_else(|| scale(self.mscale) / scale(self.mscale_all_dim))
+        Ok(Self { periods, attention_factor })
     }
 }
 
@@ -383,20 +396,17 @@ impl LongRopeScaling {
         let missing = |key| RopeError::Missing { key, rope_type };
         let original =
             self.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
-        let attention_factor = match self.attention_factor {
-            Some(given) => given,
-            None => {
-                let factor = match (self.factor, max_position_embeddings) {
-                    (Some(factor), _) => factor,
-                    (None, Some(longest)) => f64::from(longest) / f64::from(original),
-                    (None, None) => return Err(missing("max_position_embeddings")),
-                };
-                attention_factor(factor, original)?
+        let factor_of_lengths = || match (self.attention_factor, self.factor, max_position_embeddings) {
+            (Some(given), ..) => Ok(given),
+            (None, Some(factor), _) => attention_factor(factor, original),
+            (None, None, Some(longest)) => {
+                attention_factor(f64::from(longest) / f64::from(original), original)
             }
+            (None, None, None) => Err(missing("max_position_embeddings")),
         };
         let table = |factors: &[f64], own: Option<f64>| {
             let periods = periods::per_pair(dims, base, factors)?;
-            Ok::<_, RopeError>(Table::new(periods, own.unwrap_or(attention_factor))?)
+            Ok::<_, RopeError>(Table::new(periods, own.map_or_else(factor_of_lengths, Ok)?)?)
         };
         let long = table(&self.long_factor, self.long_mscale)?;
         Ok(match self.mode {

@@ -143,6 +143,41 @@ impl RopeScaling {
         }
     }
 
+    /// What a model that was trained with DeepSeek's YaRN multiplies the scale of its attention by:
+    /// `(0.1 mscale_all_dim ln(factor) + 1)²`, and 1 for every other kind.
+    ///
+    /// DeepSeek's code sharpens scores there, and divides it out of the rotation: that is why
+    /// `mscale_all_dim` stands in the denominator of the attention factor. A model that applies one
+    /// half without the other gets wrong scores.
+    ///
+    /// # Reference
+    ///
+    /// DeepSeek-V3's `modeling_deepseek.py`; `apply_yarn_mscale` in mlx-lm 0.32.2.
+    pub fn score_factor(&self) -> f64 {
+        match self {
+            Self::Yarn(yarn) => mscale(yarn.factor, yarn.mscale_all_dim).powi(2),
+            _ => 1.0,
+        }
+    }
+
+    /// Whether the numbers make sense; a config was checked already, a value that a program made was not.
+    pub(crate) fn check(&self) -> Result<(), RopeError> {
+        match self {
+            Self::Default => Ok(()),
+            Self::Linear { factor } | Self::Dynamic { factor } => at_least_one("factor", *factor),
+            Self::Llama3(llama3) => llama3.check(),
+            Self::Yarn(yarn) => yarn.check(),
+            Self::LongRope(long_rope) => long_rope.check(),
+            Self::Proportional { partial_rotary_factor, factor } => {
+                fraction(*partial_rotary_factor)?;
+                at_least_one("factor", *factor)
+            }
+            Self::Mrope { sections } => {
+                sections.iter().try_for_each(|&section| positive("mrope_section", f64::from(section)))
+            }
+        }
+    }
+
     /// The same scaling with another [`LongRopeMode`]; only LongRoPE has one.
     pub fn with_long_rope_mode(mut self, mode: LongRopeMode) -> Self {
         if let Self::LongRope(scaling) = &mut self {
@@ -176,6 +211,8 @@ pub(crate) struct RawScaling {
     short_mscale: Option<f64>,
     long_mscale: Option<f64>,
     mrope_section: Option<Vec<i32>>,
+    /// In which order the pairs of the sections lie; for text, where the three positions are one, in none.
+    mrope_interleaved: Option<bool>,
     /// v5, in models with two kinds of layers.
     pub(crate) full_attention: Option<Box<RawScaling>>,
     /// v5, in models with two kinds of layers.
@@ -189,20 +226,42 @@ impl TryFrom<RawScaling> for RopeScaling {
         let rope_type = raw.canonical_type()?;
         let scaling = match rope_type {
             "default" => Self::Default,
-            "linear" => Self::Linear { factor: at_least_one("factor", raw.need_factor(rope_type)?)? },
-            "dynamic" => Self::Dynamic { factor: at_least_one("factor", raw.need_factor(rope_type)?)? },
+            "linear" => Self::Linear { factor: raw.need_factor(rope_type)? },
+            "dynamic" => Self::Dynamic { factor: raw.need_factor(rope_type)? },
             "llama3" => Self::Llama3(raw.llama3()?),
             "yarn" => Self::Yarn(raw.yarn()?),
             "longrope" => Self::LongRope(raw.long_rope()?),
             "proportional" => Self::Proportional {
-                partial_rotary_factor: fraction(raw.partial_rotary_factor.take().unwrap_or(1.0))?,
-                factor: at_least_one("factor", raw.factor.take().unwrap_or(1.0))?,
+                partial_rotary_factor: raw.partial_rotary_factor.take().unwrap_or(1.0),
+                factor: raw.factor.take().unwrap_or(1.0),
             },
             _ => Self::Mrope { sections: raw.sections()? },
         };
+        scaling.check()?;
         raw.refuse_rest(rope_type)?;
         Ok(scaling)
     }
+}
+
+/// Every name that a config may have for a kind, and the one that it has here.
+const NAMES: &[(&str, &str)] = &[
+    ("default", "default"),
+    ("linear", "linear"),
+    ("dynamic", "dynamic"),
+    ("llama3", "llama3"),
+    ("yarn", "yarn"),
+    ("deepseek_yarn", "yarn"),
+    ("telechat3-yarn", "yarn"),
+    ("longrope", "longrope"),
+    ("su", "longrope"),
+    ("proportional", "proportional"),
+    ("mrope", "mrope"),
+];
+
+/// The names, for a message.
+pub(crate) fn known() -> String {
+    let names: Vec<&str> = NAMES.iter().map(|&(name, _)| name).collect();
+    names.join(", ")
 }
 
 impl RawScaling {
@@ -210,19 +269,28 @@ impl RawScaling {
     /// are given they must mean the same.
     fn canonical_type(&mut self) -> Result<&'static str, RopeError> {
         let (old, new) = (self.old_type.take(), self.rope_type.take());
-        let canonical = |name: &Option<String>| name.as_deref().map(canonical).transpose();
-        match (canonical(&old)?, canonical(&new)?) {
-            (None, None) => Ok("default"),
-            (Some(one), None) | (None, Some(one)) => Ok(one),
-            (Some(old), Some(new)) if old == new => Ok(old),
-            // transformers writes these two for its older models: for text they are the same.
-            (Some("mrope"), Some("default")) => Ok("mrope"),
-            (Some(_), Some(_)) => Err(RopeError::Contradiction {
-                key: "rope_type",
-                first: format!("type {}", old.unwrap_or_default()),
-                second: format!("rope_type {}", new.unwrap_or_default()),
-            }),
-        }
+        let canonical = |name: &Option<String>| {
+            let Some(name) = name else { return Ok(None) };
+            match NAMES.iter().find(|(known, _)| known == name) {
+                Some((_, canonical)) => Ok(Some(*canonical)),
+                None => Err(RopeError::UnknownType { found: name.clone() }),
+            }
+        };
+        let rope_type = match (canonical(&old)?, canonical(&new)?) {
+            (None, None) => "default",
+            (Some(one), None) | (None, Some(one)) => one,
+            (Some(old), Some(new)) if old == new => old,
+            (Some("mrope"), Some("default")) => "mrope",
+            (Some(_), Some(_)) => {
+                return Err(RopeError::Contradiction {
+                    key: "rope_type",
+                    first: format!("type {}", old.unwrap_or_default()),
+                    second: format!("rope_type {}", new.unwrap_or_default()),
+                });
+            }
+        };
+        // transformers writes `default` for mrope into the configs that it saves, and keeps the sections.
+        Ok(if rope_type == "default" && self.mrope_section.is_some() { "mrope" } else { rope_type })
     }
 
     fn need_factor(&mut self, rope_type: &'static str) -> Result<f64, RopeError> {
@@ -234,55 +302,37 @@ impl RawScaling {
     }
 
     fn llama3(&mut self) -> Result<Llama3Scaling, RopeError> {
-        let low_freq_factor = positive("low_freq_factor", self.low_freq_factor.take().unwrap_or(1.0))?;
-        let high_freq_factor = positive("high_freq_factor", self.high_freq_factor.take().unwrap_or(4.0))?;
-        if high_freq_factor <= low_freq_factor {
-            return Err(RopeError::Number {
-                key: "high_freq_factor",
-                found: high_freq_factor,
-                expected: "above low_freq_factor",
-            });
-        }
         Ok(Llama3Scaling {
-            factor: at_least_one("factor", self.need_factor("llama3")?)?,
-            low_freq_factor,
-            high_freq_factor,
+            factor: self.need_factor("llama3")?,
+            low_freq_factor: self.low_freq_factor.take().unwrap_or(1.0),
+            high_freq_factor: self.high_freq_factor.take().unwrap_or(4.0),
             original_max_position_embeddings: self.original_length()?.unwrap_or(8192),
         })
     }
 
     fn yarn(&mut self) -> Result<YarnScaling, RopeError> {
-        let beta_fast = positive("beta_fast", self.beta_fast.take().unwrap_or(32.0))?;
-        let beta_slow = positive("beta_slow", self.beta_slow.take().unwrap_or(1.0))?;
-        if beta_fast < beta_slow {
-            return Err(RopeError::Betas { beta_fast, beta_slow });
-        }
         Ok(YarnScaling {
-            factor: at_least_one("factor", self.need_factor("yarn")?)?,
+            factor: self.need_factor("yarn")?,
             original_max_position_embeddings: self.original_length()?,
-            beta_fast,
-            beta_slow,
-            mscale: finite("mscale", self.mscale.take().unwrap_or(1.0))?,
-            mscale_all_dim: finite("mscale_all_dim", self.mscale_all_dim.take().unwrap_or(0.0))?,
-            attention_factor: optional_positive("attention_factor", self.attention_factor.take())?,
+            beta_fast: self.beta_fast.take().unwrap_or(32.0),
+            beta_slow: self.beta_slow.take().unwrap_or(1.0),
+            mscale: self.mscale.take().unwrap_or(1.0),
+            mscale_all_dim: self.mscale_all_dim.take().unwrap_or(0.0),
+            attention_factor: self.attention_factor.take(),
             truncate: self.truncate.take().unwrap_or(true),
         })
     }
 
     fn long_rope(&mut self) -> Result<LongRopeScaling, RopeError> {
-        let list = |key: &'static str, list: Option<Vec<f64>>| {
-            let list = list.ok_or(RopeError::Missing { key, rope_type: "longrope" })?;
-            list.iter().try_for_each(|&factor| positive(key, factor).map(drop))?;
-            Ok::<_, RopeError>(list)
-        };
+        let list = |key, list: Option<_>| list.ok_or(RopeError::Missing { key, rope_type: "longrope" });
         Ok(LongRopeScaling {
             short_factor: list("short_factor", self.short_factor.take())?,
             long_factor: list("long_factor", self.long_factor.take())?,
             original_max_position_embeddings: self.original_length()?,
-            factor: self.factor.take().map(|factor| at_least_one("factor", factor)).transpose()?,
-            attention_factor: optional_positive("attention_factor", self.attention_factor.take())?,
-            short_mscale: optional_positive("short_mscale", self.short_mscale.take())?,
-            long_mscale: optional_positive("long_mscale", self.long_mscale.take())?,
+            factor: self.factor.take(),
+            attention_factor: self.attention_factor.take(),
+            short_mscale: self.short_mscale.take(),
+            long_mscale: self.long_mscale.take(),
             mode: LongRopeMode::default(),
         })
     }
@@ -292,16 +342,9 @@ impl RawScaling {
             .mrope_section
             .take()
             .ok_or(RopeError::Missing { key: "mrope_section", rope_type: "mrope" })?;
+        self.mrope_interleaved = None;
         let found = sections.len();
-        let sections: [i32; 3] = sections.try_into().map_err(|_| RopeError::Length {
-            key: "mrope_section",
-            found,
-            expected: 3,
-        })?;
-        for section in sections {
-            positive("mrope_section", f64::from(section))?;
-        }
-        Ok(sections)
+        sections.try_into().map_err(|_| RopeError::Sections { found })
     }
 
     /// Every key that a kind used was taken out; what is left it has no use for.
@@ -326,6 +369,7 @@ impl RawScaling {
             short_mscale,
             long_mscale,
             mrope_section,
+            mrope_interleaved,
             full_attention,
             sliding_attention,
         } = self;
@@ -347,6 +391,7 @@ impl RawScaling {
             ("short_mscale", short_mscale.is_some()),
             ("long_mscale", long_mscale.is_some()),
             ("mrope_section", mrope_section.is_some()),
+            ("mrope_interleaved", mrope_interleaved.is_some()),
             ("full_attention", full_attention.is_some()),
             ("sliding_attention", sliding_attention.is_some()),
         ];
@@ -357,46 +402,87 @@ impl RawScaling {
     }
 }
 
-fn canonical(name: &str) -> Result<&'static str, RopeError> {
-    Ok(match name {
-        "default" => "default",
-        "linear" => "linear",
-        "dynamic" => "dynamic",
-        "llama3" => "llama3",
-        "yarn" | "deepseek_yarn" | "telechat3-yarn" => "yarn",
-        "longrope" | "su" => "longrope",
-        "proportional" => "proportional",
-        "mrope" => "mrope",
-        _ => return Err(RopeError::UnknownType { found: name.to_owned() }),
-    })
+impl Llama3Scaling {
+    fn check(&self) -> Result<(), RopeError> {
+        at_least_one("factor", self.factor)?;
+        positive("low_freq_factor", self.low_freq_factor)?;
+        let above = self.high_freq_factor > self.low_freq_factor;
+        check("high_freq_factor", self.high_freq_factor, above, "above low_freq_factor")?;
+        positive(ORIGINAL, f64::from(self.original_max_position_embeddings))
+    }
 }
 
-fn at_least_one(key: &'static str, found: f64) -> Result<f64, RopeError> {
+impl YarnScaling {
+    fn check(&self) -> Result<(), RopeError> {
+        at_least_one("factor", self.factor)?;
+        optional_positive(ORIGINAL, self.original_max_position_embeddings.map(f64::from))?;
+        let (beta_fast, beta_slow) = (self.beta_fast, self.beta_slow);
+        positive("beta_fast", beta_fast)?;
+        positive("beta_slow", beta_slow)?;
+        if beta_fast < beta_slow {
+            return Err(RopeError::Betas { beta_fast, beta_slow });
+        }
+        // Below 0 a score would grow with the distance between what it compares.
+        check("mscale", self.mscale, self.mscale >= 0.0, "a finite number from 0 on")?;
+        check(
+            "mscale_all_dim",
+            self.mscale_all_dim,
+            self.mscale_all_dim >= 0.0,
+            "a finite number from 0 on",
+        )?;
+        optional_positive("attention_factor", self.attention_factor)
+    }
+
+    /// The given one, or `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`: YaRN,
+    /// equation 22, with the weights of DeepSeek's code. Both queries and keys are multiplied by it, so
+    /// that scores grow by its square.
+    pub(crate) fn attention_factor(&self) -> f64 {
+        let quotient = || mscale(self.factor, self.mscale) / mscale(self.factor, self.mscale_all_dim);
+        self.attention_factor.unwrap_or_else(quotient)
+    }
+}
+
+/// `0.1 weight ln(factor) + 1`; 0.1 is the slope that the authors of YaRN fitted on Llama models.
+fn mscale(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
+
+impl LongRopeScaling {
+    fn check(&self) -> Result<(), RopeError> {
+        self.short_factor.iter().try_for_each(|&factor| positive("short_factor", factor))?;
+        self.long_factor.iter().try_for_each(|&factor| positive("long_factor", factor))?;
+        optional_positive(ORIGINAL, self.original_max_position_embeddings.map(f64::from))?;
+        self.factor.map_or(Ok(()), |factor| at_least_one("factor", factor))?;
+        optional_positive("attention_factor", self.attention_factor)?;
+        optional_positive("short_mscale", self.short_mscale)?;
+        optional_positive("long_mscale", self.long_mscale)
+    }
+}
+
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+fn at_least_one(key: &'static str, found: f64) -> Result<(), RopeError> {
     check(key, found, found >= 1.0, "a finite number from 1 on")
 }
 
-fn positive(key: &'static str, found: f64) -> Result<f64, RopeError> {
+fn positive(key: &'static str, found: f64) -> Result<(), RopeError> {
     check(key, found, found > 0.0, "a positive finite number")
 }
 
-fn optional_positive(key: &'static str, found: Option<f64>) -> Result<Option<f64>, RopeError> {
-    found.map(|found| positive(key, found)).transpose()
-}
-
-fn finite(key: &'static str, found: f64) -> Result<f64, RopeError> {
-    check(key, found, true, "a finite number")
+fn optional_positive(key: &'static str, found: Option<f64>) -> Result<(), RopeError> {
+    found.map_or(Ok(()), |found| positive(key, found))
 }
 
 pub(crate) fn fraction(found: f64) -> Result<f64, RopeError> {
     check("partial_rotary_factor", found, found > 0.0 && found <= 1.0, "above 0 and at most 1")
+        .map(|()| found)
 }
 
 pub(crate) fn original_length(found: f64) -> Result<i32, RopeError> {
     let whole = found.fract() == 0.0 && (1.0..=f64::from(i32::MAX)).contains(&found);
-    check("original_max_position_embeddings", found, whole, "a positive whole number")
-        .map(|found| found as i32)
+    check(ORIGINAL, found, whole, "a positive whole number").map(|()| found as i32)
 }
 
-fn check(key: &'static str, found: f64, right: bool, expected: &'static str) -> Result<f64, RopeError> {
-    if found.is_finite() && right { Ok(found) } else { Err(RopeError::Number { key, found, expected }) }
+fn check(key: &'static str, found: f64, right: bool, expected: &'static str) -> Result<(), RopeError> {
+    if found.is_finite() && right { Ok(()) } else { Err(RopeError::Number { key, found, expected }) }
 }

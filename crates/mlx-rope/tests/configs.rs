@@ -1,7 +1,9 @@
 //! Configs in the shapes of real models, in the forms of transformers 4 and 5.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_rope::{LongRopeMode, RopeError, RopeKeys, RopeLayout, RopeScaling, RopeSettings};
+use mlx_rope::{
+    Llama3Scaling, LongRopeMode, RopeError, RopeKeys, RopeLayout, RopeScaling, RopeSettings, YarnScaling,
+};
 use serde_json::{Value, json};
 
 fn keys(config: &Value) -> RopeKeys {
@@ -278,10 +280,13 @@ fn every_wrong_config_says_what_is_wrong() {
             "high_freq_factor is 4, and must be above low_freq_factor",
         ),
         (scaling_error(json!({ "type": "mrope" })), "mrope_section is missing"),
-        (scaling_error(json!({ "type": "mrope", "mrope_section": [2, 2] })), "mrope_section has 2 entries"),
+        (
+            scaling_error(json!({ "type": "mrope", "mrope_section": [2, 2] })),
+            "mrope_section has 2 entries, and 3 are needed",
+        ),
         (
             scaling_error(json!({ "type": "mrope", "mrope_section": [2, 2, 2] })),
-            "mrope_section has 6 entries",
+            "mrope_section has 6 entries, and 4 are needed",
         ),
         (scaling_error(json!({ "type": "mrope", "mrope_section": [0, 2, 2] })), "mrope_section is 0"),
         (error(json!({ "rope_theta": 1e4, "partial_rotary_factor": 0 })), "partial_rotary_factor is 0"),
@@ -290,7 +295,7 @@ fn every_wrong_config_says_what_is_wrong() {
         (error(json!({ "rope_theta": 1e4, "max_position_embeddings": 0 })), "max_position_embeddings is 0"),
         (
             error(json!({ "rope_theta": 1e4, "rope_local_base_freq": 1e4 })),
-            "rope_local_base_freq has no meaning",
+            "rope_local_base_freq is for models with two kinds",
         ),
         (
             error(json!({ "rope_theta": 1e4, "rope_parameters": { "rope_theta": 1e5 } })),
@@ -313,7 +318,7 @@ fn every_wrong_config_says_what_is_wrong() {
         ),
         (
             error(json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e4 } } })),
-            "full_attention has no meaning for rope_type \"of a model whose layers all rotate alike\"",
+            "full_attention is for models with two kinds of layers",
         ),
     ] {
         assert!(error.to_string().contains(text), "{text}: {error}");
@@ -325,10 +330,135 @@ fn configs_for_two_kinds_of_layers_must_be_whole() {
     let keys = keys(&json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e4 } } }));
     assert!(keys.full_attention(None).is_ok());
     let error = keys.sliding_attention(Some(1e4)).unwrap_err();
-    assert!(error.to_string().contains("rope_parameters of this kind of layer is missing"), "{error}");
+    assert!(error.to_string().contains("rope_parameters has no sliding_attention"), "{error}");
     let mixed = json!({ "rope_parameters": { "rope_theta": 1e4, "full_attention": { "rope_theta": 1e4 } } });
     let error = self::keys(&mixed).full_attention(None).unwrap_err();
     assert!(matches!(error, RopeError::Contradiction { key: "rope_parameters", .. }), "{error}");
+}
+
+/// What transformers saves for models of the Qwen-VL family.
+#[test]
+fn mrope_is_known_by_its_sections() {
+    for config in [
+        json!({ "rope_theta": 1e6, "rope_scaling": { "type": "default", "rope_type": "default", "mrope_section": [1, 1, 2] } }),
+        json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2],
+            "mrope_interleaved": true } }),
+    ] {
+        assert_eq!(keys(&config).uniform(None).unwrap().scaling, RopeScaling::Mrope { sections: [1, 1, 2] });
+    }
+}
+
+#[test]
+fn sliding_layers_take_the_base_that_is_theirs() {
+    for (config, default_base, base) in [
+        (json!({ "rope_theta": 1e6, "rope_scaling": { "type": "linear", "factor": 8 } }), Some(1e4), 1e4),
+        (
+            json!({ "rope_parameters": { "rope_type": "linear", "factor": 8, "rope_theta": 1e6 } }),
+            Some(1e4),
+            1e4,
+        ),
+        (
+            json!({ "rope_parameters": { "rope_type": "linear", "factor": 8, "rope_theta": 1e6 },
+            "rope_local_base_freq": 2e4 }),
+            Some(1e4),
+            2e4,
+        ),
+        (json!({ "rope_parameters": { "rope_type": "linear", "factor": 8, "rope_theta": 1e6 } }), None, 1e6),
+        (json!({ "rope_scaling": { "type": "linear", "factor": 8, "rope_theta": 1e6 } }), None, 1e6),
+    ] {
+        let settings = keys(&config).sliding_attention(default_base).unwrap();
+        assert_eq!((settings.base, &settings.scaling), (base, &RopeScaling::Default), "{config}");
+    }
+    let partial = json!({ "rope_parameters": { "rope_theta": 1e6, "partial_rotary_factor": 0.5 } });
+    assert_eq!(keys(&partial).sliding_attention(None).unwrap().partial_rotary_factor, 0.5);
+}
+
+#[test]
+fn nothing_inside_an_old_scaling_is_lost_beside_the_new_form() {
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        let mut config = json!({ "rope_scaling": { "type": "linear", "factor": 2.0 },
+            "rope_parameters": { "rope_type": "linear", "factor": 2.0, "rope_theta": 0.25, "partial_rotary_factor": 0.25 } });
+        config["rope_scaling"][key] = json!(0.5);
+        let error = keys(&config).uniform(None).unwrap_err();
+        assert!(matches!(error, RopeError::Contradiction { key: found, .. } if found == key), "{error}");
+    }
+}
+
+/// What a program makes is checked as what a config says.
+#[test]
+fn typed_scalings_are_checked_when_a_rotation_is_built() {
+    let build = |scaling: &RopeScaling, longest| {
+        mlx_rope::initialize_rope(8, 1e4, RopeLayout::Halves, scaling, Some(longest)).map(drop)
+    };
+    let yarn = YarnScaling {
+        factor: 2.0,
+        original_max_position_embeddings: Some(64),
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: 1.0,
+        mscale_all_dim: 0.0,
+        attention_factor: None,
+        truncate: true,
+    };
+    let llama3 = Llama3Scaling {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    assert!(build(&RopeScaling::Yarn(yarn.clone()), 128).is_ok());
+    assert!(build(&RopeScaling::Llama3(llama3.clone()), 128).is_ok());
+    for (scaling, longest, text) in [
+        (RopeScaling::Linear { factor: 0.0 }, 64, "factor is 0"),
+        (RopeScaling::Dynamic { factor: 0.5 }, 64, "factor is 0.5"),
+        (RopeScaling::Dynamic { factor: 2.0 }, 0, "max_position_embeddings is 0"),
+        (RopeScaling::Dynamic { factor: f64::NAN }, 64, "factor is NaN"),
+        (
+            RopeScaling::Llama3(Llama3Scaling { high_freq_factor: 1.0, ..llama3.clone() }),
+            64,
+            "high_freq_factor is 1",
+        ),
+        (
+            RopeScaling::Llama3(Llama3Scaling { original_max_position_embeddings: 0, ..llama3 }),
+            64,
+            "embeddings is 0",
+        ),
+        (RopeScaling::Yarn(YarnScaling { beta_fast: 0.5, ..yarn.clone() }), 64, "beta_fast is 0.5"),
+        (RopeScaling::Yarn(YarnScaling { mscale: -20.0, ..yarn.clone() }), 64, "mscale is -20"),
+        (
+            RopeScaling::Yarn(YarnScaling { original_max_position_embeddings: Some(0), ..yarn }),
+            64,
+            "embeddings is 0",
+        ),
+        (RopeScaling::Mrope { sections: [-4, 4, 4] }, 64, "mrope_section is -4"),
+        (
+            RopeScaling::Proportional { partial_rotary_factor: 2.0, factor: 1.0 },
+            64,
+            "partial_rotary_factor is 2",
+        ),
+        (RopeScaling::Proportional { partial_rotary_factor: 0.1, factor: 1.0 }, 64, "over 0 features"),
+    ] {
+        let error = build(&scaling, longest).unwrap_err();
+        assert!(error.to_string().contains(text), "{text}: {error}");
+    }
+    let yarn = json!({ "rope_theta": 1.0, "rope_scaling":
+        { "type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64 } });
+    assert!(error(yarn).to_string().contains("rope_theta is 1, and must be above 1 for yarn"));
+}
+
+/// `apply_yarn_mscale(1.0, config)` of mlx-lm 0.32.2 with DeepSeek-V3's numbers.
+#[test]
+fn deepseek_s_attention_is_sharpened_by_the_other_half() {
+    let scaling = |mscale_all_dim: f64| -> RopeScaling {
+        serde_json::from_value(
+            json!({ "type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": mscale_all_dim,
+            "original_max_position_embeddings": 4096 }),
+        )
+        .unwrap()
+    };
+    assert!((scaling(1.0).score_factor() - 1.8738542070926265).abs() < 1e-12);
+    assert_eq!(scaling(0.0).score_factor(), 1.0);
+    assert_eq!(RopeScaling::Default.score_factor(), 1.0);
 }
 
 #[test]

@@ -45,8 +45,9 @@ fn kinds() -> Vec<(RopeScaling, Frequency, f64)> {
         (1.0 - smooth) * frequency / 8.0 + smooth * frequency
     }
     fn yarn(pair: usize, _: f64) -> f64 {
-        // YaRN (2309.00071), section 3.2: theta' = (1 - gamma) theta / s + gamma theta, where gamma
-        // is a ramp between the pairs that turn beta_slow and beta_fast times in the original length.
+        // YaRN (2309.00071), section 3.2: theta' = (1 - gamma) theta / s + gamma theta. Where gamma is a
+        // ramp over the turns in the paper, it is one over the pairs in the authors' code, between those
+        // that turn beta_slow and beta_fast times in the original length, rounded outwards.
         let d = DIMS as f64;
         let pair_that_turns =
             |turns: f64| d * (f64::from(ORIGINAL) / (2.0 * PI * turns)).ln() / (2.0 * BASE.ln());
@@ -225,6 +226,28 @@ fn only_the_call_that_leaves_the_original_length_crosses_the_border() {
     let (mlx_lm, ..) = &kinds[6];
     assert!(!build(mlx_lm, RopeLayout::Halves).crosses_border(64, 1));
     assert!(!build(&RopeScaling::Default, RopeLayout::Halves).crosses_border(64, 1));
+}
+
+/// A prompt beyond the original length, in pieces of which most are below it.
+#[test]
+fn a_long_sequence_can_be_read_in_pieces() {
+    let x = input(1, 80, DIMS as i32);
+    for (scaling, ..) in kinds() {
+        let rope = build(&scaling, RopeLayout::Halves);
+        let whole = rope.rotate(&x, 0).unwrap();
+        let fixed = rope.for_length(80);
+        let pieces = [(0, 32), (32, 64), (64, 79), (79, 80)].map(|(from, to)| {
+            let piece = x.try_index((.., .., from..to, ..)).unwrap();
+            assert!(!fixed.crosses_border(from, to - from));
+            fixed.rotate(&piece, from).unwrap()
+        });
+        let result =
+            compare(&concatenate(&pieces, 2).unwrap(), &whole, Tolerance::Close { rtol: 1e-5, atol: 1e-5 });
+        assert!(result.unwrap().is_equal(), "{scaling:?}");
+    }
+    let (long_rope, ..) = &kinds()[5];
+    let rope = build(long_rope, RopeLayout::Halves);
+    assert!(rope.rotates_alike(64, 1) && rope.rotates_alike(65, 900) && !rope.rotates_alike(60, 65));
 }
 
 fn any_kind() -> impl Strategy<Value = (Rope, f64)> {
