@@ -12,7 +12,8 @@ How to run: `python stories.py --seed 1 --count 3` prints stories; `train_demo.p
 
 Choices are weighted towards the front of each list, so that the most likely continuation of a text is clearly more
 likely than the next one: greedy decoding of a model of these stories then does not hang on the last bit of a logit.
-Phrases are weighted more strongly than names and things, which a model would otherwise guess instead of reading back.
+Things are weighted less strongly than phrases, and the known names not at all: a model would otherwise guess them
+instead of reading them back.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SHORTEST, LONGEST = 80, 200  # words
 
 GIRLS = ["Mia", "Lily", "Nora", "Ruby", "Ella", "Rosa", "Zoe", "Hazel", "Luna", "Poppy", "Tilly", "Ada"]
 BOYS = ["Pip", "Tom", "Max", "Ben", "Leo", "Sam", "Finn", "Otto", "Hugo", "Milo", "Theo", "Jack"]
-INVENTED_NAMES = 0.4  # share of heroes with a made-up name, so that a model learns to copy names that it does not know
+INVENTED_NAMES = 0.15  # share of heroes with a made-up name, so that a model learns to copy names that it does not know
 ONSETS, VOWELS, CODAS = "BDFKLMNPRTVZ", "aeiou", ["", "n", "l", "m"]
 
 HOMES = {

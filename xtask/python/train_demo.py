@@ -66,7 +66,8 @@ TOKENS_PER_STEP = 2048
 # the last ones teach the positions of the whole block.
 ROW_LENGTHS = [(0.5, 128), (0.85, 256), (1.0, 512)]
 HELD_OUT_ROW = 256
-PEAK_RATE, LAST_RATE, WARMUP_STEPS = 4e-3, 1e-4, 60
+PEAK_RATE, LAST_RATE, WARMUP_STEPS = 2.5e-3, 1e-4, 60
+EMBEDDING_SCALE, BLOCK_SCALE = 2.0, 0.1  # of MLX's own first weights, see `new_model`
 REPORT_EVERY = 50
 
 GREEDY_PROMPTS = [
@@ -119,6 +120,22 @@ class Corpus:
         anywhere = rng.integers(0, last + 1, count)
         starts = np.where(np.arange(count) % 2 == 0, story_starts, anywhere)
         return mx.array(self.tokens[starts[:, None] + np.arange(length + 1)])
+
+
+def new_model() -> nn.Module:
+    """mlx-lm's model with its first weights.
+
+    As MLX makes them, the blocks' outputs drown the embeddings that they are added to, and the model is slow to learn
+    that a name is to be read back from the text. So the embeddings start larger and the blocks almost silent.
+    """
+    module = importlib.import_module(f"mlx_lm.models.{CONFIG['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(CONFIG))
+    scales = {"tok_embeddings": EMBEDDING_SCALE, "out_proj": BLOCK_SCALE, "down_proj": BLOCK_SCALE}
+    weights = [
+        (name, next((scale for part, scale in scales.items() if part in name), 1.0) * weight)
+        for name, weight in tree_flatten(model.parameters())
+    ]
+    return model.load_weights(weights)
 
 
 def loss_of(model: nn.Module, rows: mx.array) -> mx.array:
@@ -332,9 +349,7 @@ def make_checkpoint(folder: Path, steps: int, seed: int) -> None:
     held_out = held_out_corpus.rows(np.random.default_rng(seed), 32, HELD_OUT_ROW)
 
     mx.random.seed(seed)
-    module = importlib.import_module(f"mlx_lm.models.{CONFIG['model_type']}")
-    model = module.Model(module.ModelArgs.from_dict(CONFIG))
-    mx.eval(model.parameters())
+    model = new_model()
     parameters = sum(weight.size for _, weight in tree_flatten(model.parameters()))
     log(f"{story_count} stories, {len(corpus.tokens)} tokens, {parameters} parameters")
 

@@ -44,8 +44,8 @@ fn check(case: &Case, sampling: Sampling) {
     assert_eq!(found, case.tokens, "{}", case.prompt);
 }
 
-/// Elsewhere MLX adds in another order, and 0.0625, the least distance of a best token from the
-/// second-best in these texts, is one step of bfloat16 at that size.
+/// Elsewhere MLX adds in another order, and `smallest_margin`, the least distance of a best token from
+/// the second-best in these texts, is at most one step of bfloat16 at that size.
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),

@@ -64,7 +64,7 @@ fn the_demo_continues_a_prompt() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(
         text(&output.stdout),
-        " there was a little fox named Pip. He lived in a warm den at the edge of the forest\n"
+        " there was a little rabbit named Ada. She lived in a cozy burrow at the edge of\n"
     );
     let said = text(&output.stderr);
     for needle in ["prompt: 4 tokens", "generation: 20 tokens", "tokens/s", "peak memory"] {
