@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use mlx_models::CausalLm;
 use mlx_models::generate::{GenerateOptions, generate};
+use mlx_models::{CacheOptions, CausalLm};
 use serde::{Deserialize, Serialize};
 
 /// Arguments of `cargo xtask bench`.
@@ -128,7 +128,7 @@ fn rates(
     prompt: &[u32],
     count: usize,
 ) -> Result<(f64, f64), mlx_models::generate::GenerateError> {
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default())?;
     let started = Instant::now();
     let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
     let mut stream = generate(model, &mut cache, prompt, options)?;

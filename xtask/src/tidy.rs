@@ -35,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
     ("mlx-testing", &["mlx-layers"]),
-    ("xtask", &["mlx-models", "mlx-rope", "mlx-testing"]),
+    ("xtask", &["mlx-kvcache", "mlx-models", "mlx-rope", "mlx-testing"]),
 ];
 
 /// What every architecture may see: the components and the contract, and no other architecture.

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_kvcache::ModelCache;
+use mlx_kvcache::{CacheError, CacheOptions, LayerSpec, ModelCache};
 use mlx_rs::error::Exception;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -54,11 +54,17 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
     /// Where the last axis is not D long.
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception>;
 
-    /// An empty cache for this model.
-    fn new_cache(&self) -> ModelCache;
-
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
+
+    /// An empty cache for this model.
+    ///
+    /// # Errors
+    ///
+    /// Where the options contradict each other or the model's heads; the defaults fit every model.
+    fn new_cache(&self, options: &CacheOptions) -> Result<ModelCache, CacheError> {
+        ModelCache::for_layers(&self.info().layers, options)
+    }
 
     /// Reads the next tokens, `[B, L]`, and answers with the logits that were asked for: `[B, L, V]`
     /// for [`Logits::All`], `[B, 1, V]` for [`Logits::Last`], `[B, 0, V]` for [`Logits::None`].
@@ -93,20 +99,20 @@ pub struct ModelInfo {
     pub vocab_size: i32,
     /// The longest sequence that the model was made for, in tokens.
     pub context_length: i32,
-    /// Numbers that the cache keeps for each token, over all layers: keys and values.
-    pub cache_values_per_token: usize,
+    /// What each layer asks of its cache, first layer first.
+    pub layers: Vec<LayerSpec>,
     /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
 }
 
 impl ModelInfo {
-    /// Bytes that the cache keeps for each token, over all layers.
+    /// Bytes that the cache keeps for each token, over all layers, while no window is full.
     pub fn cache_bytes_per_token(&self) -> usize {
         let bytes = match self.dtype {
             Dtype::Float16 | Dtype::Bfloat16 => 2,
             _ => 4,
         };
-        self.cache_values_per_token * bytes
+        self.layers.iter().map(LayerSpec::values_per_token).sum::<usize>() * bytes
     }
 }
 

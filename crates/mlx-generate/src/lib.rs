@@ -10,7 +10,7 @@ mod stream;
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::ModelCache;
+use mlx_kvcache::{CacheError, ModelCache};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
@@ -55,6 +55,9 @@ pub enum GenerateError {
     /// The progress callback asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,
+    /// The cache refused an operation.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// MLX refused an operation.
     #[error(transparent)]
     Mlx(#[from] Exception),

@@ -1,218 +1,294 @@
 //! The cache that keeps every token.
 
-use mlx_attn_masks::AttentionMask;
+use mlx_attn_masks::{AttentionMask, CausalMask};
 use mlx_rs::Array;
-use mlx_rs::ops::concatenate;
-use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 
-use crate::{CacheError, KeysValues, KvCache};
+use crate::buffers::{Buffers, Form};
+use crate::rows::Rows;
+use crate::{CacheError, CacheState, KeysValues, KvCache, KvQuantization};
 
 /// Places are added this many at a time, so that most appends write into a buffer that is there.
 /// mlx-lm uses the same number; with another, sums over a head could round differently.
-const STEP: i32 = 256;
+pub(crate) const STEP: i32 = 256;
 
 /// A cache of every token: full attention.
 ///
 /// The buffers have room for a multiple of 256 tokens. An append writes into the next places: MLX
 /// reuses the memory, since nobody else holds the buffer by then, and no token is copied again.
-#[derive(Debug, Default)]
+///
+/// With a [window](Self::with_window) the mask hides what lies further back, and the tokens stay:
+/// more memory than a [`RotatingKvCache`](crate::RotatingKvCache), for taking back as many as one
+/// likes.
+#[derive(Debug, Clone)]
 pub struct FullKvCache {
-    buffers: Option<KeysValues>,
-    offset: i32,
+    window: Option<i32>,
+    quantization: Option<KvQuantization>,
+    rows: Rows,
+    form: Option<Form>,
+    buffers: Option<Buffers>,
+}
+
+impl Default for FullKvCache {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FullKvCache {
     /// An empty cache, which takes its shape and dtypes from the first append.
     pub fn new() -> Self {
-        Self::default()
+        Self { window: None, quantization: None, rows: Rows::new(), form: None, buffers: None }
     }
 
-    /// Makes room for `tokens` more tokens of the shape and dtype of `keys` and `values`.
-    fn with_room(&self, keys: &Array, values: &Array, tokens: i32) -> Result<KeysValues, CacheError> {
-        let Some(held) = &self.buffers else {
-            return Ok(KeysValues { keys: places(keys, tokens)?, values: places(values, tokens)? });
-        };
-        let [_, _, room, _] = four(held.keys.shape());
-        if self.offset + tokens <= room {
+    /// With a mask that shows each query itself and the `window - 1` tokens before it.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Window`] for a window below 1.
+    pub fn with_window(self, window: i32) -> Result<Self, CacheError> {
+        if window < 1 {
+            return Err(CacheError::Window { window });
+        }
+        Ok(Self { window: Some(window), ..self })
+    }
+
+    /// With keys and values quantized as they come.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Groups`] and [`CacheError::Quantized`] where tokens are held that cannot be quantized
+    /// so.
+    pub fn quantized(mut self, quantization: KvQuantization) -> Result<Self, CacheError> {
+        self.quantize(quantization)?;
+        Ok(self)
+    }
+
+    /// An empty cache for a batch of prompts that are filled up on the left to one length, with this
+    /// much padding before each.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Padding`] where a number is negative, or none is 0.
+    pub fn left_padded(padding: &[i32]) -> Result<Self, CacheError> {
+        Ok(Self { rows: Rows::padded(padding)?, ..Self::new() })
+    }
+
+    /// The window of the mask, in tokens.
+    pub fn window(&self) -> Option<i32> {
+        self.window
+    }
+
+    /// How keys and values are quantized.
+    pub fn quantization(&self) -> Option<KvQuantization> {
+        self.quantization
+    }
+
+    /// Room for `tokens` more tokens behind what is held.
+    fn with_room(&self, new: &Buffers, tokens: i32) -> Result<Buffers, CacheError> {
+        let used = self.rows.steps();
+        let more = tokens.saturating_add(STEP - 1) / STEP * STEP;
+        let Some(held) = &self.buffers else { return Ok(new.zeros(more)?) };
+        if self.rows.after(tokens)? <= held.places() {
             return Ok(held.clone());
         }
         // What is held ends at the offset, so that the places stay in the order of the tokens.
-        let grow = |held: &Array, like: &Array| -> Result<Array, CacheError> {
-            let used = head(held, self.offset)?;
-            Ok(concatenate(&[used, places(like, tokens)?], 2)?)
-        };
-        Ok(KeysValues { keys: grow(&held.keys, keys)?, values: grow(&held.values, values)? })
+        Ok(Buffers::concatenate(&[held.range(0..used)?, new.zeros(more)?])?)
     }
 
-    fn check(&self, keys: &Array, values: &Array) -> Result<(), CacheError> {
-        let shape = |what, expected: String, found: &Array| {
-            Err(CacheError::Shape { what, expected, found: found.shape().to_vec() })
+    /// The arrays of the tokens that are held, and nothing behind them.
+    pub(crate) fn used(&self) -> Result<Option<Buffers>, CacheError> {
+        let steps = self.rows.steps();
+        let held = self.buffers.as_ref().filter(|_| steps > 0);
+        held.map(|held| Ok(held.range(0..steps)?)).transpose()
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    pub(crate) fn form(&self) -> Option<Form> {
+        self.form
+    }
+
+    /// A cache that holds these tokens.
+    pub(crate) fn from_parts(
+        window: Option<i32>,
+        quantization: Option<KvQuantization>,
+        rows: Rows,
+        held: Option<(Form, Buffers)>,
+    ) -> Self {
+        let (form, buffers) = held.unzip();
+        Self { window, quantization, rows, form, buffers }
+    }
+
+    pub(crate) fn batch(&self) -> usize {
+        self.rows.count().or(self.form.map(|form| form.batch as usize)).unwrap_or(1)
+    }
+
+    pub(crate) fn filter(&self, rows: &[usize]) -> Result<Self, CacheError> {
+        let (time, later) = self.rows.filter(rows, self.batch())?;
+        let mut kept = Self { rows: time, ..self.clone() };
+        let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        kept.form = self.form.map(|form| Form { batch: rows.len() as i32, ..form });
+        kept.buffers = match &self.buffers {
+            Some(held) if self.rows.steps() > later => {
+                let held = held.range(later..self.rows.steps())?.rows(&rows)?;
+                held.eval()?;
+                Some(held)
+            }
+            _ => None,
         };
-        if keys.ndim() != 4 {
-            return shape("keys", "[B, H, L, D]".to_owned(), keys);
+        Ok(kept)
+    }
+
+    pub(crate) fn merge(parts: &[&Self]) -> Result<Self, CacheError> {
+        let Some(&first) = parts.first() else { return Err(CacheError::Rows { rows: Vec::new(), batch: 0 }) };
+        for part in parts {
+            differ("window", first.window, part.window)?;
+            differ("quantization", first.quantization, part.quantization)?;
         }
-        let [batch, heads, length, _] = four(keys.shape());
-        if values.ndim() != 4 || values.shape()[..3] != [batch, heads, length] {
-            return shape("values", format!("[{batch}, {heads}, {length}, D], like the keys"), values);
+        let (rows, later) =
+            Rows::merge(&parts.iter().map(|part| (&part.rows, part.batch())).collect::<Vec<_>>());
+        let like = held_like(parts.iter().map(|part| (part.form, part.buffers.as_ref())))?;
+        let Some((form, like)) = like else {
+            return Ok(Self { rows, ..first.clone() });
+        };
+        let batch = parts.iter().map(|part| part.batch() as i32).sum();
+        let mut padded = Vec::with_capacity(parts.len());
+        for (part, later) in parts.iter().zip(later) {
+            padded.push(match part.used()? {
+                Some(held) => held.pad(later, 0)?,
+                None => like.rows(&vec![0; part.batch()])?.zeros(rows.steps())?,
+            });
         }
-        if let Some(held) = &self.buffers {
-            for (what, held, new) in [("keys", &held.keys, keys), ("values", &held.values, values)] {
-                let ([batch, heads, _, dim], [b, h, _, d]) = (four(held.shape()), four(new.shape()));
-                if (b, h, d) != (batch, heads, dim) {
-                    return shape(what, format!("[{batch}, {heads}, L, {dim}]"), new);
-                }
-                if new.dtype() != held.dtype() {
-                    return Err(CacheError::Dtype { what, expected: held.dtype(), found: new.dtype() });
-                }
+        let buffers = (rows.steps() > 0).then(|| Buffers::stack(&padded)).transpose()?;
+        if let Some(buffers) = &buffers {
+            buffers.eval()?;
+        }
+        let form = Some(Form { batch, ..form });
+        Ok(Self { rows, form, buffers, ..first.clone() })
+    }
+}
+
+/// An error where two caches differ.
+pub(crate) fn differ<T: PartialEq + std::fmt::Debug>(
+    what: &'static str,
+    first: T,
+    other: T,
+) -> Result<(), CacheError> {
+    if first == other {
+        return Ok(());
+    }
+    Err(CacheError::Merge { what, first: format!("{first:?}"), other: format!("{other:?}") })
+}
+
+/// The form that all of these have which hold something, with buffers of it.
+pub(crate) fn held_like<'a>(
+    parts: impl Iterator<Item = (Option<Form>, Option<&'a Buffers>)>,
+) -> Result<Option<(Form, &'a Buffers)>, CacheError> {
+    let mut like: Option<(Form, &Buffers)> = None;
+    for (form, buffers) in parts {
+        let (Some(form), Some(buffers)) = (form, buffers) else { continue };
+        match like {
+            None => like = Some((form, buffers)),
+            Some((first, _)) => {
+                differ("heads", (first.heads, first.key_dim), (form.heads, form.key_dim))?;
+                differ("head_dim of values", first.value_dim, form.value_dim)?;
+                let dtypes = |form: Form| (form.key_dtype, form.value_dtype);
+                differ("dtypes", dtypes(first), dtypes(form))?;
             }
         }
-        Ok(())
     }
+    Ok(like)
 }
 
 impl KvCache for FullKvCache {
     fn offset(&self) -> i32 {
-        self.offset
+        self.rows.steps()
+    }
+
+    fn offsets(&self) -> &[i32] {
+        self.rows.offsets()
     }
 
     fn append(&mut self, keys: &Array, values: &Array) -> Result<KeysValues, CacheError> {
-        self.check(keys, values)?;
-        let [_, _, length, _] = four(keys.shape());
-        let end = self.offset + length;
+        let (form, length) = Form::of(keys, values, self.form, self.rows.count())?;
+        let (start, end) = (self.rows.steps(), self.rows.after(length)?);
+        if let Some(quantization) = self.quantization {
+            form.check_quantization(quantization)?;
+        }
+        let new = Buffers::new(keys, values, self.quantization)?;
 
-        let mut room = self.with_room(keys, values, length)?;
-        // The cache must not hold the old buffers any longer when the new ones are evaluated:
-        // only then does MLX write in place.
-        room.keys.try_index_mut((.., .., self.offset..end, ..), keys)?;
-        room.values.try_index_mut((.., .., self.offset..end, ..), values)?;
-        let read = KeysValues { keys: head(&room.keys, end)?, values: head(&room.values, end)? };
+        let mut room = self.with_room(&new, length)?;
+        // From here on the cache holds the new buffers alone, so that MLX writes in place.
+        room.write(start..end, &new)?;
+        let read = room.range(0..end)?.read()?;
 
+        self.form = Some(form);
         self.buffers = Some(room);
-        self.offset = end;
+        self.rows.advance(length);
         Ok(read)
     }
 
-    fn mask(&self, queries: i32) -> AttentionMask {
-        AttentionMask::causal(queries)
+    fn mask(&self, queries: i32) -> Result<AttentionMask, CacheError> {
+        let mask = CausalMask::new(queries).offset(self.offset()).window(self.window);
+        if self.rows.padding().is_empty() {
+            return Ok(mask.build()?);
+        }
+        // Padding may be longer than what was read of the prompt so far.
+        let keys = self.rows.after(queries.max(0))?;
+        let padding: Vec<i32> = self.rows.padding().iter().map(|&row| row.min(keys)).collect();
+        Ok(mask.left_padding(&padding).build()?)
     }
 
-    fn trim(&mut self, tokens: i32) -> i32 {
-        let gone = tokens.clamp(0, self.offset);
-        self.offset -= gone;
-        gone
+    fn can_trim(&self, tokens: i32) -> Result<i32, CacheError> {
+        self.rows.back(tokens)
+    }
+
+    fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
+        let gone = self.can_trim(tokens)?;
+        self.rows.advance(-gone);
+        Ok(gone)
+    }
+
+    fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError> {
+        (self.buffers, self.quantization) =
+            quantize(self.buffers.as_ref(), self.form, self.quantization, quantization)?;
+        Ok(())
+    }
+
+    fn state(&self) -> CacheState {
+        CacheState::Full(self.clone())
     }
 
     fn arrays(&self) -> Vec<&Array> {
-        self.buffers.iter().flat_map(|held| [&held.keys, &held.values]).collect()
+        self.buffers.iter().flat_map(Buffers::arrays).collect()
     }
 }
 
-/// Zeros of the dtype and shape of `like`, with room for at least `tokens` tokens.
-fn places(like: &Array, tokens: i32) -> Result<Array, CacheError> {
-    let [batch, heads, _, dim] = four(like.shape());
-    let tokens = (tokens + STEP - 1) / STEP * STEP;
-    Ok(mlx_rs::ops::zeros_dtype(&[batch, heads, tokens, dim], like.dtype())?)
-}
+/// What a cache holds after a conversion.
+type Converted = (Option<Buffers>, Option<KvQuantization>);
 
-/// The first `tokens` tokens.
-fn head(buffer: &Array, tokens: i32) -> Result<Array, CacheError> {
-    let [_, _, room, _] = four(buffer.shape());
-    if tokens == room {
-        return Ok(buffer.clone());
-    }
-    Ok(buffer.try_index((.., .., ..tokens, ..))?)
-}
-
-/// A shape that is known to have four axes.
-fn four(shape: &[i32]) -> [i32; 4] {
-    match *shape {
-        [batch, heads, length, dim] => [batch, heads, length, dim],
-        // `check` has refused every other shape.
-        _ => [0; 4],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Keys that say which token and feature they are, so that any mix-up shows.
-    fn tokens(from: i32, count: i32) -> (Array, Array) {
-        let values: Vec<f32> = (0..2)
-            .flat_map(|head| (from..from + count).flat_map(move |t| [t as f32, (100 * head + t) as f32]))
-            .collect();
-        let keys = Array::from_slice(&values, &[1, 2, count, 2]);
-        let values = keys.negative().unwrap();
-        (keys, values)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
-        #[test]
-        fn reads_back_every_token_whatever_the_chunks(chunks in prop::collection::vec((1_i32..300, 0_i32..40), 1..6)) {
-            let mut cache = FullKvCache::new();
-            for (count, forget) in chunks {
-                let (keys, values) = tokens(cache.offset(), count);
-                let read = cache.append(&keys, &values).unwrap();
-                let (expected_keys, expected_values) = tokens(0, cache.offset());
-                prop_assert!(read.keys.eq_values(&expected_keys).unwrap());
-                prop_assert!(read.values.eq_values(&expected_values).unwrap());
-                let before = cache.offset();
-                prop_assert_eq!(cache.trim(forget), forget.min(before));
-                prop_assert_eq!(cache.offset(), before - forget.min(before));
-            }
+/// Dense buffers to quantized ones; quantized ones stay as they are.
+pub(crate) fn quantize(
+    held: Option<&Buffers>,
+    form: Option<Form>,
+    found: Option<KvQuantization>,
+    asked: KvQuantization,
+) -> Result<Converted, CacheError> {
+    if let Some(found) = found {
+        if found != asked {
+            return Err(CacheError::Quantized { found: found.to_string(), asked: asked.to_string() });
         }
+        return Ok((held.cloned(), Some(asked)));
     }
-
-    #[test]
-    fn grows_in_steps_of_256_places() {
-        let mut cache = FullKvCache::new();
-        let (keys, values) = tokens(0, 1);
-        cache.append(&keys, &values).unwrap();
-        // keys and values, 2 heads, 256 places, 2 features, 4 bytes
-        assert_eq!(cache.nbytes(), 2 * 2 * 256 * 2 * 4);
-        let (keys, values) = tokens(1, 256);
-        cache.append(&keys, &values).unwrap();
-        assert_eq!(cache.nbytes(), 2 * 2 * (1 + 256) * 2 * 4);
+    if let Some(form) = form {
+        form.check_quantization(asked)?;
     }
-
-    #[test]
-    fn a_trim_never_takes_more_than_there_is() {
-        let mut cache = FullKvCache::new();
-        assert_eq!(cache.trim(3), 0);
-        let (keys, values) = tokens(0, 2);
-        cache.append(&keys, &values).unwrap();
-        assert_eq!(cache.trim(-1), 0);
-        assert_eq!(cache.trim(9), 2);
+    let buffers = held.map(|held| held.quantize(asked)).transpose()?;
+    if let Some(buffers) = &buffers {
+        // So that the dense ones can be freed.
+        buffers.eval()?;
     }
-
-    #[test]
-    fn shapes_that_do_not_fit_change_nothing() {
-        let mut cache = FullKvCache::new();
-        let (keys, values) = tokens(0, 3);
-        cache.append(&keys, &values).unwrap();
-        let ones = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
-        for (keys, values, what) in [
-            (ones(&[2, 1, 2]), ones(&[1, 2, 1, 2]), "keys"),
-            (ones(&[1, 2, 1, 2]), ones(&[1, 2, 2, 2]), "values"),
-            (ones(&[1, 3, 1, 2]), ones(&[1, 3, 1, 2]), "keys"),
-            (ones(&[1, 2, 1, 2]), ones(&[1, 2, 1, 4]), "values"),
-        ] {
-            let error = cache.append(&keys, &values).unwrap_err();
-            assert!(matches!(error, CacheError::Shape { what: found, .. } if found == what), "{error}");
-            assert_eq!(cache.offset(), 3);
-        }
-    }
-
-    #[test]
-    fn a_dtype_that_does_not_fit_changes_nothing() {
-        let mut cache = FullKvCache::new();
-        let (keys, values) = tokens(0, 3);
-        cache.append(&keys, &values).unwrap();
-        let half = values.as_dtype(mlx_rs::Dtype::Float16).unwrap();
-        let error = cache.append(&keys, &half).unwrap_err();
-        assert_eq!(error.to_string(), "values of dtype Float16 do not fit this cache, which holds Float32");
-        assert_eq!(cache.offset(), 3);
-    }
+    Ok((buffers, Some(asked)))
 }

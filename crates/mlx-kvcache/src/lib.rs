@@ -14,82 +14,56 @@
 //! let prompt = Array::ones::<f32>(&[1, 2, 5, 16])?; // B = 1, two heads, five tokens of 16 features
 //! cache.append(&prompt, &prompt)?;
 //! let token = Array::ones::<f32>(&[1, 2, 1, 16])?;
+//! let mask = cache.mask(1)?;
 //! let read = cache.append(&token, &token)?;
-//! assert_eq!(read.keys.shape(), [1, 2, 6, 16]);
+//! let y = read.attention(&token, 0.25, &mask)?;
+//! assert_eq!(y.shape(), [1, 2, 1, 16]);
 //! assert_eq!(cache.offset(), 6);
 //! # Ok(())
 //! # }
 //! ```
 
+mod buffers;
+mod error;
+mod file;
 mod full;
+mod keys_values;
 mod model_cache;
+mod quantization;
+mod ring;
+mod rotating;
+mod rows;
+mod state;
 
 use std::fmt::Debug;
 
 use mlx_attn_masks::AttentionMask;
-use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::Array;
 
+pub use error::CacheError;
+pub use file::{CacheFileError, SavedCache};
 pub use full::FullKvCache;
-pub use model_cache::ModelCache;
-
-/// Why a cache refused an operation. The cache is then as it was before.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CacheError {
-    /// Keys or values of another shape than the cache holds.
-    #[error("{what} of shape {found:?} do not fit this cache, which takes {expected}")]
-    Shape {
-        /// `keys` or `values`.
-        what: &'static str,
-        /// The shape that would fit, with `L` for the number of tokens.
-        expected: String,
-        /// The shape that came.
-        found: Vec<i32>,
-    },
-    /// Keys or values of another dtype than the cache holds.
-    #[error("{what} of dtype {found:?} do not fit this cache, which holds {expected:?}")]
-    Dtype {
-        /// `keys` or `values`.
-        what: &'static str,
-        /// The dtype that would fit.
-        expected: Dtype,
-        /// The dtype that came.
-        found: Dtype,
-    },
-    /// MLX refused an operation.
-    #[error(transparent)]
-    Mlx(#[from] Exception),
-}
-
-/// So that a model's `forward`, which answers with MLX's error, can use `?` on a cache.
-impl From<CacheError> for Exception {
-    fn from(error: CacheError) -> Self {
-        match error {
-            CacheError::Mlx(exception) => exception,
-            other => Exception::custom(other.to_string()),
-        }
-    }
-}
-
-/// What attention reads.
-#[derive(Debug, Clone)]
-pub struct KeysValues {
-    /// `[B, H, S, D]`, rotated, oldest token first.
-    pub keys: Array,
-    /// `[B, H, S, D]`, in the same order.
-    pub values: Array,
-}
+pub use keys_values::KeysValues;
+pub use model_cache::{CacheOptions, LayerKind, LayerSpec, Limit, ModelCache, Snapshot};
+pub use quantization::{KvQuantization, Quantized};
+pub use rotating::RotatingKvCache;
+pub use state::CacheState;
 
 /// The memory of one attention layer.
+///
+/// An operation that fails leaves the cache as it was.
 ///
 /// # Shapes
 ///
 /// Legend: B batch, H key-value heads, L tokens of this call, S tokens that attention reads, D
 /// features of a head (keys and values may differ in D).
 pub trait KvCache: Debug + Send {
-    /// Tokens seen so far, which is the position of the next one.
+    /// Tokens seen so far, which is the position of the next one. In a batch, those of the longest row.
     fn offset(&self) -> i32;
+
+    /// The position of the next token: one number for all rows, or one for each. Where a row has more
+    /// padding than was read so far, it is negative.
+    fn offsets(&self) -> &[i32];
 
     /// Takes the keys and values of the next L tokens, each `[B, H, L, D]`, and answers with
     /// everything that these tokens' queries read.
@@ -97,14 +71,44 @@ pub trait KvCache: Debug + Send {
     /// # Errors
     ///
     /// [`CacheError::Shape`] or [`CacheError::Dtype`] where the arrays do not fit each other or what is
-    /// held.
+    /// held, [`CacheError::Groups`] where they cannot be quantized as the cache is, and
+    /// [`CacheError::TooLong`] after 2^31 - 1 tokens.
     fn append(&mut self, keys: &Array, values: &Array) -> Result<KeysValues, CacheError>;
 
-    /// Which keys of the next [`append`](Self::append) each of its `queries` tokens may see.
-    fn mask(&self, queries: i32) -> AttentionMask;
+    /// Which keys of the next [`append`](Self::append) each of its `queries` tokens may see, in the
+    /// smallest form that is right.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Mask`] for fewer than one query, and for masks of more than 2^31 - 1 entries.
+    fn mask(&self, queries: i32) -> Result<AttentionMask, CacheError>;
 
-    /// Forgets the newest `tokens` tokens, or all where there are fewer, and says how many went.
-    fn trim(&mut self, tokens: i32) -> i32;
+    /// How many tokens [`trim`](Self::trim) would forget.
+    ///
+    /// # Errors
+    ///
+    /// As [`trim`](Self::trim).
+    fn can_trim(&self, tokens: i32) -> Result<i32, CacheError>;
+
+    /// Forgets the newest `tokens` tokens, or all where there are fewer, and says how many went. It is
+    /// then as if they had never come.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Trim`] where tokens that would become visible again are no longer held, and
+    /// [`CacheError::Negative`] for fewer than none.
+    fn trim(&mut self, tokens: i32) -> Result<i32, CacheError>;
+
+    /// Quantizes what is held, and what will come.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Groups`] where heads cannot be cut into such groups, [`CacheError::Quantized`] where
+    /// the cache is quantized in another way already.
+    fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError>;
+
+    /// All that the cache is, as a value that shares its arrays.
+    fn state(&self) -> CacheState;
 
     /// The arrays that are held, for evaluating them together with others.
     fn arrays(&self) -> Vec<&Array>;

@@ -3,33 +3,152 @@
 use mlx_attn_masks::AttentionMask;
 use mlx_rs::error::Exception;
 
-use crate::{FullKvCache, KvCache};
+use crate::{CacheError, CacheState, FullKvCache, KvCache, KvQuantization, RotatingKvCache};
+
+/// Which tokens a layer attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerKind {
+    /// Every token before.
+    Full,
+    /// The newest `window` tokens, the query's own included.
+    Sliding {
+        /// In tokens.
+        window: i32,
+    },
+}
+
+/// What a layer of attention asks of its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Which tokens it attends to.
+    pub kind: LayerKind,
+    /// Key-value heads.
+    pub heads: i32,
+    /// Features of a head of the keys.
+    pub key_dim: i32,
+    /// Features of a head of the values.
+    pub value_dim: i32,
+}
+
+impl LayerSpec {
+    /// Numbers that the cache holds for each token: keys and values.
+    pub fn values_per_token(&self) -> usize {
+        self.heads as usize * (self.key_dim + self.value_dim) as usize
+    }
+}
+
+/// What a user wants of a cache, whatever the model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Keys and values quantized as they come.
+    pub quantization: Option<KvQuantization>,
+    /// How many of the newest tokens can be taken back at any time. Layers of full attention can always
+    /// take back all of them; layers with a window hold so many more.
+    pub rewind: i32,
+    /// A bound on the memory of layers of full attention, which then forget what lies in the middle.
+    pub limit: Option<Limit>,
+    /// For a batch of prompts that are filled up on the left to one length: the padding of each.
+    pub left_padding: Vec<i32>,
+}
+
+/// A bound on what a layer of full attention sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Tokens that a query sees at most.
+    pub max_size: i32,
+    /// How many of them are the first ones, attention sinks. mlx-lm keeps 4.
+    pub keep: i32,
+}
 
 /// One cache per layer, asked together so that the layers cannot drift apart.
 #[derive(Debug)]
 pub struct ModelCache {
     layers: Vec<Box<dyn KvCache>>,
+    /// For each layer the first one with the same mask.
+    masked_like: Vec<usize>,
+}
+
+/// What a [`ModelCache`] held at some time. Arrays are shared, not copied.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    layers: Vec<CacheState>,
+    masked_like: Vec<usize>,
 }
 
 impl ModelCache {
-    /// A cache of the given layers, first layer first.
+    /// A cache of the given layers, first layer first. Those that are alike now share their masks from now
+    /// on: all are to be given the same tokens.
     pub fn new(layers: Vec<Box<dyn KvCache>>) -> Self {
-        Self { layers }
+        let states: Vec<CacheState> = layers.iter().map(|layer| layer.state()).collect();
+        let first_alike = |state: &CacheState| states.iter().position(|other| other.masked_like(state));
+        let masked_like = states.iter().filter_map(first_alike).collect();
+        Self { layers, masked_like }
     }
 
-    /// `layers` empty caches that keep every token.
-    pub fn full(layers: usize) -> Self {
-        Self::new((0..layers).map(|_| Box::new(FullKvCache::new()) as Box<dyn KvCache>).collect())
+    /// Empty caches for these layers, first layer first: a ring for each with a window, and one that
+    /// keeps every token for each without.
+    ///
+    /// # Errors
+    ///
+    /// Where a window, a limit, the rewind or the padding is none, and [`CacheError::Groups`] where heads
+    /// cannot be cut into the groups of the quantization.
+    pub fn for_layers(layers: &[LayerSpec], options: &CacheOptions) -> Result<Self, CacheError> {
+        let CacheOptions { quantization, rewind, limit, ref left_padding } = *options;
+        let mut caches = Vec::with_capacity(layers.len());
+        for layer in layers {
+            if let Some(quantization) = quantization {
+                let group_size = quantization.group_size();
+                for (what, head_dim) in [("keys", layer.key_dim), ("values", layer.value_dim)] {
+                    if head_dim % group_size != 0 {
+                        return Err(CacheError::Groups { what, head_dim, group_size });
+                    }
+                }
+            }
+            let ring = match (layer.kind, limit) {
+                (LayerKind::Sliding { window }, _) => Some(RotatingKvCache::new(window)?),
+                (LayerKind::Full, Some(Limit { max_size, keep })) => {
+                    Some(RotatingKvCache::new(max_size)?.with_keep(keep)?)
+                }
+                (LayerKind::Full, None) => None,
+            };
+            let mut cache: Box<dyn KvCache> = match ring {
+                Some(ring) => {
+                    let ring = ring.with_rewind(rewind)?;
+                    let padded = !left_padding.is_empty();
+                    Box::new(if padded { ring.with_left_padding(left_padding)? } else { ring })
+                }
+                None if left_padding.is_empty() => Box::new(FullKvCache::new()),
+                None => Box::new(FullKvCache::left_padded(left_padding)?),
+            };
+            if let Some(quantization) = quantization {
+                cache.quantize(quantization)?;
+            }
+            caches.push(cache);
+        }
+        Ok(Self::new(caches))
     }
 
-    /// Tokens seen so far.
+    /// Tokens seen so far; of the longest row, in a batch.
     pub fn offset(&self) -> i32 {
         self.layers.first().map_or(0, |layer| layer.offset())
     }
 
-    /// What each of the next `queries` tokens may see, in a model whose layers are all of one kind.
-    pub fn mask(&self, queries: i32) -> AttentionMask {
-        self.layers.first().map_or(AttentionMask::None, |layer| layer.mask(queries))
+    /// What each of the next `queries` tokens may see, layer by layer. Masks are built once for each kind
+    /// of layer that there is, and shared.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::mask`].
+    pub fn masks(&self, queries: i32) -> Result<Vec<AttentionMask>, CacheError> {
+        let mut masks: Vec<AttentionMask> = Vec::with_capacity(self.layers.len());
+        for (i, (layer, &like)) in self.layers.iter().zip(&self.masked_like).enumerate() {
+            let mask = match masks.get(like).filter(|_| like < i) {
+                Some(mask) => mask.clone(),
+                None => layer.mask(queries)?,
+            };
+            masks.push(mask);
+        }
+        Ok(masks)
     }
 
     /// The caches, first layer first.
@@ -42,18 +161,122 @@ impl ModelCache {
         self.layers.iter_mut().map(|layer| &mut **layer as &mut dyn KvCache)
     }
 
-    /// Forgets the newest `tokens` tokens in every layer, or all where there are fewer, and says
-    /// how many went.
-    pub fn trim(&mut self, tokens: i32) -> i32 {
-        self.layers.iter_mut().map(|layer| layer.trim(tokens)).min().unwrap_or(0)
+    /// Forgets the newest `tokens` tokens in every layer, or all where there are fewer, and says how many
+    /// went.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::trim`]; no layer is then changed.
+    pub fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
+        self.can_trim(tokens)?;
+        let mut gone = 0;
+        for layer in &mut self.layers {
+            gone = layer.trim(tokens)?;
+        }
+        Ok(gone)
     }
 
-    /// Bytes held by all layers, free places included.
+    /// How many tokens [`trim`](Self::trim) would forget.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::trim`].
+    pub fn can_trim(&self, tokens: i32) -> Result<i32, CacheError> {
+        self.layers.iter().try_fold(0, |_, layer| layer.can_trim(tokens))
+    }
+
+    /// Quantizes what is held, and what will come, in every layer.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::quantize`]; no layer is then changed.
+    pub fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError> {
+        let before = self.snapshot();
+        self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization)).inspect_err(|_| {
+            self.layers = before.layers.into_iter().map(CacheState::into_cache).collect();
+        })
+    }
+
+    /// What is held now, to [`restore`](Self::restore) it later. Cheap: arrays are shared. The next append
+    /// copies them once, since the snapshot still needs them.
+    pub fn snapshot(&self) -> Snapshot {
+        let layers = self.layers.iter().map(|layer| layer.state()).collect();
+        Snapshot { layers, masked_like: self.masked_like.clone() }
+    }
+
+    /// Holds again what it held at the time of the snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Layers`] where the snapshot is one of another number of layers.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), CacheError> {
+        let (expected, found) = (self.layers.len(), snapshot.layers.len());
+        if expected != found {
+            return Err(CacheError::Layers { expected, found });
+        }
+        *self = snapshot.clone().into_cache();
+        Ok(())
+    }
+
+    /// Keeps these rows of the batch, in this order.
+    ///
+    /// # Errors
+    ///
+    /// As [`CacheState::filter`]; no layer is then changed.
+    pub fn filter(&mut self, rows: &[usize]) -> Result<(), CacheError> {
+        self.layers = self.filtered(rows)?;
+        Ok(())
+    }
+
+    /// One row of the batch as a cache of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CacheState::filter`].
+    pub fn row(&self, row: usize) -> Result<Self, CacheError> {
+        Ok(Self { layers: self.filtered(&[row])?, masked_like: self.masked_like.clone() })
+    }
+
+    fn filtered(&self, rows: &[usize]) -> Result<Vec<Box<dyn KvCache>>, CacheError> {
+        self.layers.iter().map(|layer| Ok(layer.state().filter(rows)?.into_cache())).collect()
+    }
+
+    /// All rows of these caches as one batch, the rows of the first one first.
+    ///
+    /// # Errors
+    ///
+    /// As [`CacheState::merge`], and [`CacheError::Layers`] for caches of different numbers of layers.
+    pub fn merge(caches: &[&Self]) -> Result<Self, CacheError> {
+        let Some(first) = caches.first() else { return Err(CacheError::Rows { rows: Vec::new(), batch: 0 }) };
+        let expected = first.layers.len();
+        if let Some(other) = caches.iter().find(|cache| cache.layers.len() != expected) {
+            return Err(CacheError::Layers { expected, found: other.layers.len() });
+        }
+        let layer = |i: usize| -> Result<Box<dyn KvCache>, CacheError> {
+            let states: Vec<CacheState> = caches.iter().map(|cache| cache.layers[i].state()).collect();
+            Ok(CacheState::merge(&states)?.into_cache())
+        };
+        let layers = (0..expected).map(layer).collect::<Result<_, _>>()?;
+        Ok(Self { layers, masked_like: first.masked_like.clone() })
+    }
+
+    /// Adds the rows of another cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`merge`](Self::merge); the cache is then as it was.
+    pub fn extend(&mut self, other: &Self) -> Result<(), CacheError> {
+        *self = Self::merge(&[self, other])?;
+        Ok(())
+    }
+
+    /// Bytes held by all layers, free places included. What is shared with a snapshot counts for each.
     pub fn nbytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.nbytes()).sum()
     }
 
-    /// Computes what is held, so that the graph of the calls so far can be freed.
+    /// Computes what is held, so that the graph of the calls so far can be freed. Whoever reads logits of
+    /// every call needs it not; whoever reads a prompt in pieces without logits does.
     ///
     /// # Errors
     ///
@@ -63,23 +286,17 @@ impl ModelCache {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mlx_rs::Array;
+impl Clone for ModelCache {
+    /// As a [snapshot](Self::snapshot): arrays are shared.
+    fn clone(&self) -> Self {
+        self.snapshot().into_cache()
+    }
+}
 
-    #[test]
-    fn layers_are_counted_and_trimmed_together() {
-        let mut cache = ModelCache::full(3);
-        assert_eq!((cache.offset(), cache.nbytes()), (0, 0));
-        let x = Array::ones::<f32>(&[1, 1, 4, 8]).unwrap();
-        for layer in cache.layers_mut() {
-            layer.append(&x, &x).unwrap();
-        }
-        cache.eval().unwrap();
-        assert_eq!(cache.offset(), 4);
-        assert_eq!(cache.nbytes(), 3 * 2 * 256 * 8 * 4);
-        assert_eq!(cache.trim(3), 3);
-        assert!(cache.layers().iter().all(|layer| layer.offset() == 1));
+impl Snapshot {
+    /// A cache of its own with this content.
+    pub fn into_cache(self) -> ModelCache {
+        let layers = self.layers.into_iter().map(CacheState::into_cache).collect();
+        ModelCache { layers, masked_like: self.masked_like }
     }
 }

@@ -1,10 +1,9 @@
-//! Attention heads: features to heads and back, and attention itself.
+//! Attention heads: features to heads and back.
 
 use mlx_attn_masks::AttentionMask;
-use mlx_kvcache::{KeysValues, KvCache};
+use mlx_kvcache::KvCache;
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::fast::scaled_dot_product_attention;
 
 /// What a block of a transformer works on.
 #[derive(Debug)]
@@ -41,31 +40,6 @@ pub fn merge(x: &Array) -> Result<Array> {
     x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, length, -1])
 }
 
-/// Scaled dot-product attention: `softmax(scale * Q Kᵀ + mask) V`, head by head.
-///
-/// With fewer key-value heads than query heads, each is shared by a group of neighbouring query
-/// heads (grouped-query attention, <https://arxiv.org/abs/2305.13245>).
-///
-/// # Shapes
-///
-/// Queries `[B, H, L, D]`, keys and values `[B, H_kv, S, D]` with `H` a multiple of `H_kv`; the
-/// result is `[B, H, L, D]`.
-///
-/// # Dtypes
-///
-/// Any float; the softmax is computed in float32.
-///
-/// # Errors
-///
-/// Where the shapes do not fit each other or the mask.
-///
-/// # Reference
-///
-/// Vaswani et al., *Attention Is All You Need*, equation 1 (<https://arxiv.org/abs/1706.03762>).
-pub fn attention(queries: &Array, read: &KeysValues, scale: f32, mask: &AttentionMask) -> Result<Array> {
-    scaled_dot_product_attention(queries, &read.keys, &read.values, scale, mask.to_sdpa(), None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,15 +61,5 @@ mod tests {
         assert!(split(&x, 3).unwrap_err().what().contains("[2, 6]"));
         assert!(merge(&x).unwrap_err().what().contains("[2, 6]"));
         assert!(split(&Array::ones::<f32>(&[1, 2, 6]).unwrap(), 4).is_err());
-    }
-
-    #[test]
-    fn grouped_queries_read_the_head_of_their_group() {
-        // One token to read per head: attention answers with that head's value, whatever the scores.
-        let queries = Array::ones::<f32>(&[1, 4, 1, 2]).unwrap();
-        let keys = Array::ones::<f32>(&[1, 2, 1, 2]).unwrap();
-        let values = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[1, 2, 1, 2]);
-        let y = attention(&queries, &KeysValues { keys, values }, 1.0, &AttentionMask::None).unwrap();
-        assert_eq!(y.as_slice::<f32>(), [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
     }
 }

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::ModelCache;
+use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu};
 use mlx_norms::RmsNorm;
 use mlx_rope::Rope;
@@ -85,19 +85,15 @@ impl CausalLm for Lille130m {
         }
 
         let mut x = tok_embeddings.forward(tokens)?; // [B, L] -> [B, L, D]
-        let mask = cache.mask(length); // every layer is of one kind, so one mask serves all
-        for (layer, cache) in layers.iter_mut().zip(cache.layers_mut()) {
-            x = layer.forward(AttentionInput { x: &x, mask: &mask, cache })?;
+        let masks = cache.masks(length)?;
+        for ((layer, cache), mask) in layers.iter_mut().zip(cache.layers_mut()).zip(&masks) {
+            x = layer.forward(AttentionInput { x: &x, mask, cache })?;
         }
         norm.forward(&x)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
         self.transformer.tok_embeddings.as_linear(hidden) // [B, L, D] -> [B, L, V]
-    }
-
-    fn new_cache(&self) -> ModelCache {
-        ModelCache::full(self.transformer.layers.len())
     }
 
     fn info(&self) -> &ModelInfo {
@@ -132,12 +128,11 @@ impl Module<AttentionInput<'_>> for Attention {
         let keys = heads::split(&keys, self.n_kv_heads)?; // [B, H_kv, L, d]
         let values = heads::split(&values, self.n_kv_heads)?;
 
-        let offset = cache.offset();
-        let queries = self.rope.rotate(&queries, offset)?;
-        let keys = self.rope.rotate(&keys, offset)?;
+        let queries = self.rope.rotate(&queries, cache.offsets())?;
+        let keys = self.rope.rotate(&keys, cache.offsets())?;
 
         let read = cache.append(&keys, &values)?; // [B, H_kv, S, d]
-        let attended = heads::attention(&queries, &read, self.scale, mask)?;
+        let attended = read.attention(&queries, self.scale, mask)?;
         self.out_proj.forward(&heads::merge(&attended)?) // [B, H, L, d] -> [B, L, D]
     }
 
@@ -170,11 +165,13 @@ impl Lille130m {
     pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
         let mut root = Parameters::root(source);
         let transformer = Transformer::new(config, root.at("transformer"));
+        let (heads, head_dim) = (config.n_kv_heads, config.head_dim);
+        let layer = LayerSpec { kind: LayerKind::Full, heads, key_dim: head_dim, value_dim: head_dim };
         let info = ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size: config.vocab_size,
             context_length: config.block_size,
-            cache_values_per_token: 2 * config.n_layer * (config.n_kv_heads * config.head_dim) as usize,
+            layers: vec![layer; config.n_layer],
             dtype: activation_dtype(&transformer),
         };
         Self { transformer, info }

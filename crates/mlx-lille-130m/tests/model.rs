@@ -4,7 +4,7 @@
 
 use mlx_causal_lm::{CausalLm, LoadError, Logits};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_kvcache::ModelCache;
+use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec, ModelCache};
 use mlx_lille_130m::{Config, Lille130m};
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::concatenate;
@@ -49,7 +49,7 @@ fn assert_close(found: &Array, expected: &Array) {
 }
 
 fn all_logits(model: &mut Lille130m, tokens: &Array) -> Array {
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     model.forward(tokens, &mut cache, Logits::All).unwrap()
 }
 
@@ -59,7 +59,7 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
     let whole = all_logits(&mut model, &tokens());
     assert_eq!(whole.shape(), [2, 12, 96]);
     for calls in [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]] {
-        let mut cache = model.new_cache();
+        let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
         let mut pieces = Vec::new();
         let mut start = 0;
         for call in calls {
@@ -99,10 +99,10 @@ fn a_token_changes_no_answer_before_it() {
 fn only_the_logits_that_are_asked_for_are_computed() {
     let mut model = model();
     let all = all_logits(&mut model, &tokens());
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let last = model.forward(&tokens(), &mut cache, Logits::Last).unwrap();
     assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let none = model.forward(&tokens(), &mut cache, Logits::None).unwrap();
     assert_eq!(none.shape(), [2, 0, 96]);
     assert_eq!(cache.offset(), 12);
@@ -112,11 +112,11 @@ fn only_the_logits_that_are_asked_for_are_computed() {
 fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
     let mut model = model();
     let whole = all_logits(&mut model, &tokens());
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     model.forward(&tokens().try_index((.., ..5)).unwrap(), &mut cache, Logits::None).unwrap();
     let other = Array::zeros::<u32>(&[2, 3]).unwrap();
     model.forward(&other, &mut cache, Logits::None).unwrap();
-    assert_eq!(cache.trim(3), 3);
+    assert_eq!(cache.trim(3).unwrap(), 3);
     let rest = model.forward(&tokens().try_index((.., 5..)).unwrap(), &mut cache, Logits::All).unwrap();
     assert_close(&rest, &whole.try_index((.., 5.., ..)).unwrap());
 }
@@ -125,10 +125,12 @@ fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
 fn wrong_calls_are_errors() {
     let mut model = model();
     let flat = Array::from_slice(&[1_u32, 2], &[2]);
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let error = model.forward(&flat, &mut cache, Logits::All).unwrap_err();
     assert!(error.what().contains("[2]"), "{error}");
-    let error = model.forward(&tokens(), &mut ModelCache::full(3), Logits::All).unwrap_err();
+    let three = vec![model.info().layers[0]; 3];
+    let mut cache = ModelCache::for_layers(&three, &CacheOptions::default()).unwrap();
+    let error = model.forward(&tokens(), &mut cache, Logits::All).unwrap_err();
     assert!(error.what().contains("3 layers"), "{error}");
 }
 
@@ -152,7 +154,8 @@ fn what_was_saved_loads_to_the_same_model() {
     let (found, expected) = (all_logits(&mut loaded, &tokens()), all_logits(&mut model, &tokens()));
     assert!(compare(&found, &expected, Tolerance::Exact).unwrap().is_equal());
     assert_eq!(loaded.info(), model.info());
-    assert_eq!(loaded.info().cache_values_per_token, 2 * 2 * 2 * 16);
+    let layer = LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 16, value_dim: 16 };
+    assert_eq!(loaded.info().layers, [layer, layer]);
 }
 
 /// Norms in float32 make everything after the first of them float32.
@@ -168,7 +171,7 @@ fn the_dtype_of_a_mixed_checkpoint_is_that_of_its_logits() {
     });
     let folder = folder(CONFIG, mixed.collect());
     let mut model = Lille130m::load(&Checkpoint::open(folder.path()).unwrap()).unwrap();
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let logits = model.forward(&tokens(), &mut cache, Logits::Last).unwrap();
     assert_eq!((logits.dtype(), model.info().dtype), (Dtype::Float32, Dtype::Float32));
     let bytes_per_token = cache.nbytes() / (2 * 256); // two rows, 256 places

@@ -4,9 +4,9 @@ use std::error::Error;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use mlx_models::LoadError;
 use mlx_models::generate::GenerateError;
 use mlx_models::tokenizer::TokenizerError;
+use mlx_models::{CacheError, LoadError};
 
 /// Anything that ends the program.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
     #[error("{doing}")]

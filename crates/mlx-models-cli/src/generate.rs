@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mlx_models::CausalLm;
 use mlx_models::generate::{FinishReason, GenerateError, GenerateOptions, Sampling, generate_with_progress};
 use mlx_models::tokenizer::Tokenizer;
+use mlx_models::{CacheOptions, CausalLm};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -111,7 +111,7 @@ fn continue_prompt(
     load: Duration,
     quiet: bool,
 ) -> Result<Report, Failure> {
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default())?;
     let mut report = Report {
         text: String::new(),
         tokens: Vec::new(),

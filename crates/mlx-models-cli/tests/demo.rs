@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mlx_models::CacheOptions;
 use mlx_models::generate::{GenerateOptions, Sampling, generate};
 use mlx_models::tokenizer::Tokenizer;
 use serde::Deserialize;
@@ -37,7 +38,7 @@ fn check(case: &Case, sampling: Sampling) {
     let tokenizer = Tokenizer::from_folder(demo()).unwrap();
     assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_tokens);
     let mut model = mlx_models::load(demo()).unwrap();
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let options = GenerateOptions { max_tokens: case.tokens.len(), sampling, ..GenerateOptions::default() };
     let stream = generate(&mut *model, &mut cache, &case.prompt_tokens, options).unwrap();
     let found: Vec<u32> = stream.map(|token| token.unwrap().id).collect();

@@ -17,6 +17,7 @@
     all(feature = "lille-130m", feature = "generate", feature = "tokenizer"),
     doc = r#"
 ```no_run
+use mlx_models::CacheOptions;
 use mlx_models::generate::{GenerateOptions, generate};
 use mlx_models::tokenizer::Tokenizer;
 
@@ -24,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = mlx_models::load("path/to/checkpoint")?;
     let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
     let prompt = tokenizer.encode("Once upon a time")?;
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default())?;
     let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
     let mut text = tokenizer.stream();
     for token in generate(&mut *model, &mut cache, &prompt, options)? {
@@ -41,7 +42,7 @@ use std::path::Path;
 
 pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, Logits, ModelInfo};
 pub use mlx_checkpoint::{Checkpoint, CheckpointError};
-pub use mlx_kvcache::{KvCache, ModelCache};
+pub use mlx_kvcache::{CacheError, CacheOptions, KvCache, ModelCache};
 
 #[cfg(feature = "generate")]
 pub use mlx_generate as generate;

@@ -37,9 +37,13 @@ impl From<i32> for RopeOffset<'_> {
     }
 }
 
+/// One number is meant for every row.
 impl<'a> From<&'a [i32]> for RopeOffset<'a> {
     fn from(offsets: &'a [i32]) -> Self {
-        Self::PerRow(offsets)
+        match *offsets {
+            [one] => Self::One(one),
+            _ => Self::PerRow(offsets),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_models::LoadError;
 use mlx_models::generate::GenerateError;
 use mlx_rope::{RopeError, RopeScaling};
@@ -34,6 +35,7 @@ pub(super) struct Case {
 pub(super) enum Kind {
     Model(ModelCase),
     Rope(RopeCase),
+    Cache(CacheCase),
 }
 
 /// A checkpoint, and how many tokens each call reads.
@@ -76,6 +78,52 @@ pub(super) enum Offset {
     PerRow(Vec<i32>),
 }
 
+/// A cache, and what is done to it.
+#[derive(Debug, Deserialize)]
+pub(super) struct CacheCase {
+    pub(super) cache: CacheArguments,
+    /// The window of a full cache's mask.
+    pub(super) window: Option<i32>,
+    pub(super) scale: f32,
+    pub(super) ops: Vec<CacheOperation>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CacheArguments {
+    #[serde(rename = "type")]
+    pub(super) kind: CacheType,
+    pub(super) max_size: Option<i32>,
+    pub(super) keep: Option<i32>,
+    pub(super) rewind: Option<i32>,
+    pub(super) quantize: Option<CacheQuantization>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CacheType {
+    Full,
+    Rotating,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CacheQuantization {
+    pub(super) bits: i32,
+    pub(super) group_size: i32,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum CacheOperation {
+    /// Appends this many tokens, and attends.
+    Update { n: i32 },
+    /// Takes this many of the newest tokens back.
+    Trim { n: i32 },
+    /// Goes on with what a file brings back.
+    SaveLoad,
+}
+
 /// Whose rule LongRoPE follows.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -115,7 +163,7 @@ pub(super) enum CaseError {
     Io { file: PathBuf, source: std::io::Error },
     #[error("{}: {source}", file.display())]
     Json { file: PathBuf, source: serde_json::Error },
-    #[error("unknown kind {found:?}; known are \"model\" and \"rope\"")]
+    #[error("unknown kind {found:?}; known are \"model\", \"rope\" and \"cache\"")]
     Kind { found: String },
     #[error("reference.safetensors: {problem}")]
     Reference { problem: String },
@@ -125,6 +173,10 @@ pub(super) enum CaseError {
     Generate(#[from] GenerateError),
     #[error(transparent)]
     Rope(#[from] RopeError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    CacheFile(#[from] CacheFileError),
     #[error("MLX: {0}")]
     Mlx(#[from] Exception),
     #[error("a panic, which is a bug: {said}")]
@@ -141,6 +193,7 @@ impl Case {
         let kind = match header.kind.as_str() {
             "model" => Kind::Model(serde_json::from_str(&text).map_err(json)?),
             "rope" => Kind::Rope(serde_json::from_str(&text).map_err(json)?),
+            "cache" => Kind::Cache(serde_json::from_str(&text).map_err(json)?),
             _ => return Err(CaseError::Kind { found: header.kind }),
         };
         let reference = Array::load_safetensors(folder.join("reference.safetensors"))

@@ -3,6 +3,7 @@
 //! A case is a folder with a `case.json`; `docs/parity.md` describes the format. Every case runs
 //! through the public path of a user: the facade, a checkpoint folder, the token loop.
 
+mod cache;
 mod case;
 mod model;
 mod rope;
@@ -129,6 +130,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
     let outcome = catch_unwind(AssertUnwindSafe(|| match &case.kind {
         Kind::Model(model) => model::run(&case, model),
         Kind::Rope(rope) => rope::run(&case, rope),
+        Kind::Cache(cache) => cache::run(&case, cache),
     }))
     .unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);

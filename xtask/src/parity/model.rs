@@ -1,7 +1,7 @@
 //! Cases of kind `model`: a checkpoint's logits and greedy tokens.
 
 use mlx_models::generate::{GenerateOptions, generate};
-use mlx_models::{CausalLm, Logits};
+use mlx_models::{CacheOptions, CausalLm, Logits};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
@@ -38,7 +38,7 @@ fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<A
     }
     check_vocabulary(model, tokens)?;
 
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default())?;
     let mut pieces = Vec::with_capacity(calls.len());
     let mut start = 0;
     for &call in calls {
@@ -68,7 +68,7 @@ fn greedy(model: &mut dyn CausalLm, case: &Case) -> Result<Option<String>, CaseE
     let prompt = ids("greedy_prompt", prompt)?;
     let expected = ids("greedy_tokens", case.tensor("greedy_tokens")?)?;
 
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(&CacheOptions::default())?;
     let options = GenerateOptions { max_tokens: expected.len(), ..GenerateOptions::default() };
     let tokens = generate(model, &mut cache, &prompt, options)?;
     let found: Vec<u32> = tokens.map(|token| token.map(|token| token.id)).collect::<Result<_, _>>()?;

@@ -1,0 +1,245 @@
+//! Arrays with one place for each token, dense or quantized.
+
+use std::ops::Range;
+
+use mlx_rs::error::Exception;
+use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
+use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::{Array, Dtype};
+
+use crate::{CacheError, KeysValues, KvQuantization, Quantized};
+
+/// What keys and values look like, but for the number of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) batch: i32,
+    pub(crate) heads: i32,
+    pub(crate) key_dim: i32,
+    pub(crate) value_dim: i32,
+    pub(crate) key_dtype: Dtype,
+    pub(crate) value_dtype: Dtype,
+}
+
+impl Form {
+    /// The form of keys `[B, H, L, D]` and values `[B, H, L, D_v]`, and L. Where the cache has a form,
+    /// it must be that one; where its rows are known, there must be as many.
+    pub(crate) fn of(
+        keys: &Array,
+        values: &Array,
+        held: Option<Form>,
+        rows: Option<usize>,
+    ) -> Result<(Self, i32), CacheError> {
+        let shape = |what, expected: String, found: &Array| {
+            Err(CacheError::Shape { what, expected, found: found.shape().to_vec() })
+        };
+        let rows = rows.map_or_else(|| "B".to_owned(), |rows| rows.to_string());
+        let &[batch, heads, length, key_dim] = keys.shape() else {
+            return shape("keys", format!("[{rows}, H, L, D]"), keys);
+        };
+        if length < 1 {
+            return shape("keys", format!("[{rows}, H, L, D] with a token at least"), keys);
+        }
+        if rows != "B" && rows != batch.to_string() {
+            return shape(
+                "keys",
+                format!("[{rows}, {heads}, L, {key_dim}], a row for each of the batch"),
+                keys,
+            );
+        }
+        let value_dim = match *values.shape() {
+            [b, h, l, value_dim] if [b, h, l] == [batch, heads, length] => value_dim,
+            _ => return shape("values", format!("[{batch}, {heads}, {length}, D], like the keys"), values),
+        };
+        let (key_dtype, value_dtype) = (keys.dtype(), values.dtype());
+        let form = Self { batch, heads, key_dim, value_dim, key_dtype, value_dtype };
+        let Some(held) = held else { return Ok((form, length)) };
+
+        let sizes = |dim| format!("[{}, {}, L, {dim}]", held.batch, held.heads);
+        if (batch, heads, key_dim) != (held.batch, held.heads, held.key_dim) {
+            return shape("keys", sizes(held.key_dim), keys);
+        }
+        if value_dim != held.value_dim {
+            return shape("values", sizes(held.value_dim), values);
+        }
+        for (what, expected, found) in
+            [("keys", held.key_dtype, key_dtype), ("values", held.value_dtype, value_dtype)]
+        {
+            if found != expected {
+                return Err(CacheError::Dtype { what, expected: format!("{expected:?}"), found });
+            }
+        }
+        Ok((form, length))
+    }
+
+    /// Whether these heads can be quantized so.
+    pub(crate) fn check_quantization(&self, quantization: KvQuantization) -> Result<(), CacheError> {
+        let group_size = quantization.group_size();
+        for (what, head_dim, dtype) in
+            [("keys", self.key_dim, self.key_dtype), ("values", self.value_dim, self.value_dtype)]
+        {
+            if head_dim % group_size != 0 {
+                return Err(CacheError::Groups { what, head_dim, group_size });
+            }
+            if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+                let expected = "floats, to quantize them".to_owned();
+                return Err(CacheError::Dtype { what, expected, found: dtype });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keys and values of many tokens. Every array is `[B, H, places, _]`: keys and values where they are
+/// dense, and the packed numbers, scales and biases of each where they are quantized. What is done to
+/// places or rows is done to all of them alike.
+#[derive(Debug, Clone)]
+pub(crate) struct Buffers {
+    arrays: Vec<Array>,
+    quantization: Option<KvQuantization>,
+}
+
+impl Buffers {
+    /// Keys and values as they are kept.
+    pub(crate) fn new(
+        keys: &Array,
+        values: &Array,
+        quantization: Option<KvQuantization>,
+    ) -> Result<Self, Exception> {
+        let dense = Self { arrays: vec![keys.clone(), values.clone()], quantization: None };
+        match quantization {
+            None => Ok(dense),
+            Some(quantization) => dense.quantize(quantization),
+        }
+    }
+
+    /// Buffers of arrays that were taken out with [`arrays`](Self::arrays).
+    pub(crate) fn from_arrays(arrays: Vec<Array>, quantization: Option<KvQuantization>) -> Self {
+        Self { arrays, quantization }
+    }
+
+    pub(crate) fn arrays(&self) -> &[Array] {
+        &self.arrays
+    }
+
+    /// Dense buffers, quantized.
+    pub(crate) fn quantize(&self, quantization: KvQuantization) -> Result<Self, Exception> {
+        let mut arrays = Vec::with_capacity(6);
+        for dense in &self.arrays {
+            let Quantized { packed, scales, biases, .. } = Quantized::quantize(dense, quantization)?;
+            arrays.extend([packed, scales, biases]);
+        }
+        Ok(Self { arrays, quantization: Some(quantization) })
+    }
+
+    /// Places for tokens.
+    pub(crate) fn places(&self) -> i32 {
+        self.arrays.first().map_or(0, |array| array.dim(2))
+    }
+
+    fn map(&self, mut f: impl FnMut(&Array) -> Result<Array, Exception>) -> Result<Self, Exception> {
+        let arrays = self.arrays.iter().map(&mut f).collect::<Result<_, _>>()?;
+        Ok(Self { arrays, quantization: self.quantization })
+    }
+
+    /// These places alone.
+    pub(crate) fn range(&self, places: Range<i32>) -> Result<Self, Exception> {
+        if places == (0..self.places()) {
+            return Ok(self.clone());
+        }
+        self.map(|array| array.try_index((.., .., places.clone(), ..)))
+    }
+
+    /// As many places of zeros, of the same form.
+    pub(crate) fn zeros(&self, places: i32) -> Result<Self, Exception> {
+        self.map(|array| {
+            let mut shape = array.shape().to_vec();
+            shape[2] = places;
+            zeros_dtype(&shape, array.dtype())
+        })
+    }
+
+    /// All places, one after the other.
+    pub(crate) fn concatenate(parts: &[Self]) -> Result<Self, Exception> {
+        Self::join(parts, 2)
+    }
+
+    /// All rows, one after the other, of buffers with as many places.
+    pub(crate) fn stack(parts: &[Self]) -> Result<Self, Exception> {
+        Self::join(parts, 0)
+    }
+
+    fn join(parts: &[Self], axis: i32) -> Result<Self, Exception> {
+        let filled: Vec<&Self> = parts.iter().filter(|part| axis == 0 || part.places() > 0).collect();
+        match *filled.as_slice() {
+            [] => parts.first().cloned().ok_or_else(|| Exception::custom("no keys and values to join")),
+            [one] => Ok(one.clone()),
+            [first, ..] => {
+                let join =
+                    |i| concatenate(&filled.iter().map(|part| &part.arrays[i]).collect::<Vec<_>>(), axis);
+                let arrays = (0..first.arrays.len()).map(join).collect::<Result<_, _>>()?;
+                Ok(Self { arrays, quantization: first.quantization })
+            }
+        }
+    }
+
+    /// With zeros before or behind, up to this many places.
+    pub(crate) fn pad(&self, before: i32, behind: i32) -> Result<Self, Exception> {
+        Self::concatenate(&[self.zeros(before)?, self.clone(), self.zeros(behind)?])
+    }
+
+    /// These rows of the batch alone.
+    pub(crate) fn rows(&self, rows: &[i32]) -> Result<Self, Exception> {
+        let rows = Array::from_slice(rows, &[rows.len() as i32]);
+        self.map(|array| array.take_axis(&rows, 0))
+    }
+
+    /// Writes into these places. MLX does it where they are, if nobody else holds the arrays when it
+    /// comes to computing them; whoever calls this must therefore let go of the old buffers.
+    pub(crate) fn write(&mut self, places: Range<i32>, new: &Self) -> Result<(), Exception> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        for (array, new) in self.arrays.iter_mut().zip(&new.arrays) {
+            array.try_index_mut((.., .., places.clone(), ..), new)?;
+        }
+        Ok(())
+    }
+
+    /// Writes into these places of one row what `new` has in its row.
+    pub(crate) fn write_row(&mut self, row: i32, places: Range<i32>, new: &Self) -> Result<(), Exception> {
+        for (array, new) in self.arrays.iter_mut().zip(&new.arrays) {
+            array.try_index_mut((row..row + 1, .., places.clone(), ..), new.try_index(row..row + 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// Without what else the memory holds of which this is a part: a view of a few heads keeps all that
+    /// was projected with them.
+    pub(crate) fn contiguous(&self) -> Result<Self, Exception> {
+        self.map(|array| array.contiguous())
+    }
+
+    /// Computes them now, so that what they were made from can be freed.
+    pub(crate) fn eval(&self) -> Result<(), Exception> {
+        mlx_rs::transforms::eval(&self.arrays)
+    }
+
+    pub(crate) fn read(&self) -> Result<KeysValues, Exception> {
+        let quantized = |packed: &Array, scales: &Array, biases: &Array, quantization| Quantized {
+            packed: packed.clone(),
+            scales: scales.clone(),
+            biases: biases.clone(),
+            quantization,
+        };
+        match (self.arrays.as_slice(), self.quantization) {
+            ([keys, values], None) => Ok(KeysValues::Dense { keys: keys.clone(), values: values.clone() }),
+            ([keys, key_scales, key_biases, values, value_scales, value_biases], Some(quantization)) => {
+                Ok(KeysValues::Quantized {
+                    keys: quantized(keys, key_scales, key_biases, quantization),
+                    values: quantized(values, value_scales, value_biases, quantization),
+                })
+            }
+            _ => Err(Exception::custom("a cache with another number of arrays than its kind has")),
+        }
+    }
+}

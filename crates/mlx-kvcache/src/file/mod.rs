@@ -1,0 +1,362 @@
+//! Caches on disk: one safetensors file, which mlx-lm reads as well where it has the kind.
+//!
+//! mlx-lm's `save_prompt_cache` writes the state of layer `i` as tensors `i.0`, `i.1`, ..., numbers
+//! among them, and in the metadata the user's entries under `0.`, the class of each layer under `1.`,
+//! and under `2.` which tensors stand for numbers. Our files are such files, with two entries more:
+//!
+//! | entry | holds |
+//! |---|---|
+//! | `0.mlx_models` | JSON: version, model type, token ids, and the numbers of each layer |
+//! | `0.mlx_models_crc32` | a checksum of all tensors and all other entries |
+
+mod mlx_lm;
+mod record;
+mod tensors;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mlx_rs::Dtype;
+use mlx_rs::error::Exception;
+
+use crate::{CacheError, CacheState, LayerKind, LayerSpec, ModelCache};
+use record::{LayerRecord, Record};
+use tensors::{Tensors, read, write};
+
+/// The version of the entry `0.mlx_models` that this crate writes.
+const VERSION: u32 = 1;
+const RECORD: &str = "0.mlx_models";
+const CHECKSUM: &str = "0.mlx_models_crc32";
+
+/// Why a cache was not saved, or a file is no cache for this model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheFileError {
+    /// The file system refused.
+    #[error("{doing} {}: {source}", file.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not a safetensors file, or not a whole one, or one that was changed.
+    #[error("{} is not a whole cache file: {problem}", file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Tensors, but no cache.
+    #[error("{} holds no cache: {problem}", file.display())]
+    NoCache {
+        /// The file.
+        file: PathBuf,
+        /// What is missing.
+        problem: String,
+    },
+    /// A kind of cache that is not known here.
+    #[error("{}: layer {layer} is a {class}, which is not supported; known are {}", file.display(), mlx_lm::CLASSES.join(", "))]
+    UnknownKind {
+        /// The file.
+        file: PathBuf,
+        /// The layer, from 0.
+        layer: usize,
+        /// What the file calls it.
+        class: String,
+    },
+    /// Written by a later version.
+    #[error("{} has version {found} of the format, and this program reads up to {VERSION}; it was written by a newer one", file.display())]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The numbers of a layer contradict its tensors.
+    #[error("{}: layer {layer}: {problem}", file.display())]
+    Layer {
+        /// The file.
+        file: PathBuf,
+        /// The layer, from 0.
+        layer: usize,
+        /// What contradicts what.
+        problem: String,
+    },
+    /// A cache of another model.
+    #[error("{} was made by a model of type {found:?}, and this one is a {expected:?}", file.display())]
+    Model {
+        /// The file.
+        file: PathBuf,
+        /// The type of the model that is loaded.
+        expected: String,
+        /// The type of the model that made the file.
+        found: String,
+    },
+    /// A cache of a model with more or fewer layers.
+    #[error("{} holds {found} layers, and the model has {expected}", file.display())]
+    Layers {
+        /// The file.
+        file: PathBuf,
+        /// Layers of the model.
+        expected: usize,
+        /// Layers in the file.
+        found: usize,
+    },
+    /// A layer of another kind, shape or dtype than the model's.
+    #[error("{}: layer {layer} has {what} {found}, and the model needs {expected}", file.display())]
+    Mismatch {
+        /// The file.
+        file: PathBuf,
+        /// The layer, from 0.
+        layer: usize,
+        /// What differs.
+        what: &'static str,
+        /// What the model has.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// Token ids that cannot be those of the cache.
+    #[error("{tokens} token ids for a cache of {offset} tokens; all of them are needed, or none")]
+    Tokens {
+        /// Token ids that came.
+        tokens: usize,
+        /// Tokens that the cache has seen.
+        offset: i32,
+    },
+    /// Layers that have seen different numbers of tokens.
+    #[error(
+        "layer {layer} has seen {found} tokens, and layer 0 {expected}; a cache is saved between two calls of the model"
+    )]
+    Drift {
+        /// The layer, from 0.
+        layer: usize,
+        /// Tokens that the first layer has seen.
+        expected: i32,
+        /// Tokens that this layer has seen.
+        found: i32,
+    },
+    /// A cache refused an operation.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// MLX refused an operation.
+    #[error(transparent)]
+    Mlx(#[from] Exception),
+}
+
+impl ModelCache {
+    /// Writes the cache to a safetensors file, for [`SavedCache::read`], and for mlx-lm's
+    /// `load_prompt_cache` where it has caches of these kinds: full or rotating, in a batch or not, and
+    /// full and quantized.
+    ///
+    /// `tokens` are the ids that the cache has seen, if they shall be known to whoever loads it. The file
+    /// is written beside its place and then moved there: an older one stays until the new one is whole.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheFileError::Io`]; [`CacheFileError::Tokens`] where `tokens` are not as many as were seen;
+    /// [`CacheFileError::Drift`] in the middle of a call of the model.
+    pub fn save(
+        &self,
+        file: impl AsRef<Path>,
+        model_type: &str,
+        tokens: &[u32],
+    ) -> Result<(), CacheFileError> {
+        let offset = self.offset();
+        if !tokens.is_empty() && i32::try_from(tokens.len()) != Ok(offset) {
+            return Err(CacheFileError::Tokens { tokens: tokens.len(), offset });
+        }
+        for (layer, cache) in self.layers().iter().enumerate() {
+            if cache.offset() != offset {
+                return Err(CacheFileError::Drift { layer, expected: offset, found: cache.offset() });
+            }
+        }
+
+        let mut contents = Tensors::default();
+        let (mut classes, mut scalars, mut layers) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, cache) in self.layers().iter().enumerate() {
+            let (record, buffers) = LayerRecord::of(&cache.state())?;
+            classes.push(mlx_lm::write_layer(i, &record, buffers.as_ref(), &mut contents, &mut scalars)?);
+            layers.push(record);
+        }
+        let record =
+            Record { version: VERSION, model_type: model_type.to_owned(), tokens: tokens.to_vec(), layers };
+        mlx_lm::write_metadata(&mut contents.metadata, &classes, &scalars);
+        contents.metadata.insert(RECORD.to_owned(), record.to_json());
+        let checksum = contents.checksum()?;
+        contents.metadata.insert(CHECKSUM.to_owned(), checksum);
+        write(file.as_ref(), &contents)
+    }
+}
+
+/// A cache that was read from a file.
+#[derive(Debug, Clone)]
+pub struct SavedCache {
+    file: PathBuf,
+    layers: Vec<CacheState>,
+    model_type: Option<String>,
+    tokens: Vec<u32>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl SavedCache {
+    /// Reads a file that [`ModelCache::save`] wrote, or mlx-lm's `save_prompt_cache` (0.32). It is read
+    /// and checked as a whole before anything is made of it.
+    ///
+    /// # Errors
+    ///
+    /// A [`CacheFileError`] that names the file and what is wrong with it. Whether a bit of the keys and
+    /// values was changed can only be told of files that have a checksum, which mlx-lm's have not.
+    pub fn read(file: impl AsRef<Path>) -> Result<Self, CacheFileError> {
+        let path = file.as_ref();
+        let opened = File::open(path).map_err(|source| CacheFileError::Io {
+            doing: "opening",
+            file: path.into(),
+            source,
+        })?;
+        let contents = read(path, opened)?;
+        let metadata = mlx_lm::users_metadata(&contents.metadata);
+        let file = path.to_path_buf();
+        let Some(record) = contents.metadata.get(RECORD) else {
+            let layers = mlx_lm::read_layers(path, &contents)?;
+            let model_type = metadata.get("model_type").cloned();
+            return Ok(Self { file, layers, model_type, tokens: Vec::new(), metadata }.drifted()?);
+        };
+
+        let damaged = |problem: String| CacheFileError::Damaged { file: path.into(), problem };
+        let record = Record::from_json(record).map_err(|found| match found {
+            Ok(version) => CacheFileError::Version { file: path.into(), found: version },
+            Err(problem) => damaged(problem),
+        })?;
+        if contents.metadata.get(CHECKSUM) != Some(&contents.checksum()?) {
+            return Err(damaged("its checksum is not that of its contents".to_owned()));
+        }
+        let layer = |(i, layer): (usize, &LayerRecord)| {
+            let problem = |problem: String| CacheFileError::Layer { file: path.into(), layer: i, problem };
+            layer.restore(i, &contents).map_err(problem)
+        };
+        let layers: Vec<CacheState> =
+            record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
+        let saved =
+            Self { file, layers, model_type: Some(record.model_type), tokens: record.tokens, metadata };
+        Ok(saved.drifted()?)
+    }
+
+    /// Refuses layers at different offsets or of different batches, and files without layers.
+    fn drifted(self) -> Result<Self, CacheFileError> {
+        let Some(first) = self.layers.first() else {
+            let problem = "it has no layers".to_owned();
+            return Err(CacheFileError::NoCache { file: self.file, problem });
+        };
+        let offsets = first.as_cache().offsets().to_vec();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let found = layer.as_cache().offsets();
+            if found != offsets {
+                let problem = format!("its tokens end at {found:?}, and those of layer 0 at {offsets:?}");
+                return Err(CacheFileError::Layer { file: self.file.clone(), layer: i, problem });
+            }
+        }
+        Ok(self)
+    }
+
+    /// The type of the model that made it, where the file says it.
+    pub fn model_type(&self) -> Option<&str> {
+        self.model_type.as_deref()
+    }
+
+    /// The ids of the tokens that it has seen; none where they were not saved.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Further entries, such as mlx-lm's users give to `save_prompt_cache`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The layers, first layer first.
+    pub fn layers(&self) -> &[CacheState] {
+        &self.layers
+    }
+
+    /// The cache, for whatever model.
+    pub fn into_cache(self) -> ModelCache {
+        ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect())
+    }
+
+    /// The cache for a model of this type with these layers, whose keys and values have this dtype.
+    ///
+    /// A layer with a window may have been saved as a ring of that window or with all of its tokens, and
+    /// one without as all of its tokens, or as a ring of any size, which is then its
+    /// [`Limit`](crate::Limit).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheFileError::Model`], [`CacheFileError::Layers`] or [`CacheFileError::Mismatch`] where it is
+    /// none.
+    pub fn into_cache_for(
+        mut self,
+        model_type: &str,
+        layers: &[LayerSpec],
+        dtype: Dtype,
+    ) -> Result<ModelCache, CacheFileError> {
+        let file = || self.file.clone();
+        if let Some(found) = self.model_type.as_deref().filter(|&found| found != model_type) {
+            let (expected, found) = (model_type.to_owned(), found.to_owned());
+            return Err(CacheFileError::Model { file: file(), expected, found });
+        }
+        if self.layers.len() != layers.len() {
+            let (expected, found) = (layers.len(), self.layers.len());
+            return Err(CacheFileError::Layers { file: file(), expected, found });
+        }
+        for (i, (layer, spec)) in self.layers.iter_mut().zip(layers).enumerate() {
+            let mismatch = |what, expected: String, found: String| {
+                Err(CacheFileError::Mismatch { file: self.file.clone(), layer: i, what, expected, found })
+            };
+            let full = matches!(spec.kind, LayerKind::Full);
+            let name = |window: i32| format!("a window of {window}");
+            match (&mut *layer, spec.kind) {
+                (CacheState::Full(cache), LayerKind::Sliding { window }) if cache.window().is_none() => {
+                    *cache = cache.clone().with_window(window)?;
+                }
+                (CacheState::Full(cache), kind) => {
+                    let expected = if let LayerKind::Sliding { window } = kind { Some(window) } else { None };
+                    if cache.window() != expected {
+                        let words = |window: Option<i32>| window.map_or("no window".to_owned(), name);
+                        return mismatch("the mask of", words(expected), words(cache.window()));
+                    }
+                }
+                (CacheState::Rotating(cache), LayerKind::Sliding { window }) => {
+                    if (cache.max_size(), cache.keep()) != (window, 0) {
+                        let found = format!("{} with {} sinks", name(cache.max_size()), cache.keep());
+                        return mismatch("a ring for", name(window), found);
+                    }
+                }
+                (CacheState::Rotating(_), LayerKind::Full) => debug_assert!(full),
+            }
+            let Some(form) = layer.form() else { continue };
+            let shapes = [
+                ("heads", spec.heads, form.heads),
+                ("a head_dim of keys of", spec.key_dim, form.key_dim),
+                ("a head_dim of values of", spec.value_dim, form.value_dim),
+            ];
+            for (what, expected, found) in shapes {
+                if expected != found {
+                    return mismatch(what, expected.to_string(), found.to_string());
+                }
+            }
+            for found in [form.key_dtype, form.value_dtype] {
+                if found != dtype {
+                    return mismatch("the dtype", format!("{dtype:?}"), format!("{found:?}"));
+                }
+            }
+        }
+        Ok(self.into_cache())
+    }
+}

@@ -1,0 +1,201 @@
+//! The numbers of a cache beside its tensors, as our own files have them.
+
+use mlx_rs::{Array, Dtype};
+use serde::{Deserialize, Serialize};
+
+use super::VERSION;
+use super::tensors::Tensors;
+use crate::buffers::{Buffers, Form};
+use crate::ring::{Ring, Sizes};
+use crate::rows::Rows;
+use crate::{CacheError, CacheState, FullKvCache, KvQuantization, RotatingKvCache};
+
+/// The entry `0.mlx_models`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) version: u32,
+    pub(super) model_type: String,
+    pub(super) tokens: Vec<u32>,
+    pub(super) layers: Vec<LayerRecord>,
+}
+
+/// The version alone, which is read first: what else there is may differ.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// The numbers of one layer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LayerRecord {
+    pub(super) layout: Layout,
+    pub(super) quantization: Option<QuantizationRecord>,
+    /// Steps so far.
+    pub(super) steps: i32,
+    /// The left padding of each row; empty where there is none.
+    pub(super) padding: Vec<i32>,
+}
+
+/// What lies where.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Layout {
+    /// The token of each step in the place of its number.
+    Full { window: Option<i32> },
+    /// Sinks, and a ring with its oldest step and the place of it.
+    Rotating { max_size: i32, keep: i32, rewind: i32, start: i32, head: i32 },
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuantizationRecord {
+    pub(super) bits: i32,
+    pub(super) group_size: i32,
+}
+
+impl Record {
+    pub(super) fn to_json(&self) -> String {
+        // Numbers and strings alone, which JSON can always hold.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// A version that is too new, or what is wrong.
+    pub(super) fn from_json(json: &str) -> Result<Self, Result<u32, String>> {
+        let wrong = |e: serde_json::Error| Err(format!("its entry {}: {e}", super::RECORD));
+        let Version { version } = serde_json::from_str(json).map_err(wrong)?;
+        if version > VERSION {
+            return Err(Ok(version));
+        }
+        serde_json::from_str(json).map_err(wrong)
+    }
+}
+
+/// The names of the tensors of layer `i`, in the order of [`Buffers`].
+pub(super) fn names(i: usize, quantized: bool) -> Vec<String> {
+    if quantized {
+        (0..2).flat_map(|which| (0..3).map(move |part| format!("{i}.{which}.{part}"))).collect()
+    } else {
+        (0..2).map(|which| format!("{i}.{which}")).collect()
+    }
+}
+
+impl LayerRecord {
+    /// The numbers of this cache, and what they are about.
+    pub(super) fn of(state: &CacheState) -> Result<(Self, Option<Buffers>), CacheError> {
+        let (layout, rows, quantization, buffers) = match state {
+            CacheState::Full(cache) => {
+                let layout = Layout::Full { window: cache.window() };
+                (layout, cache.rows(), cache.quantization(), cache.used()?)
+            }
+            CacheState::Rotating(cache) => {
+                let (ring, buffers) = cache.to_save()?;
+                let Sizes { max_size, keep, rewind } = ring.sizes;
+                let layout = Layout::Rotating { max_size, keep, rewind, start: ring.start, head: ring.head };
+                (layout, cache.rows(), cache.quantization(), buffers)
+            }
+        };
+        let quantization = quantization.map(|quantization| QuantizationRecord {
+            bits: quantization.bits(),
+            group_size: quantization.group_size(),
+        });
+        let (steps, padding) = (rows.steps(), rows.padding().to_vec());
+        Ok((Self { layout, quantization, steps, padding }, buffers))
+    }
+
+    /// The cache with these numbers and the tensors of layer `i`, or what contradicts what.
+    pub(super) fn restore(&self, i: usize, contents: &Tensors) -> Result<CacheState, String> {
+        let error = |e: CacheError| e.to_string();
+        let quantization = self.quantization.map(|q| KvQuantization::new(q.bits, q.group_size));
+        let quantization = quantization.transpose().map_err(error)?;
+        if self.steps < 0 || self.padding.iter().any(|&row| row < 0) {
+            return Err(format!("{} steps with a padding of {:?}", self.steps, self.padding));
+        }
+        let rows = Rows::at(self.steps, self.padding.clone());
+
+        let held = if self.steps == 0 {
+            None
+        } else {
+            let tensor = |name: String| match contents.tensors.get(&name) {
+                Some(array) => Ok(array.clone()),
+                None => Err(format!("there is no tensor {name}")),
+            };
+            let arrays: Vec<Array> =
+                names(i, quantization.is_some()).into_iter().map(tensor).collect::<Result<_, _>>()?;
+            let form = form(&arrays, quantization)?;
+            if rows.count().is_some_and(|rows| rows as i32 != form.batch) {
+                return Err(format!("{} rows have the padding {:?}", form.batch, self.padding));
+            }
+            Some((form, Buffers::from_arrays(arrays, quantization)))
+        };
+        let places = held.as_ref().map_or(0, |(_, buffers)| buffers.places());
+
+        match self.layout {
+            Layout::Full { window } => {
+                if places < self.steps || window.is_some_and(|window| window < 1) {
+                    return Err(format!("{} tokens in {places} places, with window {window:?}", self.steps));
+                }
+                Ok(CacheState::Full(FullKvCache::from_parts(window, quantization, rows, held)))
+            }
+            Layout::Rotating { max_size, keep, rewind, start, head } => {
+                let empty = RotatingKvCache::new(max_size).and_then(|cache| cache.with_keep(keep));
+                let empty = empty.and_then(|cache| cache.with_rewind(rewind)).map_err(error)?;
+                let ring = Ring { room: places, start, head, ..empty.ring() };
+                ring.check(self.steps)?;
+                Ok(CacheState::Rotating(RotatingKvCache::from_parts(ring, quantization, rows, held)))
+            }
+        }
+    }
+}
+
+/// The form that tensors have, or what is wrong with them.
+pub(super) fn form(arrays: &[Array], quantization: Option<KvQuantization>) -> Result<Form, String> {
+    let shapes: Vec<&[i32]> = arrays.iter().map(Array::shape).collect();
+    let wrong = || format!("its tensors have the shapes {shapes:?}");
+    let mut sizes: Vec<[i32; 4]> = Vec::with_capacity(arrays.len());
+    for shape in &shapes {
+        let &[batch, heads, places, dim] = *shape else { return Err(wrong()) };
+        if batch < 1
+            || heads < 1
+            || places < 1
+            || dim < 1
+            || sizes.first().is_some_and(|first| first[..3] != shape[..3])
+        {
+            return Err(wrong());
+        }
+        sizes.push([batch, heads, places, dim]);
+    }
+    // The dims of keys and values, and the arrays that have the dtype of what was appended.
+    let (dims, floats) = match (sizes.as_slice(), quantization) {
+        ([[.., key_dim], [.., value_dim]], None) => ([*key_dim, *value_dim], vec![0, 1]),
+        ([keys, key_scales, key_biases, values, value_scales, value_biases], Some(quantization)) => {
+            let (bits, group_size) = (i64::from(quantization.bits()), i64::from(quantization.group_size()));
+            for (packed, scales, biases) in
+                [(keys, key_scales, key_biases), (values, value_scales, value_biases)]
+            {
+                if i64::from(packed[3]) * 32 != i64::from(scales[3]) * group_size * bits || scales != biases {
+                    return Err(format!("{} for {quantization}", wrong()));
+                }
+            }
+            if [0, 3].iter().any(|&packed| arrays[packed].dtype() != Dtype::Uint32) {
+                return Err("its quantized numbers are not uint32".to_owned());
+            }
+            let dim = |scales: &[i32; 4]| scales[3].saturating_mul(quantization.group_size());
+            ([dim(key_scales), dim(value_scales)], vec![1, 4, 2, 5])
+        }
+        _ => return Err(wrong()),
+    };
+    let dtypes: Vec<Dtype> = floats.iter().map(|&float| arrays[float].dtype()).collect();
+    if let Some(other) =
+        dtypes.iter().find(|dtype| !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16))
+    {
+        return Err(format!("its tensors are {other:?}, and floats are needed"));
+    }
+    if dtypes.len() == 4 && dtypes[..2] != dtypes[2..] {
+        return Err("its scales and biases have different dtypes".to_owned());
+    }
+    let &[batch, heads, ..] = sizes.first().ok_or_else(wrong)?;
+    let ([key_dim, value_dim], [key_dtype, value_dtype]) = (dims, [dtypes[0], dtypes[1]]);
+    Ok(Form { batch, heads, key_dim, value_dim, key_dtype, value_dtype })
+}

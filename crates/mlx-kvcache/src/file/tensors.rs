@@ -1,0 +1,225 @@
+//! A safetensors file as tensors and metadata.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, Dtype};
+use safetensors::tensor::{Metadata, View};
+
+use super::{CHECKSUM, CacheFileError};
+
+/// The limit of the format itself. It also bounds what a broken length makes this program allocate.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// All that a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Tensors {
+    pub(super) tensors: BTreeMap<String, Array>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl Tensors {
+    /// The CRC-32 of every tensor and of every entry but the checksum itself, in the order of their names.
+    pub(super) fn checksum(&self) -> Result<String, Exception> {
+        let mut crc = crc32fast::Hasher::new();
+        let mut text = |text: &str| {
+            crc.update(&(text.len() as u64).to_le_bytes());
+            crc.update(text.as_bytes());
+        };
+        for (key, value) in self.metadata.iter().filter(|(key, _)| *key != CHECKSUM) {
+            text(key);
+            text(value);
+        }
+        for (name, array) in &self.tensors {
+            let form = format!("{name} {:?} {:?}", array.dtype(), array.shape());
+            crc.update(form.as_bytes());
+            crc.update(Bytes::of(array)?.slice()?);
+        }
+        Ok(format!("{:08x}", crc.finalize()))
+    }
+}
+
+/// The bytes of an array, evaluated and in the order of its elements.
+struct Bytes {
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    bytes: Array,
+}
+
+impl Bytes {
+    fn of(array: &Array) -> Result<Self, Exception> {
+        let dtype = match array.dtype() {
+            Dtype::Bool => safetensors::Dtype::BOOL,
+            Dtype::Int32 => safetensors::Dtype::I32,
+            Dtype::Uint32 => safetensors::Dtype::U32,
+            Dtype::Float16 => safetensors::Dtype::F16,
+            Dtype::Bfloat16 => safetensors::Dtype::BF16,
+            Dtype::Float32 => safetensors::Dtype::F32,
+            other => return Err(Exception::custom(format!("a cache of {other:?} cannot be saved"))),
+        };
+        let shape = array.shape().iter().map(|&size| size as usize).collect();
+        let bytes = if array.size() == 0 {
+            Array::from_slice::<u8>(&[], &[0])
+        } else {
+            array.reshape(&[-1])?.contiguous()?.view_dtype(Dtype::Uint8)?
+        };
+        bytes.eval()?;
+        Ok(Self { dtype, shape, bytes })
+    }
+
+    fn slice(&self) -> Result<&[u8], Exception> {
+        if self.bytes.size() == 0 {
+            return Ok(&[]);
+        }
+        self.bytes.try_as_slice::<u8>().map_err(|e| Exception::custom(e.to_string()))
+    }
+}
+
+impl View for &Bytes {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // `write` has looked at every slice before.
+        Cow::Borrowed(self.slice().unwrap_or_default())
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.size()
+    }
+}
+
+/// Writes the file beside its place, and moves it there when it is whole.
+pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileError> {
+    let mut views = Vec::with_capacity(contents.tensors.len());
+    for (name, array) in &contents.tensors {
+        let bytes = Bytes::of(array)?;
+        bytes.slice()?;
+        views.push((name.as_str(), bytes));
+    }
+    let metadata: HashMap<String, String> =
+        contents.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+
+    let io = |source| CacheFileError::Io { doing: "writing", file: file.into(), source };
+    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".cache-").suffix(".partial");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // As any file that a program makes; without it, nobody else could read it.
+        temporary.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let temporary = temporary.tempfile_in(folder).map_err(io)?;
+    let views = views.iter().map(|(name, bytes)| (*name, bytes));
+    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(|e| {
+        io(match e {
+            safetensors::SafeTensorError::IoError(source) => source,
+            other => io::Error::other(other),
+        })
+    })?;
+    temporary.as_file().sync_all().map_err(io)?;
+    temporary.persist(file).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+/// Reads a file, after everything was checked that its header says.
+pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileError> {
+    let io = |source| CacheFileError::Io { doing: "reading", file: path.into(), source };
+    let damaged = |problem: String| CacheFileError::Damaged { file: PathBuf::from(path), problem };
+
+    let about = file.metadata().map_err(io)?;
+    let size = about.len();
+    if about.is_dir() {
+        return Err(damaged("it is a folder".to_owned()));
+    }
+    if size < 8 {
+        return Err(damaged(format!("it has {size} bytes, and the length of the header alone takes 8")));
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER || length > size - 8 {
+        return Err(damaged(format!("its header would have {length} bytes, and the file has {size}")));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|e| damaged(format!("its header cannot be read: {e}")))?;
+
+    let mut places: Vec<_> = header.tensors().into_iter().collect();
+    places.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    for (name, info) in &places {
+        let (begin, this_end) = info.data_offsets;
+        let elements = info.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+        let bits = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize()));
+        if begin != end || begin > this_end || bits != (this_end - begin).checked_mul(8) {
+            return Err(damaged(format!("{name} does not fill the {begin}..{this_end} that it is given")));
+        }
+        if elements.is_none_or(|elements| i32::try_from(elements).is_err()) {
+            return Err(damaged(format!("{name} has shape {:?}, beyond what MLX can index", info.shape)));
+        }
+        end = this_end;
+    }
+    if end as u64 != size - 8 - length {
+        return Err(damaged(format!(
+            "its tensors take {end} bytes, and {} follow the header",
+            size - 8 - length
+        )));
+    }
+
+    let mut contents = Tensors::default();
+    contents.metadata.extend(header.metadata().clone().unwrap_or_default());
+    for (name, info) in places {
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        file.read_exact(&mut bytes).map_err(io)?;
+        let array = array(&bytes, info.dtype, &info.shape)?;
+        let array =
+            array.ok_or_else(|| damaged(format!("{name} has dtype {:?}, as no cache has", info.dtype)))?;
+        contents.tensors.insert(name, array);
+    }
+    Ok(contents)
+}
+
+/// An array of these bytes; `None` for a dtype that caches do not have.
+fn array(bytes: &[u8], dtype: safetensors::Dtype, shape: &[usize]) -> Result<Option<Array>, Exception> {
+    use safetensors::Dtype as Stored;
+    let dtype = match dtype {
+        Stored::BOOL => Dtype::Bool,
+        Stored::I32 => Dtype::Int32,
+        Stored::I64 => Dtype::Int64,
+        Stored::U32 => Dtype::Uint32,
+        Stored::F16 => Dtype::Float16,
+        Stored::BF16 => Dtype::Bfloat16,
+        Stored::F32 => Dtype::Float32,
+        _ => return Ok(None),
+    };
+    let shape: Vec<i32> = shape.iter().map(|&size| size as i32).collect();
+    if bytes.is_empty() {
+        return mlx_rs::ops::zeros_dtype(&shape, dtype).map(Some);
+    }
+    // The bytes of one tensor may be more than an axis can be long, but their elements are not.
+    let (wide, rest) = (bytes.len() / 4, bytes.len() % 4);
+    let flat = if rest == 0 {
+        let words: Vec<u32> = bytes
+            .chunks_exact(4)
+            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+            .collect();
+        Array::from_slice(&words, &[wide as i32])
+    } else {
+        Array::from_slice(bytes, &[bytes.len() as i32])
+    };
+    let array = flat.view_dtype(dtype)?.reshape(&shape)?;
+    array.eval()?;
+    Ok(Some(array))
+}

@@ -1,0 +1,134 @@
+//! What attention reads, and attention itself.
+
+use mlx_attn_masks::{AttentionMask, CausalMask};
+use mlx_rs::error::Exception;
+use mlx_rs::fast::scaled_dot_product_attention;
+use mlx_rs::ops::{select, softmax_axis};
+use mlx_rs::{Array, Dtype};
+
+use crate::Quantized;
+
+/// What attention reads: keys and values of the same tokens, in the same order.
+///
+/// # Shapes
+///
+/// Keys `[B, H, S, D]`, values `[B, H, S, D_v]`. S is the number of tokens that are read, and of
+/// places that the mask hides.
+#[derive(Debug, Clone)]
+pub enum KeysValues {
+    /// As they were appended.
+    Dense {
+        /// `[B, H, S, D]`.
+        keys: Array,
+        /// `[B, H, S, D_v]`.
+        values: Array,
+    },
+    /// Quantized.
+    Quantized {
+        /// Of `[B, H, S, D]`.
+        keys: Quantized,
+        /// Of `[B, H, S, D_v]`.
+        values: Quantized,
+    },
+}
+
+impl KeysValues {
+    /// Scaled dot-product attention: `softmax(scale * Q Kᵀ + mask) V`, head by head.
+    ///
+    /// With fewer key-value heads than query heads, each is shared by a group of neighbouring query
+    /// heads (grouped-query attention, <https://arxiv.org/abs/2305.13245>). Quantized keys and values
+    /// are multiplied as they are; nothing is unpacked into memory.
+    ///
+    /// # Shapes
+    ///
+    /// Queries `[B, H_q, L, D]` with `H_q` a multiple of `H`; the result is `[B, H_q, L, D_v]`.
+    ///
+    /// # Dtypes
+    ///
+    /// Any float; the softmax is computed in float32.
+    ///
+    /// # Errors
+    ///
+    /// Where the shapes do not fit each other or the mask.
+    ///
+    /// # Reference
+    ///
+    /// Vaswani et al., *Attention Is All You Need*, equation 1 (<https://arxiv.org/abs/1706.03762>).
+    pub fn attention(&self, queries: &Array, scale: f32, mask: &AttentionMask) -> Result<Array, Exception> {
+        match self {
+            Self::Dense { keys, values } => {
+                scaled_dot_product_attention(queries, keys, values, scale, mask.to_sdpa(), None)
+            }
+            Self::Quantized { keys, values } => quantized_attention(queries, keys, values, scale, mask),
+        }
+    }
+
+    /// Keys and values as arrays, dequantized where they are quantized.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn to_dense(&self) -> Result<(Array, Array), Exception> {
+        match self {
+            Self::Dense { keys, values } => Ok((keys.clone(), values.clone())),
+            Self::Quantized { keys, values } => Ok((keys.dequantize()?, values.dequantize()?)),
+        }
+    }
+}
+
+/// Attention over quantized keys and values. MLX has no kernel of its own for it; the operations
+/// and their dtypes are mlx-lm's.
+fn quantized_attention(
+    queries: &Array,
+    keys: &Quantized,
+    values: &Quantized,
+    scale: f32,
+    mask: &AttentionMask,
+) -> Result<Array, Exception> {
+    let ([batch, query_heads, length, dim], [_, heads, tokens, _]) =
+        (four(queries.shape())?, four(keys.packed.shape())?);
+    let group = query_heads.checked_div(heads).unwrap_or(0); // query heads that share a key-value head
+    if group * heads != query_heads {
+        return Err(Exception::custom(format!("{query_heads} query heads for {heads} key-value heads")));
+    }
+    let queries = queries.multiply(Array::from_f32(scale).as_dtype(queries.dtype())?)?;
+
+    // [B, H_q, L, D] -> [B, H, group, L, D], against [B, H, 1, S, D]
+    let grouped = group > 1;
+    let (queries, keys, values) = if grouped {
+        (queries.reshape(&[batch, heads, group, length, dim])?, keys.expand(-3)?, values.expand(-3)?)
+    } else {
+        (queries, keys.clone(), values.clone())
+    };
+    let scores = hide(keys.matmul(&queries, true)?, mask, [length, tokens], grouped)?;
+    let weights = softmax_axis(scores, -1, true)?;
+    let out = values.matmul(&weights, false)?;
+    if grouped { out.reshape(&[batch, query_heads, length, -1]) } else { Ok(out) }
+}
+
+/// Puts the lowest number of the dtype where the mask is false. Not minus infinity: a row that sees
+/// nothing would become NaN.
+fn hide(
+    scores: Array,
+    mask: &AttentionMask,
+    [queries, keys]: [i32; 2],
+    grouped: bool,
+) -> Result<Array, Exception> {
+    let visible = match mask {
+        AttentionMask::None => return Ok(scores),
+        AttentionMask::Causal => CausalMask::new(queries).offset(keys - queries).to_array()?,
+        // [B, 1, L, S] -> [B, 1, 1, L, S]
+        AttentionMask::Array(visible) if grouped && visible.ndim() > 3 => visible.expand_dims(-3)?,
+        AttentionMask::Array(visible) => visible.clone(),
+    };
+    let lowest = match scores.dtype() {
+        Dtype::Float16 => -65_504.0,
+        Dtype::Bfloat16 => f32::from_bits(0xff7f_0000), // its largest exponent and mantissa
+        _ => f32::MIN,
+    };
+    select(&visible, &scores, Array::from_f32(lowest).as_dtype(scores.dtype())?)
+}
+
+fn four(shape: &[i32]) -> Result<[i32; 4], Exception> {
+    shape.try_into().map_err(|_| Exception::custom(format!("[B, H, L, D] is needed, not {shape:?}")))
+}
