@@ -16,17 +16,30 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def write_description(folder: Path, name: str, kind: str, made_by: str, **keys: object) -> None:
-    """Writes `case.json`; `keys` are those of the kind."""
+def write_description(
+    folder: Path,
+    name: str,
+    kind: str,
+    made_by: str,
+    *,
+    oracle: str | None = None,
+    close: tuple[float, float] | None = None,
+    **keys: object,
+) -> None:
+    """Writes `case.json`; `keys` are those of the kind.
+
+    The oracle is mlx-lm unless another is named, and the comparison is exact unless `close` says how far apart two
+    elements may be: a part of the reference, and a number.
+    """
     description = {
         "name": name,
         "kind": kind,
-        "oracle": f"mlx-lm {version('mlx-lm')}",
+        "oracle": oracle or f"mlx-lm {version('mlx-lm')}",
         "mlx": version("mlx"),
         "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
         "made_by": made_by,
         **keys,
-        "compare": {"mode": "exact"},
+        "compare": {"mode": "close", "rtol": close[0], "atol": close[1]} if close else {"mode": "exact"},
     }
     (folder / "case.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

@@ -223,13 +223,16 @@ impl SavedCache {
         let contents = read(path, opened)?;
         let metadata = mlx_lm::users_metadata(&contents.metadata);
         let file = path.to_path_buf();
+        let damaged = |problem: String| CacheFileError::Damaged { file: path.into(), problem };
         let Some(record) = contents.metadata.get(RECORD) else {
+            if contents.metadata.contains_key(CHECKSUM) {
+                return Err(damaged(format!("it has a checksum, and no entry {RECORD}")));
+            }
             let layers = mlx_lm::read_layers(path, &contents)?;
             let model_type = metadata.get("model_type").cloned();
-            return Ok(Self { file, layers, model_type, tokens: Vec::new(), metadata }.drifted()?);
+            return Self { file, layers, model_type, tokens: Vec::new(), metadata }.checked();
         };
 
-        let damaged = |problem: String| CacheFileError::Damaged { file: path.into(), problem };
         let record = Record::from_json(record).map_err(|found| match found {
             Ok(version) => CacheFileError::Version { file: path.into(), found: version },
             Err(problem) => damaged(problem),
@@ -245,11 +248,11 @@ impl SavedCache {
             record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         let saved =
             Self { file, layers, model_type: Some(record.model_type), tokens: record.tokens, metadata };
-        Ok(saved.drifted()?)
+        saved.checked()
     }
 
     /// Refuses layers at different offsets or of different batches, and files without layers.
-    fn drifted(self) -> Result<Self, CacheFileError> {
+    fn checked(self) -> Result<Self, CacheFileError> {
         let Some(first) = self.layers.first() else {
             let problem = "it has no layers".to_owned();
             return Err(CacheFileError::NoCache { file: self.file, problem });
@@ -306,47 +309,45 @@ impl SavedCache {
         layers: &[LayerSpec],
         dtype: Dtype,
     ) -> Result<ModelCache, CacheFileError> {
-        let file = || self.file.clone();
+        let file = self.file.clone();
         if let Some(found) = self.model_type.as_deref().filter(|&found| found != model_type) {
             let (expected, found) = (model_type.to_owned(), found.to_owned());
-            return Err(CacheFileError::Model { file: file(), expected, found });
+            return Err(CacheFileError::Model { file, expected, found });
         }
         if self.layers.len() != layers.len() {
             let (expected, found) = (layers.len(), self.layers.len());
-            return Err(CacheFileError::Layers { file: file(), expected, found });
+            return Err(CacheFileError::Layers { file, expected, found });
         }
         for (i, (layer, spec)) in self.layers.iter_mut().zip(layers).enumerate() {
             let mismatch = |what, expected: String, found: String| {
                 Err(CacheFileError::Mismatch { file: self.file.clone(), layer: i, what, expected, found })
             };
-            let full = matches!(spec.kind, LayerKind::Full);
-            let name = |window: i32| format!("a window of {window}");
-            match (&mut *layer, spec.kind) {
-                (CacheState::Full(cache), LayerKind::Sliding { window }) if cache.window().is_none() => {
-                    *cache = cache.clone().with_window(window)?;
+            // mlx-lm's files do not say what window a layer has all of whose tokens they hold.
+            if let (CacheState::Full(cache), LayerKind::Sliding { window }) = (&mut *layer, spec.kind)
+                && cache.window().is_none()
+            {
+                *cache = cache.clone().with_window(window)?;
+            }
+            let words = |window: Option<i32>| window.map_or("none".to_owned(), |window| window.to_string());
+            let window = if let LayerKind::Sliding { window } = spec.kind { Some(window) } else { None };
+            match layer {
+                CacheState::Full(cache) if cache.window() != window => {
+                    return mismatch("a window of", words(window), words(cache.window()));
                 }
-                (CacheState::Full(cache), kind) => {
-                    let expected = if let LayerKind::Sliding { window } = kind { Some(window) } else { None };
-                    if cache.window() != expected {
-                        let words = |window: Option<i32>| window.map_or("no window".to_owned(), name);
-                        return mismatch("the mask of", words(expected), words(cache.window()));
-                    }
+                CacheState::Rotating(cache)
+                    if window.is_some_and(|w| (w, 0) != (cache.max_size(), cache.keep())) =>
+                {
+                    let found = format!("{} with {} sinks", cache.max_size(), cache.keep());
+                    return mismatch("a window of", words(window), found);
                 }
-                (CacheState::Rotating(cache), LayerKind::Sliding { window }) => {
-                    if (cache.max_size(), cache.keep()) != (window, 0) {
-                        let found = format!("{} with {} sinks", name(cache.max_size()), cache.keep());
-                        return mismatch("a ring for", name(window), found);
-                    }
-                }
-                (CacheState::Rotating(_), LayerKind::Full) => debug_assert!(full),
+                _ => {}
             }
             let Some(form) = layer.form() else { continue };
-            let shapes = [
-                ("heads", spec.heads, form.heads),
+            for (what, expected, found) in [
+                ("heads:", spec.heads, form.heads),
                 ("a head_dim of keys of", spec.key_dim, form.key_dim),
                 ("a head_dim of values of", spec.value_dim, form.value_dim),
-            ];
-            for (what, expected, found) in shapes {
+            ] {
                 if expected != found {
                     return mismatch(what, expected.to_string(), found.to_string());
                 }

@@ -1,14 +1,13 @@
 //! A safetensors file as tensors and metadata.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
-use safetensors::tensor::{Metadata, View};
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{CHECKSUM, CacheFileError};
 
@@ -37,7 +36,7 @@ impl Tensors {
         for (name, array) in &self.tensors {
             let form = format!("{name} {:?} {:?}", array.dtype(), array.shape());
             crc.update(form.as_bytes());
-            crc.update(Bytes::of(array)?.slice()?);
+            crc.update(slice(&Bytes::of(array)?.bytes)?);
         }
         Ok(format!("{:08x}", crc.finalize()))
     }
@@ -70,44 +69,33 @@ impl Bytes {
         bytes.eval()?;
         Ok(Self { dtype, shape, bytes })
     }
-
-    fn slice(&self) -> Result<&[u8], Exception> {
-        if self.bytes.size() == 0 {
-            return Ok(&[]);
-        }
-        self.bytes.try_as_slice::<u8>().map_err(|e| Exception::custom(e.to_string()))
-    }
 }
 
-impl View for &Bytes {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.dtype
+fn slice(bytes: &Array) -> Result<&[u8], Exception> {
+    if bytes.size() == 0 {
+        return Ok(&[]); // MLX has no memory for it
     }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        // `write` has looked at every slice before.
-        Cow::Borrowed(self.slice().unwrap_or_default())
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.size()
-    }
+    bytes.try_as_slice::<u8>().map_err(|e| Exception::custom(e.to_string()))
 }
 
 /// Writes the file beside its place, and moves it there when it is whole.
 pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileError> {
-    let mut views = Vec::with_capacity(contents.tensors.len());
-    for (name, array) in &contents.tensors {
-        let bytes = Bytes::of(array)?;
-        bytes.slice()?;
-        views.push((name.as_str(), bytes));
+    let mut parts = Vec::with_capacity(contents.tensors.len());
+    let (mut tensors, mut end) = (Vec::with_capacity(contents.tensors.len()), 0);
+    // The widest numbers first, so that each lies at a multiple of its width.
+    let mut arrays: Vec<_> = contents.tensors.iter().collect();
+    arrays.sort_by_key(|(_, array)| std::cmp::Reverse(array.item_size()));
+    for (name, array) in arrays {
+        let Bytes { dtype, shape, bytes } = Bytes::of(array)?;
+        let begin = end;
+        end += bytes.size();
+        tensors.push((name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) }));
+        parts.push(bytes);
     }
-    let metadata: HashMap<String, String> =
+    let entries: HashMap<String, String> =
         contents.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let header = Metadata::new(Some(entries), tensors).map_err(io::Error::other);
+    let header = header.and_then(|header| Ok(serde_json::to_vec(&header)?));
 
     let io = |source| CacheFileError::Io { doing: "writing", file: file.into(), source };
     let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -119,17 +107,22 @@ pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileErro
         // As any file that a program makes; without it, nobody else could read it.
         temporary.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let temporary = temporary.tempfile_in(folder).map_err(io)?;
-    let views = views.iter().map(|(name, bytes)| (*name, bytes));
-    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(|e| {
-        io(match e {
-            safetensors::SafeTensorError::IoError(source) => source,
-            other => io::Error::other(other),
-        })
-    })?;
-    temporary.as_file().sync_all().map_err(io)?;
-    temporary.persist(file).map_err(|e| io(e.error))?;
-    Ok(())
+    let written = temporary.tempfile_in(folder).and_then(|temporary| {
+        let mut header = header?;
+        // As the format asks for: tensors begin at a multiple of eight bytes.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut out = BufWriter::new(temporary.as_file());
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for bytes in &parts {
+            out.write_all(slice(bytes).map_err(io::Error::other)?)?;
+        }
+        out.flush()?;
+        drop(out);
+        temporary.as_file().sync_all()?;
+        Ok(temporary.persist(file)?)
+    });
+    written.map(drop).map_err(io)
 }
 
 /// Reads a file, after everything was checked that its header says.

@@ -1,0 +1,421 @@
+//! What each cache does and refuses, one thing at a time.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use mlx_attn_masks::AttentionMask;
+use mlx_kvcache::{
+    CacheError, CacheOptions, CacheState, FullKvCache, KeysValues, KvCache, KvQuantization, LayerKind,
+    LayerSpec, Limit, ModelCache, RotatingKvCache,
+};
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, Dtype};
+
+/// Keys `[1, 2, count, 32]` that say which token and head they are, and values that are the opposite.
+fn tokens(from: i32, count: i32) -> (Array, Array) {
+    let token = |head: i32| (from..from + count).flat_map(move |t| vec![(1000 * head + t) as f32; 32]);
+    let keys: Vec<f32> = (0..2).flat_map(token).collect();
+    let keys = Array::from_slice(&keys, &[1, 2, count, 32]);
+    let values = keys.negative().unwrap();
+    (keys, values)
+}
+
+fn push(cache: &mut dyn KvCache, count: i32) -> KeysValues {
+    let (keys, values) = tokens(cache.offset(), count);
+    cache.append(&keys, &values).unwrap()
+}
+
+/// The tokens that are read, in the order in which they lie, by the first head's keys.
+fn read(read: &KeysValues) -> Vec<i32> {
+    let (keys, values) = read.to_dense().unwrap();
+    assert_eq!(keys.shape(), values.shape());
+    let (keys, values) = (keys.contiguous().unwrap(), values.contiguous().unwrap());
+    let count = keys.dim(2) as usize;
+    let first = |x: &Array| -> Vec<i32> {
+        x.as_slice::<f32>().chunks(32).take(count).map(|token| token[0].round() as i32).collect()
+    };
+    let found = first(&keys);
+    assert_eq!(first(&values), found.iter().map(|token| -token).collect::<Vec<_>>());
+    found
+}
+
+fn visible(mask: &AttentionMask) -> Vec<u8> {
+    let AttentionMask::Array(array) = mask else { panic!("{mask:?}") };
+    array.as_slice::<bool>().iter().map(|&sees| u8::from(sees)).collect()
+}
+
+fn rotating(max_size: i32, keep: i32, rewind: i32) -> RotatingKvCache {
+    RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap().with_rewind(rewind).unwrap()
+}
+
+#[test]
+fn a_full_cache_grows_in_steps_of_256_places() {
+    let mut cache = FullKvCache::new();
+    push(&mut cache, 1);
+    let token = 2 * 2 * 32 * 4; // keys and values, 2 heads, 32 features, 4 bytes
+    assert_eq!(cache.nbytes(), 256 * token);
+    push(&mut cache, 256);
+    assert_eq!(cache.nbytes(), (1 + 256) * token);
+    assert_eq!(read(&push(&mut cache, 3)), (0..260).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_ring_overwrites_the_oldest_token_and_never_a_sink() {
+    let mut cache = rotating(6, 2, 0);
+    push(&mut cache, 4);
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 2, 3, 4]);
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 6, 3, 4, 5]);
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 6, 7, 4, 5]);
+    // A longer call lays them out in order: sinks, the three that its first query still sees, the call.
+    assert_eq!(read(&push(&mut cache, 3)), [0, 1, 5, 6, 7, 8, 9, 10]);
+    // From then on the ring is as long as before, and the next token takes the oldest one's place.
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 11, 8, 9, 10]);
+}
+
+#[test]
+fn a_rewind_finds_the_window_complete() {
+    let mut cache = rotating(4, 1, 2);
+    for _ in 0..9 {
+        push(&mut cache, 1);
+    }
+    // One sink and a ring of 3 + 2: tokens 4 to 8.
+    assert_eq!(cache.trim(2).unwrap(), 2);
+    assert_eq!(cache.offset(), 7);
+    // Token 7 sees itself, 5 and 6, and the sink; 4 and the forgotten 8 are hidden.
+    let mask = cache.mask(1).unwrap();
+    let keys = read(&push(&mut cache, 1));
+    let seen: Vec<i32> =
+        keys.iter().zip(visible(&mask)).filter(|&(_, sees)| sees == 1).map(|(&token, _)| token).collect();
+    assert_eq!(seen, [0, 6, 7, 5]); // in the order of the ring
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_refused_and_nothing_changes() {
+    let mut cache = rotating(4, 1, 2);
+    push(&mut cache, 9);
+    push(&mut cache, 1);
+    // Ten tokens: the ring holds 5 to 9. The next token after a trim of 4 would be 6, which sees 4.
+    let error = cache.trim(4).unwrap_err();
+    assert!(matches!(error, CacheError::Trim { tokens: 4, held: 5, needed: 6 }), "{error}");
+    assert!(error.to_string().contains("a larger `rewind`"));
+    assert_eq!(cache.offset(), 10);
+    // Back into the sinks nothing of the ring is needed, and back to nothing still less.
+    assert_eq!(cache.clone().trim(9).unwrap(), 9);
+    assert_eq!(cache.clone().trim(100).unwrap(), 10);
+    assert!(matches!(cache.trim(-1), Err(CacheError::Negative { tokens: -1 })));
+    assert_eq!(FullKvCache::new().trim(3).unwrap(), 0);
+}
+
+#[test]
+fn masks_are_the_smallest_that_are_right() {
+    let mut full = FullKvCache::new();
+    let mut ring = rotating(6, 2, 0);
+    for cache in [&mut full as &mut dyn KvCache, &mut ring] {
+        assert!(matches!(cache.mask(1).unwrap(), AttentionMask::None));
+        assert!(matches!(cache.mask(5).unwrap(), AttentionMask::Causal));
+        push(cache, 5);
+        assert!(matches!(cache.mask(1).unwrap(), AttentionMask::None));
+    }
+    assert!(matches!(full.mask(9).unwrap(), AttentionMask::Causal));
+    // Six slots, of which the newest query sees all: the ring needs no mask, turned or not.
+    for _ in 0..5 {
+        push(&mut ring, 1);
+        assert!(matches!(ring.mask(1).unwrap(), AttentionMask::None));
+    }
+    // Two queries after ten tokens: sinks 0 and 1, and of 7, 8, 9, 10, 11 four each.
+    assert_eq!(visible(&ring.mask(2).unwrap()), [1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]);
+    assert!(matches!(full.mask(0), Err(CacheError::Mask(_))));
+    assert!(matches!(ring.mask(-2), Err(CacheError::Mask(_))));
+    let huge = RotatingKvCache::new(100_000).unwrap().mask(200_000);
+    assert!(matches!(huge, Err(CacheError::Mask(_))), "{huge:?}");
+}
+
+#[test]
+fn rows_of_a_batch_have_positions_of_their_own() {
+    let padded: [Box<dyn KvCache>; 2] = [
+        Box::new(FullKvCache::left_padded(&[1, 0, 4]).unwrap()),
+        Box::new(rotating(8, 2, 0).with_left_padding(&[1, 0, 4]).unwrap()),
+    ];
+    for mut cache in padded {
+        assert_eq!(cache.offsets(), [-1, 0, -4]);
+        let (keys, _) = tokens(0, 3);
+        let keys = mlx_rs::ops::concatenate(&[&keys, &keys, &keys], 0).unwrap();
+        cache.append(&keys, &keys).unwrap();
+        assert_eq!(cache.offsets(), [2, 3, -1]);
+        assert_eq!(cache.offset(), 3);
+
+        let (one, _) = tokens(0, 1);
+        let error = cache.append(&one, &one).unwrap_err();
+        assert!(error.to_string().contains("takes [3, 2, L, 32], a row for each of the batch"), "{error}");
+    }
+    for padding in [&[1, 2][..], &[0, -1], &[]] {
+        assert!(matches!(FullKvCache::left_padded(padding), Err(CacheError::Padding { .. })));
+        assert!(matches!(rotating(8, 2, 0).with_left_padding(padding), Err(CacheError::Padding { .. })));
+    }
+}
+
+#[test]
+fn rows_are_merged_taken_out_and_dropped() {
+    for empty in [CacheState::Full(FullKvCache::new()), CacheState::Rotating(rotating(6, 2, 1))] {
+        let filled = |count: i32| {
+            let mut cache = empty.clone().into_cache();
+            for _ in 0..count {
+                push(&mut *cache, 1);
+            }
+            cache.state()
+        };
+        let batch = CacheState::merge(&[filled(3), filled(9), empty.clone()]).unwrap();
+        assert_eq!(batch.as_cache().offsets(), [3, 9, 0]);
+        let last = batch.filter(&[2, 0]).unwrap();
+        assert_eq!(last.as_cache().offsets(), [0, 3]);
+        let mut one = batch.filter(&[1]).unwrap().into_cache();
+        assert_eq!(one.offsets(), [9]);
+        let mut alone = filled(9).into_cache();
+        let sorted = |mut tokens: Vec<i32>| {
+            tokens.sort_unstable();
+            tokens
+        };
+        assert_eq!(sorted(read(&push(&mut *one, 1))), sorted(read(&push(&mut *alone, 1))));
+
+        assert!(matches!(batch.filter(&[3]), Err(CacheError::Rows { batch: 3, .. })));
+        assert!(matches!(batch.filter(&[]), Err(CacheError::Rows { .. })));
+    }
+    assert!(matches!(CacheState::merge(&[]), Err(CacheError::Rows { .. })));
+}
+
+#[test]
+fn caches_that_differ_do_not_merge() {
+    #[track_caller]
+    fn fails(a: CacheState, b: CacheState, what: &str) {
+        let error = CacheState::merge(&[a, b]).unwrap_err();
+        assert!(matches!(error, CacheError::Merge { what: found, .. } if found == what), "{error}");
+    }
+    let full = CacheState::Full(FullKvCache::new());
+    let ring = |max_size, keep, rewind| CacheState::Rotating(rotating(max_size, keep, rewind));
+    fails(full.clone(), ring(4, 0, 0), "kinds");
+    fails(ring(4, 0, 0), ring(5, 0, 0), "sizes");
+    fails(ring(4, 0, 1), ring(4, 0, 0), "sizes");
+    fails(full.clone(), CacheState::Full(FullKvCache::new().with_window(3).unwrap()), "window");
+    let quantized = FullKvCache::new().quantized(KvQuantization::new(8, 32).unwrap()).unwrap();
+    fails(full.clone(), CacheState::Full(quantized), "quantization");
+    let held = |shape: &[i32], dtype| {
+        let mut cache = FullKvCache::new();
+        let x = Array::ones::<f32>(shape).unwrap().as_dtype(dtype).unwrap();
+        cache.append(&x, &x).unwrap();
+        CacheState::Full(cache)
+    };
+    let two = held(&[1, 2, 3, 32], Dtype::Float32);
+    fails(two.clone(), held(&[1, 1, 3, 32], Dtype::Float32), "heads");
+    fails(two, held(&[1, 2, 3, 32], Dtype::Float16), "dtypes");
+}
+
+#[test]
+fn a_snapshot_is_what_was_there_whatever_came_after() {
+    let layers = [
+        LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
+        LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },
+    ];
+    let mut cache = ModelCache::for_layers(&layers, &CacheOptions::default()).unwrap();
+    let step = |cache: &mut ModelCache, count| -> Vec<Vec<i32>> {
+        cache.layers_mut().map(|layer| read(&push(layer, count))).collect()
+    };
+    step(&mut cache, 6);
+    let snapshot = cache.snapshot();
+    let then = step(&mut cache, 1);
+    step(&mut cache, 7);
+    cache.quantize(KvQuantization::new(4, 32).unwrap()).unwrap();
+    cache.restore(&snapshot).unwrap();
+    assert_eq!(cache.offset(), 6);
+    assert_eq!(step(&mut cache, 1), then);
+
+    let mut other = ModelCache::for_layers(&layers[..1], &CacheOptions::default()).unwrap();
+    let error = other.restore(&snapshot).unwrap_err();
+    assert_eq!(error.to_string(), "2 layers, where 1 are needed");
+    assert!(matches!(other.extend(&cache), Err(CacheError::Layers { expected: 1, found: 2 })));
+}
+
+#[test]
+fn layers_are_trimmed_together_or_not_at_all() {
+    let layers = [
+        LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
+        LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },
+    ];
+    for (rewind, trimmed) in [(0, false), (3, true)] {
+        let options = CacheOptions { rewind, ..CacheOptions::default() };
+        let mut cache = ModelCache::for_layers(&layers, &options).unwrap();
+        for _ in 0..9 {
+            cache.layers_mut().for_each(|layer| drop(push(layer, 1)));
+        }
+        assert_eq!(cache.trim(3).is_ok(), trimmed);
+        let offset = if trimmed { 6 } else { 9 };
+        assert!(cache.layers().iter().all(|layer| layer.offset() == offset));
+    }
+}
+
+#[test]
+fn masks_are_built_once_for_each_kind_of_layer() {
+    let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 32, value_dim: 32 };
+    let sliding = LayerKind::Sliding { window: 2 };
+    let layers = [sliding, LayerKind::Full, sliding, LayerKind::Sliding { window: 3 }].map(spec);
+    let cache = ModelCache::for_layers(&layers, &CacheOptions::default()).unwrap();
+    let masks = cache.masks(4).unwrap();
+    let same = |a: usize, b: usize| match (&masks[a], &masks[b]) {
+        (AttentionMask::Array(a), AttentionMask::Array(b)) => {
+            a.as_slice::<bool>().as_ptr() == b.as_slice::<bool>().as_ptr()
+        }
+        _ => false,
+    };
+    assert!(same(0, 2), "one array for two layers");
+    assert!(!same(0, 3));
+    assert!(matches!(masks[1], AttentionMask::Causal));
+}
+
+#[test]
+fn options_make_the_caches_that_they_name() {
+    let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 64, value_dim: 32 };
+    let layers = [spec(LayerKind::Full), spec(LayerKind::Sliding { window: 8 })];
+    assert_eq!(layers[0].values_per_token(), 2 * (64 + 32));
+    let options = CacheOptions {
+        quantization: Some(KvQuantization::new(8, 32).unwrap()),
+        rewind: 3,
+        limit: Some(Limit { max_size: 16, keep: 4 }),
+        left_padding: vec![0, 2],
+    };
+    let cache = ModelCache::for_layers(&layers, &options).unwrap();
+    for (layer, (max_size, keep)) in cache.layers().iter().zip([(16, 4), (8, 0)]) {
+        let CacheState::Rotating(ring) = layer.state() else { panic!() };
+        assert_eq!((ring.max_size(), ring.keep(), ring.rewind()), (max_size, keep, 3));
+        assert_eq!(ring.quantization(), options.quantization);
+        assert_eq!(ring.offsets(), [0, -2]);
+    }
+    let wrong = |options: CacheOptions| ModelCache::for_layers(&layers, &options).unwrap_err();
+    let groups = CacheOptions { quantization: Some(KvQuantization::new(8, 64).unwrap()), ..options.clone() };
+    assert!(matches!(wrong(groups), CacheError::Groups { what: "values", head_dim: 32, group_size: 64 }));
+    let rewind = CacheOptions { rewind: -1, ..options.clone() };
+    assert!(matches!(wrong(rewind), CacheError::Sizes { rewind: -1, .. }));
+    let limit = CacheOptions { limit: Some(Limit { max_size: 4, keep: 4 }), ..options };
+    assert!(matches!(wrong(limit), CacheError::Sizes { max_size: 4, keep: 4, .. }));
+}
+
+#[test]
+fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
+    let ones = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
+    for mut cache in [Box::new(FullKvCache::new()) as Box<dyn KvCache>, Box::new(rotating(8, 1, 2))] {
+        push(&mut *cache, 3);
+        for (keys, values, what) in [
+            (ones(&[2, 1, 32]), ones(&[1, 2, 1, 32]), "keys"),
+            (ones(&[1, 2, 0, 32]), ones(&[1, 2, 0, 32]), "keys"),
+            (ones(&[1, 2, 1, 32]), ones(&[1, 2, 2, 32]), "values"),
+            (ones(&[1, 3, 1, 32]), ones(&[1, 3, 1, 32]), "keys"),
+            (ones(&[1, 2, 1, 32]), ones(&[1, 2, 1, 4]), "values"),
+            (ones(&[2, 2, 1, 32]), ones(&[2, 2, 1, 32]), "keys"),
+        ] {
+            let error = cache.append(&keys, &values).unwrap_err();
+            assert!(matches!(error, CacheError::Shape { what: found, .. } if found == what), "{error}");
+        }
+        let (keys, values) = tokens(3, 1);
+        let half = values.as_dtype(Dtype::Float16).unwrap();
+        let error = cache.append(&keys, &half).unwrap_err();
+        assert_eq!(error.to_string(), "values of dtype Float16 do not fit this cache, which holds Float32");
+        assert_eq!(
+            Exception::from(error).what(),
+            "values of dtype Float16 do not fit this cache, which holds Float32"
+        );
+        assert_eq!(cache.offset(), 3);
+        let mut tokens = read(&push(&mut *cache, 1));
+        tokens.sort_unstable();
+        assert_eq!(tokens, [0, 1, 2, 3]);
+    }
+}
+
+#[test]
+fn quantization_is_checked_before_anything_is_quantized() {
+    for (bits, group_size) in [(7, 64), (1, 64), (8, 16), (8, 0)] {
+        let error = KvQuantization::new(bits, group_size).unwrap_err();
+        assert!(matches!(error, CacheError::Quantization { .. }), "{error}");
+    }
+    let eight = KvQuantization::new(8, 64).unwrap();
+    let mut cache = FullKvCache::new();
+    push(&mut cache, 3);
+    assert!(matches!(cache.quantize(eight), Err(CacheError::Groups { what: "keys", head_dim: 32, .. })));
+    assert_eq!(read(&push(&mut cache, 1)), [0, 1, 2, 3]);
+
+    let mut empty = rotating(4, 0, 0).quantized(eight).unwrap();
+    let (keys, values) = tokens(0, 1);
+    assert!(matches!(empty.append(&keys, &values), Err(CacheError::Groups { .. })));
+    let integers = Array::ones::<i32>(&[1, 1, 1, 64]).unwrap();
+    assert!(matches!(empty.append(&integers, &integers), Err(CacheError::Dtype { .. })));
+    let error = empty.quantize(KvQuantization::new(4, 64).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the cache is quantized to 8 bits in groups of 64, and cannot become 4 bits in groups of 64"
+    );
+    assert!(empty.quantize(eight).is_ok());
+}
+
+/// A layer that cannot be quantized leaves the others as they were.
+#[test]
+fn layers_are_quantized_together_or_not_at_all() {
+    let mut cache = ModelCache::new(vec![Box::new(FullKvCache::new()), Box::new(FullKvCache::new())]);
+    let wide = Array::ones::<f32>(&[1, 1, 2, 64]).unwrap();
+    let narrow = Array::ones::<f32>(&[1, 1, 2, 32]).unwrap();
+    for (layer, x) in cache.layers_mut().zip([&wide, &narrow]) {
+        layer.append(x, x).unwrap();
+    }
+    assert!(cache.quantize(KvQuantization::new(8, 64).unwrap()).is_err());
+    let mut layers = cache.layers_mut();
+    let read = layers.next().unwrap().append(&wide, &wide).unwrap();
+    assert!(matches!(read, KeysValues::Dense { .. }));
+}
+
+#[test]
+fn a_quantized_cache_is_as_much_smaller_as_its_bits() {
+    for (bits, bytes_of_head) in [(8, 64 + 2 * 2 * 2), (4, 32 + 2 * 2 * 2)] {
+        let quantization = KvQuantization::new(bits, 32).unwrap();
+        let mut cache = FullKvCache::new().quantized(quantization).unwrap();
+        let x = Array::ones::<f32>(&[1, 2, 1, 64]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
+        cache.append(&x, &x).unwrap();
+        // keys and values, 2 heads, 256 places; two groups with a scale and a bias of 2 bytes each
+        assert_eq!(cache.nbytes(), 2 * 2 * 256 * bytes_of_head);
+    }
+}
+
+#[test]
+fn sizes_that_contradict_each_other_are_errors() {
+    for (max_size, keep, rewind) in
+        [(0, 0, 0), (-4, 0, 0), (4, 4, 0), (4, -1, 0), (4, 0, -1), (i32::MAX, 0, 1)]
+    {
+        let cache = RotatingKvCache::new(max_size)
+            .and_then(|cache| cache.with_keep(keep))
+            .and_then(|cache| cache.with_rewind(rewind));
+        let error = cache.unwrap_err();
+        assert!(matches!(error, CacheError::Sizes { .. }), "{error}");
+    }
+    let error = FullKvCache::new().with_window(0).unwrap_err();
+    assert_eq!(error.to_string(), "a window of 0 tokens, and at least 1 is needed: the token itself");
+}
+
+#[test]
+fn grouped_queries_read_the_head_of_their_group() {
+    // One token to read per head: attention answers with that head's value, whatever the scores.
+    let queries = Array::ones::<f32>(&[1, 4, 1, 2]).unwrap();
+    let keys = Array::ones::<f32>(&[1, 2, 1, 2]).unwrap();
+    let values = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[1, 2, 1, 2]);
+    let y = KeysValues::Dense { keys, values }.attention(&queries, 1.0, &AttentionMask::None).unwrap();
+    assert_eq!(y.as_slice::<f32>(), [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
+
+    let mut cache = FullKvCache::new().quantized(KvQuantization::new(8, 32).unwrap()).unwrap();
+    let keys = Array::ones::<f32>(&[1, 2, 1, 32]).unwrap();
+    let read = cache.append(&keys, &keys).unwrap();
+    let three = Array::ones::<f32>(&[1, 3, 1, 32]).unwrap();
+    let error = read.attention(&three, 1.0, &AttentionMask::None).unwrap_err();
+    assert_eq!(error.what(), "3 query heads for 2 key-value heads");
+}
+
+/// Positions are int32: a cache that has come to their end says so.
+#[test]
+fn more_tokens_than_positions_can_count_are_refused() {
+    let error = CacheError::TooLong { offset: i32::MAX, tokens: 1 };
+    assert_eq!(error.to_string(), "1 more tokens after 2147483647 are over 2^31 - 1");
+    let cache = FullKvCache::new();
+    assert!(cache.mask(i32::MAX).is_ok()); // causal, whatever its size
+}

@@ -1,0 +1,479 @@
+//! Caches on disk: mlx-lm's files, our own, and damaged ones.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlx_kvcache::{
+    CacheFileError, CacheOptions, FullKvCache, KvCache, KvQuantization, LayerKind, LayerSpec, ModelCache,
+    RotatingKvCache, SavedCache,
+};
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{Tolerance, compare};
+
+/// Files that mlx-lm wrote, and beside each what its cache answers to further tokens once it was read
+/// again (`xtask/python/make_prompt_caches.py`).
+fn fixtures() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mlx-lm");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        files.filter(|file| !file.to_str().unwrap().ends_with(".next.safetensors")).collect();
+    files.sort();
+    assert!(files.len() > 30);
+    files
+}
+
+fn name(file: &Path) -> &str {
+    file.file_stem().unwrap().to_str().unwrap()
+}
+
+fn next(file: &Path) -> HashMap<String, Array> {
+    Array::load_safetensors(file.with_extension("next.safetensors")).unwrap()
+}
+
+/// Bit for bit where the reference was made; elsewhere as near as the dtype allows.
+fn tolerance(dtype: Dtype) -> Tolerance {
+    let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    if here { Tolerance::Exact } else { Tolerance::of(dtype) }
+}
+
+/// Gives the cache the further tokens, and compares what it answers.
+#[track_caller]
+fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &str) {
+    let offsets = |layer: &dyn KvCache, expected: &Array| {
+        let expected = expected.reshape(&[-1]).unwrap().as_slice::<i32>().to_vec();
+        let found = layer.offsets();
+        let found = if found.len() == 1 { vec![found[0]; expected.len()] } else { found.to_vec() };
+        assert_eq!(found, expected, "{file}");
+    };
+    for (i, layer) in cache.layers_mut().enumerate() {
+        offsets(layer, &next[&format!("{i}.offset")]);
+        let scale = next[&format!("{i}.scale")].item_exact::<f32>();
+        let mut call = 0;
+        while let Some(queries) = next.get(&format!("{i}.{call}.q")) {
+            let tensor = |what: &str| &next[&format!("{i}.{call}.{what}")];
+            let mask = layer.mask(queries.dim(2)).unwrap();
+            let out =
+                layer.append(tensor("k"), tensor("v")).unwrap().attention(queries, scale, &mask).unwrap();
+            let comparison = compare(&out, tensor("out"), tolerance(out.dtype())).unwrap();
+            assert!(comparison.is_equal(), "{file}, layer {i}, call {call}: {comparison}");
+            offsets(layer, tensor("offset"));
+            call += 1;
+        }
+    }
+}
+
+#[test]
+fn files_of_mlx_lm_go_on_as_they_do_there() {
+    for file in fixtures() {
+        if name(&file) == "no_layers" {
+            let error = SavedCache::read(&file).unwrap_err();
+            assert!(matches!(error, CacheFileError::NoCache { .. }), "{error}");
+            continue;
+        }
+        let saved = SavedCache::read(&file).unwrap();
+        assert_goes_on(saved.into_cache(), &next(&file), name(&file));
+    }
+}
+
+/// What is read, and saved here, and read again is the same; and what mlx-lm finds in it is what it
+/// would have written. `xtask/python/load_prompt_caches.py` reads the files that this test leaves.
+#[test]
+fn files_of_ours_are_files_of_mlx_lm() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    for file in fixtures() {
+        let (name, Ok(saved)) = (name(&file), SavedCache::read(&file)) else { continue };
+        let ours = folder.join(file.file_name().unwrap());
+        saved.clone().into_cache().save(&ours, "test", &[]).unwrap();
+        fs::copy(file.with_extension("next.safetensors"), ours.with_extension("next.safetensors")).unwrap();
+
+        let again = SavedCache::read(&ours).unwrap();
+        assert_eq!((again.model_type(), again.tokens()), (Some("test"), &[][..]));
+        assert_goes_on(again.into_cache(), &next(&file), name);
+
+        let (theirs, their_entries) = Array::load_safetensors_with_metadata(&file).unwrap();
+        let (ours, our_entries) = Array::load_safetensors_with_metadata(&ours).unwrap();
+        let tensors = |tensors: &HashMap<String, Array>| {
+            let mut names: Vec<(String, Dtype, usize)> =
+                tensors.iter().map(|(name, array)| (name.clone(), array.dtype(), array.ndim())).collect();
+            names.sort_by(|a, b| a.0.cmp(&b.0));
+            names
+        };
+        assert_eq!(tensors(&ours), tensors(&theirs), "{name}");
+        let entries = |entries: &HashMap<String, String>| {
+            let mut classes: Vec<(String, String)> = entries
+                .iter()
+                .filter(|(key, _)| key.starts_with("1."))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
+            classes.sort();
+            // Which tensor stands for what, in whatever order.
+            let mut kinds: Vec<(String, String)> = (1..)
+                .map_while(|i| {
+                    Some((entries.get(&format!("2.{i}.0"))?.clone(), entries[&format!("2.{i}.1")].clone()))
+                })
+                .collect();
+            kinds.sort();
+            (classes, kinds, entries.get("2.0").cloned())
+        };
+        assert_eq!(entries(&our_entries), entries(&their_entries), "{name}");
+    }
+}
+
+#[test]
+fn entries_of_mlx_lms_users_are_kept() {
+    let file = fixtures().into_iter().find(|file| name(file) == "kv").unwrap();
+    let saved = SavedCache::read(&file).unwrap();
+    assert_eq!(saved.metadata()["model"], "x");
+    assert_eq!(saved.model_type(), None);
+}
+
+/// A cache of two layers that has seen seven tokens.
+fn cache() -> ModelCache {
+    let mut cache =
+        ModelCache::for_layers(&layers(), &CacheOptions { rewind: 2, ..CacheOptions::default() }).unwrap();
+    for layer in cache.layers_mut() {
+        for from in 0..7 {
+            let numbers: Vec<f32> = (0..128).map(|i| (i * 7 + from * 31) as f32 % 5.0 - 2.0).collect();
+            let x = Array::from_slice(&numbers, &[1, 2, 1, 64]);
+            layer.append(&x, &x).unwrap();
+        }
+    }
+    cache
+}
+
+fn layers() -> [LayerSpec; 2] {
+    let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 64, value_dim: 64 };
+    [spec(LayerKind::Full), spec(LayerKind::Sliding { window: 4 })]
+}
+
+const TOKENS: [u32; 7] = [3, 1, 4, 1, 5, 9, 2];
+
+fn saved() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    cache().save(&file, "lille-130m", &TOKENS).unwrap();
+    (folder, file)
+}
+
+#[test]
+fn what_was_saved_is_what_is_loaded() {
+    let (folder, file) = saved();
+    let saved = SavedCache::read(&file).unwrap();
+    assert_eq!((saved.model_type(), saved.tokens()), (Some("lille-130m"), &TOKENS[..]));
+    let mut loaded = saved.into_cache_for("lille-130m", &layers(), Dtype::Float32).unwrap();
+    assert_eq!(loaded.offset(), 7);
+    assert_eq!(loaded.trim(2).unwrap(), 2);
+    // Nothing is left beside the file, and the next one replaces it.
+    loaded.save(&file, "lille-130m", &TOKENS[..5]).unwrap();
+    assert_eq!(SavedCache::read(&file).unwrap().tokens(), &TOKENS[..5]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_has_the_permissions_of_any_other() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, file) = saved();
+    let other = folder.path().join("other");
+    fs::write(&other, "").unwrap();
+    let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
+    assert_eq!(mode(&file), mode(&other));
+}
+
+#[test]
+fn a_cache_of_another_model_is_refused() {
+    let (_folder, file) = saved();
+    let load = |model_type: &str, layers: &[LayerSpec], dtype| {
+        SavedCache::read(&file).unwrap().into_cache_for(model_type, layers, dtype).unwrap_err().to_string()
+    };
+    let [full, sliding] = layers();
+    let (lille, float) = ("lille-130m", Dtype::Float32);
+    for (error, needle) in [
+        (
+            load("phi3", &layers(), float),
+            "made by a model of type \"lille-130m\", and this one is a \"phi3\"",
+        ),
+        (load(lille, &[full], float), "holds 2 layers, and the model has 1"),
+        (
+            load(lille, &[LayerSpec { heads: 3, ..full }, sliding], float),
+            "layer 0 has heads: 2, and the model needs 3",
+        ),
+        (load(lille, &[LayerSpec { key_dim: 8, ..full }, sliding], float), "a head_dim of keys of 64"),
+        (
+            load(lille, &[full, LayerSpec { value_dim: 8, ..sliding }], float),
+            "layer 1 has a head_dim of values of 64",
+        ),
+        (
+            load(lille, &layers(), Dtype::Bfloat16),
+            "layer 0 has the dtype Float32, and the model needs Bfloat16",
+        ),
+        (
+            load(lille, &[full, LayerSpec { kind: LayerKind::Sliding { window: 5 }, ..sliding }], float),
+            "layer 1 has a window of 4 with 0 sinks, and the model needs 5",
+        ),
+    ] {
+        assert!(error.contains(needle), "{error}");
+        assert!(error.contains("cache.safetensors"), "{error}");
+    }
+}
+
+/// A layer with a window may have kept all of its tokens, and one without a window a limit.
+#[test]
+fn layers_may_be_saved_in_another_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    let [full, sliding] = layers();
+    let limited = RotatingKvCache::new(8).unwrap().with_keep(4).unwrap();
+    let other = ModelCache::new(vec![Box::new(limited), Box::new(FullKvCache::new())]);
+    other.save(&file, "m", &[]).unwrap();
+    let loaded =
+        SavedCache::read(&file).unwrap().into_cache_for("m", &[full, sliding], Dtype::Float32).unwrap();
+    let window = match loaded.layers()[1].state() {
+        mlx_kvcache::CacheState::Full(cache) => cache.window(),
+        _ => None,
+    };
+    assert_eq!(window, Some(4));
+    let windowed = FullKvCache::new().with_window(4).unwrap();
+    ModelCache::new(vec![Box::new(windowed)]).save(&file, "m", &[]).unwrap();
+    let error = SavedCache::read(&file).unwrap().into_cache_for("m", &[full], Dtype::Float32).unwrap_err();
+    assert!(error.to_string().contains("a window of 4, and the model needs none"), "{error}");
+}
+
+#[test]
+fn tokens_are_all_or_none_and_layers_stand_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    let mut cache = cache();
+    let error = cache.save(&file, "m", &TOKENS[1..]).unwrap_err();
+    assert_eq!(error.to_string(), "6 token ids for a cache of 7 tokens; all of them are needed, or none");
+    cache.layers_mut().next().unwrap().trim(1).unwrap();
+    let error = cache.save(&file, "m", &[]).unwrap_err();
+    assert!(matches!(error, CacheFileError::Drift { layer: 1, expected: 6, found: 7 }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_leaves_the_old_one() {
+    let (folder, file) = saved();
+    let before = fs::read(&file).unwrap();
+    for wrong in [file.join("below"), folder.path().join("no/such/folder/cache"), folder.path().to_path_buf()]
+    {
+        let error = cache().save(&wrong, "m", &[]).unwrap_err();
+        assert!(matches!(error, CacheFileError::Io { doing: "writing", .. }), "{error}");
+        assert!(error.to_string().contains(wrong.to_str().unwrap()), "{error}");
+    }
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[track_caller]
+fn damaged(contents: &[u8], needle: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("broken.safetensors");
+    fs::write(&file, contents).unwrap();
+    let error = SavedCache::read(&file).unwrap_err();
+    assert!(matches!(error, CacheFileError::Damaged { .. }), "{error}");
+    assert!(
+        error.to_string().contains(needle) && error.to_string().contains("broken.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_that_are_none_say_so() {
+    damaged(b"", "it has 0 bytes");
+    damaged(b"PK\x03\x04", "it has 4 bytes");
+    damaged(b"once upon a time there was a cache", "its header would have");
+    damaged(&[&2_u64.to_le_bytes()[..], b"[]"].concat(), "its header cannot be read");
+    let file = b"{\"x\":{\"dtype\":\"F32\",\"shape\":[9999999,9999999],\"data_offsets\":[0,4]}}";
+    damaged(&[&(file.len() as u64).to_le_bytes()[..], file, &[0; 4]].concat(), "");
+    let folder = tempfile::tempdir().unwrap();
+    let error = SavedCache::read(folder.path().join("gone")).unwrap_err();
+    assert!(matches!(error, CacheFileError::Io { doing: "opening", .. }), "{error}");
+    assert!(SavedCache::read(folder.path()).is_err());
+}
+
+#[test]
+fn tensors_that_are_no_cache_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    Array::save_safetensors([("weight", &Array::ones::<f32>(&[2, 2]).unwrap())], None, &file).unwrap();
+    let error = SavedCache::read(&file).unwrap_err();
+    assert!(matches!(error, CacheFileError::NoCache { .. }), "{error}");
+    assert!(error.to_string().contains("there is no entry 1.0"), "{error}");
+}
+
+/// A file of ours with some of its entries changed, and the checksum as it was.
+fn edited(edit: impl FnOnce(&mut HashMap<String, Array>, &mut HashMap<String, String>)) -> CacheFileError {
+    let (_folder, file) = saved();
+    let (mut tensors, mut entries) = Array::load_safetensors_with_metadata(&file).unwrap();
+    mlx_rs::transforms::eval(tensors.values()).unwrap();
+    edit(&mut tensors, &mut entries);
+    Array::save_safetensors(&tensors, &entries, &file).unwrap();
+    SavedCache::read(&file).unwrap_err()
+}
+
+#[test]
+fn a_newer_version_and_other_kinds_are_named() {
+    let error = edited(|_, entries| {
+        let record = entries.get_mut("0.mlx_models").unwrap();
+        *record = record.replace("\"version\":1", "\"version\":2,\"more\":[]");
+    });
+    assert!(matches!(error, CacheFileError::Version { found: 2, .. }), "{error}");
+
+    let foreign = |entries: &mut HashMap<String, String>| {
+        entries.remove("0.mlx_models");
+        entries.remove("0.mlx_models_crc32");
+    };
+    // The second layer has a rewind, and so no class in mlx-lm.
+    let error = edited(|_, entries| foreign(entries));
+    assert!(
+        error.to_string().contains("layer 1 is a RotatingKvCache, which is not supported; known are KVCache"),
+        "{error}"
+    );
+    let error = edited(|_, entries| {
+        foreign(entries);
+        entries.insert("1.0".to_owned(), "MambaCache".to_owned());
+    });
+    assert!(matches!(error, CacheFileError::UnknownKind { layer: 0, .. }), "{error}");
+    let error = edited(|_, entries| drop(entries.remove("0.mlx_models")));
+    assert!(error.to_string().contains("it has a checksum, and no entry 0.mlx_models"), "{error}");
+    let error = edited(|tensors, _| drop(tensors.remove("0.1")));
+    assert!(error.to_string().contains("its checksum is not that of its contents"), "{error}");
+}
+
+/// Numbers in a file of mlx-lm's that contradict its tensors.
+#[test]
+fn numbers_that_contradict_the_tensors_are_named() {
+    let file = |wanted: &str| fixtures().into_iter().find(|file| name(file) == wanted).unwrap();
+    let fails = |fixture: &str, tensor: &str, value: Array, needle: &str| {
+        let (mut tensors, entries) = Array::load_safetensors_with_metadata(file(fixture)).unwrap();
+        mlx_rs::transforms::eval(tensors.values()).unwrap();
+        tensors.insert(tensor.to_owned(), value);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("wrong.safetensors");
+        Array::save_safetensors(&tensors, &entries, &file).unwrap();
+        let error = SavedCache::read(&file).unwrap_err();
+        assert!(matches!(error, CacheFileError::Layer { layer: 0, .. }), "{fixture} {tensor}: {error}");
+        assert!(error.to_string().contains(needle), "{fixture} {tensor}: {error}");
+    };
+    let int = Array::from_int;
+    let ones = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
+    fails("kv", "0.2", int(100_000), "100000 tokens in");
+    fails("kv", "0.2", int(-1), "-1 steps");
+    fails("kv", "0.2", Array::from_f32(3.0), "integers are needed");
+    fails("kv", "0.2", Array::from_slice(&[1, 2], &[2]), "0.2 is not one number");
+    fails("kv", "0.0", ones(&[1, 2, 3]), "shapes");
+    fails("kv", "0.0", ones(&[1, 7, 256, 32]), "shapes");
+    fails("kv", "0.0", Array::ones::<i32>(&[1, 2, 256, 32]).unwrap(), "floats are needed");
+    fails("quantized_8_32", "0.4", int(7), "7 bits");
+    fails("quantized_8_32", "0.4", int(4), "shapes");
+    fails("quantized_8_32", "0.1.1", ones(&[1, 2, 256, 9]), "shapes");
+    fails("rotating_wrapped", "0.3", int(-1), "sinks");
+    fails("rotating_wrapped", "0.4", int(0), "");
+    fails("rotating_wrapped", "0.4", int(3), "");
+    fails("rotating_wrapped", "0.5", int(99), "slot 99");
+    fails("rotating_wrapped", "0.5", int(-3), "slot -3");
+    fails("batch_merged", "0.2", Array::from_slice(&[3, 3], &[2]), "left padding");
+    fails("batch_merged", "0.3", Array::from_slice(&[0, 1, 2], &[3]), "left padding");
+    fails("batch_rotating_wrapped", "0.2", Array::from_slice(&[1, 1], &[2]), "");
+}
+
+/// Numbers that look random and are the same in every run.
+fn random(seed: &mut u64, below: usize) -> usize {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    ((*seed >> 33) as usize) % below
+}
+
+/// One bit that is wrong, anywhere, is found; so is a file that ends too early or was written over.
+#[test]
+fn every_damage_to_a_file_is_found() {
+    let (folder, file) = saved();
+    let whole = fs::read(&file).unwrap();
+    let broken = folder.path().join("broken.safetensors");
+    let mut seed = 1;
+    for round in 0..600 {
+        let mut bytes = whole.clone();
+        match round % 4 {
+            // Half of them in the header, which is short.
+            0 | 1 => {
+                let at = random(&mut seed, if round % 2 == 0 { bytes.len() } else { 2000 });
+                bytes[at] ^= 1 << random(&mut seed, 8);
+            }
+            2 => bytes.truncate(random(&mut seed, whole.len())),
+            _ => {
+                let from = random(&mut seed, whole.len() - 64);
+                for byte in &mut bytes[from..from + 64] {
+                    *byte = random(&mut seed, 256) as u8;
+                }
+            }
+        }
+        fs::write(&broken, &bytes).unwrap();
+        let read = SavedCache::read(&broken);
+        assert!(read.is_err(), "round {round}");
+    }
+}
+
+/// mlx-lm's files have no checksum: damage to them may not be found, but nothing worse happens, and what
+/// is read can go on.
+#[test]
+fn damage_to_files_of_mlx_lm_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.safetensors");
+    let mut seed = 2;
+    for file in fixtures() {
+        let whole = fs::read(&file).unwrap();
+        let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize + 8;
+        for round in 0..30 {
+            let mut bytes = whole.clone();
+            // In the header, and in the numbers that stand among the tensors.
+            let at = random(&mut seed, if round % 3 == 0 { bytes.len() } else { header.min(bytes.len()) });
+            bytes[at] ^= 1 << random(&mut seed, 8);
+            fs::write(&broken, &bytes).unwrap();
+            if let Ok(saved) = SavedCache::read(&broken) {
+                let cache = saved.into_cache();
+                cache.masks(3).unwrap();
+                let _ = cache.can_trim(3);
+                cache.save(&broken, "m", &[]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn all_kinds_are_saved_and_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    let eight = KvQuantization::new(8, 32).unwrap();
+    let ring = || RotatingKvCache::new(4).unwrap().with_keep(1).unwrap();
+    let kinds: [Box<dyn KvCache>; 6] = [
+        Box::new(FullKvCache::left_padded(&[0, 2]).unwrap().quantized(eight).unwrap()),
+        Box::new(FullKvCache::left_padded(&[0, 2]).unwrap().with_window(3).unwrap()),
+        Box::new(ring().with_left_padding(&[0, 2]).unwrap()),
+        Box::new(ring().with_left_padding(&[0, 2]).unwrap().quantized(eight).unwrap()),
+        Box::new(ring().with_left_padding(&[0, 2]).unwrap().with_rewind(3).unwrap()),
+        Box::new(RotatingKvCache::new(3).unwrap().with_left_padding(&[0, 2]).unwrap()),
+    ];
+    let mut cache = ModelCache::new(kinds.into());
+    for count in [3, 1, 1, 5, 1, 2] {
+        cache.save(&file, "m", &[]).unwrap();
+        let mut loaded = SavedCache::read(&file).unwrap().into_cache();
+        for (a, b) in cache.layers_mut().zip(loaded.layers_mut()) {
+            let x = Array::from_slice(
+                &(0..count * 64).map(|i| (i % 13) as f32).collect::<Vec<_>>(),
+                &[1, 1, count, 64],
+            );
+            let x = mlx_rs::ops::concatenate(&[&x, &x.negative().unwrap()], 0).unwrap();
+            assert_eq!(a.offsets(), b.offsets());
+            let answer = |cache: &mut dyn KvCache| {
+                let mask = cache.mask(count).unwrap();
+                cache.append(&x, &x).unwrap().attention(&x, 0.1, &mask).unwrap()
+            };
+            assert!(compare(&answer(b), &answer(a), Tolerance::Exact).unwrap().is_equal(), "{a:?}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What caches hold, by MLX's own count. Alone in its file: other tests would be counted as well.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use mlx_kvcache::{FullKvCache, KvCache, KvQuantization, RotatingKvCache};
+use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
+use mlx_rs::{Array, Dtype};
+
+const HEADS: i32 = 2;
+const HEAD_DIM: i32 = 32;
+
+fn append(cache: &mut dyn KvCache, x: &Array) {
+    drop(cache.append(x, x).unwrap());
+    mlx_rs::transforms::eval(cache.arrays()).unwrap();
+}
+
+#[test]
+fn memory_is_bounded_and_nothing_is_copied() {
+    let x = Array::ones::<f32>(&[1, HEADS, 1, HEAD_DIM]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
+    x.eval().unwrap();
+    rings_stay_within_their_size(&x);
+    a_full_cache_copies_nothing_per_token(&x);
+    a_call_of_many_tokens_leaves_no_more_than_its_own(&x);
+}
+
+/// 20000 tokens, one by one: never more than `max_size + rewind` tokens and one step of 256, and no
+/// growth from token 5000 on.
+fn rings_stay_within_their_size(x: &Array) {
+    for (max_size, keep, rewind, bits) in
+        [(512, 4, 0, None), (512, 0, 16, None), (300, 4, 8, Some(8)), (1000, 0, 0, Some(4))]
+    {
+        clear_cache().unwrap();
+        let before = active_memory().unwrap();
+        let ring = RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap();
+        let mut cache: Box<dyn KvCache> = Box::new(ring.with_rewind(rewind).unwrap());
+        // Keys and values in bfloat16, or numbers of so many bits with a scale and a bias of 16.
+        let bits_of_feature = bits.map_or(16, |bits| bits + 2 * 16 / 32);
+        if let Some(bits) = bits {
+            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+        }
+        let token = (2 * HEADS * HEAD_DIM * bits_of_feature / 8) as usize;
+        let bound = (max_size + rewind + 256) as usize * token;
+
+        let mut at_5000 = 0;
+        for i in 1..=20_000 {
+            append(&mut *cache, x);
+            if i % 100 == 0 {
+                let held = active_memory().unwrap() - before;
+                assert!(held <= bound, "{held} bytes after {i} tokens, and {bound} are allowed");
+                if i == 5000 {
+                    at_5000 = held;
+                }
+                assert!(i <= 5000 || held <= at_5000, "{held} bytes after {i} tokens, {at_5000} after 5000");
+            }
+        }
+        assert_eq!(cache.offset(), 20_000);
+        assert!(cache.nbytes() <= bound);
+    }
+}
+
+/// At 16000 tokens a copy of the buffers would show as a peak of their size.
+fn a_full_cache_copies_nothing_per_token(x: &Array) {
+    for bits in [None, Some(8)] {
+        let mut cache = FullKvCache::new();
+        if let Some(bits) = bits {
+            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+        }
+        let prompt =
+            Array::ones::<f32>(&[1, HEADS, 16_000, HEAD_DIM]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
+        cache.append(&prompt, &prompt).unwrap();
+        mlx_rs::transforms::eval(cache.arrays()).unwrap();
+        drop(prompt);
+        // 16000 is a multiple of neither: 128 places are free.
+        for _ in 0..100 {
+            clear_cache().unwrap();
+            let before = active_memory().unwrap();
+            reset_peak_memory().unwrap();
+            append(&mut cache, x);
+            let more = peak_memory().unwrap().saturating_sub(before);
+            assert!(more < cache.nbytes() / 20, "{more} bytes more at the peak, {} held", cache.nbytes());
+        }
+    }
+}
+
+/// Keys and values are parts of one projection. A ring that takes a whole prompt as it is must not keep
+/// the queries' part of it alive.
+fn a_call_of_many_tokens_leaves_no_more_than_its_own(x: &Array) {
+    clear_cache().unwrap();
+    let before = active_memory().unwrap();
+    let mut cache = RotatingKvCache::new(64).unwrap();
+    {
+        let projected = Array::ones::<f32>(&[1, 2048, 10 * HEADS * HEAD_DIM]).unwrap();
+        let projected = projected.as_dtype(Dtype::Bfloat16).unwrap();
+        let parts = projected.split_equal(10, -1).unwrap();
+        let heads = |part: &Array| {
+            part.reshape(&[1, 2048, HEADS, HEAD_DIM]).unwrap().transpose_axes(&[0, 2, 1, 3]).unwrap()
+        };
+        cache.append(&heads(&parts[8]), &heads(&parts[9])).unwrap();
+        mlx_rs::transforms::eval(cache.arrays()).unwrap();
+    }
+    let token = (2 * HEADS * HEAD_DIM * 2) as usize;
+    let held = active_memory().unwrap() - before;
+    assert!(held <= 2048 * token + 16_384 * 2, "{held} bytes");
+    // The next token makes it as small as it is to be.
+    append(&mut cache, x);
+    let held = active_memory().unwrap() - before;
+    assert!(held <= (64 + 256) * token, "{held} bytes");
+}
