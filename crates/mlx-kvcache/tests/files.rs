@@ -477,3 +477,82 @@ fn all_kinds_are_saved_and_loaded() {
         }
     }
 }
+
+/// States that mlx-lm does not come to by itself, in kinds that it has. What they answer is written beside
+/// them for `xtask/python/load_prompt_caches.py`.
+#[test]
+fn what_only_happens_here_goes_on_in_mlx_lm() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches-of-ours");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    let x = |rows: i32, seed: i32, length: i32| {
+        let numbers: Vec<f32> =
+            (0..rows * 64 * length).map(|i| ((i * 37 + seed * 101) % 59) as f32 / 29.0 - 1.0).collect();
+        Array::from_slice(&numbers, &[rows, 2, length, 32])
+    };
+    let filled = |cache: &dyn KvCache, calls: &[i32]| {
+        let mut cache = cache.state().into_cache();
+        for (&call, seed) in calls.iter().zip(0..) {
+            let x = x(1, seed, call);
+            cache.append(&x, &x.negative().unwrap()).unwrap();
+        }
+        cache.state()
+    };
+    let ring = |keep: i32| RotatingKvCache::new(8).unwrap().with_keep(keep).unwrap();
+    let merged = |rows: &[mlx_kvcache::CacheState]| mlx_kvcache::CacheState::merge(rows).unwrap();
+    let trimmed = |state: &mlx_kvcache::CacheState, tokens: i32| {
+        let mut cache = state.clone().into_cache();
+        cache.trim(tokens).unwrap();
+        cache.state()
+    };
+
+    let singles = filled(&ring(0), &[1; 19]);
+    let sinks = filled(&ring(3), &[5, 1, 1, 1, 1, 1, 1]);
+    let full = |calls: &[i32]| filled(&FullKvCache::new(), calls);
+    let batch = merged(&[singles.clone(), filled(&ring(0), &[3, 1]), filled(&ring(0), &[12])]);
+    let full_batch = merged(&[full(&[9, 1]), full(&[2]), full(&[5])]);
+    let states = [
+        ("trimmed_after_a_wrap", trimmed(&singles, 1)),
+        ("sinks_trimmed_after_a_wrap", trimmed(&sinks, 1)),
+        ("sinks_trimmed_into", trimmed(&sinks, 10)),
+        ("overlong_trimmed", trimmed(&filled(&ring(0), &[4, 20]), 5)),
+        ("merged", batch.clone()),
+        ("short_row", batch.filter(&[1]).unwrap()),
+        ("long_row", batch.filter(&[0]).unwrap()),
+        ("rows", batch.filter(&[2, 1]).unwrap()),
+        ("full_trimmed", trimmed(&full(&[300, 1]), 40)),
+        ("full_merged", full_batch.clone()),
+        ("full_rows", full_batch.filter(&[1, 2]).unwrap()),
+        ("full_row", full_batch.filter(&[1]).unwrap()),
+    ];
+    for (name, state) in states {
+        let file = folder.join(name).with_extension("safetensors");
+        ModelCache::new(vec![state.clone().into_cache()]).save(&file, "test", &[]).unwrap();
+        let mut cache = state.into_cache();
+        let rows = cache.offsets().len() as i32;
+        let offsets = |cache: &dyn KvCache| match *cache.offsets() {
+            [one] => Array::from_int(one),
+            ref rows => Array::from_slice(rows, &[rows.len() as i32]),
+        };
+        let mut next = HashMap::from([
+            ("0.scale".to_owned(), Array::from_f32(0.2)),
+            ("0.offset".to_owned(), offsets(&*cache)),
+        ]);
+        for (call, length) in [1, 1, 1].into_iter().enumerate() {
+            let (queries, keys) = (x(rows, 50, length), x(rows, 60 + call as i32, length));
+            let mask = cache.mask(length).unwrap();
+            let out = cache.append(&keys, &queries).unwrap().attention(&queries, 0.2, &mask).unwrap();
+            let arrays = [
+                ("q", &queries),
+                ("k", &keys),
+                ("v", &queries),
+                ("out", &out),
+                ("offset", &offsets(&*cache)),
+            ];
+            next.extend(arrays.map(|(what, array)| (format!("0.{call}.{what}"), array.clone())));
+        }
+        Array::save_safetensors(&next, None, file.with_extension("next.safetensors")).unwrap();
+        let again = SavedCache::read(&file).unwrap().into_cache();
+        assert_goes_on(again, &next, name);
+    }
+}

@@ -71,14 +71,14 @@ pub(super) fn write_layer(
         (Layout::Full { .. }, None, false) => {
             ("BatchKVCache", vec![offsets(), per_row(padding.clone()), Array::from_int(steps)])
         }
-        (Layout::Rotating { max_size, keep, rewind: 0, start, head }, None, padded_not)
-            if padded_not || keep == 0 =>
+        (Layout::Rotating { max_size, keep, rewind: 0, start, head }, None, unpadded)
+            if unpadded || keep == 0 =>
         {
-            // As many slots as there are, in order; or all of `max_size`, with the next one anywhere.
+            // As many slots as there are, in order; or all of `max_size`, with the next one among them.
             let ring = max_size - keep;
-            let wrapped = places == max_size && (head > 0 || start > keep);
+            let wrapped = head > 0;
             let next = if wrapped { keep + (head + (steps - start)) % ring } else { places };
-            if padded_not {
+            if unpadded {
                 ("RotatingKVCache", [steps, keep, max_size, next].map(Array::from_int).to_vec())
             } else {
                 // It counts padding from the oldest slot that is held.
