@@ -32,8 +32,8 @@ fn rings_stay_within_their_size(x: &Array) {
         let before = active_memory().unwrap();
         let ring = RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap();
         let mut cache: Box<dyn KvCache> = Box::new(ring.with_rewind(rewind).unwrap());
-        // Keys and values in bfloat16, or numbers of so many bits with a scale and a bias of 16.
-        let bits_of_feature = bits.map_or(16, |bits| bits + 2 * 16 / 32);
+        // Bfloat16, or so many bits and, for each 32 numbers, a scale and a bias of 16.
+        let bits_of_feature = bits.map_or(16, |bits| bits + 1);
         if let Some(bits) = bits {
             cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
         }
