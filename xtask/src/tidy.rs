@@ -14,6 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-sys", &[]),
     ("mlx-norms", &[]),
     ("mlx-rope", &[]),
+    ("mlx-quantization", &["mlx-sys"]),
     ("mlx-attn-masks", &[]),
     ("mlx-kvcache", &["mlx-attn-masks"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
