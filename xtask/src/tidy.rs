@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-rope", &[]),
     ("mlx-quantization", &["mlx-sys"]),
     ("mlx-attn-masks", &[]),
-    ("mlx-kvcache", &["mlx-attn-masks"]),
+    ("mlx-kvcache", &["mlx-attn-masks", "mlx-quantization"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
     ("mlx-checkpoint", &["mlx-layers"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache"]),

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use mlx_kvcache::{FullKvCache, KvCache, KvQuantization, RotatingKvCache};
+use mlx_kvcache::{FullKvCache, KvCache, Quantization, RotatingKvCache};
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
@@ -42,8 +42,8 @@ fn ring(max_size: i32) -> RotatingKvCache {
     RotatingKvCache::new(max_size).unwrap()
 }
 
-fn bits(bits: i32) -> KvQuantization {
-    KvQuantization::new(bits, 64).unwrap()
+fn bits(bits: i32) -> Quantization {
+    Quantization::affine(bits, 64).unwrap()
 }
 
 /// Nanoseconds for an append, sample by sample, of kind and tokens: ours and mlx-lm's.

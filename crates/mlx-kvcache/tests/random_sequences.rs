@@ -9,7 +9,7 @@
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{
-    CacheError, FullKvCache, KvCache, KvQuantization, ModelCache, RotatingKvCache, SavedCache, Snapshot,
+    CacheError, FullKvCache, KvCache, ModelCache, Quantization, RotatingKvCache, SavedCache, Snapshot,
 };
 use mlx_rs::ops::{dequantize, quantize};
 use mlx_rs::{Array, Dtype};
@@ -58,7 +58,7 @@ impl Layer {
             }
         };
         if let Some(bits) = self.bits {
-            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+            cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
         cache
     }
@@ -411,7 +411,7 @@ fn run(
             Operation::SaveLoad => world.cache = save_and_load(&world.cache),
             Operation::Quantize(bits) => {
                 let other = world.layers.iter().any(|history| history.layer.bits.is_some_and(|b| b != *bits));
-                let quantized = world.cache.quantize(KvQuantization::new(*bits, 32).unwrap());
+                let quantized = world.cache.quantize(Quantization::affine(*bits, 32).unwrap());
                 if other {
                     let refused = matches!(quantized, Err(CacheError::Quantized { .. }));
                     prop_assert!(refused);
