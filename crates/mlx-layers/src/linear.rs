@@ -4,14 +4,14 @@ use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::{Module, Param};
-use mlx_rs::ops::{matmul, quantized_matmul};
+use mlx_rs::ops::{addmm, matmul, quantized_matmul};
 
 use crate::{Parameters, Quantization};
 
-/// `y = x Wᵀ`, with the weight in full precision or quantized.
+/// `y = x Wᵀ`, or `y = x Wᵀ + b`, with the weight in full precision or quantized.
 ///
-/// The parameters have the names of a checkpoint: `weight`, and `scales` and `biases` where it is
-/// quantized.
+/// The parameters have the names of a checkpoint: `weight`, `scales` and `biases` where it is
+/// quantized, and `bias` where the layer has one.
 #[derive(Debug, Clone, ModuleParameters)]
 pub struct Linear {
     /// `[O, I]`; quantized `[O, I * bits / 32]`, packed into uint32.
@@ -23,12 +23,20 @@ pub struct Linear {
     /// `[O, I / group_size]`, what a group's zero stands for; only where quantized.
     #[param]
     pub biases: Param<Option<Array>>,
+    /// `[O]`, what is added to every output; only in a layer that has one.
+    #[param]
+    pub bias: Param<Option<Array>>,
     quantization: Option<Quantization>,
 }
 
 impl Linear {
-    /// A layer from `inputs` to `outputs` features, its parameters taken from the source.
-    pub fn new(mut parameters: Parameters<'_>, inputs: i32, outputs: i32) -> Self {
+    /// A layer without bias from `inputs` to `outputs` features, its parameters taken from the source.
+    pub fn new(parameters: Parameters<'_>, inputs: i32, outputs: i32) -> Self {
+        Self::with_bias(parameters, inputs, outputs, false)
+    }
+
+    /// The same for a layer that may have a bias.
+    pub fn with_bias(mut parameters: Parameters<'_>, inputs: i32, outputs: i32, has_bias: bool) -> Self {
         let shape = [outputs, inputs];
         let quantization = parameters.quantization(inputs);
         let (weight, scales, biases) = match quantization {
@@ -43,6 +51,7 @@ impl Linear {
             weight: Param::new(weight),
             scales: Param::new(scales),
             biases: Param::new(biases),
+            bias: Param::new(has_bias.then(|| parameters.take("bias", &[outputs]))),
             quantization,
         }
     }
@@ -60,12 +69,21 @@ impl Module<&Array> for Linear {
     /// `[..., I]` to `[..., O]`, in the common dtype of `x` and the weight (or, quantized, of `x` and the
     /// scales). An error where the last axis is not `I` long.
     fn forward(&mut self, x: &Array) -> Result<Array> {
+        let bias = self.bias.as_ref().as_ref();
         match (self.quantization, self.scales.as_ref()) {
             (Some(Quantization { group_size, bits }), Some(scales)) => {
                 let biases = self.biases.as_ref().as_ref();
-                quantized_matmul(x, &self.weight, scales, biases, true, group_size, bits)
+                let y = quantized_matmul(x, &self.weight, scales, biases, true, group_size, bits)?;
+                match bias {
+                    Some(bias) => y.add(bias),
+                    None => Ok(y),
+                }
             }
-            _ => matmul(x, self.weight.t()),
+            // One operation, which rounds once: a product that is rounded before the sum has other bits.
+            _ => match bias {
+                Some(bias) => addmm(bias, x, self.weight.t(), None, None),
+                None => matmul(x, self.weight.t()),
+            },
         }
     }
 

@@ -7,6 +7,7 @@
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
 //! | `tokenizer` | [`tokenizer`]: text to token ids and back |
@@ -73,6 +74,7 @@ macro_rules! table {
 }
 
 table! {
+    "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
 }
 
