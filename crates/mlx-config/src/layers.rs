@@ -46,6 +46,15 @@ impl LayerTypes<'_> {
     }
 }
 
+/// What differs from layer to layer in a model with two kinds of them.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Which tokens it attends to.
+    pub kind: LayerKind,
+    /// The rotation of its queries and keys.
+    pub rope: Rope,
+}
+
 /// The bases of the frequencies where the config has none: those of the architecture, if it has any.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bases {
@@ -55,8 +64,8 @@ pub struct Bases {
     pub sliding: Option<f64>,
 }
 
-/// The rotation of each layer, whole heads in two halves. The config is asked only about the kinds of
-/// layers that there are.
+/// Layers of these kinds, each with the rotation of its kind: of whole heads, in two halves. The config
+/// is asked only about the kinds of layers that there are.
 ///
 /// # Errors
 ///
@@ -64,19 +73,24 @@ pub struct Bases {
 /// [`ConfigError::Unsupported`] where heads are to be rotated in part, or by angles that depend on how
 /// long the sequence will become: those would make a model's answers depend on how its tokens are cut
 /// into calls.
-pub fn rotations(
-    kinds: &[LayerKind],
+pub fn layers(
+    kinds: Vec<LayerKind>,
     keys: &RopeKeys,
     bases: Bases,
     head_dim: i32,
-) -> Result<Vec<Rope>, ConfigError> {
-    let has = |full: bool| kinds.iter().any(|kind| (*kind == LayerKind::Full) == full);
-    let rope =
-        |settings: RopeSettings| Ok::<_, ConfigError>(checked(settings)?.rope(head_dim, RopeLayout::Halves)?);
-    let full = has(true).then(|| rope(keys.full_attention(bases.full)?)).transpose()?;
-    let sliding = has(false).then(|| rope(keys.sliding_attention(bases.sliding)?)).transpose()?;
-    let of_kind = |kind: &LayerKind| if *kind == LayerKind::Full { full.clone() } else { sliding.clone() };
-    Ok(kinds.iter().filter_map(of_kind).collect())
+) -> Result<Vec<Layer>, ConfigError> {
+    let rope = |settings: RopeSettings| -> Result<Rope, ConfigError> {
+        Ok(checked(settings)?.rope(head_dim, RopeLayout::Halves)?)
+    };
+    let is_full = |kind: &LayerKind| *kind == LayerKind::Full;
+    let full = kinds.iter().any(is_full).then(|| rope(keys.full_attention(bases.full)?)).transpose()?;
+    let some_slide = !kinds.iter().all(is_full);
+    let sliding = some_slide.then(|| rope(keys.sliding_attention(bases.sliding)?)).transpose()?;
+    let layer = |kind: LayerKind| {
+        let rope = if is_full(&kind) { full.clone() } else { sliding.clone() };
+        rope.map(|rope| Layer { kind, rope })
+    };
+    Ok(kinds.into_iter().filter_map(layer).collect())
 }
 
 fn checked(settings: RopeSettings) -> Result<RopeSettings, ConfigError> {
@@ -146,8 +160,10 @@ mod tests {
         let keys = keys(
             r#"{"rope_theta": 1e6, "rope_local_base_freq": 100, "rope_scaling": {"type": "linear", "factor": 8}}"#,
         );
-        let ropes = rotations(&[WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap();
-        let frequencies: Vec<Vec<f32>> = ropes.iter().map(|rope| rope.frequencies(1).unwrap()).collect();
+        let layers = layers(vec![WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap();
+        assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
+        let frequencies: Vec<Vec<f32>> =
+            layers.iter().map(|layer| layer.rope.frequencies(1).unwrap()).collect();
         assert_eq!([frequencies[0][0], frequencies[1][0]], [1.0, 1.0 / 8.0]);
         assert!((frequencies[0][1] - 0.1).abs() < 1e-6, "{frequencies:?}");
         assert!((frequencies[1][1] - 1e-3 / 8.0).abs() < 1e-8, "{frequencies:?}");
@@ -156,8 +172,8 @@ mod tests {
     #[test]
     fn a_kind_that_no_layer_is_of_needs_no_rotation() {
         let keys = keys(r#"{"rope_parameters": {"sliding_attention": {"rope_theta": 100}}}"#);
-        assert_eq!(rotations(&[WINDOW; 2], &keys, Bases::default(), 4).unwrap().len(), 2);
-        let error = rotations(&[WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap_err();
+        assert_eq!(layers(vec![WINDOW; 2], &keys, Bases::default(), 4).unwrap().len(), 2);
+        let error = layers(vec![WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap_err();
         assert_eq!(error.to_string(), "rope_parameters has no full_attention");
     }
 
@@ -170,7 +186,7 @@ mod tests {
                 "rope_type is \"dynamic\"",
             ),
         ] {
-            let error = rotations(&[LayerKind::Full], &keys(text), Bases::default(), 4).unwrap_err();
+            let error = layers(vec![LayerKind::Full], &keys(text), Bases::default(), 4).unwrap_err();
             assert!(matches!(error, ConfigError::Unsupported { .. }));
             assert!(error.to_string().starts_with(key), "{error}");
         }

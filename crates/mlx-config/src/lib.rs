@@ -23,7 +23,7 @@ mod error;
 mod layers;
 
 pub use error::ConfigError;
-pub use layers::{Bases, LayerTypes, rotations};
+pub use layers::{Bases, Layer, LayerTypes, layers};
 
 /// A size, which is between 1 and `max`: a generous limit, which only keeps a typing error from
 /// filling the memory.

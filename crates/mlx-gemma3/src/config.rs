@@ -2,9 +2,10 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{Bases, ConfigError, LayerTypes, epsilon, multiple, off, only, positive, rotations, size};
-use mlx_kvcache::LayerKind;
-use mlx_rope::{Rope, RopeKeys};
+use mlx_config::{
+    Bases, ConfigError, Layer, LayerTypes, epsilon, layers, multiple, off, only, positive, size,
+};
+use mlx_rope::RopeKeys;
 use serde::Deserialize;
 
 use crate::KeyLayout;
@@ -50,15 +51,6 @@ pub struct Config {
     pub has_own_head: bool,
     /// The bound that logits are bent to, if any. Gemma 2 had one; the released Gemma 3 have none.
     pub final_logit_softcapping: Option<f32>,
-}
-
-/// What differs from layer to layer.
-#[derive(Debug, Clone)]
-pub struct Layer {
-    /// Global attention, or local with a window.
-    pub kind: LayerKind,
-    /// The rotation of queries and keys.
-    pub rope: Rope,
 }
 
 /// The part of the config that describes the language model, as the file has it.
@@ -183,7 +175,7 @@ impl TryFrom<Sources> for Config {
         // For local layers 10 000, since they never look further than their window; for global layers
         // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
         let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
-        let ropes = rotations(&kinds, &rope, bases, head_dim)?;
+        let layers = layers(kinds, &rope, bases, head_dim)?;
 
         only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
         only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
@@ -212,7 +204,7 @@ impl TryFrom<Sources> for Config {
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?,
             attention_scale: scalar.powf(-0.5) as f32,
             attention_bias: raw.attention_bias.unwrap_or(false),
-            layers: kinds.into_iter().zip(ropes).map(|(kind, rope)| Layer { kind, rope }).collect(),
+            layers,
             // A head in the checkpoint is used whatever the config says: converters write a copy of the
             // embedding table there and leave `tie_word_embeddings` as it was.
             has_own_head: holds_head || raw.tie_word_embeddings == Some(false),

@@ -101,8 +101,9 @@ mod config;
 mod keys;
 mod model;
 
-pub use config::{Config, Layer, MULTIMODAL, TEXT};
+pub use config::{Config, MULTIMODAL, TEXT};
 pub use keys::KeyLayout;
+pub use mlx_config::Layer;
 pub use model::Gemma3;
 
 use mlx_causal_lm::Architecture;

@@ -14,8 +14,7 @@ use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
 use mlx_rs::ops::tanh;
 use mlx_rs::{Array, Dtype};
 
-use crate::config::Layer;
-use crate::{Config, KeyLayout};
+use crate::{Config, KeyLayout, Layer};
 
 /// A Gemma 3 language model.
 #[derive(Debug, Clone)]
