@@ -18,8 +18,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-kvcache", &["mlx-attn-masks"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
     ("mlx-checkpoint", &["mlx-layers"]),
-    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache"]),
+    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
     ("mlx-lille-130m", ARCHITECTURE),
+    ("mlx-phi3", ARCHITECTURE),
     (
         "mlx-models",
         &[
@@ -28,6 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-generate",
             "mlx-kvcache",
             "mlx-lille-130m",
+            "mlx-phi3",
             "mlx-tokenizer",
         ],
     ),

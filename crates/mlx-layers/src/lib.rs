@@ -3,7 +3,7 @@
 //! API for model authors. [`Linear`] and [`Embedding`] hold full-precision or quantized weights
 //! behind one `forward`, so that a model never asks which it has. [`Parameters`] is where a layer
 //! gets its weights while a model is built: from a checkpoint, or from a random generator; the
-//! layers do not know. [`swiglu`] and the functions of [`heads`] are the pieces between the layers.
+//! layers do not know. [`swiglu`], [`swiglu_fused`] and the functions of [`heads`] are the pieces between the layers.
 
 mod embedding;
 pub mod heads;
@@ -11,7 +11,7 @@ mod linear;
 mod parameters;
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 
 pub use embedding::Embedding;
 pub use heads::AttentionInput;
@@ -42,6 +42,20 @@ pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
     gate.multiply(mlx_rs::ops::sigmoid(gate)?)?.multiply(up)
 }
 
+/// [`swiglu`] of a fused projection, which has the features of the gate before those of `up`: `[..., 2 F]` to
+/// `[..., F]`.
+///
+/// # Errors
+///
+/// Where the last axis cannot be halved.
+pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
+    let [gate, up]: [Array; 2] = gate_up
+        .split_equal(2, -1)?
+        .try_into()
+        .map_err(|_| Exception::custom("MLX did not cut an axis into halves"))?;
+    swiglu(&gate, &up)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +70,15 @@ mod tests {
             let expected = gate / (1.0 + (-gate).exp()) * up;
             assert!((expected - f64::from(y)).abs() < 1e-5, "{expected} {y}");
         }
+    }
+
+    #[test]
+    fn a_fused_gate_comes_first() {
+        let fused = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[1, 4]);
+        let (gate, up) =
+            (Array::from_slice(&[1.0_f32, 2.0], &[1, 2]), Array::from_slice(&[3.0_f32, 4.0], &[1, 2]));
+        let (found, expected) = (swiglu_fused(&fused).unwrap(), swiglu(&gate, &up).unwrap());
+        assert_eq!(found.as_slice::<f32>(), expected.as_slice::<f32>());
+        assert!(swiglu_fused(&Array::ones::<f32>(&[1, 3]).unwrap()).is_err());
     }
 }
