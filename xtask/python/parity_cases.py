@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -35,7 +36,7 @@ def write_description(
         "name": name,
         "kind": kind,
         "oracle": oracle or f"mlx-lm {version('mlx-lm')}",
-        "mlx": version("mlx"),
+        **({"mlx": version("mlx")} if find_spec("mlx") else {}),
         "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
         "made_by": made_by,
         **keys,
