@@ -12,8 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -36,13 +35,21 @@ def write_description(
         "name": name,
         "kind": kind,
         "oracle": oracle or f"mlx-lm {version('mlx-lm')}",
-        **({"mlx": version("mlx")} if find_spec("mlx") else {}),
+        **mlx_version(),
         "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
         "made_by": made_by,
         **keys,
         "compare": {"mode": "close", "rtol": close[0], "atol": close[1]} if close else {"mode": "exact"},
     }
     (folder / "case.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def mlx_version() -> dict[str, str]:
+    """Which MLX computed a reference; nothing where the oracle is another program, in an environment without MLX."""
+    try:
+        return {"mlx": version("mlx")}
+    except PackageNotFoundError:
+        return {}
 
 
 def differences(new: Path, old: Path) -> list[str]:
