@@ -67,14 +67,6 @@ pub enum ConfigError {
         /// Its value.
         divisor: i32,
     },
-    /// The fused projections would have more rows than a tensor can.
-    #[error("{key} make {found} features of one projection, over 2^31 - 1")]
-    Width {
-        /// The keys.
-        key: &'static str,
-        /// Their product.
-        found: i64,
-    },
     /// The epsilon of the norms is not a small positive number.
     #[error("rms_norm_eps is {found:e}, and must be a positive number below 1")]
     Epsilon {
@@ -120,6 +112,7 @@ struct RawConfig {
     hidden_act: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    lm_head_bias: Option<bool>,
     layer_types: Option<Vec<String>>,
 }
 
@@ -143,7 +136,8 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
     type Error = ConfigError;
 
     fn try_from((raw, rope, options): (RawConfig, RopeKeys, &LoadOptions)) -> Result<Self, ConfigError> {
-        // Generous limits: they only keep a typing error from filling the memory.
+        // Generous limits: they only keep a typing error from filling the memory, and the features of the
+        // fused projections within what an i32 can count.
         let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
         let intermediate_size = size("intermediate_size", raw.intermediate_size, 1 << 20)?;
         let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
@@ -160,10 +154,6 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
                 hidden_size / num_attention_heads
             }
         };
-        let qkv = (i64::from(num_attention_heads) + 2 * i64::from(num_key_value_heads)) * i64::from(head_dim);
-        if i32::try_from(qkv).is_err() {
-            return Err(ConfigError::Width { key: "the heads and head_dim", found: qkv });
-        }
         let rms_norm_eps = raw.rms_norm_eps as f32;
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(ConfigError::Epsilon { found: raw.rms_norm_eps });
@@ -175,7 +165,12 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
         if let Some(found) = raw.hidden_act.filter(|name| name != "silu") {
             return unsupported("hidden_act", format!("{found:?}"), "\"silu\"");
         }
-        for (key, bias) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
+        let biases = [
+            ("attention_bias", raw.attention_bias),
+            ("mlp_bias", raw.mlp_bias),
+            ("lm_head_bias", raw.lm_head_bias),
+        ];
+        for (key, bias) in biases {
             if bias == Some(true) {
                 return unsupported(key, "true".to_owned(), "false");
             }
