@@ -176,11 +176,14 @@ pub struct LoadOptions {
     pub long_rope: LongRopeMode,
 }
 
+/// How an architecture builds a model.
+pub type Load = fn(&Checkpoint, &LoadOptions) -> Result<Box<dyn CausalLm>, LoadError>;
+
 /// An architecture: which checkpoints it reads, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Architecture {
     /// The values of a config's `model_type` that mean this architecture.
     pub model_types: &'static [&'static str],
     /// Builds the model. Its weights are read when they are first used.
-    pub load: fn(&Checkpoint, &LoadOptions) -> Result<Box<dyn CausalLm>, LoadError>,
+    pub load: Load,
 }

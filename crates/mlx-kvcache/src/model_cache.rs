@@ -260,8 +260,8 @@ impl ModelCache {
     }
 
     fn filtered(&self, rows: &[usize]) -> Result<Self, CacheError> {
-        let filter = |layer: &Box<dyn KvCache>| Ok(layer.state().filter(rows)?.into_cache());
-        let layers = self.layers.iter().map(filter).collect::<Result<_, CacheError>>()?;
+        let layers = self.layers.iter().map(|layer| Ok(layer.state().filter(rows)?.into_cache()));
+        let layers = layers.collect::<Result<_, CacheError>>()?;
         let mut kept = Self { layers, masked_like: self.masked_like.clone(), expected: 0 };
         // Of the longest row, which may have gone.
         kept.expected = self.expected.saturating_sub(self.offset() - kept.offset()).max(0);
