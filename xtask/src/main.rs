@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod parity;
 mod plot_rope;
+mod random_caches;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
     PlotRope,
+    /// Try many random sequences of operations on every kind of cache
+    RandomCaches(random_caches::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
     /// Everything that a change must pass, as continuous integration runs it
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::PlotRope => plot_rope::run(),
+        Command::RandomCaches(arguments) => random_caches::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     };

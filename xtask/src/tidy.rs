@@ -14,8 +14,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-sys", &[]),
     ("mlx-norms", &[]),
     ("mlx-rope", &[]),
+    ("mlx-quantization", &["mlx-sys"]),
     ("mlx-attn-masks", &[]),
-    ("mlx-kvcache", &["mlx-attn-masks"]),
+    ("mlx-kvcache", &["mlx-attn-masks", "mlx-quantization"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
     ("mlx-checkpoint", &["mlx-layers"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
@@ -228,8 +229,11 @@ fn starts_a_path(line: &str, path: &str) -> bool {
 }
 
 /// `mlx-sys` is where `unsafe` lives, and its `upstream` manifest is never built.
+/// The workspace's lints forbid `unsafe`, which these two crates are for.
+const UNSAFE: [&str; 2] = ["crates/mlx-sys/", "crates/mlx-quantization/"];
+
 fn inherits_lints(file: &str, text: &str) -> bool {
-    text.contains("[lints]\nworkspace = true") || file.starts_with("crates/mlx-sys/")
+    text.contains("[lints]\nworkspace = true") || UNSAFE.iter().any(|folder| file.starts_with(folder))
 }
 
 fn check_sizes(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {

@@ -7,7 +7,7 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
-use crate::{CacheError, KeysValues, KvQuantization, Quantized};
+use crate::{CacheError, KeysValues, Quantization, QuantizedArray};
 
 /// What keys and values look like, but for the number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Form {
     }
 
     /// Whether these heads can be quantized so.
-    pub(crate) fn check_quantization(&self, quantization: KvQuantization) -> Result<(), CacheError> {
+    pub(crate) fn check_quantization(&self, quantization: Quantization) -> Result<(), CacheError> {
         let group_size = quantization.group_size();
         for (what, head_dim, dtype) in
             [("keys", self.key_dim, self.key_dtype), ("values", self.value_dim, self.value_dtype)]
@@ -95,7 +95,7 @@ impl Form {
 #[derive(Debug, Clone)]
 pub(crate) struct Buffers {
     arrays: Vec<Array>,
-    quantization: Option<KvQuantization>,
+    quantization: Option<Quantization>,
 }
 
 impl Buffers {
@@ -103,7 +103,7 @@ impl Buffers {
     pub(crate) fn new(
         keys: &Array,
         values: &Array,
-        quantization: Option<KvQuantization>,
+        quantization: Option<Quantization>,
     ) -> Result<Self, Exception> {
         let dense = Self { arrays: vec![keys.clone(), values.clone()], quantization: None };
         match quantization {
@@ -113,7 +113,7 @@ impl Buffers {
     }
 
     /// Buffers of arrays that were taken out with [`arrays`](Self::arrays).
-    pub(crate) fn from_arrays(arrays: Vec<Array>, quantization: Option<KvQuantization>) -> Self {
+    pub(crate) fn from_arrays(arrays: Vec<Array>, quantization: Option<Quantization>) -> Self {
         Self { arrays, quantization }
     }
 
@@ -122,11 +122,13 @@ impl Buffers {
     }
 
     /// Dense buffers, quantized.
-    pub(crate) fn quantize(&self, quantization: KvQuantization) -> Result<Self, Exception> {
+    pub(crate) fn quantize(&self, quantization: Quantization) -> Result<Self, Exception> {
         let mut arrays = Vec::with_capacity(6);
         for dense in &self.arrays {
-            let Quantized { packed, scales, biases, .. } = Quantized::quantize(dense, quantization)?;
-            arrays.extend([packed, scales, biases]);
+            let QuantizedArray { packed, scales, biases, .. } =
+                mlx_quantization::quantize(dense, quantization)?;
+            arrays.extend([packed, scales]);
+            arrays.extend(biases);
         }
         Ok(Self { arrays, quantization: Some(quantization) })
     }
@@ -225,10 +227,10 @@ impl Buffers {
     }
 
     pub(crate) fn read(&self) -> Result<KeysValues, Exception> {
-        let quantized = |packed: &Array, scales: &Array, biases: &Array, quantization| Quantized {
+        let quantized = |packed: &Array, scales: &Array, biases: &Array, quantization| QuantizedArray {
             packed: packed.clone(),
             scales: scales.clone(),
-            biases: biases.clone(),
+            biases: Some(biases.clone()),
             quantization,
         };
         match (self.arrays.as_slice(), self.quantization) {

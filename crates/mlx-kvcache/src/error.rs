@@ -1,6 +1,7 @@
 //! Why a cache refused.
 
 use mlx_attn_masks::MaskError;
+use mlx_quantization::Quantization;
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
@@ -77,16 +78,11 @@ pub enum CacheError {
         /// What was asked for.
         window: i32,
     },
-    /// A quantization that MLX does not have.
-    #[error(
-        "quantization to {bits} bits in groups of {group_size}; MLX has 2, 3, 4, 5, 6 and 8 bits, and groups of 32, 64 \
-         and 128"
-    )]
-    Quantization {
-        /// Bits of a number.
-        bits: i32,
-        /// Numbers that share a scale and a bias.
-        group_size: i32,
+    /// A mode of quantization that caches do not have.
+    #[error("a cache cannot be quantized as {found}; its mode must be affine")]
+    Mode {
+        /// What was asked for.
+        found: Quantization,
     },
     /// Heads that cannot be cut into groups.
     #[error("{what} of {head_dim} features a head cannot be cut into quantization groups of {group_size}")]
@@ -99,12 +95,12 @@ pub enum CacheError {
         group_size: i32,
     },
     /// A cache that is quantized already, and in another way.
-    #[error("the cache is quantized to {found}, and cannot become {asked}")]
+    #[error("the cache is quantized as {found}, and cannot become {asked}")]
     Quantized {
         /// How it is quantized.
-        found: String,
+        found: Quantization,
         /// What was asked for.
-        asked: String,
+        asked: Quantization,
     },
     /// Left padding that is no padding of a batch.
     #[error("left padding {padding:?}: needed are numbers from 0 on, and 0 for the longest row")]

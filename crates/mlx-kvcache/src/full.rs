@@ -1,11 +1,12 @@
 //! The cache that keeps every token.
 
 use mlx_attn_masks::{AttentionMask, CausalMask};
+use mlx_quantization::Mode;
 use mlx_rs::Array;
 
 use crate::buffers::{Buffers, Form};
 use crate::rows::Rows;
-use crate::{CacheError, CacheState, KeysValues, KvCache, KvQuantization};
+use crate::{CacheError, CacheState, KeysValues, KvCache, Quantization};
 
 /// Places are added this many at a time, so that most appends write into a buffer that is there.
 /// mlx-lm uses the same number; with another, sums over a head could round differently.
@@ -22,7 +23,7 @@ pub(crate) const STEP: i32 = 256;
 #[derive(Debug, Clone)]
 pub struct FullKvCache {
     window: Option<i32>,
-    quantization: Option<KvQuantization>,
+    quantization: Option<Quantization>,
     rows: Rows,
     form: Option<Form>,
     buffers: Option<Buffers>,
@@ -58,7 +59,7 @@ impl FullKvCache {
     ///
     /// [`CacheError::Groups`] and [`CacheError::Quantized`] where tokens are held that cannot be quantized
     /// so.
-    pub fn quantized(mut self, quantization: KvQuantization) -> Result<Self, CacheError> {
+    pub fn quantized(mut self, quantization: Quantization) -> Result<Self, CacheError> {
         self.quantize(quantization)?;
         Ok(self)
     }
@@ -79,7 +80,7 @@ impl FullKvCache {
     }
 
     /// How keys and values are quantized.
-    pub fn quantization(&self) -> Option<KvQuantization> {
+    pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
     }
 
@@ -113,7 +114,7 @@ impl FullKvCache {
     /// A cache that holds these tokens.
     pub(crate) fn from_parts(
         window: Option<i32>,
-        quantization: Option<KvQuantization>,
+        quantization: Option<Quantization>,
         rows: Rows,
         held: Option<(Form, Buffers)>,
     ) -> Self {
@@ -251,7 +252,7 @@ impl KvCache for FullKvCache {
         Ok(gone)
     }
 
-    fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError> {
+    fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         (self.buffers, self.quantization) =
             quantize(self.buffers.as_ref(), self.form, self.quantization, quantization)?;
         Ok(())
@@ -267,20 +268,23 @@ impl KvCache for FullKvCache {
 }
 
 /// What a cache holds after a conversion.
-type Converted = (Option<Buffers>, Option<KvQuantization>);
+type Converted = (Option<Buffers>, Option<Quantization>);
 
 /// Dense buffers to quantized ones; quantized ones stay as they are.
 pub(crate) fn quantize(
     held: Option<&Buffers>,
     form: Option<Form>,
-    found: Option<KvQuantization>,
-    asked: KvQuantization,
+    found: Option<Quantization>,
+    asked: Quantization,
 ) -> Result<Converted, CacheError> {
     if let Some(found) = found {
         if found != asked {
-            return Err(CacheError::Quantized { found: found.to_string(), asked: asked.to_string() });
+            return Err(CacheError::Quantized { found, asked });
         }
         return Ok((held.cloned(), Some(asked)));
+    }
+    if asked.mode() != Mode::Affine {
+        return Err(CacheError::Mode { found: asked });
     }
     if let Some(form) = form {
         form.check_quantization(asked)?;

@@ -1,12 +1,13 @@
 //! What attention reads, and attention itself.
 
 use mlx_attn_masks::{AttentionMask, CausalMask};
+use mlx_quantization::{dequantize, quantized_matmul};
 use mlx_rs::error::Exception;
 use mlx_rs::fast::scaled_dot_product_attention;
 use mlx_rs::ops::{select, softmax_axis};
 use mlx_rs::{Array, Dtype};
 
-use crate::Quantized;
+use crate::QuantizedArray;
 
 /// What attention reads: keys and values of the same tokens, in the same order.
 ///
@@ -26,9 +27,9 @@ pub enum KeysValues {
     /// Quantized.
     Quantized {
         /// Of `[B, H, S, D]`.
-        keys: Quantized,
+        keys: QuantizedArray,
         /// Of `[B, H, S, D_v]`.
-        values: Quantized,
+        values: QuantizedArray,
     },
 }
 
@@ -71,7 +72,7 @@ impl KeysValues {
     pub fn to_dense(&self) -> Result<(Array, Array), Exception> {
         match self {
             Self::Dense { keys, values } => Ok((keys.clone(), values.clone())),
-            Self::Quantized { keys, values } => Ok((keys.dequantize()?, values.dequantize()?)),
+            Self::Quantized { keys, values } => Ok((dequantize(keys)?, dequantize(values)?)),
         }
     }
 }
@@ -80,8 +81,8 @@ impl KeysValues {
 /// and their dtypes are mlx-lm's.
 fn quantized_attention(
     queries: &Array,
-    keys: &Quantized,
-    values: &Quantized,
+    keys: &QuantizedArray,
+    values: &QuantizedArray,
     scale: f32,
     mask: &AttentionMask,
 ) -> Result<Array, Exception> {
@@ -96,14 +97,24 @@ fn quantized_attention(
     // [B, H_q, L, D] -> [B, H, group, L, D], against [B, H, 1, S, D]
     let grouped = group > 1;
     let (queries, keys, values) = if grouped {
-        (queries.reshape(&[batch, heads, group, length, dim])?, keys.expand(-3)?, values.expand(-3)?)
+        (queries.reshape(&[batch, heads, group, length, dim])?, for_group(keys)?, for_group(values)?)
     } else {
         (queries, keys.clone(), values.clone())
     };
-    let scores = hide(keys.matmul(&queries, true)?, mask, [length, tokens], grouped)?;
+    let scores = hide(quantized_matmul(&queries, &keys, true)?, mask, [length, tokens], grouped)?;
     let weights = softmax_axis(scores, -1, true)?;
-    let out = values.matmul(&weights, false)?;
+    let out = quantized_matmul(&weights, &values, false)?;
     if grouped { out.reshape(&[batch, query_heads, length, -1]) } else { Ok(out) }
+}
+
+/// `[B, H, S, _]` to `[B, H, 1, S, _]`: the same for every query head of a group.
+fn for_group(x: &QuantizedArray) -> Result<QuantizedArray, Exception> {
+    Ok(QuantizedArray {
+        packed: x.packed.expand_dims(-3)?,
+        scales: x.scales.expand_dims(-3)?,
+        biases: x.biases.as_ref().map(|biases| biases.expand_dims(-3)).transpose()?,
+        quantization: x.quantization,
+    })
 }
 
 /// Puts the lowest number of the dtype where the mask is false. Not minus infinity: a row that sees

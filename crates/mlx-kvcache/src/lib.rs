@@ -29,7 +29,6 @@ mod file;
 mod full;
 mod keys_values;
 mod model_cache;
-mod quantization;
 mod ring;
 mod rotating;
 mod rows;
@@ -44,8 +43,8 @@ pub use error::CacheError;
 pub use file::{CacheFileError, SavedCache};
 pub use full::FullKvCache;
 pub use keys_values::KeysValues;
+pub use mlx_quantization::{Quantization, QuantizedArray, UnknownQuantization};
 pub use model_cache::{CacheOptions, LayerKind, LayerSpec, Limit, ModelCache, Snapshot};
-pub use quantization::{KvQuantization, Quantized};
 pub use rotating::RotatingKvCache;
 pub use state::CacheState;
 
@@ -105,7 +104,7 @@ pub trait KvCache: Debug + Send {
     ///
     /// [`CacheError::Groups`] where heads cannot be cut into such groups, [`CacheError::Quantized`] where
     /// the cache is quantized in another way already.
-    fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError>;
+    fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError>;
 
     /// All that the cache is, as a value that shares its arrays.
     fn state(&self) -> CacheState;

@@ -3,7 +3,7 @@
 use mlx_attn_masks::AttentionMask;
 use mlx_rs::error::Exception;
 
-use crate::{CacheError, CacheState, FullKvCache, KvCache, KvQuantization, RotatingKvCache};
+use crate::{CacheError, CacheState, FullKvCache, KvCache, Quantization, RotatingKvCache};
 
 /// Which tokens a layer attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +41,7 @@ impl LayerSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheOptions {
     /// Keys and values quantized as they come.
-    pub quantization: Option<KvQuantization>,
+    pub quantization: Option<Quantization>,
     /// How many of the newest tokens can be taken back at any time. Layers of full attention can always
     /// take back all of them; layers with a window hold so many more.
     pub rewind: i32,
@@ -212,7 +212,7 @@ impl ModelCache {
     /// # Errors
     ///
     /// As [`KvCache::quantize`]; no layer is then changed.
-    pub fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError> {
+    pub fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         let before = self.snapshot();
         self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization)).inspect_err(|_| {
             self.layers = before.layers.into_iter().map(CacheState::into_cache).collect();

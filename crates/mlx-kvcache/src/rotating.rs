@@ -9,7 +9,7 @@ use crate::buffers::{Buffers, Form};
 use crate::full::{differ, held_like, quantize};
 use crate::ring::{Change, Ring, Sizes};
 use crate::rows::Rows;
-use crate::{CacheError, CacheState, KeysValues, KvCache, KvQuantization};
+use crate::{CacheError, CacheState, KeysValues, KvCache, Quantization};
 
 /// A cache of bounded size: sliding-window attention, or any attention with a limit on its memory.
 ///
@@ -32,7 +32,7 @@ use crate::{CacheError, CacheState, KeysValues, KvCache, KvQuantization};
 /// (<https://arxiv.org/abs/2309.17453>); unlike there, tokens keep the positions that they had.
 #[derive(Debug, Clone)]
 pub struct RotatingKvCache {
-    quantization: Option<KvQuantization>,
+    quantization: Option<Quantization>,
     rows: Rows,
     ring: Ring,
     form: Option<Form>,
@@ -75,7 +75,7 @@ impl RotatingKvCache {
     /// # Errors
     ///
     /// [`CacheError::Quantized`] where the cache is quantized in another way already.
-    pub fn quantized(mut self, quantization: KvQuantization) -> Result<Self, CacheError> {
+    pub fn quantized(mut self, quantization: Quantization) -> Result<Self, CacheError> {
         self.quantize(quantization)?;
         Ok(self)
     }
@@ -117,7 +117,7 @@ impl RotatingKvCache {
     }
 
     /// How keys and values are quantized.
-    pub fn quantization(&self) -> Option<KvQuantization> {
+    pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
     }
 
@@ -249,7 +249,7 @@ impl RotatingKvCache {
     /// A cache that holds these tokens.
     pub(crate) fn from_parts(
         ring: Ring,
-        quantization: Option<KvQuantization>,
+        quantization: Option<Quantization>,
         rows: Rows,
         held: Option<(Form, Buffers)>,
     ) -> Self {
@@ -403,7 +403,7 @@ impl KvCache for RotatingKvCache {
         Ok(gone)
     }
 
-    fn quantize(&mut self, quantization: KvQuantization) -> Result<(), CacheError> {
+    fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         (self.buffers, self.quantization) =
             quantize(self.buffers.as_ref(), self.form, self.quantization, quantization)?;
         Ok(())

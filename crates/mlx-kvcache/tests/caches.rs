@@ -3,8 +3,8 @@
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{
-    CacheError, CacheOptions, CacheState, FullKvCache, KeysValues, KvCache, KvQuantization, LayerKind,
-    LayerSpec, Limit, ModelCache, RotatingKvCache,
+    CacheError, CacheOptions, CacheState, FullKvCache, KeysValues, KvCache, LayerKind, LayerSpec, Limit,
+    ModelCache, Quantization, RotatingKvCache,
 };
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
@@ -195,7 +195,7 @@ fn caches_that_differ_do_not_merge() {
     fails(ring(4, 0, 0), ring(5, 0, 0), "sizes");
     fails(ring(4, 0, 1), ring(4, 0, 0), "sizes");
     fails(full.clone(), CacheState::Full(FullKvCache::new().with_window(3).unwrap()), "window");
-    let quantized = FullKvCache::new().quantized(KvQuantization::new(8, 32).unwrap()).unwrap();
+    let quantized = FullKvCache::new().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
     fails(full.clone(), CacheState::Full(quantized), "quantization");
     let held = |shape: &[i32], dtype| {
         let mut cache = FullKvCache::new();
@@ -222,7 +222,7 @@ fn a_snapshot_is_what_was_there_whatever_came_after() {
     let snapshot = cache.snapshot();
     let then = step(&mut cache, 1);
     step(&mut cache, 7);
-    cache.quantize(KvQuantization::new(4, 32).unwrap()).unwrap();
+    cache.quantize(Quantization::affine(4, 32).unwrap()).unwrap();
     cache.restore(&snapshot).unwrap();
     assert_eq!(cache.offset(), 6);
     assert_eq!(step(&mut cache, 1), then);
@@ -275,7 +275,7 @@ fn options_make_the_caches_that_they_name() {
     let layers = [spec(LayerKind::Full), spec(LayerKind::Sliding { window: 8 })];
     assert_eq!(layers[0].values_per_token(), 2 * (64 + 32));
     let options = CacheOptions {
-        quantization: Some(KvQuantization::new(8, 32).unwrap()),
+        quantization: Some(Quantization::affine(8, 32).unwrap()),
         rewind: 3,
         limit: Some(Limit { max_size: 16, keep: 4 }),
         left_padding: vec![0, 2],
@@ -288,7 +288,7 @@ fn options_make_the_caches_that_they_name() {
         assert_eq!(ring.offsets(), [0, -2]);
     }
     let wrong = |options: CacheOptions| ModelCache::for_layers(&layers, &options).unwrap_err();
-    let groups = CacheOptions { quantization: Some(KvQuantization::new(8, 64).unwrap()), ..options.clone() };
+    let groups = CacheOptions { quantization: Some(Quantization::affine(8, 64).unwrap()), ..options.clone() };
     assert!(matches!(wrong(groups), CacheError::Groups { what: "values", head_dim: 32, group_size: 64 }));
     let rewind = CacheOptions { rewind: -1, ..options.clone() };
     assert!(matches!(wrong(rewind), CacheError::Sizes { rewind: -1, .. }));
@@ -329,11 +329,12 @@ fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
 
 #[test]
 fn quantization_is_checked_before_anything_is_quantized() {
-    for (bits, group_size) in [(7, 64), (1, 64), (8, 16), (8, 0)] {
-        let error = KvQuantization::new(bits, group_size).unwrap_err();
-        assert!(matches!(error, CacheError::Quantization { .. }), "{error}");
-    }
-    let eight = KvQuantization::new(8, 64).unwrap();
+    let error = FullKvCache::new().quantized(Quantization::MXFP8).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a cache cannot be quantized as mxfp8 of 8 bits in groups of 32; its mode must be affine"
+    );
+    let eight = Quantization::affine(8, 64).unwrap();
     let mut cache = FullKvCache::new();
     push(&mut cache, 3);
     assert!(matches!(cache.quantize(eight), Err(CacheError::Groups { what: "keys", head_dim: 32, .. })));
@@ -344,10 +345,10 @@ fn quantization_is_checked_before_anything_is_quantized() {
     assert!(matches!(empty.append(&keys, &values), Err(CacheError::Groups { .. })));
     let integers = Array::ones::<i32>(&[1, 1, 1, 64]).unwrap();
     assert!(matches!(empty.append(&integers, &integers), Err(CacheError::Dtype { .. })));
-    let error = empty.quantize(KvQuantization::new(4, 64).unwrap()).unwrap_err();
+    let error = empty.quantize(Quantization::affine(4, 64).unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the cache is quantized to 8 bits in groups of 64, and cannot become 4 bits in groups of 64"
+        "the cache is quantized as affine of 8 bits in groups of 64, and cannot become affine of 4 bits in groups of 64"
     );
     assert!(empty.quantize(eight).is_ok());
 }
@@ -361,7 +362,7 @@ fn layers_are_quantized_together_or_not_at_all() {
     for (layer, x) in cache.layers_mut().zip([&wide, &narrow]) {
         layer.append(x, x).unwrap();
     }
-    assert!(cache.quantize(KvQuantization::new(8, 64).unwrap()).is_err());
+    assert!(cache.quantize(Quantization::affine(8, 64).unwrap()).is_err());
     let mut layers = cache.layers_mut();
     let read = layers.next().unwrap().append(&wide, &wide).unwrap();
     assert!(matches!(read, KeysValues::Dense { .. }));
@@ -370,7 +371,7 @@ fn layers_are_quantized_together_or_not_at_all() {
 #[test]
 fn a_quantized_cache_is_as_much_smaller_as_its_bits() {
     for (bits, bytes_of_head) in [(8, 64 + 2 * 2 * 2), (4, 32 + 2 * 2 * 2)] {
-        let quantization = KvQuantization::new(bits, 32).unwrap();
+        let quantization = Quantization::affine(bits, 32).unwrap();
         let mut cache = FullKvCache::new().quantized(quantization).unwrap();
         let x = Array::ones::<f32>(&[1, 2, 1, 64]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
         cache.append(&x, &x).unwrap();
@@ -403,7 +404,7 @@ fn grouped_queries_read_the_head_of_their_group() {
     let y = KeysValues::Dense { keys, values }.attention(&queries, 1.0, &AttentionMask::None).unwrap();
     assert_eq!(y.as_slice::<f32>(), [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
 
-    let mut cache = FullKvCache::new().quantized(KvQuantization::new(8, 32).unwrap()).unwrap();
+    let mut cache = FullKvCache::new().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
     let keys = Array::ones::<f32>(&[1, 2, 1, 32]).unwrap();
     let read = cache.append(&keys, &keys).unwrap();
     let three = Array::ones::<f32>(&[1, 3, 1, 32]).unwrap();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlx_kvcache::{
-    CacheFileError, CacheOptions, FullKvCache, KvCache, KvQuantization, LayerKind, LayerSpec, ModelCache,
+    CacheFileError, CacheOptions, FullKvCache, KvCache, LayerKind, LayerSpec, ModelCache, Quantization,
     RotatingKvCache, SavedCache,
 };
 use mlx_rs::{Array, Dtype};
@@ -448,7 +448,7 @@ fn damage_to_files_of_mlx_lm_never_panics() {
 fn all_kinds_are_saved_and_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");
-    let eight = KvQuantization::new(8, 32).unwrap();
+    let eight = Quantization::affine(8, 32).unwrap();
     let ring = || RotatingKvCache::new(4).unwrap().with_keep(1).unwrap();
     let kinds: [Box<dyn KvCache>; 6] = [
         Box::new(FullKvCache::left_padded(&[0, 2]).unwrap().quantized(eight).unwrap()),

@@ -1,7 +1,7 @@
 //! What caches hold, by MLX's own count. Alone in its file: other tests would be counted as well.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use mlx_kvcache::{FullKvCache, KvCache, KvQuantization, RotatingKvCache};
+use mlx_kvcache::{FullKvCache, KvCache, Quantization, RotatingKvCache};
 use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
 use mlx_rs::{Array, Dtype};
 
@@ -35,7 +35,7 @@ fn rings_stay_within_their_size(x: &Array) {
         // Bfloat16, or so many bits and, for each 32 numbers, a scale and a bias of 16.
         let bits_of_feature = bits.map_or(16, |bits| bits + 1);
         if let Some(bits) = bits {
-            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+            cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
         let token = (2 * HEADS * HEAD_DIM * bits_of_feature / 8) as usize;
         let bound = (max_size + rewind + 256) as usize * token;
@@ -62,7 +62,7 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
     for bits in [None, Some(8)] {
         let mut cache = FullKvCache::new();
         if let Some(bits) = bits {
-            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+            cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
         let prompt =
             Array::ones::<f32>(&[1, HEADS, 16_000, HEAD_DIM]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();

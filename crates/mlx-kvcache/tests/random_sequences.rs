@@ -9,7 +9,7 @@
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{
-    CacheError, FullKvCache, KvCache, KvQuantization, ModelCache, RotatingKvCache, SavedCache, Snapshot,
+    CacheError, FullKvCache, KvCache, ModelCache, Quantization, RotatingKvCache, SavedCache, Snapshot,
 };
 use mlx_rs::ops::{dequantize, quantize};
 use mlx_rs::{Array, Dtype};
@@ -58,7 +58,7 @@ impl Layer {
             }
         };
         if let Some(bits) = self.bits {
-            cache.quantize(KvQuantization::new(bits, 32).unwrap()).unwrap();
+            cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
         cache
     }
@@ -411,7 +411,7 @@ fn run(
             Operation::SaveLoad => world.cache = save_and_load(&world.cache),
             Operation::Quantize(bits) => {
                 let other = world.layers.iter().any(|history| history.layer.bits.is_some_and(|b| b != *bits));
-                let quantized = world.cache.quantize(KvQuantization::new(*bits, 32).unwrap());
+                let quantized = world.cache.quantize(Quantization::affine(*bits, 32).unwrap());
                 if other {
                     let refused = matches!(quantized, Err(CacheError::Quantized { .. }));
                     prop_assert!(refused);
@@ -454,7 +454,12 @@ fn layer() -> impl Strategy<Value = Layer> {
     let rotating = (1_i32..20, 0_i32..6, prop_oneof![2 => Just(0), 3 => 1_i32..9])
         .prop_map(|(window, keep, rewind)| Kind::Rotating { max_size: window + keep, keep, rewind });
     let dtype = prop_oneof![6 => Just(Dtype::Float32), 1 => Just(Dtype::Bfloat16), 1 => Just(Dtype::Float16)];
-    let bits = prop_oneof![3 => Just(None), 1 => Just(Some(8)), 1 => Just(Some(4))];
+    let bits = prop_oneof![
+        6 => Just(None),
+        2 => Just(Some(8)),
+        2 => Just(Some(4)),
+        1 => prop_oneof![Just(Some(2)), Just(Some(3)), Just(Some(5)), Just(Some(6))],
+    ];
     (prop_oneof![1 => full, 3 => rotating], bits, 1_i32..3, 1_i32..3, dtype)
         .prop_map(|(kind, bits, heads, group, dtype)| Layer { kind, bits, heads, group, dtype })
 }

@@ -1,6 +1,8 @@
 //! Cases of kind `cache`: attention over one layer's cache.
 
-use mlx_kvcache::{FullKvCache, KvCache, KvQuantization, ModelCache, RotatingKvCache, SavedCache};
+use mlx_kvcache::{
+    FullKvCache, KvCache, ModelCache, Quantization, RotatingKvCache, SavedCache, UnknownQuantization,
+};
 use mlx_rs::Array;
 use mlx_testing::{Comparison, compare};
 
@@ -72,7 +74,9 @@ fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
         (CacheType::Rotating, _, Some(_)) => return wrong("a window is that of a full cache"),
     };
     if let Some(quantize) = quantize {
-        cache.quantize(KvQuantization::new(quantize.bits, quantize.group_size)?)?;
+        let quantization = Quantization::affine(quantize.bits, quantize.group_size);
+        let problem = |e: UnknownQuantization| CaseError::Reference { problem: e.to_string() };
+        cache.quantize(quantization.map_err(problem)?)?;
     }
     Ok(cache)
 }

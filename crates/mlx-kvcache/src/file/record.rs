@@ -8,7 +8,7 @@ use super::tensors::Tensors;
 use crate::buffers::{Buffers, Form};
 use crate::ring::{Ring, Sizes};
 use crate::rows::Rows;
-use crate::{CacheError, CacheState, FullKvCache, KvQuantization, RotatingKvCache};
+use crate::{CacheError, CacheState, FullKvCache, Quantization, RotatingKvCache};
 
 /// The entry `0.mlx_models`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,8 +107,8 @@ impl LayerRecord {
     /// The cache with these numbers and the tensors of layer `i`, or what contradicts what.
     pub(super) fn restore(&self, i: usize, contents: &Tensors) -> Result<CacheState, String> {
         let error = |e: CacheError| e.to_string();
-        let quantization = self.quantization.map(|q| KvQuantization::new(q.bits, q.group_size));
-        let quantization = quantization.transpose().map_err(error)?;
+        let quantization = self.quantization.map(|q| Quantization::affine(q.bits, q.group_size));
+        let quantization = quantization.transpose().map_err(|e| e.to_string())?;
         if self.steps < 0 || self.padding.iter().any(|&row| row < 0) {
             return Err(format!("{} steps with a padding of {:?}", self.steps, self.padding));
         }
@@ -150,7 +150,7 @@ impl LayerRecord {
 }
 
 /// The form that tensors have, or what is wrong with them.
-pub(super) fn form(arrays: &[Array], quantization: Option<KvQuantization>) -> Result<Form, String> {
+pub(super) fn form(arrays: &[Array], quantization: Option<Quantization>) -> Result<Form, String> {
     let shapes: Vec<&[i32]> = arrays.iter().map(Array::shape).collect();
     let wrong = || format!("its tensors have the shapes {shapes:?}");
     let mut sizes: Vec<[i32; 4]> = Vec::with_capacity(arrays.len());

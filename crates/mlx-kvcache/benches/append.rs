@@ -1,0 +1,188 @@
+//! One token more for caches that hold many, beside mlx-lm's: `cargo bench -p mlx-kvcache`.
+//!
+//! mlx-lm's caches answer in a process beside this one, which takes turns with ours in the same run
+//! (`xtask/python/bench_caches.py`). `MLX_LM_PYTHON` names a Python that has mlx-lm; without it, it is
+//! looked for where `xtask/python/README.md` puts it, and where there is none only ours are measured.
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails has nothing to say")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion};
+use mlx_kvcache::{FullKvCache, KvCache, Quantization, RotatingKvCache};
+use mlx_rs::Array;
+use mlx_rs::ops::concatenate;
+
+const HEADS: i32 = 4;
+const HEAD_DIM: i32 = 64;
+const LEFT_PADDING: [i32; 4] = [3, 0, 2, 1];
+/// Places that a full cache has left behind a prompt of a multiple of 256 tokens and the warm-up.
+const FREE_PLACES: i32 = 200;
+
+/// A name, whether mlx-lm has it, the cache for this many tokens, and rows of its batch.
+type Kind = (&'static str, bool, fn(i32) -> Box<dyn KvCache>, i32);
+
+const KINDS: [Kind; 9] = [
+    ("full", true, |_| Box::new(FullKvCache::new()), 1),
+    ("quantized8", true, |_| Box::new(FullKvCache::new().quantized(bits(8)).unwrap()), 1),
+    ("quantized4", true, |_| Box::new(FullKvCache::new().quantized(bits(4)).unwrap()), 1),
+    ("rotating", true, |size| Box::new(ring(size)), 1),
+    ("rotating-keep", true, |size| Box::new(ring(size).with_keep(4).unwrap()), 1),
+    ("rotating-rewind", false, |size| Box::new(ring(size).with_rewind(16).unwrap()), 1),
+    ("rotating-quantized8", false, |size| Box::new(ring(size).quantized(bits(8)).unwrap()), 1),
+    ("batch", true, |_| Box::new(FullKvCache::left_padded(&LEFT_PADDING).unwrap()), 4),
+    ("batch-rotating", true, |size| Box::new(ring(size).with_left_padding(&LEFT_PADDING).unwrap()), 4),
+];
+
+fn ring(max_size: i32) -> RotatingKvCache {
+    RotatingKvCache::new(max_size).unwrap()
+}
+
+fn bits(bits: i32) -> Quantization {
+    Quantization::affine(bits, 64).unwrap()
+}
+
+/// Nanoseconds for an append, sample by sample, of kind and tokens: ours and mlx-lm's.
+type Samples = RefCell<BTreeMap<(usize, i32), [Vec<f64>; 2]>>;
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    let peer = Peer::start().map(RefCell::new);
+    let samples = Samples::default();
+    for (number, &(name, theirs, cache, rows)) in KINDS.iter().enumerate() {
+        let mut group = criterion.benchmark_group(name);
+        for tokens in [1024, 4096, 16_384] {
+            let keep = |side: usize, elapsed: Duration, iterations: u64| {
+                let each = elapsed.as_nanos() as f64 / iterations as f64;
+                samples.borrow_mut().entry((number, tokens)).or_default()[side].push(each);
+                elapsed
+            };
+            group.bench_function(BenchmarkId::new("ours", tokens), |b| {
+                let mut prepared = Prepared::new(cache(tokens), tokens, rows);
+                b.iter_custom(|iterations| keep(0, prepared.appends(iterations), iterations));
+            });
+            if let Some(peer) = peer.as_ref().filter(|_| theirs) {
+                group.bench_function(BenchmarkId::new("mlx-lm", tokens), |b| {
+                    b.iter_custom(|iterations| {
+                        keep(1, peer.borrow_mut().appends(name, tokens, iterations), iterations)
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+    criterion.final_summary();
+    report(&samples.borrow());
+}
+
+/// The medians of both, and their ratio.
+fn report(samples: &BTreeMap<(usize, i32), [Vec<f64>; 2]>) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{:20} {:>7} {:>10} {:>10} {:>6}", "cache", "tokens", "ours us", "mlx-lm us", "ratio")
+        .unwrap();
+    for (&(kind, tokens), sides) in samples {
+        let median = |side: &[f64]| {
+            let mut sorted = side.to_vec();
+            sorted.sort_by(f64::total_cmp);
+            sorted.get(sorted.len() / 2).map(|nanoseconds| nanoseconds / 1000.0)
+        };
+        let [ours, theirs] = sides.each_ref().map(|side| median(side));
+        let text =
+            |number: Option<f64>| number.map_or_else(|| "-".to_owned(), |number| format!("{number:.1}"));
+        let ratio =
+            ours.zip(theirs).map_or_else(|| "-".to_owned(), |(ours, theirs)| format!("{:.2}", ours / theirs));
+        writeln!(out, "{:20} {tokens:>7} {:>10} {:>10} {ratio:>6}", KINDS[kind].0, text(ours), text(theirs))
+            .unwrap();
+    }
+}
+
+/// A cache that holds `tokens` tokens, and one more to append.
+struct Prepared {
+    cache: Box<dyn KvCache>,
+    token: Array,
+    tokens: i32,
+}
+
+impl Prepared {
+    fn new(mut cache: Box<dyn KvCache>, tokens: i32, rows: i32) -> Self {
+        let ones = |length| {
+            let row = Array::ones::<f32>(&[1, HEADS, length, HEAD_DIM]).unwrap();
+            concatenate(&vec![row; rows as usize], 0).unwrap()
+        };
+        let (prompt, token) = (ones(tokens), ones(1));
+        cache.append(&prompt, &prompt).unwrap();
+        let mut prepared = Self { cache, token, tokens };
+        prepared.appends(8);
+        prepared
+    }
+
+    /// The time of so many appends, each evaluated. Going back to where there are free places is not
+    /// counted; rings need it not.
+    fn appends(&mut self, iterations: u64) -> Duration {
+        let mut elapsed = Duration::ZERO;
+        let mut left = iterations;
+        while left > 0 {
+            let gone = (self.cache.offset() - self.tokens).max(0);
+            if gone >= FREE_PLACES && self.cache.can_trim(gone).is_ok() {
+                self.cache.trim(gone).unwrap();
+            }
+            let now = left.min(FREE_PLACES as u64 / 2);
+            let started = Instant::now();
+            for _ in 0..now {
+                drop(self.cache.append(&self.token, &self.token).unwrap());
+                mlx_rs::transforms::eval(self.cache.arrays()).unwrap();
+            }
+            elapsed += started.elapsed();
+            left -= now;
+        }
+        elapsed
+    }
+}
+
+/// mlx-lm, in a process of its own.
+struct Peer {
+    process: Child,
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start() -> Option<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
+        let python = std::env::var_os("MLX_LM_PYTHON")
+            .map_or_else(|| root.join("target/python/bin/python"), PathBuf::from);
+        let mut command = Command::new(&python);
+        command.arg(root.join("xtask/python/bench_caches.py"));
+        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let Ok(mut process) = process else {
+            let _ =
+                writeln!(std::io::stderr(), "no mlx-lm to compare with: {} does not run", python.display());
+            return None;
+        };
+        let (requests, answers) = (process.stdin.take(), BufReader::new(process.stdout.take()?));
+        Some(Self { process, requests, answers })
+    }
+
+    fn appends(&mut self, kind: &str, tokens: i32, iterations: u64) -> Duration {
+        writeln!(self.requests.as_mut().unwrap(), "{kind} {tokens} {iterations}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        Duration::from_secs_f64(answer.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.requests.take());
+        let _ = self.process.wait();
+    }
+}

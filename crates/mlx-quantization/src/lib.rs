@@ -1,0 +1,184 @@
+//! MLX's modes of quantization: integers with a scale and a bias, and small floats with a shared scale.
+//!
+//! API: usable without the rest of this workspace. mlx-rs 0.33 calls the affine mode only; the others
+//! are called here, through mlx-c, with everything checked before, since a refusal there has no message
+//! that could be read. This is the crate of this workspace, below the models, that has `unsafe` code.
+//!
+//! A matrix is cut into groups of neighbouring numbers of a row, and each group has a scale:
+//!
+//! | mode | a number is | of a group of |
+//! |---|---|---|
+//! | affine | `scale * q + bias`, q an integer of 2, 3, 4, 5, 6 or 8 bits | 32, 64 or 128 |
+//! | mxfp4 | `2^e * f`, f a float of 4 bits (E2M1), e of 8 bits | 32 |
+//! | mxfp8 | `2^e * f`, f a float of 8 bits (E4M3), e of 8 bits | 32 |
+//! | nvfp4 | `s * f`, f a float of 4 bits (E2M1), s a float of 8 bits (E4M3) | 16 |
+//!
+//! ```
+//! use mlx_quantization::{Quantization, dequantize, quantize, quantized_matmul};
+//! use mlx_rs::Array;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let w = Array::ones::<f32>(&[8, 64])?;
+//! let q = quantize(&w, Quantization::MXFP4)?;
+//! let y = quantized_matmul(&Array::ones::<f32>(&[1, 64])?, &q, true)?;
+//! assert_eq!(y.shape(), [1, 8]);
+//! assert_eq!(dequantize(&q)?.shape(), [8, 64]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Reference
+//!
+//! Rouhani et al., *OCP Microscaling Formats (MX) Specification* 1.0, section 5 (mxfp4, mxfp8); NVIDIA's
+//! Blackwell architecture documents (nvfp4); `quantize` in MLX's documentation (affine).
+
+mod native;
+mod scheme;
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, Dtype};
+
+pub use scheme::{Mode, Quantization, UnknownQuantization};
+
+/// A quantized matrix, or several.
+///
+/// # Shapes
+///
+/// For `[.., N, K]` numbers of b bits in groups of g.
+#[derive(Debug, Clone)]
+pub struct QuantizedArray {
+    /// The numbers, packed: uint32 `[.., N, K * b / 32]`.
+    pub packed: Array,
+    /// `[.., N, K / g]`: of the dtype of the numbers in the affine mode, uint8 in the others.
+    pub scales: Array,
+    /// The same, in the affine mode alone.
+    pub biases: Option<Array>,
+    /// How.
+    pub quantization: Quantization,
+}
+
+impl QuantizedArray {
+    /// Whether the arrays have the dtypes and shapes that they must have.
+    fn check(&self) -> Result<(), Exception> {
+        let Quantization { bits, group_size, mode } = self.quantization;
+        let wrong = |what: &str| {
+            Err(Exception::custom(format!(
+                "{} numbers {what}: packed {:?} of shape {:?}, scales {:?} of shape {:?}",
+                self.quantization,
+                self.packed.dtype(),
+                self.packed.shape(),
+                self.scales.dtype(),
+                self.scales.shape()
+            )))
+        };
+        let (packed, scales) = (self.packed.shape(), self.scales.shape());
+        let (Some((&packed_last, packed_rows)), Some((&scales_last, scales_rows))) =
+            (packed.split_last(), scales.split_last())
+        else {
+            return wrong("without axes");
+        };
+        if packed.len() < 2 || packed_rows != scales_rows {
+            return wrong("with other rows than their scales");
+        }
+        if i64::from(packed_last) * 32 != i64::from(scales_last) * i64::from(group_size) * i64::from(bits) {
+            return wrong("of another length than their scales say");
+        }
+        let affine = mode == Mode::Affine;
+        if self.packed.dtype() != Dtype::Uint32 || (self.scales.dtype() == Dtype::Uint8) == affine {
+            return wrong("of other dtypes");
+        }
+        match &self.biases {
+            Some(biases) if affine && biases.shape() == scales && biases.dtype() == self.scales.dtype() => {
+                Ok(())
+            }
+            None if !affine => Ok(()),
+            _ => wrong("with biases that do not belong to them, or without"),
+        }
+    }
+}
+
+/// Quantizes the last axis of `w`.
+///
+/// # Shapes
+///
+/// `[.., N, K]`, K a multiple of the group size.
+///
+/// # Dtypes
+///
+/// Any float.
+///
+/// # Errors
+///
+/// Where `w` has less than two axes, is not of floats, or its last axis cannot be cut into groups.
+pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray, Exception> {
+    let Quantization { bits, group_size, mode } = quantization;
+    let (shape, dtype) = (w.shape(), w.dtype());
+    if shape.len() < 2 || shape.last().is_some_and(|k| k % group_size != 0 || *k == 0) {
+        return Err(Exception::custom(format!(
+            "{quantization} needs groups of {group_size}, and has {shape:?}"
+        )));
+    }
+    if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+        return Err(Exception::custom(format!("{quantization} is for floats, not for {dtype:?}")));
+    }
+    if mode == Mode::Affine {
+        let (packed, scales, biases) = mlx_rs::ops::quantize(w, group_size, bits)?;
+        return Ok(QuantizedArray { packed, scales, biases: Some(biases), quantization });
+    }
+    let [packed, scales] = native::quantize(w, quantization)?;
+    Ok(QuantizedArray { packed, scales, biases: None, quantization })
+}
+
+/// The numbers, as near as the bits allow.
+///
+/// # Dtypes
+///
+/// That of the scales in the affine mode, bfloat16 in the others.
+///
+/// # Errors
+///
+/// Where the arrays do not belong together.
+pub fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
+    w.check()?;
+    let Quantization { bits, group_size, mode } = w.quantization;
+    if mode == Mode::Affine {
+        return mlx_rs::ops::dequantize(&w.packed, &w.scales, w.biases.as_ref(), group_size, bits);
+    }
+    native::dequantize(w)
+}
+
+/// `x` times the matrix, or times it transposed, without dequantizing it first.
+///
+/// # Shapes
+///
+/// `x` `[.., M, K]` for a matrix `[N, K]` that is transposed, giving `[.., M, N]`; `[.., M, N]`
+/// otherwise, giving `[.., M, K]`.
+///
+/// # Dtypes
+///
+/// `x` of any float. The result is of the dtype of `x`; in the affine mode of the one that `x` and the
+/// scales promote to.
+///
+/// # Errors
+///
+/// Where the arrays do not belong together, or `x` does not fit them.
+pub fn quantized_matmul(x: &Array, w: &QuantizedArray, transpose: bool) -> Result<Array, Exception> {
+    w.check()?;
+    let Quantization { bits, group_size, mode } = w.quantization;
+    if mode == Mode::Affine {
+        let biases = w.biases.as_ref();
+        return mlx_rs::ops::quantized_matmul(x, &w.packed, &w.scales, biases, transpose, group_size, bits);
+    }
+    // `check` has seen two axes.
+    let rows = w.packed.dim(-2);
+    let columns = w.scales.dim(-1) * group_size;
+    let inner = if transpose { columns } else { rows };
+    if x.shape().last() != Some(&inner) || x.ndim() < 2 {
+        let found = x.shape();
+        return Err(Exception::custom(format!("x of shape {found:?} for a matrix of [{rows}, {columns}]")));
+    }
+    if !matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+        return Err(Exception::custom(format!("x of {:?}, and a float is needed", x.dtype())));
+    }
+    native::quantized_matmul(x, w, transpose)
+}

@@ -1,0 +1,139 @@
+//! The calls of mlx-c that mlx-rs does not make: modes other than affine.
+
+use std::ffi::CStr;
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, Stream};
+use mlx_sys::{
+    mlx_array, mlx_array_free, mlx_array_new, mlx_dequantize, mlx_dtype__MLX_FLOAT32, mlx_optional_dtype,
+    mlx_optional_int, mlx_quantize, mlx_quantized_matmul, mlx_vector_array_free, mlx_vector_array_get,
+    mlx_vector_array_new, mlx_vector_array_size,
+};
+
+use crate::{Mode, Quantization, QuantizedArray};
+
+fn name(mode: Mode) -> &'static CStr {
+    match mode {
+        Mode::Affine => c"affine",
+        Mode::Mxfp4 => c"mxfp4",
+        Mode::Mxfp8 => c"mxfp8",
+        Mode::Nvfp4 => c"nvfp4",
+    }
+}
+
+fn given(value: i32) -> mlx_optional_int {
+    mlx_optional_int { value, has_value: true }
+}
+
+/// An array that is to be written to, or that stands for none. Freed when it goes out of scope.
+struct Slot(mlx_array);
+
+impl Slot {
+    fn new() -> Self {
+        // SAFETY: makes an empty handle, and has no conditions.
+        Self(unsafe { mlx_array_new() })
+    }
+
+    /// The array that was written, or an error where mlx-c has refused. What it says is with mlx-rs, which
+    /// shows it with its next error; all that is known to be refused was refused here before.
+    fn written(self, status: i32, doing: &str) -> Result<Array, Exception> {
+        if status != 0 {
+            return Err(Exception::custom(format!("MLX refused {doing}")));
+        }
+        let written = self.0;
+        std::mem::forget(self);
+        // SAFETY: the call has succeeded, so the handle is a valid array, and nobody else will free it.
+        Ok(unsafe { Array::from_ptr(written) })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from `mlx_array_new`, and is freed once: `written` forgets it.
+        unsafe { mlx_array_free(self.0) };
+    }
+}
+
+/// Makes sure that mlx-rs has put its error handler in the place of mlx-c's, which ends the process.
+fn with_error_handler() -> Result<(), Exception> {
+    // Every operation of mlx-rs does it first; this one is never computed.
+    mlx_rs::ops::zeros::<f32>(&[1]).map(drop)
+}
+
+pub(crate) fn quantize(w: &Array, quantization: Quantization) -> Result<[Array; 2], Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let no_scale = Slot::new();
+    // SAFETY: all handles are valid for the call: `w` and `stream` are borrowed, the vector and the empty
+    // array live until after it. The vector is freed once, and the arrays that it gives out are handles
+    // of their own.
+    unsafe {
+        let mut parts = mlx_vector_array_new();
+        let status = mlx_quantize(
+            &mut parts,
+            w.as_ptr(),
+            given(quantization.group_size),
+            given(quantization.bits),
+            name(quantization.mode).as_ptr(),
+            no_scale.0,
+            stream.as_ptr(),
+        );
+        let take = |index| {
+            let mut part = Slot::new();
+            let status = mlx_vector_array_get(&mut part.0, parts, index);
+            part.written(status, "to give out what was quantized")
+        };
+        let arrays = match status {
+            0 if mlx_vector_array_size(parts) == 2 => take(0).and_then(|packed| Ok([packed, take(1)?])),
+            _ => Err(Exception::custom(format!("MLX refused to quantize {:?} to {quantization}", w.shape()))),
+        };
+        mlx_vector_array_free(parts);
+        arrays
+    }
+}
+
+pub(crate) fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let (mut out, no_biases, no_scale) = (Slot::new(), Slot::new(), Slot::new());
+    // SAFETY: all handles are valid for the call: those of `w` and `stream` are borrowed, the others live
+    // until after it.
+    let status = unsafe {
+        mlx_dequantize(
+            &mut out.0,
+            w.packed.as_ptr(),
+            w.scales.as_ptr(),
+            no_biases.0,
+            given(w.quantization.group_size),
+            given(w.quantization.bits),
+            name(w.quantization.mode).as_ptr(),
+            no_scale.0,
+            mlx_optional_dtype { value: mlx_dtype__MLX_FLOAT32, has_value: false },
+            stream.as_ptr(),
+        )
+    };
+    out.written(status, "to dequantize")
+}
+
+pub(crate) fn quantized_matmul(x: &Array, w: &QuantizedArray, transpose: bool) -> Result<Array, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let (mut out, no_biases) = (Slot::new(), Slot::new());
+    // SAFETY: all handles are valid for the call: those of `x`, `w` and `stream` are borrowed, the others
+    // live until after it.
+    let status = unsafe {
+        mlx_quantized_matmul(
+            &mut out.0,
+            x.as_ptr(),
+            w.packed.as_ptr(),
+            w.scales.as_ptr(),
+            no_biases.0,
+            transpose,
+            given(w.quantization.group_size),
+            given(w.quantization.bits),
+            name(w.quantization.mode).as_ptr(),
+            stream.as_ptr(),
+        )
+    };
+    out.written(status, "a product with quantized numbers")
+}

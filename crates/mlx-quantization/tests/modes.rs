@@ -1,0 +1,104 @@
+//! Each mode against what MLX answers in Python, and what is refused.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::{BTreeSet, HashMap};
+
+use mlx_quantization::{
+    Mode, Quantization, QuantizedArray, UnknownQuantization, dequantize, quantize, quantized_matmul,
+};
+use mlx_rs::{Array, Dtype};
+
+/// `xtask/python/make_quantization_fixtures.py`.
+fn fixture() -> HashMap<String, Array> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    Array::load_safetensors(folder.join("modes.safetensors")).unwrap()
+}
+
+#[track_caller]
+fn assert_equal(found: &Array, expected: &Array, what: &str) {
+    assert_eq!((found.dtype(), found.shape()), (expected.dtype(), expected.shape()), "{what}");
+    let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    let equal = if here || !matches!(found.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+        found.eq_values(expected).unwrap()
+    } else {
+        let [found, expected] = [found, expected].map(|array| array.as_dtype(Dtype::Float32).unwrap());
+        found.all_close(&expected, 1e-2, 1e-2, None).unwrap()
+    };
+    assert!(equal, "{what}");
+}
+
+#[test]
+fn every_mode_answers_as_mlx_does() {
+    let tensors = fixture();
+    let cases: BTreeSet<&str> = tensors.keys().map(|key| key.split_once('.').unwrap().0).collect();
+    assert_eq!(cases.len(), 27);
+    for case in cases {
+        let tensor = |name: &str| &tensors[&format!("{case}.{name}")];
+        let mut parts = case.split('_');
+        let mut part = || parts.next().unwrap();
+        let (mode, bits, group_size) = (part(), part().parse().unwrap(), part().parse().unwrap());
+        let quantization = Quantization::named(mode, bits, group_size).unwrap();
+        assert_eq!(quantization.has_biases(), mode == "affine");
+
+        let q = quantize(tensor("w"), quantization).unwrap();
+        assert_equal(&q.packed, tensor("packed"), case);
+        assert_equal(&q.scales, tensor("scales"), case);
+        match &q.biases {
+            Some(biases) => assert_equal(biases, tensor("biases"), case),
+            None => assert!(!quantization.has_biases()),
+        }
+        assert_equal(&dequantize(&q).unwrap(), tensor("dequantized"), case);
+        assert_equal(&quantized_matmul(tensor("x"), &q, true).unwrap(), tensor("y"), case);
+        assert_equal(&quantized_matmul(tensor("x_t"), &q, false).unwrap(), tensor("y_t"), case);
+    }
+}
+
+#[test]
+fn sizes_that_a_mode_does_not_have_are_errors() {
+    for (mode, bits, group_size) in
+        [("affine", 7, 64), ("affine", 4, 16), ("mxfp4", 8, 32), ("mxfp8", 4, 32), ("nvfp4", 4, 32)]
+    {
+        let error = Quantization::named(mode, bits, group_size).unwrap_err();
+        assert!(matches!(error, UnknownQuantization::Sizes { .. }), "{error}");
+        assert!(error.to_string().contains(mode), "{error}");
+    }
+    let error = Quantization::named("int8", 8, 64).unwrap_err();
+    assert_eq!(error.to_string(), "mode \"int8\" is not known; known are affine, mxfp4, mxfp8, nvfp4");
+    for known in [Quantization::MXFP4, Quantization::MXFP8, Quantization::NVFP4] {
+        assert_eq!(Quantization::new(known.mode(), known.bits(), known.group_size()), Ok(known));
+    }
+    assert_eq!(Quantization::affine(4, 64).unwrap().to_string(), "affine of 4 bits in groups of 64");
+}
+
+#[test]
+fn arrays_that_do_not_belong_together_are_errors() {
+    let ones = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
+    for mode in Mode::ALL {
+        let quantization = match mode {
+            Mode::Affine => Quantization::affine(4, 32).unwrap(),
+            Mode::Mxfp4 => Quantization::MXFP4,
+            Mode::Mxfp8 => Quantization::MXFP8,
+            Mode::Nvfp4 => Quantization::NVFP4,
+        };
+        for wrong in [ones(&[64]), ones(&[2, 40]), ones(&[2, 0]), Array::ones::<i32>(&[2, 64]).unwrap()] {
+            assert!(quantize(&wrong, quantization).is_err(), "{mode} {:?}", wrong.shape());
+        }
+        let right = quantize(&ones(&[4, 64]), quantization).unwrap();
+        let refused = |wrong: QuantizedArray, what: &str| {
+            assert!(dequantize(&wrong).is_err(), "{mode}: {what}");
+            assert!(quantized_matmul(&ones(&[1, 64]), &wrong, true).is_err(), "{mode}: {what}");
+        };
+        refused(QuantizedArray { packed: ones(&[4, 8]), ..right.clone() }, "floats");
+        refused(QuantizedArray { packed: right.packed.reshape(&[-1]).unwrap(), ..right.clone() }, "one axis");
+        refused(QuantizedArray { scales: right.scales.reshape(&[2, -1]).unwrap(), ..right.clone() }, "rows");
+        refused(QuantizedArray { scales: right.packed.clone(), ..right.clone() }, "length");
+        let biases = if right.biases.is_some() { None } else { Some(ones(&[4, 2])) };
+        refused(QuantizedArray { biases, ..right.clone() }, "biases");
+        for (x, transpose) in [(ones(&[1, 32]), true), (ones(&[1, 64]), false)] {
+            assert!(quantized_matmul(&x, &right, transpose).is_err(), "{mode} {transpose}");
+        }
+    }
+    let right = quantize(&ones(&[4, 64]), Quantization::MXFP4).unwrap();
+    let integers = Array::ones::<i32>(&[1, 64]).unwrap();
+    assert!(quantized_matmul(&integers, &right, true).is_err());
+}

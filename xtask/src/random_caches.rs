@@ -1,0 +1,22 @@
+//! `cargo xtask random-caches`: the random sequences of `mlx-kvcache`'s tests, many of them.
+//!
+//! The ordinary tests try a hundred. A sequence that fails is made smaller until nothing more can be
+//! left out, and printed.
+
+use std::io;
+use std::process::Command;
+
+/// Arguments of `cargo xtask random-caches`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How many sequences of operations to try
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    sequences: u32,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    let mut tests = Command::new(env!("CARGO"));
+    tests.args(["test", "--package", "mlx-kvcache", "--test", "random_sequences"]);
+    tests.env("MLX_KVCACHE_SEQUENCES", arguments.sequences.to_string()).current_dir(crate::root());
+    Ok(tests.status()?.success())
+}
