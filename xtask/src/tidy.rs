@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-quantization", &["mlx-sys"]),
     ("mlx-attn-masks", &[]),
     ("mlx-kvcache", &["mlx-attn-masks", "mlx-quantization"]),
-    ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache"]),
+    ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache", "mlx-rope"]),
     ("mlx-checkpoint", &["mlx-layers"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
     ("mlx-lille-130m", ARCHITECTURE),

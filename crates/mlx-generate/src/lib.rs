@@ -61,7 +61,7 @@ pub enum GenerateError {
         "the first {tokens} tokens of the cache have to be read again at this length, and the session does not \
          know them"
     )]
-    Unknown {
+    UnknownTokens {
         /// How many the cache came with.
         tokens: i32,
     },

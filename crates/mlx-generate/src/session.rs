@@ -100,7 +100,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Those of [`CausalLm::forward`], and [`GenerateError::Unknown`] where tokens have to be read again that
+    /// Those of [`CausalLm::forward`], and [`GenerateError::UnknownTokens`] where tokens have to be read again that
     /// the cache came with. The session then has the tokens of those pieces that were read.
     pub fn read(
         &mut self,
@@ -187,7 +187,7 @@ impl Session {
         let held = offset.max(self.cache.expected());
         if offset > 0 && !self.all_alike(model, held, length) {
             if self.empty.is_none() {
-                return Err(GenerateError::Unknown { tokens: self.unknown });
+                return Err(GenerateError::UnknownTokens { tokens: self.unknown });
             }
             self.begin_again()?;
         }

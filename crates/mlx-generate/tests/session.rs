@@ -278,7 +278,7 @@ fn a_cache_with_tokens_that_nobody_knows_is_used_up_to_the_border() {
     let found = session.read(&mut model, &cut(&tokens, 5, 8), Logits::All).unwrap();
     assert_close(&found, &cut(&one_pass(&mut model, &cut(&tokens, 0, 8)), 5, 8), "within");
     let error = session.read(&mut model, &cut(&tokens, 8, 9), Logits::All).unwrap_err();
-    assert!(matches!(error, GenerateError::Unknown { tokens: 5 }), "{error}");
+    assert!(matches!(error, GenerateError::UnknownTokens { tokens: 5 }), "{error}");
     assert!(error.to_string().contains("the first 5 tokens"), "{error}");
     assert_eq!(session.offset(), 8);
     // Without those tokens it can go on.

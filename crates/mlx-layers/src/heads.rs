@@ -2,6 +2,7 @@
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::KvCache;
+use mlx_rope::Rope;
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 
@@ -66,6 +67,30 @@ pub fn merge(x: &Array) -> Result<Array> {
         return Err(Exception::custom(format!("heads are merged from [B, H, L, D], not {:?}", x.shape())));
     };
     x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, length, -1])
+}
+
+/// Attention with rotary positions over a cache: rotates queries and keys, hands keys and values to
+/// the cache, and attends to everything that the cache then lets them read.
+///
+/// # Shapes
+///
+/// Queries `[B, H, L, D]`, keys and values `[B, H_kv, L, D]`, as [`split`] makes them; the result is
+/// `[B, L, H * D]`, as [`merge`] makes it.
+///
+/// # Errors
+///
+/// Where the shapes do not fit each other, the mask or what the cache holds.
+pub fn attend(
+    [queries, keys, values]: [&Array; 3],
+    rope: &Rope,
+    scale: f32,
+    mask: &AttentionMask,
+    cache: &mut dyn KvCache,
+) -> Result<Array> {
+    let queries = rope.rotate(queries, cache.offsets())?;
+    let keys = rope.rotate(keys, cache.offsets())?;
+    let read = cache.append(&keys, values)?; // [B, H_kv, S, D]
+    merge(&read.attention(&queries, scale, mask)?)
 }
 
 #[cfg(test)]

@@ -121,13 +121,8 @@ impl Module<AttentionInput<'_>> for Attention {
         let qkv = self.qkv_proj.forward(&self.norm.forward(x)?)?;
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.n_head, self.n_kv_heads)?;
-
-        let queries = self.rope.rotate(&queries, cache.offsets())?;
-        let keys = self.rope.rotate(&keys, cache.offsets())?;
-
-        let read = cache.append(&keys, &values)?; // [B, H_kv, S, d]
-        let attended = read.attention(&queries, self.scale, mask)?;
-        self.out_proj.forward(&heads::merge(&attended)?) // [B, H, L, d] -> [B, L, D]
+        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
+        self.out_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 
     fn training_mode(&mut self, _mode: bool) {}

@@ -144,13 +144,8 @@ impl Module<BlockInput<'_>> for Attention {
         let qkv = self.qkv_proj.forward(x)?; // [B, L, D] -> [B, L, (H + 2 H_kv) d]
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.query_heads, self.key_heads)?;
-
-        let queries = rope.rotate(&queries, cache.offsets())?;
-        let keys = rope.rotate(&keys, cache.offsets())?;
-
-        let read = cache.append(&keys, &values)?; // [B, H_kv, S, d]
-        let attended = read.attention(&queries, self.scale, mask)?;
-        self.o_proj.forward(&heads::merge(&attended)?) // [B, H, L, d] -> [B, L, D]
+        let attended = heads::attend([&queries, &keys, &values], rope, self.scale, mask, cache)?;
+        self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 
     fn training_mode(&mut self, _mode: bool) {}

@@ -7,7 +7,7 @@ mod common;
 use common::{folder, long_rope, model, model_with, plain, read, tensors, tokens, with};
 use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, Logits, LongRopeMode};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_kvcache::{CacheOptions, KvQuantization, LayerKind, LayerSpec, ModelCache};
+use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec, ModelCache, Quantization};
 use mlx_phi3::Phi3;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -203,7 +203,7 @@ fn a_quantized_cache_is_nearly_the_same() {
     let config = with(plain(), &[("head_dim", json!(32))]);
     let mut model = model(&config);
     let exact = all_logits(&mut model, &tokens(2, 12));
-    let quantization = Some(KvQuantization::new(8, 32).unwrap());
+    let quantization = Some(Quantization::affine(8, 32).unwrap());
     let mut cache = model.new_cache(&CacheOptions { quantization, ..CacheOptions::default() }).unwrap();
     let found = model.forward(&tokens(2, 12), &mut cache, Logits::All).unwrap();
     let near = Tolerance::Close { rtol: 5e-2, atol: 5e-2 };
