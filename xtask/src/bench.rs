@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use mlx_models::generate::{GenerateOptions, generate};
+use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::{CacheOptions, CausalLm};
 use serde::{Deserialize, Serialize};
 
@@ -128,10 +128,10 @@ fn rates(
     prompt: &[u32],
     count: usize,
 ) -> Result<(f64, f64), mlx_models::generate::GenerateError> {
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let started = Instant::now();
     let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
-    let mut stream = generate(model, &mut cache, prompt, options)?;
+    let mut stream = generate(model, &mut session, prompt, options)?;
     stream.next().transpose()?;
     let first = Instant::now();
     let mut rest = 0;

@@ -19,11 +19,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-kvcache", &["mlx-attn-masks", "mlx-quantization"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache", "mlx-quantization", "mlx-rope"]),
     ("mlx-checkpoint", &["mlx-layers", "mlx-quantization"]),
-    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache"]),
+    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
     ("mlx-gemma3", ARCHITECTURE),
     ("mlx-lille-130m", ARCHITECTURE),
     ("mlx-olmo3", ARCHITECTURE),
+    ("mlx-phi3", ARCHITECTURE),
     (
         "mlx-models",
         &[
@@ -34,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-kvcache",
             "mlx-lille-130m",
             "mlx-olmo3",
+            "mlx-phi3",
             "mlx-tokenizer",
         ],
     ),

@@ -8,6 +8,7 @@ use std::fmt::Debug;
 
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_kvcache::{CacheError, CacheOptions, LayerSpec, ModelCache};
+pub use mlx_rope::LongRopeMode;
 use mlx_rs::error::Exception;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -56,6 +57,15 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
 
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
+
+    /// Whether keys that were cached while the sequence had `a` tokens serve one of `b` tokens.
+    ///
+    /// They do unless the rotation depends on the length of the sequence and there is a border between the
+    /// two lengths (LongRoPE). A runtime that comes over it, on whichever side it started, has to read the
+    /// sequence again; `Session` of `mlx-generate` does.
+    fn rotates_alike(&self, _a: i32, _b: i32) -> bool {
+        true
+    }
 
     /// An empty cache for this model.
     ///
@@ -159,11 +169,21 @@ pub enum LoadError {
     },
 }
 
+/// What a user wants of a model, whichever it is. A model that has no use for an option is the same without.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Which of its lists LongRoPE uses when.
+    pub long_rope: LongRopeMode,
+}
+
+/// How an architecture builds a model.
+pub type Load = fn(&Checkpoint, &LoadOptions) -> Result<Box<dyn CausalLm>, LoadError>;
+
 /// An architecture: which checkpoints it reads, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Architecture {
     /// The values of a config's `model_type` that mean this architecture.
     pub model_types: &'static [&'static str],
     /// Builds the model. Its weights are read when they are first used.
-    pub load: fn(&Checkpoint) -> Result<Box<dyn CausalLm>, LoadError>,
+    pub load: Load,
 }

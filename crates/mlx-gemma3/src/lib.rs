@@ -111,5 +111,5 @@ use mlx_causal_lm::Architecture;
 /// The architecture, for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[TEXT, MULTIMODAL],
-    load: |checkpoint| Ok(Box::new(Gemma3::load(checkpoint)?)),
+    load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
 };

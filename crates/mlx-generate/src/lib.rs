@@ -1,20 +1,24 @@
 //! From a prompt to a stream of tokens.
 //!
-//! API. [`generate`] reads a prompt into a model's cache, in pieces, and answers with an iterator
-//! that decodes one token at a time. While the caller looks at a token, the device already works on
-//! the next one.
+//! API. A [`Session`] is a cache with the tokens that it has read. [`generate`] reads a prompt into it, in
+//! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
+//! token, the device already works on the next one.
 
 mod sampler;
+mod session;
 mod stream;
 
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::{CacheError, ModelCache};
+use mlx_kvcache::CacheError;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
+use session::PIECE;
+
 pub use sampler::{Sampler, Sampling};
+pub use session::Session;
 pub use stream::{FinishReason, Token, TokenStream};
 
 /// Why a prompt is not continued.
@@ -24,12 +28,12 @@ pub enum GenerateError {
     /// There is nothing to continue.
     #[error("the prompt is empty; a model needs at least one token to continue")]
     EmptyPrompt,
-    /// The prompt and what the cache holds leave no room for a token.
+    /// The prompt and what the session has leave no room for a token.
     #[error("the prompt has {prompt} tokens{}, and the model's context ends at {context}", already(*cached))]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens that the cache holds already.
+        /// Tokens that the session has already.
         cached: usize,
         /// The model's context length.
         context: usize,
@@ -51,6 +55,15 @@ pub enum GenerateError {
     Temperature {
         /// The value that was given.
         found: f32,
+    },
+    /// The sequence has to be read again, and its first tokens are not known.
+    #[error(
+        "the first {tokens} tokens of the cache have to be read again at this length, and the session does not \
+         know them"
+    )]
+    UnknownTokens {
+        /// How many the cache came with.
+        tokens: i32,
     },
     /// The progress callback asked to stop.
     #[error("cancelled while reading the prompt")]
@@ -77,76 +90,82 @@ pub struct GenerateOptions {
     /// How a token is chosen.
     pub sampling: Sampling,
     /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
-    /// memory; 2048 is mlx-lm's choice as well.
+    /// memory; 2048, the default, is mlx-lm's choice as well.
     pub prefill_chunk: usize,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: 2048 }
+        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: PIECE }
     }
 }
 
-/// Reads `prompt` into `cache` and answers with the stream of tokens that continue it.
+/// Reads `prompt` into `session` and answers with the stream of tokens that continue it.
 ///
-/// The cache may hold tokens already; the prompt then continues them.
+/// The session may have tokens already; the prompt then continues them.
 ///
 /// # Errors
 ///
 /// A [`GenerateError`] that names what is wrong with the prompt or the options.
 pub fn generate<'a>(
     model: &'a mut dyn CausalLm,
-    cache: &'a mut ModelCache,
+    session: &'a mut Session,
     prompt: &[u32],
     options: GenerateOptions,
 ) -> Result<TokenStream<'a>, GenerateError> {
-    generate_with_progress(model, cache, prompt, options, |_, _| ControlFlow::Continue(()))
+    generate_with_progress(model, session, prompt, options, |_, _| ControlFlow::Continue(()))
 }
 
 /// [`generate`] with a callback that hears how many tokens of the prompt were read, of how many,
-/// and may stop it.
+/// and may stop it. Tokens before the prompt that have to be read again count as part of it.
 ///
 /// # Errors
 ///
 /// Those of [`generate`], and [`GenerateError::Cancelled`] where the callback asked to stop. The
-/// cache then holds the part that was read.
+/// session then has the part that was read.
 pub fn generate_with_progress<'a>(
     model: &'a mut dyn CausalLm,
-    cache: &'a mut ModelCache,
+    session: &'a mut Session,
     prompt: &[u32],
     options: GenerateOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
     let sampler = Sampler::new(options.sampling)?;
-    check_prompt(model, cache, prompt)?;
+    check_prompt(model, session, prompt)?;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
 
-    let mut tell = |read| match progress(read, prompt.len()) {
+    // The model hears the length of the whole prompt before its first piece.
+    let again = session.prepare(model, prompt.len() as i32)? as usize;
+    let total = again + prompt.len();
+    let mut tell = |read| match progress(read, total) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
     };
     // The last token is read by the stream's first step, alone: its logits are the ones to sample.
     let mut read = 0;
     tell(read)?;
+    while read < again {
+        read += session.catch_up(model, options.prefill_chunk)? as usize;
+        tell(read)?;
+    }
     for piece in rest.chunks(options.prefill_chunk.max(1)) {
         let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
-        model.forward(&tokens, cache, Logits::None)?;
-        cache.eval()?;
-        mlx_rs::memory::clear_cache()?;
+        session.append(model, &tokens, Logits::None)?;
+        session.tidy()?;
         read += piece.len();
         tell(read)?;
     }
-    let stream = TokenStream::start(model, cache, *last, sampler, options)?;
-    tell(prompt.len())?;
+    let stream = TokenStream::start(model, session, *last, sampler, options)?;
+    tell(total)?;
     Ok(stream)
 }
 
-fn check_prompt(model: &dyn CausalLm, cache: &ModelCache, prompt: &[u32]) -> Result<(), GenerateError> {
+fn check_prompt(model: &dyn CausalLm, session: &Session, prompt: &[u32]) -> Result<(), GenerateError> {
     let info = model.info();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    let (cached, context) = (cache.offset() as usize, info.context_length as usize);
+    let (cached, context) = (session.offset() as usize, info.context_length as usize);
     if cached + prompt.len() > context {
         return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
     }

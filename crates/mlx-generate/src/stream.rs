@@ -1,13 +1,12 @@
 //! The decode loop.
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::ModelCache;
 use mlx_rs::Array;
 use mlx_rs::error::{ConversionError, Exception};
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::transforms::async_eval;
 
-use crate::{GenerateError, GenerateOptions, Sampler};
+use crate::{GenerateError, GenerateOptions, Sampler, Session};
 
 /// Allocations of the device are given back after this many tokens, as in mlx-lm.
 const TOKENS_BETWEEN_CLEANUPS: usize = 256;
@@ -36,12 +35,12 @@ pub enum FinishReason {
 /// The tokens that continue a prompt, decoded as they are asked for.
 ///
 /// The stream is one step ahead of its reader: asking for a token first starts the next step.
-/// When it ends or is dropped, the cache holds the prompt and the tokens that were read to decode
-/// further ones: all, or all but the last. [`ModelCache::offset`] says which.
+/// When it ends or is dropped, the session has the prompt and the tokens that were read to decode
+/// further ones: all, or all but the last. [`Session::offset`] says which.
 #[derive(Debug)]
 pub struct TokenStream<'a> {
     model: &'a mut dyn CausalLm,
-    cache: &'a mut ModelCache,
+    session: &'a mut Session,
     sampler: Sampler,
     options: GenerateOptions,
     decoded: usize,
@@ -59,12 +58,12 @@ struct Step {
 impl<'a> TokenStream<'a> {
     pub(crate) fn start(
         model: &'a mut dyn CausalLm,
-        cache: &'a mut ModelCache,
+        session: &'a mut Session,
         last_of_prompt: u32,
         sampler: Sampler,
         options: GenerateOptions,
     ) -> Result<Self, GenerateError> {
-        let mut stream = Self { model, cache, sampler, options, decoded: 0, ahead: None, finish: None };
+        let mut stream = Self { model, session, sampler, options, decoded: 0, ahead: None, finish: None };
         if stream.options.max_tokens == 0 {
             stream.finish = Some(FinishReason::MaxTokens);
             return Ok(stream);
@@ -82,8 +81,9 @@ impl<'a> TokenStream<'a> {
     }
 
     /// Starts the device on the token after `token`, uint32 `[1]`.
-    fn step(&mut self, token: &Array) -> Result<Step, Exception> {
-        let logits = self.model.forward(&token.reshape(&[1, 1])?, self.cache, Logits::Last)?; // [1, 1, V]
+    fn step(&mut self, token: &Array) -> Result<Step, GenerateError> {
+        let (token, piece) = (token.reshape(&[1, 1])?, self.options.prefill_chunk);
+        let logits = self.session.read_in_pieces(self.model, &token, Logits::Last, piece)?; // [1, 1, V]
         let logits = logits.squeeze_axes(&[1])?; // [1, V]
         let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
         let id = self.sampler.sample(&logprobs)?; // [1]
@@ -98,7 +98,7 @@ impl<'a> TokenStream<'a> {
         self.decoded += 1;
         let last = if self.decoded >= self.options.max_tokens {
             Some(FinishReason::MaxTokens)
-        } else if self.cache.offset() >= self.model.info().context_length {
+        } else if self.session.offset() >= self.model.info().context_length {
             Some(FinishReason::ContextFull)
         } else {
             self.ahead = Some(self.step(&current.id)?);

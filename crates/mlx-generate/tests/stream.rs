@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
-    FinishReason, GenerateError, GenerateOptions, Sampling, generate, generate_with_progress,
+    FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate, generate_with_progress,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_lille_130m::{Config, Lille130m};
@@ -33,9 +33,13 @@ fn options(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_tokens, ..GenerateOptions::default() }
 }
 
+fn new_session(model: &Lille130m) -> Session {
+    Session::new(model.new_cache(&CacheOptions::default()).unwrap())
+}
+
 fn ids(model: &mut Lille130m, prompt: &[u32], options: GenerateOptions) -> Vec<u32> {
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    generate(model, &mut cache, prompt, options).unwrap().map(|token| token.unwrap().id).collect()
+    let mut session = new_session(model);
+    generate(model, &mut session, prompt, options).unwrap().map(|token| token.unwrap().id).collect()
 }
 
 /// Greedy decoding without a cache: everything is read again for every token.
@@ -59,8 +63,8 @@ fn naive(model: &mut Lille130m, prompt: &[u32], count: usize) -> Vec<(u32, f32)>
 fn greedy_tokens_and_their_logprobs_are_those_of_a_loop_without_cache() {
     let mut model = model();
     let expected = naive(&mut model, &PROMPT, 20);
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let stream = generate(&mut model, &mut cache, &PROMPT, options(20)).unwrap();
+    let mut session = new_session(&model);
+    let stream = generate(&mut model, &mut session, &PROMPT, options(20)).unwrap();
     for (token, (id, logprob)) in stream.map(Result::unwrap).zip(expected) {
         assert_eq!(token.id, id);
         assert!((token.logprob - logprob).abs() < 1e-4, "{} {logprob}", token.logprob);
@@ -81,10 +85,10 @@ fn the_size_of_the_pieces_of_a_prompt_changes_nothing() {
 fn a_prompt_continues_what_the_cache_holds() {
     let mut model = model();
     let expected = ids(&mut model, &PROMPT, options(6));
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let mut session = new_session(&model);
     let first = Array::from_slice(&PROMPT[..3], &[1, 3]);
-    model.forward(&first, &mut cache, Logits::None).unwrap();
-    let stream = generate(&mut model, &mut cache, &PROMPT[3..], options(6)).unwrap();
+    session.read(&mut model, &first, Logits::None).unwrap();
+    let stream = generate(&mut model, &mut session, &PROMPT[3..], options(6)).unwrap();
     assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected);
 }
 
@@ -94,21 +98,21 @@ fn a_stream_says_why_it_ended() {
     let tokens = ids(&mut model, &PROMPT, options(8));
     let first_of = |id: u32| tokens.iter().position(|&token| token == id).unwrap() + 1;
 
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let mut session = new_session(&model);
     let stop = GenerateOptions { stop_tokens: vec![tokens[4]], ..options(8) };
-    let mut stream = generate(&mut model, &mut cache, &PROMPT, stop).unwrap();
+    let mut stream = generate(&mut model, &mut session, &PROMPT, stop).unwrap();
     assert_eq!(stream.finish_reason(), None);
     assert_eq!(stream.by_ref().count(), first_of(tokens[4]));
     assert_eq!(stream.finish_reason(), Some(FinishReason::StopToken));
     assert!(stream.next().is_none());
 
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let mut stream = generate(&mut model, &mut cache, &PROMPT, options(3)).unwrap();
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &PROMPT, options(3)).unwrap();
     assert_eq!(stream.by_ref().count(), 3);
     assert_eq!(stream.finish_reason(), Some(FinishReason::MaxTokens));
 
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let mut stream = generate(&mut model, &mut cache, &PROMPT, options(0)).unwrap();
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &PROMPT, options(0)).unwrap();
     assert_eq!(stream.by_ref().count(), 0);
     assert_eq!(stream.finish_reason(), Some(FinishReason::MaxTokens));
 }
@@ -116,56 +120,56 @@ fn a_stream_says_why_it_ended() {
 #[test]
 fn a_full_context_ends_the_stream() {
     let mut model = model();
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let mut stream = generate(&mut model, &mut cache, &PROMPT, options(1000)).unwrap();
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &PROMPT, options(1000)).unwrap();
     // 64 places: 5 of the prompt, 59 read tokens, and one that is not read any more.
     assert_eq!(stream.by_ref().count(), 60);
     assert_eq!(stream.finish_reason(), Some(FinishReason::ContextFull));
-    assert_eq!(cache.offset(), 64);
+    assert_eq!(session.offset(), 64);
 }
 
 #[test]
 fn a_dropped_stream_leaves_a_cache_that_can_be_continued() {
     let mut model = model();
     let expected = ids(&mut model, &PROMPT, options(8));
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let taken: Vec<u32> = generate(&mut model, &mut cache, &PROMPT, options(8))
+    let mut session = new_session(&model);
+    let taken: Vec<u32> = generate(&mut model, &mut session, &PROMPT, options(8))
         .unwrap()
         .take(3)
         .map(|t| t.unwrap().id)
         .collect();
-    let read = cache.offset() as usize;
+    let read = session.offset() as usize;
     let known = [&PROMPT[..], &taken].concat();
-    cache.trim((read - known.len() + 1) as i32).unwrap();
-    let rest = generate(&mut model, &mut cache, &known[known.len() - 1..], options(5)).unwrap();
+    session.trim((read - known.len() + 1) as i32).unwrap();
+    let rest = generate(&mut model, &mut session, &known[known.len() - 1..], options(5)).unwrap();
     assert_eq!(rest.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected[3..]);
 }
 
 #[test]
 fn progress_counts_the_prompt_and_may_stop_it() {
     let mut model = model();
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let mut session = new_session(&model);
     let mut seen = Vec::new();
     let pieces = GenerateOptions { prefill_chunk: 2, ..options(1) };
-    let stream = generate_with_progress(&mut model, &mut cache, &PROMPT, pieces.clone(), |read, total| {
+    let stream = generate_with_progress(&mut model, &mut session, &PROMPT, pieces.clone(), |read, total| {
         seen.push((read, total));
         ControlFlow::Continue(())
     });
     drop(stream.unwrap());
     assert_eq!(seen, [(0, 5), (2, 5), (4, 5), (5, 5)]);
 
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let stopped = generate_with_progress(&mut model, &mut cache, &PROMPT, pieces, |read, _| {
+    let mut session = new_session(&model);
+    let stopped = generate_with_progress(&mut model, &mut session, &PROMPT, pieces, |read, _| {
         if read >= 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(stopped, Err(GenerateError::Cancelled)));
-    assert_eq!(cache.offset(), 2);
+    assert_eq!(session.offset(), 2);
 }
 
 fn error(prompt: &[u32], options: GenerateOptions) -> GenerateError {
     let mut model = model();
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    generate(&mut model, &mut cache, prompt, options).unwrap_err()
+    let mut session = new_session(&model);
+    generate(&mut model, &mut session, prompt, options).unwrap_err()
 }
 
 #[test]
@@ -183,9 +187,9 @@ fn a_prompt_beyond_the_context_is_an_error() {
 #[test]
 fn a_prompt_beyond_what_the_cache_leaves_is_an_error() {
     let mut model = model();
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    drop(generate(&mut model, &mut cache, &[1; 60], options(1)).unwrap());
-    let error = generate(&mut model, &mut cache, &[1; 5], options(1)).unwrap_err();
+    let mut session = new_session(&model);
+    drop(generate(&mut model, &mut session, &[1; 60], options(1)).unwrap());
+    let error = generate(&mut model, &mut session, &[1; 5], options(1)).unwrap_err();
     assert!(error.to_string().contains("after the 60 that were read before"), "{error}");
 }
 

@@ -66,6 +66,8 @@ pub struct ModelCache {
     layers: Vec<Box<dyn KvCache>>,
     /// For each layer the first one with the same mask.
     masked_like: Vec<usize>,
+    /// See [`Self::expect`].
+    expected: i32,
 }
 
 /// What a [`ModelCache`] held at some time. Arrays are shared, not copied.
@@ -73,6 +75,7 @@ pub struct ModelCache {
 pub struct Snapshot {
     layers: Vec<CacheState>,
     masked_like: Vec<usize>,
+    expected: i32,
 }
 
 impl ModelCache {
@@ -82,7 +85,7 @@ impl ModelCache {
         let states: Vec<CacheState> = layers.iter().map(|layer| layer.state()).collect();
         let first_alike = |state: &CacheState| states.iter().position(|other| other.masked_like(state));
         let masked_like = states.iter().filter_map(first_alike).collect();
-        Self { layers, masked_like }
+        Self { layers, masked_like, expected: 0 }
     }
 
     /// Empty caches for these layers, first layer first: a ring for each with a window, and one that
@@ -131,6 +134,25 @@ impl ModelCache {
     /// Tokens seen so far; of the longest row, in a batch.
     pub fn offset(&self) -> i32 {
         self.layers.first().map_or(0, |layer| layer.offset())
+    }
+
+    /// Says that the sequence will have `tokens` tokens, of the longest row, when what is being read now
+    /// was read to its end.
+    ///
+    /// The rotation of some models depends on the length of the whole sequence (LongRoPE). They take a call
+    /// for its end; a piece of a longer prompt is not. Masks do not depend on it.
+    pub fn expect(&mut self, tokens: i32) {
+        self.expected = tokens;
+    }
+
+    /// What was [expected](Self::expect) last, and 0 where nothing was.
+    pub fn expected(&self) -> i32 {
+        self.expected
+    }
+
+    /// How many tokens are [expected](Self::expect) after the next `length` ones.
+    pub fn expected_after(&self, length: i32) -> i32 {
+        self.expected.saturating_sub(self.offset().saturating_add(length)).max(0)
     }
 
     /// What each of the next `queries` tokens may see, layer by layer. Masks are built once for each kind
@@ -201,7 +223,7 @@ impl ModelCache {
     /// copies them once, since the snapshot still needs them.
     pub fn snapshot(&self) -> Snapshot {
         let layers = self.layers.iter().map(|layer| layer.state()).collect();
-        Snapshot { layers, masked_like: self.masked_like.clone() }
+        Snapshot { layers, masked_like: self.masked_like.clone(), expected: self.expected }
     }
 
     /// Holds again what it held at the time of the snapshot.
@@ -224,7 +246,7 @@ impl ModelCache {
     ///
     /// As [`CacheState::filter`]; no layer is then changed.
     pub fn filter(&mut self, rows: &[usize]) -> Result<(), CacheError> {
-        self.layers = self.filtered(rows)?;
+        *self = self.filtered(rows)?;
         Ok(())
     }
 
@@ -234,11 +256,16 @@ impl ModelCache {
     ///
     /// As [`CacheState::filter`].
     pub fn row(&self, row: usize) -> Result<Self, CacheError> {
-        Ok(Self { layers: self.filtered(&[row])?, masked_like: self.masked_like.clone() })
+        self.filtered(&[row])
     }
 
-    fn filtered(&self, rows: &[usize]) -> Result<Vec<Box<dyn KvCache>>, CacheError> {
-        self.layers.iter().map(|layer| Ok(layer.state().filter(rows)?.into_cache())).collect()
+    fn filtered(&self, rows: &[usize]) -> Result<Self, CacheError> {
+        let layers = self.layers.iter().map(|layer| Ok(layer.state().filter(rows)?.into_cache()));
+        let layers = layers.collect::<Result<_, CacheError>>()?;
+        let mut kept = Self { layers, masked_like: self.masked_like.clone(), expected: 0 };
+        // Of the longest row, which may have gone.
+        kept.expected = self.expected.saturating_sub(self.offset() - kept.offset()).max(0);
+        Ok(kept)
     }
 
     /// All rows of these caches as one batch, the rows of the first one first.
@@ -257,7 +284,8 @@ impl ModelCache {
             Ok(CacheState::merge(&states)?.into_cache())
         };
         let layers = (0..expected).map(layer).collect::<Result<_, _>>()?;
-        Ok(Self { layers, masked_like: first.masked_like.clone() })
+        // Rows that were read apart come to their ends apart.
+        Ok(Self { layers, masked_like: first.masked_like.clone(), expected: 0 })
     }
 
     /// Adds the rows of another cache.
@@ -297,6 +325,6 @@ impl Snapshot {
     /// A cache of its own with this content.
     pub fn into_cache(self) -> ModelCache {
         let layers = self.layers.into_iter().map(CacheState::into_cache).collect();
-        ModelCache { layers, masked_like: self.masked_like }
+        ModelCache { layers, masked_like: self.masked_like, expected: self.expected }
     }
 }

@@ -1,7 +1,7 @@
 //! The gates of feed-forward networks.
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::{sigmoid, tanh};
 
 /// The gate of a SwiGLU feed-forward network: `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`.
@@ -26,6 +26,20 @@ use mlx_rs::ops::{sigmoid, tanh};
 /// Shazeer, *GLU Variants Improve Transformer*, equation 6 (<https://arxiv.org/abs/2002.05202>).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
     gate.multiply(sigmoid(gate)?)?.multiply(up)
+}
+
+/// [`swiglu`] of a fused projection, which has the features of the gate before those of `up`: `[..., 2 F]` to
+/// `[..., F]`.
+///
+/// # Errors
+///
+/// Where the last axis cannot be halved.
+pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
+    let [gate, up]: [Array; 2] = gate_up
+        .split_equal(2, -1)?
+        .try_into()
+        .map_err(|_| Exception::custom("MLX did not cut an axis into halves"))?;
+    swiglu(&gate, &up)
 }
 
 /// The gate of a GeGLU feed-forward network: `gelu(gate) * up`, with the approximation
@@ -107,5 +121,15 @@ mod tests {
         let [two, three] = [2, 3].map(|size| Array::ones::<f32>(&[size]).unwrap());
         assert!(geglu(&two, &three).is_err());
         assert!(swiglu(&two, &three).is_err());
+    }
+
+    #[test]
+    fn a_fused_gate_comes_first() {
+        let fused = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[1, 4]);
+        let (gate, up) =
+            (Array::from_slice(&[1.0_f32, 2.0], &[1, 2]), Array::from_slice(&[3.0_f32, 4.0], &[1, 2]));
+        let (found, expected) = (swiglu_fused(&fused).unwrap(), swiglu(&gate, &up).unwrap());
+        assert_eq!(found.as_slice::<f32>(), expected.as_slice::<f32>());
+        assert!(swiglu_fused(&Array::ones::<f32>(&[1, 3]).unwrap()).is_err());
     }
 }

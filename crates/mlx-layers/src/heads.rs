@@ -29,6 +29,34 @@ pub fn split(x: &Array, heads: i32) -> Result<Array> {
     x.reshape(&[batch, length, heads, -1])?.transpose_axes(&[0, 2, 1, 3])
 }
 
+/// Cuts the answer of a fused projection into the heads of queries, keys and values: `[B, L, (H + 2 H_kv) D]`
+/// to `[B, H, L, D]` and twice `[B, H_kv, L, D]`.
+///
+/// One product for all three reads the input once.
+///
+/// # Errors
+///
+/// Where the last axis has not `query_heads + 2 * key_heads` equal parts.
+pub fn split_fused(qkv: &Array, query_heads: i32, key_heads: i32) -> Result<[Array; 3]> {
+    let [_, _, features] = *qkv.shape() else {
+        return Err(Exception::custom(format!("heads are cut from [B, L, features], not {:?}", qkv.shape())));
+    };
+    let heads = query_heads + 2 * key_heads;
+    if heads <= 0 || features % heads != 0 {
+        return Err(Exception::custom(format!("{features} features cannot be cut into {heads} heads")));
+    }
+    let head_dim = features / heads;
+    let keys_at = query_heads * head_dim;
+    let [queries, keys, values] = cut(qkv, &[keys_at, keys_at + key_heads * head_dim])?;
+    Ok([split(&queries, query_heads)?, split(&keys, key_heads)?, split(&values, key_heads)?])
+}
+
+/// Cuts the last axis at these places: `N - 1` places, N parts.
+fn cut<const N: usize>(x: &Array, at: &[i32]) -> Result<[Array; N]> {
+    let parts = x.split_at_indices(at, -1)?;
+    parts.try_into().map_err(|_| Exception::custom(format!("MLX did not cut an axis into {N} parts")))
+}
+
 /// Puts the heads of each token side by side again: `[B, H, L, D]` to `[B, L, H * D]`.
 ///
 /// # Errors
@@ -78,6 +106,19 @@ mod tests {
         let head = split.split_equal(3, 1).unwrap().remove(1);
         assert_eq!(head.flatten(None, None).unwrap().as_slice::<i32>(), [2, 3, 8, 9]);
         assert_eq!(merge(&split).unwrap().as_slice::<i32>(), x.as_slice::<i32>());
+    }
+
+    #[test]
+    fn fused_heads_are_queries_then_keys_then_values() {
+        // Two query heads and one key-value head of two features.
+        let qkv = Array::from_slice(&(0..16).collect::<Vec<i32>>(), &[1, 2, 8]);
+        let [queries, keys, values] = split_fused(&qkv, 2, 1).unwrap();
+        assert_eq!((queries.shape(), keys.shape()), (&[1, 2, 2, 2][..], &[1, 1, 2, 2][..]));
+        let numbers = |x: &Array| x.flatten(None, None).unwrap().as_slice::<i32>().to_vec();
+        assert_eq!(numbers(&queries), [0, 1, 8, 9, 2, 3, 10, 11]);
+        assert_eq!((numbers(&keys), numbers(&values)), (vec![4, 5, 12, 13], vec![6, 7, 14, 15]));
+        assert!(split_fused(&qkv, 3, 1).unwrap_err().what().contains("8 features"));
+        assert!(split_fused(&qkv, 0, 0).is_err());
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! behind one `forward`, so that a model never asks which it has. [`Parameters`] is where a layer
 //! gets its weights while a model is built: from a checkpoint, or from a random generator; the
 //! layers do not know. [`GatedMlp`] is the feed-forward network that most architectures have.
-//! [`swiglu`], [`geglu`] and the functions of [`heads`] are the pieces between the layers, and
-//! [`through_blocks`] is the way through a whole model.
+//! [`swiglu`], [`swiglu_fused`], [`geglu`] and the functions of [`heads`] are the pieces between the
+//! layers, and [`through_blocks`] is the way through a whole model.
 
 mod embedding;
 mod gated_mlp;
@@ -17,7 +17,7 @@ mod stack;
 
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};
-pub use gates::{geglu, swiglu};
+pub use gates::{geglu, swiglu, swiglu_fused};
 pub use heads::AttentionInput;
 pub use linear::Linear;
 pub use mlx_quantization::Quantization;

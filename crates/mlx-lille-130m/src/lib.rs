@@ -77,5 +77,5 @@ use mlx_causal_lm::Architecture;
 /// The architecture, for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
-    load: |checkpoint| Ok(Box::new(Lille130m::load(checkpoint)?)),
+    load: |checkpoint, _| Ok(Box::new(Lille130m::load(checkpoint)?)),
 };

@@ -53,7 +53,6 @@ struct Attention {
     rope: Rope,
     n_head: i32,
     n_kv_heads: i32,
-    head_dim: i32,
     scale: f32,
 }
 
@@ -120,20 +119,10 @@ impl Module<AttentionInput<'_>> for Attention {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         // One product for queries, keys and values: [B, L, D] -> [B, L, (H + 2 H_kv) * d]
         let qkv = self.qkv_proj.forward(&self.norm.forward(x)?)?;
-        let keys_at = self.n_head * self.head_dim;
-        let values_at = keys_at + self.n_kv_heads * self.head_dim;
-        let [queries, keys, values] = parts(&qkv, [keys_at, values_at])?;
-
-        let queries = heads::split(&queries, self.n_head)?; // [B, H, L, d]
-        let keys = heads::split(&keys, self.n_kv_heads)?; // [B, H_kv, L, d]
-        let values = heads::split(&values, self.n_kv_heads)?;
-
-        let queries = self.rope.rotate(&queries, cache.offsets())?;
-        let keys = self.rope.rotate(&keys, cache.offsets())?;
-
-        let read = cache.append(&keys, &values)?; // [B, H_kv, S, d]
-        let attended = read.attention(&queries, self.scale, mask)?;
-        self.out_proj.forward(&heads::merge(&attended)?) // [B, H, L, d] -> [B, L, D]
+        // [B, H, L, d] and twice [B, H_kv, L, d]
+        let [queries, keys, values] = heads::split_fused(&qkv, self.n_head, self.n_kv_heads)?;
+        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
+        self.out_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 
     fn training_mode(&mut self, _mode: bool) {}
@@ -150,14 +139,6 @@ impl Module<&Array> for FeedForward {
     }
 
     fn training_mode(&mut self, _mode: bool) {}
-}
-
-/// Cuts the last axis at two places.
-fn parts(x: &Array, at: [i32; 2]) -> Result<[Array; 3], Exception> {
-    let parts = x.split_at_indices(&at, -1)?;
-    parts
-        .try_into()
-        .map_err(|_| Exception::custom("MLX cut an axis at two places into other than three parts"))
 }
 
 impl Lille130m {
@@ -224,7 +205,6 @@ impl Attention {
             rope: config.rope.clone(),
             n_head,
             n_kv_heads,
-            head_dim,
             // Keeps the variance of a product of d features at that of one feature.
             scale: f64::from(head_dim).powf(-0.5) as f32,
         }

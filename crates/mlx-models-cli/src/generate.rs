@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mlx_models::generate::{FinishReason, GenerateError, GenerateOptions, Sampling, generate_with_progress};
+use mlx_models::generate::{
+    FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate_with_progress,
+};
 use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use serde::Serialize;
@@ -111,7 +113,7 @@ fn continue_prompt(
     load: Duration,
     quiet: bool,
 ) -> Result<Report, Failure> {
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let mut report = Report {
         text: String::new(),
         tokens: Vec::new(),
@@ -127,7 +129,7 @@ fn continue_prompt(
 
     let started = Instant::now();
     let progress = Progress::new();
-    let stream = generate_with_progress(model, &mut cache, prompt, options, |read, total| {
+    let stream = generate_with_progress(model, &mut session, prompt, options, |read, total| {
         progress.show(read, total);
         report.prompt_tokens = read;
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -34,7 +34,7 @@ struct Description {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&arguments.model).map_err(LoadError::from)?;
     // Built, so that an error in the config or the tensors shows; the weights are not read.
-    let model = mlx_models::load_checkpoint(&checkpoint)?;
+    let model = mlx_models::load_checkpoint(&checkpoint, &mlx_models::LoadOptions::default())?;
     let info = model.info();
     let parameters = model.parameters().flatten();
     let description = Description {

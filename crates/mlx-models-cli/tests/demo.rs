@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlx_models::CacheOptions;
-use mlx_models::generate::{GenerateOptions, Sampling, generate};
+use mlx_models::generate::{GenerateOptions, Sampling, Session, generate};
 use mlx_models::tokenizer::Tokenizer;
 use serde::Deserialize;
 
@@ -38,9 +38,9 @@ fn check(case: &Case, sampling: Sampling) {
     let tokenizer = Tokenizer::from_folder(demo()).unwrap();
     assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_tokens);
     let mut model = mlx_models::load(demo()).unwrap();
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
     let options = GenerateOptions { max_tokens: case.tokens.len(), sampling, ..GenerateOptions::default() };
-    let stream = generate(&mut *model, &mut cache, &case.prompt_tokens, options).unwrap();
+    let stream = generate(&mut *model, &mut session, &case.prompt_tokens, options).unwrap();
     let found: Vec<u32> = stream.map(|token| token.unwrap().id).collect();
     assert_eq!(found, case.tokens, "{}", case.prompt);
 }

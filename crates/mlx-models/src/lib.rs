@@ -10,6 +10,7 @@
 //! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
+//! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
 //! | `tokenizer` | [`tokenizer`]: text to token ids and back |
 //!
@@ -20,17 +21,17 @@
     doc = r#"
 ```no_run
 use mlx_models::CacheOptions;
-use mlx_models::generate::{GenerateOptions, generate};
+use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::tokenizer::Tokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = mlx_models::load("path/to/checkpoint")?;
     let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
     let prompt = tokenizer.encode("Once upon a time")?;
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
     let mut text = tokenizer.stream();
-    for token in generate(&mut *model, &mut cache, &prompt, options)? {
+    for token in generate(&mut *model, &mut session, &prompt, options)? {
         print!("{}", text.push(token?.id)?);
     }
     println!("{}", text.finish()?);
@@ -42,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 use std::path::Path;
 
-pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, Logits, ModelInfo};
+pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo};
 pub use mlx_checkpoint::{Checkpoint, CheckpointError};
 pub use mlx_kvcache::{CacheError, CacheOptions, KvCache, ModelCache};
 
@@ -78,6 +79,7 @@ table! {
     "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
+    "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
 }
 
 /// Every `model_type` that this project knows, compiled in or not.
@@ -93,7 +95,16 @@ pub fn known_model_types() -> Vec<&'static str> {
 /// A [`LoadError`] that names the folder, file, key or tensor at fault, or the feature that is
 /// missing in this build.
 pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
-    load_checkpoint(&Checkpoint::open(folder)?)
+    load_with(folder, &LoadOptions::default())
+}
+
+/// [`load`] with options.
+///
+/// # Errors
+///
+/// Those of [`load`].
+pub fn load_with(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn CausalLm>, LoadError> {
+    load_checkpoint(&Checkpoint::open(folder)?, options)
 }
 
 /// The same for a checkpoint that is already open.
@@ -101,7 +112,10 @@ pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
 /// # Errors
 ///
 /// Those of [`load`].
-pub fn load_checkpoint(checkpoint: &Checkpoint) -> Result<Box<dyn CausalLm>, LoadError> {
+pub fn load_checkpoint(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+) -> Result<Box<dyn CausalLm>, LoadError> {
     let model_type = checkpoint.model_type();
     let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
         LoadError::UnknownModelType { found: model_type.to_owned(), known: known_model_types() }
@@ -110,7 +124,7 @@ pub fn load_checkpoint(checkpoint: &Checkpoint) -> Result<Box<dyn CausalLm>, Loa
         model_type: model_type.to_owned(),
         feature: row.feature,
     })?;
-    (architecture.load)(checkpoint)
+    (architecture.load)(checkpoint, options)
 }
 
 /// Compiles the README's example.

@@ -95,5 +95,7 @@ pub use model::Olmo3;
 use mlx_causal_lm::Architecture;
 
 /// The architecture, for a table of architectures.
-pub const ARCHITECTURE: Architecture =
-    Architecture { model_types: &[MODEL_TYPE], load: |checkpoint| Ok(Box::new(Olmo3::load(checkpoint)?)) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &[MODEL_TYPE],
+    load: |checkpoint, _options| Ok(Box::new(Olmo3::load(checkpoint)?)),
+};

@@ -208,11 +208,13 @@ impl RopeKeys {
         let Some(v4) = v4 else { return Ok(()) };
         one_of("rope_theta", v4.rope_theta, v5.rope_theta)?;
         one_of("partial_rotary_factor", v4.partial_rotary_factor, v5.partial_rotary_factor)?;
+        // Where neither has a length, both have the outer one, if their kind has a use for it at all.
+        let has_length = |raw: &RawScaling| raw.original_max_position_embeddings.is_some();
+        let outer = self.original_max_position_embeddings.filter(|_| has_length(v4) || has_length(v5));
         let scaling = |raw: &RawScaling| {
             let mut raw = raw.clone();
             raw.rope_theta = None;
             raw.partial_rotary_factor = None;
-            let outer = self.original_max_position_embeddings;
             raw.original_max_position_embeddings = raw.original_max_position_embeddings.or(outer);
             RopeScaling::try_from(raw)
         };

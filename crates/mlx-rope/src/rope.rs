@@ -77,6 +77,8 @@ pub struct Rope {
     dims: i32,
     layout: RopeLayout,
     kind: Kind,
+    /// See [`Self::followed_by`].
+    following: i32,
 }
 
 /// Where the angles of a call come from.
@@ -180,7 +182,7 @@ pub fn initialize_rope(
             plain
         }
     };
-    Ok(Rope { dims, layout, kind })
+    Ok(Rope { dims, layout, kind, following: 0 })
 }
 
 impl Rope {
@@ -232,7 +234,14 @@ impl Rope {
             Angles::Plain { base, scale } => Kind::Plain { base, scale },
             Angles::Table(table) => Kind::Table(table.clone()),
         };
-        Self { dims: self.dims, layout: self.layout, kind }
+        Self { kind, following: 0, ..self.clone() }
+    }
+
+    /// The rotation of calls that `tokens` more tokens will follow in each row: the length of a sequence is
+    /// then the end of the call and so many more. [`for_length`](Self::for_length) for a batch whose rows
+    /// have lengths of their own.
+    pub fn followed_by(&self, tokens: i32) -> Self {
+        Self { following: tokens, ..self.clone() }
     }
 
     /// Whether sequences of these two lengths are rotated alike, so that keys that were cached in one
@@ -308,7 +317,7 @@ impl Rope {
         if head_dim < self.dims {
             return Err(RopeError::BeyondHead { dims: self.dims, head_dim }.into());
         }
-        let total = |offset: i32| offset.saturating_add(length);
+        let total = |offset: i32| offset.saturating_add(length).saturating_add(self.following);
         match offset {
             RopeOffset::One(offset) => {
                 self.turn_by(x, Position::One(offset), self.angles(total(offset)), direction)

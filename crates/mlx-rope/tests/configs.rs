@@ -188,6 +188,21 @@ fn both_forms_in_one_config_may_agree() {
     let config = json!({ "rope_theta": 1e4, "rope_scaling": { "type": "linear", "factor": 2.0 },
         "rope_parameters": { "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4 } });
     assert_eq!(keys(&config).uniform(None).unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+    // An outer length that their kind has no use for, as in every config of Phi-3.
+    let mut outer = config;
+    outer["original_max_position_embeddings"] = json!(64);
+    assert_eq!(keys(&outer).uniform(None).unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+    // A length that stands inside of one of them, and outside.
+    let yarn = json!({ "rope_type": "yarn", "factor": 2.0 });
+    let mut inside = yarn.clone();
+    inside["original_max_position_embeddings"] = json!(64);
+    for (v4, v5) in [(yarn.clone(), yarn.clone()), (inside.clone(), yarn.clone()), (yarn, inside)] {
+        let mut config = json!({ "rope_theta": 1e4, "rope_scaling": v4, "rope_parameters": v5,
+            "original_max_position_embeddings": 64 });
+        assert_eq!(keys(&config).uniform(None).unwrap().scaling.rope_type(), "yarn");
+        config["rope_scaling"]["original_max_position_embeddings"] = json!(32);
+        assert!(matches!(keys(&config).uniform(None), Err(RopeError::Contradiction { .. })), "{config}");
+    }
 }
 
 #[test]

@@ -239,7 +239,13 @@ fn a_long_sequence_can_be_read_in_pieces() {
         let pieces = [(0, 32), (32, 64), (64, 79), (79, 80)].map(|(from, to)| {
             let piece = x.try_index((.., .., from..to, ..)).unwrap();
             assert!(!fixed.crosses_border(from, to - from));
-            fixed.rotate(&piece, from).unwrap()
+            let rotated = fixed.rotate(&piece, from).unwrap();
+            // The same, from what is still to come, for one row and for each of several.
+            let ahead = rope.followed_by(80 - to);
+            for found in [ahead.rotate(&piece, from), ahead.rotate(&piece, &[from][..])] {
+                assert!(compare(&found.unwrap(), &rotated, Tolerance::Exact).unwrap().is_equal());
+            }
+            rotated
         });
         let result =
             compare(&concatenate(&pieces, 2).unwrap(), &whole, Tolerance::Close { rtol: 1e-5, atol: 1e-5 });

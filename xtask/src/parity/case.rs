@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_models::LoadError;
 use mlx_models::generate::GenerateError;
-use mlx_rope::{RopeError, RopeScaling};
+use mlx_rope::{LongRopeMode, RopeError, RopeScaling};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_testing::Tolerance;
@@ -42,6 +42,8 @@ pub(super) enum Kind {
 #[derive(Debug, Deserialize)]
 pub(super) struct ModelCase {
     pub(super) calls: Vec<usize>,
+    #[serde(default)]
+    pub(super) longrope: LongRope,
 }
 
 /// The arguments of a rotation, and the offsets that it is called with.
@@ -131,6 +133,15 @@ pub(super) enum LongRope {
     #[default]
     Hf,
     MlxLm,
+}
+
+impl From<LongRope> for LongRopeMode {
+    fn from(rule: LongRope) -> Self {
+        match rule {
+            LongRope::Hf => Self::ByLength,
+            LongRope::MlxLm => Self::MlxLm,
+        }
+    }
 }
 
 /// `null` is no scaling.

@@ -1,7 +1,7 @@
 //! Cases of kind `model`: a checkpoint's logits and greedy tokens.
 
-use mlx_models::generate::{GenerateOptions, generate};
-use mlx_models::{CacheOptions, CausalLm, Logits};
+use mlx_models::generate::{GenerateOptions, Session, generate};
+use mlx_models::{CacheOptions, CausalLm, LoadOptions, Logits};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
@@ -11,7 +11,7 @@ use super::Found;
 use super::case::{Case, CaseError, ModelCase};
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
-    let mut model = mlx_models::load(&case.folder)?;
+    let mut model = mlx_models::load_with(&case.folder, &LoadOptions { long_rope: spec.longrope.into() })?;
     let expected = case.tensor("logits")?;
     let found = logits(&mut *model, case.tensor("tokens")?, &spec.calls)?;
 
@@ -26,7 +26,7 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     Ok(Found { worst, difference: greedy(&mut *model, case)? })
 }
 
-/// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh cache.
+/// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh session.
 fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<Array, CaseError> {
     let problem = |problem: String| CaseError::Reference { problem };
     let [_, length] = *tokens.shape() else {
@@ -38,12 +38,12 @@ fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<A
     }
     check_vocabulary(model, tokens)?;
 
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let mut pieces = Vec::with_capacity(calls.len());
     let mut start = 0;
     for &call in calls {
         let end = start + call as i32;
-        let piece = model.forward(&tokens.try_index((.., start..end))?, &mut cache, Logits::All)?;
+        let piece = session.read(model, &tokens.try_index((.., start..end))?, Logits::All)?;
         piece.eval()?;
         pieces.push(piece);
         start = end;
@@ -68,9 +68,9 @@ fn greedy(model: &mut dyn CausalLm, case: &Case) -> Result<Option<String>, CaseE
     let prompt = ids("greedy_prompt", prompt)?;
     let expected = ids("greedy_tokens", case.tensor("greedy_tokens")?)?;
 
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let options = GenerateOptions { max_tokens: expected.len(), ..GenerateOptions::default() };
-    let tokens = generate(model, &mut cache, &prompt, options)?;
+    let tokens = generate(model, &mut session, &prompt, options)?;
     let found: Vec<u32> = tokens.map(|token| token.map(|token| token.id)).collect::<Result<_, _>>()?;
     if found == expected {
         return Ok(None);

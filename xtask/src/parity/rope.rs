@@ -1,19 +1,15 @@
 //! Cases of kind `rope`: a rotation alone.
 
-use mlx_rope::{LongRopeMode, RopeLayout, RopeOffset, initialize_rope};
+use mlx_rope::{RopeLayout, RopeOffset, initialize_rope};
 use mlx_testing::{Comparison, compare};
 
 use super::Found;
-use super::case::{Case, CaseError, LongRope, Offset, RopeCase};
+use super::case::{Case, CaseError, Offset, RopeCase};
 
 pub(super) fn run(case: &Case, spec: &RopeCase) -> Result<Found, CaseError> {
     let arguments = &spec.rope;
     let layout = if arguments.traditional { RopeLayout::Interleaved } else { RopeLayout::Halves };
-    let mode = match spec.longrope {
-        LongRope::Hf => LongRopeMode::ByLength,
-        LongRope::MlxLm => LongRopeMode::MlxLm,
-    };
-    let scaling = arguments.scaling.clone().with_long_rope_mode(mode);
+    let scaling = arguments.scaling.clone().with_long_rope_mode(spec.longrope.into());
     let rope =
         initialize_rope(arguments.dims, arguments.base, layout, &scaling, arguments.max_position_embeddings)?;
 

@@ -1,0 +1,273 @@
+//! A sequence of tokens, and the cache of those that a model has read.
+
+use mlx_causal_lm::{CausalLm, Logits};
+use mlx_kvcache::{CacheError, ModelCache, Snapshot};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::async_eval;
+use mlx_rs::{Array, Dtype};
+
+use crate::GenerateError;
+
+/// Tokens of a prompt that are read in one call unless something else is asked for: mlx-lm's choice as
+/// well. Larger pieces are faster and need more memory.
+pub(crate) const PIECE: usize = 2048;
+
+/// A session keeps its tokens in at most so many arrays, so that decoding them one by one stays cheap.
+const MOST_PARTS: usize = 512;
+
+/// A cache with the tokens that it has read.
+///
+/// Some models rotate their keys by the length of the whole sequence (LongRoPE): once a sequence grows
+/// over a certain length, or is cut back below it, what was cached is wrong. A session knows the tokens,
+/// so it then reads them again, and its answers are always those of one pass over the whole sequence.
+/// All models are used in the same way; most of them never read anything twice.
+///
+/// A batch is a session of several rows, which get their tokens together.
+///
+/// ```no_run
+/// use mlx_causal_lm::{CausalLm, Logits};
+/// use mlx_generate::Session;
+/// use mlx_kvcache::CacheOptions;
+/// use mlx_rs::Array;
+///
+/// # fn f(model: &mut dyn CausalLm) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+/// let logits = session.read(model, &Array::from_slice(&[3_u32, 1, 4], &[1, 3]), Logits::Last)?; // [1, 1, V]
+/// session.trim(1)?; // as if the 4 had never come
+/// assert_eq!(session.offset(), 2);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Session {
+    cache: ModelCache,
+    /// The cache without tokens, to begin again; none where the cache came with tokens.
+    empty: Option<Snapshot>,
+    /// Tokens that the cache came with.
+    unknown: i32,
+    /// The tokens after those, uint32 `[B, n]` each, in order.
+    tokens: Vec<Array>,
+    /// The number of all of them. Those that the cache has not read, the last ones, are read before
+    /// anything else is.
+    length: i32,
+}
+
+impl Session {
+    /// A session on this cache.
+    ///
+    /// The cache may hold tokens already, though it cannot tell which; if they have to be read again,
+    /// that is an error.
+    pub fn new(cache: ModelCache) -> Self {
+        let unknown = cache.offset().max(0);
+        let empty = (unknown == 0).then(|| cache.snapshot());
+        Self { cache, empty, unknown, tokens: Vec::new(), length: unknown }
+    }
+
+    /// The tokens of the sequence, of the longest row: the position of the next one.
+    pub fn offset(&self) -> i32 {
+        self.length
+    }
+
+    /// The tokens of the sequence, uint32 `[B, T]`, without those that the cache came with; none before the
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn tokens(&self) -> Result<Option<Array>, GenerateError> {
+        match &self.tokens[..] {
+            [] => Ok(None),
+            [all] => Ok(Some(all.clone())),
+            pieces => Ok(Some(concatenate(pieces, 1)?)),
+        }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &ModelCache {
+        &self.cache
+    }
+
+    /// The cache alone. Where something was interrupted, it has read fewer tokens than the session has.
+    pub fn into_cache(self) -> ModelCache {
+        self.cache
+    }
+
+    /// Reads the next tokens, int32 or uint32 `[B, L]`, and answers with the logits that were asked for, as
+    /// [`CausalLm::forward`] does.
+    ///
+    /// Long calls are cut into pieces of 2048 tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CausalLm::forward`], and [`GenerateError::UnknownTokens`] where tokens have to be read again that
+    /// the cache came with. The session then has the tokens of those pieces that were read.
+    pub fn read(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        logits: Logits,
+    ) -> Result<Array, GenerateError> {
+        self.read_in_pieces(model, tokens, logits, PIECE)
+    }
+
+    /// [`read`](Self::read) in pieces of so many tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read).
+    pub fn read_in_pieces(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        logits: Logits,
+        piece: usize,
+    ) -> Result<Array, GenerateError> {
+        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        self.prepare(model, length)?;
+        while self.catch_up(model, piece)? > 0 {}
+        let piece = piece_length(piece);
+        if length <= piece {
+            return self.append(model, tokens, logits);
+        }
+        let mut answers = Vec::new();
+        let mut start = 0;
+        while start < length {
+            let end = start.saturating_add(piece).min(length);
+            let wanted = if logits == Logits::All || end == length { logits } else { Logits::None };
+            let answer = self.append(model, &tokens.try_index((.., start..end))?, wanted)?;
+            if wanted == logits {
+                answer.eval()?;
+                answers.push(answer);
+            }
+            self.tidy()?;
+            start = end;
+        }
+        Ok(concatenate(&answers, 1)?)
+    }
+
+    /// Forgets the newest `tokens` tokens, or all where there are fewer, and says how many went.
+    ///
+    /// Where the cache no longer holds what would become visible again, the next call reads the sequence
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelCache::trim`] where the cache came with tokens, which cannot be read again.
+    pub fn trim(&mut self, tokens: i32) -> Result<i32, GenerateError> {
+        if tokens < 0 {
+            return Err(CacheError::Negative { tokens }.into());
+        }
+        let gone = tokens.min(self.length);
+        let left = self.length - gone;
+        match self.cache.trim((self.cache.offset() - left).max(0)) {
+            Ok(_) => {}
+            Err(_) if self.empty.is_some() => self.begin_again()?,
+            Err(e) => return Err(e.into()),
+        }
+        let known = (left - self.unknown).max(0);
+        self.tokens = match self.tokens()? {
+            Some(all) if known > 0 => vec![all.try_index((.., ..known))?],
+            _ => Vec::new(),
+        };
+        self.unknown = self.unknown.min(left);
+        self.length = left;
+        if left == 0 && self.empty.is_none() {
+            self.empty = Some(self.cache.snapshot());
+        }
+        Ok(gone)
+    }
+
+    /// Makes the cache fit for `coming` more tokens: forgets keys that would be rotated wrongly, and says
+    /// how long the sequence will be. Answers how many tokens [`catch_up`](Self::catch_up) has to read.
+    pub(crate) fn prepare(&mut self, model: &dyn CausalLm, coming: i32) -> Result<i32, GenerateError> {
+        let length = self.length.saturating_add(coming);
+        let offset = self.cache.offset();
+        // What was read was rotated for a sequence of this length.
+        let held = offset.max(self.cache.expected());
+        if offset > 0 && !self.all_alike(model, held, length) {
+            if self.empty.is_none() {
+                return Err(GenerateError::UnknownTokens { tokens: self.unknown });
+            }
+            self.begin_again()?;
+        }
+        self.cache.expect(length);
+        Ok(self.length - self.cache.offset())
+    }
+
+    /// Whether in every row the keys of a sequence of `held` tokens serve one of `length`, both counted in
+    /// the longest row.
+    fn all_alike(&self, model: &dyn CausalLm, held: i32, length: i32) -> bool {
+        let offset = self.cache.offset();
+        let rows = self.cache.layers().first().map_or(&[][..], |layer| layer.offsets());
+        let shorter = rows.iter().map(|row| offset - row);
+        shorter.chain([0]).all(|shorter| model.rotates_alike(held - shorter, length - shorter))
+    }
+
+    fn begin_again(&mut self) -> Result<(), GenerateError> {
+        if let Some(empty) = &self.empty {
+            self.cache.restore(empty)?;
+        }
+        Ok(())
+    }
+
+    /// Reads at most `piece` of the tokens that the cache has not read yet, and answers how many those were.
+    pub(crate) fn catch_up(&mut self, model: &mut dyn CausalLm, piece: usize) -> Result<i32, GenerateError> {
+        let behind = (self.length - self.cache.offset()).min(piece_length(piece));
+        if behind <= 0 {
+            return Ok(0);
+        }
+        let Some(all) = self.tokens()? else { return Ok(0) };
+        let start = self.cache.offset() - self.unknown;
+        let tokens = all.try_index((.., start..start + behind))?;
+        self.tokens = vec![all];
+        self.forward(model, &tokens, Logits::None)?;
+        self.tidy()?;
+        Ok(behind)
+    }
+
+    /// Reads the next tokens in one call, after [`prepare`](Self::prepare) and everything there was to catch up.
+    pub(crate) fn append(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        logits: Logits,
+    ) -> Result<Array, GenerateError> {
+        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        let answer = self.forward(model, tokens, logits)?;
+        self.tokens.push(tokens.as_dtype(Dtype::Uint32)?);
+        self.length += length;
+        if self.tokens.len() >= MOST_PARTS
+            && let Some(all) = self.tokens()?
+        {
+            async_eval([&all])?;
+            self.tokens = vec![all];
+        }
+        Ok(answer)
+    }
+
+    fn forward(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        logits: Logits,
+    ) -> Result<Array, GenerateError> {
+        let answer = model.forward(tokens, &mut self.cache, logits);
+        if answer.is_err() {
+            // Some layers may have the tokens, and others not.
+            self.begin_again()?;
+        }
+        Ok(answer?)
+    }
+
+    /// After a piece whose logits nobody reads.
+    pub(crate) fn tidy(&self) -> Result<(), GenerateError> {
+        self.cache.eval()?;
+        Ok(mlx_rs::memory::clear_cache()?)
+    }
+}
+
+/// At least one token.
+fn piece_length(piece: usize) -> i32 {
+    i32::try_from(piece.max(1)).unwrap_or(i32::MAX)
+}

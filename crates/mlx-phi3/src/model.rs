@@ -1,0 +1,254 @@
+//! The model, from tokens to logits.
+
+use mlx_attn_masks::AttentionMask;
+use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype};
+use mlx_checkpoint::Checkpoint;
+use mlx_kvcache::{KvCache, LayerKind, LayerSpec, ModelCache};
+use mlx_layers::{Embedding, Linear, ParameterSource, Parameters, heads, swiglu_fused};
+use mlx_norms::RmsNorm;
+use mlx_rope::Rope;
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+use mlx_rs::macros::ModuleParameters;
+use mlx_rs::module::Module;
+
+use crate::{Config, MODEL_TYPE};
+
+/// A Phi-3 language model.
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct Phi3 {
+    #[param]
+    model: Transformer,
+    /// None where the embedding table is the head.
+    #[param]
+    lm_head: Option<Linear>,
+    /// All layers rotate alike.
+    rope: Rope,
+    info: ModelInfo,
+}
+
+/// Embedding, blocks, final norm.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Transformer {
+    #[param]
+    embed_tokens: Embedding,
+    #[param]
+    layers: Vec<Block>,
+    #[param]
+    norm: RmsNorm,
+}
+
+/// Attention, then the feed-forward network, each behind a norm and added to what came in.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Block {
+    #[param]
+    input_layernorm: RmsNorm,
+    #[param]
+    self_attn: Attention,
+    #[param]
+    post_attention_layernorm: RmsNorm,
+    #[param]
+    mlp: Mlp,
+}
+
+/// Grouped-query attention with rotary positions.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Attention {
+    #[param]
+    qkv_proj: Linear,
+    #[param]
+    o_proj: Linear,
+    query_heads: i32,
+    key_heads: i32,
+    scale: f32,
+}
+
+/// The gated feed-forward network.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Mlp {
+    #[param]
+    gate_up_proj: Linear,
+    #[param]
+    down_proj: Linear,
+}
+
+/// What a block works on.
+struct BlockInput<'a> {
+    /// The residual stream, `[B, L, D]`.
+    x: &'a Array,
+    /// The rotation of a sequence as long as this one will be.
+    rope: &'a Rope,
+    /// Who sees whom.
+    mask: &'a AttentionMask,
+    /// The memory of this layer.
+    cache: &'a mut dyn KvCache,
+}
+
+impl CausalLm for Phi3 {
+    fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
+        let Transformer { embed_tokens, layers, norm } = &mut self.model;
+        let [_batch, length] = *tokens.shape() else {
+            return Err(Exception::custom(format!(
+                "tokens of shape {:?}, and [B, L] is needed",
+                tokens.shape()
+            )));
+        };
+        if cache.layers().len() != layers.len() {
+            let (found, needed) = (cache.layers().len(), layers.len());
+            return Err(Exception::custom(format!("a cache of {found} layers for a model of {needed}")));
+        }
+
+        let mut x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
+        let rope = &self.rope.followed_by(cache.expected_after(length));
+        let masks = cache.masks(length)?;
+        for ((layer, cache), mask) in layers.iter_mut().zip(cache.layers_mut()).zip(&masks) {
+            x = layer.forward(BlockInput { x: &x, rope, mask, cache })?;
+        }
+        norm.forward(&x)
+    }
+
+    fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        match &mut self.lm_head {
+            Some(lm_head) => lm_head.forward(hidden), // [B, L, D] -> [B, L, V]
+            None => self.model.embed_tokens.as_linear(hidden),
+        }
+    }
+
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn rotates_alike(&self, a: i32, b: i32) -> bool {
+        self.rope.rotates_alike(a, b)
+    }
+}
+
+impl Module<BlockInput<'_>> for Block {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, BlockInput { x, rope, mask, cache }: BlockInput<'_>) -> Result<Array, Exception> {
+        let normed = self.input_layernorm.forward(x)?;
+        let h = x.add(self.self_attn.forward(BlockInput { x: &normed, rope, mask, cache })?)?;
+        h.add(self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?)
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}
+
+impl Module<BlockInput<'_>> for Attention {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, BlockInput { x, rope, mask, cache }: BlockInput<'_>) -> Result<Array, Exception> {
+        let qkv = self.qkv_proj.forward(x)?; // [B, L, D] -> [B, L, (H + 2 H_kv) d]
+        // [B, H, L, d] and twice [B, H_kv, L, d]
+        let [queries, keys, values] = heads::split_fused(&qkv, self.query_heads, self.key_heads)?;
+        let attended = heads::attend([&queries, &keys, &values], rope, self.scale, mask, cache)?;
+        self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}
+
+impl Module<&Array> for Mlp {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        let gated = swiglu_fused(&self.gate_up_proj.forward(x)?)?; // [B, L, 2 F] -> [B, L, F]
+        self.down_proj.forward(&gated)
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}
+
+impl Phi3 {
+    /// Builds the model of this config from a source of parameters.
+    pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
+        let mut root = Parameters::root(source);
+        let model = Transformer::new(config, root.at("model"));
+        let Config { hidden_size, vocab_size, head_dim, num_key_value_heads: heads, .. } = *config;
+        let untied = !config.tie_word_embeddings;
+        let lm_head = untied.then(|| Linear::new(root.at("lm_head"), hidden_size, vocab_size));
+        let kind = config.sliding_window.map_or(LayerKind::Full, |window| LayerKind::Sliding { window });
+        let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
+        let info = ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size,
+            context_length: config.max_position_embeddings,
+            layers: vec![layer; config.num_hidden_layers],
+            dtype: activation_dtype(&model),
+        };
+        Self { model, lm_head, rope: config.rope.clone(), info }
+    }
+
+    /// Builds the model of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where the config describes no Phi-3 model, or the tensors are not those of that model.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, LoadError> {
+        let config = Config::from_checkpoint(checkpoint, options)?;
+        let mut tensors = checkpoint.tensors()?;
+        let model = Self::new(&config, &mut tensors);
+        // Older checkpoints hold the frequencies of the rotation, which follow from the config.
+        tensors.finish(|key| key.ends_with("rotary_emb.inv_freq"))?;
+        Ok(model)
+    }
+}
+
+impl Transformer {
+    fn new(config: &Config, mut parameters: Parameters<'_>) -> Self {
+        let Config { hidden_size, vocab_size, num_hidden_layers, rms_norm_eps, .. } = *config;
+        Self {
+            embed_tokens: Embedding::new(parameters.at("embed_tokens"), vocab_size, hidden_size),
+            layers: (0..num_hidden_layers)
+                .map(|i| Block::new(config, parameters.index("layers", i)))
+                .collect(),
+            norm: RmsNorm::new(parameters.take("norm.weight", &[hidden_size]), rms_norm_eps),
+        }
+    }
+}
+
+impl Block {
+    fn new(config: &Config, mut parameters: Parameters<'_>) -> Self {
+        let mut norm = |key: &str| {
+            RmsNorm::new(
+                parameters.take(&format!("{key}.weight"), &[config.hidden_size]),
+                config.rms_norm_eps,
+            )
+        };
+        Self {
+            input_layernorm: norm("input_layernorm"),
+            post_attention_layernorm: norm("post_attention_layernorm"),
+            self_attn: Attention::new(config, parameters.at("self_attn")),
+            mlp: Mlp::new(config.hidden_size, config.intermediate_size, parameters.at("mlp")),
+        }
+    }
+}
+
+impl Attention {
+    fn new(config: &Config, mut parameters: Parameters<'_>) -> Self {
+        let Config { hidden_size, head_dim, .. } = *config;
+        let (query_heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let qkv_dim = (query_heads + 2 * key_heads) * head_dim;
+        Self {
+            qkv_proj: Linear::new(parameters.at("qkv_proj"), hidden_size, qkv_dim),
+            o_proj: Linear::new(parameters.at("o_proj"), query_heads * head_dim, hidden_size),
+            query_heads,
+            key_heads,
+            // Keeps the variance of a product of d features at that of one feature.
+            scale: f64::from(head_dim).powf(-0.5) as f32,
+        }
+    }
+}
+
+impl Mlp {
+    fn new(hidden_size: i32, intermediate_size: i32, mut parameters: Parameters<'_>) -> Self {
+        Self {
+            gate_up_proj: Linear::new(parameters.at("gate_up_proj"), hidden_size, 2 * intermediate_size),
+            down_proj: Linear::new(parameters.at("down_proj"), intermediate_size, hidden_size),
+        }
+    }
+}

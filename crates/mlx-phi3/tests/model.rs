@@ -1,0 +1,313 @@
+//! The model against itself: what must not change its answers. What they must be is in the parity
+//! cases. How the border of LongRoPE is crossed is in the tests of `mlx-generate`'s session.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use common::{folder, long_rope, model, model_with, plain, read, tensors, tokens, with};
+use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, Logits, LongRopeMode};
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec, ModelCache, Quantization};
+use mlx_phi3::Phi3;
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{RandomParameters, Tolerance, compare};
+use serde_json::{Value, json};
+
+#[track_caller]
+fn assert_close(found: &Array, expected: &Array) {
+    let result = compare(found, expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+fn differ(found: &Array, expected: &Array) -> bool {
+    !compare(found, expected, Tolerance::Close { rtol: 1e-2, atol: 1e-2 }).unwrap().is_equal()
+}
+
+fn new_cache(model: &Phi3) -> ModelCache {
+    model.new_cache(&CacheOptions::default()).unwrap()
+}
+
+fn all_logits(model: &mut Phi3, tokens: &Array) -> Array {
+    let mut cache = new_cache(model);
+    model.forward(tokens, &mut cache, Logits::All).unwrap()
+}
+
+/// The configs that differ in what the forward pass does.
+fn variants() -> Vec<(&'static str, Value)> {
+    let linear = json!({ "type": "linear", "factor": 2.0 });
+    vec![
+        ("plain", plain()),
+        ("linear", with(plain(), &[("rope_scaling", linear)])),
+        ("partial", with(plain(), &[("partial_rotary_factor", json!(0.5))])),
+        ("interleaved", with(plain(), &[("rope_traditional", json!(true))])),
+        ("window", with(plain(), &[("sliding_window", json!(5))])),
+        ("tied", with(plain(), &[("tie_word_embeddings", json!(true))])),
+        ("heads", with(plain(), &[("head_dim", json!(16)), ("num_key_value_heads", json!(1))])),
+        ("long", long_rope()),
+        ("long with a window", with(long_rope(), &[("sliding_window", json!(5))])),
+    ]
+}
+
+#[test]
+fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
+    for (name, config) in variants() {
+        let mut model = model(&config);
+        let tokens = tokens(2, 12);
+        let whole = all_logits(&mut model, &tokens);
+        assert_eq!(whole.shape(), [2, 12, 96]);
+        for calls in [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]] {
+            let mut cache = new_cache(&model);
+            // Said beforehand: the rotation is that of the whole sequence from the first call on.
+            cache.expect(12);
+            let mut pieces = Vec::new();
+            let mut start = 0;
+            for &call in &calls {
+                let piece = tokens.try_index((.., start..start + call)).unwrap();
+                pieces.push(model.forward(&piece, &mut cache, Logits::All).unwrap());
+                start += call;
+            }
+            let found = concatenate(&pieces, 1).unwrap();
+            let same =
+                compare(&found, &whole, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap().is_equal();
+            assert!(same, "{name}, {calls:?}");
+            assert_eq!(cache.offset(), 12);
+        }
+    }
+}
+
+#[test]
+fn every_part_of_the_config_has_a_part_in_the_answer() {
+    let plain_logits = all_logits(&mut model(&plain()), &tokens(1, 12));
+    for (name, config) in variants().into_iter().skip(1) {
+        let mut model = model(&config);
+        assert!(differ(&all_logits(&mut model, &tokens(1, 12)), &plain_logits), "{name}");
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_is_answered_as_alone() {
+    for (name, config) in variants() {
+        let mut model = model(&config);
+        let batch = all_logits(&mut model, &tokens(2, 12));
+        for row in 0..2 {
+            let alone = all_logits(&mut model, &tokens(2, 12).try_index((row..row + 1, ..)).unwrap());
+            let expected = batch.try_index((row..row + 1, .., ..)).unwrap();
+            let result = compare(&alone, &expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
+            assert!(result.is_equal(), "{name}: {result}");
+        }
+    }
+}
+
+/// Of 12 and 7 tokens: on both sides of the border, each by its own length.
+#[test]
+fn a_padded_row_of_a_batch_is_answered_as_alone() {
+    for cuts in [vec![12], vec![9, 3], vec![4, 8]] {
+        let mut model = model(&long_rope());
+        let (long, short) = (tokens(1, 12), tokens(1, 7));
+        let padding = Array::zeros::<u32>(&[1, 5]).unwrap();
+        let padded = concatenate(&[&padding, &short], 1).unwrap();
+        let batch = concatenate(&[&long, &padded], 0).unwrap();
+        let options = CacheOptions { left_padding: vec![0, 5], ..CacheOptions::default() };
+        let mut cache = model.new_cache(&options).unwrap();
+        cache.expect(12);
+        let mut start = 0;
+        let mut last = None;
+        for cut in cuts {
+            let piece = batch.try_index((.., start..start + cut)).unwrap();
+            last = Some(model.forward(&piece, &mut cache, Logits::Last).unwrap());
+            start += cut;
+        }
+        let last = last.unwrap();
+        for (row, alone) in [(0, long), (1, short)] {
+            let expected = all_logits(&mut model, &alone).try_index((.., -1.., ..)).unwrap();
+            assert_close(&last.try_index((row..row + 1, .., ..)).unwrap(), &expected);
+        }
+    }
+}
+
+#[test]
+fn a_token_changes_no_answer_before_it() {
+    let mut model = model(&plain());
+    let mut ids: Vec<u32> = (0..12).collect();
+    let first = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    ids[7] = 90;
+    let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    let before = |logits: &Array| logits.try_index((.., ..7, ..)).unwrap();
+    let after = |logits: &Array| logits.try_index((.., 7.., ..)).unwrap();
+    assert!(compare(&before(&first), &before(&second), Tolerance::Exact).unwrap().is_equal());
+    assert!(differ(&after(&first), &after(&second)));
+}
+
+/// A query sees itself and the 4 tokens before it, in each of 2 layers: token 0 reaches as far as 8.
+#[test]
+fn a_window_counts_the_query_itself() {
+    let mut model = model(&with(plain(), &[("sliding_window", json!(5))]));
+    let mut ids: Vec<u32> = (0..12).collect();
+    let first = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    ids[0] = 90;
+    let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
+    let at = |logits: &Array, position: i32| logits.try_index((.., position..position + 1, ..)).unwrap();
+    for position in 9..12 {
+        let same = compare(&at(&first, position), &at(&second, position), Tolerance::Exact).unwrap();
+        assert!(same.is_equal(), "{position}");
+    }
+    let worst = compare(&at(&first, 8), &at(&second, 8), Tolerance::Exact).unwrap();
+    assert!(!worst.is_equal());
+}
+
+#[test]
+fn a_window_as_long_as_the_text_is_none() {
+    let full = all_logits(&mut model(&plain()), &tokens(1, 12));
+    for window in [12, 64, 262_144] {
+        let mut model = model(&with(plain(), &[("sliding_window", json!(window))]));
+        assert_close(&all_logits(&mut model, &tokens(1, 12)), &full);
+    }
+}
+
+#[test]
+fn only_the_logits_that_are_asked_for_are_computed() {
+    for config in [plain(), with(plain(), &[("tie_word_embeddings", json!(true))])] {
+        let mut model = model(&config);
+        let all = all_logits(&mut model, &tokens(2, 12));
+        let mut cache = new_cache(&model);
+        let last = model.forward(&tokens(2, 12), &mut cache, Logits::Last).unwrap();
+        assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
+        let mut cache = new_cache(&model);
+        let none = model.forward(&tokens(2, 12), &mut cache, Logits::None).unwrap();
+        assert_eq!(none.shape(), [2, 0, 96]);
+        assert_eq!(cache.offset(), 12);
+    }
+}
+
+#[test]
+fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
+    for (window, rewind) in [(Value::Null, 0), (json!(4), 3)] {
+        let mut model = model(&with(plain(), &[("sliding_window", window)]));
+        let whole = all_logits(&mut model, &tokens(2, 12));
+        let options = CacheOptions { rewind, ..CacheOptions::default() };
+        let mut cache = model.new_cache(&options).unwrap();
+        model.forward(&tokens(2, 12).try_index((.., ..5)).unwrap(), &mut cache, Logits::None).unwrap();
+        let other = Array::zeros::<u32>(&[2, 3]).unwrap();
+        model.forward(&other, &mut cache, Logits::None).unwrap();
+        assert_eq!(cache.trim(3).unwrap(), 3);
+        let rest = tokens(2, 12).try_index((.., 5..)).unwrap();
+        let rest = model.forward(&rest, &mut cache, Logits::All).unwrap();
+        assert_close(&rest, &whole.try_index((.., 5.., ..)).unwrap());
+    }
+}
+
+#[test]
+fn a_quantized_cache_is_nearly_the_same() {
+    let config = with(plain(), &[("head_dim", json!(32))]);
+    let mut model = model(&config);
+    let exact = all_logits(&mut model, &tokens(2, 12));
+    let quantization = Some(Quantization::affine(8, 32).unwrap());
+    let mut cache = model.new_cache(&CacheOptions { quantization, ..CacheOptions::default() }).unwrap();
+    let found = model.forward(&tokens(2, 12), &mut cache, Logits::All).unwrap();
+    let near = Tolerance::Close { rtol: 5e-2, atol: 5e-2 };
+    let result = compare(&found, &exact, near).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+#[test]
+fn the_length_of_the_sequence_chooses_the_factors() {
+    let long = model(&long_rope());
+    for (a, b, alike) in [(1, 8, true), (8, 9, false), (9, 60, true), (60, 3, false)] {
+        assert_eq!(long.rotates_alike(a, b), alike, "{a} {b}");
+    }
+    assert!(model(&plain()).rotates_alike(1, 60));
+
+    // mlx-lm's rule knows no border, and differs where the text is short.
+    let options = LoadOptions { long_rope: LongRopeMode::MlxLm };
+    let mut always_long = model_with(&long_rope(), &options);
+    assert!(always_long.rotates_alike(8, 9));
+    let mut by_length = long;
+    let logits = |model: &mut Phi3, length| all_logits(model, &tokens(1, length));
+    assert_close(&logits(&mut always_long, 12), &logits(&mut by_length, 12));
+    assert!(differ(&logits(&mut always_long, 8), &logits(&mut by_length, 8)));
+}
+
+#[test]
+fn wrong_calls_are_errors() {
+    let mut model = model(&plain());
+    let flat = Array::from_slice(&[1_u32, 2], &[2]);
+    let mut cache = new_cache(&model);
+    let error = model.forward(&flat, &mut cache, Logits::All).unwrap_err();
+    assert!(error.what().contains("[2]"), "{error}");
+    let three = vec![model.info().layers[0]; 3];
+    let mut cache = ModelCache::for_layers(&three, &CacheOptions::default()).unwrap();
+    let error = model.forward(&tokens(1, 3), &mut cache, Logits::All).unwrap_err();
+    assert!(error.what().contains("3 layers"), "{error}");
+}
+
+#[test]
+fn parameters_are_the_tensors_of_a_checkpoint() {
+    for (tied, count) in [(false, 3 + 2 * 6), (true, 2 + 2 * 6)] {
+        let config = with(plain(), &[("tie_word_embeddings", json!(tied))]);
+        let mut source = RandomParameters::new(4, Dtype::Float32);
+        let model = Phi3::new(&read(&config, &LoadOptions::default()), &mut source);
+        let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
+        names.sort();
+        source.taken.sort();
+        assert_eq!(names, source.taken);
+        assert_eq!(names.len(), count);
+        assert_eq!(names.contains(&"lm_head.weight".to_owned()), !tied);
+        assert!(names.contains(&"model.layers.1.mlp.gate_up_proj.weight".to_owned()));
+    }
+}
+
+#[test]
+fn what_was_saved_loads_to_the_same_model() {
+    for (name, config) in variants() {
+        let mut model = model(&config);
+        let folder = folder(&config, tensors(&model));
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let mut loaded = Phi3::load(&checkpoint, &LoadOptions::default()).unwrap();
+        let (found, expected) =
+            (all_logits(&mut loaded, &tokens(2, 12)), all_logits(&mut model, &tokens(2, 12)));
+        assert!(compare(&found, &expected, Tolerance::Exact).unwrap().is_equal(), "{name}");
+        assert_eq!(loaded.info(), model.info());
+    }
+}
+
+#[test]
+fn the_facts_are_those_of_the_config() {
+    let info = model(&with(plain(), &[("sliding_window", json!(7))])).info().clone();
+    let layer = LayerSpec { kind: LayerKind::Sliding { window: 7 }, heads: 2, key_dim: 8, value_dim: 8 };
+    assert_eq!(info.layers, [layer, layer]);
+    assert_eq!((info.vocab_size, info.context_length, info.dtype), (96, 64, Dtype::Float32));
+    assert_eq!(model(&plain()).info().layers[0].kind, LayerKind::Full);
+}
+
+#[test]
+fn rotary_tables_are_dropped_and_nothing_else_is() {
+    let mut with = tensors(&model(&plain()));
+    let load = |tensors: &Vec<(String, Array)>| {
+        let folder = folder(&plain(), tensors.clone());
+        Phi3::load(&Checkpoint::open(folder.path()).unwrap(), &LoadOptions::default())
+    };
+    with.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), Array::from_f32(1.0)));
+    assert!(load(&with).is_ok());
+
+    with.push(("model.layers.0.self_attn.rotary_emb.scale".to_owned(), Array::from_f32(1.0)));
+    with.push(("model.layers.0.self_attn.o_proj.bias".to_owned(), Array::from_f32(1.0)));
+    with.retain(|(key, _)| key != "lm_head.weight");
+    let error = load(&with).unwrap_err();
+    assert!(
+        matches!(&error, LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) if problems.len() == 3)
+    );
+    let text = error.to_string();
+    for needle in ["o_proj.bias: unexpected", "rotary_emb.scale: unexpected", "lm_head.weight: missing"] {
+        assert!(text.contains(needle), "{text}");
+    }
+}
+
+/// A head that a tied model does not have is a sign of the wrong config.
+#[test]
+fn a_tied_model_has_no_head_of_its_own() {
+    let folder = folder(&with(plain(), &[("tie_word_embeddings", json!(true))]), tensors(&model(&plain())));
+    let error = Phi3::load(&Checkpoint::open(folder.path()).unwrap(), &LoadOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("lm_head.weight: unexpected"), "{error}");
+}
