@@ -167,7 +167,9 @@ fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
         all.push(("vision_towers.a".to_owned(), scalar()));
         all.retain(|(key, _)| !key.ends_with("layers.1.self_attn.k_norm.weight"));
         let error = load(&multimodal(), all).unwrap_err();
-        let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else { panic!("{error}") };
+        let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else {
+            panic!("{error}")
+        };
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key()).collect();
         assert_eq!(keys, [&format!("{prefix}layers.1.self_attn.k_norm.weight"), "vision_towers.a"]);
     }

@@ -6,6 +6,7 @@
 
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheOptions, ModelCache};
+use mlx_rs::Array;
 use mlx_rs::builder::Builder;
 use mlx_rs::error::Exception;
 use mlx_rs::losses::CrossEntropyBuilder;
@@ -14,7 +15,6 @@ use mlx_rs::nn::value_and_grad;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, zeros};
 use mlx_rs::optimizers::{Adam, Optimizer};
-use mlx_rs::Array;
 
 use crate::{Tolerance, compare};
 
@@ -85,7 +85,8 @@ pub fn the_future_is_not_seen(model: &mut dyn CausalLm, tokens: &Array) {
     let first = all_logits(model, tokens);
     let at = tokens.dim(1) / 2;
     let other = columns(tokens, at, at + 1).add(Array::from_int(1)).unwrap();
-    let other = other.remainder(Array::from_int(model.info().vocab_size)).unwrap().as_dtype(tokens.dtype()).unwrap();
+    let other =
+        other.remainder(Array::from_int(model.info().vocab_size)).unwrap().as_dtype(tokens.dtype()).unwrap();
     let changed = [columns(tokens, 0, at), other, columns(tokens, at + 1, tokens.dim(1))];
     let second = all_logits(model, &concatenate(&changed, 1).unwrap());
     let before = |logits: &Array| logits.try_index((.., ..at, ..)).unwrap();
@@ -149,7 +150,8 @@ pub fn it_learns<M: CausalLm + 'static>(model: &mut M, tokens: &Array) {
         let length = tokens.dim(1);
         let logits = all_logits(model, &columns(tokens, 0, length - 1));
         let targets = columns(tokens, 1, length);
-        let cross_entropy = CrossEntropyBuilder::new().build().map_err(|e| Exception::custom(e.to_string()))?;
+        let cross_entropy =
+            CrossEntropyBuilder::new().build().map_err(|e| Exception::custom(e.to_string()))?;
         cross_entropy.apply(logits, targets)?.mean(None)
     };
     let mut step = value_and_grad(loss);
