@@ -172,7 +172,7 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         ("use_bidirectional_attention", Some(json!(true)), "use_bidirectional_attention is true"),
         ("tie_word_embeddings", Some(json!(1)), "tie_word_embeddings: invalid type"),
         ("rope_theta", Some(json!(0)), "rope_theta is 0"),
-        ("rope_local_base_freq", Some(json!(-1)), "rope_theta is -1"),
+        ("rope_local_base_freq", Some(json!(-1)), "rope_local_base_freq is -1"),
         ("partial_rotary_factor", Some(json!(0.25)), "partial_rotary_factor is 0.25"),
         ("rope_scaling", Some(json!({ "rope_type": "linear" })), "factor is missing"),
         ("rope_scaling", Some(json!({ "rope_type": "twisted", "factor": 8 })), "twisted"),
