@@ -89,6 +89,7 @@ SEEDS = {
     "f16": [35, 33, 2],
     "q4": [5, 9, 5],
     "q8": [5, 23, 8],
+    "mxfp4": [1, 7, 5],
 }
 CASES = [
     case(f"{weights}_{cut}", seed, calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])

@@ -29,6 +29,7 @@ SEED, STRIDE = 3, 13  # a stride without a factor of 2 meets every exponent and 
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 GATES = {"swiglu": swiglu, "geglu": lambda gate, up: nn.gelu_approx(gate) * up}
 INPUTS, OUTPUTS = 64, 24
+QUANTIZATIONS = {"plain": None, "4": {"bits": 4}, "8": {"bits": 8}, "mxfp4": {"bits": 4, "mode": "mxfp4"}}
 EDGES = [0.0, -0.0, 1e-30, -1e-30, 10.0, -10.0, 1e4, -1e4, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
 
 
@@ -60,15 +61,15 @@ def bias_cases() -> dict[str, mx.array]:
         return mx.array(rng.standard_normal(shape, dtype=np.float32))
 
     for dtype in DTYPES:
-        for bits in (None, 4, 8):
+        for kind, way in QUANTIZATIONS.items():
             for length in (1, 5):
                 layer = nn.Linear(INPUTS, OUTPUTS)
                 layer.weight, layer.bias = random(OUTPUTS, INPUTS), random(OUTPUTS)
                 layer.set_dtype(DTYPES[dtype])
-                if bits:
-                    layer = layer.to_quantized(group_size=32, bits=bits)
+                if way:
+                    layer = layer.to_quantized(group_size=32, **way)
                 x = random(2, length, INPUTS).astype(DTYPES[dtype])
-                case = f"{dtype}_{bits or 'plain'}_{length}"
+                case = f"{dtype}_{kind}_{length}"
                 parameters = {f"{case}.{key}": value for key, value in tree_flatten(layer.parameters())}
                 tensors |= {f"{case}.x": x, f"{case}.expected": layer(x)} | parameters
     return tensors

@@ -73,6 +73,7 @@ SEEDS = {
     "f16": [1, 2, 2],
     "q4": [1, 23, 1],
     "q8": [14, 2, 33],
+    "mxfp4": [25, 6, 7],
 }
 CASES = [
     case(f"{weights}_{cut}", seed, calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])

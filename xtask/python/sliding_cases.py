@@ -29,6 +29,7 @@ WEIGHTS = {
     "f16": {"dtype": mx.float16},
     "q4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32}},
     "q8": {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}},
+    "mxfp4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
 }
 # Rows that can be cut into groups of 32.
 QUANTIZED = {"intermediate_size": 64}

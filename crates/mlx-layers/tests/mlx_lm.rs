@@ -63,16 +63,19 @@ impl ParameterSource for Recorded<'_> {
 #[test]
 fn layers_with_a_bias() {
     let cases = cases("biases.safetensors");
-    assert_eq!(cases.len(), 18);
+    assert_eq!(cases.len(), 24);
     for (case, tensors) in &cases {
-        let bits = case.split('_').nth(1).unwrap().parse().ok();
-        let quantization = bits.map(|bits| Quantization { group_size: 32, bits });
+        let quantization = match case.split('_').nth(1).unwrap() {
+            "plain" => None,
+            "mxfp4" => Some(Quantization::MXFP4),
+            bits => Some(Quantization::affine(bits.parse().unwrap(), 32).unwrap()),
+        };
         let mut source = Recorded(tensors, quantization);
         let mut layer = Linear::with_bias(Parameters::root(&mut source), 64, 24, true);
         assert_equal(case, &layer.forward(&tensors["x"]).unwrap(), &tensors["expected"]);
 
         let parameters = layer.parameters().flatten();
-        assert_eq!(parameters.len(), if bits.is_some() { 4 } else { 2 });
+        assert_eq!(parameters.len(), tensors.len() - 2); // all but the inputs and the answers
         assert!(parameters.contains_key("bias"));
     }
 }
