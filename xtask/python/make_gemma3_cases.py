@@ -39,13 +39,14 @@ CONFIG = {
     "sliding_window_pattern": 3,
 }
 FACTOR_8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
-# As the released configs of models with a vision part: what is not said has a default.
+# As the released configs of models with a vision part: what is not said has a default, which is the value above.
+DEFAULTS = ("vocab_size", "rms_norm_eps", "rope_theta", "rope_local_base_freq", "max_position_embeddings")
 MULTIMODAL = {
     "model_type": "gemma3",
     "vocab_size": 80,
     "image_token_index": 79,
     "mm_tokens_per_image": 4,
-    "text_config": {key: value for key, value in CONFIG.items() if key not in ("vocab_size", "rms_norm_eps")}
+    "text_config": {key: value for key, value in CONFIG.items() if key not in DEFAULTS}
     | {"model_type": "gemma3_text"}
     | QUANTIZED,
     "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8},

@@ -71,6 +71,15 @@ fn frequency(config: &Config, layer: usize) -> f32 {
     *config.layers[layer].rope.frequencies(1).unwrap().last().unwrap()
 }
 
+/// Local layers have the base 10 000, global ones 1 000 000.
+#[track_caller]
+fn assert_bases(config: &Config) {
+    for (layer, base) in [(0, 1e4_f64), (5, 1e6)] {
+        let expected = base.powf(-254.0 / 256.0);
+        assert!((f64::from(frequency(config, layer)) / expected - 1.0).abs() < 1e-5, "{layer}");
+    }
+}
+
 fn global_layers(config: &Config) -> Vec<usize> {
     (0..config.layers.len()).filter(|&i| config.layers[i].kind == LayerKind::Full).collect()
 }
@@ -81,11 +90,7 @@ fn the_released_config() {
     assert_eq!(global_layers(&config), [5, 11, 17]);
     assert_eq!(config.layers[0].kind, LayerKind::Sliding { window: 512 });
     assert_eq!((config.keys, config.attention_scale), (KeyLayout::Text, 1.0 / 16.0));
-    let exponent = 254.0 / 256.0;
-    for (layer, base) in [(0, 1e4_f64), (5, 1e6)] {
-        let expected = base.powf(-exponent);
-        assert!((f64::from(frequency(&config, layer)) / expected - 1.0).abs() < 1e-5, "{layer}");
-    }
+    assert_bases(&config);
     assert!(!config.has_own_head && !config.attention_bias && config.final_logit_softcapping.is_none());
 }
 
@@ -99,6 +104,7 @@ fn a_config_with_a_vision_part_relies_on_defaults() {
     let plain = read(&with(released_multimodal(), "/text_config/rope_scaling", None)).unwrap();
     assert_eq!(frequency(&config, 0), frequency(&plain, 0));
     assert!((frequency(&plain, 5) / frequency(&config, 5) - 8.0).abs() < 1e-5);
+    assert_bases(&plain);
 }
 
 #[test]
