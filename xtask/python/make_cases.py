@@ -86,6 +86,28 @@ CASES = [
     Case("lille_f16", seed=8, calls=[12], dtype=mx.float16),
     Case("lille_q4", seed=6, calls=[9, 1, 1, 6], dtype=mx.bfloat16, quantize={"bits": 4, "group_size": 64}),
     Case("lille_q8", seed=11, calls=[1] * 10, dtype=mx.bfloat16, quantize={"bits": 8, "group_size": 32}),
+    Case("lille_q3", seed=22, calls=[10, 1, 1], dtype=mx.bfloat16, quantize={"bits": 3, "group_size": 64}),
+    Case(
+        "lille_mxfp4",
+        seed=42,
+        calls=[9, 1, 1],
+        dtype=mx.bfloat16,
+        quantize={"bits": 4, "group_size": 32, "mode": "mxfp4"},
+    ),
+    Case(
+        "lille_mxfp8_f16",
+        seed=54,
+        calls=[9, 1, 1],
+        dtype=mx.float16,
+        quantize={"bits": 8, "group_size": 32, "mode": "mxfp8"},
+    ),
+    Case(
+        "lille_nvfp4_f32",
+        seed=64,
+        calls=[9, 1, 1],
+        quantize={"bits": 4, "group_size": 16, "mode": "nvfp4"},
+        per_layer={f"{LAYER}.0.attention.qkv_proj": {"bits": 5, "group_size": 32, "mode": "affine"}},
+    ),
     Case(
         "lille_q4_mixed",
         seed=15,

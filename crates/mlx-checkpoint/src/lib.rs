@@ -145,7 +145,7 @@ impl Checkpoint {
             if let Some(layer) = key.strip_suffix(".weight")
                 && let Some(quantization) = self.quantization_of(layer)
             {
-                return elements * 32 / quantization.bits as usize;
+                return elements * 32 / quantization.bits() as usize;
             }
             let companion = key.strip_suffix(".scales").or_else(|| key.strip_suffix(".biases"));
             let is_companion = companion.is_some_and(|layer| self.quantization_of(layer).is_some());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_layers::Quantization;
+use mlx_quantization::Quantization;
 use serde_json::{Map, Value};
 
 use crate::CheckpointError;
@@ -65,20 +65,18 @@ impl QuantizationPlan {
 }
 
 fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, CheckpointError> {
-    let number = |key: &str, allowed: &[i64]| {
+    let number = |key: &str| {
         let value = section.get(key).ok_or_else(|| refused(layer, format!("{key} is missing")))?;
-        match value.as_i64() {
-            Some(number) if allowed.contains(&number) => Ok(number as i32),
-            _ => Err(refused(layer, format!("{key} is {value}, and must be one of {allowed:?}"))),
-        }
+        let number = value.as_i64().and_then(|number| i32::try_from(number).ok());
+        number.ok_or_else(|| refused(layer, format!("{key} is {value}, and a whole number is needed")))
     };
-    if let Some(mode) = section.get("mode").filter(|mode| mode.as_str() != Some("affine")) {
-        return Err(refused(layer, format!("mode {mode} is not supported; \"affine\" is")));
-    }
-    Ok(Quantization {
-        group_size: number("group_size", &[32, 64, 128])?,
-        bits: number("bits", &[2, 3, 4, 5, 6, 8])?,
-    })
+    let mode = match section.get("mode") {
+        None | Some(Value::Null) => "affine",
+        Some(Value::String(mode)) => mode,
+        Some(other) => return Err(refused(layer, format!("mode is {other}, and a name is needed"))),
+    };
+    Quantization::named(mode, number("bits")?, number("group_size")?)
+        .map_err(|e| refused(layer, e.to_string()))
 }
 
 fn refused(layer: &str, problem: String) -> CheckpointError {
@@ -94,13 +92,14 @@ mod tests {
         QuantizationPlan::from_config(&json!({ "quantization": section }))
     }
 
-    const Q4: Quantization = Quantization { group_size: 64, bits: 4 };
-    const Q8: Quantization = Quantization { group_size: 32, bits: 8 };
+    fn affine(bits: i32, group_size: i32) -> Option<Quantization> {
+        Some(Quantization::affine(bits, group_size).unwrap())
+    }
 
     #[test]
     fn a_layer_is_quantized_where_it_has_scales() {
         let plan = plan(json!({ "group_size": 64, "bits": 4, "mode": "affine" })).unwrap();
-        assert_eq!(plan.of("model.up_proj", true), Some(Q4));
+        assert_eq!(plan.of("model.up_proj", true), affine(4, 64));
         assert_eq!(plan.of("model.up_proj", false), None);
     }
 
@@ -111,15 +110,27 @@ mod tests {
             "a": { "group_size": 32, "bits": 8 }, "b": false, "c": true,
         });
         let plan = plan(section).unwrap();
-        assert_eq!(plan.of("a", false), Some(Q8));
+        assert_eq!(plan.of("a", false), affine(8, 32));
         assert_eq!(plan.of("b", true), None);
-        assert_eq!(plan.of("c", false), Some(Q4));
+        assert_eq!(plan.of("c", false), affine(4, 64));
+    }
+
+    #[test]
+    fn modes_have_their_names() {
+        let section = json!({
+            "group_size": 32, "bits": 4, "mode": "mxfp4",
+            "a": { "group_size": 16, "bits": 4, "mode": "nvfp4" }, "b": { "group_size": 64, "bits": 3 },
+        });
+        let plan = plan(section).unwrap();
+        assert_eq!(plan.common(), Some(Quantization::MXFP4));
+        assert_eq!(plan.of("a", true), Some(Quantization::NVFP4));
+        assert_eq!(plan.of("b", true), affine(3, 64));
     }
 
     #[test]
     fn both_keys_are_read_and_none_is_full_precision() {
         let config = json!({ "quantization_config": { "group_size": 64, "bits": 4 } });
-        assert_eq!(QuantizationPlan::from_config(&config).unwrap().common(), Some(Q4));
+        assert_eq!(QuantizationPlan::from_config(&config).unwrap().common(), affine(4, 64));
         assert_eq!(QuantizationPlan::from_config(&json!({})).unwrap().common(), None);
         assert_eq!(plan(Value::Null).unwrap().common(), None);
     }
@@ -128,10 +139,15 @@ mod tests {
     fn what_cannot_be_read_is_refused_by_name() {
         for (section, needle) in [
             (json!({ "bits": 4 }), "group_size is missing"),
-            (json!({ "group_size": 64, "bits": 7 }), "bits is 7"),
-            (json!({ "group_size": 48, "bits": 4 }), "group_size is 48"),
+            (json!({ "group_size": 64, "bits": 7 }), "not 7 bits"),
+            (json!({ "group_size": 48, "bits": 4 }), "in groups of 48"),
             (json!({ "group_size": 64, "bits": "4" }), "bits is \"4\""),
-            (json!({ "group_size": 32, "bits": 4, "mode": "mxfp4" }), "mxfp4"),
+            (
+                json!({ "group_size": 64, "bits": 4, "mode": "mxfp4" }),
+                "mxfp4 quantization has 4 bits in groups of 32",
+            ),
+            (json!({ "group_size": 32, "bits": 4, "mode": "int4" }), "known are affine, mxfp4, mxfp8, nvfp4"),
+            (json!({ "group_size": 32, "bits": 4, "mode": 4 }), "mode is 4"),
             (json!({ "group_size": 64, "bits": 4, "x": 3 }), "quantization of x"),
             (json!({ "group_size": 64, "bits": 4, "x": { "bits": 4 } }), "quantization of x"),
             (json!({ "quant_method": "gptq", "bits": 4 }), "gptq"),

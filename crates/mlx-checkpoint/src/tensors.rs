@@ -83,15 +83,16 @@ impl<'a> CheckpointTensors<'a> {
             return None;
         }
         let stored = self.checkpoint.headers().get(key).map(|info| info.dtype);
-        let packed =
-            key.strip_suffix(".weight").is_some_and(|layer| self.checkpoint.quantization_of(layer).is_some());
-        let expected = if packed { "U32" } else { FLOATS };
-        let fits = match stored {
-            Some(TensorDtype::U32) => packed,
-            Some(TensorDtype::F32 | TensorDtype::F16 | TensorDtype::BF16) => !packed,
-            _ => false,
+        let quantization =
+            |suffix| key.strip_suffix(suffix).and_then(|layer| self.checkpoint.quantization_of(layer));
+        let (expected, allowed): (_, &[TensorDtype]) = if quantization(".weight").is_some() {
+            ("U32", &[TensorDtype::U32])
+        } else if quantization(".scales").is_some_and(|quantization| !quantization.has_biases()) {
+            ("U8", &[TensorDtype::U8])
+        } else {
+            (FLOATS, &[TensorDtype::F32, TensorDtype::F16, TensorDtype::BF16])
         };
-        if !fits {
+        if !stored.is_some_and(|stored| allowed.contains(&stored)) {
             let found = stored.map_or_else(|| "unknown".to_owned(), |dtype| format!("{dtype:?}"));
             self.problems.push(TensorProblem::Dtype { key: key.to_owned(), expected, found });
             return None;
@@ -100,7 +101,7 @@ impl<'a> CheckpointTensors<'a> {
     }
 }
 
-/// What parameters may be.
+/// What parameters may be that are not quantized.
 const FLOATS: &str = "F32, F16 or BF16";
 
 /// MLX's message, without the places in its source and in mlx-rs's that it ends with.
@@ -117,7 +118,7 @@ impl ParameterSource for CheckpointTensors<'_> {
 
     fn quantization(&mut self, layer: &str, columns: i32) -> Option<Quantization> {
         let quantization = self.checkpoint.quantization_of(layer)?;
-        if columns % quantization.group_size == 0 {
+        if columns % quantization.group_size() == 0 {
             return Some(quantization);
         }
         // Taken in full precision, its weight is then listed with the shape that it should have.

@@ -249,10 +249,10 @@ fn a_quantized_layer_is_bound_whole() {
     let folder = quantized("");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.parameter_count(["a.weight", "a.scales", "a.biases"]), 8 * 64);
-    assert_eq!(checkpoint.default_quantization(), Some(Quantization { group_size: 32, bits: 4 }));
+    assert_eq!(checkpoint.default_quantization(), Some(Quantization::affine(4, 32).unwrap()));
     let mut tensors = checkpoint.tensors().unwrap();
     let layer = Linear::new(Parameters::root(&mut tensors).at("a"), 64, 8);
-    assert_eq!(layer.quantization(), Some(Quantization { group_size: 32, bits: 4 }));
+    assert_eq!(layer.quantization(), Some(Quantization::affine(4, 32).unwrap()));
     tensors.finish(|_| false).unwrap();
 }
 

@@ -1,12 +1,12 @@
 //! The embedding table.
 
+use mlx_quantization::{QuantizedArray, dequantize};
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
-use mlx_rs::ops::dequantize;
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use crate::{Linear, Parameters, Quantization};
+use crate::{Linear, Parameters};
 
 /// A row of features for each token, with the table in full precision or quantized.
 ///
@@ -42,15 +42,21 @@ impl Module<&Array> for Embedding {
 
     /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
     ///
-    /// The rows have the dtype of the table (or, quantized, of its scales). An error where MLX cannot
+    /// The rows have the dtype of the table (or, quantized, of its scales; bfloat16 in the modes of small
+    /// floats). An error where MLX cannot
     /// index by these ids. An id outside the table is not noticed here, since that would need the ids on the host.
     fn forward(&mut self, tokens: &Array) -> Result<Array> {
         let rows = self.table.weight.try_index(tokens)?;
         match (self.table.quantization(), self.table.scales.as_ref()) {
-            (Some(Quantization { group_size, bits }), Some(scales)) => {
+            (Some(quantization), Some(scales)) => {
                 let scales = scales.try_index(tokens)?;
                 let biases = self.table.biases.as_ref().as_ref().map(|biases| biases.try_index(tokens));
-                dequantize(&rows, &scales, biases.transpose()?.as_ref(), group_size, bits)
+                dequantize(&QuantizedArray {
+                    packed: rows,
+                    scales,
+                    biases: biases.transpose()?,
+                    quantization,
+                })
             }
             _ => Ok(rows),
         }

@@ -1,30 +1,7 @@
 //! Where layers get their weights.
 
+use mlx_quantization::Quantization;
 use mlx_rs::Array;
-
-/// How a layer's weight is quantized: MLX's affine mode.
-///
-/// Each row is cut into groups of `group_size` numbers. A group has one scale and one bias, and
-/// each of its numbers `q`, an integer of `bits` bits, stands for `scale * q + bias`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quantization {
-    /// Numbers that share a scale and a bias: 32, 64 or 128.
-    pub group_size: i32,
-    /// Bits of each number: 2, 3, 4, 5, 6 or 8.
-    pub bits: i32,
-}
-
-impl Quantization {
-    /// The shape of the packed weight of a `[rows, columns]` matrix: 32 bits to an element.
-    pub fn packed_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
-        [rows, columns * self.bits / 32]
-    }
-
-    /// The shape of the scales and of the biases of a `[rows, columns]` matrix.
-    pub fn groups_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
-        [rows, columns / self.group_size]
-    }
-}
 
 /// A source of weights: a checkpoint, or a generator of fresh ones.
 ///

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use mlx_layers::{Embedding, Linear, ParameterSource, Parameters, Quantization};
-use mlx_rs::Array;
+use mlx_quantization::{dequantize, quantize};
 use mlx_rs::module::{Module, ModuleParameters};
-use mlx_rs::ops::{dequantize, quantize};
+use mlx_rs::{Array, Dtype};
 use mlx_testing::{Tolerance, compare};
 
 struct Given {
@@ -35,15 +35,19 @@ fn weight() -> Array {
 }
 
 /// The same layer, quantized and with the dequantized weight.
-fn both(Quantization { group_size, bits }: Quantization) -> [Given; 2] {
-    let (packed, scales, biases) = quantize(weight(), group_size, bits).unwrap();
-    let whole = dequantize(&packed, &scales, &biases, group_size, bits).unwrap();
-    let parameters =
-        HashMap::from([("layer.weight", packed), ("layer.scales", scales), ("layer.biases", biases)]);
+fn both(quantization: Quantization) -> [Given; 2] {
+    let packed = quantize(&weight(), quantization).unwrap();
+    let whole = dequantize(&packed).unwrap().as_dtype(Dtype::Float32).unwrap();
+    let mut parameters = HashMap::from([("layer.weight", packed.packed), ("layer.scales", packed.scales)]);
+    parameters.extend(packed.biases.map(|biases| ("layer.biases", biases)));
     [
-        Given { parameters, quantization: Some(Quantization { group_size, bits }) },
+        Given { parameters, quantization: Some(quantization) },
         Given { parameters: HashMap::from([("layer.weight", whole)]), quantization: None },
     ]
+}
+
+fn affine(bits: i32, group_size: i32) -> Quantization {
+    Quantization::affine(bits, group_size).unwrap()
 }
 
 const CLOSE: Tolerance = Tolerance::Close { rtol: 1e-4, atol: 1e-4 };
@@ -54,16 +58,17 @@ fn a_quantized_linear_layer_is_one_with_rounded_weights() {
         &(0..3 * 128).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>(),
         &[1, 3, 128],
     );
-    for group_size in [32, 64, 128] {
-        for bits in [2, 3, 4, 5, 6, 8] {
-            let [packed, whole] = both(Quantization { group_size, bits }).map(|mut source| {
-                let mut layer = Linear::new(Parameters::root(&mut source).at("layer"), SHAPE[1], SHAPE[0]);
-                layer.forward(&x).unwrap()
-            });
-            assert_eq!(packed.shape(), [1, 3, 24]);
-            let result = compare(&packed, &whole, CLOSE).unwrap();
-            assert!(result.is_equal(), "{group_size} {bits}: {result}");
-        }
+    let sizes = [32, 64, 128]
+        .into_iter()
+        .flat_map(|group_size| [2, 3, 4, 5, 6, 8].map(|bits| affine(bits, group_size)));
+    for quantization in sizes.chain([Quantization::MXFP4, Quantization::MXFP8, Quantization::NVFP4]) {
+        let [packed, whole] = both(quantization).map(|mut source| {
+            let mut layer = Linear::new(Parameters::root(&mut source).at("layer"), SHAPE[1], SHAPE[0]);
+            layer.forward(&x).unwrap()
+        });
+        assert_eq!(packed.shape(), [1, 3, 24]);
+        let result = compare(&packed, &whole, CLOSE).unwrap();
+        assert!(result.is_equal(), "{quantization}: {result}");
     }
 }
 
@@ -71,18 +76,21 @@ fn a_quantized_linear_layer_is_one_with_rounded_weights() {
 fn a_quantized_embedding_is_one_with_rounded_rows_both_ways() {
     let tokens = Array::from_slice(&[3_u32, 0, 23, 3], &[2, 2]);
     let hidden = Array::ones::<f32>(&[1, 1, 128]).unwrap();
-    let [packed, whole] = both(Quantization { group_size: 64, bits: 4 }).map(|mut source| {
-        let mut table = Embedding::new(Parameters::root(&mut source).at("layer"), SHAPE[0], SHAPE[1]);
-        (table.forward(&tokens).unwrap(), table.as_linear(&hidden).unwrap())
-    });
-    assert_eq!(packed.0.shape(), [2, 2, 128]);
-    assert!(compare(&packed.0, &whole.0, Tolerance::Exact).unwrap().is_equal());
-    assert!(compare(&packed.1, &whole.1, CLOSE).unwrap().is_equal());
+    for (quantization, dtype) in [(affine(4, 64), Dtype::Float32), (Quantization::NVFP4, Dtype::Bfloat16)] {
+        let [packed, whole] = both(quantization).map(|mut source| {
+            let mut table = Embedding::new(Parameters::root(&mut source).at("layer"), SHAPE[0], SHAPE[1]);
+            (table.forward(&tokens).unwrap(), table.as_linear(&hidden).unwrap())
+        });
+        assert_eq!((packed.0.shape(), packed.0.dtype()), (&[2, 2, 128][..], dtype));
+        let rows = packed.0.as_dtype(Dtype::Float32).unwrap();
+        assert!(compare(&rows, &whole.0, Tolerance::Exact).unwrap().is_equal());
+        assert!(compare(&packed.1, &whole.1, CLOSE).unwrap().is_equal());
+    }
 }
 
 #[test]
 fn parameters_have_the_names_of_a_checkpoint() {
-    let [mut packed, _] = both(Quantization { group_size: 64, bits: 4 });
+    let [mut packed, _] = both(affine(4, 64));
     let table = Embedding::new(Parameters::root(&mut packed).at("layer"), SHAPE[0], SHAPE[1]);
     let flat = table.parameters().flatten();
     let mut names: Vec<&str> = flat.keys().map(|name| &**name).collect();

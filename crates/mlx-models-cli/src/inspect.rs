@@ -64,14 +64,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How the layers are quantized, the most common way first: `4 bits in groups of 64 (12 layers)`.
+/// How the layers are quantized, the most common way first: `affine of 4 bits in groups of 64 (12 layers)`.
 fn quantization(checkpoint: &Checkpoint) -> String {
     let mut ways = BTreeMap::new();
     for key in checkpoint.headers().keys() {
         if let Some(layer) = key.strip_suffix(".scales")
             && let Some(way) = checkpoint.quantization_of(layer)
         {
-            *ways.entry((way.bits, way.group_size)).or_insert(0_usize) += 1;
+            *ways.entry(way.to_string()).or_insert(0_usize) += 1;
         }
     }
     let mut ways: Vec<_> = ways.into_iter().collect();
@@ -79,11 +79,7 @@ fn quantization(checkpoint: &Checkpoint) -> String {
     if ways.is_empty() {
         return "none".to_owned();
     }
-    let ways: Vec<String> = ways
-        .into_iter()
-        .map(|((bits, group_size), layers)| {
-            format!("{bits} bits in groups of {group_size} ({layers} layers)")
-        })
-        .collect();
+    let ways: Vec<String> =
+        ways.into_iter().map(|(way, layers)| format!("{way} ({layers} layers)")).collect();
     ways.join(", ")
 }

@@ -208,7 +208,7 @@ fn inspect_counts_what_a_quantized_checkpoint_stands_for() {
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     // 320 x 64 embedding; per layer 128 x 64 + 64 x 64 + 3 x 256 x 64 and two norms of 64; a last norm.
     assert_eq!(json["parameters"], 320 * 64 + 2 * ((128 + 64 + 3 * 256) * 64 + 2 * 64) + 64);
-    assert!(json["quantization"].as_str().unwrap().starts_with("4 bits in groups of 32"), "{json}");
+    assert!(json["quantization"].as_str().unwrap().starts_with("affine of 4 bits in groups of 32"), "{json}");
 }
 
 #[test]

@@ -7,7 +7,9 @@
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
+//! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
 //! | `tokenizer` | [`tokenizer`]: text to token ids and back |
@@ -74,7 +76,9 @@ macro_rules! table {
 }
 
 table! {
+    "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
+    "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
 }
 

@@ -57,7 +57,27 @@ pub struct QuantizedArray {
     pub quantization: Quantization,
 }
 
-impl QuantizedArray {
+/// The same, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedView<'a> {
+    /// As in [`QuantizedArray`].
+    pub packed: &'a Array,
+    /// As in [`QuantizedArray`].
+    pub scales: &'a Array,
+    /// As in [`QuantizedArray`].
+    pub biases: Option<&'a Array>,
+    /// How.
+    pub quantization: Quantization,
+}
+
+impl<'a> From<&'a QuantizedArray> for QuantizedView<'a> {
+    fn from(array: &'a QuantizedArray) -> Self {
+        let QuantizedArray { packed, scales, biases, quantization } = array;
+        Self { packed, scales, biases: biases.as_ref(), quantization: *quantization }
+    }
+}
+
+impl QuantizedView<'_> {
     /// Whether the arrays have the dtypes and shapes that they must have.
     fn check(&self) -> Result<(), Exception> {
         let Quantization { bits, group_size, mode } = self.quantization;
@@ -87,7 +107,7 @@ impl QuantizedArray {
         if self.packed.dtype() != Dtype::Uint32 || (self.scales.dtype() == Dtype::Uint8) == affine {
             return wrong("of other dtypes");
         }
-        match &self.biases {
+        match self.biases {
             Some(biases) if affine && biases.shape() == scales && biases.dtype() == self.scales.dtype() => {
                 Ok(())
             }
@@ -138,11 +158,12 @@ pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray,
 /// # Errors
 ///
 /// Where the arrays do not belong together.
-pub fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
+pub fn dequantize<'a>(w: impl Into<QuantizedView<'a>>) -> Result<Array, Exception> {
+    let w = w.into();
     w.check()?;
     let Quantization { bits, group_size, mode } = w.quantization;
     if mode == Mode::Affine {
-        return mlx_rs::ops::dequantize(&w.packed, &w.scales, w.biases.as_ref(), group_size, bits);
+        return mlx_rs::ops::dequantize(w.packed, w.scales, w.biases, group_size, bits);
     }
     native::dequantize(w)
 }
@@ -162,12 +183,16 @@ pub fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
 /// # Errors
 ///
 /// Where the arrays do not belong together, or `x` does not fit them.
-pub fn quantized_matmul(x: &Array, w: &QuantizedArray, transpose: bool) -> Result<Array, Exception> {
+pub fn quantized_matmul<'a>(
+    x: &Array,
+    w: impl Into<QuantizedView<'a>>,
+    transpose: bool,
+) -> Result<Array, Exception> {
+    let w = w.into();
     w.check()?;
     let Quantization { bits, group_size, mode } = w.quantization;
     if mode == Mode::Affine {
-        let biases = w.biases.as_ref();
-        return mlx_rs::ops::quantized_matmul(x, &w.packed, &w.scales, biases, transpose, group_size, bits);
+        return mlx_rs::ops::quantized_matmul(x, w.packed, w.scales, w.biases, transpose, group_size, bits);
     }
     // `check` has seen two axes.
     let rows = w.packed.dim(-2);

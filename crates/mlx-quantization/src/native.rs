@@ -10,7 +10,7 @@ use mlx_sys::{
     mlx_vector_array_new, mlx_vector_array_size,
 };
 
-use crate::{Mode, Quantization, QuantizedArray};
+use crate::{Mode, Quantization, QuantizedView};
 
 fn name(mode: Mode) -> &'static CStr {
     match mode {
@@ -92,7 +92,7 @@ pub(crate) fn quantize(w: &Array, quantization: Quantization) -> Result<[Array; 
     }
 }
 
-pub(crate) fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
+pub(crate) fn dequantize(w: QuantizedView<'_>) -> Result<Array, Exception> {
     with_error_handler()?;
     let stream = Stream::thread_local_or_default();
     let (mut out, no_biases, no_scale) = (Slot::new(), Slot::new(), Slot::new());
@@ -115,7 +115,7 @@ pub(crate) fn dequantize(w: &QuantizedArray) -> Result<Array, Exception> {
     out.written(status, "to dequantize")
 }
 
-pub(crate) fn quantized_matmul(x: &Array, w: &QuantizedArray, transpose: bool) -> Result<Array, Exception> {
+pub(crate) fn quantized_matmul(x: &Array, w: QuantizedView<'_>, transpose: bool) -> Result<Array, Exception> {
     with_error_handler()?;
     let stream = Stream::thread_local_or_default();
     let (mut out, no_biases) = (Slot::new(), Slot::new());

@@ -133,6 +133,16 @@ impl Quantization {
         self.group_size
     }
 
+    /// The shape of the packed numbers of a `[rows, columns]` matrix: 32 bits to an element.
+    pub fn packed_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
+        [rows, columns / 32 * self.bits + columns % 32 * self.bits / 32]
+    }
+
+    /// The shape of the scales, and of the biases, of a `[rows, columns]` matrix.
+    pub fn groups_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
+        [rows, columns / self.group_size]
+    }
+
     /// Whether each group has a bias beside its scale.
     pub fn has_biases(self) -> bool {
         self.mode == Mode::Affine

@@ -1,0 +1,90 @@
+//! What can be wrong with a config.
+
+use mlx_rope::RopeError;
+
+/// Why a config describes no model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A size is zero, negative, or beyond any model.
+    #[error("{key} is {found}, and must be between 1 and {max}")]
+    Size {
+        /// The config's key.
+        key: &'static str,
+        /// Its value.
+        found: i64,
+        /// The largest value that makes sense.
+        max: i32,
+    },
+    /// One number must be a multiple of another.
+    #[error("{key} is {found}, and must be a multiple of {of}, which is {divisor}")]
+    Multiple {
+        /// The key of the number.
+        key: &'static str,
+        /// Its value.
+        found: i32,
+        /// The key of the divisor.
+        of: &'static str,
+        /// Its value.
+        divisor: i32,
+    },
+    /// A number is outside of what makes sense.
+    #[error("{key} is {found}, and must be {expected}")]
+    Number {
+        /// The config's key.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+        /// What would make sense.
+        expected: &'static str,
+    },
+    /// The config asks for a variant that this architecture does not have.
+    #[error("{key} is {found}, and this architecture knows {only} only")]
+    Unsupported {
+        /// The config's key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What the architecture has.
+        only: &'static str,
+    },
+    /// A key is missing that other keys make necessary.
+    #[error("{key} is missing, and {needed_for} need it")]
+    Missing {
+        /// The config's key.
+        key: &'static str,
+        /// What it is needed for.
+        needed_for: &'static str,
+    },
+    /// Two places of the config say different things.
+    #[error("the config contradicts itself: {first_key} is {first}, and {second_key} is {second}")]
+    Contradiction {
+        /// One key.
+        first_key: &'static str,
+        /// Its value.
+        first: String,
+        /// The other key.
+        second_key: &'static str,
+        /// Its value.
+        second: String,
+    },
+    /// The list of kinds has not one entry for each layer.
+    #[error("layer_types has {found} entries, and num_hidden_layers is {layers}")]
+    LayerCount {
+        /// The length of the list.
+        found: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// A layer is of a kind that does not exist here.
+    #[error("layer_types[{layer}] is {found:?}, and must be \"full_attention\" or \"sliding_attention\"")]
+    LayerType {
+        /// Which layer, from 0.
+        layer: usize,
+        /// What the config calls it.
+        found: String,
+    },
+    /// The rotation cannot be built.
+    #[error(transparent)]
+    Rope(#[from] RopeError),
+}

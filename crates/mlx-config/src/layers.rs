@@ -1,0 +1,194 @@
+//! Layers of two kinds: with full attention, and with a sliding window.
+
+use mlx_kvcache::LayerKind;
+use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling, RopeSettings};
+
+use crate::{ConfigError, size};
+
+/// Where a config says which layers attend to everything and which have a window.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerTypes<'a> {
+    /// `layer_types`: one entry for each layer, `full_attention` or `sliding_attention`.
+    Listed(&'a [String]),
+    /// Every n-th layer is full: with 6, layers 5, 11, 17 and so on, counted from 0. The layers after
+    /// the last full one have a window, which are all where there are fewer than n.
+    FullEvery(usize),
+}
+
+impl LayerTypes<'_> {
+    /// The kind of each of `layers` layers. The window is needed only where a layer has one.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::LayerCount`], [`ConfigError::LayerType`], and [`ConfigError::Missing`] or
+    /// [`ConfigError::Size`] for the window.
+    pub fn kinds(self, layers: usize, sliding_window: Option<i64>) -> Result<Vec<LayerKind>, ConfigError> {
+        let sliding = || {
+            let (key, needed_for) = ("sliding_window", "layers of kind sliding_attention");
+            let window = sliding_window.ok_or(ConfigError::Missing { key, needed_for })?;
+            Ok(LayerKind::Sliding { window: size(key, window, 1 << 28)? })
+        };
+        match self {
+            Self::Listed(types) if types.len() != layers => {
+                Err(ConfigError::LayerCount { found: types.len(), layers })
+            }
+            Self::Listed(types) => (types.iter().enumerate())
+                .map(|(layer, found)| match found.as_str() {
+                    "full_attention" => Ok(LayerKind::Full),
+                    "sliding_attention" => sliding(),
+                    _ => Err(ConfigError::LayerType { layer, found: found.clone() }),
+                })
+                .collect(),
+            Self::FullEvery(n) => (1..=layers)
+                .map(|number| if number.is_multiple_of(n) { Ok(LayerKind::Full) } else { sliding() })
+                .collect(),
+        }
+    }
+}
+
+/// What differs from layer to layer in a model with two kinds of them.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Which tokens it attends to.
+    pub kind: LayerKind,
+    /// The rotation of its queries and keys.
+    pub rope: Rope,
+}
+
+/// The bases of the frequencies where the config has none: those of the architecture, if it has any.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bases {
+    /// Of layers with full attention.
+    pub full: Option<f64>,
+    /// Of layers with a window. Without one, they have that of the full layers.
+    pub sliding: Option<f64>,
+}
+
+/// Layers of these kinds, each with the rotation of its kind: of whole heads, in two halves. The config
+/// is asked only about the kinds of layers that there are.
+///
+/// # Errors
+///
+/// [`ConfigError::Rope`] where the config says too little or contradicts itself, and
+/// [`ConfigError::Unsupported`] where heads are to be rotated in part, or by angles that depend on how
+/// long the sequence will become: those would make a model's answers depend on how its tokens are cut
+/// into calls.
+pub fn layers(
+    kinds: Vec<LayerKind>,
+    keys: &RopeKeys,
+    bases: Bases,
+    head_dim: i32,
+) -> Result<Vec<Layer>, ConfigError> {
+    let rope = |settings: RopeSettings| -> Result<Rope, ConfigError> {
+        Ok(checked(settings)?.rope(head_dim, RopeLayout::Halves)?)
+    };
+    let is_full = |kind: &LayerKind| *kind == LayerKind::Full;
+    let full = kinds.iter().any(is_full).then(|| rope(keys.full_attention(bases.full)?)).transpose()?;
+    let some_slide = !kinds.iter().all(is_full);
+    let sliding = some_slide.then(|| rope(keys.sliding_attention(bases.sliding)?)).transpose()?;
+    let layer = |kind: LayerKind| {
+        let rope = if is_full(&kind) { full.clone() } else { sliding.clone() };
+        rope.map(|rope| Layer { kind, rope })
+    };
+    Ok(kinds.into_iter().filter_map(layer).collect())
+}
+
+fn checked(settings: RopeSettings) -> Result<RopeSettings, ConfigError> {
+    if settings.partial_rotary_factor != 1.0 {
+        let (key, found) = ("partial_rotary_factor", settings.partial_rotary_factor.to_string());
+        return Err(ConfigError::Unsupported { key, found, only: "1" });
+    }
+    match settings.scaling {
+        RopeScaling::Default
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Llama3(_)
+        | RopeScaling::Yarn(_)
+        | RopeScaling::Proportional { .. } => Ok(settings),
+        ref other => {
+            let (key, found) = ("rope_type", format!("{:?}", other.rope_type()));
+            Err(ConfigError::Unsupported { key, found, only: "default, linear, llama3, yarn, proportional" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: LayerKind = LayerKind::Sliding { window: 8 };
+
+    fn listed(types: &[&str], layers: usize, window: Option<i64>) -> Result<Vec<LayerKind>, ConfigError> {
+        let types: Vec<String> = types.iter().map(|&name| name.to_owned()).collect();
+        LayerTypes::Listed(&types).kinds(layers, window)
+    }
+
+    fn keys(text: &str) -> RopeKeys {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn every_nth_layer_is_full() {
+        let kinds = LayerTypes::FullEvery(3).kinds(5, Some(8)).unwrap();
+        assert_eq!(kinds, [WINDOW, WINDOW, LayerKind::Full, WINDOW, WINDOW]);
+        assert_eq!(LayerTypes::FullEvery(6).kinds(2, Some(8)).unwrap(), [WINDOW, WINDOW]);
+        assert_eq!(LayerTypes::FullEvery(1).kinds(2, None).unwrap(), [LayerKind::Full; 2]);
+    }
+
+    #[test]
+    fn a_list_says_it_layer_by_layer() {
+        let kinds = listed(&["full_attention", "sliding_attention"], 2, Some(8)).unwrap();
+        assert_eq!(kinds, [LayerKind::Full, WINDOW]);
+        assert_eq!(listed(&["full_attention"], 1, None).unwrap(), [LayerKind::Full]);
+
+        let error = listed(&["full_attention"], 2, None).unwrap_err();
+        assert_eq!(error.to_string(), "layer_types has 1 entries, and num_hidden_layers is 2");
+        let error = listed(&["full_attention", "chunked_attention"], 2, Some(8)).unwrap_err();
+        assert!(error.to_string().starts_with("layer_types[1] is \"chunked_attention\""), "{error}");
+    }
+
+    #[test]
+    fn a_window_is_needed_where_a_layer_has_one() {
+        let error = listed(&["sliding_attention"], 1, None).unwrap_err();
+        let expected = "sliding_window is missing, and layers of kind sliding_attention need it";
+        assert_eq!(error.to_string(), expected);
+        let error = listed(&["sliding_attention"], 1, Some(0)).unwrap_err();
+        assert!(matches!(error, ConfigError::Size { key: "sliding_window", found: 0, .. }));
+    }
+
+    #[test]
+    fn each_kind_rotates_in_its_own_way() {
+        let keys = keys(
+            r#"{"rope_theta": 1e6, "rope_local_base_freq": 100, "rope_scaling": {"type": "linear", "factor": 8}}"#,
+        );
+        let layers = layers(vec![WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap();
+        assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
+        let frequencies: Vec<Vec<f32>> =
+            layers.iter().map(|layer| layer.rope.frequencies(1).unwrap()).collect();
+        assert_eq!([frequencies[0][0], frequencies[1][0]], [1.0, 1.0 / 8.0]);
+        assert!((frequencies[0][1] - 0.1).abs() < 1e-6, "{frequencies:?}");
+        assert!((frequencies[1][1] - 1e-3 / 8.0).abs() < 1e-8, "{frequencies:?}");
+    }
+
+    #[test]
+    fn a_kind_that_no_layer_is_of_needs_no_rotation() {
+        let keys = keys(r#"{"rope_parameters": {"sliding_attention": {"rope_theta": 100}}}"#);
+        assert_eq!(layers(vec![WINDOW; 2], &keys, Bases::default(), 4).unwrap().len(), 2);
+        let error = layers(vec![WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap_err();
+        assert_eq!(error.to_string(), "rope_parameters has no full_attention");
+    }
+
+    #[test]
+    fn rotations_that_depend_on_the_length_are_refused() {
+        for (text, key) in [
+            (r#"{"rope_theta": 100, "partial_rotary_factor": 0.5}"#, "partial_rotary_factor is 0.5"),
+            (
+                r#"{"rope_theta": 100, "rope_scaling": {"type": "dynamic", "factor": 2}}"#,
+                "rope_type is \"dynamic\"",
+            ),
+        ] {
+            let error = layers(vec![LayerKind::Full], &keys(text), Bases::default(), 4).unwrap_err();
+            assert!(matches!(error, ConfigError::Unsupported { .. }));
+            assert!(error.to_string().starts_with(key), "{error}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the values of a model's config must be.
+//!
+//! Implementation: for authors of architectures. An architecture reads its keys into a struct of its
+//! own and turns that into the numbers that its model is built from. The checks and the derivations
+//! that several architectures need are here, with the errors that name the key at fault: sizes,
+//! multiples, features that an architecture has not, which layers have a window, and how the layers
+//! of each kind rotate.
+//!
+//! ```
+//! use mlx_config::{ConfigError, multiple, size};
+//!
+//! let heads = size("num_attention_heads", 8, 1 << 12)?;
+//! let kv_heads = size("num_key_value_heads", 3, 1 << 12)?;
+//! let error = multiple("num_attention_heads", heads, "num_key_value_heads", kv_heads).unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "num_attention_heads is 8, and must be a multiple of num_key_value_heads, which is 3"
+//! );
+//! # Ok::<_, ConfigError>(())
+//! ```
+
+mod error;
+mod layers;
+
+pub use error::ConfigError;
+pub use layers::{Bases, Layer, LayerTypes, layers};
+
+/// A size, which is between 1 and `max`: a generous limit, which only keeps a typing error from
+/// filling the memory.
+///
+/// # Errors
+///
+/// [`ConfigError::Size`].
+pub fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError> {
+    match i32::try_from(found) {
+        Ok(size) if (1..=max).contains(&size) => Ok(size),
+        _ => Err(ConfigError::Size { key, found, max }),
+    }
+}
+
+/// Checks that the first number is a multiple of the second.
+///
+/// # Errors
+///
+/// [`ConfigError::Multiple`].
+pub fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -> Result<(), ConfigError> {
+    if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
+}
+
+/// The epsilon of a norm: a positive number below 1, as the float32 that norms compute with.
+///
+/// # Errors
+///
+/// [`ConfigError::Number`].
+pub fn epsilon(key: &'static str, found: f64) -> Result<f32, ConfigError> {
+    let epsilon = found as f32;
+    if epsilon > 0.0 && epsilon < 1.0 {
+        return Ok(epsilon);
+    }
+    Err(ConfigError::Number { key, found, expected: "a positive number below 1" })
+}
+
+/// A positive number that is finite as float32 too.
+///
+/// # Errors
+///
+/// [`ConfigError::Number`].
+pub fn positive(key: &'static str, found: f64) -> Result<f64, ConfigError> {
+    if (found as f32).is_finite() && found as f32 > 0.0 {
+        return Ok(found);
+    }
+    Err(ConfigError::Number { key, found, expected: "a positive finite number" })
+}
+
+/// Checks that a key has the one value that the architecture knows, where the config has the key.
+///
+/// # Errors
+///
+/// [`ConfigError::Unsupported`].
+pub fn only<T>(key: &'static str, found: Option<T>, known: &'static str) -> Result<(), ConfigError>
+where
+    T: AsRef<str>,
+{
+    match found {
+        Some(found) if found.as_ref() != known => {
+            Err(ConfigError::Unsupported { key, found: format!("{:?}", found.as_ref()), only: known })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a feature that the architecture has not is not switched on.
+///
+/// # Errors
+///
+/// [`ConfigError::Unsupported`].
+pub fn off(key: &'static str, found: Option<bool>) -> Result<(), ConfigError> {
+    if found == Some(true) {
+        return Err(ConfigError::Unsupported { key, found: "true".to_owned(), only: "false" });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_positive_and_bounded() {
+        assert!(matches!(size("a", 7, 7), Ok(7)));
+        for found in [0, -1, 8, i64::MAX, i64::MIN] {
+            let error = size("a", found, 7).unwrap_err();
+            assert_eq!(error.to_string(), format!("a is {found}, and must be between 1 and 7"));
+        }
+    }
+
+    #[test]
+    fn numbers_are_what_float32_can_hold() {
+        assert!(matches!(epsilon("eps", 1e-6), Ok(found) if found == 1e-6));
+        for found in [0.0, -1e-6, 1.0, 1e-60, f64::NAN] {
+            let error = epsilon("eps", found).unwrap_err();
+            assert!(error.to_string().ends_with("must be a positive number below 1"), "{error}");
+        }
+        assert!(positive("scalar", 256.0).is_ok());
+        for found in [0.0, -2.0, f64::INFINITY, 1e300, 1e-300] {
+            let error = positive("scalar", found).unwrap_err();
+            assert!(error.to_string().ends_with("must be a positive finite number"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_an_architecture_has_not_is_refused() {
+        assert!(only("hidden_act", Some("silu"), "silu").is_ok());
+        assert!(only::<&str>("hidden_act", None, "silu").is_ok());
+        let error = only("hidden_act", Some("relu"), "silu").unwrap_err();
+        assert_eq!(error.to_string(), "hidden_act is \"relu\", and this architecture knows silu only");
+        assert!(off("mlp_bias", Some(false)).is_ok());
+        let error = off("mlp_bias", Some(true)).unwrap_err();
+        assert_eq!(error.to_string(), "mlp_bias is true, and this architecture knows false only");
+    }
+}

@@ -1,0 +1,227 @@
+//! The numbers that make one Gemma 3 model.
+
+use mlx_causal_lm::LoadError;
+use mlx_checkpoint::Checkpoint;
+use mlx_config::{
+    Bases, ConfigError, Layer, LayerTypes, epsilon, layers, multiple, off, only, positive, size,
+};
+use mlx_rope::RopeKeys;
+use serde::Deserialize;
+
+use crate::KeyLayout;
+
+/// The `model_type` of a checkpoint of the language model alone.
+pub const TEXT: &str = "gemma3_text";
+
+/// The `model_type` of a checkpoint that has a vision part as well; this crate reads its language model.
+pub const MULTIMODAL: &str = "gemma3";
+
+/// A validated configuration: every model that can be described by one can be built.
+///
+/// Fields that are not explained are those of the config.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// [`TEXT`] or [`MULTIMODAL`].
+    pub model_type: &'static str,
+    /// Which names the tensors have.
+    pub keys: KeyLayout,
+    /// Features of the residual stream, D.
+    pub hidden_size: i32,
+    /// Features inside the feed-forward network.
+    pub intermediate_size: i32,
+    /// Query heads, H.
+    pub num_attention_heads: i32,
+    /// Key-value heads, H_kv, each shared by `H / H_kv` query heads.
+    pub num_key_value_heads: i32,
+    /// Features of a head, d. It is not `D / H` in these models.
+    pub head_dim: i32,
+    /// Tokens in the vocabulary, V.
+    pub vocab_size: i32,
+    /// The context length, in tokens.
+    pub max_position_embeddings: i32,
+    /// The epsilon of every norm.
+    pub rms_norm_eps: f32,
+    /// What scores are multiplied by: `query_pre_attn_scalar^(-1/2)`.
+    pub attention_scale: f32,
+    /// Whether the projections of attention have a bias. No released model has.
+    pub attention_bias: bool,
+    /// First layer first.
+    pub layers: Vec<Layer>,
+    /// Whether the head has a weight of its own. Otherwise it is the embedding table.
+    pub has_own_head: bool,
+    /// The bound that logits are bent to, if any. Gemma 2 had one; the released Gemma 3 have none.
+    pub final_logit_softcapping: Option<f32>,
+}
+
+/// The part of the config that describes the language model, as the file has it.
+#[derive(Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: Option<i64>,
+    num_key_value_heads: Option<i64>,
+    head_dim: Option<i64>,
+    vocab_size: Option<i64>,
+    max_position_embeddings: Option<i64>,
+    rms_norm_eps: Option<f64>,
+    query_pre_attn_scalar: Option<f64>,
+    sliding_window: Option<i64>,
+    layer_types: Option<Vec<String>>,
+    sliding_window_pattern: Option<i64>,
+    /// What transformers makes of the key above when it saves a config.
+    _sliding_window_pattern: Option<i64>,
+    attention_bias: Option<bool>,
+    hidden_activation: Option<String>,
+    hidden_act: Option<String>,
+    final_logit_softcapping: Option<f64>,
+    attn_logit_softcapping: Option<f64>,
+    use_bidirectional_attention: Option<bool>,
+    tie_word_embeddings: Option<bool>,
+}
+
+/// The config of a model with a vision part, of which `T` reads the description of the language model.
+#[derive(Deserialize)]
+struct Multimodal<T> {
+    text_config: T,
+    vocab_size: Option<i64>,
+    tie_word_embeddings: Option<bool>,
+}
+
+/// All that a [`Config`] follows from.
+struct Sources {
+    raw: RawConfig,
+    rope: RopeKeys,
+    keys: KeyLayout,
+    /// Whether the checkpoint holds a weight for the head.
+    holds_head: bool,
+}
+
+impl Config {
+    /// Reads and validates the config of a checkpoint. The names of its tensors decide which of the
+    /// layouts of a `gemma3` checkpoint it has and, with the config, whether it has a head of its own.
+    ///
+    /// # Errors
+    ///
+    /// Where a key is missing, has the wrong type, or the values describe no model.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        let multimodal = checkpoint.model_type() == MULTIMODAL;
+        let keys = KeyLayout::of(checkpoint);
+        let holds_head = checkpoint.headers().contains_key(&keys.checkpoint_key("lm_head.weight"));
+        let error = |source: ConfigError| LoadError::Config {
+            model_type: if multimodal { MULTIMODAL } else { TEXT }.to_owned(),
+            source: Box::new(source),
+        };
+        // Twice over the same file: the keys of rotations have one parser for all architectures.
+        let (raw, rope) = if multimodal {
+            let rope = checkpoint.config::<Multimodal<RopeKeys>>()?.text_config;
+            (language_model(checkpoint.config()?).map_err(error)?, rope)
+        } else {
+            (checkpoint.config()?, checkpoint.config()?)
+        };
+        Self::try_from(Sources { raw, rope, keys, holds_head }).map_err(error)
+    }
+}
+
+/// The description of the language model, completed from what stands around it and by the defaults of
+/// transformers, which the released configs of this type rely on.
+fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigError> {
+    let Multimodal { text_config: mut raw, vocab_size, tie_word_embeddings } = config;
+    let number = |first_key, second_key, first: Option<i64>, second: Option<i64>| match (first, second) {
+        (Some(first), Some(second)) if first != second => Err(ConfigError::Contradiction {
+            first_key,
+            first: first.to_string(),
+            second_key,
+            second: second.to_string(),
+        }),
+        (first, second) => Ok(first.or(second)),
+    };
+    only("text_config.model_type", raw.model_type.as_ref(), TEXT)?;
+    raw.vocab_size =
+        number("vocab_size", "text_config.vocab_size", vocab_size, raw.vocab_size)?.or(Some(262_208));
+    let (outer, inner) = (tie_word_embeddings.map(i64::from), raw.tie_word_embeddings.map(i64::from));
+    let tied = number("tie_word_embeddings", "text_config.tie_word_embeddings", outer, inner)?;
+    raw.tie_word_embeddings = tied.map(|tied| tied == 1);
+    raw.num_attention_heads.get_or_insert(8);
+    raw.num_key_value_heads.get_or_insert(4);
+    raw.max_position_embeddings.get_or_insert(131_072);
+    Ok(raw)
+}
+
+impl TryFrom<Sources> for Config {
+    type Error = ConfigError;
+
+    fn try_from(Sources { raw, rope, keys, holds_head }: Sources) -> Result<Self, ConfigError> {
+        // mlx-lm and transformers have different defaults for these, so there is none.
+        let needed = |key, found: Option<i64>| {
+            found.ok_or(ConfigError::Missing { key, needed_for: "models of type gemma3_text" })
+        };
+        let layer_types = match &raw.layer_types {
+            Some(types) => LayerTypes::Listed(types),
+            None => LayerTypes::FullEvery(pattern(&raw)?),
+        };
+        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+        let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
+
+        let heads = needed("num_attention_heads", raw.num_attention_heads)?;
+        let num_attention_heads = size("num_attention_heads", heads, 1 << 12)?;
+        let heads = needed("num_key_value_heads", raw.num_key_value_heads)?;
+        let num_key_value_heads = size("num_key_value_heads", heads, 1 << 12)?;
+        multiple("num_attention_heads", num_attention_heads, "num_key_value_heads", num_key_value_heads)?;
+        // From here on, defaults in which mlx-lm and transformers agree.
+        let head_dim = size("head_dim", raw.head_dim.unwrap_or(256), 1 << 14)?;
+        let scalar = positive("query_pre_attn_scalar", raw.query_pre_attn_scalar.unwrap_or(256.0))?;
+        // For local layers 10 000, since they never look further than their window; for global layers
+        // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
+        let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
+        let layers = layers(kinds, &rope, bases, head_dim)?;
+
+        only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
+        only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
+        off("use_bidirectional_attention", raw.use_bidirectional_attention)?;
+        if let Some(found) = raw.attn_logit_softcapping {
+            // transformers has the key and does not apply it.
+            let key = "attn_logit_softcapping";
+            return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
+        }
+        let softcap = raw.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
+
+        Ok(Self {
+            model_type: if keys == KeyLayout::Text { TEXT } else { MULTIMODAL },
+            keys,
+            hidden_size: size("hidden_size", raw.hidden_size, 1 << 17)?,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: size("vocab_size", needed("vocab_size", raw.vocab_size)?, 1 << 24)?,
+            max_position_embeddings: size(
+                "max_position_embeddings",
+                needed("max_position_embeddings", raw.max_position_embeddings)?,
+                1 << 28,
+            )?,
+            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?,
+            attention_scale: scalar.powf(-0.5) as f32,
+            attention_bias: raw.attention_bias.unwrap_or(false),
+            layers,
+            // A head in the checkpoint is used whatever the config says: converters write a copy of the
+            // embedding table there and leave `tie_word_embeddings` as it was.
+            has_own_head: holds_head || raw.tie_word_embeddings == Some(false),
+            final_logit_softcapping: softcap.transpose()?.map(|cap| cap as f32),
+        })
+    }
+}
+
+/// Which layers are global where no list says it: every n-th.
+fn pattern(raw: &RawConfig) -> Result<usize, ConfigError> {
+    let (first_key, second_key) = ("sliding_window_pattern", "_sliding_window_pattern");
+    let n = match (raw.sliding_window_pattern, raw._sliding_window_pattern) {
+        (Some(first), Some(second)) if first != second => {
+            let (first, second) = (first.to_string(), second.to_string());
+            return Err(ConfigError::Contradiction { first_key, first, second_key, second });
+        }
+        (first, second) => first.or(second).unwrap_or(6),
+    };
+    Ok(size(first_key, n, 1 << 12)? as usize)
+}

@@ -1,0 +1,91 @@
+//! The names that tensors have in a checkpoint.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use mlx_checkpoint::Checkpoint;
+use mlx_rs::nested::{NestedHashMap, NestedValue};
+
+use crate::config::MULTIMODAL;
+
+/// Where in a checkpoint the tensors of the language model are.
+///
+/// | layout | blocks, embedding, norm | head | other parts, ignored |
+/// |---|---|---|---|
+/// | [`Text`](Self::Text) | `model.` | `lm_head.` | none |
+/// | [`LanguageModel`](Self::LanguageModel) | `language_model.model.` | `language_model.lm_head.` | `vision_tower.`, `multi_modal_projector.` |
+/// | [`Inner`](Self::Inner) | `model.language_model.` | `lm_head.` | `model.vision_tower.`, `model.multi_modal_projector.` |
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyLayout {
+    /// A checkpoint of type `gemma3_text`.
+    Text,
+    /// Of type `gemma3`, as released, and as mlx-lm saves it.
+    LanguageModel,
+    /// Of type `gemma3`, with the names that the modules of transformers have from 4.52 on.
+    Inner,
+}
+
+impl KeyLayout {
+    /// The layout of a checkpoint, by its `model_type` and its keys.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        if checkpoint.model_type() != MULTIMODAL {
+            Self::Text
+        } else if checkpoint.headers().keys().any(|key| key.starts_with("model.language_model.")) {
+            Self::Inner
+        } else {
+            Self::LanguageModel
+        }
+    }
+
+    /// What stands before the names of the blocks, the embedding and the last norm.
+    pub(crate) fn model(self) -> &'static str {
+        match self {
+            Self::Text => "model",
+            Self::LanguageModel => "language_model.model",
+            Self::Inner => "model.language_model",
+        }
+    }
+
+    /// What stands before the names of the head.
+    pub(crate) fn lm_head(self) -> &'static str {
+        match self {
+            Self::Text | Self::Inner => "lm_head",
+            Self::LanguageModel => "language_model.lm_head",
+        }
+    }
+
+    /// The key in the checkpoint of a parameter that [`Text`](Self::Text) calls `key`.
+    pub(crate) fn checkpoint_key(self, key: &str) -> String {
+        match (key.strip_prefix("model."), key.strip_prefix("lm_head.")) {
+            (Some(rest), _) => format!("{}.{rest}", self.model()),
+            (_, Some(rest)) => format!("{}.{rest}", self.lm_head()),
+            _ => key.to_owned(),
+        }
+    }
+
+    /// Whether a tensor belongs to a part of the model that is no language model.
+    pub(crate) fn ignores(self, key: &str) -> bool {
+        let parts: &[&str] = match self {
+            Self::Text => &[],
+            Self::LanguageModel => &["vision_tower.", "multi_modal_projector."],
+            Self::Inner => &["model.vision_tower.", "model.multi_modal_projector."],
+        };
+        parts.iter().any(|part| key.starts_with(part))
+    }
+
+    /// Parameters as [`Text`](Self::Text) has them, under the names of this layout.
+    pub(crate) fn wrap<T>(self, mut parameters: NestedHashMap<Rc<str>, T>) -> NestedHashMap<Rc<str>, T> {
+        let name: Rc<str> = "language_model".into();
+        match self {
+            Self::Text => parameters,
+            Self::LanguageModel => NestedHashMap { entries: HashMap::from([(name, parameters.into())]) },
+            Self::Inner => {
+                if let Some(model) = parameters.entries.remove("model") {
+                    let inner = NestedValue::Map(HashMap::from([(name, model)]));
+                    parameters.insert("model".into(), inner);
+                }
+                parameters
+            }
+        }
+    }
+}

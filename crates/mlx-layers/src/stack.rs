@@ -1,0 +1,39 @@
+//! The blocks of a model, one after the other.
+
+use mlx_kvcache::ModelCache;
+use mlx_rs::Array;
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::module::Module;
+
+use crate::AttentionInput;
+
+/// Sends the embedded tokens through all blocks: each reads what the one before it answered, and its
+/// own layer of the cache.
+///
+/// Masks are asked of the cache once, before the first block; layers of one kind share theirs.
+///
+/// # Shapes
+///
+/// `x` `[B, L, D]`; the result has the same shape.
+///
+/// # Errors
+///
+/// Where `x` has not three axes, the cache has not one layer for each block, or a block fails.
+pub fn through_blocks<B>(blocks: &mut [B], mut x: Array, cache: &mut ModelCache) -> Result<Array>
+where
+    B: for<'a> Module<AttentionInput<'a>, Output = Array, Error = Exception>,
+{
+    let [_batch, length, _features] = *x.shape() else {
+        let tokens = x.shape().split_last().map_or(&[][..], |(_, tokens)| tokens);
+        return Err(Exception::custom(format!("tokens of shape {tokens:?}, and [B, L] is needed")));
+    };
+    let (found, needed) = (cache.layers().len(), blocks.len());
+    if found != needed {
+        return Err(Exception::custom(format!("a cache of {found} layers for a model of {needed}")));
+    }
+    let masks = cache.masks(length)?;
+    for ((block, cache), mask) in blocks.iter_mut().zip(cache.layers_mut()).zip(&masks) {
+        x = block.forward(AttentionInput { x: &x, mask, cache })?;
+    }
+    Ok(x)
+}

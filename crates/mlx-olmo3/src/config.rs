@@ -1,0 +1,118 @@
+//! The numbers that make one OLMo 3 model.
+
+use mlx_causal_lm::LoadError;
+use mlx_checkpoint::Checkpoint;
+use mlx_config::{Bases, ConfigError, Layer, LayerTypes, epsilon, layers, multiple, off, only, size};
+use mlx_rope::RopeKeys;
+use serde::Deserialize;
+
+/// The `model_type` of the checkpoints that this crate reads.
+pub const MODEL_TYPE: &str = "olmo3";
+
+/// A validated configuration: every model that can be described by one can be built.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Features of the residual stream, D. The 7B model has 4096.
+    pub hidden_size: i32,
+    /// Features inside the feed-forward network.
+    pub intermediate_size: i32,
+    /// Query heads, H.
+    pub num_attention_heads: i32,
+    /// Key-value heads, H_kv, each shared by `H / H_kv` query heads. Where the config does not say it,
+    /// there are as many as query heads.
+    pub num_key_value_heads: i32,
+    /// Features of a head, d. Where the config does not say it, `D / H`.
+    pub head_dim: i32,
+    /// Tokens in the vocabulary, V.
+    pub vocab_size: i32,
+    /// The context length, in tokens.
+    pub max_position_embeddings: i32,
+    /// The epsilon of every norm.
+    pub rms_norm_eps: f32,
+    /// Whether the projections of attention have a bias. No released model has.
+    pub attention_bias: bool,
+    /// First layer first.
+    pub layers: Vec<Layer>,
+    /// Whether the head is the embedding table. No released model does it.
+    pub tie_word_embeddings: bool,
+}
+
+/// The config as the file has it.
+#[derive(Deserialize)]
+struct RawConfig {
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    num_key_value_heads: Option<i64>,
+    head_dim: Option<i64>,
+    vocab_size: i64,
+    max_position_embeddings: i64,
+    rms_norm_eps: f64,
+    sliding_window: Option<i64>,
+    layer_types: Option<Vec<String>>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    hidden_act: Option<String>,
+    tie_word_embeddings: Option<bool>,
+}
+
+impl Config {
+    /// Reads and validates the config of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where a key is missing, has the wrong type, or the values describe no model.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        // Twice over the same file: the keys of rotations have one parser for all architectures.
+        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
+        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
+            model_type: MODEL_TYPE.to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+impl TryFrom<(RawConfig, RopeKeys)> for Config {
+    type Error = ConfigError;
+
+    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
+        let layer_types = match &raw.layer_types {
+            Some(types) => LayerTypes::Listed(types),
+            // Three layers with a window, then a full one.
+            None => LayerTypes::FullEvery(4),
+        };
+        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+        let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
+
+        let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
+        let num_attention_heads = size("num_attention_heads", raw.num_attention_heads, 1 << 12)?;
+        let heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
+        let num_key_value_heads = size("num_key_value_heads", heads, 1 << 12)?;
+        multiple("num_attention_heads", num_attention_heads, "num_key_value_heads", num_key_value_heads)?;
+        let head_dim = match raw.head_dim {
+            Some(head_dim) => size("head_dim", head_dim, 1 << 14)?,
+            None => {
+                multiple("hidden_size", hidden_size, "num_attention_heads", num_attention_heads)?;
+                hidden_size / num_attention_heads
+            }
+        };
+        let layers = layers(kinds, &rope, Bases::default(), head_dim)?;
+
+        only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
+        off("mlp_bias", raw.mlp_bias)?;
+        Ok(Self {
+            hidden_size,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
+            max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
+            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
+            attention_bias: raw.attention_bias.unwrap_or(false),
+            layers,
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! OLMo 3: open language models whose layers mostly look through a sliding window.
+//!
+//! API: [`Olmo3::load`] builds the model of a checkpoint; `mlx-models` does it by `model_type`.
+//!
+//! # The block
+//!
+//! ```text
+//!         x  [B, L, D]
+//!         │
+//!         ├───────────┐                         no norm in front
+//!         │       ╱   │   ╲
+//!         │   q_proj k_proj v_proj
+//!         │   q_norm k_norm │                   RMSNorm over all heads together
+//!         │    rope  rope   │                   halves; YaRN in full layers, plain in the others
+//!         │      Q    K    V ── cache           H query heads, H_kv key-value heads
+//!         │       ╲   │   ╱
+//!         │      attention                      full, or with a sliding window
+//!         │       o_proj
+//!         │  post_attention_layernorm           RMSNorm
+//!         ⊕───────────┘
+//!         ├───────────┐
+//!         │       ╱       ╲
+//!         │   gate_proj  up_proj
+//!         │      silu      │
+//!         │       ╲───⊙───╱                     SwiGLU
+//!         │       down_proj
+//!         │  post_feedforward_layernorm         RMSNorm
+//!         ⊕───────────┘
+//!         │
+//! ```
+//!
+//! # The way of a token
+//!
+//! 1. Its row of `embed_tokens` starts the residual stream.
+//! 2. In each block attention reads the stream as it is. What comes out is normalized and added. The
+//!    same with the feed-forward network.
+//! 3. `norm` normalizes the stream after the last block, and the head makes logits of it: `lm_head`, or,
+//!    with `tie_word_embeddings`, the embedding table read the other way.
+//!
+//! # Choices, and why
+//!
+//! - **Norms behind the modules**, and none in front. What a module adds to the stream has a size that
+//!   its norm decides, so that the stream grows evenly with depth; trained like this, OLMo 2 had neither
+//!   the spikes of the loss nor the growing gradients that it had with norms in front
+//!   ([OLMo 2](https://arxiv.org/abs/2501.00656), section 3.3.2). The stream itself is not normalized
+//!   on its way, unlike in the post-norm of the first transformers.
+//! - **Norms of queries and keys, over the whole projection.** Without a norm in front of attention
+//!   nothing else bounds what the projections make of a growing stream, and scores that are too large
+//!   end in a softmax that looks at one key only (same paper, section 3.3.2). One norm over the
+//!   features of all heads costs one statistic per token and lets heads differ: a head may speak louder
+//!   than another, which a norm of each head alone (Gemma 3) takes away. It is also why the norm stands
+//!   before the heads are cut apart, and has H d weights and not d.
+//! - **Full and sliding layers.** Three of four layers see the newest 4096 tokens only, and their cache
+//!   is a ring of that size. Every fourth sees everything. `layer_types` says it; where it is missing,
+//!   layers 3, 7, 11 and so on are full. A model may have layers of one kind only.
+//! - **YaRN in the full layers only.** The context was extended from 8192 to 65 536 tokens after
+//!   training. The distances inside a window did not grow, so layers that have one rotate as before. A
+//!   given `attention_factor` is used as it is; without one it is `0.1 ln(factor) + 1`
+//!   ([Peng et al.](https://arxiv.org/abs/2309.00071), section 3.4).
+//! - **Grouped queries**, in the 32B model, share key-value heads
+//!   ([Ainslie et al.](https://arxiv.org/abs/2305.13245)).
+//!
+//! The report: Team Olmo, *Olmo 3*, <https://arxiv.org/abs/2512.13961>. Model cards:
+//! `allenai/Olmo-3-1025-7B`, `allenai/Olmo-3-1125-32B` on the Hugging Face hub.
+//!
+//! # Checkpoint
+//!
+//! | key | shape |
+//! |---|---|
+//! | `model.embed_tokens.weight` | `[V, D]` |
+//! | `model.layers.N.self_attn.q_proj.weight` | `[H d, D]` |
+//! | `model.layers.N.self_attn.k_proj.weight` | `[H_kv d, D]` |
+//! | `model.layers.N.self_attn.v_proj.weight` | `[H_kv d, D]` |
+//! | `model.layers.N.self_attn.o_proj.weight` | `[D, H d]` |
+//! | `model.layers.N.self_attn.q_norm.weight` | `[H d]` |
+//! | `model.layers.N.self_attn.k_norm.weight` | `[H_kv d]` |
+//! | `model.layers.N.post_attention_layernorm.weight` | `[D]` |
+//! | `model.layers.N.mlp.gate_proj.weight` | `[hidden, D]` |
+//! | `model.layers.N.mlp.up_proj.weight` | `[hidden, D]` |
+//! | `model.layers.N.mlp.down_proj.weight` | `[D, hidden]` |
+//! | `model.layers.N.post_feedforward_layernorm.weight` | `[D]` |
+//! | `model.norm.weight` | `[D]` |
+//! | `lm_head.weight`, not where it is tied | `[V, D]` |
+//!
+//! The fields of the model have the same names. With `attention_bias` the four projections of attention
+//! have a `bias` too. No key is ignored. Quantized layers have `scales` and `biases` beside their `weight`.
+
+mod config;
+mod model;
+
+pub use config::{Config, MODEL_TYPE};
+pub use mlx_config::Layer;
+pub use model::Olmo3;
+
+use mlx_causal_lm::Architecture;
+
+/// The architecture, for a table of architectures.
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &[MODEL_TYPE],
+    load: |checkpoint, _options| Ok(Box::new(Olmo3::load(checkpoint)?)),
+};

@@ -1,0 +1,108 @@
+"""Makes the parity cases of Gemma 3 models: tiny checkpoints with what mlx-lm computes from them.
+
+What: folders as `make_cases.py` makes them for Lille models. Layers 0, 1 and 3 of four have a window of 6 tokens, layer
+2 is global. The embedding scale, the square root of 32, is a number that bfloat16 does not hold. In `gemma3_f16_clipped`
+the residual stream passes the range of float16.
+
+Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
+or raises on (configs of transformers 5, `layer_types`, models without a global layer) is in the cases of
+`make_sliding_transformers.py`.
+
+How to run, from the repository root:
+
+    python xtask/python/make_gemma3_cases.py --out xtask/cases
+
+`--check` compares, as in `make_cases.py`.
+"""
+
+import sys
+
+import mlx.core as mx
+import numpy as np
+from sliding_cases import CUTS, WEIGHTS, Case, matrix, run
+
+CONFIG = {
+    "model_type": "gemma3_text",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 80,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 6,
+    "sliding_window_pattern": 3,
+}
+FACTOR_8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+# As the released configs of models with a vision part: what is not said has a default.
+MULTIMODAL = {
+    "model_type": "gemma3",
+    "vocab_size": 80,
+    "image_token_index": 79,
+    "mm_tokens_per_image": 4,
+    "text_config": {key: value for key, value in CONFIG.items() if key not in ("vocab_size", "rms_norm_eps")}
+    | {"model_type": "gemma3_text"},
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8},
+}
+
+
+def scale(name: str, values: np.ndarray) -> np.ndarray:
+    """Norms near the identity, the ones behind a module larger, so that the token itself does not decide."""
+    if values.ndim == 1:
+        return (1.0 if ".post_" in name else 7.0 if name.endswith("model.norm.weight") else 0.0) + 0.3 * values
+    if "embed_tokens" in name:
+        return 0.12 * values
+    return matrix(values, 1.0 if "lm_head" in name else 1.8)
+
+
+def scale_beyond_float16(name: str, values: np.ndarray) -> np.ndarray:
+    """Each module adds numbers of the size of 25 000 to the residual stream."""
+    return scale(name, values) + (25_000 if ".post_" in name else 0)
+
+
+def vision_weights() -> dict[str, mx.array]:
+    """Some of what the vision part has, which a loader of the language model has to drop."""
+    return {
+        "vision_tower.vision_model.post_layernorm.weight": mx.ones((8,)),
+        "multi_modal_projector.mm_input_projection_weight": mx.zeros((8, 32)),
+    }
+
+
+def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
+    """A case with tied embeddings, which the released models have."""
+    defaults = {"config": CONFIG | (config or {}), "scale": scale, "tied": True}
+    return Case(f"gemma3_{name}", seed, calls, **(defaults | rest))
+
+
+# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+SEEDS = {
+    "f32": [31, 2, 5],
+    "bf16": [31, 2, 5],
+    "f16": [31, 2, 5],
+    "q4": [5, 9, 5],
+    "q8": [5, 23, 8],
+}
+CASES = [
+    case(f"{weights}_{cut}", seed, calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])
+    for weights, seeds in SEEDS.items()
+    for (cut, calls), seed in zip(CUTS.items(), seeds, strict=True)
+] + [
+    case("f16_clipped", 9, [9, 1, 1, 4], scale=scale_beyond_float16, dtype=mx.float16),
+    case("untied", 2, [9, 1, 1, 4], tied=False),
+    case("untied_q4", 1, [9, 1, 1, 4], tied=False, **WEIGHTS["q4"]),
+    case("linear8", 8, [9, 1, 1, 4], FACTOR_8),
+    case("linear8_bf16", 8, [9, 1, 1, 4], FACTOR_8, dtype=mx.bfloat16),
+    case("all_global", 4, [9, 1, 1, 4], {"sliding_window_pattern": 1}, tied=False),
+    case("mha", 1, [9, 1, 1, 4], {"num_key_value_heads": 4}),
+    case("one_head", 5, [9, 1, 1, 4], {"num_key_value_heads": 1, "head_dim": 16}, dtype=mx.bfloat16),
+    case("multimodal", 4, [9, 1, 1, 4], config=MULTIMODAL, extra_weights=vision_weights),
+    case("multimodal_q8", 4, [9, 1, 1, 4], config=MULTIMODAL, extra_weights=vision_weights, **WEIGHTS["q8"]),
+]
+
+if __name__ == "__main__":
+    sys.exit(run(__doc__, CASES, "xtask/python/make_gemma3_cases.py"))

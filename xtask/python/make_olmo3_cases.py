@@ -1,0 +1,87 @@
+"""Makes the parity cases of OLMo 3 models: tiny checkpoints with what mlx-lm computes from them.
+
+What: folders as `make_cases.py` makes them for Lille models. Layers 0, 1 and 2 of four have a window of 6 tokens, layer
+3 is full and rotates by YaRN.
+
+Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
+or raises on (configs of transformers 5, a given `attention_factor`, models with layers of one kind) is in the cases of
+`make_sliding_transformers.py`.
+
+How to run, from the repository root:
+
+    python xtask/python/make_olmo3_cases.py --out xtask/cases
+
+`--check` compares, as in `make_cases.py`.
+"""
+
+import sys
+
+import mlx.core as mx
+import numpy as np
+from sliding_cases import CUTS, WEIGHTS, Case, matrix, run
+
+CONFIG = {
+    "model_type": "olmo3",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 80,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+    "sliding_window": 6,
+    "tie_word_embeddings": False,
+}
+IRREGULAR = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+
+def scale(name: str, values: np.ndarray) -> np.ndarray:
+    """Norms near the identity."""
+    if name.endswith("bias"):
+        return 0.2 * values
+    if values.ndim == 1:
+        return 1 + 0.2 * values
+    if "embed_tokens" in name:
+        return 0.3 * values
+    return matrix(values, 3.0 if "lm_head" in name else 1.8)
+
+
+def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
+    """A case with a head of its own, which the released models have."""
+    return Case(f"olmo3_{name}", seed, calls, CONFIG | (config or {}), scale, **rest)
+
+
+# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+SEEDS = {
+    "f32": [4, 2, 5],
+    "bf16": [1, 2, 21],
+    "f16": [4, 2, 5],
+    "q4": [1, 23, 1],
+    "q8": [14, 2, 33],
+}
+CASES = [
+    case(f"{weights}_{cut}", seed, calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])
+    for weights, seeds in SEEDS.items()
+    for (cut, calls), seed in zip(CUTS.items(), seeds, strict=True)
+] + [
+    case("plain", 9, [9, 1, 1, 4], {"rope_scaling": None}),
+    case("tied", 36, [9, 1, 1, 4], {"tie_word_embeddings": True}, tied=True),
+    case("layer_types", 4, [9, 1, 1, 4], {"layer_types": IRREGULAR}),
+    case("bias", 4, [9, 1, 1, 4], {"attention_bias": True}),
+    case("bias_bf16", 15, [9, 1, 1, 4], {"attention_bias": True}, dtype=mx.bfloat16),
+    case("bias_q4", 11, [9, 1, 1, 4], {"attention_bias": True}, **WEIGHTS["q4"]),
+    case("head_dim", 5, [9, 1, 1, 4], {"head_dim": 16}),
+    case("mha", 1, [9, 1, 1, 4], {"num_key_value_heads": None}, dtype=mx.bfloat16),
+]
+
+if __name__ == "__main__":
+    sys.exit(run(__doc__, CASES, "xtask/python/make_olmo3_cases.py"))
