@@ -119,7 +119,7 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         ("head_dim", Some(json!(7)), "over 7 features"),
         ("vocab_size", Some(json!(-1)), "vocab_size is -1"),
         ("max_position_embeddings", Some(json!(0)), "max_position_embeddings is 0"),
-        ("rms_norm_eps", Some(json!(0.0)), "rms_norm_eps is 0, and must be a positive number"),
+        ("rms_norm_eps", Some(json!(0.0)), "rms_norm_eps is 0.0, and must be a positive number"),
         ("sliding_window", Some(json!(0)), "sliding_window is 0"),
         (
             "layer_types",

@@ -127,8 +127,8 @@ fn a_config_that_describes_no_model_is_refused() {
         (vec![("max_position_embeddings", json!(0))], "max_position_embeddings is 0"),
         (vec![("sliding_window", json!(0))], "sliding_window is 0, and must be between 1"),
         (vec![("sliding_window", json!(-1))], "sliding_window is -1"),
-        (vec![("rms_norm_eps", json!(0.0))], "rms_norm_eps is 0, and must be"),
-        (vec![("rms_norm_eps", json!(1.0))], "rms_norm_eps is 1, and must be"),
+        (vec![("rms_norm_eps", json!(0.0))], "rms_norm_eps is 0.0, and must be"),
+        (vec![("rms_norm_eps", json!(1.0))], "rms_norm_eps is 1.0, and must be"),
         (
             vec![("hidden_act", json!("gelu"))],
             "hidden_act is \"gelu\", and this architecture knows silu only",
