@@ -71,14 +71,15 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     // What is not asked for is not compiled.
     let architectures = tidy::architectures(metadata);
     for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
-        let (own, others): (Vec<_>, Vec<_>) = architectures.iter().partition(|(name, _)| *name == feature);
-        let others = others.into_iter().map(|(_, name)| *name);
+        let (own, others): (Vec<_>, Vec<_>) =
+            architectures.iter().copied().partition(|(name, _)| *name == feature);
+        let others = others.into_iter().map(|(_, name)| name);
         let arguments = format!(
             "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={feature}"
         );
         let mut step = cargo(&format!("{feature:?} alone brings nothing else"), &arguments);
         step.absent = others.chain(["tokenizers", "mlx-tokenizer", "mlx-generate"]).map(library).collect();
-        step.present = library(own.first().map_or("mlx-models", |(_, name)| *name));
+        step.present = library(own.first().map_or("mlx-models", |(_, name)| name));
         steps.push(step);
     }
 
