@@ -29,7 +29,7 @@ pub enum ConfigError {
         divisor: i32,
     },
     /// A number is outside of what makes sense.
-    #[error("{key} is {found}, and must be {expected}")]
+    #[error("{key} is {}, and must be {expected}", number(*found))]
     Number {
         /// The config's key.
         key: &'static str,
@@ -87,4 +87,9 @@ pub enum ConfigError {
     /// The rotation cannot be built.
     #[error(transparent)]
     Rope(#[from] RopeError),
+}
+
+/// A number as a config would have it: `1e-300`, and not with all of its zeros.
+fn number(found: f64) -> String {
+    if found.fract() == 0.0 && found.abs() < 1e15 { format!("{found}") } else { format!("{found:?}") }
 }
