@@ -134,3 +134,30 @@ fn announce(line: &str) -> io::Result<()> {
     writeln!(out, "{line}")?;
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_architecture_alone_is_without_the_others() {
+        let root = crate::root();
+        let metadata = tidy::metadata(&root).unwrap();
+        let mut minimal: Vec<Step> = steps(&root, &root, &metadata)
+            .into_iter()
+            .filter(|step| step.name.ends_with("alone brings nothing else"))
+            .collect();
+        // None, and each of at least five.
+        assert!(minimal.len() > 5);
+        for step in &mut minimal {
+            assert!(run_step(step).unwrap(), "{}", step.name);
+            // The same with another architecture compiled in, and without its own.
+            for output in [vec![&step.present, &step.absent[0]], vec![]] {
+                let mut command = Command::new("echo");
+                command.args(output);
+                let (absent, present) = (step.absent.clone(), step.present.clone());
+                assert!(!run_step(&mut Step { name: String::new(), command, absent, present }).unwrap());
+            }
+        }
+    }
+}
