@@ -1,4 +1,4 @@
-"""Makes the parity cases of OLMo 3 and Gemma 3 models against transformers, for what mlx-lm leaves out or raises on.
+"""Makes the parity cases of OLMo 3, Gemma 3 and Qwen 3 models against transformers, for what mlx-lm leaves out or raises on.
 
 What: tiny float32 checkpoints as transformers saves them, and the logits that transformers answers in one pass over all
 tokens, without a cache. `greedy_tokens` come from such passes, too. A case is made from its own `config.json`, read back
@@ -6,7 +6,8 @@ from the folder: with `v4` the one that transformers wrote (`rope_parameters`) i
 (`rope_theta`, `rope_scaling`, `rope_local_base_freq`), with `drop` keys are taken out of it.
 
 Why: mlx-lm ignores a given `attention_factor`, `layer_types` of Gemma 3 and its global scaling in configs of the newer
-form, and raises on such configs of OLMo 3 and on models whose layers are all of one kind.
+form, and raises on such configs of OLMo 3 and on models whose layers are all of one kind. It ignores windows, biases
+and a given `attention_factor` of Qwen 3, too.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -39,6 +40,8 @@ from transformers import (
     Olmo3Config,
     Olmo3ForCausalLM,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipVisionConfig,
 )
 from transformers.utils import logging
@@ -56,6 +59,14 @@ SHARED = {
     "pad_token_id": 0,
 }
 OLMO = SHARED | {"hidden_size": 32, "intermediate_size": 36, "num_hidden_layers": 4}
+QWEN = SHARED | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "head_dim": 24,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+}
 GEMMA = SHARED | {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -108,6 +119,11 @@ def olmo3(name: str, seed: int, full: dict, sliding: dict = PLAIN, **rest: objec
     return Case(f"hf_olmo3_{name}", seed, "olmo3", {FULL: full, SLIDING: sliding}, **rest)
 
 
+def qwen3(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """A Qwen 3 whose layers all rotate in this way, with a window in those after the first."""
+    return Case(f"hf_qwen3_{name}", seed, "qwen3", rope, **rest)
+
+
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
     """A Gemma 3 whose global layers rotate in this way."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
@@ -138,6 +154,10 @@ CASES = [
     gemma3("bias_untied", 1, config={"attention_bias": True, "tie_word_embeddings": False}),
     gemma3("multimodal", 1, LINEAR_8, kind="gemma3"),
     gemma3("multimodal_inner_keys", 1, LINEAR_8, kind="gemma3 with the names of its modules"),
+    qwen3("window", 3, PLAIN, batch=2),
+    qwen3("window_v4", 2, YARN, v4=True, drop=("layer_types",)),
+    qwen3("layer_types_yarn", 1, YARN | {"attention_factor": 1.5}, config={"layer_types": [SLIDING, FULL, SLIDING]}),
+    qwen3("windows_off_bias_tied", 8, PLAIN, config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True}),
 ]
 
 
@@ -146,6 +166,8 @@ def new_model(case: Case) -> PreTrainedModel:
     text = {**case.config, "rope_parameters": json.loads(json.dumps(case.rope)), "dtype": "float32"}
     if case.kind == "olmo3":
         return Olmo3ForCausalLM(Olmo3Config(**OLMO | text))
+    if case.kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**QWEN | text))
     config = Gemma3TextConfig(**GEMMA | text)
     if case.kind == "gemma3_text":
         return Gemma3ForCausalLM(config)
@@ -157,7 +179,7 @@ def new_model(case: Case) -> PreTrainedModel:
 
 def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
     """The values that a weight of this name gets, so that logits differ clearly and depend on what came before."""
-    gemma = case.kind != "olmo3"
+    gemma = case.kind not in ("olmo3", "qwen3")
     if name.endswith("bias"):
         return 0.2 * values
     if values.ndim == 1 and gemma:  # the distance from 1
@@ -179,7 +201,7 @@ def save_checkpoint(case: Case, folder: Path) -> None:
             values = rng.standard_normal(weight.shape, dtype=np.float32)
             weight.copy_(torch.from_numpy(np.float32(scaled(case, name, values))))
     # Without the conversion, which gives the names of the released checkpoints, the names are those of the modules.
-    model.save_pretrained(folder, save_original_format=case.kind in ("gemma3", "gemma3_text", "olmo3"))
+    model.save_pretrained(folder, save_original_format=case.kind in ("gemma3", "gemma3_text", "olmo3", "qwen3"))
     (folder / "generation_config.json").unlink(missing_ok=True)  # holds nothing of its own
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -193,10 +215,10 @@ def save_checkpoint(case: Case, folder: Path) -> None:
 def rewrite_as_v4(config: dict) -> None:
     """The same config in the form of transformers 4."""
     rope = config.pop("rope_parameters")
-    full = rope[FULL]
+    full = rope.get(FULL, rope)
     config["rope_theta"] = full.pop("rope_theta")
     config["rope_scaling"] = None if full["rope_type"] == "default" else full
-    if config["model_type"] != "olmo3":
+    if config["model_type"] not in ("olmo3", "qwen3"):
         config["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
     if "_sliding_window_pattern" in config and "sliding_window_pattern" not in config:
         config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
@@ -227,7 +249,7 @@ def greedy_tokens(model: PreTrainedModel, prompt: np.ndarray, name: str) -> np.n
 def make_case(case: Case, folder: Path) -> None:
     """Writes the whole folder of one case."""
     save_checkpoint(case, folder)
-    auto = AutoModelForCausalLM if case.kind in ("gemma3_text", "olmo3") else Gemma3ForConditionalGeneration
+    auto = AutoModelForCausalLM if case.kind in ("gemma3_text", "olmo3", "qwen3") else Gemma3ForConditionalGeneration
     model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     rng = np.random.default_rng([case.seed, 1])
     tokens = rng.integers(0, SHARED["vocab_size"], (case.batch, sum(case.calls)), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What the scripts have in common that make parity cases of models with full and sliding layers, with mlx-lm.
+"""What the scripts have in common that make parity cases of Gemma 3, OLMo 3 and Qwen 3 models with mlx-lm.
 
 A case is a folder as `make_cases.py` makes it for Lille models. Every way of holding the weights is read in one call, in
 pieces across the window, and token by token beyond it; the window is 6 tokens.
@@ -7,8 +7,9 @@ pieces across the window, and token by token beyond it; the window is 6 tokens.
 import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -110,10 +111,23 @@ def make_case(case: Case, made_by: str, folder: Path) -> None:
     write_description(folder, case.name, "model", made_by, seed=case.seed, calls=case.calls)
 
 
+def first_good_seed(case: Case, made_by: str) -> int | None:
+    """The first seed with greedy tokens that are worth comparing, its own before all others."""
+    for seed in [case.seed, *range(1, 200)]:
+        with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(SystemExit):
+            make_case(replace(case, seed=seed), made_by, Path(scratch) / case.name)
+            return seed
+    return None
+
+
 def run(description: str | None, cases: list[Case], made_by: str) -> int:
     """The whole of such a script. Returns the exit status."""
     parser = argument_parser(description)
+    parser.add_argument("--seeds", action="store_true", help="print a good seed for each case, write nothing")
     args = parser.parse_args()
     demand_own_blas(parser)
+    if args.seeds:
+        print("\n".join(f"{case.name}: {first_good_seed(case, made_by)}" for case in cases))
+        return 0
     made = {case.name: partial(make_case, case, made_by) for case in cases}
     return finish(made, {name: args.out / name for name in made}, args.check)

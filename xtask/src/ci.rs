@@ -7,21 +7,23 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::tidy::{self, Metadata};
+
 /// One thing to run.
 struct Step {
     name: String,
     command: Command,
     /// What must not be in its output.
-    absent: &'static [&'static str],
+    absent: Vec<String>,
     /// What must be in its output.
-    present: &'static str,
+    present: String,
 }
 
 pub(crate) fn run() -> io::Result<bool> {
     let root = crate::root();
     let downstream = write_downstream_project(&root)?;
     let mut failed = Vec::new();
-    let steps = steps(&root, &downstream, crate::tidy::features(&root)?);
+    let steps = steps(&root, &downstream, &crate::tidy::metadata(&root)?);
     let count = steps.len();
     for mut step in steps {
         let started = Instant::now();
@@ -40,11 +42,11 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(failed.is_empty())
 }
 
-fn steps(root: &Path, downstream: &Path, features: Vec<(String, String)>) -> Vec<Step> {
+fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     let cargo = |name: &str, arguments: &str| {
         let mut command = Command::new(env!("CARGO"));
         command.args(arguments.split_whitespace()).current_dir(root);
-        Step { name: name.to_owned(), command, absent: &[], present: "" }
+        Step { name: name.to_owned(), command, absent: Vec::new(), present: String::new() }
     };
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
@@ -59,7 +61,7 @@ fn steps(root: &Path, downstream: &Path, features: Vec<(String, String)>) -> Vec
     steps.push(docs);
 
     // Each feature alone, and none. Its tests run too, since they differ by feature.
-    for (package, feature) in features {
+    for (package, feature) in tidy::features(metadata) {
         // The features of mlx-sys are the original's, and change nothing but on Apple.
         let verb = if package == "mlx-sys" { "check" } else { "test" };
         let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
@@ -67,56 +69,35 @@ fn steps(root: &Path, downstream: &Path, features: Vec<(String, String)>) -> Vec
     }
 
     // What is not asked for is not compiled.
-    let minimal = |name: &str, features: &str, absent| {
+    let architectures = tidy::architectures(metadata);
+    for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
+        let (own, others): (Vec<_>, Vec<_>) =
+            architectures.iter().copied().partition(|(name, _)| *name == feature);
+        let others = others.into_iter().map(|(_, name)| name);
         let arguments = format!(
-            "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={features}"
+            "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={feature}"
         );
-        Step { absent, ..cargo(name, &arguments) }
-    };
-    steps.push(minimal(
-        "no feature brings no architecture",
-        "",
-        &[
-            "mlx_gemma3",
-            "mlx_lille_130m",
-            "mlx_olmo3",
-            "mlx_phi3",
-            "tokenizers",
-            "mlx_tokenizer",
-            "mlx_generate",
-        ],
-    ));
-    steps.push(minimal(
-        "an architecture brings no tokenizer",
-        "lille-130m",
-        &["mlx_gemma3", "mlx_olmo3", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
-    ));
-    steps.push(minimal(
-        "gemma3 brings no other architecture",
-        "gemma3",
-        &["mlx_lille_130m", "mlx_olmo3", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
-    ));
-    steps.push(minimal(
-        "olmo3 brings no other architecture",
-        "olmo3",
-        &["mlx_gemma3", "mlx_lille_130m", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
-    ));
-    steps.push(minimal(
-        "phi3 brings no other architecture",
-        "phi3",
-        &["mlx_gemma3", "mlx_lille_130m", "mlx_olmo3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
-    ));
+        let mut step = cargo(&format!("{feature:?} alone brings nothing else"), &arguments);
+        step.absent = others.chain(["tokenizers", "mlx-tokenizer", "mlx-generate"]).map(library).collect();
+        step.present = library(own.first().map_or("mlx-models", |(_, name)| name));
+        steps.push(step);
+    }
 
     let mut readme = cargo("the README's first command", "run --release -- generate --prompt");
     readme.command.arg("Once upon a time");
-    readme.present = " ";
+    readme.present = " ".to_owned();
     steps.push(readme);
 
     let mut other = cargo("a project of somebody else's", "run --quiet");
     other.command.current_dir(downstream).env("CARGO_TARGET_DIR", root.join("target/downstream"));
-    other.present = "[2, 4]";
+    other.present = "[2, 4]".to_owned();
     steps.push(other);
     steps
+}
+
+/// What a crate is called in Rust code, and in the output of `cargo tree --format {lib}`.
+fn library(package: &str) -> String {
+    package.replace('-', "_")
 }
 
 /// Runs a step, with its output where it is, unless the output is what is checked.
@@ -127,7 +108,7 @@ fn run_step(step: &mut Step) -> io::Result<bool> {
     let output = step.command.stderr(io::stderr()).output()?;
     io::stdout().write_all(&output.stdout)?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let right = text.contains(step.present) && !step.absent.iter().any(|word| text.contains(word));
+    let right = text.contains(&step.present) && !step.absent.iter().any(|word| text.contains(word));
     Ok(output.status.success() && right)
 }
 
@@ -152,4 +133,31 @@ fn announce(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_architecture_alone_is_without_the_others() {
+        let root = crate::root();
+        let metadata = tidy::metadata(&root).unwrap();
+        let mut minimal: Vec<Step> = steps(&root, &root, &metadata)
+            .into_iter()
+            .filter(|step| step.name.ends_with("alone brings nothing else"))
+            .collect();
+        // None, and each of at least five.
+        assert!(minimal.len() > 5);
+        for step in &mut minimal {
+            assert!(run_step(step).unwrap(), "{}", step.name);
+            // The same with another architecture compiled in, and without its own.
+            for output in [vec![&step.present, &step.absent[0]], vec![]] {
+                let mut command = Command::new("echo");
+                command.args(output);
+                let (absent, present) = (step.absent.clone(), step.present.clone());
+                assert!(!run_step(&mut Step { name: String::new(), command, absent, present }).unwrap());
+            }
+        }
+    }
 }

@@ -9,7 +9,9 @@ use std::process::Command;
 use serde::Deserialize;
 
 /// Which crates of this workspace a crate may see: `docs/architecture.md` as a table. Test code may
-/// see more. A crate that is not here is a problem too, so that nobody forgets the decision.
+/// see more. A crate that is not here is a problem too, so that nobody forgets the decision. Architectures are
+/// here without a row: those that the facade's feature `architectures` lists see [`ARCHITECTURE`], and the
+/// facade sees them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-sys", &[]),
     ("mlx-norms", &[]),
@@ -21,24 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-checkpoint", &["mlx-layers", "mlx-quantization"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
-    ("mlx-gemma3", ARCHITECTURE),
-    ("mlx-lille-130m", ARCHITECTURE),
-    ("mlx-olmo3", ARCHITECTURE),
-    ("mlx-phi3", ARCHITECTURE),
-    (
-        "mlx-models",
-        &[
-            "mlx-causal-lm",
-            "mlx-checkpoint",
-            "mlx-gemma3",
-            "mlx-generate",
-            "mlx-kvcache",
-            "mlx-lille-130m",
-            "mlx-olmo3",
-            "mlx-phi3",
-            "mlx-tokenizer",
-        ],
-    ),
+    ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"]),
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
@@ -66,8 +51,9 @@ const LARGEST_FIXTURE: u64 = 1_000_000;
 const ALL_FIXTURES: u64 = 25_000_000;
 const LARGEST_DEMO: u64 = 2_500_000;
 
+/// What `cargo metadata` says.
 #[derive(Deserialize)]
-struct Metadata {
+pub(crate) struct Metadata {
     packages: Vec<Package>,
     workspace_members: BTreeSet<String>,
 }
@@ -118,7 +104,7 @@ fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
     Ok(text.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())
 }
 
-fn metadata(root: &Path) -> io::Result<Metadata> {
+pub(crate) fn metadata(root: &Path) -> io::Result<Metadata> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked"])
         .current_dir(root)
@@ -130,17 +116,31 @@ fn metadata(root: &Path) -> io::Result<Metadata> {
 }
 
 /// Every feature of every crate here, and none (an empty name) for each crate that has any.
-pub(crate) fn features(root: &Path) -> io::Result<Vec<(String, String)>> {
-    let Metadata { packages, workspace_members } = metadata(root)?;
-    let members = packages.into_iter().filter(|package| workspace_members.contains(&package.id));
-    Ok(members
+pub(crate) fn features(metadata: &Metadata) -> Vec<(String, String)> {
+    let Metadata { packages, workspace_members } = metadata;
+    let members = packages.iter().filter(|package| workspace_members.contains(&package.id));
+    members
         .filter(|package| !package.features.is_empty())
         .flat_map(|package| {
-            let features = package.features.into_keys().filter(|feature| feature != "default");
-            let name = package.name;
-            std::iter::once(String::new()).chain(features).map(move |feature| (name.clone(), feature))
+            let features = package.features.keys().filter(|&feature| feature != "default").cloned();
+            let features = std::iter::once(String::new()).chain(features);
+            features.map(move |feature| (package.name.clone(), feature))
         })
-        .collect())
+        .collect()
+}
+
+/// The architectures, each as its feature of the facade and the crate behind that: what the facade's
+/// feature `architectures` lists.
+pub(crate) fn architectures(metadata: &Metadata) -> Vec<(&str, &str)> {
+    let Some(facade) = metadata.packages.iter().find(|package| package.name == "mlx-models") else {
+        return Vec::new();
+    };
+    let of = |feature: &str| facade.features.get(feature).into_iter().flatten();
+    of("architectures")
+        .flat_map(|feature| {
+            of(feature).filter_map(move |part| Some((&**feature, part.strip_prefix("dep:")?)))
+        })
+        .collect()
 }
 
 /// Arrows point down only.
@@ -149,15 +149,20 @@ fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     let members: Vec<&Package> =
         metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id)).collect();
     let names: BTreeSet<&str> = members.iter().map(|package| package.name.as_str()).collect();
+    let architectures: BTreeSet<&str> = architectures(metadata).into_iter().map(|(_, name)| name).collect();
     for package in members {
-        let Some(allowed) = layers.get(package.name.as_str()) else {
+        let row = layers.get(package.name.as_str()).copied();
+        let Some(allowed) = row.or(architectures.contains(package.name.as_str()).then_some(ARCHITECTURE))
+        else {
             problems
                 .push(format!("{}: has no place in the table of layers in xtask/src/tidy.rs", package.name));
             continue;
         };
         for dependency in package.dependencies.iter().filter(|dependency| dependency.kind.is_none()) {
             let name = dependency.name.as_str();
-            if names.contains(name) && !allowed.contains(&name) {
+            let is_facade = package.name == "mlx-models";
+            let allowed = allowed.contains(&name) || (is_facade && architectures.contains(name));
+            if names.contains(name) && !allowed {
                 problems.push(format!("{}: must not depend on {name}", package.name));
             }
         }
@@ -306,6 +311,33 @@ mod tests {
             [
                 "mlx-kvcache: must not depend on mlx-rope",
                 "mlx-new: has no place in the table of layers in xtask/src/tidy.rs"
+            ]
+        );
+    }
+
+    #[test]
+    fn architectures_are_what_the_facade_lists() {
+        let mut facade = package("mlx-models", &["mlx-new", "mlx-other"], "1.60");
+        facade.features = BTreeMap::from(
+            [("architectures", &["new"][..]), ("new", &["dep:mlx-new"]), ("other", &["dep:mlx-other"])].map(
+                |(name, parts)| (name.to_owned(), parts.iter().map(|part| (*part).to_owned()).collect()),
+            ),
+        );
+        let all = workspace(vec![
+            facade,
+            package("mlx-new", &["mlx-rope", "mlx-other"], "1.60"),
+            package("mlx-other", &[], "1.60"),
+            package("mlx-rope", &[], "1.60"),
+        ]);
+        assert_eq!(architectures(&all), [("new", "mlx-new")]);
+        let mut problems = Vec::new();
+        check_layers(&all, &mut problems);
+        assert_eq!(
+            problems,
+            [
+                "mlx-models: must not depend on mlx-other",
+                "mlx-new: must not depend on mlx-other",
+                "mlx-other: has no place in the table of layers in xtask/src/tidy.rs",
             ]
         );
     }

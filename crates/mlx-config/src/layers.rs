@@ -13,6 +13,8 @@ pub enum LayerTypes<'a> {
     /// Every n-th layer is full: with 6, layers 5, 11, 17 and so on, counted from 0. The layers after
     /// the last full one have a window, which are all where there are fewer than n.
     FullEvery(usize),
+    /// The first n layers are full, and all after them have a window.
+    FullFirst(usize),
 }
 
 impl LayerTypes<'_> {
@@ -42,6 +44,9 @@ impl LayerTypes<'_> {
             Self::FullEvery(n) => (1..=layers)
                 .map(|number| if number.is_multiple_of(n) { Ok(LayerKind::Full) } else { sliding() })
                 .collect(),
+            Self::FullFirst(n) => {
+                (0..layers).map(|layer| if layer < n { Ok(LayerKind::Full) } else { sliding() }).collect()
+            }
         }
     }
 }
@@ -79,9 +84,7 @@ pub fn layers(
     bases: Bases,
     head_dim: i32,
 ) -> Result<Vec<Layer>, ConfigError> {
-    let rope = |settings: RopeSettings| -> Result<Rope, ConfigError> {
-        Ok(checked(settings)?.rope(head_dim, RopeLayout::Halves)?)
-    };
+    let rope = |settings: RopeSettings| rope(settings, head_dim);
     let is_full = |kind: &LayerKind| *kind == LayerKind::Full;
     let full = kinds.iter().any(is_full).then(|| rope(keys.full_attention(bases.full)?)).transpose()?;
     let some_slide = !kinds.iter().all(is_full);
@@ -91,6 +94,24 @@ pub fn layers(
         rope.map(|rope| Layer { kind, rope })
     };
     Ok(kinds.into_iter().filter_map(layer).collect())
+}
+
+/// Layers of these kinds that all rotate alike, whole heads in two halves. The config has to say the base.
+///
+/// # Errors
+///
+/// Those of [`layers`].
+pub fn layers_alike(
+    kinds: Vec<LayerKind>,
+    keys: &RopeKeys,
+    head_dim: i32,
+) -> Result<Vec<Layer>, ConfigError> {
+    let rope = rope(keys.uniform(None)?, head_dim)?;
+    Ok(kinds.into_iter().map(|kind| Layer { kind, rope: rope.clone() }).collect())
+}
+
+fn rope(settings: RopeSettings, head_dim: i32) -> Result<Rope, ConfigError> {
+    Ok(checked(settings)?.rope(head_dim, RopeLayout::Halves)?)
 }
 
 fn checked(settings: RopeSettings) -> Result<RopeSettings, ConfigError> {
@@ -132,6 +153,23 @@ mod tests {
         assert_eq!(kinds, [WINDOW, WINDOW, LayerKind::Full, WINDOW, WINDOW]);
         assert_eq!(LayerTypes::FullEvery(6).kinds(2, Some(8)).unwrap(), [WINDOW, WINDOW]);
         assert_eq!(LayerTypes::FullEvery(1).kinds(2, None).unwrap(), [LayerKind::Full; 2]);
+    }
+
+    #[test]
+    fn the_first_layers_are_full() {
+        let kinds = LayerTypes::FullFirst(2).kinds(3, Some(8)).unwrap();
+        assert_eq!(kinds, [LayerKind::Full, LayerKind::Full, WINDOW]);
+        assert_eq!(LayerTypes::FullFirst(0).kinds(2, Some(8)).unwrap(), [WINDOW; 2]);
+        assert_eq!(LayerTypes::FullFirst(9).kinds(2, None).unwrap(), [LayerKind::Full; 2]);
+    }
+
+    #[test]
+    fn layers_of_two_kinds_may_rotate_alike() {
+        let text = r#"{"rope_theta": 100, "rope_scaling": {"type": "linear", "factor": 8}}"#;
+        let layers = layers_alike(vec![WINDOW, LayerKind::Full], &keys(text), 4).unwrap();
+        assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
+        assert!(layers.iter().all(|layer| layer.rope.frequencies(1).unwrap()[0] == 1.0 / 8.0));
+        assert!(layers_alike(vec![WINDOW], &keys(r#"{"rope_local_base_freq": 100}"#), 4).is_err());
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod error;
 mod layers;
 
 pub use error::ConfigError;
-pub use layers::{Bases, Layer, LayerTypes, layers};
+pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike};
 
 /// A size, which is between 1 and `max`: a generous limit, which only keeps a typing error from
 /// filling the memory.
@@ -45,6 +45,19 @@ pub fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError>
 /// [`ConfigError::Multiple`].
 pub fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -> Result<(), ConfigError> {
     if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
+}
+
+/// How many heads there are, of queries and of keys and values: the first number is a multiple of the second.
+///
+/// # Errors
+///
+/// [`ConfigError::Size`] and [`ConfigError::Multiple`], for `num_attention_heads` and `num_key_value_heads`.
+pub fn grouped_heads(queries: i64, keys: i64) -> Result<(i32, i32), ConfigError> {
+    let (queries_key, keys_key) = ("num_attention_heads", "num_key_value_heads");
+    let queries = size(queries_key, queries, 1 << 12)?;
+    let keys = size(keys_key, keys, 1 << 12)?;
+    multiple(queries_key, queries, keys_key, keys)?;
+    Ok((queries, keys))
 }
 
 /// The epsilon of a norm: a positive number below 1, as the float32 that norms compute with.
@@ -111,6 +124,19 @@ mod tests {
         for found in [0, -1, 8, i64::MAX, i64::MIN] {
             let error = size("a", found, 7).unwrap_err();
             assert_eq!(error.to_string(), format!("a is {found}, and must be between 1 and 7"));
+        }
+    }
+
+    #[test]
+    fn query_heads_share_key_heads_evenly() {
+        assert!(matches!(grouped_heads(8, 2), Ok((8, 2))));
+        for (queries, keys, found) in [
+            (0, 1, "num_attention_heads is 0"),
+            (8, -1, "num_key_value_heads is -1"),
+            (8, 3, "num_attention_heads is 8, and must be a multiple of num_key_value_heads, which is 3"),
+        ] {
+            let error = grouped_heads(queries, keys).unwrap_err().to_string();
+            assert!(error.starts_with(found), "{error}");
         }
     }
 

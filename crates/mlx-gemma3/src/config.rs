@@ -3,7 +3,7 @@
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    Bases, ConfigError, Layer, LayerTypes, epsilon, layers, multiple, off, only, positive, size,
+    Bases, ConfigError, Layer, LayerTypes, epsilon, grouped_heads, layers, off, only, positive, size,
 };
 use mlx_rope::RopeKeys;
 use serde::Deserialize;
@@ -164,11 +164,10 @@ impl TryFrom<Sources> for Config {
         let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
         let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
 
-        let heads = needed("num_attention_heads", raw.num_attention_heads)?;
-        let num_attention_heads = size("num_attention_heads", heads, 1 << 12)?;
-        let heads = needed("num_key_value_heads", raw.num_key_value_heads)?;
-        let num_key_value_heads = size("num_key_value_heads", heads, 1 << 12)?;
-        multiple("num_attention_heads", num_attention_heads, "num_key_value_heads", num_key_value_heads)?;
+        let (num_attention_heads, num_key_value_heads) = grouped_heads(
+            needed("num_attention_heads", raw.num_attention_heads)?,
+            needed("num_key_value_heads", raw.num_key_value_heads)?,
+        )?;
         // From here on, defaults in which mlx-lm and transformers agree.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(256), 1 << 14)?;
         let scalar = positive("query_pre_attn_scalar", raw.query_pre_attn_scalar.unwrap_or(256.0))?;

@@ -4,10 +4,10 @@ use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
-    AttentionInput, Embedding, Gate, GatedMlp, Linear, ParameterSource, Parameters, heads, through_blocks,
+    AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
+    Parameters, through_blocks,
 };
 use mlx_norms::{OffsetRmsNorm, clip_residual};
-use mlx_rope::Rope;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
@@ -50,7 +50,7 @@ struct Transformer {
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
-    self_attn: Attention,
+    self_attn: HeadNormAttention<OffsetRmsNorm>,
     #[param]
     mlp: GatedMlp,
     #[param]
@@ -61,27 +61,6 @@ struct Block {
     pre_feedforward_layernorm: OffsetRmsNorm,
     #[param]
     post_feedforward_layernorm: OffsetRmsNorm,
-}
-
-/// Grouped-query attention with queries and keys normalized head by head.
-#[derive(Debug, Clone, ModuleParameters)]
-struct Attention {
-    #[param]
-    q_proj: Linear,
-    #[param]
-    k_proj: Linear,
-    #[param]
-    v_proj: Linear,
-    #[param]
-    o_proj: Linear,
-    #[param]
-    q_norm: OffsetRmsNorm,
-    #[param]
-    k_norm: OffsetRmsNorm,
-    rope: Rope,
-    num_heads: i32,
-    num_kv_heads: i32,
-    scale: f32,
 }
 
 impl CausalLm for Gemma3 {
@@ -121,26 +100,6 @@ impl Module<AttentionInput<'_>> for Block {
         let normed = self.pre_feedforward_layernorm.forward(&h)?;
         let fed = self.mlp.forward(&normed)?;
         clip_residual(&h, &self.post_feedforward_layernorm.forward(&fed)?)
-    }
-
-    fn training_mode(&mut self, _mode: bool) {}
-}
-
-impl Module<AttentionInput<'_>> for Attention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
-        let queries = heads::split(&self.q_proj.forward(x)?, self.num_heads)?; // [B, H, L, d]
-        let keys = heads::split(&self.k_proj.forward(x)?, self.num_kv_heads)?; // [B, H_kv, L, d]
-        let values = heads::split(&self.v_proj.forward(x)?, self.num_kv_heads)?;
-
-        // Over the d features of each head.
-        let queries = self.q_norm.forward(&queries)?;
-        let keys = self.k_norm.forward(&keys)?;
-
-        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
-        self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 
     fn training_mode(&mut self, _mode: bool) {}
@@ -223,35 +182,24 @@ impl Transformer {
 impl Block {
     fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
         let Config { hidden_size, intermediate_size, rms_norm_eps, .. } = *config;
+        let attention = HeadNormSettings {
+            dims: hidden_size,
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            bias: config.attention_bias,
+            rope: layer.rope.clone(),
+            scale: config.attention_scale,
+        };
+        let head_norm = |weight| OffsetRmsNorm::new(weight, rms_norm_eps);
         let mut layer_norm = |name| norm(&mut parameters, name, hidden_size, rms_norm_eps);
         Self {
             input_layernorm: layer_norm("input_layernorm"),
             post_attention_layernorm: layer_norm("post_attention_layernorm"),
             pre_feedforward_layernorm: layer_norm("pre_feedforward_layernorm"),
             post_feedforward_layernorm: layer_norm("post_feedforward_layernorm"),
-            self_attn: Attention::new(config, layer, parameters.at("self_attn")),
+            self_attn: HeadNormAttention::new(parameters.at("self_attn"), attention, head_norm),
             mlp: GatedMlp::new(parameters.at("mlp"), hidden_size, intermediate_size, Gate::GeluTanh),
-        }
-    }
-}
-
-impl Attention {
-    fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
-        let Config { hidden_size, head_dim, rms_norm_eps, attention_bias, .. } = *config;
-        let (queries, keys) = (config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim);
-        let mut projection =
-            |name, inputs, outputs| Linear::with_bias(parameters.at(name), inputs, outputs, attention_bias);
-        Self {
-            q_proj: projection("q_proj", hidden_size, queries),
-            k_proj: projection("k_proj", hidden_size, keys),
-            v_proj: projection("v_proj", hidden_size, keys),
-            o_proj: projection("o_proj", queries, hidden_size),
-            q_norm: norm(&mut parameters, "q_norm", head_dim, rms_norm_eps),
-            k_norm: norm(&mut parameters, "k_norm", head_dim, rms_norm_eps),
-            rope: layer.rope.clone(),
-            num_heads: config.num_attention_heads,
-            num_kv_heads: config.num_key_value_heads,
-            scale: config.attention_scale,
         }
     }
 }

@@ -3,10 +3,12 @@
 //! API for model authors. [`Linear`] and [`Embedding`] hold full-precision or quantized weights
 //! behind one `forward`, so that a model never asks which it has. [`Parameters`] is where a layer
 //! gets its weights while a model is built: from a checkpoint, or from a random generator; the
-//! layers do not know. [`GatedMlp`] is the feed-forward network that most architectures have.
+//! layers do not know. [`GatedMlp`] is the feed-forward network that most architectures have,
+//! [`HeadNormAttention`] the attention of those that normalize queries and keys head by head.
 //! [`swiglu`], [`swiglu_fused`], [`geglu`] and the functions of [`heads`] are the pieces between the
 //! layers, and [`through_blocks`] is the way through a whole model.
 
+mod attention;
 mod embedding;
 mod gated_mlp;
 mod gates;
@@ -15,6 +17,7 @@ mod linear;
 mod parameters;
 mod stack;
 
+pub use attention::{HeadNormAttention, HeadNormSettings};
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};
 pub use gates::{geglu, swiglu, swiglu_fused};

@@ -11,6 +11,8 @@
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
+//! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |
+//! | `architectures` | all of the above |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
 //! | `tokenizer` | [`tokenizer`]: text to token ids and back |
 //!
@@ -83,6 +85,7 @@ table! {
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
+    "qwen3" => mlx_qwen3::ARCHITECTURE, ["qwen3"];
 }
 
 /// Every `model_type` that this project knows, compiled in or not.

@@ -2,7 +2,9 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{Bases, ConfigError, Layer, LayerTypes, epsilon, layers, multiple, off, only, size};
+use mlx_config::{
+    Bases, ConfigError, Layer, LayerTypes, epsilon, grouped_heads, layers, multiple, off, only, size,
+};
 use mlx_rope::RopeKeys;
 use serde::Deserialize;
 
@@ -86,10 +88,8 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
         let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
 
         let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
-        let num_attention_heads = size("num_attention_heads", raw.num_attention_heads, 1 << 12)?;
-        let heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
-        let num_key_value_heads = size("num_key_value_heads", heads, 1 << 12)?;
-        multiple("num_attention_heads", num_attention_heads, "num_key_value_heads", num_key_value_heads)?;
+        let key_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
+        let (num_attention_heads, num_key_value_heads) = grouped_heads(raw.num_attention_heads, key_heads)?;
         let head_dim = match raw.head_dim {
             Some(head_dim) => size("head_dim", head_dim, 1 << 14)?,
             None => {

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::{LoadError, LoadOptions};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, epsilon, multiple, off, only, size};
+use mlx_config::{ConfigError, epsilon, grouped_heads, multiple, off, only, size};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
@@ -89,12 +89,8 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
         let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
         let intermediate_size = size("intermediate_size", raw.intermediate_size, 1 << 20)?;
         let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
-        let num_attention_heads = size("num_attention_heads", raw.num_attention_heads, 1 << 12)?;
-        let num_key_value_heads = match raw.num_key_value_heads {
-            Some(heads) => size("num_key_value_heads", heads, 1 << 12)?,
-            None => num_attention_heads,
-        };
-        multiple("num_attention_heads", num_attention_heads, "num_key_value_heads", num_key_value_heads)?;
+        let key_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
+        let (num_attention_heads, num_key_value_heads) = grouped_heads(raw.num_attention_heads, key_heads)?;
         let head_dim = match raw.head_dim {
             Some(head_dim) => size("head_dim", head_dim, 1 << 14)?,
             None => {

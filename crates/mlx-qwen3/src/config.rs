@@ -1,0 +1,136 @@
+//! The numbers that make one Qwen 3 model.
+
+use mlx_causal_lm::LoadError;
+use mlx_checkpoint::Checkpoint;
+use mlx_config::{ConfigError, Layer, LayerTypes, epsilon, grouped_heads, layers_alike, off, only, size};
+use mlx_kvcache::LayerKind;
+use mlx_rope::RopeKeys;
+use serde::Deserialize;
+
+/// The `model_type` of the checkpoints that this crate reads.
+pub const MODEL_TYPE: &str = "qwen3";
+
+/// A validated configuration: every model that can be described by one can be built. The numbers in
+/// brackets are those of Qwen3-0.6B.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Features of the residual stream, D (1024).
+    pub hidden_size: i32,
+    /// Features inside the feed-forward network (3072).
+    pub intermediate_size: i32,
+    /// Query heads, H (16).
+    pub num_attention_heads: i32,
+    /// Key-value heads, H_kv, each shared by `H / H_kv` query heads (8).
+    pub num_key_value_heads: i32,
+    /// Features of a head, d (128). It is not `D / H` in half of these models.
+    pub head_dim: i32,
+    /// Tokens in the vocabulary, V (151936).
+    pub vocab_size: i32,
+    /// The context length, in tokens (40960).
+    pub max_position_embeddings: i32,
+    /// The epsilon of every norm (1e-6).
+    pub rms_norm_eps: f32,
+    /// Whether the projections of attention have a bias. No released model has.
+    pub attention_bias: bool,
+    /// First layer first (28, all full). The layers of one model all rotate alike.
+    pub layers: Vec<Layer>,
+    /// Whether the head is the embedding table (yes; from 8B on it is not).
+    pub tie_word_embeddings: bool,
+}
+
+/// The config as the file has it.
+#[derive(Deserialize)]
+struct RawConfig {
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    num_key_value_heads: i64,
+    head_dim: i64,
+    vocab_size: i64,
+    max_position_embeddings: i64,
+    rms_norm_eps: f64,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<i64>,
+    max_window_layers: Option<i64>,
+    layer_types: Option<Vec<String>>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    hidden_act: Option<String>,
+    tie_word_embeddings: Option<bool>,
+}
+
+impl Config {
+    /// Reads and validates the config of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where a key is missing, has the wrong type, or the values describe no model.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        // Twice over the same file: the keys of rotations have one parser for all architectures.
+        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
+        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
+            model_type: MODEL_TYPE.to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+impl TryFrom<(RawConfig, RopeKeys)> for Config {
+    type Error = ConfigError;
+
+    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
+        let (num_attention_heads, num_key_value_heads) =
+            grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
+        let head_dim = size("head_dim", raw.head_dim, 1 << 14)?;
+        let layers = layers_alike(kinds(&raw)?, &rope, head_dim)?;
+
+        only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
+        off("mlp_bias", raw.mlp_bias)?;
+        Ok(Self {
+            hidden_size: size("hidden_size", raw.hidden_size, 1 << 17)?,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
+            max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
+            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
+            attention_bias: raw.attention_bias.unwrap_or(false),
+            layers,
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+        })
+    }
+}
+
+/// Which layers have a window. Without `use_sliding_window` none has, whatever `sliding_window` and
+/// `max_window_layers` say: released configs have numbers there. With it `layer_types` decides, and
+/// where it is missing, all layers from `max_window_layers` on have one.
+fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
+    let layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+    let windows = raw.use_sliding_window.unwrap_or(false);
+    match (&raw.layer_types, raw.max_window_layers) {
+        (Some(types), _) => {
+            let kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;
+            match kinds.iter().position(|kind| *kind != LayerKind::Full) {
+                Some(_) if !windows => Err(ConfigError::Contradiction {
+                    first_key: "use_sliding_window",
+                    first: windows.to_string(),
+                    second_key: "layer_types",
+                    second: format!("{types:?}"),
+                }),
+                _ => Ok(kinds),
+            }
+        }
+        (None, _) if !windows => Ok(vec![LayerKind::Full; layers]),
+        (None, Some(first)) => {
+            // Unlike a size it may be 0: every layer has a window.
+            let first = if first == 0 { 0 } else { size("max_window_layers", first, 1 << 12)? };
+            LayerTypes::FullFirst(first as usize).kinds(layers, raw.sliding_window)
+        }
+        (None, None) => Err(ConfigError::Missing {
+            key: "max_window_layers",
+            needed_for: "models with use_sliding_window and without layer_types",
+        }),
+    }
+}

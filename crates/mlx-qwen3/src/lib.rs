@@ -1,0 +1,104 @@
+//! Qwen 3: the dense language models of the Qwen family, from 0.6 to 32 billion parameters.
+//!
+//! API: [`Qwen3::load`] builds the model of a checkpoint; `mlx-models` does it by `model_type`.
+//!
+//! # The block
+//!
+//! ```text
+//!         x  [B, L, D]
+//!         │
+//!         ├───────────┐
+//!         │    input_layernorm                  RMSNorm
+//!         │       ╱   │   ╲
+//!         │   q_proj k_proj v_proj              to H d, H_kv d, H_kv d features
+//!         │   q_norm k_norm │                   RMSNorm over each head by itself
+//!         │    rope  rope   │                   halves; YaRN where the config has it
+//!         │      Q    K    V ── cache           H query heads, H_kv key-value heads
+//!         │       ╲   │   ╱
+//!         │      attention                      full; with a window in some layers if so configured
+//!         │       o_proj
+//!         ⊕───────────┘
+//!         ├───────────┐
+//!         │  post_attention_layernorm           RMSNorm
+//!         │       ╱       ╲
+//!         │   gate_proj  up_proj
+//!         │      silu      │
+//!         │       ╲───⊙───╱                     SwiGLU
+//!         │       down_proj
+//!         ⊕───────────┘
+//!         │
+//! ```
+//!
+//! # The way of a token
+//!
+//! 1. Its row of `embed_tokens` starts the residual stream. Nothing scales it.
+//! 2. In each block the stream itself is never normalized. A copy of it is, goes through attention and is
+//!    added; then the same with the feed-forward network. `post_attention_layernorm` is the norm in front
+//!    of the latter; its name says only where it comes.
+//! 3. `norm` normalizes the stream after the last block, and the head makes logits of it: `lm_head`, or,
+//!    with `tie_word_embeddings`, the embedding table read the other way.
+//!
+//! # Choices, and why
+//!
+//! - **Norms of queries and keys, head by head**, before the rotation, which keeps their length. Scores
+//!   cannot grow without bound whatever the projections do, so that training stays stable
+//!   ([Dehghani et al.](https://arxiv.org/abs/2302.05442), section 2). They take the place of the biases
+//!   that Qwen 2 had in its projections (report, section 2). One weight serves all query heads and one all key
+//!   heads; OLMo 3 normalizes all heads together instead, with a weight for each feature of each head.
+//! - **Heads wider than the stream.** `head_dim` is 128 in every size, whatever D / H is: the 0.6B model makes
+//!   2048 features of queries from a stream of 1024. The config has to say it.
+//! - **Grouped queries** share key-value heads, 8 in every size
+//!   ([Ainslie et al.](https://arxiv.org/abs/2305.13245)), which keeps the cache small.
+//! - **A base of 1 000 000.** It was raised from 10 000 for the last stage of training, on 32 768 tokens:
+//!   the slower the pairs turn, the more of them still tell far positions apart
+//!   ([Xiong et al.](https://arxiv.org/abs/2309.16039), section 2; report, section 3.2).
+//! - **YaRN, switched on by the user.** `rope_scaling` of type `yarn` with factor 4 reaches 131 072 tokens
+//!   without training ([Peng et al.](https://arxiv.org/abs/2309.00071)). Released configs come without it,
+//!   since it makes answers to short texts a little worse: it applies whatever the length.
+//! - **Windows, switched off.** The config can give the layers from `max_window_layers` on a window of
+//!   `sliding_window` tokens, which bounds their cache. `use_sliding_window` is the switch: `false` in every
+//!   released model, beside numbers that then mean nothing. `layer_types`, where it is given, says it layer
+//!   by layer. All layers rotate alike. transformers applies windows, and so does this crate; mlx-lm does not.
+//! - **Tied embeddings** up to 4B, where the table of 151 936 rows is a large part of the weights
+//!   ([Press and Wolf](https://arxiv.org/abs/1608.05859)). Some of those checkpoints hold the table a second time
+//!   as `lm_head.weight`, which is ignored.
+//!
+//! The report: Qwen Team, *Qwen3 Technical Report*, <https://arxiv.org/abs/2505.09388>, section 2. Model cards:
+//! `Qwen/Qwen3-0.6B`, `Qwen/Qwen3-4B`, `Qwen/Qwen3-8B`, `Qwen/Qwen3-32B` on the Hugging Face hub.
+//!
+//! # Checkpoint
+//!
+//! | key | shape |
+//! |---|---|
+//! | `model.embed_tokens.weight` | `[V, D]` |
+//! | `model.layers.N.input_layernorm.weight` | `[D]` |
+//! | `model.layers.N.self_attn.q_proj.weight` | `[H d, D]` |
+//! | `model.layers.N.self_attn.k_proj.weight` | `[H_kv d, D]` |
+//! | `model.layers.N.self_attn.v_proj.weight` | `[H_kv d, D]` |
+//! | `model.layers.N.self_attn.o_proj.weight` | `[D, H d]` |
+//! | `model.layers.N.self_attn.q_norm.weight` | `[d]` |
+//! | `model.layers.N.self_attn.k_norm.weight` | `[d]` |
+//! | `model.layers.N.post_attention_layernorm.weight` | `[D]` |
+//! | `model.layers.N.mlp.gate_proj.weight` | `[hidden, D]` |
+//! | `model.layers.N.mlp.up_proj.weight` | `[hidden, D]` |
+//! | `model.layers.N.mlp.down_proj.weight` | `[D, hidden]` |
+//! | `model.norm.weight` | `[D]` |
+//! | `lm_head.weight`, ignored where it is tied | `[V, D]` |
+//!
+//! The fields of the model have the same names. With `attention_bias` the four projections of attention
+//! have a `bias` too. Quantized layers have `scales` and `biases` beside their `weight`.
+
+mod config;
+mod model;
+
+pub use config::{Config, MODEL_TYPE};
+pub use mlx_config::Layer;
+pub use model::Qwen3;
+
+use mlx_causal_lm::Architecture;
+
+/// The architecture, for a table of architectures.
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &[MODEL_TYPE],
+    load: |checkpoint, _options| Ok(Box::new(Qwen3::load(checkpoint)?)),
+};

@@ -1,0 +1,163 @@
+//! The model, from tokens to logits.
+
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
+use mlx_checkpoint::Checkpoint;
+use mlx_kvcache::{LayerSpec, ModelCache};
+use mlx_layers::{
+    AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
+    Parameters, through_blocks,
+};
+use mlx_norms::RmsNorm;
+use mlx_rs::error::Exception;
+use mlx_rs::macros::ModuleParameters;
+use mlx_rs::module::Module;
+use mlx_rs::{Array, Dtype};
+
+use crate::{Config, Layer, MODEL_TYPE};
+
+/// A Qwen 3 language model.
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct Qwen3 {
+    #[param]
+    model: Transformer,
+    #[param]
+    lm_head: Option<Linear>,
+    info: ModelInfo,
+}
+
+/// Embedding, blocks, final norm.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Transformer {
+    #[param]
+    embed_tokens: Embedding,
+    #[param]
+    layers: Vec<Block>,
+    #[param]
+    norm: RmsNorm,
+}
+
+/// Attention, then the feed-forward network, each behind a norm and added to what came in.
+#[derive(Debug, Clone, ModuleParameters)]
+struct Block {
+    #[param]
+    input_layernorm: RmsNorm,
+    /// With queries and keys normalized head by head.
+    #[param]
+    self_attn: HeadNormAttention<RmsNorm>,
+    #[param]
+    post_attention_layernorm: RmsNorm,
+    #[param]
+    mlp: GatedMlp,
+}
+
+impl CausalLm for Qwen3 {
+    fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
+        let Transformer { embed_tokens, layers, norm } = &mut self.model;
+        let x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
+        norm.forward(&through_blocks(layers, x, cache)?)
+    }
+
+    fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        // [B, L, D] -> [B, L, V]
+        match &mut self.lm_head {
+            Some(lm_head) => lm_head.forward(hidden),
+            None => self.model.embed_tokens.as_linear(hidden),
+        }
+    }
+
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+}
+
+impl Module<AttentionInput<'_>> for Block {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
+        let normed = self.input_layernorm.forward(x)?;
+        let h = x.add(self.self_attn.forward(AttentionInput { x: &normed, mask, cache })?)?;
+        let normed = self.post_attention_layernorm.forward(&h)?;
+        h.add(self.mlp.forward(&normed)?)
+    }
+
+    fn training_mode(&mut self, _mode: bool) {}
+}
+
+impl Qwen3 {
+    /// Builds the model of this config from a source of parameters.
+    pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
+        let Config { hidden_size, vocab_size, head_dim, .. } = *config;
+        let mut root = Parameters::root(source);
+        let model = Transformer::new(config, root.at("model"));
+        let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
+        let lm_head = (!config.tie_word_embeddings).then(head);
+
+        let heads = config.num_key_value_heads;
+        let layer =
+            |layer: &Layer| LayerSpec { kind: layer.kind, heads, key_dim: head_dim, value_dim: head_dim };
+        let info = ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size,
+            context_length: config.max_position_embeddings,
+            layers: config.layers.iter().map(layer).collect(),
+            dtype: Dtype::Float32,
+        };
+        let mut qwen3 = Self { model, lm_head, info };
+        qwen3.info.dtype = activation_dtype(&qwen3);
+        qwen3
+    }
+
+    /// Builds the model of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where the config describes no Qwen 3 model, or the tensors are not those of that model.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        let config = Config::from_checkpoint(checkpoint)?;
+        let mut tensors = checkpoint.tensors()?;
+        let model = Self::new(&config, &mut tensors);
+        // The small models were released with a copy of the embedding table in the head's place.
+        tensors.finish(|key| config.tie_word_embeddings && key.starts_with("lm_head."))?;
+        Ok(model)
+    }
+}
+
+impl Transformer {
+    fn new(config: &Config, mut parameters: Parameters<'_>) -> Self {
+        let Config { hidden_size, vocab_size, rms_norm_eps, .. } = *config;
+        let layers = config.layers.iter().enumerate();
+        Self {
+            embed_tokens: Embedding::new(parameters.at("embed_tokens"), vocab_size, hidden_size),
+            layers: layers
+                .map(|(i, layer)| Block::new(config, layer, parameters.index("layers", i)))
+                .collect(),
+            norm: RmsNorm::new(parameters.take("norm.weight", &[hidden_size]), rms_norm_eps),
+        }
+    }
+}
+
+impl Block {
+    fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
+        let Config { hidden_size, intermediate_size, head_dim, rms_norm_eps, .. } = *config;
+        let attention = HeadNormSettings {
+            dims: hidden_size,
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim,
+            bias: config.attention_bias,
+            rope: layer.rope.clone(),
+            // Keeps the variance of a product of d features at that of one feature.
+            scale: f64::from(head_dim).powf(-0.5) as f32,
+        };
+        let norm = |weight| RmsNorm::new(weight, rms_norm_eps);
+        Self {
+            input_layernorm: norm(parameters.take("input_layernorm.weight", &[hidden_size])),
+            self_attn: HeadNormAttention::new(parameters.at("self_attn"), attention, norm),
+            post_attention_layernorm: norm(
+                parameters.take("post_attention_layernorm.weight", &[hidden_size]),
+            ),
+            mlp: GatedMlp::new(parameters.at("mlp"), hidden_size, intermediate_size, Gate::Silu),
+        }
+    }
+}

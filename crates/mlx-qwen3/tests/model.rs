@@ -1,0 +1,224 @@
+//! The model against itself: what must not change its answers. What they must be is in the parity
+//! cases.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use mlx_causal_lm::{CausalLm, LoadError};
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_kvcache::{LayerKind, LayerSpec};
+use mlx_qwen3::{Config, Qwen3};
+use mlx_rs::module::ModuleParameters;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::models::all_logits;
+use mlx_testing::{RandomParameters, Tolerance, compare, models};
+use serde_json::{Value, json};
+
+/// Three layers, heads wider than the stream, no window.
+fn config() -> Value {
+    json!({
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 64,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 128, "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": false, "use_sliding_window": false, "sliding_window": 5, "max_window_layers": 1,
+    })
+}
+
+fn with(changes: Value) -> Value {
+    let mut config = config();
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    config
+}
+
+/// Layers 1 and 2 have a window of 5 tokens, and all rotate by YaRN.
+fn windows() -> Value {
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8 });
+    with(json!({ "use_sliding_window": true, "rope_scaling": yarn }))
+}
+
+/// A checkpoint folder with this config and the given tensors.
+fn folder(config: &Value, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+fn load(config: &Value, tensors: Vec<(String, Array)>) -> Result<Qwen3, LoadError> {
+    Qwen3::load(&Checkpoint::open(folder(config, tensors).path()).unwrap())
+}
+
+fn model_of(config: &Value, source: &mut RandomParameters) -> Qwen3 {
+    let folder = folder(config, vec![("x".to_owned(), Array::from_f32(0.0))]);
+    let config = Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    Qwen3::new(&config, source)
+}
+
+fn random(config: &Value) -> Qwen3 {
+    model_of(config, &mut RandomParameters::new(4, Dtype::Float32))
+}
+
+fn tensors(model: &Qwen3) -> Vec<(String, Array)> {
+    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
+}
+
+/// `[2, 18]`, two different rows, three windows long.
+fn tokens() -> Array {
+    Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
+}
+
+#[track_caller]
+fn assert_same(found: &Array, expected: &Array) {
+    let result = compare(found, expected, Tolerance::Exact).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+/// Without windows, with windows in some layers, and in all.
+#[test]
+fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
+    let splits = [vec![1; 18], vec![4, 14], vec![5, 13], vec![6, 1, 1, 10], vec![2, 9, 7], vec![17, 1]];
+    let all = with(json!({ "use_sliding_window": true, "max_window_layers": 0 }));
+    for config in [config(), windows(), all] {
+        models::splits_do_not_matter(&mut random(&config), &tokens(), &splits);
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_is_answered_as_alone() {
+    for config in [config(), windows()] {
+        models::batches_do_not_matter(&mut random(&config), &tokens());
+    }
+}
+
+#[test]
+fn a_token_changes_no_answer_before_it() {
+    models::the_future_is_not_seen(&mut random(&config()), &tokens());
+}
+
+#[test]
+fn only_the_logits_that_are_asked_for_are_computed() {
+    models::logits_come_as_asked_for(&mut random(&config()), &tokens());
+}
+
+#[test]
+fn tokens_can_be_taken_back_beyond_the_window() {
+    models::tokens_can_be_taken_back(&mut random(&windows()), &tokens(), 3);
+}
+
+#[test]
+fn wrong_calls_are_errors() {
+    models::wrong_calls_are_errors(&mut random(&config()), &tokens());
+}
+
+/// From this seed no step is too long; from some others one is, and the loss rises before it falls on.
+#[test]
+fn every_parameter_learns() {
+    let mut other = windows();
+    other["tie_word_embeddings"] = json!(true);
+    other["attention_bias"] = json!(true);
+    for config in [config(), other] {
+        let mut model = model_of(&config, &mut RandomParameters::new(1, Dtype::Float32));
+        models::it_learns(&mut model, &tokens());
+    }
+}
+
+#[test]
+fn layers_say_what_they_ask_of_the_cache() {
+    let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 12, value_dim: 12 };
+    let (full, sliding) = (spec(LayerKind::Full), spec(LayerKind::Sliding { window: 5 }));
+    assert_eq!(random(&config()).info().layers, [full, full, full]);
+    assert_eq!(random(&windows()).info().layers, [full, sliding, sliding]);
+}
+
+/// A window that no token of the sequence fills is no window; a shorter one is.
+#[test]
+fn a_window_as_long_as_the_sequence_sees_everything() {
+    let answer = |changes: Value| all_logits(&mut random(&with(changes)), &tokens());
+    let differs = |window: i32| {
+        let found = answer(json!({ "use_sliding_window": true, "sliding_window": window }));
+        let close = Tolerance::Close { rtol: 1e-5, atol: 1e-5 };
+        !compare(&found, &answer(json!({})), close).unwrap().is_equal()
+    };
+    assert!(!differs(18) && differs(5));
+}
+
+/// The norms of queries and keys stand between the projections and the scores: how large the weights of
+/// those projections are does not matter.
+#[test]
+fn the_size_of_a_projection_does_not_matter() {
+    let mut model = random(&config());
+    let expected = all_logits(&mut model, &tokens());
+    let mut larger = tensors(&model);
+    for (key, weight) in &mut larger {
+        if key.ends_with("q_proj.weight") || key.ends_with("k_proj.weight") {
+            *weight = weight.multiply(Array::from_f32(1024.0)).unwrap();
+        }
+    }
+    let found = all_logits(&mut load(&config(), larger).unwrap(), &tokens());
+    let result = compare(&found, &expected, Tolerance::Close { rtol: 1e-3, atol: 1e-3 }).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+#[test]
+fn parameters_are_the_tensors_of_a_checkpoint() {
+    let bias = with(json!({ "attention_bias": true, "tie_word_embeddings": true }));
+    for (config, count) in [(config(), 3 + 3 * 11), (bias, 2 + 3 * 15)] {
+        let mut source = RandomParameters::new(4, Dtype::Float32);
+        let mut model = model_of(&config, &mut source);
+        let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
+        names.sort();
+        source.taken.sort();
+        assert_eq!(names, source.taken);
+        assert_eq!(names.len(), count);
+        let parameters = model.parameters().flatten();
+        assert_eq!(parameters["model.layers.2.self_attn.q_proj.weight"].shape(), [48, 32]);
+        assert_eq!(parameters["model.layers.2.self_attn.k_norm.weight"].shape(), [12]);
+
+        let mut loaded = load(&config, tensors(&model)).unwrap();
+        assert_eq!(loaded.info(), model.info());
+        assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model, &tokens()));
+    }
+}
+
+#[test]
+fn every_tensor_that_is_not_right_is_listed() {
+    let mut wrong = tensors(&random(&config()));
+    wrong.push(("model.layers.0.self_attn.q_proj.bias".to_owned(), Array::zeros::<f32>(&[48]).unwrap()));
+    wrong.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), Array::from_f32(1.0)));
+    wrong.retain(|(key, _)| key != "lm_head.weight");
+    for (key, array) in &mut wrong {
+        if key == "model.layers.2.self_attn.k_norm.weight" {
+            *array = Array::zeros::<f32>(&[24]).unwrap();
+        }
+    }
+    let error = load(&config(), wrong).unwrap_err();
+    let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else { panic!("{error}") };
+    let problems: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
+    assert_eq!(
+        problems,
+        [
+            "lm_head.weight: missing, [64, 32] is needed",
+            "model.layers.0.self_attn.q_proj.bias: unexpected, the model has no such parameter",
+            "model.layers.0.self_attn.rotary_emb.inv_freq: unexpected, the model has no such parameter",
+            "model.layers.2.self_attn.k_norm.weight: shape [24], [12] is needed",
+        ]
+    );
+}
+
+/// Some released checkpoints of tied models hold the embedding table twice.
+#[test]
+fn a_head_beside_tied_embeddings_is_ignored() {
+    let tied = with(json!({ "tie_word_embeddings": true }));
+    let mut model = random(&tied);
+    let mut with_head = tensors(&model);
+    with_head.push(("lm_head.weight".to_owned(), Array::zeros::<f32>(&[64, 32]).unwrap()));
+    let mut loaded = load(&tied, with_head).unwrap();
+    assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model, &tokens()));
+}
+
+#[test]
+fn the_dtype_is_that_of_the_weights() {
+    for dtype in [Dtype::Bfloat16, Dtype::Float16] {
+        let mut model = model_of(&config(), &mut RandomParameters::new(4, dtype));
+        assert_eq!(model.info().dtype, dtype);
+        assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
+    }
+}
