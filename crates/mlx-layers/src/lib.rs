@@ -6,7 +6,11 @@
 //! layers do not know. [`GatedMlp`] is the feed-forward network that most architectures have.
 //! [`swiglu`], [`swiglu_fused`], [`geglu`] and the functions of [`heads`] are the pieces between the
 //! layers, and [`through_blocks`] is the way through a whole model.
+//!
+//! A source may also have adapters for layers ([`AdapterParameters`]: LoRA's or DoRA's). The layer then holds
+//! one beside its weight, or is built with it added to the weight ([`Form`]); a model does not know.
 
+mod adapter;
 mod embedding;
 mod gated_mlp;
 mod gates;
@@ -15,6 +19,7 @@ mod linear;
 mod parameters;
 mod stack;
 
+pub use adapter::{AdaptedLayer, AdapterParameters, Form, Magnitudes};
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};
 pub use gates::{geglu, swiglu, swiglu_fused};
