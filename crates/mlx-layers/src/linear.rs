@@ -131,7 +131,12 @@ impl Linear {
     /// The weight where it is quantized.
     fn quantized(&self) -> Option<QuantizedView<'_>> {
         let (quantization, scales) = (self.quantization?, self.scales.as_ref().as_ref()?);
-        Some(QuantizedView { packed: &self.weight, scales, biases: self.biases.as_ref().as_ref(), quantization })
+        Some(QuantizedView {
+            packed: &self.weight,
+            scales,
+            biases: self.biases.as_ref().as_ref(),
+            quantization,
+        })
     }
 
     pub(crate) fn adapter(&self) -> Option<&Adapter> {
@@ -213,8 +218,12 @@ impl ModuleParameters for Linear {
         let Self { weight, scales, biases, bias, adapter, .. } = self;
         let adapter = adapter.as_mut().map(ModuleParameters::parameters_mut);
         let mut all = adapter.unwrap_or_else(NestedHashMap::new);
-        let own: [(Rc<str>, &mut dyn Parameter); 4] =
-            [("weight".into(), weight), ("scales".into(), scales), ("biases".into(), biases), ("bias".into(), bias)];
+        let own: [(Rc<str>, &mut dyn Parameter); 4] = [
+            ("weight".into(), weight),
+            ("scales".into(), scales),
+            ("biases".into(), biases),
+            ("bias".into(), bias),
+        ];
         for (name, parameter) in own {
             all.insert(name, parameter.as_nested_value_mut());
         }
