@@ -1,8 +1,8 @@
 """Makes the parity cases of adapters: tiny checkpoints with an adapter folder, and what mlx-lm computes with both.
 
-What: folders as `make_cases.py` makes them for Lille models and `make_gemma3_cases.py` for Gemma 3, and one of OLMo 3's
-for biases, with a folder `adapters` as mlx-lm's training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of
-which only config and weights are kept.
+What: folders as `make_gemma3_cases.py` makes them, some of OLMo 3 for their biases, with a folder `adapters` as mlx-lm's
+training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of which only config and
+weights are kept.
 
 Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models with their adapters,
 and from what it fuses.
@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import make_cases
 import make_gemma3_cases
 import make_olmo3_cases
 import mlx.core as mx
@@ -35,8 +34,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from parity_cases import argument_parser, demand_own_blas, finish, write_description
 
-LILLE_ALL = ["attention.qkv_proj", "attention.out_proj", "feed_forward.down_proj"]
-GEMMA3_ALL = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
+GEMMA3 = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
+EMBEDDING = "model.embed_tokens"
+HEAD = ["self_attn.q_proj", "mlp.up_proj", "lm_head", "model.layers.0.mlp.down_proj"]
 BIAS, BIASED = {"attention_bias": True}, ["self_attn.q_proj", "self_attn.o_proj"]
 MADE_BY = "xtask/python/make_lora_cases.py"
 
@@ -46,20 +46,17 @@ class Case:
     """One folder to make: a base of another script, and its adapters."""
 
     name: str
-    base: make_cases.Case | sliding_cases.Case
+    base: sliding_cases.Case
     calls: list[int]
     kind: str = "lora"
     num_layers: int = -1
     lora: dict = field(default_factory=dict)
     adapter_dtype: mx.Dtype = mx.float32
-
-
-def lille(seed: int, **rest: object) -> make_cases.Case:
-    return make_cases.Case("base", seed, [1], **rest)
+    fuse: bool = False
 
 
 def gemma3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
-    return make_gemma3_cases.case("base", seed, [1], config, **rest)
+    return make_gemma3_cases.case("base", seed, [1], {"num_hidden_layers": 3} | (config or {}), **rest)
 
 
 def olmo3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
@@ -70,57 +67,33 @@ def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> di
     return {"rank": rank, "scale": scale, "dropout": 0.05} | ({} if keys is None else {"keys": keys})
 
 
+ROWS = parameters([EMBEDDING], scale=2.0)
+ROWS_AND_LAYERS = parameters([EMBEDDING, "mlp.up_proj"], scale=2.0)
 Q4 = {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32}}
 Q8 = {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}}
 MXFP4 = {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}
 CALLS = [9, 1, 1, 4]
 CASES = [
-    Case("lora_f32", lille(3), CALLS, lora=parameters(LILLE_ALL)),
-    Case("lora_every_layer_bf16", lille(20, dtype=mx.bfloat16), CALLS, lora=parameters(None, rank=8, scale=20.0)),
-    Case("lora_last_layer_f16", lille(3, dtype=mx.float16), CALLS, num_layers=1, lora=parameters(LILLE_ALL)),
-    Case("lora_q4", lille(18, **Q4), CALLS, lora=parameters(LILLE_ALL)),
-    Case("lora_mxfp4", lille(16, **MXFP4), CALLS, lora=parameters(LILLE_ALL)),
-    Case(
-        "lora_embedding",
-        lille(18),
-        CALLS,
-        num_layers=1,
-        lora=parameters(["transformer.tok_embeddings", "attention.qkv_proj"], scale=4.0),
-    ),
-    Case("lora_embedding_bf16", lille(2, dtype=mx.bfloat16), CALLS, lora=parameters(["transformer.tok_embeddings"])),
-    Case("lora_embedding_q4", lille(3, **Q4), CALLS, lora=parameters(["transformer.tok_embeddings"])),
-    Case("lora_gemma3_bf16", gemma3(15, dtype=mx.bfloat16), CALLS, num_layers=2, lora=parameters(GEMMA3_ALL)),
-    Case(
-        "lora_gemma3_head_q8",
-        gemma3(4, tied=False, **Q8),
-        CALLS,
-        num_layers=3,
-        lora=parameters(["self_attn.q_proj", "mlp.up_proj", "lm_head", "model.layers.0.mlp.down_proj"]),
-    ),
-    Case("lora_bf16_adapters", lille(15), CALLS, lora=parameters(LILLE_ALL), adapter_dtype=mx.bfloat16),
-    Case("dora_f32", lille(1), CALLS, kind="dora", lora=parameters(LILLE_ALL)),
-    Case("dora_bf16", lille(13, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(None)),
-    Case("dora_q4", lille(3, **Q4), CALLS, kind="dora", lora=parameters(LILLE_ALL)),
-    Case("dora_mxfp4", lille(7, **MXFP4), CALLS, kind="dora", lora=parameters(LILLE_ALL)),
-    Case("dora_embedding", lille(2), CALLS, kind="dora", lora=parameters(["transformer.tok_embeddings"], scale=4.0)),
-    Case(
-        "dora_embedding_bf16",
-        lille(3, dtype=mx.bfloat16),
-        CALLS,
-        kind="dora",
-        lora=parameters(["transformer.tok_embeddings"], scale=4.0),
-    ),
-    Case("dora_gemma3_bf16", gemma3(33, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(GEMMA3_ALL)),
-    Case("lora_bias_q4", olmo3(25, BIAS, **Q4), CALLS, num_layers=2, lora=parameters(BIASED)),
-    Case("dora_bias", olmo3(39, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED)),
-    Case("full_bf16", lille(18, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1),
+    Case("lora_f32", gemma3(2), CALLS, lora=parameters(GEMMA3)),
+    Case("lora_f16_last_layers", gemma3(17, dtype=mx.float16), CALLS, num_layers=2, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_every_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, lora=parameters(None, 8, 20.0)),
+    Case("lora_bf16_adapters", gemma3(2), CALLS, lora=parameters(GEMMA3), adapter_dtype=mx.bfloat16),
+    Case("lora_q4", gemma3(2, **Q4), CALLS, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_mxfp4", gemma3(23, **MXFP4), CALLS, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_bias_q4", olmo3(25, BIAS, **Q4), CALLS, num_layers=2, lora=parameters(BIASED), fuse=True),
+    Case("lora_head_q8", gemma3(4, tied=False, **Q8), CALLS, num_layers=3, lora=parameters(HEAD)),
+    Case("lora_embedding_f32", gemma3(38), CALLS, num_layers=1, lora=ROWS_AND_LAYERS),
+    Case("lora_embedding_bf16", gemma3(38, dtype=mx.bfloat16), CALLS, lora=ROWS, fuse=True),
+    Case("lora_embedding_q4", gemma3(38, **Q4), CALLS, lora=ROWS, fuse=True),
+    Case("dora_f32", gemma3(29), CALLS, kind="dora", lora=parameters(GEMMA3)),
+    Case("dora_bf16", gemma3(37, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(None), fuse=True),
+    Case("dora_q4", gemma3(12, **Q4), CALLS, kind="dora", lora=parameters(GEMMA3), fuse=True),
+    Case("dora_mxfp4", gemma3(5, **MXFP4), CALLS, kind="dora", lora=parameters(GEMMA3)),
+    Case("dora_bias", olmo3(39, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED), fuse=True),
+    Case("dora_embedding_f32", gemma3(38), CALLS, kind="dora", lora=ROWS),
+    Case("dora_embedding_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="dora", lora=ROWS, fuse=True),
+    Case("full_last_layer_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
-
-
-def save_base(case: Case, folder: Path) -> None:
-    """The checkpoint, as the script that the base is from saves it."""
-    script = make_cases if isinstance(case.base, make_cases.Case) else sliding_cases
-    script.save_checkpoint(case.base, folder)
 
 
 def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
@@ -137,7 +110,7 @@ def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
     for name, weight in sorted(tree_flatten(model.trainable_parameters())):
         noise = mx.array(rng.standard_normal(weight.shape, dtype=np.float32))
         if name.endswith("lora_a"):
-            new = noise / np.sqrt(weight.shape[0 if "embeddings" not in name else 1])
+            new = noise / np.sqrt(weight.shape[0 if "embed_tokens" not in name else 1])
         elif name.endswith("lora_b"):
             new = 0.04 * noise
         else:
@@ -178,9 +151,10 @@ def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> Non
 def make_case(case: Case, folder: Path) -> None:
     """Writes the whole folder of one case."""
     folder.mkdir()
-    save_base(case, folder)
+    sliding_cases.save_checkpoint(case.base, folder)
     save_adapters(case, folder, folder / "adapters")
-    fused = {"fused": False} | ({"fused_dequantized": True} if case.base.quantize else {})
+    names = ["fused", "fused_dequantized"] if case.fuse and case.base.quantize else ["fused"] if case.fuse else []
+    fused = {name: name == "fused_dequantized" for name in names}
     for name, dequantize in fused.items():
         save_fused(folder, folder / "adapters", folder / name, dequantize)
 
