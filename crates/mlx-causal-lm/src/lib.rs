@@ -7,8 +7,6 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-#[cfg(doc)]
-use mlx_checkpoint::Adapters;
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_kvcache::{CacheError, CacheOptions, LayerSpec, ModelCache};
 pub use mlx_rope::LongRopeMode;
@@ -193,7 +191,7 @@ pub enum LoadError {
 pub struct LoadOptions {
     /// Which of its lists LongRoPE uses when.
     pub long_rope: LongRopeMode,
-    /// A folder of adapters for the model, in mlx-lm's format: [`Adapters`]. `mlx_models::load_with` puts them
+    /// A folder of adapters for the model, in mlx-lm's format: [`Adapters`](mlx_checkpoint::Adapters). `mlx_models::load_with` puts them
     /// around the checkpoint; an architecture that is asked directly is given
     /// [`Checkpoint::with_adapters`] instead, and does not look here.
     pub adapters: Option<PathBuf>,

@@ -6,7 +6,6 @@ use mlx_quantization::{QuantizedArray, QuantizedView, dequantize, quantize, quan
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters, Param, Parameter};
-use mlx_rs::nested::NestedHashMap;
 use mlx_rs::ops::{addmm, matmul};
 
 use crate::adapter::{Adapter, first_magnitudes};
@@ -207,7 +206,7 @@ impl ModuleParameters for Linear {
 
     fn parameters(&self) -> ModuleParamRef<'_> {
         let adapter = self.adapter.as_ref().map(ModuleParameters::parameters);
-        let mut all = adapter.unwrap_or_else(NestedHashMap::new);
+        let mut all = adapter.unwrap_or_default();
         for (name, parameter) in self.own() {
             all.insert(name.into(), parameter.as_nested_value());
         }
@@ -217,7 +216,7 @@ impl ModuleParameters for Linear {
     fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
         let Self { weight, scales, biases, bias, adapter, .. } = self;
         let adapter = adapter.as_mut().map(ModuleParameters::parameters_mut);
-        let mut all = adapter.unwrap_or_else(NestedHashMap::new);
+        let mut all = adapter.unwrap_or_default();
         let own: [(Rc<str>, &mut dyn Parameter); 4] = [
             ("weight".into(), weight),
             ("scales".into(), scales),
@@ -232,7 +231,7 @@ impl ModuleParameters for Linear {
 
     fn trainable_parameters(&self) -> ModuleParamRef<'_> {
         let adapter = self.adapter.as_ref().map(ModuleParameters::trainable_parameters);
-        let mut all = adapter.unwrap_or_else(NestedHashMap::new);
+        let mut all = adapter.unwrap_or_default();
         for (name, parameter) in self.own() {
             if let Some(value) = parameter.as_trainable_nested_value() {
                 all.insert(name.into(), value);
