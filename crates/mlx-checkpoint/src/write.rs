@@ -144,3 +144,25 @@ pub(crate) fn write_in_place(
 fn failed(file: &Path, e: &io::Error) -> CheckpointError {
     CheckpointError::Write { file: file.to_path_buf(), problem: e.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_for_one_file_is_written_in_shards_that_load() {
+        let ones = |n: i32| Array::ones::<f32>(&[n]).unwrap();
+        let arrays = [("a", ones(10)), ("b", ones(10)), ("c", ones(30)), ("d", ones(5))];
+        let tensors = || arrays.iter().map(|(key, array)| ((*key).to_owned(), array)).collect();
+        for (largest, files) in [(1000, 1), (80, 3), (1, 4)] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("config.json"), r#"{"model_type": "test"}"#).unwrap();
+            write_tensors(folder.path(), tensors(), largest).unwrap();
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            assert_eq!(checkpoint.files().len(), files);
+            assert_eq!(checkpoint.headers().keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        }
+    }
+}

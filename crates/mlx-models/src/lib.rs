@@ -206,6 +206,21 @@ mod tests {
 
     #[test]
     #[cfg(feature = "lille-130m")]
+    fn adapters_that_are_not_there_are_an_error() {
+        let folder = folder_of("lille-130m");
+        let options = LoadOptions { adapters: Some(folder.path().join("gone")), ..LoadOptions::default() };
+        let out = folder.path().join("out");
+        for error in [
+            load_with(folder.path(), &options).unwrap_err(),
+            fuse(folder.path(), folder.path().join("gone"), &out, &FuseOptions::default()).unwrap_err(),
+        ] {
+            assert!(matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapters { .. })), "{error:?}");
+        }
+        assert!(!out.exists());
+    }
+
+    #[test]
+    #[cfg(feature = "lille-130m")]
     fn one_that_is_compiled_in_reads_its_config() {
         let error = load(folder_of("lille-130m").path()).unwrap_err();
         assert!(matches!(error, LoadError::Checkpoint(CheckpointError::Config { .. })), "{error:?}");
