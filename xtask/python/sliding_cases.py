@@ -29,7 +29,10 @@ WEIGHTS = {
     "f16": {"dtype": mx.float16},
     "q4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32}},
     "q8": {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}},
+    "mxfp4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
 }
+# Rows that can be cut into groups of 32.
+QUANTIZED = {"intermediate_size": 64}
 # One call longer than the window; pieces that end before, in and behind it; single tokens from an empty cache.
 CUTS = {"whole": [17], "pieces": [4, 5, 1, 1, 8, 3], "single": [1] * 14}
 

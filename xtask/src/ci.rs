@@ -76,17 +76,35 @@ fn steps(root: &Path, downstream: &Path, features: Vec<(String, String)>) -> Vec
     steps.push(minimal(
         "no feature brings no architecture",
         "",
-        &["mlx_lille_130m", "mlx_phi3", "tokenizers", "mlx_generate"],
+        &[
+            "mlx_gemma3",
+            "mlx_lille_130m",
+            "mlx_olmo3",
+            "mlx_phi3",
+            "tokenizers",
+            "mlx_tokenizer",
+            "mlx_generate",
+        ],
     ));
     steps.push(minimal(
         "an architecture brings no tokenizer",
         "lille-130m",
-        &["mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
+        &["mlx_gemma3", "mlx_olmo3", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
     ));
     steps.push(minimal(
-        "an architecture brings no other architecture",
+        "gemma3 brings no other architecture",
+        "gemma3",
+        &["mlx_lille_130m", "mlx_olmo3", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
+    ));
+    steps.push(minimal(
+        "olmo3 brings no other architecture",
+        "olmo3",
+        &["mlx_gemma3", "mlx_lille_130m", "mlx_phi3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
+    ));
+    steps.push(minimal(
+        "phi3 brings no other architecture",
         "phi3",
-        &["mlx_lille_130m", "tokenizers", "mlx_tokenizer", "mlx_generate"],
+        &["mlx_gemma3", "mlx_lille_130m", "mlx_olmo3", "tokenizers", "mlx_tokenizer", "mlx_generate"],
     ));
 
     let mut readme = cargo("the README's first command", "run --release -- generate --prompt");

@@ -42,7 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
-    ("mlx-testing", &["mlx-layers"]),
+    ("mlx-testing", &["mlx-causal-lm", "mlx-kvcache", "mlx-layers"]),
     ("xtask", &["mlx-kvcache", "mlx-models", "mlx-rope", "mlx-testing"]),
 ];
 

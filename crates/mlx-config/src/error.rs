@@ -29,7 +29,8 @@ pub enum ConfigError {
         divisor: i32,
     },
     /// A number is outside of what makes sense.
-    #[error("{key} is {found}, and must be {expected}")]
+    // As a float is written in JSON: a very small one without its three hundred zeros.
+    #[error("{key} is {found:?}, and must be {expected}")]
     Number {
         /// The config's key.
         key: &'static str,

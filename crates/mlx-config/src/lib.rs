@@ -121,6 +121,7 @@ mod tests {
             let error = epsilon("eps", found).unwrap_err();
             assert!(error.to_string().ends_with("must be a positive number below 1"), "{error}");
         }
+        assert!(epsilon("eps", 1e-300).unwrap_err().to_string().starts_with("eps is 1e-300, and"));
         assert!(positive("scalar", 256.0).is_ok());
         for found in [0.0, -2.0, f64::INFINITY, 1e300, 1e-300] {
             let error = positive("scalar", found).unwrap_err();

@@ -98,7 +98,10 @@ impl CausalLm for Gemma3 {
             Some(lm_head) => lm_head.forward(hidden)?,
             None => self.text.model.embed_tokens.as_linear(hidden)?,
         };
-        self.final_logit_softcapping.map_or(Ok(logits.clone()), |cap| softcap(&logits, cap))
+        match self.final_logit_softcapping {
+            Some(cap) => softcap(&logits, cap),
+            None => Ok(logits),
+        }
     }
 
     fn info(&self) -> &ModelInfo {

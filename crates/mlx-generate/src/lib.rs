@@ -65,6 +65,14 @@ pub enum GenerateError {
         /// How many the cache came with.
         tokens: i32,
     },
+    /// A cache of another number of tokens than were said to be in it.
+    #[error("a cache of {found} tokens, where one of {expected} is needed")]
+    CachedTokens {
+        /// What the cache holds.
+        found: i32,
+        /// What it has to hold.
+        expected: i32,
+    },
     /// The progress callback asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,

@@ -57,11 +57,29 @@ impl Session {
     /// A session on this cache.
     ///
     /// The cache may hold tokens already, though it cannot tell which; if they have to be read again,
-    /// that is an error.
+    /// that is an error. [`resume`](Self::resume) is for those who know them.
     pub fn new(cache: ModelCache) -> Self {
         let unknown = cache.offset().max(0);
         let empty = (unknown == 0).then(|| cache.snapshot());
         Self { cache, empty, unknown, tokens: Vec::new(), length: unknown }
+    }
+
+    /// A session on a cache that has read these tokens, int32 or uint32 `[B, T]`, to their end: one that was
+    /// kept in a file, for instance. `empty` is a cache of the same kind without tokens, to begin again with
+    /// where that is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::CachedTokens`] where the cache has not read so many tokens, or `empty` any.
+    pub fn resume(cache: ModelCache, tokens: &Array, empty: &ModelCache) -> Result<Self, GenerateError> {
+        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        for (expected, cache) in [(length, &cache), (0, empty)] {
+            if cache.offset() != expected {
+                return Err(GenerateError::CachedTokens { found: cache.offset(), expected });
+            }
+        }
+        let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
+        Ok(Self { cache, empty: Some(empty.snapshot()), unknown: 0, tokens, length })
     }
 
     /// The tokens of the sequence, of the longest row: the position of the next one.

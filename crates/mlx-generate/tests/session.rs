@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use mlx_causal_lm::{CausalLm, LoadOptions, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{GenerateError, GenerateOptions, Session, generate, generate_with_progress};
-use mlx_kvcache::{CacheError, CacheOptions, ModelCache};
+use mlx_kvcache::{CacheError, CacheOptions, ModelCache, SavedCache};
 use mlx_phi3::{Config, Phi3};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
@@ -291,6 +291,35 @@ fn a_cache_with_tokens_that_nobody_knows_is_used_up_to_the_border() {
     let found = session.read(&mut model, &cut(&tokens, 10, 12), Logits::All).unwrap();
     assert_close(&found, &cut(&one_pass(&mut model, &tokens), 10, 12), "beyond");
     assert_eq!(session.into_cache().offset(), 12);
+}
+
+#[test]
+fn a_cache_from_a_file_goes_on_over_the_border_with_its_tokens() {
+    let mut model = model(None);
+    let tokens = tokens(1, 12);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    let mut session = new_session(&model);
+    session.read(&mut model, &cut(&tokens, 0, 6), Logits::None).unwrap();
+    session.cache().save(&file, "test", &[]).unwrap();
+
+    let load = || SavedCache::read(&file).unwrap().into_cache();
+    let empty = model.new_cache(&CacheOptions::default()).unwrap();
+    for calls in [[7, 12], [10, 12]] {
+        let mut session = Session::resume(load(), &cut(&tokens, 0, 6), &empty).unwrap();
+        let mut start = 6;
+        for end in calls {
+            let found = session.read(&mut model, &cut(&tokens, start, end), Logits::All).unwrap();
+            let whole = one_pass(&mut model, &cut(&tokens, 0, end));
+            assert_close(&found, &cut(&whole, start, end), &format!("{calls:?}"));
+            start = end;
+        }
+    }
+    let error = Session::resume(load(), &cut(&tokens, 0, 5), &empty).unwrap_err();
+    assert!(matches!(error, GenerateError::CachedTokens { found: 6, expected: 5 }), "{error}");
+    let error = Session::resume(load(), &cut(&tokens, 0, 6), &load()).unwrap_err();
+    assert_eq!(error.to_string(), "a cache of 6 tokens, where one of 0 is needed");
+    assert_eq!(Session::resume(empty.clone(), &cut(&tokens, 0, 0), &empty).unwrap().offset(), 0);
 }
 
 /// What is being read is rotated for its whole length; a clone and a snapshot know that length too.

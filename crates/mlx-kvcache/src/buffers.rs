@@ -32,26 +32,28 @@ impl Form {
         let shape = |what, expected: String, found: &Array| {
             Err(CacheError::Shape { what, expected, found: found.shape().to_vec() })
         };
-        let rows = rows.map_or_else(|| "B".to_owned(), |rows| rows.to_string());
+        let any = |rows: Option<usize>| rows.map_or_else(|| "B".to_owned(), |rows| rows.to_string());
         let &[batch, heads, length, key_dim] = keys.shape() else {
-            return shape("keys", format!("[{rows}, H, L, D]"), keys);
+            return shape("keys", format!("[{}, H, L, D]", any(rows)), keys);
         };
-        if length < 1 {
-            return shape("keys", format!("[{rows}, H, L, D] with a token at least"), keys);
+        if [batch, heads, length, key_dim].iter().any(|&size| size < 1) {
+            return shape("keys", format!("[{}, H, L, D] with none of them 0", any(rows)), keys);
         }
-        if rows != "B" && rows != batch.to_string() {
-            return shape(
-                "keys",
-                format!("[{rows}, {heads}, L, {key_dim}], a row for each of the batch"),
-                keys,
-            );
+        if rows.is_some_and(|rows| rows != batch as usize) {
+            let expected = format!("[{}, {heads}, L, {key_dim}], a row for each of the batch", any(rows));
+            return shape("keys", expected, keys);
         }
         let value_dim = match *values.shape() {
-            [b, h, l, value_dim] if [b, h, l] == [batch, heads, length] => value_dim,
+            [b, h, l, value_dim] if [b, h, l] == [batch, heads, length] && value_dim > 0 => value_dim,
             _ => return shape("values", format!("[{batch}, {heads}, {length}, D], like the keys"), values),
         };
         let (key_dtype, value_dtype) = (keys.dtype(), values.dtype());
         let form = Self { batch, heads, key_dim, value_dim, key_dtype, value_dtype };
+        for (what, found) in [("keys", key_dtype), ("values", value_dtype)] {
+            if !matches!(found, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+                return Err(CacheError::Dtype { what, expected: "floats".to_owned(), found });
+            }
+        }
         let Some(held) = held else { return Ok((form, length)) };
 
         let sizes = |dim| format!("[{}, {}, L, {dim}]", held.batch, held.heads);
@@ -74,15 +76,9 @@ impl Form {
     /// Whether these heads can be quantized so.
     pub(crate) fn check_quantization(&self, quantization: Quantization) -> Result<(), CacheError> {
         let group_size = quantization.group_size();
-        for (what, head_dim, dtype) in
-            [("keys", self.key_dim, self.key_dtype), ("values", self.value_dim, self.value_dtype)]
-        {
+        for (what, head_dim) in [("keys", self.key_dim), ("values", self.value_dim)] {
             if head_dim % group_size != 0 {
                 return Err(CacheError::Groups { what, head_dim, group_size });
-            }
-            if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
-                let expected = "floats, to quantize them".to_owned();
-                return Err(CacheError::Dtype { what, expected, found: dtype });
             }
         }
         Ok(())

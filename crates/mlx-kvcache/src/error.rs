@@ -62,7 +62,7 @@ pub enum CacheError {
     /// Sizes of a rotating cache that contradict each other.
     #[error(
         "a rotating cache of max_size {max_size} with {keep} sinks and a rewind of {rewind}: needed are \
-         0 <= keep < max_size, 0 <= rewind, and a sum within 2^31 - 1"
+         0 <= keep < max_size, 0 <= rewind, and a sum below 2^30"
     )]
     Sizes {
         /// Tokens that are visible at most.
@@ -103,7 +103,7 @@ pub enum CacheError {
         asked: Quantization,
     },
     /// Left padding that is no padding of a batch.
-    #[error("left padding {padding:?}: needed are numbers from 0 on, and 0 for the longest row")]
+    #[error("left padding {padding:?}: needed are numbers from 0 to 2^30, and 0 for the longest row")]
     Padding {
         /// What was asked for.
         padding: Vec<i32>,
@@ -125,6 +125,27 @@ pub enum CacheError {
         first: String,
         /// What the other has.
         other: String,
+    },
+    /// A size or padding that only an empty cache can be given.
+    #[error("{what} cannot be changed in a cache that has seen {offset} tokens")]
+    NotEmpty {
+        /// `keep` or `left padding`.
+        what: &'static str,
+        /// Tokens seen so far.
+        offset: i32,
+    },
+    /// Layers that have seen different numbers of tokens: a call of the model has failed halfway.
+    #[error(
+        "layer {layer} has seen {found} tokens, and layer 0 {expected}: a call of the model has failed between them. \
+         `ModelCache::realign` takes back what only some layers have seen"
+    )]
+    Drift {
+        /// The layer, from 0.
+        layer: usize,
+        /// Tokens that the first layer has seen.
+        expected: i32,
+        /// Tokens that this layer has seen.
+        found: i32,
     },
     /// Caches or snapshots of another number of layers.
     #[error("{found} layers, where {expected} are needed")]

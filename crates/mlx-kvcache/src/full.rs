@@ -122,6 +122,11 @@ impl FullKvCache {
         Self { window, quantization, rows, form, buffers }
     }
 
+    /// The one row that there is, no longer as a batch.
+    pub(crate) fn single(self) -> Self {
+        Self { rows: self.rows.single(), ..self }
+    }
+
     pub(crate) fn batch(&self) -> usize {
         self.rows.count().or(self.form.map(|form| form.batch as usize)).unwrap_or(1)
     }
@@ -148,8 +153,8 @@ impl FullKvCache {
             differ("window", first.window, part.window)?;
             differ("quantization", first.quantization, part.quantization)?;
         }
-        let (rows, later) =
-            Rows::merge(&parts.iter().map(|part| (&part.rows, part.batch())).collect::<Vec<_>>());
+        let rows: Vec<_> = parts.iter().map(|part| (&part.rows, part.batch())).collect();
+        let (rows, later) = Rows::merge(&rows)?;
         let like = held_like(parts.iter().map(|part| (part.form, part.buffers.as_ref())))?;
         let Some((form, like)) = like else {
             return Ok(Self { rows, ..first.clone() });
@@ -249,6 +254,9 @@ impl KvCache for FullKvCache {
     fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
         let gone = self.can_trim(tokens)?;
         self.rows.advance(-gone);
+        if self.rows.steps() == 0 {
+            (self.buffers, self.form) = (None, None);
+        }
         Ok(gone)
     }
 
@@ -267,6 +275,21 @@ impl KvCache for FullKvCache {
     }
 }
 
+/// Whether a cache that is quantized as `found` can become quantized as `asked`.
+pub(crate) fn check_quantize(
+    form: Option<Form>,
+    found: Option<Quantization>,
+    asked: Quantization,
+) -> Result<(), CacheError> {
+    if let Some(found) = found.filter(|&found| found != asked) {
+        return Err(CacheError::Quantized { found, asked });
+    }
+    if asked.mode() != Mode::Affine {
+        return Err(CacheError::Mode { found: asked });
+    }
+    form.map_or(Ok(()), |form| form.check_quantization(asked))
+}
+
 /// What a cache holds after a conversion.
 type Converted = (Option<Buffers>, Option<Quantization>);
 
@@ -277,17 +300,9 @@ pub(crate) fn quantize(
     found: Option<Quantization>,
     asked: Quantization,
 ) -> Result<Converted, CacheError> {
-    if let Some(found) = found {
-        if found != asked {
-            return Err(CacheError::Quantized { found, asked });
-        }
+    check_quantize(form, found, asked)?;
+    if found.is_some() {
         return Ok((held.cloned(), Some(asked)));
-    }
-    if asked.mode() != Mode::Affine {
-        return Err(CacheError::Mode { found: asked });
-    }
-    if let Some(form) = form {
-        form.check_quantization(asked)?;
     }
     let buffers = held.map(|held| held.quantize(asked)).transpose()?;
     if let Some(buffers) = &buffers {

@@ -23,6 +23,10 @@
 //! # }
 //! ```
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod buffers;
 mod error;
 mod file;
@@ -36,13 +40,13 @@ mod state;
 
 use std::fmt::Debug;
 
-use mlx_attn_masks::AttentionMask;
 use mlx_rs::Array;
 
 pub use error::CacheError;
 pub use file::{CacheFileError, SavedCache};
 pub use full::FullKvCache;
 pub use keys_values::KeysValues;
+pub use mlx_attn_masks::{AttentionMask, MaskError};
 pub use mlx_quantization::{Quantization, QuantizedArray, UnknownQuantization};
 pub use model_cache::{CacheOptions, LayerKind, LayerSpec, Limit, ModelCache, Snapshot};
 pub use rotating::RotatingKvCache;
@@ -51,6 +55,13 @@ pub use state::CacheState;
 /// The memory of one attention layer.
 ///
 /// An operation that fails leaves the cache as it was.
+///
+/// A cache may move to another thread once it is evaluated ([`ModelCache::eval`], or
+/// [`arrays`](Self::arrays)); what MLX has not computed yet can be computed by the thread that asked for it
+/// alone.
+///
+/// [`state`](Self::state) ties the trait to the kinds of this crate; a cache of one's own can wrap one of
+/// them. A new kind, such as chunks, is a new variant of [`CacheState`].
 ///
 /// # Shapes
 ///

@@ -33,7 +33,8 @@ pub struct LayerSpec {
 impl LayerSpec {
     /// Numbers that the cache holds for each token: keys and values.
     pub fn values_per_token(&self) -> usize {
-        self.heads as usize * (self.key_dim + self.value_dim) as usize
+        let size = |n: i32| n.max(0) as usize;
+        size(self.heads) * (size(self.key_dim) + size(self.value_dim))
     }
 }
 
@@ -97,6 +98,9 @@ impl ModelCache {
     /// cannot be cut into the groups of the quantization.
     pub fn for_layers(layers: &[LayerSpec], options: &CacheOptions) -> Result<Self, CacheError> {
         let CacheOptions { quantization, rewind, limit, ref left_padding } = *options;
+        if rewind < 0 {
+            return Err(CacheError::Negative { tokens: rewind });
+        }
         let mut caches = Vec::with_capacity(layers.len());
         for layer in layers {
             if let Some(quantization) = quantization {
@@ -160,8 +164,9 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::mask`].
+    /// As [`KvCache::mask`], and [`CacheError::Drift`] after a call of the model that has failed halfway.
     pub fn masks(&self, queries: i32) -> Result<Vec<AttentionMask>, CacheError> {
+        self.check_aligned()?;
         let mut masks: Vec<AttentionMask> = Vec::with_capacity(self.layers.len());
         for (i, (layer, &like)) in self.layers.iter().zip(&self.masked_like).enumerate() {
             let mask = match masks.get(like).filter(|_| like < i) {
@@ -188,7 +193,7 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::trim`]; no layer is then changed.
+    /// As [`KvCache::trim`], and [`CacheError::Drift`]; no layer is then changed.
     pub fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
         self.can_trim(tokens)?;
         let mut gone = 0;
@@ -198,12 +203,44 @@ impl ModelCache {
         Ok(gone)
     }
 
+    /// Whether all layers have seen as many tokens, which is so between two calls of the model.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Drift`] where they have not.
+    pub fn check_aligned(&self) -> Result<(), CacheError> {
+        let expected = self.offset();
+        let drifted = self.layers.iter().map(|layer| layer.offset()).enumerate();
+        match drifted.into_iter().find(|&(_, found)| found != expected) {
+            None => Ok(()),
+            Some((layer, found)) => Err(CacheError::Drift { layer, expected, found }),
+        }
+    }
+
+    /// Takes back what only some layers have seen of a call of the model that has failed halfway.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Trim`] where a layer with a window no longer holds what it would need; only a
+    /// [snapshot](Self::snapshot) from before that call could help then. No layer is changed.
+    pub fn realign(&mut self) -> Result<(), CacheError> {
+        let shortest = self.layers.iter().map(|layer| layer.offset()).min().unwrap_or(0);
+        for layer in &self.layers {
+            layer.can_trim(layer.offset() - shortest)?;
+        }
+        for layer in &mut self.layers {
+            layer.trim(layer.offset() - shortest)?;
+        }
+        Ok(())
+    }
+
     /// How many tokens [`trim`](Self::trim) would forget.
     ///
     /// # Errors
     ///
-    /// As [`KvCache::trim`].
+    /// As [`trim`](Self::trim).
     pub fn can_trim(&self, tokens: i32) -> Result<i32, CacheError> {
+        self.check_aligned()?;
         self.layers.iter().try_fold(0, |_, layer| layer.can_trim(tokens))
     }
 
@@ -213,10 +250,11 @@ impl ModelCache {
     ///
     /// As [`KvCache::quantize`]; no layer is then changed.
     pub fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
-        let before = self.snapshot();
-        self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization)).inspect_err(|_| {
-            self.layers = before.layers.into_iter().map(CacheState::into_cache).collect();
-        })
+        for layer in &self.layers {
+            layer.state().check_quantize(quantization)?;
+        }
+        // One after the other, so that no more than one layer is held twice.
+        self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization))
     }
 
     /// What is held now, to [`restore`](Self::restore) it later. Cheap: arrays are shared. The next append
@@ -246,7 +284,7 @@ impl ModelCache {
     ///
     /// As [`CacheState::filter`]; no layer is then changed.
     pub fn filter(&mut self, rows: &[usize]) -> Result<(), CacheError> {
-        *self = self.filtered(rows)?;
+        *self = self.select(|layer| layer.filter(rows))?;
         Ok(())
     }
 
@@ -256,11 +294,15 @@ impl ModelCache {
     ///
     /// As [`CacheState::filter`].
     pub fn row(&self, row: usize) -> Result<Self, CacheError> {
-        self.filtered(&[row])
+        self.select(|layer| layer.row(row))
     }
 
-    fn filtered(&self, rows: &[usize]) -> Result<Self, CacheError> {
-        let layers = self.layers.iter().map(|layer| Ok(layer.state().filter(rows)?.into_cache()));
+    fn select(
+        &self,
+        rows: impl Fn(CacheState) -> Result<CacheState, CacheError>,
+    ) -> Result<Self, CacheError> {
+        self.check_aligned()?;
+        let layers = self.layers.iter().map(|layer| Ok(rows(layer.state())?.into_cache()));
         let layers = layers.collect::<Result<_, CacheError>>()?;
         let mut kept = Self { layers, masked_like: self.masked_like.clone(), expected: 0 };
         // Of the longest row, which may have gone.
@@ -279,13 +321,13 @@ impl ModelCache {
         if let Some(other) = caches.iter().find(|cache| cache.layers.len() != expected) {
             return Err(CacheError::Layers { expected, found: other.layers.len() });
         }
+        caches.iter().try_for_each(|cache| cache.check_aligned())?;
         let layer = |i: usize| -> Result<Box<dyn KvCache>, CacheError> {
             let states: Vec<CacheState> = caches.iter().map(|cache| cache.layers[i].state()).collect();
             Ok(CacheState::merge(&states)?.into_cache())
         };
-        let layers = (0..expected).map(layer).collect::<Result<_, _>>()?;
-        // Rows that were read apart come to their ends apart.
-        Ok(Self { layers, masked_like: first.masked_like.clone(), expected: 0 })
+        // Rows that were read apart come to their ends apart, so nothing is expected.
+        Ok(Self::new((0..expected).map(layer).collect::<Result<_, _>>()?))
     }
 
     /// Adds the rows of another cache.
@@ -304,7 +346,8 @@ impl ModelCache {
     }
 
     /// Computes what is held, so that the graph of the calls so far can be freed. Whoever reads logits of
-    /// every call needs it not; whoever reads a prompt in pieces without logits does.
+    /// every call needs it not; whoever reads a prompt in pieces without logits does, and whoever moves a
+    /// cache to another thread: MLX computes what is pending on a stream of the thread that asked for it.
     ///
     /// # Errors
     ///

@@ -176,6 +176,6 @@ impl Ring {
         if self.start > oldest {
             return Err(now - oldest);
         }
-        Ok(if self.start > then { Self { start: then, head: 0, ..*self } } else { *self })
+        Ok(*self)
     }
 }

@@ -53,21 +53,39 @@ impl RotatingKvCache {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Sizes`] where `keep` is negative or leaves no room for the newest token.
+    /// [`CacheError::Sizes`] where `keep` is negative or leaves no room for the newest token, and
+    /// [`CacheError::NotEmpty`] once tokens were appended.
     pub fn with_keep(self, keep: i32) -> Result<Self, CacheError> {
+        self.check_empty("keep")?;
         let sized = Self::with_sizes(Sizes { keep, ..self.ring.sizes })?;
         Ok(Self { ring: sized.ring, ..self })
     }
 
-    /// Besides the `max_size` tokens, `rewind` more are held, so that as many of the newest can be
-    /// taken back at any time and the window is complete again.
+    /// Besides the `max_size` tokens, `rewind` more are held, so that at any time one can go back by as
+    /// many tokens from the furthest position that was reached, and the window is complete again.
+    ///
+    /// A cache that holds tokens keeps them; from then on it holds as many more.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Sizes`] where `rewind` is negative or the sum of all sizes overflows.
+    /// [`CacheError::Sizes`] where `rewind` is negative or the sum of all sizes is too large.
     pub fn with_rewind(self, rewind: i32) -> Result<Self, CacheError> {
-        let sized = Self::with_sizes(Sizes { rewind, ..self.ring.sizes })?;
-        Ok(Self { ring: sized.ring, ..self })
+        let sizes = Self::with_sizes(Sizes { rewind, ..self.ring.sizes })?.ring.sizes;
+        let now = self.rows.steps();
+        let Some(held) = self.buffers.as_ref().filter(|_| sizes != self.ring.sizes) else {
+            return Ok(Self { ring: Ring { sizes, ..self.ring }, ..self });
+        };
+        let from = self.ring.start.max(now - sizes.ring());
+        let held = self.in_order(held, from)?;
+        held.eval()?;
+        Ok(Self { ring: Ring::ordered(sizes, from, now), buffers: Some(held), ..self })
+    }
+
+    fn check_empty(&self, what: &'static str) -> Result<(), CacheError> {
+        match self.rows.steps() {
+            0 => Ok(()),
+            offset => Err(CacheError::NotEmpty { what, offset }),
+        }
     }
 
     /// With keys and values quantized as they come.
@@ -85,15 +103,17 @@ impl RotatingKvCache {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Padding`] where a number is negative, or none is 0.
+    /// [`CacheError::Padding`] where a number is negative, or none is 0, and [`CacheError::NotEmpty`] once
+    /// tokens were appended.
     pub fn with_left_padding(self, padding: &[i32]) -> Result<Self, CacheError> {
+        self.check_empty("left padding")?;
         Ok(Self { rows: Rows::padded(padding)?, ..self })
     }
 
     fn with_sizes(sizes: Sizes) -> Result<Self, CacheError> {
         let Sizes { max_size, keep, rewind } = sizes;
-        // Twice, so that no sum of a place and a size can overflow.
-        let sum = max_size.checked_add(rewind).and_then(|sum| sum.checked_mul(2));
+        // So that no sum of a size and a padding can overflow.
+        let sum = max_size.checked_add(rewind).filter(|&sum| sum < 1 << 30);
         if keep < 0 || keep >= max_size || rewind < 0 || sum.is_none() {
             return Err(CacheError::Sizes { max_size, keep, rewind });
         }
@@ -202,7 +222,11 @@ impl RotatingKvCache {
         let window = after.sizes.window();
 
         // Padding that lies before everything that is held needs no rows of its own.
-        let padded = self.rows.padding().iter().any(|&padding| padding > 0 && padding + keep > after.start);
+        let padded = self
+            .rows
+            .padding()
+            .iter()
+            .any(|&padding| padding > 0 && padding.saturating_add(keep) > after.start);
         let slots = after.used(end);
         if !padded {
             // The last query sees the oldest token of the ring, so that every query does.
@@ -275,7 +299,12 @@ impl RotatingKvCache {
         Ok((Ring { room: used, ..self.ring }, Some(held.range(0..used)?)))
     }
 
-    fn batch(&self) -> usize {
+    /// The one row that there is, no longer as a batch.
+    pub(crate) fn single(self) -> Self {
+        Self { rows: self.rows.single(), ..self }
+    }
+
+    pub(crate) fn batch(&self) -> usize {
         self.rows.count().or(self.form.map(|form| form.batch as usize)).unwrap_or(1)
     }
 
@@ -285,13 +314,15 @@ impl RotatingKvCache {
         let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         kept.form = self.form.map(|form| Form { batch: rows.len() as i32, ..form });
         let Some(held) = &self.buffers else { return Ok(kept) };
-        if later == 0 {
+        let overlong = self.ring.room > self.ring.sizes.slots();
+        if later == 0 && !overlong {
             kept.buffers = Some(held.rows(&rows)?);
         } else if kept.rows.steps() == 0 {
-            (kept.buffers, kept.ring) = (None, Ring::new(self.ring.sizes));
+            (kept.buffers, kept.form, kept.ring) = (None, None, Ring::new(self.ring.sizes));
         } else {
-            // The steps in which only rows were sinks that are gone leave the ring.
-            let from = self.ring.start.max(self.keep() + later);
+            // What a longer call left, and the steps in which only rows were sinks that are gone.
+            let oldest = self.rows.steps() - self.ring.sizes.ring();
+            let from = self.ring.start.max(oldest).max(self.keep().saturating_add(later));
             let end = kept.rows.steps();
             kept.ring = Ring::ordered(self.ring.sizes, from - later, end);
             let held = self.aligned(held, end.min(self.keep()), from)?;
@@ -308,8 +339,8 @@ impl RotatingKvCache {
             differ("sizes", sizes, part.ring.sizes)?;
             differ("quantization", first.quantization, part.quantization)?;
         }
-        let (rows, later) =
-            Rows::merge(&parts.iter().map(|part| (&part.rows, part.batch())).collect::<Vec<_>>());
+        let rows: Vec<_> = parts.iter().map(|part| (&part.rows, part.batch())).collect();
+        let (rows, later) = Rows::merge(&rows)?;
         let empty = Self { rows: rows.clone(), ring: Ring::new(sizes), form: None, buffers: None, ..*first };
         let like = held_like(parts.iter().map(|part| (part.form, part.buffers.as_ref())))?;
         let Some((form, like)) = like else { return Ok(empty) };
@@ -398,7 +429,7 @@ impl KvCache for RotatingKvCache {
         }
         self.rows.advance(-gone);
         if self.rows.steps() == 0 {
-            self.buffers = None;
+            (self.buffers, self.form) = (None, None);
         }
         Ok(gone)
     }

@@ -11,20 +11,25 @@ use crate::CacheError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rows {
     steps: i32,
+    /// How many there are, where they were made as a batch; otherwise the first append says it.
+    count: Option<usize>,
     /// Padding of each row; none where no row has any, however many there are.
     padding: Vec<i32>,
     /// Position of the next token of each row, or the one number for all.
     offsets: Vec<i32>,
 }
 
+/// More padding than any prompt has, and little enough that sums with sizes do not overflow.
+const MOST_PADDING: i32 = 1 << 30;
+
 impl Rows {
     pub(crate) fn new() -> Self {
-        Self { steps: 0, padding: Vec::new(), offsets: vec![0] }
+        Self { steps: 0, count: None, padding: Vec::new(), offsets: vec![0] }
     }
 
     /// Rows with this padding, before the first step.
     pub(crate) fn padded(padding: &[i32]) -> Result<Self, CacheError> {
-        if padding.iter().any(|&row| row < 0) || padding.iter().min() != Some(&0) {
+        if padding.iter().any(|row| !(0..=MOST_PADDING).contains(row)) || !padding.contains(&0) {
             return Err(CacheError::Padding { padding: padding.to_vec() });
         }
         Ok(Self::at(0, padding.to_vec()))
@@ -32,11 +37,12 @@ impl Rows {
 
     /// Rows with this padding, which have come to this step.
     pub(crate) fn at(steps: i32, padding: Vec<i32>) -> Self {
+        let count = (!padding.is_empty()).then_some(padding.len());
         let mut rows = if padding.iter().all(|&row| row == 0) {
-            Self::new()
+            Self { count, ..Self::new() }
         } else {
             let offsets = padding.iter().map(|&row| -row).collect();
-            Self { steps: 0, padding, offsets }
+            Self { steps: 0, count, padding, offsets }
         };
         rows.advance(steps);
         rows
@@ -65,9 +71,19 @@ impl Rows {
         self.padding.get(row).copied().unwrap_or(0)
     }
 
-    /// The number of rows, where their padding says it.
+    /// The number of rows, where they were made as a batch.
     pub(crate) fn count(&self) -> Option<usize> {
-        (!self.padding.is_empty()).then_some(self.padding.len())
+        self.count
+    }
+
+    /// The padding of every row of what was made as a batch; none otherwise.
+    pub(crate) fn padding_of_batch(&self) -> Vec<i32> {
+        (0..self.count.unwrap_or(0)).map(|row| self.padding_of(row)).collect()
+    }
+
+    /// The one row that there is, no longer as a batch.
+    pub(crate) fn single(self) -> Self {
+        if self.padding.is_empty() { Self { count: None, ..self } } else { self }
     }
 
     /// Goes on, or back where negative.
@@ -96,13 +112,13 @@ impl Rows {
     }
 
     /// All rows of these caches as one batch, and by how many steps the time of each begins later.
-    pub(crate) fn merge(parts: &[(&Self, usize)]) -> (Self, Vec<i32>) {
+    pub(crate) fn merge(parts: &[(&Self, usize)]) -> Result<(Self, Vec<i32>), CacheError> {
         let steps = parts.iter().map(|(rows, _)| rows.steps).max().unwrap_or(0);
         let later: Vec<i32> = parts.iter().map(|(rows, _)| steps - rows.steps).collect();
-        let padding = parts
-            .iter()
-            .zip(&later)
-            .flat_map(|((rows, count), later)| (0..*count).map(move |row| rows.padding_of(row) + later));
-        (Self::at(steps, padding.collect()), later)
+        let padding = parts.iter().zip(&later).flat_map(|((rows, count), &later)| {
+            let too_long = move || CacheError::TooLong { offset: rows.steps, tokens: later };
+            (0..*count).map(move |row| rows.padding_of(row).checked_add(later).ok_or_else(too_long))
+        });
+        Ok((Self::at(steps, padding.collect::<Result<_, _>>()?), later))
     }
 }

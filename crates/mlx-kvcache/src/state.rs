@@ -1,7 +1,8 @@
 //! A cache as a value: to keep, to put back, to cut into rows and to put together.
 
 use crate::buffers::Form;
-use crate::{CacheError, FullKvCache, KvCache, RotatingKvCache};
+use crate::full::check_quantize;
+use crate::{CacheError, FullKvCache, KvCache, Quantization, RotatingKvCache};
 
 /// All that a cache is. Arrays are shared with the cache that it came from, not copied; whichever of
 /// the two goes on first copies what it overwrites.
@@ -32,6 +33,46 @@ impl CacheState {
         match self {
             Self::Full(cache) => cache.filter(rows).map(Self::Full),
             Self::Rotating(cache) => cache.filter(rows).map(Self::Rotating),
+        }
+    }
+
+    /// One row of the batch as a cache of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Rows`] for a row that the batch does not have.
+    pub fn row(&self, row: usize) -> Result<Self, CacheError> {
+        Ok(match self.filter(&[row])? {
+            Self::Full(cache) => Self::Full(cache.single()),
+            Self::Rotating(cache) => Self::Rotating(cache.single()),
+        })
+    }
+
+    /// How keys and values are quantized.
+    pub(crate) fn quantization(&self) -> Option<Quantization> {
+        match self {
+            Self::Full(cache) => cache.quantization(),
+            Self::Rotating(cache) => cache.quantization(),
+        }
+    }
+
+    /// Whether [`KvCache::quantize`] would work.
+    pub(crate) fn check_quantize(&self, asked: Quantization) -> Result<(), CacheError> {
+        check_quantize(self.form(), self.quantization(), asked)
+    }
+
+    pub(crate) fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
+        match self {
+            Self::Full(cache) => cache.quantize(quantization),
+            Self::Rotating(cache) => cache.quantize(quantization),
+        }
+    }
+
+    /// Rows of the batch; 1 while that is not known.
+    pub(crate) fn batch(&self) -> usize {
+        match self {
+            Self::Full(cache) => cache.batch(),
+            Self::Rotating(cache) => cache.batch(),
         }
     }
 

@@ -147,7 +147,7 @@ fn rows_of_a_batch_have_positions_of_their_own() {
         let error = cache.append(&one, &one).unwrap_err();
         assert!(error.to_string().contains("takes [3, 2, L, 32], a row for each of the batch"), "{error}");
     }
-    for padding in [&[1, 2][..], &[0, -1], &[]] {
+    for padding in [&[1, 2][..], &[0, -1], &[], &[0, i32::MAX]] {
         assert!(matches!(FullKvCache::left_padded(padding), Err(CacheError::Padding { .. })));
         assert!(matches!(rotating(8, 2, 0).with_left_padding(padding), Err(CacheError::Padding { .. })));
     }
@@ -291,7 +291,7 @@ fn options_make_the_caches_that_they_name() {
     let groups = CacheOptions { quantization: Some(Quantization::affine(8, 64).unwrap()), ..options.clone() };
     assert!(matches!(wrong(groups), CacheError::Groups { what: "values", head_dim: 32, group_size: 64 }));
     let rewind = CacheOptions { rewind: -1, ..options.clone() };
-    assert!(matches!(wrong(rewind), CacheError::Sizes { rewind: -1, .. }));
+    assert!(matches!(wrong(rewind), CacheError::Negative { tokens: -1 }));
     let limit = CacheOptions { limit: Some(Limit { max_size: 4, keep: 4 }), ..options };
     assert!(matches!(wrong(limit), CacheError::Sizes { max_size: 4, keep: 4, .. }));
 }
@@ -304,7 +304,9 @@ fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
         for (keys, values, what) in [
             (ones(&[2, 1, 32]), ones(&[1, 2, 1, 32]), "keys"),
             (ones(&[1, 2, 0, 32]), ones(&[1, 2, 0, 32]), "keys"),
+            (ones(&[1, 0, 1, 32]), ones(&[1, 0, 1, 32]), "keys"),
             (ones(&[1, 2, 1, 32]), ones(&[1, 2, 2, 32]), "values"),
+            (ones(&[1, 2, 1, 32]), ones(&[1, 2, 1, 0]), "values"),
             (ones(&[1, 3, 1, 32]), ones(&[1, 3, 1, 32]), "keys"),
             (ones(&[1, 2, 1, 32]), ones(&[1, 2, 1, 4]), "values"),
             (ones(&[2, 2, 1, 32]), ones(&[2, 2, 1, 32]), "keys"),
@@ -415,8 +417,156 @@ fn grouped_queries_read_the_head_of_their_group() {
 /// Positions are int32: a cache that has come to their end says so.
 #[test]
 fn more_tokens_than_positions_can_count_are_refused() {
-    let error = CacheError::TooLong { offset: i32::MAX, tokens: 1 };
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/mlx-lm/rotating_wrapped.safetensors");
+    let (mut tensors, entries) = Array::load_safetensors_with_metadata(file).unwrap();
+    mlx_rs::transforms::eval(tensors.values()).unwrap();
+    tensors.insert("0.2".to_owned(), Array::from_int(i32::MAX));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("long.safetensors");
+    Array::save_safetensors(&tensors, &entries, &file).unwrap();
+    let cache = mlx_kvcache::SavedCache::read(&file).unwrap().into_cache();
+    let error = cache.masks(1).unwrap_err();
     assert_eq!(error.to_string(), "1 more tokens after 2147483647 are over 2^31 - 1");
-    let cache = FullKvCache::new();
-    assert!(cache.mask(i32::MAX).is_ok()); // causal, whatever its size
+    let mut layer = cache.layers()[0].state().into_cache();
+    let (keys, values) = tokens(0, 1);
+    assert!(matches!(layer.append(&keys, &values), Err(CacheError::TooLong { tokens: 1, .. })));
+    assert!(FullKvCache::new().mask(i32::MAX).is_ok()); // causal, whatever its size
+    // Nor can rows be merged that lie so far apart.
+    let far = CacheState::Full(FullKvCache::left_padded(&[1 << 30, 0]).unwrap());
+    let merged = CacheState::merge(&[far, cache.layers()[0].state()]);
+    assert!(merged.is_err());
+}
+
+#[test]
+fn a_ring_gets_a_longer_rewind_and_keeps_its_tokens() {
+    for calls in [&[1; 20][..], &[20], &[3], &[9, 9, 1]] {
+        let mut ring = rotating(6, 2, 0);
+        for &call in calls {
+            push(&mut ring, call);
+        }
+        let mut longer = ring.clone().with_rewind(4).unwrap();
+        let sorted = |cache: &mut dyn KvCache| {
+            let mut tokens = read(&push(cache, 1));
+            tokens.sort_unstable();
+            tokens
+        };
+        let (before, after) = (sorted(&mut ring), sorted(&mut longer));
+        assert_eq!(before[before.len().saturating_sub(4)..], after[after.len().saturating_sub(4)..]);
+        for _ in 0..4 {
+            push(&mut longer, 1);
+        }
+        assert_eq!(longer.trim(4).unwrap(), 4);
+        assert!(matches!(longer.clone().with_keep(1), Err(CacheError::NotEmpty { what: "keep", .. })));
+        let error = longer.with_left_padding(&[0, 1]).unwrap_err();
+        assert!(
+            error.to_string().starts_with("left padding cannot be changed in a cache that has seen"),
+            "{error}"
+        );
+    }
+}
+
+/// Slots that a trim has freed are hidden, also where everything else is seen.
+#[test]
+fn freed_slots_are_hidden() {
+    let mut cache = rotating(4, 1, 2);
+    for _ in 0..9 {
+        push(&mut cache, 1);
+    }
+    cache.trim(3).unwrap();
+    let mask = cache.mask(1).unwrap();
+    let tokens = read(&push(&mut cache, 1));
+    let seen: Vec<i32> =
+        tokens.iter().zip(visible(&mask)).filter(|&(_, sees)| sees == 1).map(|(&token, _)| token).collect();
+    assert_eq!(seen, [0, 6, 4, 5]);
+}
+
+/// A batch can go back as far as each of its rows could, and no further.
+#[test]
+fn what_one_row_has_lost_the_batch_has_lost() {
+    let mut lost = rotating(4, 0, 2);
+    push(&mut lost, 10);
+    push(&mut lost, 4);
+    lost.trim(2).unwrap();
+    let batch = CacheState::merge(&[lost.state(), rotating(4, 0, 2).state()]).unwrap();
+    assert!(matches!(batch.as_cache().can_trim(3), Err(CacheError::Trim { .. })));
+}
+
+#[test]
+fn a_cache_that_was_emptied_is_as_new() {
+    for mut cache in [Box::new(FullKvCache::new()) as Box<dyn KvCache>, Box::new(rotating(8, 1, 2))] {
+        push(&mut *cache, 3);
+        cache.trim(3).unwrap();
+        assert_eq!(cache.nbytes(), 0);
+        let batch = Array::ones::<f32>(&[2, 1, 1, 16]).unwrap();
+        cache.append(&batch, &batch).unwrap();
+    }
+}
+
+#[test]
+fn a_call_that_failed_halfway_is_noticed_and_taken_back() {
+    let layers = [
+        LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
+        LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },
+    ];
+    let mut cache = ModelCache::for_layers(&layers, &CacheOptions::default()).unwrap();
+    cache.layers_mut().for_each(|layer| drop(push(layer, 5)));
+    push(cache.layers_mut().next().unwrap(), 3);
+    let drifted =
+        |error: CacheError| assert!(matches!(error, CacheError::Drift { layer: 1, expected: 8, found: 5 }));
+    drifted(cache.masks(1).unwrap_err());
+    drifted(cache.trim(3).unwrap_err());
+    drifted(cache.can_trim(3).unwrap_err());
+    drifted(cache.row(0).unwrap_err());
+    drifted(cache.filter(&[0]).unwrap_err());
+    drifted(ModelCache::merge(&[&cache, &cache]).unwrap_err());
+    cache.realign().unwrap();
+    assert_eq!(cache.offset(), 5);
+    assert!(cache.masks(1).is_ok());
+    // A ring that has overwritten what it would need cannot be taken back.
+    for _ in 0..3 {
+        push(cache.layers_mut().nth(1).unwrap(), 1);
+    }
+    assert!(matches!(cache.realign(), Err(CacheError::Trim { .. })));
+}
+
+#[test]
+fn an_evaluated_cache_moves_to_another_thread() {
+    let layers = [LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 }];
+    let mut cache = ModelCache::for_layers(&layers, &CacheOptions::default()).unwrap();
+    cache.layers_mut().for_each(|layer| drop(push(layer, 6)));
+    cache.eval().unwrap();
+    let read =
+        std::thread::spawn(move || cache.layers_mut().map(|layer| read(&push(layer, 1))).next().unwrap());
+    assert_eq!(read.join().unwrap(), [6, 3, 4, 5]);
+}
+
+/// Rings that were filled in other ways lie otherwise, and then need masks of their own.
+#[test]
+fn merged_layers_share_a_mask_only_where_they_are_alike() {
+    let filled = |calls: &[i32], trim: i32| -> Box<dyn KvCache> {
+        let mut cache = rotating(4, 0, 4);
+        for &call in calls {
+            push(&mut cache, call);
+        }
+        cache.trim(trim).unwrap();
+        Box::new(cache)
+    };
+    let fresh = ModelCache::new(vec![Box::new(rotating(4, 0, 4)), Box::new(rotating(4, 0, 4))]);
+    let other = ModelCache::new(vec![filled(&[1; 18], 4), filled(&[9, 9], 4)]);
+    let mut merged = ModelCache::merge(&[&fresh, &other]).unwrap();
+    let masks = merged.masks(1).unwrap();
+    for (layer, mask) in merged.layers_mut().zip(masks) {
+        let x = Array::ones::<f32>(&[2, 2, 1, 32]).unwrap();
+        layer.append(&x, &x).unwrap().attention(&x, 1.0, &mask).unwrap().eval().unwrap();
+    }
+}
+
+#[test]
+fn the_256th_token_needs_no_second_buffer() {
+    let mut cache = FullKvCache::new();
+    push(&mut cache, 255);
+    let places = cache.nbytes();
+    push(&mut cache, 1);
+    assert_eq!(cache.nbytes(), places);
 }

@@ -422,8 +422,8 @@ fn run(
             }
             Operation::Filter(rows) => {
                 let rows: Vec<usize> = rows.iter().map(|&row| usize::from(row) % world.rows()).collect();
-                // A batch that has seen nothing does not know its rows.
-                if world.steps > 0 {
+                // Rows that were not made as a batch are not known before their first tokens.
+                if world.steps > 0 || !padding.is_empty() {
                     world.cache.filter(&rows).unwrap();
                     world.keep_rows(&rows);
                 }

@@ -27,4 +27,4 @@ pub use heads::AttentionInput;
 pub use linear::Linear;
 pub use mlx_quantization::Quantization;
 pub use parameters::{ParameterSource, Parameters};
-pub use stack::through_blocks;
+pub use stack::{through_blocks, through_blocks_by};

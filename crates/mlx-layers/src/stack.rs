@@ -19,10 +19,24 @@ use crate::AttentionInput;
 /// # Errors
 ///
 /// Where `x` has not three axes, the cache has not one layer for each block, or a block fails.
-pub fn through_blocks<B>(blocks: &mut [B], mut x: Array, cache: &mut ModelCache) -> Result<Array>
+pub fn through_blocks<B>(blocks: &mut [B], x: Array, cache: &mut ModelCache) -> Result<Array>
 where
     B: for<'a> Module<AttentionInput<'a>, Output = Array, Error = Exception>,
 {
+    through_blocks_by(blocks, x, cache, |block, input| block.forward(input))
+}
+
+/// [`through_blocks`] for blocks that need more than that: `forward` calls them.
+///
+/// # Errors
+///
+/// Those of [`through_blocks`].
+pub fn through_blocks_by<B>(
+    blocks: &mut [B],
+    mut x: Array,
+    cache: &mut ModelCache,
+    mut forward: impl FnMut(&mut B, AttentionInput<'_>) -> Result<Array>,
+) -> Result<Array> {
     let [_batch, length, _features] = *x.shape() else {
         let tokens = x.shape().split_last().map_or(&[][..], |(_, tokens)| tokens);
         return Err(Exception::custom(format!("tokens of shape {tokens:?}, and [B, L] is needed")));
@@ -33,7 +47,7 @@ where
     }
     let masks = cache.masks(length)?;
     for ((block, cache), mask) in blocks.iter_mut().zip(cache.layers_mut()).zip(&masks) {
-        x = block.forward(AttentionInput { x: &x, mask, cache })?;
+        x = forward(block, AttentionInput { x: &x, mask, cache })?;
     }
     Ok(x)
 }

@@ -2,7 +2,8 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_rope::{Rope, RopeError, RopeKeys, RopeLayout, RopeScaling};
+use mlx_config::{ConfigError, epsilon, multiple, off, only, size};
+use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -31,62 +32,6 @@ pub struct Config {
     pub norm_eps: f32,
     /// The rotation of queries and keys.
     pub rope: Rope,
-}
-
-/// Why a config describes no Lille model.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A size is zero, negative, or beyond any model.
-    #[error("{key} is {found}, and must be between 1 and {max}")]
-    Size {
-        /// The config's key.
-        key: &'static str,
-        /// Its value.
-        found: i64,
-        /// The largest value that makes sense.
-        max: i32,
-    },
-    /// One number must be a multiple of another.
-    #[error("{key} is {found}, and must be a multiple of {of}, which is {divisor}")]
-    Multiple {
-        /// The key of the number.
-        key: &'static str,
-        /// Its value.
-        found: i32,
-        /// The key of the divisor.
-        of: &'static str,
-        /// Its value.
-        divisor: i32,
-    },
-    /// The feed-forward network would have no features.
-    #[error("n_embd is {n_embd}: the feed-forward width, 8/3 of it rounded to a multiple of 256, is 0")]
-    Width {
-        /// The config's `n_embd`.
-        n_embd: i32,
-    },
-    /// The epsilon of the norms is not a small positive number.
-    #[error("layer_norm_eps is {found:e}, and must be a positive number below 1")]
-    Epsilon {
-        /// The config's value.
-        found: f64,
-    },
-    /// The rotation cannot be built.
-    #[error(transparent)]
-    Rope(#[from] RopeError),
-    /// The config asks for a variant that this architecture does not have.
-    #[error("{key} is {found}, and this architecture knows {only} only")]
-    Unsupported {
-        /// The config's key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// The value that the architecture has.
-        only: &'static str,
-    },
-    /// The config asks for a head of its own, which the architecture does not have.
-    #[error("tie_word_embeddings is false, and the head of this architecture is its embedding table")]
-    UntiedEmbeddings,
 }
 
 /// The config as the file has it.
@@ -130,7 +75,6 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
     type Error = ConfigError;
 
     fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
-        // Generous limits: they only keep a typing error from filling the memory.
         let n_embd = size("n_embd", raw.n_embd, 1 << 17)?;
         let n_head = size("n_head", raw.n_head, 1 << 12)?;
         let n_kv_heads = size("n_kv_heads", raw.n_kv_heads, 1 << 12)?;
@@ -142,23 +86,17 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
         multiple("n_head", n_head, "n_kv_heads", n_kv_heads)?;
         let hidden_dim = hidden_dim(n_embd);
         if hidden_dim == 0 {
-            return Err(ConfigError::Width { n_embd });
+            let expected = "wide enough for 8/3 of it, rounded to a multiple of 256, to be more than 0";
+            return Err(ConfigError::Number { key: "n_embd", found: f64::from(n_embd), expected });
         }
-        let norm_eps = raw.layer_norm_eps as f32;
-        if !(norm_eps > 0.0 && norm_eps < 1.0) {
-            return Err(ConfigError::Epsilon { found: raw.layer_norm_eps });
-        }
+        let norm_eps = epsilon("layer_norm_eps", raw.layer_norm_eps)?;
+        only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
+        off("attention_bias", raw.attention_bias)?;
+        off("mlp_bias", raw.mlp_bias)?;
         let unsupported = |key, found: String, only| Err(ConfigError::Unsupported { key, found, only });
-        if let Some(found) = raw.hidden_act.filter(|name| name != "silu") {
-            return unsupported("hidden_act", format!("{found:?}"), "\"silu\"");
-        }
-        for (key, bias) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
-            if bias == Some(true) {
-                return unsupported(key, "true".to_owned(), "false");
-            }
-        }
         if !raw.tie_word_embeddings {
-            return Err(ConfigError::UntiedEmbeddings);
+            // The head is the embedding table: there is no other.
+            return unsupported("tie_word_embeddings", "false".to_owned(), "true");
         }
         let head_dim = n_embd / n_head;
         let rotation = rope.uniform(None)?;
@@ -196,20 +134,10 @@ pub fn hidden_dim(n_embd: i32) -> i32 {
     tiles.saturating_mul(256)
 }
 
-fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError> {
-    match i32::try_from(found) {
-        Ok(size) if (1..=max).contains(&size) => Ok(size),
-        _ => Err(ConfigError::Size { key, found, max }),
-    }
-}
-
-fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -> Result<(), ConfigError> {
-    if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlx_rope::RopeError;
     use serde_json::{Value, json};
 
     fn released() -> Value {
@@ -288,13 +216,16 @@ mod tests {
 
     #[test]
     fn a_model_without_feed_forward_features_is_refused() {
-        assert!(matches!(with("n_embd", json!(40)), Err(ConfigError::Width { n_embd: 40 })));
+        assert!(matches!(with("n_embd", json!(40)), Err(ConfigError::Number { key: "n_embd", .. })));
     }
 
     #[test]
     fn the_epsilon_is_small_and_positive() {
         for value in [0.0, -1e-5, 1.0] {
-            assert!(matches!(with("layer_norm_eps", json!(value)), Err(ConfigError::Epsilon { .. })));
+            assert!(matches!(
+                with("layer_norm_eps", json!(value)),
+                Err(ConfigError::Number { key: "layer_norm_eps", .. })
+            ));
         }
     }
 
@@ -325,6 +256,7 @@ mod tests {
 
     #[test]
     fn a_head_of_its_own_is_refused() {
-        assert!(matches!(with("tie_word_embeddings", json!(false)), Err(ConfigError::UntiedEmbeddings)));
+        let error = with("tie_word_embeddings", json!(false)).unwrap_err();
+        assert!(error.to_string().starts_with("tie_word_embeddings is false"), "{error}");
     }
 }

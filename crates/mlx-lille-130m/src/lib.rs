@@ -69,7 +69,7 @@
 mod config;
 mod model;
 
-pub use config::{Config, ConfigError, MODEL_TYPE, hidden_dim};
+pub use config::{Config, MODEL_TYPE, hidden_dim};
 pub use model::Lille130m;
 
 use mlx_causal_lm::Architecture;

@@ -3,7 +3,9 @@
 use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
-use mlx_layers::{AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu};
+use mlx_layers::{
+    AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu, through_blocks,
+};
 use mlx_norms::RmsNorm;
 use mlx_rope::Rope;
 use mlx_rs::Array;
@@ -72,23 +74,8 @@ struct FeedForward {
 impl CausalLm for Lille130m {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { tok_embeddings, layers, norm } = &mut self.transformer;
-        let [_batch, length] = *tokens.shape() else {
-            return Err(Exception::custom(format!(
-                "tokens of shape {:?}, and [B, L] is needed",
-                tokens.shape()
-            )));
-        };
-        if cache.layers().len() != layers.len() {
-            let (found, needed) = (cache.layers().len(), layers.len());
-            return Err(Exception::custom(format!("a cache of {found} layers for a model of {needed}")));
-        }
-
-        let mut x = tok_embeddings.forward(tokens)?; // [B, L] -> [B, L, D]
-        let masks = cache.masks(length)?;
-        for ((layer, cache), mask) in layers.iter_mut().zip(cache.layers_mut()).zip(&masks) {
-            x = layer.forward(AttentionInput { x: &x, mask, cache })?;
-        }
-        norm.forward(&x)
+        let x = tok_embeddings.forward(tokens)?; // [B, L] -> [B, L, D]
+        norm.forward(&through_blocks(layers, x, cache)?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {

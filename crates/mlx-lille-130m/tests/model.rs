@@ -4,13 +4,12 @@
 
 use mlx_causal_lm::{CausalLm, LoadError, Logits};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec, ModelCache};
+use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec};
 use mlx_lille_130m::{Config, Lille130m};
 use mlx_rs::module::ModuleParameters;
-use mlx_rs::ops::concatenate;
-use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{RandomParameters, Tolerance, compare};
+use mlx_testing::models::all_logits;
+use mlx_testing::{RandomParameters, Tolerance, compare, models};
 
 const CONFIG: &str = r#"{
     "model_type": "lille-130m", "block_size": 64, "layer_norm_eps": 1e-5, "n_embd": 64, "n_head": 4,
@@ -43,95 +42,40 @@ fn tokens() -> Array {
     Array::from_slice(&(0..24_u32).map(|i| i * i * 7 % 96).collect::<Vec<_>>(), &[2, 12])
 }
 
-fn assert_close(found: &Array, expected: &Array) {
-    let result = compare(found, expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
-    assert!(result.is_equal(), "{result}");
-}
-
-fn all_logits(model: &mut Lille130m, tokens: &Array) -> Array {
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    model.forward(tokens, &mut cache, Logits::All).unwrap()
-}
-
 #[test]
 fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
-    let mut model = model();
-    let whole = all_logits(&mut model, &tokens());
-    assert_eq!(whole.shape(), [2, 12, 96]);
-    for calls in [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]] {
-        let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-        let mut pieces = Vec::new();
-        let mut start = 0;
-        for call in calls {
-            let piece = tokens().try_index((.., start..start + call)).unwrap();
-            pieces.push(model.forward(&piece, &mut cache, Logits::All).unwrap());
-            start += call;
-        }
-        assert_close(&concatenate(&pieces, 1).unwrap(), &whole);
-        assert_eq!(cache.offset(), 12);
-    }
+    let splits = [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]];
+    models::splits_do_not_matter(&mut model(), &tokens(), &splits);
 }
 
 #[test]
 fn a_row_of_a_batch_is_answered_as_alone() {
-    let mut model = model();
-    let batch = all_logits(&mut model, &tokens());
-    for row in 0..2 {
-        let alone = all_logits(&mut model, &tokens().try_index((row..row + 1, ..)).unwrap());
-        assert_close(&alone, &batch.try_index((row..row + 1, .., ..)).unwrap());
-    }
+    models::batches_do_not_matter(&mut model(), &tokens());
 }
 
 #[test]
 fn a_token_changes_no_answer_before_it() {
-    let mut model = model();
-    let mut ids: Vec<u32> = (0..12).collect();
-    let first = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
-    ids[7] = 90;
-    let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
-    let before = |logits: &Array| logits.try_index((.., ..7, ..)).unwrap();
-    let after = |logits: &Array| logits.try_index((.., 7.., ..)).unwrap();
-    assert!(compare(&before(&first), &before(&second), Tolerance::Exact).unwrap().is_equal());
-    assert!(!compare(&after(&first), &after(&second), Tolerance::of(Dtype::Float32)).unwrap().is_equal());
+    models::the_future_is_not_seen(&mut model(), &tokens());
 }
 
 #[test]
 fn only_the_logits_that_are_asked_for_are_computed() {
-    let mut model = model();
-    let all = all_logits(&mut model, &tokens());
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let last = model.forward(&tokens(), &mut cache, Logits::Last).unwrap();
-    assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let none = model.forward(&tokens(), &mut cache, Logits::None).unwrap();
-    assert_eq!(none.shape(), [2, 0, 96]);
-    assert_eq!(cache.offset(), 12);
+    models::logits_come_as_asked_for(&mut model(), &tokens());
 }
 
 #[test]
 fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
-    let mut model = model();
-    let whole = all_logits(&mut model, &tokens());
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    model.forward(&tokens().try_index((.., ..5)).unwrap(), &mut cache, Logits::None).unwrap();
-    let other = Array::zeros::<u32>(&[2, 3]).unwrap();
-    model.forward(&other, &mut cache, Logits::None).unwrap();
-    assert_eq!(cache.trim(3).unwrap(), 3);
-    let rest = model.forward(&tokens().try_index((.., 5..)).unwrap(), &mut cache, Logits::All).unwrap();
-    assert_close(&rest, &whole.try_index((.., 5.., ..)).unwrap());
+    models::tokens_can_be_taken_back(&mut model(), &tokens(), 3);
 }
 
 #[test]
 fn wrong_calls_are_errors() {
-    let mut model = model();
-    let flat = Array::from_slice(&[1_u32, 2], &[2]);
-    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
-    let error = model.forward(&flat, &mut cache, Logits::All).unwrap_err();
-    assert!(error.what().contains("[2]"), "{error}");
-    let three = vec![model.info().layers[0]; 3];
-    let mut cache = ModelCache::for_layers(&three, &CacheOptions::default()).unwrap();
-    let error = model.forward(&tokens(), &mut cache, Logits::All).unwrap_err();
-    assert!(error.what().contains("3 layers"), "{error}");
+    models::wrong_calls_are_errors(&mut model(), &tokens());
+}
+
+#[test]
+fn every_parameter_learns() {
+    models::it_learns(&mut model(), &tokens());
 }
 
 #[test]

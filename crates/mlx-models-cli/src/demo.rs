@@ -1,64 +1,129 @@
-//! The demo checkpoint, which is inside the program.
+//! The demo checkpoints, which are inside the program, and how a model is named on the command line.
 
 use std::env;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use crate::failure::Failure;
 
-/// Its files. `demo/lille-130m/README.md` says how they were made.
-const FILES: &[(&str, &[u8])] = &[
-    ("config.json", include_bytes!("../demo/lille-130m/config.json")),
-    ("generation_config.json", include_bytes!("../demo/lille-130m/generation_config.json")),
-    ("model.safetensors", include_bytes!("../demo/lille-130m/model.safetensors")),
-    ("tokenizer.json", include_bytes!("../demo/lille-130m/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../demo/lille-130m/tokenizer_config.json")),
-];
+/// A checkpoint: its name, and its files. `demo/NAME/README.md` says how they were made.
+struct Demo {
+    name: &'static str,
+    files: [(&'static str, &'static [u8]); 5],
+}
 
-/// The demo checkpoint as a folder, which is what a model is loaded from. It is written once, into
-/// the user's cache folder, and checked every time.
-pub(crate) fn folder() -> Result<PathBuf, Failure> {
-    let cache = cache_folder().join("mlx-models");
-    let folder = cache.join(format!("demo-lille-130m-{:016x}", fingerprint()));
-    if is_whole(&folder) {
-        return Ok(folder);
-    }
-    let io = |doing: &str, path: &Path| {
-        let doing = format!("{doing} {} for the demo checkpoint", path.display());
-        move |source| Failure::Io { doing, source }
+macro_rules! demo {
+    ($name:literal) => {
+        Demo {
+            name: $name,
+            files: [
+                demo!($name, "config.json"),
+                demo!($name, "generation_config.json"),
+                demo!($name, "model.safetensors"),
+                demo!($name, "tokenizer.json"),
+                demo!($name, "tokenizer_config.json"),
+            ],
+        }
     };
-    // Under another name first, so that no other run sees half of it.
-    let partial = cache.join(format!(".demo-{}", std::process::id()));
-    // What a run that was killed left under this name.
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial).map_err(io("creating", &partial))?;
-    for (name, contents) in FILES {
-        let file = partial.join(name);
-        fs::write(&file, contents).map_err(io("writing", &file))?;
+    ($name:literal, $file:literal) => {
+        ($file, include_bytes!(concat!("../demo/", $name, "/", $file)))
+    };
+}
+
+/// All of them, the default first.
+static DEMOS: &[Demo] = &[demo!("lille-130m")];
+
+/// Where a model comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// A checkpoint folder.
+    Folder(PathBuf),
+    /// A checkpoint inside the program, by its place in [`DEMOS`].
+    Demo(usize),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Demo(0)
     }
-    if folder.exists() && !is_whole(&folder) {
-        let _ = fs::remove_dir_all(&folder);
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    /// `demo:NAME`, or else a folder.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(name) = text.strip_prefix("demo:") else {
+            return Ok(Self::Folder(PathBuf::from(text)));
+        };
+        let found = DEMOS.iter().position(|demo| demo.name == name).map(Self::Demo);
+        found.ok_or_else(|| {
+            let names: Vec<String> = DEMOS.iter().map(|demo| format!("demo:{}", demo.name)).collect();
+            format!("there is no demo {name:?}; there are {}", names.join(", "))
+        })
     }
-    // It fails where another run was faster, whose result is the same.
-    if let Err(source) = fs::rename(&partial, &folder) {
-        let _ = fs::remove_dir_all(&partial);
-        if !is_whole(&folder) {
-            return Err(io("writing", &folder)(source));
+}
+
+impl Source {
+    /// The checkpoint folder. A demo is written once, into the user's cache folder, and checked every
+    /// time.
+    pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
+        match self {
+            Self::Folder(folder) => Ok(folder),
+            Self::Demo(demo) => DEMOS[demo].folder(),
         }
     }
-    Ok(folder)
 }
 
-fn is_whole(folder: &Path) -> bool {
-    FILES.iter().all(|(name, contents)| fs::read(folder.join(name)).is_ok_and(|found| found == *contents))
-}
+impl Demo {
+    /// The checkpoint as a folder, which is what a model is loaded from.
+    fn folder(&self) -> Result<PathBuf, Failure> {
+        let cache = cache_folder().join("mlx-models");
+        let folder = cache.join(format!("demo-{}-{:016x}", self.name, self.fingerprint()));
+        if self.is_whole(&folder) {
+            return Ok(folder);
+        }
+        let io = |doing: &str, path: &Path| {
+            let doing = format!("{doing} {} for the demo checkpoint", path.display());
+            move |source| Failure::Io { doing, source }
+        };
+        // Under another name first, so that no other run sees half of it.
+        let partial = cache.join(format!(".demo-{}-{}", self.name, std::process::id()));
+        // What a run that was killed left under this name.
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial).map_err(io("creating", &partial))?;
+        for (name, contents) in &self.files {
+            let file = partial.join(name);
+            fs::write(&file, contents).map_err(io("writing", &file))?;
+        }
+        if folder.exists() && !self.is_whole(&folder) {
+            let _ = fs::remove_dir_all(&folder);
+        }
+        // It fails where another run was faster, whose result is the same.
+        if let Err(source) = fs::rename(&partial, &folder) {
+            let _ = fs::remove_dir_all(&partial);
+            if !self.is_whole(&folder) {
+                return Err(io("writing", &folder)(source));
+            }
+        }
+        Ok(folder)
+    }
 
-/// A name for these contents, so that another version of the program has a folder of its own.
-fn fingerprint() -> u64 {
-    let mut hasher = DefaultHasher::new();
-    FILES.hash(&mut hasher);
-    hasher.finish()
+    fn is_whole(&self, folder: &Path) -> bool {
+        let whole = |(name, contents): &(&str, &[u8])| {
+            fs::read(folder.join(name)).is_ok_and(|found| found == *contents)
+        };
+        self.files.iter().all(whole)
+    }
+
+    /// A name for these contents, so that another version of the program has a folder of its own.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.files.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 fn cache_folder() -> PathBuf {

@@ -3,7 +3,6 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mlx_models::generate::{
@@ -13,15 +12,16 @@ use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use serde::Serialize;
 
+use crate::demo::Source;
 use crate::failure::Failure;
-use crate::{demo, interrupt};
+use crate::interrupt;
 
 /// Arguments of `mlx-models generate`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder; without it, a small demo model that tells stories
+    /// Checkpoint folder, or demo:NAME; without it, a small demo model that tells stories
     #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    model: Option<Source>,
     /// The text to continue; - reads it from standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -59,7 +59,7 @@ struct Report {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let prompt = read_prompt(arguments.prompt)?;
-    let folder = arguments.model.map_or_else(demo::folder, Ok)?;
+    let folder = arguments.model.unwrap_or_default().folder()?;
     let sampling = if arguments.temp == 0.0 {
         Sampling::Greedy
     } else {

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use mlx_models::{Checkpoint, LoadError};
 use serde::Serialize;
 
+use crate::demo::Source;
 use crate::failure::Failure;
 
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder
+    /// Checkpoint folder, or demo:NAME
     #[arg(value_name = "DIR")]
-    model: PathBuf,
+    model: Source,
     /// Write one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -31,8 +31,8 @@ struct Description {
     cache_bytes_per_token: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::open(&arguments.model).map_err(LoadError::from)?;
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(arguments.model.folder()?).map_err(LoadError::from)?;
     // Built, so that an error in the config or the tensors shows; the weights are not read.
     let model = mlx_models::load_checkpoint(&checkpoint, &mlx_models::LoadOptions::default())?;
     let info = model.info();

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
     let outcome = match arguments.command {
         Command::Generate(arguments) => generate::run(arguments),
-        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_STATUS),

@@ -26,23 +26,24 @@ struct Case {
     seed: Option<u64>,
 }
 
-fn demo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/lille-130m")
+fn demos() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-fn expected() -> Expected {
-    serde_json::from_str(&fs::read_to_string(demo().join("greedy.json")).unwrap()).unwrap()
+fn expected(demo: &Path) -> Expected {
+    serde_json::from_str(&fs::read_to_string(demo.join("greedy.json")).unwrap()).unwrap()
 }
 
-fn check(case: &Case, sampling: Sampling) {
-    let tokenizer = Tokenizer::from_folder(demo()).unwrap();
+fn check(demo: &Path, case: &Case, sampling: Sampling) {
+    let tokenizer = Tokenizer::from_folder(demo).unwrap();
     assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_tokens);
-    let mut model = mlx_models::load(demo()).unwrap();
+    let mut model = mlx_models::load(demo).unwrap();
     let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
     let options = GenerateOptions { max_tokens: case.tokens.len(), sampling, ..GenerateOptions::default() };
     let stream = generate(&mut *model, &mut session, &case.prompt_tokens, options).unwrap();
     let found: Vec<u32> = stream.map(|token| token.unwrap().id).collect();
-    assert_eq!(found, case.tokens, "{}", case.prompt);
+    assert_eq!(found, case.tokens, "{}: {}", demo.display(), case.prompt);
 }
 
 /// Elsewhere MLX adds in another order, and `smallest_margin`, the least distance of a best token from
@@ -53,11 +54,13 @@ fn check(case: &Case, sampling: Sampling) {
     ignore = "the last bit decides, on another device"
 )]
 fn greedy_tokens_are_those_of_mlx_lm() {
-    let cases = expected().cases;
-    assert_eq!(cases.len(), 3);
-    for case in cases {
-        assert_eq!(case.tokens.len(), 200);
-        check(&case, Sampling::Greedy);
+    for demo in demos() {
+        let cases = expected(&demo).cases;
+        assert_eq!(cases.len(), 3);
+        for case in cases {
+            assert_eq!(case.tokens.len(), 200);
+            check(&demo, &case, Sampling::Greedy);
+        }
     }
 }
 
@@ -68,15 +71,19 @@ fn greedy_tokens_are_those_of_mlx_lm() {
     ignore = "the last bit decides, on another device"
 )]
 fn sampled_tokens_are_those_of_mlx_lm() {
-    for case in expected().sampled {
-        let (temperature, seed) = (case.temp.unwrap(), case.seed.unwrap());
-        check(&case, Sampling::Temperature { temperature, seed });
+    for demo in demos() {
+        for case in expected(&demo).sampled {
+            let (temperature, seed) = (case.temp.unwrap(), case.seed.unwrap());
+            check(&demo, &case, Sampling::Temperature { temperature, seed });
+        }
     }
 }
 
 #[test]
-fn the_demo_is_small() {
-    let bytes: u64 =
-        fs::read_dir(demo()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-    assert!(bytes < 2_500_000, "{bytes}");
+fn demos_are_small() {
+    for demo in demos() {
+        let files = fs::read_dir(&demo).unwrap();
+        let bytes: u64 = files.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        assert!(bytes < 2_500_000, "{}: {bytes}", demo.display());
+    }
 }

@@ -234,7 +234,11 @@ fn broken_json() {
 fn an_unknown_model_type() {
     let folder = copy();
     replace(folder.path(), "config.json", "lille-130m", "lille-131m");
-    assert_fails(folder.path(), "x", &["unknown model_type \"lille-131m\"", "known are lille-130m"]);
+    assert_fails(
+        folder.path(),
+        "x",
+        &["unknown model_type \"lille-131m\"", "known are gemma3_text, gemma3, lille-130m"],
+    );
 }
 
 #[test]
@@ -358,6 +362,17 @@ fn arguments_that_make_no_sense() {
     {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
+}
+
+#[test]
+fn demos_have_names() {
+    let told = run(&["generate", "--model", "demo:lille-130m", "--prompt", "Once", "--max-tokens", "3"]);
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    assert_eq!(told.stdout, run(&["generate", "--prompt", "Once", "--max-tokens", "3"]).stdout);
+    assert!(text(&run(&["inspect", "demo:lille-130m"]).stdout).contains("lille-130m"));
+    let unknown = run(&["generate", "--model", "demo:gpt", "--prompt", "x"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("there is no demo \"gpt\"; there are demo:lille-130m"));
 }
 
 /// Whoever damages the copy of the demo in the cache gets it whole again.

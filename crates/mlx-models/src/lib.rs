@@ -45,7 +45,10 @@ use std::path::Path;
 
 pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo};
 pub use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError};
-pub use mlx_kvcache::{CacheError, CacheOptions, KvCache, ModelCache};
+pub use mlx_kvcache::{
+    CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,
+    SavedCache, Snapshot,
+};
 
 #[cfg(feature = "generate")]
 pub use mlx_generate as generate;

@@ -2,7 +2,8 @@
 
 use mlx_causal_lm::{LoadError, LoadOptions};
 use mlx_checkpoint::Checkpoint;
-use mlx_rope::{Rope, RopeError, RopeKeys, RopeLayout, RopeScaling};
+use mlx_config::{ConfigError, epsilon, multiple, off, only, size};
+use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -39,59 +40,6 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// The rotation of queries and keys.
     pub rope: Rope,
-}
-
-/// Why a config describes no Phi-3 model.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A size is zero, negative, or beyond any model.
-    #[error("{key} is {found}, and must be between 1 and {max}")]
-    Size {
-        /// The config's key.
-        key: &'static str,
-        /// Its value.
-        found: i64,
-        /// The largest value that makes sense.
-        max: i32,
-    },
-    /// One number must be a multiple of another.
-    #[error("{key} is {found}, and must be a multiple of {of}, which is {divisor}")]
-    Multiple {
-        /// The key of the number.
-        key: &'static str,
-        /// Its value.
-        found: i32,
-        /// The key of the divisor.
-        of: &'static str,
-        /// Its value.
-        divisor: i32,
-    },
-    /// The epsilon of the norms is not a small positive number.
-    #[error("rms_norm_eps is {found:e}, and must be a positive number below 1")]
-    Epsilon {
-        /// The config's value.
-        found: f64,
-    },
-    /// The rotation cannot be built.
-    #[error(transparent)]
-    Rope(#[from] RopeError),
-    /// A rotation that exists, but not in this architecture.
-    #[error("rope_type {found:?} is not one that Phi-3 has; those are default, linear, longrope and su")]
-    RopeType {
-        /// What the config asks for.
-        found: &'static str,
-    },
-    /// The config asks for a variant that this architecture does not have.
-    #[error("{key} is {found}, and this architecture knows {only} only")]
-    Unsupported {
-        /// The config's key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// The value that the architecture has.
-        only: &'static str,
-    },
 }
 
 /// The config as the file has it.
@@ -154,27 +102,14 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
                 hidden_size / num_attention_heads
             }
         };
-        let rms_norm_eps = raw.rms_norm_eps as f32;
-        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(ConfigError::Epsilon { found: raw.rms_norm_eps });
-        }
         let sliding_window = raw.sliding_window.map(|window| size("sliding_window", window, 1 << 28));
         let sliding_window = sliding_window.transpose()?;
 
-        let unsupported = |key, found: String, only| Err(ConfigError::Unsupported { key, found, only });
-        if let Some(found) = raw.hidden_act.filter(|name| name != "silu") {
-            return unsupported("hidden_act", format!("{found:?}"), "\"silu\"");
-        }
-        let biases = [
-            ("attention_bias", raw.attention_bias),
-            ("mlp_bias", raw.mlp_bias),
-            ("lm_head_bias", raw.lm_head_bias),
-        ];
-        for (key, bias) in biases {
-            if bias == Some(true) {
-                return unsupported(key, "true".to_owned(), "false");
-            }
-        }
+        only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
+        off("attention_bias", raw.attention_bias)?;
+        off("mlp_bias", raw.mlp_bias)?;
+        off("lm_head_bias", raw.lm_head_bias)?;
+        let unsupported = |key, found, only| Err(ConfigError::Unsupported { key, found, only });
         if let Some(found) = raw.layer_types {
             return unsupported("layer_types", format!("{found:?}"), "layers of one kind");
         }
@@ -187,7 +122,10 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
                 return unsupported("rope_traditional", "true".to_owned(), "false for longrope");
             }
             RopeScaling::LongRope(_) => {}
-            other => return Err(ConfigError::RopeType { found: other.rope_type() }),
+            other => {
+                let found = format!("{:?}", other.rope_type());
+                return unsupported("rope_type", found, "default, linear, longrope and su");
+            }
         }
         Ok(Self {
             hidden_size,
@@ -199,21 +137,10 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
             vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
             max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
             sliding_window,
-            rms_norm_eps,
+            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             rope: rotation
                 .rope(head_dim, if interleaved { RopeLayout::Interleaved } else { RopeLayout::Halves })?,
         })
     }
-}
-
-fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError> {
-    match i32::try_from(found) {
-        Ok(size) if (1..=max).contains(&size) => Ok(size),
-        _ => Err(ConfigError::Size { key, found, max }),
-    }
-}
-
-fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -> Result<(), ConfigError> {
-    if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
 }

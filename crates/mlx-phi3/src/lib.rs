@@ -108,7 +108,7 @@
 mod config;
 mod model;
 
-pub use config::{Config, ConfigError, MODEL_TYPE};
+pub use config::{Config, MODEL_TYPE};
 pub use model::Phi3;
 
 use mlx_causal_lm::Architecture;

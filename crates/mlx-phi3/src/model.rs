@@ -1,16 +1,17 @@
 //! The model, from tokens to logits.
 
-use mlx_attn_masks::AttentionMask;
 use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::{KvCache, LayerKind, LayerSpec, ModelCache};
-use mlx_layers::{Embedding, Linear, ParameterSource, Parameters, heads, swiglu_fused};
+use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
+use mlx_layers::{
+    AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu_fused, through_blocks_by,
+};
 use mlx_norms::RmsNorm;
 use mlx_rope::Rope;
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::Module;
+use mlx_rs::{Array, Dtype};
 
 use crate::{Config, MODEL_TYPE};
 
@@ -72,39 +73,14 @@ struct Mlp {
     down_proj: Linear,
 }
 
-/// What a block works on.
-struct BlockInput<'a> {
-    /// The residual stream, `[B, L, D]`.
-    x: &'a Array,
-    /// The rotation of a sequence as long as this one will be.
-    rope: &'a Rope,
-    /// Who sees whom.
-    mask: &'a AttentionMask,
-    /// The memory of this layer.
-    cache: &'a mut dyn KvCache,
-}
-
 impl CausalLm for Phi3 {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { embed_tokens, layers, norm } = &mut self.model;
-        let [_batch, length] = *tokens.shape() else {
-            return Err(Exception::custom(format!(
-                "tokens of shape {:?}, and [B, L] is needed",
-                tokens.shape()
-            )));
-        };
-        if cache.layers().len() != layers.len() {
-            let (found, needed) = (cache.layers().len(), layers.len());
-            return Err(Exception::custom(format!("a cache of {found} layers for a model of {needed}")));
-        }
-
-        let mut x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
-        let rope = &self.rope.followed_by(cache.expected_after(length));
-        let masks = cache.masks(length)?;
-        for ((layer, cache), mask) in layers.iter_mut().zip(cache.layers_mut()).zip(&masks) {
-            x = layer.forward(BlockInput { x: &x, rope, mask, cache })?;
-        }
-        norm.forward(&x)
+        let x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
+        // Not the end of this call counts, but that of what is being read.
+        let following = cache.expected_after(tokens.shape().last().copied().unwrap_or(0));
+        let rope = &self.rope.followed_by(following);
+        norm.forward(&through_blocks_by(layers, x, cache, |block, input| block.forward((input, rope)))?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
@@ -123,24 +99,26 @@ impl CausalLm for Phi3 {
     }
 }
 
-impl Module<BlockInput<'_>> for Block {
+impl Module<(AttentionInput<'_>, &Rope)> for Block {
     type Output = Array;
     type Error = Exception;
 
-    fn forward(&mut self, BlockInput { x, rope, mask, cache }: BlockInput<'_>) -> Result<Array, Exception> {
+    fn forward(&mut self, (input, rope): (AttentionInput<'_>, &Rope)) -> Result<Array, Exception> {
+        let AttentionInput { x, mask, cache } = input;
         let normed = self.input_layernorm.forward(x)?;
-        let h = x.add(self.self_attn.forward(BlockInput { x: &normed, rope, mask, cache })?)?;
+        let h = x.add(self.self_attn.forward((AttentionInput { x: &normed, mask, cache }, rope))?)?;
         h.add(self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?)
     }
 
     fn training_mode(&mut self, _mode: bool) {}
 }
 
-impl Module<BlockInput<'_>> for Attention {
+impl Module<(AttentionInput<'_>, &Rope)> for Attention {
     type Output = Array;
     type Error = Exception;
 
-    fn forward(&mut self, BlockInput { x, rope, mask, cache }: BlockInput<'_>) -> Result<Array, Exception> {
+    fn forward(&mut self, (input, rope): (AttentionInput<'_>, &Rope)) -> Result<Array, Exception> {
+        let AttentionInput { x, mask, cache } = input;
         let qkv = self.qkv_proj.forward(x)?; // [B, L, D] -> [B, L, (H + 2 H_kv) d]
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.query_heads, self.key_heads)?;
@@ -178,9 +156,11 @@ impl Phi3 {
             vocab_size,
             context_length: config.max_position_embeddings,
             layers: vec![layer; config.num_hidden_layers],
-            dtype: activation_dtype(&model),
+            dtype: Dtype::Float32,
         };
-        Self { model, lm_head, rope: config.rope.clone(), info }
+        let mut phi3 = Self { model, lm_head, rope: config.rope.clone(), info };
+        phi3.info.dtype = activation_dtype(&phi3);
+        phi3
     }
 
     /// Builds the model of a checkpoint.

@@ -129,6 +129,10 @@ impl RopeKeys {
     ///
     /// Where the config contradicts itself or leaves out what is needed.
     pub fn sliding_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
+        if let Some(found) = self.rope_local_base_freq.filter(|base| !(base.is_finite() && *base > 0.0)) {
+            let (key, expected) = ("rope_local_base_freq", "a positive finite number");
+            return Err(RopeError::Number { key, found, expected });
+        }
         let inner = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         if let Some(parameters) = inner
             && (parameters.sliding_attention.is_some() || parameters.full_attention.is_some())

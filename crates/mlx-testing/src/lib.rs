@@ -1,8 +1,10 @@
 //! What the tests of this workspace share: tensor comparison, tolerances, tiny models.
 //!
-//! Not published.
+//! Not published. With the feature `models` also what must hold for every language model.
 
 mod compare;
+#[cfg(feature = "models")]
+pub mod models;
 mod random;
 
 pub use compare::{Comparison, Tolerance, compare};

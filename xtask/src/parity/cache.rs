@@ -51,6 +51,10 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
             }
         }
     }
+    if case.optional_tensor(&format!("q.{update}")).is_some() {
+        let problem = format!("there are queries for update {update}, and ops has {update} updates");
+        return Err(CaseError::Reference { problem });
+    }
     Ok(Found { worst: Some(worst), difference: None })
 }
 

@@ -180,6 +180,17 @@ fn an_unknown_mode_is_a_failed_case() {
 }
 
 #[test]
+fn the_rule_of_long_rope_is_the_one_of_the_case() {
+    let folder = case("phi3_longrope_mlx_lm");
+    assert!(run(folder.path()).passed);
+    replace(folder.path(), "case.json", "\"longrope\": \"mlx-lm\"", "\"longrope\": \"hf\"");
+    assert_fails(folder.path(), "logits");
+    replace(folder.path(), "case.json", "\"longrope\": \"hf\"", "\"longrope\": \"short\"");
+    assert_fails(folder.path(), "unknown variant `short`");
+    assert!(run(case("hf_phi3_longrope_crossing").path()).passed);
+}
+
+#[test]
 fn missing_files_and_tensors_are_failed_cases() {
     let folder = case("lille_f32");
     edit(folder.path(), |tensors| {

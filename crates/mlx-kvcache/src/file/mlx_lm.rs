@@ -13,7 +13,7 @@
 //!
 //! It has no class for what else there is here. Such layers get names of our own, on which mlx-lm stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use mlx_rs::error::Exception;
@@ -138,7 +138,7 @@ pub(super) fn read_layers(path: &Path, contents: &Tensors) -> Result<Vec<CacheSt
         let problem = "there is no entry 1.0 with the class of a layer".to_owned();
         return Err(CacheFileError::NoCache { file: path.into(), problem });
     }
-    let nothing: Vec<&str> = (1..)
+    let nothing: HashSet<&str> = (1..)
         .map_while(|i| {
             Some((contents.metadata.get(&format!("2.{i}.0"))?, contents.metadata.get(&format!("2.{i}.1"))?))
         })
@@ -152,7 +152,7 @@ pub(super) fn read_layers(path: &Path, contents: &Tensors) -> Result<Vec<CacheSt
                 return Err(CacheFileError::UnknownKind { file, layer: i, class });
             }
             let problem = |problem: String| CacheFileError::Layer { file: path.into(), layer: i, problem };
-            let layer = Layer { contents, i, empty: nothing.contains(&format!("{i}.0").as_str()) };
+            let layer = Layer { contents, i, empty: nothing.contains(format!("{i}.0").as_str()) };
             let record = layer.record(class).map_err(problem)?;
             record.restore(i, contents).map_err(problem)
         })
@@ -231,7 +231,11 @@ impl Layer<'_> {
             _ => {
                 let (offsets, left_padding) = (self.numbers(2)?, self.numbers(3)?);
                 let (max_size, next, wrapped) = (self.number(4)?, self.number(6)?, self.number(7)? != 0);
-                let held = if wrapped { self.places()? } else { next };
+                let places = self.places()?;
+                if !(0..=places).contains(&next) {
+                    return Err(format!("its next token is for slot {next} of {places}"));
+                }
+                let held = if wrapped { places } else { next };
                 // Its own count of steps forgets what was merged, and rows of padding alone have none.
                 let longest = offsets.iter().copied().max().unwrap_or(0);
                 let steps = longest.max(held);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
-use crate::{CacheError, CacheState, LayerKind, LayerSpec, ModelCache};
+use crate::{CacheError, CacheOptions, CacheState, LayerKind, LayerSpec, ModelCache};
 use record::{LayerRecord, Record};
 use tensors::{Tensors, read, write};
 
@@ -130,18 +130,6 @@ pub enum CacheFileError {
         /// Tokens that the cache has seen.
         offset: i32,
     },
-    /// Layers that have seen different numbers of tokens.
-    #[error(
-        "layer {layer} has seen {found} tokens, and layer 0 {expected}; a cache is saved between two calls of the model"
-    )]
-    Drift {
-        /// The layer, from 0.
-        layer: usize,
-        /// Tokens that the first layer has seen.
-        expected: i32,
-        /// Tokens that this layer has seen.
-        found: i32,
-    },
     /// A cache refused an operation.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -161,7 +149,8 @@ impl ModelCache {
     /// # Errors
     ///
     /// [`CacheFileError::Io`]; [`CacheFileError::Tokens`] where `tokens` are not as many as were seen;
-    /// [`CacheFileError::Drift`] in the middle of a call of the model.
+    /// [`CacheError::Drift`] in the middle of a call of the model; [`CacheFileError::NoCache`] for a cache
+    /// without layers.
     pub fn save(
         &self,
         file: impl AsRef<Path>,
@@ -172,10 +161,11 @@ impl ModelCache {
         if !tokens.is_empty() && i32::try_from(tokens.len()) != Ok(offset) {
             return Err(CacheFileError::Tokens { tokens: tokens.len(), offset });
         }
-        for (layer, cache) in self.layers().iter().enumerate() {
-            if cache.offset() != offset {
-                return Err(CacheFileError::Drift { layer, expected: offset, found: cache.offset() });
-            }
+        self.check_aligned()?;
+        let path = file.as_ref();
+        if self.layers().is_empty() {
+            let problem = "there are no layers to save".to_owned();
+            return Err(CacheFileError::NoCache { file: path.into(), problem });
         }
 
         let mut contents = Tensors::default();
@@ -188,10 +178,11 @@ impl ModelCache {
         let record =
             Record { version: VERSION, model_type: model_type.to_owned(), tokens: tokens.to_vec(), layers };
         mlx_lm::write_metadata(&mut contents.metadata, &classes, &scalars);
-        contents.metadata.insert(RECORD.to_owned(), record.to_json());
+        let io = |e| CacheFileError::Io { doing: "writing", file: path.into(), source: io::Error::other(e) };
+        contents.metadata.insert(RECORD.to_owned(), record.to_json().map_err(io)?);
         let checksum = contents.checksum()?;
         contents.metadata.insert(CHECKSUM.to_owned(), checksum);
-        write(file.as_ref(), &contents)
+        write(path, &contents)
     }
 }
 
@@ -257,12 +248,20 @@ impl SavedCache {
             let problem = "it has no layers".to_owned();
             return Err(CacheFileError::NoCache { file: self.file, problem });
         };
-        let offsets = first.as_cache().offsets().to_vec();
+        let offset = first.as_cache().offset();
+        if !self.tokens.is_empty() && i32::try_from(self.tokens.len()) != Ok(offset) {
+            let problem = format!("it has {} token ids for {offset} tokens", self.tokens.len());
+            return Err(CacheFileError::Damaged { file: self.file, problem });
+        }
+        let rows = |layer: &CacheState| (layer.batch(), layer.as_cache().offsets().to_vec());
+        let expected = rows(first);
         for (i, layer) in self.layers.iter().enumerate() {
-            let found = layer.as_cache().offsets();
-            if found != offsets {
-                let problem = format!("its tokens end at {found:?}, and those of layer 0 at {offsets:?}");
-                return Err(CacheFileError::Layer { file: self.file.clone(), layer: i, problem });
+            let found = rows(layer);
+            if found != expected {
+                let words =
+                    |(rows, offsets): (usize, Vec<i32>)| format!("{rows} rows with tokens up to {offsets:?}");
+                let problem = format!("it has {}, and layer 0 {}", words(found), words(expected));
+                return Err(CacheFileError::Layer { file: self.file, layer: i, problem });
             }
         }
         Ok(self)
@@ -293,21 +292,24 @@ impl SavedCache {
         ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect())
     }
 
-    /// The cache for a model of this type with these layers, whose keys and values have this dtype.
+    /// The cache for a model of this type with these layers, whose keys and values have this dtype, as
+    /// [`ModelCache::for_layers`] would make it with these options.
     ///
-    /// A layer with a window may have been saved as a ring of that window or with all of its tokens, and
-    /// one without as all of its tokens, or as a ring of any size, which is then its
-    /// [`Limit`](crate::Limit).
+    /// A layer with a window may have been saved with all of its tokens. Dense keys and values are quantized,
+    /// and rings made longer, where the options ask for it; a ring that gets a longer rewind has it from then
+    /// on. Of a batch the file knows the padding, so that of the options is not looked at.
     ///
     /// # Errors
     ///
     /// [`CacheFileError::Model`], [`CacheFileError::Layers`] or [`CacheFileError::Mismatch`] where it is
-    /// none.
+    /// another model's or was made with another limit, and [`CacheFileError::Cache`] where it cannot become
+    /// what the options ask for.
     pub fn into_cache_for(
         mut self,
         model_type: &str,
         layers: &[LayerSpec],
         dtype: Dtype,
+        options: &CacheOptions,
     ) -> Result<ModelCache, CacheFileError> {
         let file = self.file.clone();
         if let Some(found) = self.model_type.as_deref().filter(|&found| found != model_type) {
@@ -328,19 +330,42 @@ impl SavedCache {
             {
                 *cache = cache.clone().with_window(window)?;
             }
-            let words = |window: Option<i32>| window.map_or("none".to_owned(), |window| window.to_string());
-            let window = if let LayerKind::Sliding { window } = spec.kind { Some(window) } else { None };
+            let sizes = |max_size: i32, keep: i32| match keep {
+                0 => max_size.to_string(),
+                keep => format!("{max_size} with {keep} sinks"),
+            };
+            let words =
+                |size: Option<(i32, i32)>| size.map_or("none".to_owned(), |(size, keep)| sizes(size, keep));
+            let limit = options.limit.map(|limit| (limit.max_size, limit.keep));
+            let window = if let LayerKind::Sliding { window } = spec.kind { Some((window, 0)) } else { None };
             match layer {
-                CacheState::Full(cache) if cache.window() != window => {
-                    return mismatch("a window of", words(window), words(cache.window()));
+                CacheState::Full(cache) => {
+                    let found = cache.window().map(|window| (window, 0));
+                    if window.is_none() && limit.is_some() {
+                        return mismatch("a limit of", words(limit), words(None));
+                    }
+                    if found != window {
+                        return mismatch("a window of", words(window), words(found));
+                    }
                 }
-                CacheState::Rotating(cache)
-                    if window.is_some_and(|w| (w, 0) != (cache.max_size(), cache.keep())) =>
-                {
-                    let found = format!("{} with {} sinks", cache.max_size(), cache.keep());
-                    return mismatch("a window of", words(window), found);
+                CacheState::Rotating(cache) => {
+                    let found = Some((cache.max_size(), cache.keep()));
+                    if found != window.or(limit) {
+                        let what = if window.is_some() { "a window of" } else { "a limit of" };
+                        return mismatch(what, words(window.or(limit)), words(found));
+                    }
+                    if cache.rewind() < options.rewind {
+                        *cache = cache.clone().with_rewind(options.rewind)?;
+                    }
                 }
-                _ => {}
+            }
+            let found = layer.quantization();
+            if let Some(quantization) = options.quantization.or(found) {
+                if [spec.key_dim, spec.value_dim].iter().any(|dim| dim % quantization.group_size() != 0) {
+                    let dims = format!("heads of {} and {} features", spec.key_dim, spec.value_dim);
+                    return mismatch("quantization as", dims, quantization.to_string());
+                }
+                layer.quantize(quantization)?;
             }
             let Some(form) = layer.form() else { continue };
             for (what, expected, found) in [

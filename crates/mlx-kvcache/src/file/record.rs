@@ -34,7 +34,7 @@ pub(super) struct LayerRecord {
     pub(super) quantization: Option<QuantizationRecord>,
     /// Steps so far.
     pub(super) steps: i32,
-    /// The left padding of each row; empty where there is none.
+    /// The left padding of each row; empty where it is no batch.
     pub(super) padding: Vec<i32>,
 }
 
@@ -56,9 +56,8 @@ pub(super) struct QuantizationRecord {
 }
 
 impl Record {
-    pub(super) fn to_json(&self) -> String {
-        // Numbers and strings alone, which JSON can always hold.
-        serde_json::to_string(self).unwrap_or_default()
+    pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
     }
 
     /// A version that is too new, or what is wrong.
@@ -100,7 +99,7 @@ impl LayerRecord {
             bits: quantization.bits(),
             group_size: quantization.group_size(),
         });
-        let (steps, padding) = (rows.steps(), rows.padding().to_vec());
+        let (steps, padding) = (rows.steps(), rows.padding_of_batch());
         Ok((Self { layout, quantization, steps, padding }, buffers))
     }
 
@@ -109,7 +108,7 @@ impl LayerRecord {
         let error = |e: CacheError| e.to_string();
         let quantization = self.quantization.map(|q| Quantization::affine(q.bits, q.group_size));
         let quantization = quantization.transpose().map_err(|e| e.to_string())?;
-        if self.steps < 0 || self.padding.iter().any(|&row| row < 0) {
+        if self.steps < 0 || self.padding.iter().any(|row| !(0..=1 << 30).contains(row)) {
             return Err(format!("{} steps with a padding of {:?}", self.steps, self.padding));
         }
         let rows = Rows::at(self.steps, self.padding.clone());

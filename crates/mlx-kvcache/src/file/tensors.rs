@@ -1,7 +1,7 @@
 //! A safetensors file as tensors and metadata.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,39 +36,35 @@ impl Tensors {
         for (name, array) in &self.tensors {
             let form = format!("{name} {:?} {:?}", array.dtype(), array.shape());
             crc.update(form.as_bytes());
-            crc.update(slice(&Bytes::of(array)?.bytes)?);
+            crc.update(slice(&bytes(array)?)?);
         }
         Ok(format!("{:08x}", crc.finalize()))
     }
 }
 
 /// The bytes of an array, evaluated and in the order of its elements.
-struct Bytes {
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    bytes: Array,
+fn bytes(array: &Array) -> Result<Array, Exception> {
+    if array.size() == 0 {
+        return Ok(Array::from_slice::<u8>(&[], &[0]));
+    }
+    let bytes = array.reshape(&[-1])?.contiguous()?.view_dtype(Dtype::Uint8)?;
+    bytes.eval()?;
+    Ok(bytes)
 }
 
-impl Bytes {
-    fn of(array: &Array) -> Result<Self, Exception> {
-        let dtype = match array.dtype() {
-            Dtype::Bool => safetensors::Dtype::BOOL,
-            Dtype::Int32 => safetensors::Dtype::I32,
-            Dtype::Uint32 => safetensors::Dtype::U32,
-            Dtype::Float16 => safetensors::Dtype::F16,
-            Dtype::Bfloat16 => safetensors::Dtype::BF16,
-            Dtype::Float32 => safetensors::Dtype::F32,
-            other => return Err(Exception::custom(format!("a cache of {other:?} cannot be saved"))),
-        };
-        let shape = array.shape().iter().map(|&size| size as usize).collect();
-        let bytes = if array.size() == 0 {
-            Array::from_slice::<u8>(&[], &[0])
-        } else {
-            array.reshape(&[-1])?.contiguous()?.view_dtype(Dtype::Uint8)?
-        };
-        bytes.eval()?;
-        Ok(Self { dtype, shape, bytes })
-    }
+/// What the header says of an array whose bytes begin here.
+fn info(array: &Array, begin: usize) -> Result<TensorInfo, Exception> {
+    let dtype = match array.dtype() {
+        Dtype::Bool => safetensors::Dtype::BOOL,
+        Dtype::Int32 => safetensors::Dtype::I32,
+        Dtype::Uint32 => safetensors::Dtype::U32,
+        Dtype::Float16 => safetensors::Dtype::F16,
+        Dtype::Bfloat16 => safetensors::Dtype::BF16,
+        Dtype::Float32 => safetensors::Dtype::F32,
+        other => return Err(Exception::custom(format!("a cache of {other:?} cannot be saved"))),
+    };
+    let shape = array.shape().iter().map(|&size| size as usize).collect();
+    Ok(TensorInfo { dtype, shape, data_offsets: (begin, begin + array.nbytes()) })
 }
 
 fn slice(bytes: &Array) -> Result<&[u8], Exception> {
@@ -80,17 +76,14 @@ fn slice(bytes: &Array) -> Result<&[u8], Exception> {
 
 /// Writes the file beside its place, and moves it there when it is whole.
 pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileError> {
-    let mut parts = Vec::with_capacity(contents.tensors.len());
-    let (mut tensors, mut end) = (Vec::with_capacity(contents.tensors.len()), 0);
     // The widest numbers first, so that each lies at a multiple of its width.
     let mut arrays: Vec<_> = contents.tensors.iter().collect();
     arrays.sort_by_key(|(_, array)| std::cmp::Reverse(array.item_size()));
-    for (name, array) in arrays {
-        let Bytes { dtype, shape, bytes } = Bytes::of(array)?;
-        let begin = end;
-        end += bytes.size();
-        tensors.push((name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) }));
-        parts.push(bytes);
+    let (mut tensors, mut end) = (Vec::with_capacity(arrays.len()), 0);
+    for (name, array) in &arrays {
+        let info = info(array, end)?;
+        end = info.data_offsets.1;
+        tensors.push(((*name).clone(), info));
     }
     let entries: HashMap<String, String> =
         contents.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -98,6 +91,9 @@ pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileErro
     let header = header.and_then(|header| Ok(serde_json::to_vec(&header)?));
 
     let io = |source| CacheFileError::Io { doing: "writing", file: file.into(), source };
+    // A link stays one, and what it leads to is replaced.
+    let target = if file.is_symlink() { fs::canonicalize(file).map_err(io)? } else { file.to_path_buf() };
+    let file = target.as_path();
     let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::Builder::new();
     temporary.prefix(".cache-").suffix(".partial");
@@ -114,8 +110,10 @@ pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileErro
         let mut out = BufWriter::new(temporary.as_file());
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for bytes in &parts {
-            out.write_all(slice(bytes).map_err(io::Error::other)?)?;
+        // One at a time: their bytes may be copies.
+        for (_, array) in arrays {
+            let bytes = bytes(array).map_err(io::Error::other)?;
+            out.write_all(slice(&bytes).map_err(io::Error::other)?)?;
         }
         out.flush()?;
         drop(out);
@@ -159,7 +157,8 @@ pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileErro
         if begin != end || begin > this_end || bits != (this_end - begin).checked_mul(8) {
             return Err(damaged(format!("{name} does not fill the {begin}..{this_end} that it is given")));
         }
-        if elements.is_none_or(|elements| i32::try_from(elements).is_err()) {
+        let beyond = |size: &usize| i32::try_from(*size).is_err();
+        if elements.as_ref().is_none_or(beyond) || info.shape.iter().any(beyond) {
             return Err(damaged(format!("{name} has shape {:?}, beyond what MLX can index", info.shape)));
         }
         end = this_end;

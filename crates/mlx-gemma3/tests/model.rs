@@ -1,0 +1,206 @@
+//! The model against itself: what must not change its answers. What they must be is in the parity
+//! cases.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use mlx_causal_lm::{CausalLm, LoadError};
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_gemma3::{Config, Gemma3, KeyLayout};
+use mlx_kvcache::{LayerKind, LayerSpec};
+use mlx_rs::module::ModuleParameters;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::models::all_logits;
+use mlx_testing::{RandomParameters, Tolerance, compare, models};
+use serde_json::{Value, json};
+
+/// Layers 0, 1 and 3 have a window of 5 tokens, layer 2 is global.
+fn config() -> Value {
+    json!({
+        "model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64,
+        "max_position_embeddings": 128, "query_pre_attn_scalar": 12, "sliding_window": 5,
+        "sliding_window_pattern": 3, "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+        "final_logit_softcapping": 30.0,
+    })
+}
+
+/// The same model as the language model of one with a vision part.
+fn multimodal() -> Value {
+    json!({ "model_type": "gemma3", "text_config": config(), "vision_config": {} })
+}
+
+/// A checkpoint folder with this config and the given tensors.
+fn folder(config: &Value, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+fn load(config: &Value, tensors: Vec<(String, Array)>) -> Result<Gemma3, LoadError> {
+    Gemma3::load(&Checkpoint::open(folder(config, tensors).path()).unwrap())
+}
+
+/// What the checkpoint would hold beside the tensors of the model, as far as the config looks at it.
+fn model_of(config: &Value, held: &str, source: &mut RandomParameters) -> Gemma3 {
+    let folder = folder(config, vec![(held.to_owned(), Array::from_f32(0.0))]);
+    let config = Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    Gemma3::new(&config, source)
+}
+
+fn model() -> Gemma3 {
+    model_of(&config(), "x", &mut RandomParameters::new(4, Dtype::Float32))
+}
+
+fn tensors(model: &Gemma3) -> Vec<(String, Array)> {
+    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
+}
+
+/// `[2, 18]`, two different rows, three windows long.
+fn tokens() -> Array {
+    Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
+}
+
+#[track_caller]
+fn assert_same(found: &Array, expected: &Array) {
+    let result = compare(found, expected, Tolerance::Exact).unwrap();
+    assert!(result.is_equal(), "{result}");
+}
+
+#[test]
+fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
+    let splits = [vec![1; 18], vec![4, 14], vec![5, 13], vec![6, 1, 1, 10], vec![2, 9, 7], vec![17, 1]];
+    models::splits_do_not_matter(&mut model(), &tokens(), &splits);
+}
+
+#[test]
+fn a_row_of_a_batch_is_answered_as_alone() {
+    models::batches_do_not_matter(&mut model(), &tokens());
+}
+
+#[test]
+fn a_token_changes_no_answer_before_it() {
+    models::the_future_is_not_seen(&mut model(), &tokens());
+}
+
+#[test]
+fn only_the_logits_that_are_asked_for_are_computed() {
+    models::logits_come_as_asked_for(&mut model(), &tokens());
+}
+
+#[test]
+fn tokens_can_be_taken_back_beyond_the_window() {
+    models::tokens_can_be_taken_back(&mut model(), &tokens(), 3);
+}
+
+#[test]
+fn wrong_calls_are_errors() {
+    models::wrong_calls_are_errors(&mut model(), &tokens());
+}
+
+#[test]
+fn every_parameter_learns() {
+    models::it_learns(&mut model(), &tokens());
+    let mut untied = config();
+    untied["tie_word_embeddings"] = json!(false);
+    untied["attention_bias"] = json!(true);
+    let mut untied = model_of(&untied, "x", &mut RandomParameters::new(5, Dtype::Float32));
+    models::it_learns(&mut untied, &tokens());
+}
+
+#[test]
+fn layers_say_what_they_ask_of_the_cache() {
+    let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 8, value_dim: 8 };
+    let (local, global) = (spec(LayerKind::Sliding { window: 5 }), spec(LayerKind::Full));
+    assert_eq!(model().info().layers, [local, local, global, local]);
+}
+
+#[test]
+fn parameters_are_the_tensors_of_a_checkpoint() {
+    for (config, held, layout, key) in [
+        (config(), "x", KeyLayout::Text, "model.layers.2.self_attn.q_norm.weight"),
+        (
+            multimodal(),
+            "language_model.lm_head.weight",
+            KeyLayout::LanguageModel,
+            "language_model.model.layers.2.mlp.up_proj.weight",
+        ),
+        (
+            multimodal(),
+            "model.language_model.norm.weight",
+            KeyLayout::Inner,
+            "model.language_model.layers.3.pre_feedforward_layernorm.weight",
+        ),
+    ] {
+        let mut source = RandomParameters::new(4, Dtype::Float32);
+        let model = model_of(&config, held, &mut source);
+        let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
+        names.sort();
+        source.taken.sort();
+        assert_eq!(names, source.taken, "{layout:?}");
+        assert!(names.contains(&key.to_owned()), "{layout:?}");
+        let head = names.iter().filter(|name| name.ends_with("lm_head.weight")).count();
+        assert_eq!((names.len(), head), (2 + 4 * 13 + head, usize::from(layout == KeyLayout::LanguageModel)));
+
+        let mut loaded = load(&config, tensors(&model)).unwrap();
+        assert_eq!(loaded.info(), model.info());
+        assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model.clone(), &tokens()));
+    }
+}
+
+/// A checkpoint with a vision part answers as the language model in it alone.
+#[test]
+fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
+    let mut model = model();
+    let expected = all_logits(&mut model, &tokens());
+    let scalar = || Array::from_f32(1.0);
+    for (prefix, vision) in [
+        ("language_model.model.", ["vision_tower.a.weight", "multi_modal_projector.b"]),
+        ("model.language_model.", ["model.vision_tower.a.weight", "model.multi_modal_projector.b"]),
+    ] {
+        let renamed = |(key, array): (String, Array)| {
+            (format!("{prefix}{}", key.strip_prefix("model.").unwrap()), array)
+        };
+        let mut all: Vec<_> = tensors(&model).into_iter().map(renamed).collect();
+        all.extend(vision.map(|key| (key.to_owned(), scalar())));
+        assert_same(&all_logits(&mut load(&multimodal(), all.clone()).unwrap(), &tokens()), &expected);
+
+        all.push(("vision_towers.a".to_owned(), scalar()));
+        all.retain(|(key, _)| !key.ends_with("layers.1.self_attn.k_norm.weight"));
+        let error = load(&multimodal(), all).unwrap_err();
+        let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else {
+            panic!("{error}")
+        };
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key()).collect();
+        assert_eq!(keys, [&format!("{prefix}layers.1.self_attn.k_norm.weight"), "vision_towers.a"]);
+    }
+    let mut text = tensors(&model);
+    text.push(("vision_tower.a.weight".to_owned(), scalar()));
+    assert!(load(&config(), text).unwrap_err().to_string().contains("vision_tower.a.weight: unexpected"));
+}
+
+/// Converters write a copy of the embedding table as head and leave the config as it was.
+#[test]
+fn a_head_in_the_checkpoint_is_used() {
+    let mut tied = config();
+    tied["tie_word_embeddings"] = json!(true);
+    let mut model = model();
+    let mut copied = tensors(&model);
+    let (_, table) = copied.iter().find(|(key, _)| key == "model.embed_tokens.weight").unwrap().clone();
+    copied.push(("lm_head.weight".to_owned(), table));
+    let mut loaded = load(&tied, copied).unwrap();
+    assert!(loaded.parameters().flatten().contains_key("lm_head.weight"));
+    assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model, &tokens()));
+
+    tied["tie_word_embeddings"] = json!(false);
+    let error = load(&tied, tensors(&model)).unwrap_err();
+    assert!(error.to_string().contains("lm_head.weight: missing"), "{error}");
+}
+
+#[test]
+fn the_dtype_is_that_of_the_weights() {
+    for dtype in [Dtype::Bfloat16, Dtype::Float16] {
+        let mut model = model_of(&config(), "x", &mut RandomParameters::new(4, dtype));
+        assert_eq!(model.info().dtype, dtype);
+        assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
+    }
+}

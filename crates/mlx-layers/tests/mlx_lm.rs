@@ -1,0 +1,81 @@
+//! The same bits as mlx-lm, on what `xtask/python/make_layer_fixtures.py` recorded.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use mlx_layers::{Gate, Linear, ParameterSource, Parameters, Quantization};
+use mlx_rs::module::{Module, ModuleParameters};
+use mlx_rs::{Array, Device, DeviceType, Dtype};
+use mlx_testing::{Tolerance, compare};
+
+type Tensors = HashMap<String, Array>;
+
+/// The recorded cases, by name.
+fn cases(file: &str) -> BTreeMap<String, Tensors> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(file);
+    let mut cases: BTreeMap<String, Tensors> = BTreeMap::new();
+    for (key, array) in Array::load_safetensors(path).unwrap() {
+        let (case, tensor) = key.rsplit_once('.').unwrap();
+        cases.entry(case.to_owned()).or_default().insert(tensor.to_owned(), array);
+    }
+    cases
+}
+
+/// The bits were recorded on the CPU of x86-64 Linux; other devices round in another way.
+fn tolerance(dtype: Dtype) -> Tolerance {
+    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    let on_cpu = matches!(Device::default().get_type().unwrap(), DeviceType::Cpu);
+    if same_machine && on_cpu { Tolerance::Exact } else { Tolerance::of(dtype) }
+}
+
+#[track_caller]
+fn assert_equal(case: &str, found: &Array, expected: &Array) {
+    let result = compare(found, expected, tolerance(expected.dtype())).unwrap();
+    assert!(result.is_equal(), "{case}: {result}");
+}
+
+#[test]
+fn gates() {
+    let cases = cases("gates.safetensors");
+    assert_eq!(cases.len(), 6);
+    for (case, tensors) in &cases {
+        let gate = if case.starts_with("geglu") { Gate::GeluTanh } else { Gate::Silu };
+        let found = gate.apply(&tensors["gate"], &tensors["up"]).unwrap();
+        assert_equal(case, &found, &tensors["expected"]);
+    }
+}
+
+struct Recorded<'a>(&'a Tensors, Option<Quantization>);
+
+impl ParameterSource for Recorded<'_> {
+    fn parameter(&mut self, key: &str, shape: &[i32]) -> Array {
+        let parameter = self.0[key].clone();
+        assert_eq!(parameter.shape(), shape, "{key}");
+        parameter
+    }
+
+    fn quantization(&mut self, _layer: &str, _columns: i32) -> Option<Quantization> {
+        self.1
+    }
+}
+
+#[test]
+fn layers_with_a_bias() {
+    let cases = cases("biases.safetensors");
+    assert_eq!(cases.len(), 24);
+    for (case, tensors) in &cases {
+        let quantization = match case.split('_').nth(1).unwrap() {
+            "plain" => None,
+            "mxfp4" => Some(Quantization::MXFP4),
+            bits => Some(Quantization::affine(bits.parse().unwrap(), 32).unwrap()),
+        };
+        let mut source = Recorded(tensors, quantization);
+        let mut layer = Linear::with_bias(Parameters::root(&mut source), 64, 24, true);
+        assert_equal(case, &layer.forward(&tensors["x"]).unwrap(), &tensors["expected"]);
+
+        let parameters = layer.parameters().flatten();
+        assert_eq!(parameters.len(), tensors.len() - 2); // all but the inputs and the answers
+        assert!(parameters.contains_key("bias"));
+    }
+}
