@@ -5,6 +5,7 @@
 //! never names a model.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_kvcache::{CacheError, CacheOptions, LayerSpec, ModelCache};
@@ -128,12 +129,28 @@ impl ModelInfo {
 
 /// The dtype that the activations of a model take on: the one that all of its floating parameters
 /// promote to. A single float32 norm makes everything after it float32.
+///
+/// Adapters do not count, since what they change is rounded to the dtype of what they change; but for DoRA's of
+/// an embedding, whose rows are float32 from there on.
 pub fn activation_dtype(model: &impl ModuleParameters) -> Dtype {
     let promote = |a: Dtype, b: Dtype| if a == b { a } else { Dtype::Float32 };
     let parameters = model.parameters().flatten();
-    let dtypes = parameters.values().map(|parameter| parameter.dtype());
+    let counts = |key: &str| match key.rsplit_once('.') {
+        Some((layer, "lora_a")) => {
+            is_embedding_of_dora(|leaf| parameters.get(&*format!("{layer}.{leaf}")).copied())
+        }
+        Some((_, "lora_b" | "m")) => false,
+        _ => true,
+    };
+    let dtypes = parameters.iter().filter(|(key, _)| counts(key)).map(|(_, parameter)| parameter.dtype());
     let floats = dtypes.filter(|dtype| matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16));
     floats.reduce(promote).unwrap_or(Dtype::Float32)
+}
+
+/// Whether an adapter is DoRA's and its magnitudes are those of the tokens, along which `lora_a` is as long.
+fn is_embedding_of_dora<'a>(leaf: impl Fn(&str) -> Option<&'a Array>) -> bool {
+    let (Some(a), Some(b), Some(m)) = (leaf("lora_a"), leaf("lora_b"), leaf("m")) else { return false };
+    m.dim(0) == a.dim(0) && m.dim(0) != b.dim(-1)
 }
 
 /// Why a checkpoint did not become a model.
@@ -170,10 +187,14 @@ pub enum LoadError {
 }
 
 /// What a user wants of a model, whichever it is. A model that has no use for an option is the same without.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Which of its lists LongRoPE uses when.
     pub long_rope: LongRopeMode,
+    /// A folder of adapters for the model, in mlx-lm's format: [`Adapters`](mlx_checkpoint::Adapters). `mlx_models::load_with` puts them
+    /// around the checkpoint; an architecture that is asked directly is given
+    /// [`Checkpoint::with_adapters`] instead, and does not look here.
+    pub adapters: Option<PathBuf>,
 }
 
 /// How an architecture builds a model.

@@ -1,7 +1,7 @@
 //! What can be wrong with a checkpoint.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,44 @@ pub enum CheckpointError {
         /// All of them, by key.
         problems: Vec<TensorProblem>,
     },
+    /// A folder holds no adapters.
+    #[error("{} holds no adapters: there is no {}", folder.display(), missing.display())]
+    NoAdapters {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that is missing.
+        missing: PathBuf,
+    },
+    /// The config of adapters describes none that this crate can apply.
+    #[error("{}: {problem}", file.display())]
+    AdapterConfig {
+        /// The config.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Adapters do not fit the model, or their own config.
+    #[error("the adapters{} do not fit the model:{}", of(folder), list(problems))]
+    Adapters {
+        /// The folder; empty for fresh adapters.
+        folder: PathBuf,
+        /// Everything that is wrong, by key.
+        problems: Vec<TensorProblem>,
+    },
+    /// A folder that is to be written is there already.
+    #[error("{} exists already", folder.display())]
+    Exists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file cannot be written.
+    #[error("writing {}: {problem}", file.display())]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system or MLX says.
+        problem: String,
+    },
 }
 
 /// One tensor that is not as the model needs it.
@@ -159,6 +197,13 @@ pub enum TensorProblem {
         /// What it has.
         found: String,
     },
+    /// An adapter, or the layer that it is for, cannot be as it is.
+    Refused {
+        /// The key of the tensor or the layer.
+        key: String,
+        /// Why not.
+        problem: String,
+    },
 }
 
 impl TensorProblem {
@@ -168,7 +213,8 @@ impl TensorProblem {
             Self::Missing { key, .. }
             | Self::Unexpected { key }
             | Self::Shape { key, .. }
-            | Self::Dtype { key, .. } => key,
+            | Self::Dtype { key, .. }
+            | Self::Refused { key, .. } => key,
         }
     }
 }
@@ -182,12 +228,17 @@ impl fmt::Display for TensorProblem {
                 write!(f, "{key}: shape {found:?}, {expected:?} is needed")
             }
             Self::Dtype { key, expected, found } => write!(f, "{key}: dtype {found}, {expected} is needed"),
+            Self::Refused { key, problem } => write!(f, "{key}: {problem}"),
         }
     }
 }
 
 fn under(key: &str) -> String {
     if key == "." { String::new() } else { format!(": {key}") }
+}
+
+fn of(folder: &Path) -> String {
+    if folder.as_os_str().is_empty() { String::new() } else { format!(" in {}", folder.display()) }
 }
 
 fn list(problems: &[TensorProblem]) -> String {

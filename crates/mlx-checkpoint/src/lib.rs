@@ -18,18 +18,26 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Adapters`] are a folder, too, beside a checkpoint. [`Checkpoint::with_adapters`] puts them around it: whatever
+//! model is then built has them, and nothing about it changes. [`Checkpoint::fused`] has them added to the weights,
+//! and [`Checkpoint::save_as`] writes such a model as a checkpoint of its own.
 
+mod adapters;
 mod error;
 mod quantization;
 mod safetensors_file;
 mod tensors;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mlx_layers::Form;
 use serde::de::DeserializeOwned;
 
+pub use adapters::{AdapterConfig, AdapterKind, Adapters};
 pub use error::{CheckpointError, TensorProblem};
 pub use safetensors::Dtype as TensorDtype;
 pub use tensors::CheckpointTensors;
@@ -56,7 +64,7 @@ impl TensorInfo {
 }
 
 /// A checkpoint folder whose config and tensor headers were read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     folder: PathBuf,
     config: serde_json::Value,
@@ -64,6 +72,8 @@ pub struct Checkpoint {
     quantization: QuantizationPlan,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
+    adapters: Option<Adapters>,
+    form: Form,
 }
 
 impl Checkpoint {
@@ -102,7 +112,26 @@ impl Checkpoint {
                 return Err(CheckpointError::NotInShard { key, shard });
             }
         }
-        Ok(Self { folder, config, model_type, quantization, files, tensors })
+        let (adapters, form) = (None, Form::Adapted);
+        Ok(Self { folder, config, model_type, quantization, files, tensors, adapters, form })
+    }
+
+    /// The same checkpoint with adapters around it: a model that is built from it has them beside its weights.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Adapters) -> Self {
+        Self { adapters: Some(adapters), ..self }
+    }
+
+    /// The same checkpoint with its adapters added to the weights when a model is built. Adapted layers that are
+    /// quantized are quantized anew, as they were; or, with `dequantize`, every layer is in full precision.
+    #[must_use]
+    pub fn fused(self, dequantize: bool) -> Self {
+        Self { form: if dequantize { Form::FusedDequantized } else { Form::Fused }, ..self }
+    }
+
+    /// Whether a model that is built from it has no quantized layers, whatever the config says.
+    fn is_dequantized(&self) -> bool {
+        self.form == Form::FusedDequantized
     }
 
     /// The folder.

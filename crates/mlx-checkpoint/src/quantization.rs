@@ -12,7 +12,7 @@ use crate::CheckpointError;
 /// `group_size` and `bits` (and `mode`) hold for every layer that has scales. A further key names
 /// a layer: its value is an object of the same form, `true` for the common one, or `false` for
 /// full precision.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct QuantizationPlan {
     default: Option<Quantization>,
     layers: BTreeMap<String, Option<Quantization>>,

@@ -56,3 +56,9 @@ pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
 }
+
+/// MLX's message, without the places in its source and in mlx-rs's that it ends with.
+pub(crate) fn without_place(message: &str) -> String {
+    let end = message.find(" at /").unwrap_or(message.len());
+    message[..end].trim_matches('"').to_owned()
+}

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
-use mlx_layers::{ParameterSource, Quantization};
+use mlx_layers::{AdaptedLayer, AdapterParameters, Form, ParameterSource, Quantization};
 use mlx_rs::Array;
+use mlx_rs::error::Exception;
 
+use crate::adapters::AdapterTensors;
+use crate::safetensors_file::without_place;
 use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
 
 /// The tensors of a checkpoint while a model is built from them.
@@ -15,7 +18,12 @@ use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
 pub struct CheckpointTensors<'a> {
     checkpoint: &'a Checkpoint,
     left: HashMap<String, Array>,
+    /// The tensors among them that came with the adapters, with how each is stored.
+    replaced: HashMap<String, TensorDtype>,
+    adapters: Option<AdapterTensors>,
     problems: Vec<TensorProblem>,
+    /// Why layers could not be brought into the checkpoint's form.
+    refused: Vec<TensorProblem>,
 }
 
 impl<'a> CheckpointTensors<'a> {
@@ -45,7 +53,17 @@ impl<'a> CheckpointTensors<'a> {
             })?;
             left.extend(tensors);
         }
-        Ok(Self { checkpoint, left, problems: Vec::new() })
+        let adapters = checkpoint.adapters.as_ref();
+        let mut adapters =
+            adapters.map(|adapters| AdapterTensors::open(adapters, checkpoint.headers())).transpose()?;
+        let replacements =
+            adapters.as_mut().map_or_else(Vec::new, |adapters| adapters.replacements(checkpoint.headers()));
+        let mut replaced = HashMap::new();
+        for (key, tensor, dtype) in replacements {
+            replaced.insert(key.clone(), dtype);
+            left.insert(key, tensor);
+        }
+        Ok(Self { checkpoint, left, replaced, adapters, problems: Vec::new(), refused: Vec::new() })
     }
 
     /// Ends the building of a model. `ignored` names the tensors that a checkpoint may hold though
@@ -54,10 +72,20 @@ impl<'a> CheckpointTensors<'a> {
     /// # Errors
     ///
     /// [`CheckpointError::Tensors`] with every tensor that is missing, left over, or has the wrong
-    /// shape or dtype.
+    /// shape or dtype. Otherwise [`CheckpointError::Adapters`] with everything of the adapters that the
+    /// model or their config has no place for, or that is missing.
     pub fn finish(mut self, ignored: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
-        let left = self.left.into_keys().filter(|key| !ignored(key));
+        let replaced = self.replaced.keys().filter(|key| self.left.contains_key(*key));
+        if let Some(adapters) = &mut self.adapters {
+            replaced.for_each(|key| adapters.unused(key.clone()));
+        }
+        let left = self.left.into_keys().filter(|key| !self.replaced.contains_key(key) && !ignored(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
+        if self.problems.is_empty() {
+            self.adapters.map_or(Ok(()), AdapterTensors::finish)?;
+            // Last, since a layer is also refused where its tensors are wrong.
+            self.problems = self.refused;
+        }
         if self.problems.is_empty() {
             return Ok(());
         }
@@ -82,7 +110,8 @@ impl<'a> CheckpointTensors<'a> {
             });
             return None;
         }
-        let stored = self.checkpoint.headers().get(key).map(|info| info.dtype);
+        let replaced = self.replaced.get(key).copied();
+        let stored = replaced.or_else(|| self.checkpoint.headers().get(key).map(|info| info.dtype));
         let quantization =
             |suffix| key.strip_suffix(suffix).and_then(|layer| self.checkpoint.quantization_of(layer));
         let (expected, allowed): (_, &[TensorDtype]) = if quantization(".weight").is_some() {
@@ -102,13 +131,7 @@ impl<'a> CheckpointTensors<'a> {
 }
 
 /// What parameters may be that are not quantized.
-const FLOATS: &str = "F32, F16 or BF16";
-
-/// MLX's message, without the places in its source and in mlx-rs's that it ends with.
-fn without_place(message: &str) -> String {
-    let end = message.find(" at /").unwrap_or(message.len());
-    message[..end].trim_matches('"').to_owned()
-}
+pub(crate) const FLOATS: &str = "F32, F16 or BF16";
 
 impl ParameterSource for CheckpointTensors<'_> {
     fn parameter(&mut self, key: &str, shape: &[i32]) -> Array {
@@ -123,5 +146,17 @@ impl ParameterSource for CheckpointTensors<'_> {
         }
         // Taken in full precision, its weight is then listed with the shape that it should have.
         None
+    }
+    fn adapter(&mut self, layer: &str, kind: AdaptedLayer) -> Option<AdapterParameters> {
+        self.adapters.as_mut()?.take(layer, kind)
+    }
+
+    fn form(&self) -> Form {
+        self.checkpoint.form
+    }
+
+    fn refuse(&mut self, layer: &str, problem: Exception) {
+        let problem = without_place(&problem.to_string());
+        self.refused.push(TensorProblem::Refused { key: layer.to_owned(), problem });
     }
 }

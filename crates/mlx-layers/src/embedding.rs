@@ -6,7 +6,7 @@ use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use crate::{Linear, Parameters};
+use crate::{AdaptedLayer, Linear, Parameters};
 
 /// A row of features for each token, with the table in full precision or quantized.
 ///
@@ -21,7 +21,12 @@ pub struct Embedding {
 impl Embedding {
     /// A table of `vocab_size` rows of `dims` features, its parameters taken from the source.
     pub fn new(parameters: Parameters<'_>, vocab_size: i32, dims: i32) -> Self {
-        Self { table: Linear::new(parameters, dims, vocab_size) }
+        let kind = |quantization: Option<_>| AdaptedLayer::Embedding {
+            rows: vocab_size,
+            dims,
+            quantized: quantization.is_some(),
+        };
+        Self { table: Linear::build(parameters, [vocab_size, dims], false, kind) }
     }
 
     /// The similarity of each vector to each token: logits, for models with tied embeddings.
@@ -32,20 +37,16 @@ impl Embedding {
     ///
     /// Where the last axis is not `D` long.
     pub fn as_linear(&mut self, x: &Array) -> Result<Array> {
-        self.table.forward(x)
+        let y = self.table.unadapted(x)?;
+        let Some(adapter) = self.table.adapter() else { return Ok(y) };
+        match adapter.magnitudes() {
+            None => adapter.add_to_similarities(&y, x),
+            Some(m) => adapter.magnified_similarities(&y, x, &self.table.whole_weight()?, m),
+        }
     }
-}
 
-impl Module<&Array> for Embedding {
-    type Output = Array;
-    type Error = Exception;
-
-    /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
-    ///
-    /// The rows have the dtype of the table (or, quantized, of its scales; bfloat16 in the modes of small
-    /// floats). An error where MLX cannot
-    /// index by these ids. An id outside the table is not noticed here, since that would need the ids on the host.
-    fn forward(&mut self, tokens: &Array) -> Result<Array> {
+    /// The rows without what an adapter changes.
+    fn rows(&self, tokens: &Array) -> Result<Array> {
         let rows = self.table.weight.try_index(tokens)?;
         match (self.table.quantization(), self.table.scales.as_ref()) {
             (Some(quantization), Some(scales)) => {
@@ -59,6 +60,25 @@ impl Module<&Array> for Embedding {
                 })
             }
             _ => Ok(rows),
+        }
+    }
+}
+
+impl Module<&Array> for Embedding {
+    type Output = Array;
+    type Error = Exception;
+
+    /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
+    ///
+    /// The rows have the dtype of the table (or, quantized, of its scales; bfloat16 in the modes of small
+    /// floats). An error where MLX cannot
+    /// index by these ids. An id outside the table is not noticed here, since that would need the ids on the host.
+    fn forward(&mut self, tokens: &Array) -> Result<Array> {
+        let rows = self.rows(tokens)?;
+        let Some(adapter) = self.table.adapter() else { return Ok(rows) };
+        match adapter.magnitudes() {
+            None => adapter.add_to_rows(&rows, tokens),
+            Some(m) => adapter.magnified_rows(&rows, tokens, m),
         }
     }
 

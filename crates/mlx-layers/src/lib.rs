@@ -7,7 +7,11 @@
 //! [`HeadNormAttention`] the attention of those that normalize queries and keys head by head.
 //! [`swiglu`], [`swiglu_fused`], [`geglu`] and the functions of [`heads`] are the pieces between the
 //! layers, and [`through_blocks`] is the way through a whole model.
+//!
+//! A source may also have adapters for layers ([`AdapterParameters`]: LoRA's or DoRA's). The layer then holds
+//! one beside its weight, or is built with it added to the weight ([`Form`]); a model does not know.
 
+mod adapter;
 mod attention;
 mod embedding;
 mod gated_mlp;
@@ -17,6 +21,7 @@ mod linear;
 mod parameters;
 mod stack;
 
+pub use adapter::{AdaptedLayer, AdapterParameters, Form, Magnitudes};
 pub use attention::{HeadNormAttention, HeadNormSettings};
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};

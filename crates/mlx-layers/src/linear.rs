@@ -1,33 +1,37 @@
 //! The linear layer.
 
-use mlx_quantization::{QuantizedView, quantized_matmul};
+use std::rc::Rc;
+
+use mlx_quantization::{QuantizedArray, QuantizedView, dequantize, quantize, quantized_matmul};
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::macros::ModuleParameters;
-use mlx_rs::module::{Module, Param};
+use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters, Param, Parameter};
 use mlx_rs::ops::{addmm, matmul};
 
-use crate::{Parameters, Quantization};
+use crate::adapter::{Adapter, first_magnitudes};
+use crate::{AdaptedLayer, Form, Magnitudes, Parameters, Quantization};
 
 /// `y = x Wᵀ`, or `y = x Wᵀ + b`, with the weight in full precision or quantized.
 ///
 /// The parameters have the names of a checkpoint: `weight`, `scales` and `biases` where it is
 /// quantized, and `bias` where the layer has one.
-#[derive(Debug, Clone, ModuleParameters)]
+///
+/// Where the source has an [adapter](crate::AdapterParameters) for the layer, its parameters `lora_a`, `lora_b`
+/// and perhaps `m` stand beside them, and `forward` adds what it changes. It is a child of the layer:
+/// `freeze_parameters(false)` freezes the layer's own parameters and leaves the adapter to be trained,
+/// `freeze_parameters(true)` freezes it too.
+#[derive(Debug, Clone)]
 pub struct Linear {
     /// `[O, I]`; quantized `[O, I * bits / 32]`, packed into uint32.
-    #[param]
     pub weight: Param<Array>,
     /// `[O, I / group_size]`, one for each group of a row; only where quantized.
-    #[param]
     pub scales: Param<Option<Array>>,
     /// `[O, I / group_size]`, what a group's zero stands for; only in the affine mode.
-    #[param]
     pub biases: Param<Option<Array>>,
     /// `[O]`, what is added to every output; only in a layer that has one.
-    #[param]
     pub bias: Param<Option<Array>>,
     quantization: Option<Quantization>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -37,8 +41,18 @@ impl Linear {
     }
 
     /// The same for a layer that may have a bias.
-    pub fn with_bias(mut parameters: Parameters<'_>, inputs: i32, outputs: i32, has_bias: bool) -> Self {
-        let shape = [outputs, inputs];
+    pub fn with_bias(parameters: Parameters<'_>, inputs: i32, outputs: i32, has_bias: bool) -> Self {
+        Self::build(parameters, [outputs, inputs], has_bias, |_| AdaptedLayer::Linear { inputs, outputs })
+    }
+
+    /// A layer with a weight of this shape. An adapter takes it, quantized or not, for what `kind` says.
+    pub(crate) fn build(
+        mut parameters: Parameters<'_>,
+        shape: [i32; 2],
+        has_bias: bool,
+        kind: impl FnOnce(Option<Quantization>) -> AdaptedLayer,
+    ) -> Self {
+        let [outputs, inputs] = shape;
         let quantization = parameters.quantization(inputs);
         let (weight, scales, biases) = match quantization {
             None => (parameters.take("weight", &shape), None, None),
@@ -50,12 +64,100 @@ impl Linear {
                 (weight, Some(scales), biases)
             }
         };
-        Self {
+        let mut layer = Self {
             weight: Param::new(weight),
             scales: Param::new(scales),
             biases: Param::new(biases),
             bias: Param::new(has_bias.then(|| parameters.take("bias", &[outputs]))),
             quantization,
+            adapter: None,
+        };
+        if let Err(problem) = layer.adapt(&mut parameters, kind(quantization)) {
+            parameters.refuse(problem);
+        }
+        layer
+    }
+
+    /// Takes the layer's adapter, if it has one, and the form that the source wants.
+    fn adapt(&mut self, parameters: &mut Parameters<'_>, kind: AdaptedLayer) -> Result<()> {
+        if let Some(found) = parameters.adapter(kind) {
+            let m = match found.magnitudes {
+                Magnitudes::None => None,
+                Magnitudes::Given(m) => Some(m),
+                Magnitudes::OfTheWeight => Some(first_magnitudes(&self.whole_weight()?, kind)?),
+            };
+            self.adapter = Some(Adapter::new(found.lora_a, found.lora_b, m, found.scale));
+        }
+        match (parameters.form(), self.adapter.take()) {
+            (Form::Adapted, adapter) => self.adapter = adapter,
+            (Form::Fused, None) => {}
+            (Form::FusedDequantized, None) => self.set_weight(self.whole_weight()?, None)?,
+            (form, Some(adapter)) => {
+                let whole = self.whole_weight()?;
+                let fused = match kind {
+                    AdaptedLayer::Linear { .. } => adapter.fused_linear(&whole)?,
+                    AdaptedLayer::Embedding { .. } => adapter.fused_table(&whole)?,
+                };
+                self.set_weight(fused, self.quantization.filter(|_| form == Form::Fused))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weight in full precision.
+    pub(crate) fn whole_weight(&self) -> Result<Array> {
+        match self.quantized() {
+            Some(weight) => dequantize(weight),
+            None => Ok((*self.weight).clone()),
+        }
+    }
+
+    fn set_weight(&mut self, whole: Array, quantization: Option<Quantization>) -> Result<()> {
+        let (weight, scales, biases) = match quantization {
+            None => (whole, None, None),
+            Some(quantization) => {
+                let QuantizedArray { packed, scales, biases, .. } = quantize(&whole, quantization)?;
+                (packed, Some(scales), biases)
+            }
+        };
+        self.quantization = quantization;
+        *self.weight = weight;
+        *self.scales = scales;
+        *self.biases = biases;
+        Ok(())
+    }
+
+    /// The weight where it is quantized.
+    fn quantized(&self) -> Option<QuantizedView<'_>> {
+        let (quantization, scales) = (self.quantization?, self.scales.as_ref().as_ref()?);
+        Some(QuantizedView {
+            packed: &self.weight,
+            scales,
+            biases: self.biases.as_ref().as_ref(),
+            quantization,
+        })
+    }
+
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// What the layer answers without its adapter.
+    pub(crate) fn unadapted(&self, x: &Array) -> Result<Array> {
+        let bias = self.bias.as_ref().as_ref();
+        match self.quantized() {
+            Some(weight) => {
+                let y = quantized_matmul(x, weight, true)?;
+                match bias {
+                    Some(bias) => y.add(bias),
+                    None => Ok(y),
+                }
+            }
+            // One operation, which rounds once: a product that is rounded before the sum has other bits.
+            None => match bias {
+                Some(bias) => addmm(bias, x, self.weight.t(), None, None),
+                None => matmul(x, self.weight.t()),
+            },
         }
     }
 
@@ -72,24 +174,93 @@ impl Module<&Array> for Linear {
     /// `[..., I]` to `[..., O]`, in the common dtype of `x` and the weight (or, quantized, of `x` and the
     /// scales; of `x` alone in the modes of small floats). An error where the last axis is not `I` long.
     fn forward(&mut self, x: &Array) -> Result<Array> {
-        let bias = self.bias.as_ref().as_ref();
-        match (self.quantization, self.scales.as_ref()) {
-            (Some(quantization), Some(scales)) => {
-                let biases = self.biases.as_ref().as_ref();
-                let weight = QuantizedView { packed: &self.weight, scales, biases, quantization };
-                let y = quantized_matmul(x, weight, true)?;
-                match bias {
-                    Some(bias) => y.add(bias),
-                    None => Ok(y),
-                }
-            }
-            // One operation, which rounds once: a product that is rounded before the sum has other bits.
-            _ => match bias {
-                Some(bias) => addmm(bias, x, self.weight.t(), None, None),
-                None => matmul(x, self.weight.t()),
-            },
+        let Some(adapter) = &self.adapter else { return self.unadapted(x) };
+        let Some(m) = adapter.magnitudes() else { return adapter.add_to_linear(&self.unadapted(x)?, x) };
+        let y = adapter.magnified_linear(x, &self.whole_weight()?, m)?;
+        match self.bias.as_ref() {
+            Some(bias) => y.add(bias),
+            None => Ok(y),
         }
     }
 
     fn training_mode(&mut self, _mode: bool) {}
+}
+
+impl Linear {
+    /// The layer's own parameters, without those of an adapter.
+    fn own(&self) -> [(&'static str, &dyn Parameter); 4] {
+        [("weight", &self.weight), ("scales", &self.scales), ("biases", &self.biases), ("bias", &self.bias)]
+    }
+
+    fn own_mut(&mut self) -> [&mut dyn Parameter; 4] {
+        [&mut self.weight, &mut self.scales, &mut self.biases, &mut self.bias]
+    }
+}
+
+/// The parameters of the adapter are among those of the layer, without a name in between, as in mlx-lm's files.
+impl ModuleParameters for Linear {
+    fn num_parameters(&self) -> usize {
+        let own: usize = self.own().iter().map(|(_, parameter)| parameter.count()).sum();
+        own + self.adapter.as_ref().map_or(0, ModuleParameters::num_parameters)
+    }
+
+    fn parameters(&self) -> ModuleParamRef<'_> {
+        let adapter = self.adapter.as_ref().map(ModuleParameters::parameters);
+        let mut all = adapter.unwrap_or_default();
+        for (name, parameter) in self.own() {
+            all.insert(name.into(), parameter.as_nested_value());
+        }
+        all
+    }
+
+    fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
+        let Self { weight, scales, biases, bias, adapter, .. } = self;
+        let adapter = adapter.as_mut().map(ModuleParameters::parameters_mut);
+        let mut all = adapter.unwrap_or_default();
+        let own: [(Rc<str>, &mut dyn Parameter); 4] = [
+            ("weight".into(), weight),
+            ("scales".into(), scales),
+            ("biases".into(), biases),
+            ("bias".into(), bias),
+        ];
+        for (name, parameter) in own {
+            all.insert(name, parameter.as_nested_value_mut());
+        }
+        all
+    }
+
+    fn trainable_parameters(&self) -> ModuleParamRef<'_> {
+        let adapter = self.adapter.as_ref().map(ModuleParameters::trainable_parameters);
+        let mut all = adapter.unwrap_or_default();
+        for (name, parameter) in self.own() {
+            if let Some(value) = parameter.as_trainable_nested_value() {
+                all.insert(name.into(), value);
+            }
+        }
+        all
+    }
+
+    fn freeze_parameters(&mut self, recursive: bool) {
+        self.own_mut().into_iter().for_each(|parameter| parameter.freeze(recursive));
+        if let Some(adapter) = self.adapter.as_mut().filter(|_| recursive) {
+            adapter.freeze_parameters(recursive);
+        }
+    }
+
+    fn unfreeze_parameters(&mut self, recursive: bool) {
+        self.own_mut().into_iter().for_each(|parameter| parameter.unfreeze(recursive));
+        if let Some(adapter) = self.adapter.as_mut().filter(|_| recursive) {
+            adapter.unfreeze_parameters(recursive);
+        }
+    }
+
+    fn all_frozen(&self) -> Option<bool> {
+        let own = self.own().iter().all(|(_, parameter)| parameter.is_frozen() == Some(true));
+        Some(own && self.adapter.as_ref().and_then(ModuleParameters::all_frozen).unwrap_or(true))
+    }
+
+    fn any_frozen(&self) -> Option<bool> {
+        let own = self.own().iter().any(|(_, parameter)| parameter.is_frozen() == Some(true));
+        Some(own || self.adapter.as_ref().and_then(ModuleParameters::any_frozen).unwrap_or(false))
+    }
 }

@@ -2,6 +2,9 @@
 
 use mlx_quantization::Quantization;
 use mlx_rs::Array;
+use mlx_rs::error::Exception;
+
+use crate::{AdaptedLayer, AdapterParameters, Form};
 
 /// A source of weights: a checkpoint, or a generator of fresh ones.
 ///
@@ -14,6 +17,20 @@ pub trait ParameterSource {
     /// How the weight of the layer with this full key, such as `model.layers.0.mlp.up_proj`, is
     /// quantized; `None` for full precision. `columns` is the length of its rows.
     fn quantization(&mut self, layer: &str, columns: i32) -> Option<Quantization>;
+
+    /// The adapter of the layer with this full key, if it has one.
+    fn adapter(&mut self, _layer: &str, _kind: AdaptedLayer) -> Option<AdapterParameters> {
+        None
+    }
+
+    /// What adapted and quantized layers are built as.
+    fn form(&self) -> Form {
+        Form::Adapted
+    }
+
+    /// Notes why the layer with this full key could not be brought into the [form](Self::form) that was asked
+    /// for. Only a source that has adapters, or another form than the first, is told.
+    fn refuse(&mut self, _layer: &str, _problem: Exception) {}
 }
 
 /// A view of a [`ParameterSource`] below one key.
@@ -66,7 +83,26 @@ impl<'a> Parameters<'a> {
 
     /// How the layer of this view is quantized; `columns` is the length of its weight's rows.
     pub(crate) fn quantization(&mut self, columns: i32) -> Option<Quantization> {
-        let layer = self.prefix.strip_suffix('.').unwrap_or(&self.prefix);
-        self.source.quantization(layer, columns)
+        self.source.quantization(layer(&self.prefix), columns)
     }
+
+    /// The adapter of the layer of this view.
+    pub(crate) fn adapter(&mut self, kind: AdaptedLayer) -> Option<AdapterParameters> {
+        self.source.adapter(layer(&self.prefix), kind)
+    }
+
+    /// What the layer is built as.
+    pub(crate) fn form(&self) -> Form {
+        self.source.form()
+    }
+
+    /// Notes why the layer of this view could not be adapted.
+    pub(crate) fn refuse(&mut self, problem: Exception) {
+        self.source.refuse(layer(&self.prefix), problem);
+    }
+}
+
+/// The key of the layer that owns this prefix.
+fn layer(prefix: &str) -> &str {
+    prefix.strip_suffix('.').unwrap_or(prefix)
 }

@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 use std::path::Path;
 
 pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo};
-pub use mlx_checkpoint::{Checkpoint, CheckpointError};
+pub use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError};
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,
     SavedCache, Snapshot,
@@ -113,7 +113,7 @@ pub fn load_with(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<
     load_checkpoint(&Checkpoint::open(folder)?, options)
 }
 
-/// The same for a checkpoint that is already open.
+/// The same for a checkpoint that is already open. Where it has adapters, those of the options take their place.
 ///
 /// # Errors
 ///
@@ -130,7 +130,39 @@ pub fn load_checkpoint(
         model_type: model_type.to_owned(),
         feature: row.feature,
     })?;
-    (architecture.load)(checkpoint, options)
+    match &options.adapters {
+        None => (architecture.load)(checkpoint, options),
+        Some(adapters) => {
+            (architecture.load)(&checkpoint.clone().with_adapters(Adapters::open(adapters)?), options)
+        }
+    }
+}
+
+/// How [`fuse`] writes a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FuseOptions {
+    /// Every layer in full precision. Otherwise an adapted layer that is quantized is quantized anew, as it was.
+    pub dequantize: bool,
+}
+
+/// Adds adapters to the weights of a checkpoint, and writes a checkpoint folder that loads without them.
+///
+/// The weights are those of mlx-lm's `fuse`, bit for bit. `out` must not exist; it appears when it is complete.
+/// The tokenizer's files come along.
+///
+/// # Errors
+///
+/// Those of [`load_with`], and [`CheckpointError::Exists`] and [`CheckpointError::Write`] for `out`.
+pub fn fuse(
+    folder: impl AsRef<Path>,
+    adapters: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &FuseOptions,
+) -> Result<(), LoadError> {
+    let adapters = Adapters::open(adapters)?;
+    let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
+    let model = load_checkpoint(&checkpoint, &LoadOptions::default())?;
+    Ok(checkpoint.save_as(out, model.parameters().flatten())?)
 }
 
 /// Compiles the README's example.
@@ -176,6 +208,21 @@ mod tests {
         let error = load(folder_of("lille-130m").path()).unwrap_err();
         assert!(matches!(error, LoadError::NotCompiledIn { feature: "lille-130m", .. }), "{error}");
         assert!(error.to_string().contains("feature `lille-130m`"), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "lille-130m")]
+    fn adapters_that_are_not_there_are_an_error() {
+        let folder = folder_of("lille-130m");
+        let options = LoadOptions { adapters: Some(folder.path().join("gone")), ..LoadOptions::default() };
+        let out = folder.path().join("out");
+        for error in [
+            load_with(folder.path(), &options).unwrap_err(),
+            fuse(folder.path(), folder.path().join("gone"), &out, &FuseOptions::default()).unwrap_err(),
+        ] {
+            assert!(matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapters { .. })), "{error:?}");
+        }
+        assert!(!out.exists());
     }
 
     #[test]

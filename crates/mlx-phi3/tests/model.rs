@@ -220,7 +220,7 @@ fn the_length_of_the_sequence_chooses_the_factors() {
     assert!(model(&plain()).rotates_alike(1, 60));
 
     // mlx-lm's rule knows no border, and differs where the text is short.
-    let options = LoadOptions { long_rope: LongRopeMode::MlxLm };
+    let options = LoadOptions { long_rope: LongRopeMode::MlxLm, ..LoadOptions::default() };
     let mut always_long = model_with(&long_rope(), &options);
     assert!(always_long.rotates_alike(8, 9));
     let mut by_length = long;

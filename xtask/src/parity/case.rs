@@ -44,6 +44,19 @@ pub(super) struct ModelCase {
     pub(super) calls: Vec<usize>,
     #[serde(default)]
     pub(super) longrope: LongRope,
+    /// A folder of adapters inside the case's.
+    pub(super) adapters: Option<String>,
+    /// Checkpoint folders inside the case's with the adapters fused into the weights.
+    #[serde(default)]
+    pub(super) fused: Vec<FusedCase>,
+}
+
+/// A checkpoint that the reference has fused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FusedCase {
+    pub(super) folder: String,
+    pub(super) dequantize: bool,
 }
 
 /// The arguments of a rotation, and the offsets that it is called with.

@@ -1,17 +1,21 @@
 //! Cases of kind `model`: a checkpoint's logits and greedy tokens.
 
+use std::path::Path;
+
 use mlx_models::generate::{GenerateOptions, Session, generate};
-use mlx_models::{CacheOptions, CausalLm, LoadOptions, Logits};
+use mlx_models::{CacheOptions, CausalLm, FuseOptions, LoadOptions, Logits};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{Comparison, compare};
+use mlx_testing::{Comparison, Tolerance, compare};
 
 use super::Found;
-use super::case::{Case, CaseError, ModelCase};
+use super::case::{Case, CaseError, FusedCase, ModelCase};
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
-    let mut model = mlx_models::load_with(&case.folder, &LoadOptions { long_rope: spec.longrope.into() })?;
+    let adapters = spec.adapters.as_ref().map(|adapters| case.folder.join(adapters));
+    let options = LoadOptions { long_rope: spec.longrope.into(), adapters };
+    let mut model = mlx_models::load_with(&case.folder, &options)?;
     let expected = case.tensor("logits")?;
     let found = logits(&mut *model, case.tensor("tokens")?, &spec.calls)?;
 
@@ -23,7 +27,53 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     if !comparison.is_equal() {
         return Ok(Found { worst, difference: Some(format!("logits: {comparison}")) });
     }
-    Ok(Found { worst, difference: greedy(&mut *model, case)? })
+    let mut difference = greedy(&mut *model, case)?;
+    for fused in &spec.fused {
+        if difference.is_none() {
+            difference = fusing(case, spec, fused)?;
+        }
+    }
+    Ok(Found { worst, difference })
+}
+
+/// Fuses the adapters as a user would, and compares the folder that comes of it with the reference's.
+fn fusing(case: &Case, spec: &ModelCase, fused: &FusedCase) -> Result<Option<String>, CaseError> {
+    let io = |source| CaseError::Io { file: case.folder.clone(), source };
+    let adapters = spec
+        .adapters
+        .as_ref()
+        .ok_or_else(|| CaseError::Reference { problem: "fused needs adapters".to_owned() })?;
+    let scratch = tempfile::tempdir().map_err(io)?;
+    let out = scratch.path().join("fused");
+    let options = FuseOptions { dequantize: fused.dequantize };
+    mlx_models::fuse(&case.folder, case.folder.join(adapters), &out, &options)?;
+    mlx_models::load(&out)?;
+
+    let read = |folder: &Path| {
+        Array::load_safetensors(folder.join("model.safetensors"))
+            .map_err(|e| CaseError::Reference { problem: format!("{}: {e}", fused.folder) })
+    };
+    let (mut found, expected) = (read(&out)?, read(&case.folder.join(&fused.folder))?);
+    for (key, expected) in &expected {
+        let Some(found) = found.remove(key) else {
+            return Ok(Some(format!("{}: {key} is missing", fused.folder)));
+        };
+        let tolerance = case.tolerance(expected.dtype());
+        let is_float = matches!(expected.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
+        // On another device a weight may fall on the other side of a border between two numbers.
+        if !is_float && tolerance != Tolerance::Exact {
+            continue;
+        }
+        let widened = |array: &Array| match array.dtype() {
+            Dtype::Uint8 => array.as_dtype(Dtype::Uint32),
+            _ => Ok(array.clone()),
+        };
+        let comparison = compare(&widened(&found)?, &widened(expected)?, tolerance)?;
+        if !comparison.is_equal() {
+            return Ok(Some(format!("{}: {key}: {comparison}", fused.folder)));
+        }
+    }
+    Ok(found.into_keys().next().map(|key| format!("{}: {key} is too much", fused.folder)))
 }
 
 /// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh session.

@@ -8,19 +8,34 @@ use tempfile::TempDir;
 /// A copy of one of the project's cases, to damage.
 fn case(name: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(crate::root().join("xtask/cases").join(name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    copy_folder(&crate::root().join("xtask/cases").join(name), copy.path());
     copy
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, to) = {
+            let entry = entry.unwrap();
+            (entry.path(), to.join(entry.file_name()))
+        };
+        if from.is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_folder(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
 fn edit(folder: &Path, edit: impl FnOnce(&mut HashMap<String, Array>)) {
-    let file = folder.join("reference.safetensors");
-    let mut tensors = Array::load_safetensors(&file).unwrap();
+    edit_file(&folder.join("reference.safetensors"), edit);
+}
+
+fn edit_file(file: &Path, edit: impl FnOnce(&mut HashMap<String, Array>)) {
+    let mut tensors = Array::load_safetensors(file).unwrap();
     mlx_rs::transforms::eval(tensors.values()).unwrap();
     edit(&mut tensors);
-    Array::save_safetensors(&tensors, None, &file).unwrap();
+    Array::save_safetensors(&tensors, None, file).unwrap();
 }
 
 fn replace(folder: &Path, file: &str, from: &str, to: &str) {
@@ -101,6 +116,44 @@ fn a_wrong_greedy_token_is_found() {
         tensors.insert("greedy_tokens".to_owned(), Array::from_slice(&tokens, &[tokens.len() as i32]));
     });
     assert_fails(folder.path(), "greedy token 3");
+}
+
+#[test]
+fn adapters_are_part_of_a_case() {
+    let key = "model.layers.1.self_attn.q_proj.lora_b";
+    let folder = case("lora_q4");
+    assert!(run(folder.path()).passed);
+    edit_file(&folder.path().join("adapters/adapters.safetensors"), |tensors| {
+        let twice = tensors[key].multiply(Array::from_f32(2.0)).unwrap();
+        tensors.insert(key.to_owned(), twice);
+    });
+    assert_fails(folder.path(), "logits: worst");
+    fs::remove_dir_all(folder.path().join("adapters")).unwrap();
+    assert_fails(folder.path(), "holds no adapters");
+}
+
+#[test]
+fn fused_weights_are_part_of_a_case() {
+    for (name, edited, needle) in [
+        (
+            "fused",
+            "model.layers.1.self_attn.q_proj.scales",
+            "fused: model.layers.1.self_attn.q_proj.scales: worst",
+        ),
+        ("fused_dequantized", "model.norm.weight", "fused_dequantized: model.norm.weight: worst"),
+    ] {
+        let folder = case("lora_q4");
+        let file = folder.path().join(name).join("model.safetensors");
+        edit_file(&file, |tensors| {
+            let more = tensors[edited].add(Array::from_f32(1.0)).unwrap();
+            let more = more.as_dtype(tensors[edited].dtype()).unwrap();
+            tensors.insert(edited.to_owned(), more);
+        });
+        assert_fails(folder.path(), needle);
+        edit_file(&file, |tensors| drop(tensors.remove("model.norm.weight")));
+        replace(folder.path(), "case.json", "\"exact\"", "\"close\", \"rtol\": 9.0, \"atol\": 9.0");
+        assert_fails(folder.path(), "model.norm.weight is too much");
+    }
 }
 
 #[test]

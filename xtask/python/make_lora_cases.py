@@ -1,0 +1,212 @@
+"""Makes the parity cases of adapters: tiny checkpoints with an adapter folder, and what mlx-lm computes with both.
+
+What: folders as `make_gemma3_cases.py` makes them, some of OLMo 3 for their biases, with a folder `adapters` as mlx-lm's
+training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of which only config and
+weights are kept.
+
+Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models with their adapters,
+and from what it fuses.
+
+How to run, from the repository root:
+
+    python xtask/python/make_lora_cases.py --out xtask/cases
+
+`--check` compares, as in `make_cases.py`. `--load FOLDER ADAPTERS` writes nothing either: it loads adapters with mlx-lm,
+wherever they come from, and prints how far they move the logits of a few tokens.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import make_gemma3_cases
+import make_olmo3_cases
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.utils
+import numpy as np
+import sliding_cases
+from make_cases import PROMPT_LENGTH, greedy_tokens, logits_by_calls
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from parity_cases import argument_parser, demand_own_blas, finish, write_description
+
+GEMMA3 = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
+EMBEDDING = "model.embed_tokens"
+HEAD = ["self_attn.q_proj", "mlp.up_proj", "lm_head", "model.layers.0.mlp.down_proj"]
+BIAS, BIASED = {"attention_bias": True}, ["self_attn.q_proj", "self_attn.o_proj"]
+MADE_BY = "xtask/python/make_lora_cases.py"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder to make: a base of another script, and its adapters."""
+
+    name: str
+    base: sliding_cases.Case
+    calls: list[int]
+    kind: str = "lora"
+    num_layers: int = -1
+    lora: dict = field(default_factory=dict)
+    adapter_dtype: mx.Dtype = mx.float32
+    fuse: bool = False
+
+
+def gemma3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+    return make_gemma3_cases.case("base", seed, [1], {"num_hidden_layers": 3} | (config or {}), **rest)
+
+
+def olmo3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+    return make_olmo3_cases.case("base", seed, [1], config, **rest)
+
+
+def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> dict:
+    return {"rank": rank, "scale": scale, "dropout": 0.05} | ({} if keys is None else {"keys": keys})
+
+
+ROWS = parameters([EMBEDDING], scale=2.0)
+ROWS_AND_LAYERS = parameters([EMBEDDING, "mlp.up_proj"], scale=2.0)
+Q4 = {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32}}
+Q8 = {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}}
+MXFP4 = {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}
+CALLS = [9, 1, 1, 4]
+CASES = [
+    Case("lora_f32", gemma3(2), CALLS, lora=parameters(GEMMA3)),
+    Case("lora_f16_last_layers", gemma3(17, dtype=mx.float16), CALLS, num_layers=2, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_every_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, lora=parameters(None, 8, 20.0)),
+    Case("lora_bf16_adapters", gemma3(2), CALLS, lora=parameters(GEMMA3), adapter_dtype=mx.bfloat16),
+    Case("lora_q4", gemma3(2, **Q4), CALLS, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_mxfp4", gemma3(23, **MXFP4), CALLS, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_bias_q4", olmo3(25, BIAS, **Q4), CALLS, num_layers=2, lora=parameters(BIASED), fuse=True),
+    Case("lora_head_q8", gemma3(4, tied=False, **Q8), CALLS, num_layers=3, lora=parameters(HEAD)),
+    Case("lora_embedding_f32", gemma3(38), CALLS, num_layers=1, lora=ROWS_AND_LAYERS),
+    Case("lora_embedding_bf16", gemma3(38, dtype=mx.bfloat16), CALLS, lora=ROWS, fuse=True),
+    Case("lora_embedding_q4", gemma3(38, **Q4), CALLS, lora=ROWS, fuse=True),
+    Case("dora_f32", gemma3(29), CALLS, kind="dora", lora=parameters(GEMMA3)),
+    Case("dora_bf16", gemma3(37, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(None), fuse=True),
+    Case("dora_q4", gemma3(12, **Q4), CALLS, kind="dora", lora=parameters(GEMMA3), fuse=True),
+    Case("dora_mxfp4", gemma3(5, **MXFP4), CALLS, kind="dora", lora=parameters(GEMMA3)),
+    Case("dora_bias", olmo3(39, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED), fuse=True),
+    Case("dora_embedding_f32", gemma3(38), CALLS, kind="dora", lora=ROWS),
+    Case("dora_embedding_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="dora", lora=ROWS, fuse=True),
+    Case("full_last_layer_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
+]
+
+
+def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
+    """What `mlx_lm lora` leaves, with random numbers in place of trained ones."""
+    model, _ = mlx_lm.utils.load_model(folder)
+    model.freeze()
+    if case.kind == "full":
+        for layer in model.layers[-max(case.num_layers, 0) :]:
+            layer.unfreeze()
+    else:
+        linear_to_lora_layers(model, case.num_layers, case.lora, use_dora=case.kind == "dora")
+    rng = np.random.default_rng([case.base.seed, 2])
+    trained = []
+    for name, weight in sorted(tree_flatten(model.trainable_parameters())):
+        noise = mx.array(rng.standard_normal(weight.shape, dtype=np.float32))
+        if name.endswith("lora_a"):
+            new = noise / np.sqrt(weight.shape[0 if "embed_tokens" not in name else 1])
+        elif name.endswith("lora_b"):
+            new = 0.04 * noise
+        else:
+            new = weight.astype(mx.float32) * (1 + 0.05 * noise)
+        dtype = weight.dtype if case.kind == "full" or name.endswith(".m") else case.adapter_dtype
+        trained.append((name, new.astype(dtype)))
+    model.update(tree_unflatten(trained))
+    adapters.mkdir()
+    config = {"fine_tune_type": case.kind, "num_layers": case.num_layers, "model": "base", "train": True}
+    config["lora_parameters"] = None if case.kind == "full" else case.lora
+    mlx_lm.utils.save_config(config, adapters / "adapter_config.json")
+    mx.save_safetensors(str(adapters / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
+
+
+def adapted_model(folder: Path, adapters: Path) -> tuple[nn.Module, dict]:
+    """As `mlx_lm.load` loads both, without a tokenizer."""
+    model, config = mlx_lm.utils.load_model(folder)
+    model = load_adapters(model, str(adapters))
+    model.eval()
+    return model, config
+
+
+def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> None:
+    """What `mlx_lm.fuse.main` does between loading and the tokenizer."""
+    model, config = adapted_model(folder, adapters)
+    if fused := [(n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")]:
+        model.update_modules(tree_unflatten(fused))
+    if dequantize:
+        model = mlx_lm.utils.dequantize_model(model)
+        config.pop("quantization", None)
+        config.pop("quantization_config", None)
+    out.mkdir()
+    mlx_lm.utils.save_model(out, model)
+    (out / "model.safetensors.index.json").unlink()
+    mlx_lm.utils.save_config(config, out / "config.json")
+
+
+def make_case(case: Case, folder: Path) -> None:
+    """Writes the whole folder of one case."""
+    folder.mkdir()
+    sliding_cases.save_checkpoint(case.base, folder)
+    save_adapters(case, folder, folder / "adapters")
+    names = ["fused", "fused_dequantized"] if case.fuse and case.base.quantize else ["fused"] if case.fuse else []
+    fused = {name: name == "fused_dequantized" for name in names}
+    for name, dequantize in fused.items():
+        save_fused(folder, folder / "adapters", folder / name, dequantize)
+
+    model, config = adapted_model(folder, folder / "adapters")
+    rng = np.random.default_rng([case.base.seed, 1])
+    tokens = mx.array(rng.integers(0, config["vocab_size"], (1, sum(case.calls)), dtype=np.int32))
+    prompt = mx.array(rng.integers(0, config["vocab_size"], PROMPT_LENGTH, dtype=np.int32))
+    logits = logits_by_calls(model, tokens, case.calls)
+    without = logits_by_calls(mlx_lm.utils.load_model(folder)[0], tokens, case.calls)
+    if not mx.abs(logits.astype(mx.float32) - without.astype(mx.float32)).max() > 0.5:
+        raise SystemExit(f"{case.name}: the adapters hardly change the logits")
+    reference = {
+        "tokens": tokens,
+        "logits": logits,
+        "greedy_prompt": prompt,
+        "greedy_tokens": mx.array(greedy_tokens(model, prompt, case.name), dtype=mx.int32),
+    }
+    mx.save_safetensors(str(folder / "reference.safetensors"), reference)
+    write_description(
+        folder,
+        case.name,
+        "model",
+        MADE_BY,
+        seed=case.base.seed,
+        calls=case.calls,
+        adapters="adapters",
+        fused=[{"folder": name, "dequantize": dequantize} for name, dequantize in fused.items()],
+    )
+
+
+def load(folder: Path, adapters: Path) -> int:
+    """Loads adapters with mlx-lm, and says what they change. Returns the exit status."""
+    tokens = mx.arange(12)[None]
+    adapted = adapted_model(folder, adapters)[0](tokens).astype(mx.float32)
+    plain = mlx_lm.utils.load_model(folder)[0](tokens).astype(mx.float32)
+    config = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))
+    moved = mx.abs(adapted - plain).max().item()
+    print(f"{config['fine_tune_type']}: logits move by up to {moved:.4f}")
+    return 0 if moved > 0 else 1
+
+
+def main() -> int:
+    if "--load" in sys.argv:
+        parser = argparse.ArgumentParser(description="Loads adapters with mlx-lm.")
+        parser.add_argument("--load", nargs=2, type=Path, metavar=("FOLDER", "ADAPTERS"))
+        return load(*parser.parse_args().load)
+    parser = argument_parser(__doc__)
+    args = parser.parse_args()
+    demand_own_blas(parser)
+    made = {case.name: partial(make_case, case) for case in CASES}
+    return finish(made, {name: args.out / name for name in made}, args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
