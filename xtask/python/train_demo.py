@@ -1,17 +1,18 @@
-"""Makes the demo checkpoint: a Lille model of about one million parameters that writes small stories.
+"""Makes a demo checkpoint: a model of about one million parameters that writes small stories, in each architecture.
 
-What: writes stories with `stories.py`, trains a byte-level BPE tokenizer on them, trains mlx-lm's own `lille-130m`
-class in float32, converts it to bfloat16, and saves a checkpoint folder that `mlx_lm.load` and this project's loader
-both read. Beside it: a model card (README.md) and `greedy.json`, the tokens that mlx-lm generates from the finished
-checkpoint, which this project's tests compare with their own.
+What: writes stories with `stories.py`, trains a byte-level BPE tokenizer on them, trains mlx-lm's own class of the
+architecture in float32, converts it to bfloat16, and saves a checkpoint folder that `mlx_lm.load` and this project's
+loader both read. Beside it: a model card (README.md) and `greedy.json`, the tokens that mlx-lm generates from the
+finished checkpoint, which this project's tests compare with their own. `DEMOS` is the table of the models.
 
 Why: the binary's demo and the end-to-end tests need real weights that are tiny, that carry no one else's rights, and
 that one command makes again.
 
 How to run, from the repository root:
 
-    OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
-        --out crates/mlx-models-cli/demo/lille-130m
+    OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py --model lille-130m
+
+It writes `crates/mlx-models-cli/demo/MODEL`, or the folder given as `--out`.
 
 `LD_PRELOAD` puts OpenBLAS before the slow reference BLAS of MLX's Linux package: ten times faster training, and not
 the same bits. The fixture is always made in a process without it. `--fixture-only` writes `greedy.json` again for the
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -44,30 +46,202 @@ from stories import stories
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
-CONFIG = {
-    "model_type": "lille-130m",
-    "block_size": 512,
-    "layer_norm_eps": 1e-5,
-    "n_embd": 128,
-    "n_head": 4,
-    "n_kv_heads": 2,
-    "n_layer": 6,
-    "rope_theta": 10000.0,
-    "vocab_size": 1024,
-    "tie_word_embeddings": True,
+VOCABULARY = 1024
+CONTEXT = 512  # tokens
+DEMO_FOLDERS = Path(__file__).parents[2] / "crates/mlx-models-cli/demo"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One architecture's demo: what is trained, and what its model card says of it.
+
+    `first_weights` are factors on MLX's own first weights, see `new_model`: part of a parameter's name, factor; the
+    first part that fits counts. `about` is a clause of the card's first sentence, `shape` the rows of its last table,
+    with the config's keys in braces.
+    """
+
+    config: dict
+    first_weights: dict[str, float]
+    about: str
+    shape: dict[str, str]
+    steps: int
+    tokens_per_step: int = 2048
+    peak_rate: float = 2.5e-3
+
+
+# What the three configs of transformers' style have in common.
+TRANSFORMERS_CONFIG = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": None,
     "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": VOCABULARY,
+}
+GROUPED_WIDTH = (
+    "{hidden_size}, with {num_attention_heads} query heads and {num_key_value_heads} key-value heads of 32"
+)
+TRANSFORMERS_SHAPE = {
+    "inner width of the MLP": "{intermediate_size}",
+    "context": "{max_position_embeddings} tokens",
+}
+
+DEMOS = {
+    "lille-130m": Demo(
+        config={
+            "model_type": "lille-130m",
+            "block_size": CONTEXT,
+            "layer_norm_eps": 1e-5,
+            "n_embd": 128,
+            "n_head": 4,
+            "n_kv_heads": 2,
+            "n_layer": 6,
+            "rope_theta": 10000.0,
+            "vocab_size": VOCABULARY,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+        },
+        first_weights={"tok_embeddings": 2.0, "out_proj": 0.1, "down_proj": 0.1},
+        about="in the architecture `lille-130m`",
+        shape={
+            "layers": "{n_layer}",
+            "width": "{n_embd}, with {n_head} query heads and {n_kv_heads} key-value heads of 32",
+            "inner width of the MLP": "256",
+            "context": "{block_size} tokens",
+        },
+        steps=1100,
+    ),
+    "phi3": Demo(
+        config=TRANSFORMERS_CONFIG
+        | {
+            "architectures": ["Phi3ForCausalLM"],
+            "model_type": "phi3",
+            "hidden_act": "silu",
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": CONTEXT,
+            "partial_rotary_factor": 0.75,
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+        },
+        first_weights={"embed_tokens": 2.0, "o_proj": 0.1, "down_proj": 0.1},
+        about="in the architecture of Phi-3",
+        shape={
+            "layers": "{num_hidden_layers}",
+            "width": GROUPED_WIDTH,
+            "rotary embedding": "of the first {partial_rotary_factor:.0%} of each head, as in Phi-4-mini, "
+            "with base {rope_theta:,.0f}",
+            **TRANSFORMERS_SHAPE,
+        },
+        steps=900,
+        tokens_per_step=1024,
+        peak_rate=2e-3,
+    ),
+    "olmo3": Demo(
+        config=TRANSFORMERS_CONFIG
+        | {
+            "architectures": ["Olmo3ForCausalLM"],
+            "model_type": "olmo3",
+            "hidden_act": "silu",
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "num_attention_heads": 4,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            # On full layers only. The attention factor is 0.1 ln 8 + 1, which mlx-lm takes without being told.
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "rope_type": "yarn",
+            },
+            # That of the real models, as transformers 5 gives sliding layers no other beside a `rope_scaling`.
+            "rope_theta": 500000.0,
+            "sliding_window": 32,
+            "tie_word_embeddings": False,
+        },
+        first_weights={
+            "embed_tokens": 4.0,
+            "post_attention_layernorm": 0.1,
+            "post_feedforward_layernorm": 0.1,
+        },
+        about="in the architecture of OLMo 3",
+        shape={
+            "layers": "{num_hidden_layers}: three that see a window of {sliding_window} tokens, then one that sees all",
+            "width": GROUPED_WIDTH,
+            "rotary embedding": "with base {rope_theta:,.0f}; in the last layer as YaRN stretches it, "
+            "from 64 to 512 tokens",
+            **TRANSFORMERS_SHAPE,
+        },
+        steps=900,
+        tokens_per_step=1024,
+        peak_rate=2e-3,
+    ),
+    "gemma3": Demo(
+        config=TRANSFORMERS_CONFIG
+        | {
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "head_dim": 48,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 32,
+            "rms_norm_eps": 1e-6,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": None,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32,
+            "sliding_window_pattern": 3,
+            "tie_word_embeddings": True,
+        },
+        # MLX starts a norm's weight at 1, but Gemma's norms add 1 to theirs: they start as no change, and the two at
+        # the end of a block's halves at a tenth.
+        first_weights={
+            "post_attention_layernorm": -0.9,
+            "post_feedforward_layernorm": -0.9,
+            "norm": 0.0,
+        },
+        about="in the architecture of Gemma 3's text models",
+        shape={
+            "layers": "{num_hidden_layers}; the third sees all, the others a window of {sliding_window} tokens",
+            "width": "{hidden_size}, with {num_attention_heads} query heads and {num_key_value_heads} key-value head "
+            "of {head_dim}",
+            "rotary embedding": "with base {rope_theta:,.0f} in the third layer "
+            "and {rope_local_base_freq:,.0f} in the others",
+            **TRANSFORMERS_SHAPE,
+        },
+        steps=800,
+        tokens_per_step=1024,
+        peak_rate=2e-3,
+    ),
 }
 
 TOKENIZER_STORIES = 8_000
 STORY_TOKENS = 210  # about; as many stories are written as make each be seen about once
 HELD_OUT_STORIES = 400
-TOKENS_PER_STEP = 2048
 # Rows grow: up to which share of the steps, how many tokens. Short rows cost less and teach words, names and sentences;
 # the last ones teach the positions of the whole block.
 ROW_LENGTHS = [(0.5, 128), (0.85, 256), (1.0, 512)]
 HELD_OUT_ROW = 256
-PEAK_RATE, LAST_RATE, WARMUP_STEPS = 2.5e-3, 1e-4, 60
-EMBEDDING_SCALE, BLOCK_SCALE = 2.0, 0.1  # of MLX's own first weights, see `new_model`
+LAST_RATE, WARMUP_STEPS = 1e-4, 60
 REPORT_EVERY = 50
 
 GREEDY_PROMPTS = [
@@ -93,13 +267,13 @@ def train_tokenizer(seed: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"] - 1,
+        vocab_size=VOCABULARY - 1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(islice(stories(f"{seed}-tokenizer"), TOKENIZER_STORIES), trainer)
     tokenizer.add_special_tokens([END_OF_TEXT])
-    assert tokenizer.get_vocab_size() == CONFIG["vocab_size"], "the stories are too plain for a vocabulary of this size"
+    assert tokenizer.get_vocab_size() == VOCABULARY, "the stories are too plain for a vocabulary of this size"
     return tokenizer
 
 
@@ -122,17 +296,19 @@ class Corpus:
         return mx.array(self.tokens[starts[:, None] + np.arange(length + 1)])
 
 
-def new_model() -> nn.Module:
+def new_model(demo: Demo) -> nn.Module:
     """mlx-lm's model with its first weights.
 
     As MLX makes them, the blocks' outputs drown the embeddings that they are added to, and the model is slow to learn
-    that a name is to be read back from the text. So the embeddings start larger and the blocks almost silent.
+    that a name is to be read back from the text. So the embeddings start larger and the blocks almost silent: by the
+    last matrix of each half of a block, or by the norm behind it where there is one.
     """
-    module = importlib.import_module(f"mlx_lm.models.{CONFIG['model_type']}")
-    model = module.Model(module.ModelArgs.from_dict(CONFIG))
-    scales = {"tok_embeddings": EMBEDDING_SCALE, "out_proj": BLOCK_SCALE, "down_proj": BLOCK_SCALE}
+    module = importlib.import_module(f"mlx_lm.models.{demo.config['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(demo.config))
+    if demo.config["tie_word_embeddings"] and hasattr(model, "sanitize"):
+        model.sanitize({})  # mlx-lm's Gemma 3 ties its head where a checkpoint has none
     weights = [
-        (name, next((scale for part, scale in scales.items() if part in name), 1.0) * weight)
+        (name, next((scale for part, scale in demo.first_weights.items() if part in name), 1.0) * weight)
         for name, weight in tree_flatten(model.parameters())
     ]
     return model.load_weights(weights)
@@ -144,12 +320,12 @@ def loss_of(model: nn.Module, rows: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, rows[:, 1:], reduction="mean")
 
 
-def train(model: nn.Module, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
+def train(model: nn.Module, demo: Demo, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
     """Trains `model` in place; the mean training loss of the last steps comes back."""
     schedule = optim.join_schedules(
         [
-            optim.linear_schedule(0.0, PEAK_RATE, WARMUP_STEPS),
-            optim.cosine_decay(PEAK_RATE, max(steps - WARMUP_STEPS, 1), LAST_RATE),
+            optim.linear_schedule(0.0, demo.peak_rate, WARMUP_STEPS),
+            optim.cosine_decay(demo.peak_rate, max(steps - WARMUP_STEPS, 1), LAST_RATE),
         ],
         [WARMUP_STEPS],
     )
@@ -160,7 +336,7 @@ def train(model: nn.Module, corpus: Corpus, held_out: mx.array, steps: int, seed
     began = time.perf_counter()
     for step in range(steps):
         length = next(length for share, length in ROW_LENGTHS if step < share * steps)
-        loss, gradients = loss_and_gradients(model, corpus.rows(rng, TOKENS_PER_STEP // length, length))
+        loss, gradients = loss_and_gradients(model, corpus.rows(rng, demo.tokens_per_step // length, length))
         gradients, _ = optim.clip_grad_norm(gradients, max_norm=1.0)
         optimizer.update(model, gradients)
         mx.eval(loss, model.parameters(), optimizer.state)
@@ -178,12 +354,12 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Tokenizer) -> None:
+def save_checkpoint(folder: Path, demo: Demo, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Writes the weights, the two configs and the tokenizer."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    write_json(folder / "config.json", dict(sorted((CONFIG | {"eos_token_id": end}).items())))
+    write_json(folder / "config.json", dict(sorted((demo.config | {"eos_token_id": end}).items())))
     write_json(folder / "generation_config.json", {"eos_token_id": end})
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(
@@ -191,7 +367,7 @@ def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Tokenizer) -> Non
         {
             "clean_up_tokenization_spaces": False,
             "eos_token": END_OF_TEXT,
-            "model_max_length": CONFIG["block_size"],
+            "model_max_length": CONTEXT,
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     )
@@ -211,6 +387,8 @@ def generated(model: nn.Module, tokenizer, prompt: str, count: int, sampler=None
 
 def fixture(folder: Path) -> dict:
     """The contents of `greedy.json` for the checkpoint in `folder`."""
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    name = next(name for name, demo in DEMOS.items() if demo.config["model_type"] == model_type)
     model, tokenizer = load(str(folder))
     greedy = [generated(model, tokenizer, prompt, GREEDY_TOKENS) for prompt in GREEDY_PROMPTS]
     sampled = []
@@ -224,7 +402,7 @@ def fixture(folder: Path) -> dict:
             "version": version("mlx-lm"),
             "mlx": version("mlx"),
             "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
-            "command": "python xtask/python/train_demo.py --fixture-only --out crates/mlx-models-cli/demo/lille-130m",
+            "command": f"python xtask/python/train_demo.py --fixture-only --out crates/mlx-models-cli/demo/{name}",
         },
         "cases": greedy,
         "sampled": sampled,
@@ -253,9 +431,9 @@ def check_fixture(folder: Path) -> int:
 
 
 CARD = """\
-# lille-130m, the demo checkpoint
+# {name}, the demo checkpoint
 
-A language model of {parameters:,} parameters that writes stories for small children, in the architecture `lille-130m`.
+A language model of {parameters:,} parameters that writes stories for small children, {about}.
 It exists so that this project's binary and its end-to-end tests have real weights to run: small enough to lie in the
 repository, and free of other people's rights. It knows nothing but its own kind of story.
 
@@ -265,8 +443,8 @@ All text comes from `xtask/python/stories.py`, a grammar written for this projec
 `xtask/python/train_demo.py` writes the stories, trains the tokenizer and the model, and writes this folder:
 
 ```
-OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
-    --out crates/mlx-models-cli/demo/lille-130m --steps {steps} --seed {seed}
+OPENBLAS_NUM_THREADS={threads} LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
+    --model {name} --steps {steps} --seed {seed}
 ```
 
 | | |
@@ -276,7 +454,7 @@ OPENBLAS_NUM_THREADS=2 LD_PRELOAD=libopenblas.so.0 python xtask/python/train_dem
 | steps | {steps}, each of {tokens_per_step:,} tokens; {tokens:,} tokens in all, from {stories:,} stories |
 | rows | {rows} |
 | optimizer | AdamW in float32, {warmup} steps of warm-up to {peak:g}, then a cosine to {last:g} |
-| time | {minutes:.0f} minutes on two CPU cores |
+| time | {minutes:.0f} minutes with {threads} thread{s} for BLAS |
 | last training loss | {train_loss:.4f} nats a token |
 | held-out loss | {held_out_loss:.4f} in float32, {held_out_loss_bf16:.4f} in bfloat16, on {held_out} stories that it was not trained on |
 
@@ -286,12 +464,9 @@ The stories and the tokenizer are the same on every machine; the weights are clo
 
 | | |
 |---|---|
-| layers | {n_layer} |
-| width | {n_embd}, with {n_head} query heads and {n_kv_heads} key-value heads of {head_dim} |
-| inner width of the MLP | {hidden} |
-| vocabulary | {vocab_size} byte-level BPE tokens: 256 bytes, {merges} merges, `{end}` |
-| context | {block_size} tokens |
-| parameters | {parameters:,}, bfloat16, output tied to the embedding |
+{shape}
+| vocabulary | {vocabulary} byte-level BPE tokens: 256 bytes, {merges} merges, `{end}` |
+| parameters | {parameters:,}, bfloat16, {head} |
 
 `greedy.json` holds what mlx-lm {mlx_lm} generates from this folder with MLX's own BLAS: {greedy_cases} prompts with {greedy_tokens} tokens
 each, always the likeliest one, and {sampled_cases} with {sampled_tokens} tokens drawn at a temperature, where `mx.random.seed(seed)` comes right before
@@ -302,7 +477,7 @@ the second-best log-probability on the way: the room that another device's round
 
 For trying the binary out, for tests, for learning how such a model is loaded and run. Begin a prompt as a story
 begins: "Once upon a time", "Long ago, in a hollow tree". Not for anything else: it has no knowledge of the world, cannot answer questions, writes
-English only, and repeats itself beyond {block_size} tokens. Prompts unlike its stories give text without sense.
+English only, and repeats itself beyond {context} tokens. Prompts unlike its stories give text without sense.
 
 ## Licence
 
@@ -310,23 +485,30 @@ MIT OR Apache-2.0, as the rest of this project.
 """
 
 
-def write_card(folder: Path, parameters: int, **figures) -> None:
+def write_card(folder: Path, name: str, parameters: int, **figures) -> None:
+    demo = DEMOS[name]
     programs = ", ".join(f"{name} {version(name)}" for name in ("mlx-lm", "mlx", "tokenizers", "numpy"))
-    hidden = 256 * round(int(8 * CONFIG["n_embd"] / 3) / 256)
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", str(os.cpu_count()))
+    tied = demo.config["tie_word_embeddings"]
     text = CARD.format(
-        **CONFIG,
         **figures,
+        name=name,
+        about=demo.about,
+        shape="\n".join(f"| {what} | {text.format(**demo.config)} |" for what, text in demo.shape.items()),
+        vocabulary=VOCABULARY,
+        context=CONTEXT,
+        head="output tied to the embedding" if tied else "output not tied to the embedding",
         parameters=parameters,
         programs=f"Python {platform.python_version()}, {programs}",
-        tokens_per_step=TOKENS_PER_STEP,
+        tokens_per_step=demo.tokens_per_step,
         rows=", ".join(f"{length} tokens up to {share:.0%} of the steps" for share, length in ROW_LENGTHS),
         warmup=WARMUP_STEPS,
-        peak=PEAK_RATE,
+        peak=demo.peak_rate,
         last=LAST_RATE,
+        threads=threads,
+        s="" if threads == "1" else "s",
         held_out=HELD_OUT_STORIES,
-        head_dim=CONFIG["n_embd"] // CONFIG["n_head"],
-        hidden=hidden,
-        merges=CONFIG["vocab_size"] - 257,
+        merges=VOCABULARY - 257,
         end=END_OF_TEXT,
         mlx_lm=version("mlx-lm"),
         greedy_cases=len(GREEDY_PROMPTS),
@@ -337,36 +519,37 @@ def write_card(folder: Path, parameters: int, **figures) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def make_checkpoint(folder: Path, steps: int, seed: int) -> None:
+def make_checkpoint(folder: Path, name: str, steps: int, seed: int) -> None:
     """Everything from the first story to the finished folder."""
+    demo = DEMOS[name]
     began = time.perf_counter()
     tokenizer = train_tokenizer(seed)
-    story_count = max(
-        1_000, steps * TOKENS_PER_STEP // 190
-    )  # a story is about 190 tokens long, so each is seen about once
+    # A story is about 190 tokens long, so each is seen about once.
+    story_count = max(1_000, steps * demo.tokens_per_step // 190)
     corpus = Corpus(tokenizer, f"{seed}-train", story_count)
     held_out_corpus = Corpus(tokenizer, f"{seed}-held-out", HELD_OUT_STORIES)
     held_out = held_out_corpus.rows(np.random.default_rng(seed), 32, HELD_OUT_ROW)
 
     mx.random.seed(seed)
-    model = new_model()
+    model = new_model(demo)
     parameters = sum(weight.size for _, weight in tree_flatten(model.parameters()))
     log(f"{story_count} stories, {len(corpus.tokens)} tokens, {parameters} parameters")
 
-    train_loss = train(model, corpus, held_out, steps, seed)
+    train_loss = train(model, demo, corpus, held_out, steps, seed)
     held_out_loss = loss_of(model, held_out).item()
     model.set_dtype(mx.bfloat16)
     held_out_loss_bf16 = loss_of(model, held_out).item()
     log(f"held-out loss {held_out_loss:.4f}, {held_out_loss_bf16:.4f} in bfloat16")
 
-    save_checkpoint(folder, model, tokenizer)
+    save_checkpoint(folder, demo, model, tokenizer)
     write_card(
         folder,
+        name,
         parameters,
         steps=steps,
         seed=seed,
         stories=story_count,
-        tokens=steps * TOKENS_PER_STEP,
+        tokens=steps * demo.tokens_per_step,
         minutes=(time.perf_counter() - began) / 60,
         train_loss=train_loss,
         held_out_loss=held_out_loss,
@@ -387,27 +570,29 @@ def replace_folder(new: Path, old: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint folder")
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--model", choices=DEMOS, default="lille-130m")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint folder, if not the demo's own")
+    parser.add_argument("--steps", type=int, help="if not as many as the demo was trained with")
     parser.add_argument("--seed", type=int, default=1)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--fixture-only", action="store_true", help="only write greedy.json again")
     mode.add_argument("--check-only", action="store_true", help="only compare greedy.json with a new one")
     args = parser.parse_args()
+    out = args.out or DEMO_FOLDERS / args.model
 
     if args.fixture_only or args.check_only:
         if "LD_PRELOAD" in os.environ:
-            return run_with_stock_blas("--fixture-only" if args.fixture_only else "--check-only", args.out)
-        return write_fixture(args.out) if args.fixture_only else check_fixture(args.out)
+            return run_with_stock_blas("--fixture-only" if args.fixture_only else "--check-only", out)
+        return write_fixture(out) if args.fixture_only else check_fixture(out)
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-new-") as scratch:
-        folder = Path(scratch) / args.out.name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-new-") as scratch:
+        folder = Path(scratch) / out.name
         folder.mkdir()
-        make_checkpoint(folder, args.steps, args.seed)
+        make_checkpoint(folder, args.model, args.steps or DEMOS[args.model].steps, args.seed)
         if status := run_with_stock_blas("--fixture-only", folder):
             return status
-        replace_folder(folder, args.out)
+        replace_folder(folder, out)
     return 0
 
 
