@@ -372,7 +372,9 @@ fn demos_have_names() {
     assert!(text(&run(&["inspect", "demo:lille-130m"]).stdout).contains("lille-130m"));
     let unknown = run(&["generate", "--model", "demo:gpt", "--prompt", "x"]);
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(text(&unknown.stderr).contains("there is no demo \"gpt\"; there are demo:lille-130m"));
+    assert!(
+        text(&unknown.stderr).contains("there is no demo \"gpt\"; there are demo:lille-130m, demo:olmo3")
+    );
 }
 
 /// Whoever damages the copy of the demo in the cache gets it whole again.
