@@ -74,25 +74,25 @@ Q8 = {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}}
 MXFP4 = {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}
 CALLS = [9, 1, 1, 4]
 CASES = [
-    Case("lora_f32", gemma3(2), CALLS, lora=parameters(GEMMA3)),
-    Case("lora_f16_last_layers", gemma3(17, dtype=mx.float16), CALLS, num_layers=2, lora=parameters(GEMMA3), fuse=True),
-    Case("lora_every_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, lora=parameters(None, 8, 20.0)),
-    Case("lora_bf16_adapters", gemma3(2), CALLS, lora=parameters(GEMMA3), adapter_dtype=mx.bfloat16),
+    Case("lora_f32", gemma3(30), CALLS, lora=parameters(GEMMA3)),
+    Case("lora_f16_last_layers", gemma3(32, dtype=mx.float16), CALLS, num_layers=2, lora=parameters(GEMMA3), fuse=True),
+    Case("lora_every_layer_bf16", gemma3(15, dtype=mx.bfloat16), CALLS, lora=parameters(None, 8, 20.0)),
+    Case("lora_bf16_adapters", gemma3(4), CALLS, lora=parameters(GEMMA3), adapter_dtype=mx.bfloat16),
     Case("lora_q4", gemma3(2, **Q4), CALLS, lora=parameters(GEMMA3), fuse=True),
     Case("lora_mxfp4", gemma3(23, **MXFP4), CALLS, lora=parameters(GEMMA3), fuse=True),
     Case("lora_bias_q4", olmo3(25, BIAS, **Q4), CALLS, num_layers=2, lora=parameters(BIASED), fuse=True),
     Case("lora_head_q8", gemma3(4, tied=False, **Q8), CALLS, num_layers=3, lora=parameters(HEAD)),
-    Case("lora_embedding_f32", gemma3(38), CALLS, num_layers=1, lora=ROWS_AND_LAYERS),
-    Case("lora_embedding_bf16", gemma3(38, dtype=mx.bfloat16), CALLS, lora=ROWS, fuse=True),
+    Case("lora_embedding_f32", gemma3(51), CALLS, num_layers=1, lora=ROWS_AND_LAYERS),
+    Case("lora_embedding_bf16", gemma3(10, dtype=mx.bfloat16), CALLS, lora=ROWS, fuse=True),
     Case("lora_embedding_q4", gemma3(38, **Q4), CALLS, lora=ROWS, fuse=True),
-    Case("dora_f32", gemma3(29), CALLS, kind="dora", lora=parameters(GEMMA3)),
-    Case("dora_bf16", gemma3(37, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(None), fuse=True),
+    Case("dora_f32", gemma3(51), CALLS, kind="dora", lora=parameters(GEMMA3)),
+    Case("dora_bf16", gemma3(43, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(None), fuse=True),
     Case("dora_q4", gemma3(12, **Q4), CALLS, kind="dora", lora=parameters(GEMMA3), fuse=True),
     Case("dora_mxfp4", gemma3(5, **MXFP4), CALLS, kind="dora", lora=parameters(GEMMA3)),
-    Case("dora_bias", olmo3(39, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED), fuse=True),
-    Case("dora_embedding_f32", gemma3(38), CALLS, kind="dora", lora=ROWS),
-    Case("dora_embedding_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="dora", lora=ROWS, fuse=True),
-    Case("full_last_layer_bf16", gemma3(9, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
+    Case("dora_bias", olmo3(65, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED), fuse=True),
+    Case("dora_embedding_f32", gemma3(5), CALLS, kind="dora", lora=ROWS),
+    Case("dora_embedding_bf16", gemma3(5, dtype=mx.bfloat16), CALLS, kind="dora", lora=ROWS, fuse=True),
+    Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
 
 
