@@ -66,6 +66,7 @@ WEIGHTS = {
     "f16": {"dtype": mx.float16},
     "q4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32}},
     "q8": {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}},
+    "mxfp4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
 }
 CUTS = {"whole": [18], "pieces": [7, 1, 1, 6, 3], "single": [1] * 12}
 
@@ -91,6 +92,7 @@ SEEDS = {
     "f16": [9, 9, 7],
     "q4": [1, 2, 2],
     "q8": [3, 4, 2],
+    "mxfp4": [1, 8, 5],
 }
 CASES = [
     Case(f"phi3_{weights}_{cut}", seed=seed, calls=calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])
