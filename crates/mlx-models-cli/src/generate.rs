@@ -3,13 +3,14 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mlx_models::generate::{
     FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate_with_progress,
 };
 use mlx_models::tokenizer::Tokenizer;
-use mlx_models::{CacheOptions, CausalLm};
+use mlx_models::{CacheOptions, CausalLm, LoadOptions};
 use serde::Serialize;
 
 use crate::demo::Source;
@@ -22,6 +23,9 @@ pub(crate) struct Arguments {
     /// Checkpoint folder, or demo:NAME; without it, a small demo model that tells stories
     #[arg(long, value_name = "DIR")]
     model: Option<Source>,
+    /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
+    #[arg(long, value_name = "DIR")]
+    adapters: Option<PathBuf>,
     /// The text to continue; - reads it from standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -68,7 +72,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
 
     let started = Instant::now();
-    let mut model = mlx_models::load(&folder)?;
+    let options = LoadOptions { adapters: arguments.adapters, ..LoadOptions::default() };
+    let mut model = mlx_models::load_with(&folder, &options)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
     let prompt = tokenizer.encode(&prompt)?;
     // Now, and not during the prompt, so that the times below mean what they say.

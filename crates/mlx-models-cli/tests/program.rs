@@ -364,6 +364,35 @@ fn arguments_that_make_no_sense() {
     }
 }
 
+/// A folder of adapters that change nothing: their second matrix is zero.
+fn adapters() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{ "fine_tune_type": "lora", "num_layers": 1,
+        "lora_parameters": { "rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ["attention.out_proj"] } }"#;
+    fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    let a = mlx_rs::Array::ones::<f32>(&[128, 4]).unwrap();
+    let b = mlx_rs::Array::zeros::<f32>(&[4, 128]).unwrap();
+    let layer = "transformer.layers.5.attention.out_proj";
+    let tensors = [(format!("{layer}.lora_a"), &a), (format!("{layer}.lora_b"), &b)];
+    mlx_rs::Array::save_safetensors(tensors, None, folder.path().join("adapters.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn adapters_are_loaded_or_named() {
+    let folder = adapters();
+    let path = folder.path().to_str().unwrap();
+    let tell =
+        |adapters: &[&str]| run(&[&["generate", "--prompt", "Once", "--max-tokens", "8"], adapters].concat());
+    let told = tell(&["--adapters", path]);
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    assert_eq!(told.stdout, tell(&[]).stdout);
+    fs::remove_file(folder.path().join("adapters.safetensors")).unwrap();
+    let told = tell(&["--adapters", path]);
+    assert_eq!(told.status.code(), Some(1));
+    assert!(text(&told.stderr).contains("adapters.safetensors"), "{}", text(&told.stderr));
+}
+
 #[test]
 fn demos_have_names() {
     let told = run(&["generate", "--model", "demo:lille-130m", "--prompt", "Once", "--max-tokens", "3"]);
