@@ -119,6 +119,15 @@ impl<'a> TokenStream<'a> {
     }
 }
 
+/// Waits until it is computed, also where nobody will ask for it. A program that ends while the device's
+/// threads still work on it takes away what they use, and crashes.
+impl Drop for Step {
+    fn drop(&mut self) {
+        // An error here is one of a token that nobody reads.
+        let _ = self.id.eval().and_then(|()| self.logprob.eval());
+    }
+}
+
 impl Iterator for TokenStream<'_> {
     type Item = Result<Token, GenerateError>;
 

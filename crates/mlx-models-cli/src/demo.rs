@@ -33,7 +33,7 @@ macro_rules! demo {
 }
 
 /// All of them, the default first.
-static DEMOS: &[Demo] = &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3")];
+static DEMOS: &[Demo] = &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3"), demo!("phi3")];
 
 /// Where a model comes from.
 #[derive(Debug, Clone)]
