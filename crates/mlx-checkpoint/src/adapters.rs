@@ -328,7 +328,7 @@ impl Plan {
     fn is_late(&self, block: &Block<'_>) -> bool {
         let count = self.blocks.get(block.list).copied().unwrap_or(0);
         match usize::try_from(self.config.num_layers) {
-            Ok(last @ 1..) => block.index + last >= count,
+            Ok(last @ 1..) => block.index.saturating_add(last) >= count,
             _ => true,
         }
     }

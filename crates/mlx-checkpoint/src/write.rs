@@ -35,6 +35,8 @@ impl Checkpoint {
         if folder.exists() {
             return Err(CheckpointError::Exists { folder: folder.to_path_buf() });
         }
+        // Without a slash at its end, behind which the other name would lie inside.
+        let folder = &*folder.components().collect::<PathBuf>();
         let mut partial = folder.as_os_str().to_owned();
         partial.push(format!(".partial-{}", std::process::id()));
         let partial = PathBuf::from(partial);

@@ -204,7 +204,7 @@ fn a_fused_model_answers_as_the_adapted_one_and_loads_without_adapters() {
             let checkpoint = adapted(&base, &folder).fused(dequantize);
             let model = Model::load(&checkpoint).unwrap();
             let scratch = tempfile::tempdir().unwrap();
-            let out = scratch.path().join("fused");
+            let out = scratch.path().join("fused/"); // as a shell completes it
             checkpoint.save_as(&out, model.parameters().flatten()).unwrap();
             assert!(out.join("tokenizer.json").is_file());
 
@@ -399,6 +399,11 @@ fn adapters_that_do_not_fit_are_listed() {
             AdapterKind::Lora,
             |t| with(t, "layers.7.up.lora_a", ones(&[32, 4])),
             "layers.7.up.lora_a: unexpected, the model has no such parameter",
+        ),
+        (
+            AdapterKind::Lora,
+            |t| with(t, "layers.18446744073709551615.up.lora_a", ones(&[32, 4])),
+            "layers.18446744073709551615.up.lora_a: unexpected, the model has no such parameter",
         ),
         (
             AdapterKind::Lora,

@@ -140,9 +140,8 @@ fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigErro
     only("text_config.model_type", raw.model_type.as_ref(), TEXT)?;
     raw.vocab_size =
         number("vocab_size", "text_config.vocab_size", vocab_size, raw.vocab_size)?.or(Some(262_208));
-    let (outer, inner) = (tie_word_embeddings.map(i64::from), raw.tie_word_embeddings.map(i64::from));
-    let tied = number("tie_word_embeddings", "text_config.tie_word_embeddings", outer, inner)?;
-    raw.tie_word_embeddings = tied.map(|tied| tied == 1);
+    // The outer one counts, as in transformers, which leaves the inner one at its default when it saves.
+    raw.tie_word_embeddings = tie_word_embeddings.or(raw.tie_word_embeddings);
     raw.num_attention_heads.get_or_insert(8);
     raw.num_key_value_heads.get_or_insert(4);
     raw.max_position_embeddings.get_or_insert(131_072);

@@ -44,7 +44,7 @@ pub enum GenerateError {
     )]
     OutsideVocabulary {
         /// The id.
-        id: u32,
+        id: i64,
         /// Its place in the prompt.
         position: usize,
         /// Ids must be below this.
@@ -180,7 +180,7 @@ fn check_prompt(model: &dyn CausalLm, session: &Session, prompt: &[u32]) -> Resu
     let outside = prompt.iter().position(|&id| i64::from(id) >= i64::from(info.vocab_size));
     match outside {
         Some(position) => Err(GenerateError::OutsideVocabulary {
-            id: prompt[position],
+            id: prompt[position].into(),
             position,
             vocab_size: info.vocab_size,
         }),

@@ -2,6 +2,7 @@
 
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheError, ModelCache, Snapshot};
+use mlx_rs::error::Exception;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
@@ -118,8 +119,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Those of [`CausalLm::forward`], and [`GenerateError::UnknownTokens`] where tokens have to be read again that
-    /// the cache came with. The session then has the tokens of those pieces that were read.
+    /// Those of [`CausalLm::forward`]; [`GenerateError::OutsideVocabulary`]; and [`GenerateError::UnknownTokens`]
+    /// where tokens have to be read again that the cache came with. The session then has the tokens of those pieces
+    /// that were read.
     pub fn read(
         &mut self,
         model: &mut dyn CausalLm,
@@ -142,6 +144,7 @@ impl Session {
         piece: usize,
     ) -> Result<Array, GenerateError> {
         let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        check_vocabulary(model, tokens)?;
         self.prepare(model, length)?;
         while self.catch_up(model, piece)? > 0 {}
         let piece = piece_length(piece);
@@ -282,6 +285,22 @@ impl Session {
     pub(crate) fn tidy(&self) -> Result<(), GenerateError> {
         self.cache.eval()?;
         Ok(mlx_rs::memory::clear_cache()?)
+    }
+}
+
+/// Whether the model has all of these tokens: MLX does not notice an id outside the embedding table, and reads
+/// what lies there.
+fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), GenerateError> {
+    if !matches!(tokens.dtype(), Dtype::Int32 | Dtype::Uint32) || tokens.size() == 0 {
+        return Ok(()); // the model says what it needs
+    }
+    let ids = tokens.reshape(&[-1])?.as_dtype(Dtype::Int64)?;
+    ids.eval()?;
+    let ids = ids.try_as_slice::<i64>().map_err(|e| Exception::custom(e.to_string()))?;
+    let vocab_size = model.info().vocab_size;
+    match ids.iter().position(|id| !(0..i64::from(vocab_size)).contains(id)) {
+        Some(position) => Err(GenerateError::OutsideVocabulary { id: ids[position], position, vocab_size }),
+        None => Ok(()),
     }
 }
 

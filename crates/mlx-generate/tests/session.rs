@@ -350,3 +350,24 @@ fn many_single_tokens_are_kept_together() {
     assert_eq!((tokens.shape(), tokens.dtype()), (&[1, 1200][..], Dtype::Uint32));
     assert_eq!(tokens.as_slice::<u32>(), ids);
 }
+
+/// MLX would read what lies behind the embedding table.
+#[test]
+fn tokens_that_the_model_does_not_have_are_refused() {
+    let mut model = model(None);
+    let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+    for (tokens, id, position) in [
+        (Array::from_slice(&[3_u32, 1_000_000], &[1, 2]), 1_000_000, 1),
+        (Array::from_slice(&[-1_i32, 3], &[1, 2]), -1, 0),
+        (Array::from_slice(&[95_i32, 1, 2, 96], &[2, 2]), 96, 3),
+    ] {
+        let error = session.read(&mut model, &tokens, Logits::Last).unwrap_err();
+        let expected = (id, position, 96);
+        let found = match error {
+            GenerateError::OutsideVocabulary { id, position, vocab_size } => (id, position, vocab_size),
+            other => panic!("{other}"),
+        };
+        assert_eq!(found, expected);
+    }
+    assert_eq!(session.offset(), 0);
+}

@@ -118,7 +118,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
         Ok(case) => case,
         // Without a readable name the folder's is what the filter can look at.
         Err(e) if folder_name.contains(filter) => {
-            return Some(failed(&folder_name, "-".to_owned(), "-".to_owned(), e.to_string()));
+            return Some(failed(&folder_name, "-".to_owned(), "-".to_owned(), in_full(&e)));
         }
         Err(_) => return None,
     };
@@ -146,8 +146,22 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
             passed: found.difference.is_none(),
             detail: found.difference.unwrap_or_default(),
         },
-        Err(e) => failed(&case.name, oracle, compare, e.to_string()),
+        Err(e) => failed(&case.name, oracle, compare, in_full(&e)),
     })
+}
+
+/// An error and its causes, in one line.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Some errors say what their cause says.
+        if !text.contains(&error.to_string()) {
+            text += &format!(": {error}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Writes a file so that nobody sees half of it.
