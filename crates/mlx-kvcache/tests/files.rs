@@ -711,6 +711,10 @@ fn what_only_happens_here_goes_on_in_mlx_lm() {
     for (name, state) in states {
         let file = folder.join(name).with_extension("safetensors");
         ModelCache::new(vec![state.clone().into_cache()]).save(&file, "test", &[]).unwrap();
+        if name.contains("after_a_wrap") || name.contains("far") {
+            // mlx-lm takes a ring that is shorter for one that has not wrapped.
+            assert_eq!(Array::load_safetensors(&file).unwrap()["0.0"].dim(2), 8, "{name}");
+        }
         // As it lies in the file, where free slots may stand elsewhere: sums in another order round otherwise.
         let mut cache = SavedCache::read(&file).unwrap().layers()[0].clone().into_cache();
         assert_eq!(cache.offsets(), state.as_cache().offsets());
