@@ -159,7 +159,7 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         (json!({ "head_dim": 7 }), "over 7 features"),
         (json!({ "vocab_size": -1 }), "vocab_size is -1"),
         (json!({ "max_position_embeddings": 0 }), "max_position_embeddings is 0"),
-        (json!({ "rms_norm_eps": 0.0 }), "rms_norm_eps is 0, and must be a positive number"),
+        (json!({ "rms_norm_eps": 0.0 }), "rms_norm_eps is 0.0, and must be a positive number"),
         (json!({ "hidden_act": "gelu" }), "hidden_act is \"gelu\""),
         (json!({ "mlp_bias": true }), "mlp_bias is true"),
         (json!({ "attention_bias": "no" }), "attention_bias: invalid type"),
