@@ -81,12 +81,8 @@ impl Ring {
         let ring = room - sizes.keep;
         let in_order =
             head == 0 && start >= sizes.keep && start <= end.max(sizes.keep) && self.used(end) <= room;
-        let round = head > 0
-            && room == sizes.slots()
-            && head < ring
-            && start >= sizes.keep
-            && start <= end
-            && self.held(end) <= ring;
+        let round =
+            head > 0 && room == sizes.slots() && head < ring && start >= sizes.keep && self.held(end) <= ring;
         // The next token must find its window complete.
         let complete = start <= (end - (sizes.window() - 1)).max(sizes.keep);
         if (in_order || round) && complete {

@@ -553,6 +553,13 @@ fn numbers_of_our_own_that_contradict_each_other_are_named() {
         let error = error.unwrap_err();
         assert!(error.contains(needle), "{place} {number}: {error}");
     }
+    // More tokens in order than there are slots.
+    let error = read(&|record| {
+        record["layers"][1]["layout"]["rotating"]["head"] = 0.into();
+        record["layers"][1]["steps"] = 9.into();
+    });
+    let error = error.unwrap_err();
+    assert!(error.contains("9 tokens in 6 slots"), "{error}");
     for (place, value, needle) in [
         ("/layers/0/padding", serde_json::json!([0, 1]), "1 rows have the padding [0, 1]"),
         ("/layers/0/padding", serde_json::json!([-1]), "a padding of [-1]"),
