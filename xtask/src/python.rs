@@ -306,7 +306,7 @@ fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Resu
     Err(io::Error::other(format!("{name} has {}", wrong.join(", "))))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
