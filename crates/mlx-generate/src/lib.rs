@@ -11,14 +11,14 @@ mod stream;
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::CacheError;
+use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use session::PIECE;
 
 pub use sampler::{Sampler, Sampling};
-pub use session::Session;
+pub use session::{KvQuantization, Reuse, Session};
 pub use stream::{FinishReason, Token, TokenStream};
 
 /// Why a prompt is not continued.
@@ -73,6 +73,15 @@ pub enum GenerateError {
         /// What it has to hold.
         expected: i32,
     },
+    /// Something that one sequence has was asked of a batch.
+    #[error("this needs a session of one row, and there are {rows}")]
+    Rows {
+        /// How many there are.
+        rows: i32,
+    },
+    /// A file of a session.
+    #[error(transparent)]
+    CacheFile(#[from] CacheFileError),
     /// The progress callback asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,
