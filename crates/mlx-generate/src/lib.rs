@@ -4,6 +4,7 @@
 //! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
 //! token, the device already works on the next one.
 
+mod perplexity;
 mod sampler;
 mod session;
 mod stream;
@@ -17,6 +18,7 @@ use mlx_rs::error::Exception;
 
 use session::PIECE;
 
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{KvQuantization, Reuse, Session};
 pub use stream::{FinishReason, Token, TokenStream};
@@ -72,6 +74,12 @@ pub enum GenerateError {
         found: i32,
         /// What it has to hold.
         expected: i32,
+    },
+    /// There is nothing to foretell.
+    #[error("{tokens} tokens, and at least 2 are needed: the first one is foretold by nothing")]
+    TooFewTokens {
+        /// How many there are in a piece.
+        tokens: usize,
     },
     /// Something that one sequence has was asked of a batch.
     #[error("this needs a session of one row, and there are {rows}")]

@@ -1,44 +1,16 @@
 //! Turns of a conversation: a session keeps what it can, and answers as if it had read everything anew.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_causal_lm::{CausalLm, LoadOptions, Logits};
-use mlx_checkpoint::Checkpoint;
+mod common;
+
+use common::{model, text};
+use mlx_causal_lm::{CausalLm, Logits};
 use mlx_generate::{GenerateError, KvQuantization, Reuse, Session};
 use mlx_kvcache::{CacheFileError, CacheOptions, Quantization};
-use mlx_phi3::{Config, Phi3};
+use mlx_phi3::Phi3;
+use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Dtype};
-use mlx_testing::{RandomParameters, Tolerance, compare};
-
-/// A Phi-3 with a vocabulary of 96 and heads of 32: `window` for all layers, LongRoPE with this border.
-fn model(window: Option<i32>, border: Option<i32>) -> Phi3 {
-    let folder = tempfile::tempdir().unwrap();
-    let factors = [vec!["1.0"; 16].join(", "), vec!["3.5"; 16].join(", ")];
-    let scaling = match border {
-        Some(_) => format!(
-            r#"{{"type": "longrope", "short_factor": [{}], "long_factor": [{}]}}"#,
-            factors[0], factors[1]
-        ),
-        None => "null".to_owned(),
-    };
-    let config = format!(
-        r#"{{"model_type": "phi3", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 96, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 128, "original_max_position_embeddings": {}, "sliding_window": {},
-        "rope_scaling": {scaling}}}"#,
-        border.unwrap_or(128),
-        window.map_or_else(|| "null".to_owned(), |window| window.to_string()),
-    );
-    std::fs::write(folder.path().join("config.json"), config).unwrap();
-    std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let config = Config::from_checkpoint(&checkpoint, &LoadOptions::default()).unwrap();
-    Phi3::new(&config, &mut RandomParameters::new(11, Dtype::Float32))
-}
-
-fn text(length: u32) -> Vec<u32> {
-    (0..length).map(|i| (i * i * 7 + i) % 96).collect()
-}
+use mlx_testing::{Tolerance, compare};
 
 fn row(tokens: &[u32]) -> Array {
     Array::from_slice(tokens, &[1, tokens.len() as i32])
