@@ -4,6 +4,7 @@
 //! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
 //! token, the device already works on the next one.
 
+mod batch;
 mod perplexity;
 mod sampler;
 mod session;
@@ -18,6 +19,7 @@ use mlx_rs::error::Exception;
 
 use session::PIECE;
 
+pub use batch::{Batch, BatchToken, RowId};
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sampler::{Sampler, Sampling};
 pub use session::{KvQuantization, Reuse, Session};

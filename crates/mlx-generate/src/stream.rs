@@ -1,10 +1,10 @@
 //! The decode loop.
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_rs::Array;
 use mlx_rs::error::{ConversionError, Exception};
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::transforms::async_eval;
+use mlx_rs::{Array, Dtype};
 
 use crate::{GenerateError, GenerateOptions, Sampler, Session};
 
@@ -50,9 +50,28 @@ pub struct TokenStream<'a> {
 
 /// A token that the device may still be working on.
 #[derive(Debug)]
-struct Step {
+pub(crate) struct Step {
     id: Array,
     logprob: Array,
+}
+
+impl Step {
+    /// Starts the device on the choice of a token by these logits, `[1, V]`.
+    pub(crate) fn choose(logits: &Array, sampler: &mut Sampler) -> Result<Self, GenerateError> {
+        let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
+        let id = sampler.sample(&logprobs)?; // [1]
+        let logprob = take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(Dtype::Float32)?;
+        async_eval([&id, &logprob])?;
+        Ok(Self { id, logprob })
+    }
+
+    /// Waits for the token.
+    pub(crate) fn read(&self) -> Result<Token, GenerateError> {
+        let read = |e: ConversionError| Exception::custom(e.to_string());
+        let id = self.id.try_item_exact::<u32>().map_err(read)?;
+        let logprob = self.logprob.try_item_exact::<f32>().map_err(read)?;
+        Ok(Token { id, logprob })
+    }
 }
 
 impl<'a> TokenStream<'a> {
@@ -84,13 +103,7 @@ impl<'a> TokenStream<'a> {
     fn step(&mut self, token: &Array) -> Result<Step, GenerateError> {
         let (token, piece) = (token.reshape(&[1, 1])?, self.options.prefill_chunk);
         let logits = self.session.read_in_pieces(self.model, &token, Logits::Last, piece)?; // [1, 1, V]
-        let logits = logits.squeeze_axes(&[1])?; // [1, V]
-        let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
-        let id = self.sampler.sample(&logprobs)?; // [1]
-        let logprob =
-            take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(mlx_rs::Dtype::Float32)?;
-        async_eval([&id, &logprob])?;
-        Ok(Step { id, logprob })
+        Step::choose(&logits.squeeze_axes(&[1])?, &mut self.sampler)
     }
 
     fn advance(&mut self) -> Result<Option<Token>, GenerateError> {
@@ -107,15 +120,13 @@ impl<'a> TokenStream<'a> {
         if self.decoded.is_multiple_of(TOKENS_BETWEEN_CLEANUPS) {
             mlx_rs::memory::clear_cache()?;
         }
-        let read = |e: ConversionError| Exception::custom(e.to_string());
-        let id = current.id.try_item_exact::<u32>().map_err(read)?;
-        let logprob = current.logprob.try_item_exact::<f32>().map_err(read)?;
+        let token = current.read()?;
         self.finish = last;
-        if self.options.stop_tokens.contains(&id) {
+        if self.options.stop_tokens.contains(&token.id) {
             self.finish = Some(FinishReason::StopToken);
             self.ahead = None;
         }
-        Ok(Some(Token { id, logprob }))
+        Ok(Some(token))
     }
 }
 
