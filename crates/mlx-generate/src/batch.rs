@@ -1,12 +1,14 @@
 //! Several sequences, decoded together.
 
+use std::ops::ControlFlow;
+
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheOptions, ModelCache};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 
 use crate::stream::Step;
-use crate::{FinishReason, GenerateError, GenerateOptions, Sampler, Session, Token, check_prompt};
+use crate::{FinishReason, GenerateError, GenerateOptions, Sampler, Session, Token, prefill};
 
 /// Names a sequence of a [`Batch`], also after others have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,7 +105,6 @@ impl Batch {
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
         let sampler = Sampler::new(options.sampling)?;
-        check_prompt(model, &self.new_session(model)?, prompt)?;
         let id = RowId(self.added);
         let rotated_for = length(prompt);
         self.join(model, Row { id, tokens: prompt.to_vec(), rotated_for, decoded: 0, sampler, options })?;
@@ -190,12 +191,8 @@ impl Batch {
     /// Reads all but the last token of the row, and puts it behind the others.
     fn join(&mut self, model: &mut dyn CausalLm, row: Row) -> Result<(), GenerateError> {
         let mut session = self.new_session(model)?;
-        let (_, rest) = row.tokens.split_last().ok_or(GenerateError::EmptyPrompt)?;
-        session.prepare(model, length(&row.tokens))?;
-        for piece in rest.chunks(row.options.prefill_chunk.max(1)) {
-            session.append(model, &Array::from_slice(piece, &[1, length(piece)]), Logits::None)?;
-            session.tidy()?;
-        }
+        let chunk = row.options.prefill_chunk;
+        prefill(model, &mut session, &row.tokens, chunk, &mut |_, _| ControlFlow::Continue(()))?;
         let cache = session.into_cache();
         match &mut self.cache {
             Some(all) => all.extend(&cache)?,

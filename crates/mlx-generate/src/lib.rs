@@ -158,6 +158,24 @@ pub fn generate_with_progress<'a>(
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
     let sampler = Sampler::new(options.sampling)?;
+    let (last, total) = prefill(model, session, prompt, options.prefill_chunk, &mut progress)?;
+    let stream = TokenStream::start(model, session, last, sampler, options)?;
+    match progress(total, total) {
+        ControlFlow::Continue(()) => Ok(stream),
+        ControlFlow::Break(()) => Err(GenerateError::Cancelled),
+    }
+}
+
+/// Reads all of a prompt but its last token, which it answers, and how many tokens there were to read in all.
+///
+/// The last token is for the first step, alone: its logits are the ones that a token is chosen by.
+fn prefill(
+    model: &mut dyn CausalLm,
+    session: &mut Session,
+    prompt: &[u32],
+    chunk: usize,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<(u32, usize), GenerateError> {
     check_prompt(model, session, prompt)?;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
 
@@ -168,23 +186,20 @@ pub fn generate_with_progress<'a>(
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
     };
-    // The last token is read by the stream's first step, alone: its logits are the ones to sample.
     let mut read = 0;
     tell(read)?;
     while read < again {
-        read += session.catch_up(model, options.prefill_chunk)? as usize;
+        read += session.catch_up(model, chunk)? as usize;
         tell(read)?;
     }
-    for piece in rest.chunks(options.prefill_chunk.max(1)) {
+    for piece in rest.chunks(chunk.max(1)) {
         let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
         session.append(model, &tokens, Logits::None)?;
         session.tidy()?;
         read += piece.len();
         tell(read)?;
     }
-    let stream = TokenStream::start(model, session, *last, sampler, options)?;
-    tell(total)?;
-    Ok(stream)
+    Ok((*last, total))
 }
 
 fn check_prompt(model: &dyn CausalLm, session: &Session, prompt: &[u32]) -> Result<(), GenerateError> {
