@@ -11,7 +11,7 @@ use mlx_rs::random::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::safetensors_file::{read_header, without_place};
+use crate::safetensors_file::{mlx_reads, read_header, without_place};
 use crate::write::write_in_place;
 use crate::{CheckpointError, TensorDtype, TensorInfo, TensorProblem};
 
@@ -249,14 +249,10 @@ impl Adapters {
 }
 
 fn read_adapter_header(folder: &Path, file: &Path) -> Result<BTreeMap<String, TensorInfo>, CheckpointError> {
-    let mut header = BTreeMap::new();
-    for (key, dtype, shape) in read_header(file)? {
-        header.insert(key, TensorInfo { dtype, shape, file: 0 });
-    }
-    // MLX refuses a whole file because of one of these.
+    let header: BTreeMap<String, TensorInfo> = read_header(file, 0)?.into_iter().collect();
     let unknown = |(key, info): (&String, &TensorInfo)| {
         let found = format!("{:?}", info.dtype);
-        (info.dtype == TensorDtype::F64).then(|| TensorProblem::Dtype {
+        (!mlx_reads(info.dtype)).then(|| TensorProblem::Dtype {
             key: key.clone(),
             expected: crate::tensors::FLOATS,
             found,

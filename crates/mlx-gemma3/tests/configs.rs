@@ -179,6 +179,8 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         ("tie_word_embeddings", Some(json!(1)), "tie_word_embeddings: invalid type"),
         ("rope_theta", Some(json!(0)), "rope_theta is 0"),
         ("rope_local_base_freq", Some(json!(-1)), "rope_local_base_freq is -1"),
+        ("rope_local_base_freq", Some(json!(1e-40)), "rope_local_base_freq is 1e-40"),
+        ("rope_scaling", Some(json!([])), "rope_scaling: invalid type: sequence, expected an object"),
         ("partial_rotary_factor", Some(json!(0.25)), "partial_rotary_factor is 0.25"),
         ("rope_scaling", Some(json!({ "rope_type": "linear" })), "factor is missing"),
         ("rope_scaling", Some(json!({ "rope_type": "twisted", "factor": 8 })), "twisted"),

@@ -66,7 +66,7 @@ fn the_released_config() {
     assert!((frequency(&config, 0) / frequency(&config, 3) - 8.0).abs() < 1e-4, "not YaRN's factor");
     let factors = [0, 3].map(|layer| config.layers[layer].rope.attention_factor(1));
     assert_eq!(factors, [1.0, 1.207_944_2]);
-    assert!(!config.tie_word_embeddings && !config.attention_bias);
+    assert!(config.has_own_head && !config.attention_bias);
 }
 
 #[test]
