@@ -165,13 +165,19 @@ impl Adapters {
             .map_err(|source| CheckpointError::Io { file: config.clone(), source })?;
         let json: Value = serde_json::from_str(&text)
             .map_err(|source| CheckpointError::Json { file: config.clone(), source })?;
+        let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
+        // What serde derives would read a list as well, its values in the order of the fields.
+        if let Some(list @ Value::Array(_)) = json.get("lora_parameters") {
+            return Err(refused(format!(
+                "lora_parameters is {list}, and must be an object with rank and scale"
+            )));
+        }
         let raw: RawConfig =
             serde_path_to_error::deserialize(&json).map_err(|e| CheckpointError::Config {
                 file: config.clone(),
                 key: e.path().to_string(),
                 source: e.into_inner(),
             })?;
-        let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
         if let Some(peft) = raw.peft_type {
             return Err(refused(format!(
                 "peft_type is {peft}: this folder is PEFT's, and mlx-lm's is needed"

@@ -84,6 +84,18 @@ fn broken_json() {
     }
 }
 
+/// Python writes and reads numbers that JSON has not. No size, base or factor of a model is one of them.
+#[test]
+fn numbers_that_are_none_are_no_json() {
+    for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
+        let config = format!("{{\n  \"model_type\": \"x\",\n  \"rope_theta\": {number}\n}}");
+        let CheckpointError::Json { file, source } = open_error(folder(&config, &[]).path()) else {
+            panic!("{number}")
+        };
+        assert!(file.ends_with("config.json") && source.line() == 3, "{number}: {source}");
+    }
+}
+
 #[test]
 fn a_config_that_is_not_text() {
     let folder = folder(PLAIN, &[]);

@@ -1,11 +1,8 @@
 //! Configs: the released one, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::error::Error;
-
-use mlx_checkpoint::Checkpoint;
 use mlx_lille_130m::Config;
-use mlx_testing::checkpoints::folder;
+use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
 /// The released model, as its checkpoint has it.
@@ -19,17 +16,7 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or all that the error and its causes say.
 fn read(config: &Value) -> Result<Config, String> {
-    let folder = folder(config, vec![("x".to_owned(), mlx_rs::Array::from_f32(0.0))]);
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    Config::from_checkpoint(&checkpoint).map_err(|error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        text
-    })
+    Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
 /// The released config with these keys changed.

@@ -1,11 +1,10 @@
 //! What loading costs, by MLX's own count. Alone in its file: other tests would be counted as well.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_checkpoint::Checkpoint;
 use mlx_lille_130m::{ARCHITECTURE, Config, Lille130m};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::Dtype;
 use mlx_testing::RandomParameters;
-use mlx_testing::checkpoints::{folder, loading_takes_no_more_than_the_checkpoint, tensors};
+use mlx_testing::checkpoints::{folder, loading_takes_no_more_than_the_checkpoint, tensors, without_tensors};
 use serde_json::json;
 
 #[test]
@@ -15,9 +14,8 @@ fn loading_takes_no_more_than_a_checkpoint_of_one_file() {
         "n_kv_heads": 2, "n_layer": 8, "rope_theta": 10000.0, "vocab_size": 16384, "tie_word_embeddings": true,
     });
     let saved = {
-        let empty = folder(&config, vec![("x".to_owned(), Array::from_f32(0.0))]);
-        let config_of = Config::from_checkpoint(&Checkpoint::open(empty.path()).unwrap()).unwrap();
-        let model = Lille130m::new(&config_of, &mut RandomParameters::new(1, Dtype::Bfloat16));
+        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let model = Lille130m::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
         folder(&config, tensors(&model))
     };
     loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_causal_lm::{CausalLm, LoadError, Logits};
-use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec};
 use mlx_lille_130m::{ARCHITECTURE, Config, Lille130m};
 use mlx_rs::{Array, Dtype};
-use mlx_testing::checkpoints::{Tensors, folder, tensors};
+use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
 use mlx_testing::models::all_logits;
 use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
 use serde_json::{Value, json};
@@ -24,8 +24,7 @@ fn load(tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError> {
 }
 
 fn config() -> Config {
-    let folder = folder(&small(), vec![("x".to_owned(), Array::from_f32(0.0))]);
-    Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap()
+    Config::from_checkpoint(&without_tensors(&small())).unwrap()
 }
 
 fn model() -> Lille130m {

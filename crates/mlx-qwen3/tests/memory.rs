@@ -1,12 +1,13 @@
 //! What loading costs, by MLX's own count. Alone in its file: other tests would be counted as well.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_checkpoint::Checkpoint;
 use mlx_layers::Quantization;
 use mlx_qwen3::{ARCHITECTURE, Config, Qwen3};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::Dtype;
 use mlx_testing::RandomParameters;
-use mlx_testing::checkpoints::{folder, loading_takes_no_more_than_the_checkpoint, quantized, tensors};
+use mlx_testing::checkpoints::{
+    folder, loading_takes_no_more_than_the_checkpoint, quantized, tensors, without_tensors,
+};
 use serde_json::json;
 
 #[test]
@@ -18,9 +19,8 @@ fn loading_takes_no_more_than_a_quantized_checkpoint() {
         "tie_word_embeddings": true, "quantization": { "group_size": 64, "bits": 4 },
     });
     let saved = {
-        let empty = folder(&config, vec![("x".to_owned(), Array::from_f32(0.0))]);
-        let config_of = Config::from_checkpoint(&Checkpoint::open(empty.path()).unwrap()).unwrap();
-        let model = Qwen3::new(&config_of, &mut RandomParameters::new(1, Dtype::Bfloat16));
+        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let model = Qwen3::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
         folder(&config, quantized(tensors(&model), Quantization::affine(4, 64).unwrap()))
     };
     loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());

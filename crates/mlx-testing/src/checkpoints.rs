@@ -1,6 +1,7 @@
 //! Checkpoint folders of models that tests make up, and what must hold for loading them.
 #![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
 
+use std::error::Error;
 use std::fs;
 use std::path::Path;
 
@@ -48,6 +49,26 @@ pub fn sharded_folder(config: &Value, mut tensors: Tensors, shards: usize) -> Te
     let index = json!({ "weight_map": map }).to_string();
     fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
     folder
+}
+
+/// A checkpoint with this config and no tensors, for tests that read its config. Its folder is gone.
+pub fn without_tensors(config: &Value) -> Checkpoint {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    // A safetensors file with no tensors: the length of the header, and the header.
+    fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    Checkpoint::open(folder.path()).unwrap()
+}
+
+/// What an error and its causes say.
+pub fn whole_message(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// The model of a checkpoint folder with this config and these tensors.
