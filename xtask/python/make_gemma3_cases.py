@@ -67,7 +67,7 @@ def scale_beyond_float16(name: str, values: np.ndarray) -> np.ndarray:
     return scale(name, values) + (25_000 if ".post_" in name else 0)
 
 
-def vision_weights() -> dict[str, mx.array]:
+def vision_weights(_: dict[str, mx.array]) -> dict[str, mx.array]:
     """Some of what the vision part has, which a loader of the language model has to drop."""
     return {
         "vision_tower.vision_model.post_layernorm.weight": mx.ones((8,)),

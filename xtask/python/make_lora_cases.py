@@ -1,6 +1,7 @@
 """Makes the parity cases of adapters: tiny checkpoints with an adapter folder, and what mlx-lm computes with both.
 
-What: folders as `make_gemma3_cases.py` makes them, some of OLMo 3 for their biases, with a folder `adapters` as mlx-lm's
+What: folders as `make_gemma3_cases.py` makes them, some of OLMo 3 for their biases, of Phi-3 for its fused projections and
+of Qwen 3, with a folder `adapters` as mlx-lm's
 training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of which only config and
 weights are kept.
 
@@ -24,6 +25,8 @@ from pathlib import Path
 
 import make_gemma3_cases
 import make_olmo3_cases
+import make_phi3_cases
+import make_qwen3_cases
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.utils
@@ -37,6 +40,8 @@ from parity_cases import argument_parser, demand_own_blas, finish, write_descrip
 GEMMA3 = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
 EMBEDDING = "model.embed_tokens"
 HEAD = ["self_attn.q_proj", "mlp.up_proj", "lm_head", "model.layers.0.mlp.down_proj"]
+FUSED = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj"]
+QWEN3 = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 BIAS, BIASED = {"attention_bias": True}, ["self_attn.q_proj", "self_attn.o_proj"]
 MADE_BY = "xtask/python/make_lora_cases.py"
 
@@ -61,6 +66,18 @@ def gemma3(seed: int, config: dict | None = None, **rest: object) -> sliding_cas
 
 def olmo3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
     return make_olmo3_cases.case("base", seed, [1], config, **rest)
+
+
+def phi3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+    """With the one weight for queries, keys and values, and the one for gate and up."""
+    config = make_phi3_cases.CONFIG | {"vocab_size": 64} | (config or {})
+    return sliding_cases.Case("base", seed, [1], config, scale=make_qwen3_cases.scale, **rest)
+
+
+def qwen3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+    config = {"tie_word_embeddings": True, "intermediate_size": 32} | (config or {})
+    rest = {"scale": make_qwen3_cases.scale_tied, "tied": True} | rest
+    return make_qwen3_cases.case("base", seed, [1], config, **rest)
 
 
 def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> dict:
@@ -92,6 +109,10 @@ CASES = [
     Case("dora_bias", olmo3(65, BIAS), CALLS, kind="dora", num_layers=2, lora=parameters(BIASED), fuse=True),
     Case("dora_embedding_f32", gemma3(5), CALLS, kind="dora", lora=ROWS),
     Case("dora_embedding_bf16", gemma3(5, dtype=mx.bfloat16), CALLS, kind="dora", lora=ROWS, fuse=True),
+    Case("lora_phi3_q4", phi3(20, {"num_hidden_layers": 1}, **Q4), CALLS, lora=parameters(FUSED), fuse=True),
+    Case("dora_phi3_bf16", phi3(5, dtype=mx.bfloat16), CALLS, kind="dora", num_layers=1, lora=parameters(FUSED)),
+    Case("lora_qwen3_bf16", qwen3(5, {"num_hidden_layers": 1}, dtype=mx.bfloat16), CALLS, lora=parameters(QWEN3), fuse=True),
+    Case("dora_qwen3_q4", qwen3(1, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
 

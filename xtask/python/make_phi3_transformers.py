@@ -72,6 +72,7 @@ class Case:
     config: dict = field(default_factory=dict)
     batch: int = 1
     v4: str | None = None
+    add: dict = field(default_factory=dict)
 
 
 CASES = [
@@ -85,7 +86,8 @@ CASES = [
     Case("hf_phi3_longrope_crossing", seed=1, calls=CROSSING),
     Case("hf_phi3_longrope_crossing_v4", seed=1, calls=CROSSING, v4="longrope"),
     Case("hf_phi3_longrope_crossing_batch", seed=5, calls=CROSSING, batch=2),
-    Case("hf_phi3_su_v4", seed=1, calls=CROSSING, v4="su"),
+    # The checkpoint has a head of its own, and the config was left as it was. transformers uses that head.
+    Case("hf_phi3_su_v4", seed=1, calls=CROSSING, v4="su", add={"tie_word_embeddings": True}),
     Case("hf_phi3_longrope_partial", seed=1, calls=CROSSING, rope=PARTIAL),
     Case("hf_phi3_longrope_partial_v4", seed=1, calls=CROSSING, rope=PARTIAL, v4="longrope"),
     Case("hf_phi3_longrope_factor", seed=2, calls=CROSSING, rope=LONGROPE | {"factor": 8.0}),
@@ -118,11 +120,11 @@ def save_checkpoint(case: Case, folder: Path) -> None:
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink()  # holds nothing of its own
     if case.v4:
-        rewrite_as_v4(folder / "config.json", case.v4)
+        rewrite_as_v4(folder / "config.json", case.v4, case.add)
 
 
-def rewrite_as_v4(file: Path, name: str) -> None:
-    """The same config in the form of transformers 4, with the kind of scaling under `name`."""
+def rewrite_as_v4(file: Path, name: str, add: dict) -> None:
+    """The same config in the form of transformers 4, with the kind of scaling under `name`, and with other keys."""
     config = json.loads(file.read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
     kind = rope.pop("rope_type")
@@ -131,7 +133,7 @@ def rewrite_as_v4(file: Path, name: str) -> None:
     rope.pop("original_max_position_embeddings", None)  # stands outside as well
     config["rope_scaling"] = None if kind == "default" else {"type": name} | rope
     config["transformers_version"] = "4.41.2"
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(config | add, indent=2) + "\n", encoding="utf-8")
 
 
 def logits_of(model: Phi3ForCausalLM, tokens: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class Case:
     batch: int = 1
     tied: bool = False
     quantize: dict | None = None
-    extra_weights: Callable[[], dict[str, mx.array]] = dict
+    extra_weights: Callable[[dict[str, mx.array]], dict[str, mx.array]] = lambda _: {}
     extra_config: dict = field(default_factory=dict)  # which mlx-lm must not see
 
 
@@ -84,9 +84,9 @@ def save_checkpoint(case: Case, folder: Path) -> None:
     mlx_lm.utils.save_config(config, folder / "config.json")
     mlx_lm.utils.save_model(folder, model)
     (folder / "model.safetensors.index.json").unlink()  # says nothing where there is one file
-    if extra := case.extra_weights():
-        weights = dict(tree_flatten(model.parameters())) | extra
-        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    weights = dict(tree_flatten(model.parameters()))
+    if extra := case.extra_weights(weights):
+        mx.save_safetensors(str(folder / "model.safetensors"), weights | extra, metadata={"format": "mlx"})
 
 
 def make_case(case: Case, made_by: str, folder: Path) -> None:

@@ -28,7 +28,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
-    ("mlx-testing", &["mlx-causal-lm", "mlx-kvcache", "mlx-layers"]),
+    ("mlx-testing", &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization"]),
     ("xtask", &["mlx-kvcache", "mlx-models", "mlx-rope", "mlx-testing"]),
 ];
 

@@ -45,7 +45,8 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
     /// that the head works on. The keys and values of the tokens go into the cache.
     ///
     /// Token ids must lie inside the vocabulary: they stay on the device, so this is the caller's
-    /// to check, where they come from.
+    /// to check, where they come from (`Session` of `mlx-generate` does). An id outside of it is read as the first
+    /// or the last of the vocabulary: an answer without meaning, and no memory that is not the model's.
     ///
     /// # Errors
     ///

@@ -11,7 +11,7 @@ use mlx_rs::random::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::safetensors_file::{read_header, without_place};
+use crate::safetensors_file::{mlx_reads, read_header, without_place};
 use crate::write::write_in_place;
 use crate::{CheckpointError, TensorDtype, TensorInfo, TensorProblem};
 
@@ -165,13 +165,19 @@ impl Adapters {
             .map_err(|source| CheckpointError::Io { file: config.clone(), source })?;
         let json: Value = serde_json::from_str(&text)
             .map_err(|source| CheckpointError::Json { file: config.clone(), source })?;
+        let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
+        // What serde derives would read a list as well, its values in the order of the fields.
+        if let Some(list @ Value::Array(_)) = json.get("lora_parameters") {
+            return Err(refused(format!(
+                "lora_parameters is {list}, and must be an object with rank and scale"
+            )));
+        }
         let raw: RawConfig =
             serde_path_to_error::deserialize(&json).map_err(|e| CheckpointError::Config {
                 file: config.clone(),
                 key: e.path().to_string(),
                 source: e.into_inner(),
             })?;
-        let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
         if let Some(peft) = raw.peft_type {
             return Err(refused(format!(
                 "peft_type is {peft}: this folder is PEFT's, and mlx-lm's is needed"
@@ -249,14 +255,10 @@ impl Adapters {
 }
 
 fn read_adapter_header(folder: &Path, file: &Path) -> Result<BTreeMap<String, TensorInfo>, CheckpointError> {
-    let mut header = BTreeMap::new();
-    for (key, dtype, shape) in read_header(file)? {
-        header.insert(key, TensorInfo { dtype, shape, file: 0 });
-    }
-    // MLX refuses a whole file because of one of these.
+    let header: BTreeMap<String, TensorInfo> = read_header(file, 0)?.into_iter().collect();
     let unknown = |(key, info): (&String, &TensorInfo)| {
         let found = format!("{:?}", info.dtype);
-        (info.dtype == TensorDtype::F64).then(|| TensorProblem::Dtype {
+        (!mlx_reads(info.dtype)).then(|| TensorProblem::Dtype {
             key: key.clone(),
             expected: crate::tensors::FLOATS,
             found,

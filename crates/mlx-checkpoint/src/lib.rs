@@ -54,6 +54,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Which of [`Checkpoint::files`] holds it.
     file: usize,
+    /// Where in that file its first byte is.
+    start: u64,
 }
 
 impl TensorInfo {
@@ -98,12 +100,12 @@ impl Checkpoint {
         let TensorFiles { files, promised } = TensorFiles::find(&folder)?;
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            for (key, dtype, shape) in read_header(path)? {
+            for (key, info) in read_header(path, file)? {
                 if let Some(first) = tensors.get(&key) {
                     let first = files[first.file].clone();
                     return Err(CheckpointError::TensorTwice { key, first, second: path.clone() });
                 }
-                tensors.insert(key, TensorInfo { dtype, shape, file });
+                tensors.insert(key, info);
             }
         }
         for (key, shard) in promised {
@@ -205,6 +207,15 @@ impl Checkpoint {
     /// The quantization that a layer has unless the config says otherwise.
     pub fn default_quantization(&self) -> Option<mlx_layers::Quantization> {
         self.quantization.common()
+    }
+
+    /// Whether a model's head, the layer with this key, has a weight of its own, or is the embedding table.
+    ///
+    /// `tied` is what the config says (`tie_word_embeddings`). A weight that the checkpoint holds is used even so:
+    /// a converter wrote a copy of the table there, which gives the same answers, or the head was trained apart
+    /// and the config left as it was. Which of the two it is, only the numbers could say, and they are read last.
+    pub fn has_own_head(&self, layer: &str, tied: bool) -> bool {
+        !tied || self.tensors.contains_key(&format!("{layer}.weight"))
     }
 
     /// The tensors, to build a model from. They are read from disk when they are first used.

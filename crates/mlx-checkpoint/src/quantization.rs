@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::CheckpointError;
 
+/// What messages call the values that hold unless a layer has its own.
+const EVERY_LAYER: &str = "every layer";
+
 /// Which layers are quantized, and how: the `quantization` object that mlx-lm writes.
 ///
 /// `group_size` and `bits` (and `mode`) hold for every layer that has scales. A further key names
@@ -22,20 +25,40 @@ impl QuantizationPlan {
     pub(crate) fn from_config(config: &Value) -> Result<Self, CheckpointError> {
         // mlx-lm writes the same object under both keys.
         let given = |key| config.get(key).filter(|value| !value.is_null());
-        let section = match given("quantization").or_else(|| given("quantization_config")) {
-            None => return Ok(Self::default()),
-            Some(Value::Object(section)) => section,
-            Some(other) => return Err(refused("every layer", format!("{other} is not an object"))),
+        match (given("quantization"), given("quantization_config")) {
+            (None, None) => Ok(Self::default()),
+            (Some(one), None) | (None, Some(one)) => Self::from_section(one),
+            (Some(first), Some(second)) if first == second => Self::from_section(first),
+            (Some(first), Some(second)) => {
+                let (plan, other) = (Self::from_section(first)?, Self::from_section(second)?);
+                match plan.difference(&other) {
+                    None => Ok(plan),
+                    Some(layer) => Err(refused(
+                        layer,
+                        format!(
+                            "quantization says {}, and quantization_config says {}; take out the one that is wrong",
+                            describe(plan.given(layer)),
+                            describe(other.given(layer))
+                        ),
+                    )),
+                }
+            }
+        }
+    }
+
+    fn from_section(section: &Value) -> Result<Self, CheckpointError> {
+        let Value::Object(section) = section else {
+            return Err(refused(EVERY_LAYER, format!("{section} is not an object")));
         };
         if let Some(method) = section.get("quant_method") {
             return Err(refused(
-                "every layer",
+                EVERY_LAYER,
                 format!(
                     "quant_method {method} is not one of MLX's; convert the checkpoint with mlx-lm first"
                 ),
             ));
         }
-        let default = parse("every layer", section)?;
+        let default = parse(EVERY_LAYER, section)?;
         let mut layers = BTreeMap::new();
         for (layer, value) in section {
             let own = match value {
@@ -59,6 +82,25 @@ impl QuantizationPlan {
         }
     }
 
+    /// The layers that the config names.
+    pub(crate) fn named_layers(&self) -> impl Iterator<Item = &str> {
+        self.layers.keys().map(String::as_str)
+    }
+
+    /// The first layer of which two plans say different things, or every layer.
+    fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
+        if self.default != other.default {
+            return Some(EVERY_LAYER);
+        }
+        let mut layers = self.named_layers().chain(other.named_layers());
+        layers.find(|layer| self.given(layer) != other.given(layer))
+    }
+
+    /// What the config says of a layer that it names, or of every layer.
+    fn given(&self, layer: &str) -> Option<Quantization> {
+        self.layers.get(layer).copied().unwrap_or(self.default)
+    }
+
     pub(crate) fn common(&self) -> Option<Quantization> {
         self.default
     }
@@ -77,6 +119,15 @@ fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, Chec
     };
     Quantization::named(mode, number("bits")?, number("group_size")?)
         .map_err(|e| refused(layer, e.to_string()))
+}
+
+fn describe(quantization: Option<Quantization>) -> String {
+    match quantization {
+        None => "full precision".to_owned(),
+        Some(found) => {
+            format!("{} of {} bits in groups of {}", found.mode().name(), found.bits(), found.group_size())
+        }
+    }
 }
 
 fn refused(layer: &str, problem: String) -> CheckpointError {
@@ -133,6 +184,34 @@ mod tests {
         assert_eq!(QuantizationPlan::from_config(&config).unwrap().common(), affine(4, 64));
         assert_eq!(QuantizationPlan::from_config(&json!({})).unwrap().common(), None);
         assert_eq!(plan(Value::Null).unwrap().common(), None);
+    }
+
+    #[test]
+    fn both_keys_say_the_same_or_are_refused() {
+        let both = |first: Value, second: Value| {
+            QuantizationPlan::from_config(&json!({ "quantization": first, "quantization_config": second }))
+        };
+        let first = json!({ "group_size": 64, "bits": 4, "a": { "group_size": 32, "bits": 8 }, "b": true });
+        let same =
+            json!({ "group_size": 64, "bits": 4, "mode": "affine", "a": { "group_size": 32, "bits": 8 } });
+        assert_eq!(both(first.clone(), same).unwrap().common(), affine(4, 64));
+        for (second, needle) in [
+            (
+                json!({ "group_size": 64, "bits": 8 }),
+                "quantization of every layer: quantization says affine of 4 bits in groups of 64, and \
+                 quantization_config says affine of 8 bits in groups of 64; take out the one that is wrong",
+            ),
+            (json!({ "group_size": 64, "bits": 4 }), "quantization of a: quantization says affine of 8 bits"),
+            (
+                json!({ "group_size": 64, "bits": 4, "a": { "group_size": 32, "bits": 8 }, "b": false }),
+                "quantization of b: quantization says affine of 4 bits in groups of 64, and quantization_config \
+                 says full precision",
+            ),
+            (json!({ "quant_method": "gptq", "bits": 4 }), "gptq"),
+        ] {
+            let error = both(first.clone(), second).unwrap_err().to_string();
+            assert!(error.contains(needle), "{error}");
+        }
     }
 
     #[test]

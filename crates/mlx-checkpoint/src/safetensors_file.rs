@@ -1,20 +1,21 @@
 //! The header of a safetensors file.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use mlx_rs::Array;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, TensorInfo};
 
 /// The limit of the format itself. It also bounds what a broken length makes this program allocate.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// The tensors that a file says it holds: key, dtype, shape. Everything is checked that can be
+/// The tensors that a file says it holds, as those of the file number `number`. Everything is checked that can be
 /// without reading the data: the header, the place of each tensor, and that the file is whole.
-pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)>, CheckpointError> {
+pub(crate) fn read_header(path: &Path, number: usize) -> Result<Vec<(String, TensorInfo)>, CheckpointError> {
     let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
     let broken = |problem: String| CheckpointError::Safetensors { file: path.to_path_buf(), problem };
 
@@ -48,13 +49,62 @@ pub(crate) fn read_header(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)
             return Err(broken(format!("{key} has shape {:?}, beyond what MLX can index", info.shape)));
         }
         data_end = data_end.max(end as u64);
-        tensors.push((key, info.dtype, info.shape.clone()));
+        let start = 8 + length + begin as u64;
+        tensors.push((key, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), file: number, start }));
     }
     if data != data_end {
         return Err(broken(format!("its tensors take {data_end} bytes, and {data} follow the header")));
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
+}
+
+/// Whether MLX opens a file that holds a tensor of this dtype. Because of a single one of another it refuses the
+/// whole file.
+pub(crate) fn mlx_reads(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::BOOL
+            | Dtype::U8
+            | Dtype::I8
+            | Dtype::U16
+            | Dtype::I16
+            | Dtype::U32
+            | Dtype::I32
+            | Dtype::U64
+            | Dtype::I64
+            | Dtype::F16
+            | Dtype::BF16
+            | Dtype::F32
+            | Dtype::C64
+            | Dtype::F8_E4M3
+            | Dtype::F8_E8M0
+    )
+}
+
+/// Reads one tensor of a file that MLX would refuse.
+///
+/// # Errors
+///
+/// Why it cannot be read, in words.
+pub(crate) fn read_tensor(path: &Path, info: &TensorInfo) -> Result<Array, String> {
+    let dtype = match info.dtype {
+        Dtype::F32 => mlx_rs::Dtype::Float32,
+        Dtype::F16 => mlx_rs::Dtype::Float16,
+        Dtype::BF16 => mlx_rs::Dtype::Bfloat16,
+        Dtype::U32 => mlx_rs::Dtype::Uint32,
+        Dtype::U8 => mlx_rs::Dtype::Uint8,
+        other => return Err(format!("dtype {other:?} is none of a parameter")),
+    };
+    let mut bytes = vec![0; info.elements() * info.dtype.bitsize() / 8];
+    let mut file = File::open(path).map_err(|e| e.to_string())?;
+    file.seek(SeekFrom::Start(info.start)).map_err(|e| e.to_string())?;
+    file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
+    let length = i32::try_from(bytes.len()).map_err(|_| format!("{} bytes are too many", bytes.len()))?;
+    let shape: Vec<i32> = info.shape.iter().map(|&size| size as i32).collect();
+    let array =
+        Array::from_slice(&bytes, &[length]).view_dtype(dtype).and_then(|array| array.reshape(&shape));
+    array.map_err(|e| without_place(&e.to_string()))
 }
 
 /// MLX's message, without the places in its source and in mlx-rs's that it ends with.

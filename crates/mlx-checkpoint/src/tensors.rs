@@ -1,13 +1,13 @@
 //! Binding a checkpoint's tensors to a model's parameters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use mlx_layers::{AdaptedLayer, AdapterParameters, Form, ParameterSource, Quantization};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use crate::adapters::AdapterTensors;
-use crate::safetensors_file::without_place;
+use crate::safetensors_file::{mlx_reads, read_tensor, without_place};
 use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
 
 /// The tensors of a checkpoint while a model is built from them.
@@ -17,41 +17,44 @@ use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
 #[derive(Debug)]
 pub struct CheckpointTensors<'a> {
     checkpoint: &'a Checkpoint,
-    left: HashMap<String, Array>,
+    left: HashMap<String, Held>,
     /// The tensors among them that came with the adapters, with how each is stored.
     replaced: HashMap<String, TensorDtype>,
     adapters: Option<AdapterTensors>,
+    /// The layers that the model has asked for.
+    layers: HashSet<String>,
+    /// Those whose quantization does not fit, which is noted; their weights need no other note.
+    unfit: HashSet<String>,
     problems: Vec<TensorProblem>,
     /// Why layers could not be brought into the checkpoint's form.
     refused: Vec<TensorProblem>,
 }
 
+/// A tensor that was not taken yet.
+#[derive(Debug)]
+enum Held {
+    /// One that MLX reads when it is evaluated.
+    Lazy(Array),
+    /// One in a file that MLX refuses, which is read when it is taken.
+    InFile,
+}
+
 impl<'a> CheckpointTensors<'a> {
     pub(crate) fn open(checkpoint: &'a Checkpoint) -> Result<Self, CheckpointError> {
-        // MLX refuses a whole file because of one of these, so that not even one that would be ignored
-        // can be passed over.
-        let unknown: Vec<TensorProblem> = checkpoint
-            .headers()
-            .iter()
-            .filter(|(_, info)| info.dtype == TensorDtype::F64)
-            .map(|(key, info)| TensorProblem::Dtype {
-                key: key.clone(),
-                expected: FLOATS,
-                found: format!("{:?}", info.dtype),
-            })
-            .collect();
-        if !unknown.is_empty() {
-            let folder = checkpoint.folder().to_path_buf();
-            return Err(CheckpointError::Tensors { folder, problems: unknown });
-        }
         let mut left = HashMap::new();
-        for file in checkpoint.files() {
+        for (number, file) in checkpoint.files().iter().enumerate() {
+            let of_file = checkpoint.headers().iter().filter(|(_, info)| info.file == number);
+            if !of_file.clone().all(|(_, info)| mlx_reads(info.dtype)) {
+                // Some of it MLX does not know. That may be something that the model ignores.
+                left.extend(of_file.map(|(key, _)| (key.clone(), Held::InFile)));
+                continue;
+            }
             // MLX opens the file and reads a tensor's bytes when the tensor is evaluated.
             let tensors = Array::load_safetensors(file).map_err(|e| CheckpointError::Unreadable {
                 file: file.clone(),
                 problem: without_place(&e.to_string()),
             })?;
-            left.extend(tensors);
+            left.extend(tensors.into_iter().map(|(key, tensor)| (key, Held::Lazy(tensor))));
         }
         let adapters = checkpoint.adapters.as_ref();
         let mut adapters =
@@ -61,9 +64,18 @@ impl<'a> CheckpointTensors<'a> {
         let mut replaced = HashMap::new();
         for (key, tensor, dtype) in replacements {
             replaced.insert(key.clone(), dtype);
-            left.insert(key, tensor);
+            left.insert(key, Held::Lazy(tensor));
         }
-        Ok(Self { checkpoint, left, replaced, adapters, problems: Vec::new(), refused: Vec::new() })
+        Ok(Self {
+            checkpoint,
+            left,
+            replaced,
+            adapters,
+            layers: HashSet::new(),
+            unfit: HashSet::new(),
+            problems: Vec::new(),
+            refused: Vec::new(),
+        })
     }
 
     /// Ends the building of a model. `ignored` names the tensors that a checkpoint may hold though
@@ -81,6 +93,11 @@ impl<'a> CheckpointTensors<'a> {
         }
         let left = self.left.into_keys().filter(|key| !self.replaced.contains_key(key) && !ignored(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
+        let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
+        self.problems.extend(self.checkpoint.quantization.named_layers().filter(strange).map(|layer| {
+            let problem = "the config's quantization names it, and the model has no such layer".to_owned();
+            TensorProblem::Refused { key: layer.to_owned(), problem }
+        }));
         if self.problems.is_empty() {
             self.adapters.map_or(Ok(()), AdapterTensors::finish)?;
             // Last, since a layer is also refused where its tensors are wrong.
@@ -98,20 +115,26 @@ impl<'a> CheckpointTensors<'a> {
 
     /// The tensor if it is there as it should be; otherwise a note why not.
     fn take(&mut self, key: &str, shape: &[i32]) -> Option<Array> {
-        let Some(tensor) = self.left.remove(key) else {
+        let held = self.left.remove(key);
+        if key.strip_suffix(".weight").is_some_and(|layer| self.unfit.contains(layer)) {
+            return None;
+        }
+        let Some(held) = held else {
             self.problems.push(TensorProblem::Missing { key: key.to_owned(), shape: shape.to_vec() });
             return None;
         };
-        if tensor.shape() != shape {
-            self.problems.push(TensorProblem::Shape {
-                key: key.to_owned(),
-                expected: shape.to_vec(),
-                found: tensor.shape().to_vec(),
-            });
+        let info = self.checkpoint.headers().get(key);
+        let found: Vec<i32> = match &held {
+            Held::Lazy(tensor) => tensor.shape().to_vec(),
+            Held::InFile => info.map_or_else(Vec::new, |info| info.shape.iter().map(|&n| n as i32).collect()),
+        };
+        if found != shape {
+            let (key, expected) = (key.to_owned(), shape.to_vec());
+            self.problems.push(TensorProblem::Shape { key, expected, found });
             return None;
         }
         let replaced = self.replaced.get(key).copied();
-        let stored = replaced.or_else(|| self.checkpoint.headers().get(key).map(|info| info.dtype));
+        let stored = replaced.or_else(|| info.map(|info| info.dtype));
         let quantization =
             |suffix| key.strip_suffix(suffix).and_then(|layer| self.checkpoint.quantization_of(layer));
         let (expected, allowed): (_, &[TensorDtype]) = if quantization(".weight").is_some() {
@@ -126,7 +149,17 @@ impl<'a> CheckpointTensors<'a> {
             self.problems.push(TensorProblem::Dtype { key: key.to_owned(), expected, found });
             return None;
         }
-        Some(tensor)
+        match (held, info) {
+            (Held::Lazy(tensor), _) => Some(tensor),
+            (Held::InFile, None) => None, // such a tensor is one of a header
+            (Held::InFile, Some(info)) => {
+                let read = read_tensor(&self.checkpoint.files()[info.file], info);
+                read.map_err(|problem| {
+                    self.problems.push(TensorProblem::Refused { key: key.to_owned(), problem });
+                })
+                .ok()
+            }
+        }
     }
 }
 
@@ -140,13 +173,24 @@ impl ParameterSource for CheckpointTensors<'_> {
     }
 
     fn quantization(&mut self, layer: &str, columns: i32) -> Option<Quantization> {
+        self.layers.insert(layer.to_owned());
         let quantization = self.checkpoint.quantization_of(layer)?;
-        if columns % quantization.group_size() == 0 {
+        let group_size = quantization.group_size();
+        if columns % group_size == 0 {
             return Some(quantization);
         }
-        // Taken in full precision, its weight is then listed with the shape that it should have.
+        for companion in ["scales", "biases"] {
+            self.left.remove(&format!("{layer}.{companion}"));
+        }
+        self.unfit.insert(layer.to_owned());
+        let problem = format!(
+            "its rows have {columns} columns, which groups of {group_size} do not divide: the config's quantization \
+             needs another group_size for it, or false"
+        );
+        self.problems.push(TensorProblem::Refused { key: layer.to_owned(), problem });
         None
     }
+
     fn adapter(&mut self, layer: &str, kind: AdaptedLayer) -> Option<AdapterParameters> {
         self.adapters.as_mut()?.take(layer, kind)
     }

@@ -303,6 +303,11 @@ fn configs_that_describe_no_adapters() {
         ("\"num_layers\": 2", "\"num_layers\": \"all\"", "num_layers"),
         ("\"lora_parameters\"", "\"lora\"", "lora_parameters is missing"),
         ("\"rank\": 4,", "", "lora_parameters"),
+        (
+            "\"lora_parameters\": {",
+            "\"lora_parameters\": [4, 1.5], \"rest\": {",
+            "lora_parameters is [4,1.5], and must be",
+        ),
         ("\"rank\": 4", "\"rank\": 0", "rank is 0, and must be positive"),
         ("\"rank\": 4", "\"rank\": 1.5", "lora_parameters.rank"),
         ("\"scale\": 1.5", "\"seed\": 1.5", "lora_parameters"),

@@ -84,6 +84,18 @@ fn broken_json() {
     }
 }
 
+/// Python writes and reads numbers that JSON has not. No size, base or factor of a model is one of them.
+#[test]
+fn numbers_that_are_none_are_no_json() {
+    for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
+        let config = format!("{{\n  \"model_type\": \"x\",\n  \"rope_theta\": {number}\n}}");
+        let CheckpointError::Json { file, source } = open_error(folder(&config, &[]).path()) else {
+            panic!("{number}")
+        };
+        assert!(file.ends_with("config.json") && source.line() == 3, "{number}: {source}");
+    }
+}
+
 #[test]
 fn a_config_that_is_not_text() {
     let folder = folder(PLAIN, &[]);
@@ -179,26 +191,55 @@ fn a_file_that_is_not_whole() {
     }
 }
 
-#[test]
-fn a_tensor_in_float64_is_listed() {
+/// A checkpoint folder with tensors that MLX cannot hold, among others. Bytes count up from 0.
+fn strange() -> TempDir {
     let folder = folder(PLAIN, &[]);
-    let header = br#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
-    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &[0; 8]].concat();
+    let header = br#"{
+        "double":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},
+        "vision.tiny":{"dtype":"F4","shape":[4],"data_offsets":[8,10]},
+        "vision.double":{"dtype":"F64","shape":[],"data_offsets":[10,18]},
+        "half.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[18,30]}
+    }"#;
+    let data: Vec<u8> = (0..30).collect();
+    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat();
     fs::write(folder.path().join("model.safetensors"), file).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap().tensors().unwrap_err();
-    assert!(error.to_string().contains("a: dtype F64, F32, F16 or BF16 is needed"), "{error}");
+    folder
+}
+
+/// MLX refuses a whole file because of one tensor of a dtype that it does not know. That is no reason to refuse a
+/// model which has no use for that tensor.
+#[test]
+fn tensors_of_dtypes_that_mlx_does_not_know_may_be_ignored() {
+    let folder = strange();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors = checkpoint.tensors().unwrap();
+    let half = tensors.parameter("half.weight", &[2, 3]);
+    tensors.finish(|key| key.starts_with("vision.") || key == "double").unwrap();
+    let expected: Vec<u16> = (0..6).map(|i| u16::from_le_bytes([18 + 2 * i, 19 + 2 * i])).collect();
+    assert_eq!((half.dtype(), half.shape()), (Dtype::Bfloat16, &[2, 3][..]));
+    let bits = half.view_dtype(Dtype::Uint16).unwrap().flatten(None, None).unwrap();
+    assert_eq!(bits.try_as_slice::<u16>().unwrap(), expected);
 }
 
 #[test]
-fn a_dtype_that_mlx_does_not_know() {
-    let folder = folder(PLAIN, &[]);
-    let header = br#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#;
-    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &[0]].concat();
-    fs::write(folder.path().join("model.safetensors"), file).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap().tensors().unwrap_err();
-    assert!(matches!(error, CheckpointError::Unreadable { .. }), "{error}");
-    assert!(error.to_string().contains("model.safetensors"), "{error}");
-    assert!(!error.to_string().contains(".cpp"), "{error}");
+fn tensors_of_dtypes_that_no_parameter_has_are_listed() {
+    let folder = strange();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors = checkpoint.tensors().unwrap();
+    tensors.parameter("double", &[1]);
+    tensors.parameter("vision.tiny", &[4]);
+    tensors.parameter("half.weight", &[3, 2]);
+    let error = tensors.finish(|_| false).unwrap_err().to_string();
+    let problems: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+    assert_eq!(
+        problems,
+        [
+            "double: dtype F64, F32, F16 or BF16 is needed",
+            "half.weight: shape [2, 3], [3, 2] is needed",
+            "vision.double: unexpected, the model has no such parameter",
+            "vision.tiny: dtype F4, F32, F16 or BF16 is needed",
+        ]
+    );
 }
 
 #[test]
@@ -260,7 +301,7 @@ fn a_quantized_layer_is_bound_whole() {
 fn a_quantized_layer_of_another_size_is_listed() {
     let folder = quantized("");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    for (inputs, outputs, wrong) in [(64, 16, 3), (128, 8, 3), (48, 8, 3)] {
+    for (inputs, outputs, wrong) in [(64, 16, 3), (128, 8, 3)] {
         let mut tensors = checkpoint.tensors().unwrap();
         Linear::new(Parameters::root(&mut tensors).at("a"), inputs, outputs);
         let error = tensors.finish(|_| false).unwrap_err();
@@ -269,6 +310,40 @@ fn a_quantized_layer_of_another_size_is_listed() {
             "{error}"
         );
     }
+}
+
+/// One line for the layer, instead of one for each of its tensors.
+#[test]
+fn groups_that_do_not_divide_a_layer_are_named() {
+    let folder = quantized("");
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut tensors = checkpoint.tensors().unwrap();
+    Linear::new(Parameters::root(&mut tensors).at("a"), 48, 8);
+    let error = tensors.finish(|_| false).unwrap_err().to_string();
+    let problems: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+    let [problem] = problems[..] else { panic!("{error}") };
+    assert!(
+        problem.starts_with("a: its rows have 48 columns, which groups of 32 do not divide"),
+        "{problem}"
+    );
+}
+
+/// But for layers that the model ignores the tensors of.
+#[test]
+fn a_quantization_of_a_layer_that_is_none_is_listed() {
+    let folder = quantized(r#", "b": false, "vision.c": {"group_size": 64, "bits": 8}"#);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let build = || {
+        let mut tensors = checkpoint.tensors().unwrap();
+        Linear::new(Parameters::root(&mut tensors).at("a"), 64, 8);
+        tensors
+    };
+    let error = build().finish(|key| key.starts_with("vision.")).unwrap_err().to_string();
+    let problems: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+    assert_eq!(problems, ["b: the config's quantization names it, and the model has no such layer"]);
+    let mut tensors = build();
+    tensors.quantization("b", 64);
+    assert!(tensors.finish(|key| key.starts_with("vision.")).is_ok());
 }
 
 #[test]

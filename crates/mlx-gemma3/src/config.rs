@@ -94,8 +94,7 @@ struct Sources {
     raw: RawConfig,
     rope: RopeKeys,
     keys: KeyLayout,
-    /// Whether the checkpoint holds a weight for the head.
-    holds_head: bool,
+    has_own_head: bool,
 }
 
 impl Config {
@@ -108,19 +107,19 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         let multimodal = checkpoint.model_type() == MULTIMODAL;
         let keys = KeyLayout::of(checkpoint);
-        let holds_head = checkpoint.headers().contains_key(&keys.checkpoint_key("lm_head.weight"));
         let error = |source: ConfigError| LoadError::Config {
             model_type: if multimodal { MULTIMODAL } else { TEXT }.to_owned(),
             source: Box::new(source),
         };
         // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope) = if multimodal {
+        let (raw, rope): (RawConfig, _) = if multimodal {
             let rope = checkpoint.config::<Multimodal<RopeKeys>>()?.text_config;
             (language_model(checkpoint.config()?).map_err(error)?, rope)
         } else {
             (checkpoint.config()?, checkpoint.config()?)
         };
-        Self::try_from(Sources { raw, rope, keys, holds_head }).map_err(error)
+        let has_own_head = checkpoint.has_own_head(keys.lm_head(), raw.tie_word_embeddings != Some(false));
+        Self::try_from(Sources { raw, rope, keys, has_own_head }).map_err(error)
     }
 }
 
@@ -151,7 +150,7 @@ fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigErro
 impl TryFrom<Sources> for Config {
     type Error = ConfigError;
 
-    fn try_from(Sources { raw, rope, keys, holds_head }: Sources) -> Result<Self, ConfigError> {
+    fn try_from(Sources { raw, rope, keys, has_own_head }: Sources) -> Result<Self, ConfigError> {
         // mlx-lm and transformers have different defaults for these, so there is none.
         let needed = |key, found: Option<i64>| {
             found.ok_or(ConfigError::Missing { key, needed_for: "models of type gemma3_text" })
@@ -203,9 +202,7 @@ impl TryFrom<Sources> for Config {
             attention_scale: scalar.powf(-0.5) as f32,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
-            // A head in the checkpoint is used whatever the config says: converters write a copy of the
-            // embedding table there and leave `tie_word_embeddings` as it was.
-            has_own_head: holds_head || raw.tie_word_embeddings == Some(false),
+            has_own_head,
             final_logit_softcapping: softcap.transpose()?.map(|cap| cap as f32),
         })
     }

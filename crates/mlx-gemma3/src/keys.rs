@@ -29,12 +29,15 @@ impl KeyLayout {
     /// The layout of a checkpoint, by its `model_type` and its keys.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         if checkpoint.model_type() != MULTIMODAL {
-            Self::Text
-        } else if checkpoint.headers().keys().any(|key| key.starts_with("model.language_model.")) {
-            Self::Inner
-        } else {
-            Self::LanguageModel
+            return Self::Text;
         }
+        // By what every checkpoint of a layout has many of, so that one tensor that does not belong there is
+        // reported as such, and not all of the others.
+        let count = |layout: Self| {
+            let prefix = format!("{}.", layout.model());
+            checkpoint.headers().keys().filter(|key| key.starts_with(&prefix)).count()
+        };
+        if count(Self::Inner) > count(Self::LanguageModel) { Self::Inner } else { Self::LanguageModel }
     }
 
     /// What stands before the names of the blocks, the embedding and the last norm.
@@ -51,15 +54,6 @@ impl KeyLayout {
         match self {
             Self::Text | Self::Inner => "lm_head",
             Self::LanguageModel => "language_model.lm_head",
-        }
-    }
-
-    /// The key in the checkpoint of a parameter that [`Text`](Self::Text) calls `key`.
-    pub(crate) fn checkpoint_key(self, key: &str) -> String {
-        match (key.strip_prefix("model."), key.strip_prefix("lm_head.")) {
-            (Some(rest), _) => format!("{}.{rest}", self.model()),
-            (_, Some(rest)) => format!("{}.{rest}", self.lm_head()),
-            _ => key.to_owned(),
         }
     }
 

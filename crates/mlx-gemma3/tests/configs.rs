@@ -1,11 +1,9 @@
 //! Configs: what is read from which form, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::error::Error;
-
-use mlx_checkpoint::Checkpoint;
 use mlx_gemma3::{Config, KeyLayout};
 use mlx_kvcache::LayerKind;
+use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
 /// The released 270M model, as its checkpoint has it.
@@ -39,20 +37,7 @@ fn released_multimodal() -> Value {
 
 /// The config of a checkpoint folder, or all that the error and its causes say.
 fn read(config: &Value) -> Result<Config, String> {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    // A safetensors file with no tensors: the length of the header, and the header.
-    std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    Config::from_checkpoint(&checkpoint).map_err(|error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        text
-    })
+    Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
 /// The config with this key changed, or taken out where there is no value.
@@ -179,6 +164,8 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         ("tie_word_embeddings", Some(json!(1)), "tie_word_embeddings: invalid type"),
         ("rope_theta", Some(json!(0)), "rope_theta is 0"),
         ("rope_local_base_freq", Some(json!(-1)), "rope_local_base_freq is -1"),
+        ("rope_local_base_freq", Some(json!(1e-40)), "rope_local_base_freq is 1e-40"),
+        ("rope_scaling", Some(json!([])), "rope_scaling: invalid type: sequence, expected an object"),
         ("partial_rotary_factor", Some(json!(0.25)), "partial_rotary_factor is 0.25"),
         ("rope_scaling", Some(json!({ "rope_type": "linear" })), "factor is missing"),
         ("rope_scaling", Some(json!({ "rope_type": "twisted", "factor": 8 })), "twisted"),

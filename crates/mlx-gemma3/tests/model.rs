@@ -4,12 +4,12 @@
 
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_gemma3::{Config, Gemma3, KeyLayout};
+use mlx_gemma3::{ARCHITECTURE, Config, Gemma3, KeyLayout};
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
+use mlx_testing::checkpoints::{Tensors, folder, tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, compare, models};
+use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
 use serde_json::{Value, json};
 
 /// Layers 0, 1 and 3 have a window of 5 tokens, layer 2 is global.
@@ -28,16 +28,8 @@ fn multimodal() -> Value {
     json!({ "model_type": "gemma3", "text_config": config(), "vision_config": {} })
 }
 
-/// A checkpoint folder with this config and the given tensors.
-fn folder(config: &Value, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
-    folder
-}
-
-fn load(config: &Value, tensors: Vec<(String, Array)>) -> Result<Gemma3, LoadError> {
-    Gemma3::load(&Checkpoint::open(folder(config, tensors).path()).unwrap())
+fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError> {
+    checkpoints::load(&ARCHITECTURE, config, tensors)
 }
 
 /// What the checkpoint would hold beside the tensors of the model, as far as the config looks at it.
@@ -49,10 +41,6 @@ fn model_of(config: &Value, held: &str, source: &mut RandomParameters) -> Gemma3
 
 fn model() -> Gemma3 {
     model_of(&config(), "x", &mut RandomParameters::new(4, Dtype::Float32))
-}
-
-fn tensors(model: &Gemma3) -> Vec<(String, Array)> {
-    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
 }
 
 /// `[2, 18]`, two different rows, three windows long.
@@ -143,7 +131,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 
         let mut loaded = load(&config, tensors(&model)).unwrap();
         assert_eq!(loaded.info(), model.info());
-        assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model.clone(), &tokens()));
+        assert_same(&all_logits(&mut *loaded, &tokens()), &all_logits(&mut model.clone(), &tokens()));
     }
 }
 
@@ -162,7 +150,7 @@ fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
         };
         let mut all: Vec<_> = tensors(&model).into_iter().map(renamed).collect();
         all.extend(vision.map(|key| (key.to_owned(), scalar())));
-        assert_same(&all_logits(&mut load(&multimodal(), all.clone()).unwrap(), &tokens()), &expected);
+        assert_same(&all_logits(&mut *load(&multimodal(), all.clone()).unwrap(), &tokens()), &expected);
 
         all.push(("vision_towers.a".to_owned(), scalar()));
         all.retain(|(key, _)| !key.ends_with("layers.1.self_attn.k_norm.weight"));
@@ -173,27 +161,44 @@ fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key()).collect();
         assert_eq!(keys, [&format!("{prefix}layers.1.self_attn.k_norm.weight"), "vision_towers.a"]);
     }
+    // A key of another layout is one tensor that does not belong there, not another layout.
+    for (prefix, stray) in [
+        ("language_model.model.", "model.language_model.stray.weight"),
+        ("model.language_model.", "language_model.model.stray.weight"),
+    ] {
+        let renamed = |(key, array): (String, Array)| (key.replacen("model.", prefix, 1), array);
+        let mut all: Vec<_> = tensors(&model).into_iter().map(renamed).collect();
+        all.push((stray.to_owned(), scalar()));
+        let error = load(&multimodal(), all).unwrap_err().to_string();
+        let problems: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+        assert_eq!(problems, [format!("{stray}: unexpected, the model has no such parameter")]);
+    }
     let mut text = tensors(&model);
     text.push(("vision_tower.a.weight".to_owned(), scalar()));
     assert!(load(&config(), text).unwrap_err().to_string().contains("vision_tower.a.weight: unexpected"));
 }
 
-/// Converters write a copy of the embedding table as head and leave the config as it was.
+/// In every layout of the keys.
 #[test]
 fn a_head_in_the_checkpoint_is_used() {
-    let mut tied = config();
-    tied["tie_word_embeddings"] = json!(true);
-    let mut model = model();
-    let mut copied = tensors(&model);
-    let (_, table) = copied.iter().find(|(key, _)| key == "model.embed_tokens.weight").unwrap().clone();
-    copied.push(("lm_head.weight".to_owned(), table));
-    let mut loaded = load(&tied, copied).unwrap();
-    assert!(loaded.parameters().flatten().contains_key("lm_head.weight"));
-    assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model, &tokens()));
-
-    tied["tie_word_embeddings"] = json!(false);
-    let error = load(&tied, tensors(&model)).unwrap_err();
-    assert!(error.to_string().contains("lm_head.weight: missing"), "{error}");
+    for (config, held, [table, head]) in [
+        (config(), "x", ["model.embed_tokens.weight", "lm_head.weight"]),
+        (multimodal(), "x", ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"]),
+        (
+            multimodal(),
+            "model.language_model.norm.weight",
+            ["model.language_model.embed_tokens.weight", "lm_head.weight"],
+        ),
+    ] {
+        let tied = tensors(&model_of(&config, held, &mut RandomParameters::new(4, Dtype::Float32)));
+        checkpoints::a_head_in_the_checkpoint_is_used(
+            &ARCHITECTURE,
+            &config,
+            &tied,
+            [table, head],
+            &tokens(),
+        );
+    }
 }
 
 #[test]

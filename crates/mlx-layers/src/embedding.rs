@@ -1,10 +1,11 @@
 //! The embedding table.
 
 use mlx_quantization::{QuantizedArray, dequantize};
-use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
 use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::{clip, minimum};
+use mlx_rs::{Array, Dtype};
 
 use crate::{AdaptedLayer, Linear, Parameters};
 
@@ -45,6 +46,22 @@ impl Embedding {
         }
     }
 
+    /// The ids, with those that lie outside of the table moved to its ends.
+    ///
+    /// MLX reads whatever lies behind a table where an id is beyond it. Whether one is, only the device knows, and
+    /// asking would end the work that runs ahead; one or two small operations more make sure that none is.
+    fn inside(&self, tokens: &Array) -> Result<Array> {
+        let last = self.table.weight.shape().first().map_or(0, |rows| rows - 1);
+        match tokens.dtype() {
+            Dtype::Uint32 => minimum(tokens, Array::from_slice(&[last.unsigned_abs()], &[])),
+            Dtype::Int32 => clip(tokens, (0, last)),
+            Dtype::Uint8 | Dtype::Uint16 | Dtype::Uint64 | Dtype::Int8 | Dtype::Int16 | Dtype::Int64 => {
+                clip(tokens.as_dtype(Dtype::Int64)?, (0, last))
+            }
+            _ => Ok(tokens.clone()), // no ids, which MLX says itself
+        }
+    }
+
     /// The rows without what an adapter changes.
     fn rows(&self, tokens: &Array) -> Result<Array> {
         let rows = self.table.weight.try_index(tokens)?;
@@ -71,9 +88,10 @@ impl Module<&Array> for Embedding {
     /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
     ///
     /// The rows have the dtype of the table (or, quantized, of its scales; bfloat16 in the modes of small
-    /// floats). An error where MLX cannot
-    /// index by these ids. An id outside the table is not noticed here, since that would need the ids on the host.
+    /// floats). An error where the ids are no whole numbers. An id outside the table is not noticed here, since that
+    /// would need the ids on the host: it gives the first row or the last.
     fn forward(&mut self, tokens: &Array) -> Result<Array> {
+        let tokens = &self.inside(tokens)?;
         let rows = self.rows(tokens)?;
         let Some(adapter) = self.table.adapter() else { return Ok(rows) };
         match adapter.magnitudes() {

@@ -7,6 +7,7 @@ use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters, Param, Parameter};
 use mlx_rs::ops::{addmm, matmul};
+use mlx_rs::transforms::eval;
 
 use crate::adapter::{Adapter, first_magnitudes};
 use crate::{AdaptedLayer, Form, Magnitudes, Parameters, Quantization};
@@ -79,12 +80,19 @@ impl Linear {
     }
 
     /// Takes the layer's adapter, if it has one, and the form that the source wants.
+    ///
+    /// What is computed from a weight is computed here and now, so that the intermediate results of one layer are
+    /// gone before those of the next come: otherwise a model would be held twice over when it is first used.
     fn adapt(&mut self, parameters: &mut Parameters<'_>, kind: AdaptedLayer) -> Result<()> {
         if let Some(found) = parameters.adapter(kind) {
             let m = match found.magnitudes {
                 Magnitudes::None => None,
                 Magnitudes::Given(m) => Some(m),
-                Magnitudes::OfTheWeight => Some(first_magnitudes(&self.whole_weight()?, kind)?),
+                Magnitudes::OfTheWeight => {
+                    let m = first_magnitudes(&self.whole_weight()?, kind)?;
+                    m.eval()?;
+                    Some(m)
+                }
             };
             self.adapter = Some(Adapter::new(found.lora_a, found.lora_b, m, found.scale));
         }
@@ -124,7 +132,8 @@ impl Linear {
         *self.weight = weight;
         *self.scales = scales;
         *self.biases = biases;
-        Ok(())
+        let parts = [Some(&*self.weight), self.scales.as_ref().as_ref(), self.biases.as_ref().as_ref()];
+        eval(parts.into_iter().flatten())
     }
 
     /// The weight where it is quantized.

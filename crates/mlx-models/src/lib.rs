@@ -172,6 +172,11 @@ pub fn fuse(
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+/// Runs the examples of the document about adapters.
+#[cfg(all(doctest, feature = "gemma3"))]
+#[doc = include_str!("../../../docs/adapters.md")]
+struct AdaptersDocument;
+
 #[cfg(test)]
 mod tests {
     use super::*;

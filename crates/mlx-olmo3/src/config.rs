@@ -35,8 +35,8 @@ pub struct Config {
     pub attention_bias: bool,
     /// First layer first.
     pub layers: Vec<Layer>,
-    /// Whether the head is the embedding table. No released model does it.
-    pub tie_word_embeddings: bool,
+    /// Whether the head has a weight of its own, as in all released models. Otherwise it is the embedding table.
+    pub has_own_head: bool,
 }
 
 /// The config as the file has it.
@@ -68,17 +68,18 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         // Twice over the same file: the keys of rotations have one parser for all architectures.
         let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
+        let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
+        Self::try_from((raw, rope, has_own_head)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),
             source: Box::new(source),
         })
     }
 }
 
-impl TryFrom<(RawConfig, RopeKeys)> for Config {
+impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
     type Error = ConfigError;
 
-    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
+    fn try_from((raw, rope, has_own_head): (RawConfig, RopeKeys, bool)) -> Result<Self, ConfigError> {
         let layer_types = match &raw.layer_types {
             Some(types) => LayerTypes::Listed(types),
             // Three layers with a window, then a full one.
@@ -112,7 +113,7 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
-            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            has_own_head,
         })
     }
 }

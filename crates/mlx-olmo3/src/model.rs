@@ -131,7 +131,7 @@ impl Olmo3 {
         let mut root = Parameters::root(source);
         let model = Transformer::new(config, root.at("model"));
         let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
-        let lm_head = (!config.tie_word_embeddings).then(head);
+        let lm_head = config.has_own_head.then(head);
 
         let heads = config.num_key_value_heads;
         let layer =

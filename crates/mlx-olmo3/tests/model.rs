@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_causal_lm::{CausalLm, LoadError};
-use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_olmo3::{Config, Olmo3};
+use mlx_olmo3::{ARCHITECTURE, Config, Olmo3};
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
+use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, compare, models};
+use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
 use serde_json::{Value, json};
 
 /// Layers 0, 1 and 2 have a window of 5 tokens, layer 3 is full and rotates by YaRN.
@@ -28,30 +29,17 @@ fn with(changes: Value) -> Value {
     config
 }
 
-/// A checkpoint folder with this config and the given tensors.
-fn folder(config: &Value, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
-    folder
-}
-
-fn load(config: &Value, tensors: Vec<(String, Array)>) -> Result<Olmo3, LoadError> {
-    Olmo3::load(&Checkpoint::open(folder(config, tensors).path()).unwrap())
+fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError> {
+    checkpoints::load(&ARCHITECTURE, config, tensors)
 }
 
 fn model_of(config: &Value, source: &mut RandomParameters) -> Olmo3 {
-    let folder = folder(config, vec![("x".to_owned(), Array::from_f32(0.0))]);
-    let config = Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    let config = Config::from_checkpoint(&without_tensors(config)).unwrap();
     Olmo3::new(&config, source)
 }
 
 fn model() -> Olmo3 {
     model_of(&config(), &mut RandomParameters::new(4, Dtype::Float32))
-}
-
-fn tensors(model: &Olmo3) -> Vec<(String, Array)> {
-    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
 }
 
 /// `[2, 18]`, two different rows, three windows long.
@@ -164,7 +152,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 
         let mut loaded = load(&config, tensors(&model)).unwrap();
         assert_eq!(loaded.info(), model.info());
-        assert_same(&all_logits(&mut loaded, &tokens()), &all_logits(&mut model, &tokens()));
+        assert_same(&all_logits(&mut *loaded, &tokens()), &all_logits(&mut model, &tokens()));
     }
 }
 
@@ -191,10 +179,22 @@ fn every_tensor_that_is_not_right_is_listed() {
             "model.layers.2.self_attn.k_norm.weight: shape [8], [16] is needed",
         ]
     );
-    let mut tied = tensors(&model());
-    tied.retain(|(key, _)| key != "model.norm.weight");
-    let error = load(&with(json!({ "tie_word_embeddings": true })), tied).unwrap_err().to_string();
-    assert!(error.contains("lm_head.weight: unexpected"), "{error}");
+}
+
+#[test]
+fn a_head_in_the_checkpoint_is_used() {
+    let model = model_of(
+        &with(json!({ "tie_word_embeddings": true })),
+        &mut RandomParameters::new(4, Dtype::Float32),
+    );
+    let keys = ["model.embed_tokens.weight", "lm_head.weight"];
+    checkpoints::a_head_in_the_checkpoint_is_used(
+        &ARCHITECTURE,
+        &config(),
+        &tensors(&model),
+        keys,
+        &tokens(),
+    );
 }
 
 #[test]

@@ -36,8 +36,8 @@ pub struct Config {
     pub sliding_window: Option<i32>,
     /// The epsilon of every norm (1e-5).
     pub rms_norm_eps: f32,
-    /// Whether the embedding table is the head as well (no).
-    pub tie_word_embeddings: bool,
+    /// Whether the head has a weight of its own (yes). Otherwise it is the embedding table.
+    pub has_own_head: bool,
     /// The rotation of queries and keys.
     pub rope: Rope,
 }
@@ -73,17 +73,20 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, LoadError> {
         // Twice over the same file: the keys of rotations have one parser for all architectures.
         let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        Self::try_from((raw, rope, options)).map_err(|source| LoadError::Config {
+        let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
+        Self::try_from((raw, rope, has_own_head, options)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),
             source: Box::new(source),
         })
     }
 }
 
-impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
+impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
     type Error = ConfigError;
 
-    fn try_from((raw, rope, options): (RawConfig, RopeKeys, &LoadOptions)) -> Result<Self, ConfigError> {
+    fn try_from(
+        (raw, rope, has_own_head, options): (RawConfig, RopeKeys, bool, &LoadOptions),
+    ) -> Result<Self, ConfigError> {
         // Generous limits: they only keep a typing error from filling the memory, and the features of the
         // fused projections within what an i32 can count.
         let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
@@ -134,7 +137,7 @@ impl TryFrom<(RawConfig, RopeKeys, &LoadOptions)> for Config {
             max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
             sliding_window,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
-            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            has_own_head,
             rope: rotation
                 .rope(head_dim, if interleaved { RopeLayout::Interleaved } else { RopeLayout::Halves })?,
         })

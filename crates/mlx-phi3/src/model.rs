@@ -147,8 +147,8 @@ impl Phi3 {
         let mut root = Parameters::root(source);
         let model = Transformer::new(config, root.at("model"));
         let Config { hidden_size, vocab_size, head_dim, num_key_value_heads: heads, .. } = *config;
-        let untied = !config.tie_word_embeddings;
-        let lm_head = untied.then(|| Linear::new(root.at("lm_head"), hidden_size, vocab_size));
+        let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
+        let lm_head = config.has_own_head.then(head);
         let kind = config.sliding_window.map_or(LayerKind::Full, |window| LayerKind::Sliding { window });
         let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
         let info = ModelInfo {

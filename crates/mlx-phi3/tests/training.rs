@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{long_rope, model, plain, tensors, tokens, with};
+use common::{long_rope, model, plain, tokens, with};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
@@ -13,6 +13,7 @@ use mlx_rs::module::ModuleParametersExt;
 use mlx_rs::nn::value_and_grad;
 use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
 use mlx_rs::optimizers::{AdamW, Optimizer};
+use mlx_testing::checkpoints::tensors;
 use serde_json::json;
 
 /// The mean of what each token's successor costs, in nats.

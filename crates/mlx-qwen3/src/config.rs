@@ -34,8 +34,8 @@ pub struct Config {
     pub attention_bias: bool,
     /// First layer first (28, all full). The layers of one model all rotate alike.
     pub layers: Vec<Layer>,
-    /// Whether the head is the embedding table (yes; from 8B on it is not).
-    pub tie_word_embeddings: bool,
+    /// Whether the head has a weight of its own (no; from 8B on it has). Otherwise it is the embedding table.
+    pub has_own_head: bool,
 }
 
 /// The config as the file has it.
@@ -69,17 +69,18 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         // Twice over the same file: the keys of rotations have one parser for all architectures.
         let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
+        let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
+        Self::try_from((raw, rope, has_own_head)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),
             source: Box::new(source),
         })
     }
 }
 
-impl TryFrom<(RawConfig, RopeKeys)> for Config {
+impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
     type Error = ConfigError;
 
-    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
+    fn try_from((raw, rope, has_own_head): (RawConfig, RopeKeys, bool)) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
         let head_dim = size("head_dim", raw.head_dim, 1 << 14)?;
@@ -98,7 +99,7 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
-            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            has_own_head,
         })
     }
 }

@@ -61,7 +61,7 @@
 //!   by layer. All layers rotate alike. transformers applies windows, and so does this crate; mlx-lm does not.
 //! - **Tied embeddings** up to 4B, where the table of 151 936 rows is a large part of the weights
 //!   ([Press and Wolf](https://arxiv.org/abs/1608.05859)). Some of those checkpoints hold the table a second time
-//!   as `lm_head.weight`, which is ignored.
+//!   as `lm_head.weight`; a head that a checkpoint holds is used.
 //!
 //! The report: Qwen Team, *Qwen3 Technical Report*, <https://arxiv.org/abs/2505.09388>, section 2. Model cards:
 //! `Qwen/Qwen3-0.6B`, `Qwen/Qwen3-4B`, `Qwen/Qwen3-8B`, `Qwen/Qwen3-32B` on the Hugging Face hub.
@@ -83,7 +83,7 @@
 //! | `model.layers.N.mlp.up_proj.weight` | `[hidden, D]` |
 //! | `model.layers.N.mlp.down_proj.weight` | `[D, hidden]` |
 //! | `model.norm.weight` | `[D]` |
-//! | `lm_head.weight`, ignored where it is tied | `[V, D]` |
+//! | `lm_head.weight`, where the head is not tied | `[V, D]` |
 //!
 //! The fields of the model have the same names. With `attention_bias` the four projections of attention
 //! have a `bias` too. Quantized layers have `scales` and `biases` beside their `weight`.

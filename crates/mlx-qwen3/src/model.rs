@@ -91,7 +91,7 @@ impl Qwen3 {
         let mut root = Parameters::root(source);
         let model = Transformer::new(config, root.at("model"));
         let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
-        let lm_head = (!config.tie_word_embeddings).then(head);
+        let lm_head = config.has_own_head.then(head);
 
         let heads = config.num_key_value_heads;
         let layer =
@@ -117,8 +117,7 @@ impl Qwen3 {
         let config = Config::from_checkpoint(checkpoint)?;
         let mut tensors = checkpoint.tensors()?;
         let model = Self::new(&config, &mut tensors);
-        // The small models were released with a copy of the embedding table in the head's place.
-        tensors.finish(|key| config.tie_word_embeddings && key.starts_with("lm_head."))?;
+        tensors.finish(|_| false)?;
         Ok(model)
     }
 }

@@ -1,11 +1,9 @@
 //! Configs: what is read from which form, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::error::Error;
-
-use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::LayerKind;
 use mlx_qwen3::Config;
+use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
 /// The released 0.6B model, as its checkpoint has it.
@@ -24,20 +22,7 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or all that the error and its causes say.
 fn read(config: &Value) -> Result<Config, String> {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    // A safetensors file with no tensors: the length of the header, and the header.
-    std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    Config::from_checkpoint(&checkpoint).map_err(|error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        text
-    })
+    Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
 /// The released config with these keys changed.
@@ -66,7 +51,7 @@ fn the_released_config() {
     let config = read(&released()).unwrap();
     assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.head_dim), (16, 8, 128));
     assert_eq!(windows(&config), (28, None));
-    assert!(config.tie_word_embeddings && !config.attention_bias);
+    assert!(!config.has_own_head && !config.attention_bias);
     let rope = &config.layers[0].rope;
     let last = *rope.frequencies(1).unwrap().last().unwrap();
     assert!((last / 1e6_f32.powf(-126.0 / 128.0) - 1.0).abs() < 1e-4, "{last}");
@@ -139,7 +124,7 @@ fn a_missing_key_is_named() {
     for key in ["tie_word_embeddings", "attention_bias", "hidden_act", "use_sliding_window"] {
         assert!(read(&without(key)).is_ok(), "{key}");
     }
-    assert!(!read(&without("tie_word_embeddings")).unwrap().tie_word_embeddings);
+    assert!(read(&without("tie_word_embeddings")).unwrap().has_own_head);
 }
 
 #[test]
@@ -199,6 +184,13 @@ fn a_bad_config_is_an_error_that_names_the_key() {
             "full_attention is for models with two kinds",
         ),
         (json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 7.0 } }), "contradicts itself"),
+        (json!({ "rope_theta": 1e-40 }), "rope_theta is 1e-40"),
+        (scaling(json!([])), "rope_scaling: invalid type: sequence, expected an object"),
+        (json!({ "rope_parameters": [] }), "rope_parameters: invalid type: sequence, expected an object"),
+        (
+            json!({ "rope_parameters": { "full_attention": [] } }),
+            "rope_parameters.full_attention: invalid type: sequence",
+        ),
         (scaling(json!({ "rope_type": "spiral" })), "spiral"),
         (
             scaling(json!({ "rope_type": "yarn", "factor": 4.0 })),

@@ -129,9 +129,8 @@ impl RopeKeys {
     ///
     /// Where the config contradicts itself or leaves out what is needed.
     pub fn sliding_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
-        if let Some(found) = self.rope_local_base_freq.filter(|base| !(base.is_finite() && *base > 0.0)) {
-            let (key, expected) = ("rope_local_base_freq", "a positive finite number");
-            return Err(RopeError::Number { key, found, expected });
+        if let Some(base) = self.rope_local_base_freq {
+            check_base("rope_local_base_freq", base)?;
         }
         let inner = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         if let Some(parameters) = inner
@@ -156,9 +155,7 @@ impl RopeKeys {
         let mut raw = scaling.unwrap_or_default();
         let base = one_of("rope_theta", raw.rope_theta.take(), outer_base)?.or(default_base);
         let base = base.ok_or(RopeError::NoBase)?;
-        if !(base.is_finite() && base > 0.0) {
-            return Err(RopeError::Base { base });
-        }
+        check_base("rope_theta", base)?;
 
         // Proportional scaling uses the fraction itself, over whole heads.
         let fraction_of_heads =
@@ -249,6 +246,11 @@ fn of_kind(mut parameters: RawScaling, kind: &'static str) -> Result<RawScaling,
     }
     let own = if kind == FULL { full } else { sliding };
     own.map(|own| *own).ok_or(RopeError::NoKind { kind })
+}
+
+/// The base of the frequencies, also as the float32 that MLX computes with.
+pub(crate) fn check_base(key: &'static str, base: f64) -> Result<(), RopeError> {
+    if base >= 1.0 && (base as f32).is_finite() { Ok(()) } else { Err(RopeError::Base { key, base }) }
 }
 
 /// A key that may stand in two places, which must then agree.

@@ -20,9 +20,12 @@ pub enum RopeError {
         /// Features of a head.
         head_dim: i32,
     },
-    /// The base of the frequencies is not a positive number.
-    #[error("rope_theta is {base:?}, and must be a positive finite number")]
+    /// The base of the frequencies is below 1, where later pairs would turn faster than the first, or beyond what
+    /// float32 holds.
+    #[error("{key} is {base:?}, and must be a finite number from 1 on; released models have 10000 or more")]
     Base {
+        /// The key that configs have for it.
+        key: &'static str,
         /// The number that was given.
         base: f64,
     },

@@ -7,6 +7,7 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, UpdateMode};
 
 use crate::RopeError;
+use crate::config::check_base;
 use crate::periods;
 use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling};
 
@@ -113,7 +114,7 @@ enum Angles<'a> {
 ///
 /// # Errors
 ///
-/// [`RopeError`] where `dims` is not a positive even number, `base` is not positive, a length that
+/// [`RopeError`] where `dims` is not a positive even number, `base` is below 1, a length that
 /// the kind needs is missing, or a list of factors has not one for each pair.
 pub fn initialize_rope(
     dims: i32,
@@ -125,10 +126,7 @@ pub fn initialize_rope(
     if dims <= 0 || dims % 2 != 0 {
         return Err(RopeError::Dims { dims });
     }
-    // Also as the float32 that MLX computes with.
-    if !((base as f32).is_finite() && base as f32 > 0.0) {
-        return Err(RopeError::Base { base });
-    }
+    check_base("rope_theta", base)?;
     scaling.check()?;
     if let Some(longest) = max_position_embeddings.filter(|&longest| longest <= 0) {
         let (key, expected) = ("max_position_embeddings", "a positive whole number");

@@ -1,6 +1,10 @@
 //! The kinds of scaling that stretch a rotation beyond the length that it was trained for.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::RopeError;
 
@@ -189,7 +193,7 @@ impl RopeScaling {
 
 /// The object as a config has it: every key of every kind.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, remote = "Self")]
 pub(crate) struct RawScaling {
     #[serde(rename = "type")]
     old_type: Option<String>,
@@ -217,6 +221,28 @@ pub(crate) struct RawScaling {
     pub(crate) full_attention: Option<Box<RawScaling>>,
     /// v5, in models with two kinds of layers.
     pub(crate) sliding_attention: Option<Box<RawScaling>>,
+}
+
+/// From an object only. What serde derives would read a list as well, its values in the order of the fields, and
+/// an empty one as an object without keys.
+impl<'de> Deserialize<'de> for RawScaling {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = RawScaling;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object such as {\"rope_type\": \"linear\", \"factor\": 8.0}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawScaling, A::Error> {
+                RawScaling::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
 }
 
 impl TryFrom<RawScaling> for RopeScaling {

@@ -247,6 +247,9 @@ fn every_wrong_config_says_what_is_wrong() {
         (error(json!({})), "rope_theta is missing"),
         (error(json!({ "rope_theta": 0.0 })), "rope_theta is 0.0"),
         (error(json!({ "rope_theta": -1e4 })), "rope_theta is -10000.0"),
+        (error(json!({ "rope_theta": 1e-40 })), "rope_theta is 1e-40, and must be a finite number from 1 on"),
+        (error(json!({ "rope_theta": 0.99 })), "rope_theta is 0.99"),
+        (error(json!({ "rope_theta": 1e300 })), "rope_theta is 1e300"),
         (
             scaling_error(json!({ "type": "ntk" })),
             "unknown rope_type \"ntk\"; known are default, linear, dynamic",

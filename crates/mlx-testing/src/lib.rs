@@ -2,6 +2,8 @@
 //!
 //! Not published. With the feature `models` also what must hold for every language model.
 
+#[cfg(feature = "models")]
+pub mod checkpoints;
 mod compare;
 #[cfg(feature = "models")]
 pub mod models;

@@ -2,11 +2,10 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 use mlx_causal_lm::LoadOptions;
-use mlx_checkpoint::Checkpoint;
 use mlx_phi3::{Config, Phi3};
-use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::RandomParameters;
+use mlx_testing::checkpoints::without_tensors;
 use serde_json::{Value, json};
 
 /// A config of 2 layers, 4 query heads of 8 features and 2 key-value heads, with LongRoPE whose border is
@@ -36,17 +35,8 @@ pub(crate) fn with(mut config: Value, changes: &[(&str, Value)]) -> Value {
     config
 }
 
-/// A checkpoint folder with this config and the given tensors.
-pub(crate) fn folder(config: &Value, tensors: Vec<(String, Array)>) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
-    folder
-}
-
 pub(crate) fn read(config: &Value, options: &LoadOptions) -> Config {
-    let folder = folder(config, vec![("x".to_owned(), Array::from_f32(0.0))]);
-    Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap(), options).unwrap()
+    Config::from_checkpoint(&without_tensors(config), options).unwrap()
 }
 
 /// A model with random weights, the same ones for the same shapes.
@@ -56,10 +46,6 @@ pub(crate) fn model(config: &Value) -> Phi3 {
 
 pub(crate) fn model_with(config: &Value, options: &LoadOptions) -> Phi3 {
     Phi3::new(&read(config, options), &mut RandomParameters::new(4, Dtype::Float32))
-}
-
-pub(crate) fn tensors(model: &Phi3) -> Vec<(String, Array)> {
-    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
 }
 
 /// `[rows, length]`, different rows.

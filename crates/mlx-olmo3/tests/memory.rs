@@ -1,0 +1,27 @@
+//! What loading costs, by MLX's own count. Alone in its file: other tests would be counted as well.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use mlx_checkpoint::Checkpoint;
+use mlx_olmo3::{ARCHITECTURE, Config, Olmo3};
+use mlx_rs::Dtype;
+use mlx_testing::RandomParameters;
+use mlx_testing::checkpoints::{
+    loading_takes_no_more_than_the_checkpoint, sharded_folder, tensors, without_tensors,
+};
+use serde_json::json;
+
+#[test]
+fn loading_takes_no_more_than_a_checkpoint_of_three_files() {
+    let config = json!({
+        "model_type": "olmo3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "vocab_size": 8192, "rms_norm_eps": 1e-6, "max_position_embeddings": 128,
+        "sliding_window": 64, "rope_theta": 500000.0,
+    });
+    let saved = {
+        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let model = Olmo3::new(&read, &mut RandomParameters::new(1, Dtype::Float16));
+        sharded_folder(&config, tensors(&model), 3)
+    };
+    assert_eq!(Checkpoint::open(saved.path()).unwrap().files().len(), 3);
+    loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());
+}

@@ -1,0 +1,176 @@
+//! Checkpoint folders of models that tests make up, and what must hold for loading them.
+#![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits};
+use mlx_checkpoint::Checkpoint;
+use mlx_kvcache::CacheOptions;
+use mlx_quantization::{Quantization, quantize};
+use mlx_rs::Array;
+use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
+use mlx_rs::module::ModuleParameters;
+use mlx_rs::transforms::eval_params;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::models::all_logits;
+use crate::{Tolerance, compare};
+
+/// The tensors of a checkpoint, by key.
+pub type Tensors = Vec<(String, Array)>;
+
+/// A checkpoint folder with this config and these tensors.
+pub fn folder(config: &Value, tensors: Tensors) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+/// The same in so many shards, with their index.
+pub fn sharded_folder(config: &Value, mut tensors: Tensors, shards: usize) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut map = serde_json::Map::new();
+    for (i, shard) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
+        let name = format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
+        map.extend(shard.iter().map(|(key, _)| (key.clone(), json!(name))));
+        Array::save_safetensors(
+            shard.iter().map(|(key, array)| (key, array)),
+            None,
+            folder.path().join(name),
+        )
+        .unwrap();
+    }
+    let index = json!({ "weight_map": map }).to_string();
+    fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    folder
+}
+
+/// A checkpoint with this config and no tensors, for tests that read its config. Its folder is gone.
+pub fn without_tensors(config: &Value) -> Checkpoint {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    // A safetensors file with no tensors: the length of the header, and the header.
+    fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    Checkpoint::open(folder.path()).unwrap()
+}
+
+/// What an error and its causes say.
+pub fn whole_message(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The model of a checkpoint folder with this config and these tensors.
+///
+/// # Errors
+///
+/// Those of the architecture.
+pub fn load(
+    architecture: &Architecture,
+    config: &Value,
+    tensors: Tensors,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    let folder = folder(config, tensors);
+    (architecture.load)(&Checkpoint::open(folder.path())?, &LoadOptions::default())
+}
+
+/// The parameters of a model as tensors of a checkpoint.
+pub fn tensors(model: &(impl ModuleParameters + ?Sized)) -> Tensors {
+    model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
+}
+
+/// Every matrix quantized, as mlx-lm writes it.
+pub fn quantized(tensors: Tensors, quantization: Quantization) -> Tensors {
+    let quantize_one = |(key, array): (String, Array)| -> Tensors {
+        let layer = match key.strip_suffix(".weight") {
+            Some(layer) if array.ndim() == 2 => layer,
+            _ => return vec![(key, array)],
+        };
+        let quantized = quantize(&array, quantization).unwrap();
+        let mut parts = vec![(key.clone(), quantized.packed), (format!("{layer}.scales"), quantized.scales)];
+        parts.extend(quantized.biases.map(|biases| (format!("{layer}.biases"), biases)));
+        parts
+    };
+    tensors.into_iter().flat_map(quantize_one).collect()
+}
+
+/// A head in the checkpoint is used, whatever the config says: a copy of the embedding table answers as the
+/// table, another head in its own way. `tied` are the tensors without a head, and the keys those of the two weights.
+#[track_caller]
+pub fn a_head_in_the_checkpoint_is_used(
+    architecture: &Architecture,
+    config: &Value,
+    tied: &Tensors,
+    [table, head]: [&str; 2],
+    tokens: &Array,
+) {
+    let with = |says: bool, weight: Option<Array>| {
+        let mut config = config.clone();
+        config["tie_word_embeddings"] = json!(says);
+        let mut tensors = tied.clone();
+        tensors.extend(weight.map(|weight| (head.to_owned(), weight)));
+        load(architecture, &config, tensors)
+    };
+    let copy = || tied.iter().find(|(key, _)| key == table).unwrap().1.clone();
+    let other = || copy().negative().unwrap(); // changes the sign of every logit, and nothing else
+    let as_tied = all_logits(&mut *with(true, None).unwrap(), tokens);
+    let opposite = as_tied.negative().unwrap();
+    for (name, says, weight, expected) in [
+        ("a copy in a tied model", true, copy(), &as_tied),
+        ("another head in a tied model", true, other(), &opposite),
+        ("a copy", false, copy(), &as_tied),
+        ("another head", false, other(), &opposite),
+    ] {
+        let mut model = with(says, Some(weight)).unwrap();
+        assert!(model.parameters().flatten().contains_key(head), "{name}");
+        let result = compare(&all_logits(&mut *model, tokens), expected, Tolerance::Exact).unwrap();
+        assert!(result.is_equal(), "{name}: {result}");
+    }
+    let narrow = copy().transpose().unwrap();
+    for (says, weight, problem) in
+        [(false, None, "missing"), (false, Some(narrow.clone()), "shape"), (true, Some(narrow), "shape")]
+    {
+        let error = with(says, weight).unwrap_err().to_string();
+        assert!(error.contains(&format!("{head}: {problem}")), "{error}");
+    }
+}
+
+/// Each tensor is read once, when it is first used, and nothing is held twice: the peak is at most 1.1 times the
+/// size of the checkpoint, by MLX's own count. Answers with that peak, in bytes. A test of this has to be alone in its file,
+/// since others are counted, too.
+#[track_caller]
+pub fn loading_takes_no_more_than_the_checkpoint(architecture: &Architecture, folder: &Path) -> usize {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let size = checkpoint.size_on_disk().unwrap() as usize;
+    assert!(size > 10_000_000, "{size} bytes are too few to tell weights from the rest");
+
+    clear_cache().unwrap();
+    let before = active_memory().unwrap();
+    reset_peak_memory().unwrap();
+    let mut model = (architecture.load)(&checkpoint, &LoadOptions::default()).unwrap();
+    let built = peak_memory().unwrap().saturating_sub(before);
+    assert!(built < size / 100, "{built} bytes before anything was used");
+
+    eval_params(model.parameters()).unwrap();
+    let loaded = peak_memory().unwrap() - before;
+    assert!(loaded > size / 2, "{loaded} bytes are not the weights, which have {size}");
+    assert!(loaded <= size + size / 10, "{loaded} bytes at the peak for {size} on disk");
+
+    // The first tokens need their own memory, and no second copy of the weights.
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let tokens = Array::from_slice(&[1_u32, 2, 3], &[1, 3]);
+    model.forward(&tokens, &mut cache, Logits::Last).unwrap().eval().unwrap();
+    assert!(active_memory().unwrap() - before <= size + size / 10);
+    loaded
+}
