@@ -10,16 +10,14 @@ or raises on (configs of transformers 5, `layer_types`, models without a global 
 
 How to run, from the repository root:
 
-    python xtask/python/make_gemma3_cases.py --out xtask/cases
-
-`--check` compares, as in `make_cases.py`.
+    python xtask/python/make_gemma3_cases.py
 """
 
 import sys
 
 import mlx.core as mx
 import numpy as np
-from sliding_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
+from model_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
 
 CONFIG = {
     "model_type": "gemma3_text",

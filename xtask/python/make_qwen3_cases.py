@@ -9,16 +9,14 @@ Why: `cargo xtask parity` runs these folders and demands the same bits from this
 
 How to run, from the repository root:
 
-    python xtask/python/make_qwen3_cases.py --out xtask/cases
-
-`--check` compares, as in `make_cases.py`.
+    python xtask/python/make_qwen3_cases.py
 """
 
 import sys
 
 import mlx.core as mx
 import numpy as np
-from sliding_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
+from model_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
 
 CONFIG = {
     "model_type": "qwen3",
