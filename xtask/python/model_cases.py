@@ -26,7 +26,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from parity_cases import argument_parser, demand_own_blas, finish_cases, write_description
+from seeded_weights import Tensor, stored, tensor_like, write_weights
 
+DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 PROMPT_LENGTH, GREEDY_LENGTH = 9, 24
 SMALLEST_MARGIN, FEWEST_DISTINCT = 0.1, 12
 
@@ -62,6 +64,7 @@ class Case:
     quantize: dict | None = None
     per_layer: dict[str, dict | bool] = field(default_factory=dict)  # quantizations of some layers
     shard_bytes: int | None = None
+    from_seed: bool = False  # `weights.json` in the place of the checkpoint's tensors, see `seeded_weights.py`
     extra_weights: Callable[[], dict[str, mx.array]] = dict
     description: dict = field(default_factory=dict)  # more keys of `case.json`
     # What mlx-lm must not see, because it refuses or misreads it.
@@ -80,6 +83,11 @@ def new_model(case: Case) -> nn.Module:
     model = model_class(args_class.from_dict(json.loads(json.dumps(case.config))))  # a copy: it writes into its config
     if case.tied and hasattr(model, "sanitize"):
         model.sanitize({"language_model": {"": mx.zeros(1)}} if hasattr(model, "language_model") else {})
+    if case.from_seed:
+        model.set_dtype(case.dtype)
+        tensors = (like(case, name, weight) for name, weight in tree_flatten(model.parameters()))
+        model.load_weights([(tensor.name, seeded(tensor, case.seed)) for tensor in tensors])
+        return model
     rng = np.random.default_rng(case.seed)
     weights = []
     for name, weight in sorted(tree_flatten(model.parameters())):
@@ -87,6 +95,30 @@ def new_model(case: Case) -> nn.Module:
         weights.append((name, mx.array(values).astype(case.dtype)))
     model.load_weights(weights)
     return model
+
+
+def like(case: Case, name: str, array: mx.array) -> Tensor:
+    """What stands for this array in `weights.json`."""
+    return tensor_like(name, array.shape, DTYPES[array.dtype], case.scale)
+
+
+def seeded(tensor: Tensor, seed: int) -> mx.array:
+    array = mx.array(stored(tensor, seed))
+    return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array
+
+
+def replace_weights(case: Case, folder: Path) -> None:
+    """Puts `weights.json` in the place of the files with tensors, which must hold just what it says."""
+    files = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        arrays = mx.load(str(file))
+        files[file.name] = [like(case, name, array) for name, array in sorted(arrays.items())]
+        for tensor in files[file.name]:
+            if not mx.array_equal(arrays[tensor.name], seeded(tensor, case.seed)).item():
+                raise SystemExit(f"{case.name}: {tensor.name} is not what its seed gives")
+        del arrays
+        file.unlink()
+    write_weights(folder / "weights.json", case.seed, files)
 
 
 def shards_below(limit: int) -> Callable[[dict], list[dict]]:
@@ -120,6 +152,8 @@ def save_checkpoint(case: Case, folder: Path) -> None:
     mlx_lm.utils.save_model(folder, model)
     (folder / "model.safetensors.index.json").unlink()  # says nothing where there is one file
     if extra := case.extra_weights():
+        if case.from_seed:
+            extra = {name: seeded(like(case, name, array), case.seed) for name, array in extra.items()}
         save_weights(model, extra, folder)
 
 
@@ -174,6 +208,8 @@ def make_case(case: Case, made_by: str, folder: Path) -> None:
     mx.save_safetensors(str(folder / "reference.safetensors"), reference(case, model))
     if hidden := case.hidden_weights():
         save_weights(model, hidden, folder)
+    if case.from_seed:
+        replace_weights(case, folder)
     if case.hidden_config:
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         mlx_lm.utils.save_config(case.hidden_config(written), folder / "config.json")

@@ -77,7 +77,9 @@ def stored(tensor: Tensor, seed: int) -> np.ndarray:
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
-def tensor_like(name: str, shape: tuple[int, ...], dtype: str, scaled: Callable[[str, np.ndarray], np.ndarray]) -> Tensor:
+def tensor_like(
+    name: str, shape: tuple[int, ...], dtype: str, scaled: Callable[[str, np.ndarray], np.ndarray]
+) -> Tensor:
     """A tensor of the size that `scaled` gives to normally distributed numbers: of the same mean and variance."""
     zero, one = (float(scaled(name, np.full(shape, value, dtype=np.float32)).flat[0]) for value in (0.0, 1.0))
     return Tensor(name, shape, dtype, round((one - zero) * 3**0.5 * SCALE), round(zero * SCALE))

@@ -7,6 +7,7 @@ mod cache;
 mod case;
 mod model;
 mod rope;
+mod weights;
 
 use std::fs;
 use std::io::{self, Write};
