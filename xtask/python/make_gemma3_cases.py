@@ -1,6 +1,6 @@
 """Makes the parity cases of Gemma 3 models: tiny checkpoints with what mlx-lm computes from them.
 
-What: folders as `make_cases.py` makes them for Lille models. Layers 0, 1 and 3 of four have a window of 6 tokens, layer
+What: folders as `model_cases.py` describes them. Layers 0, 1 and 3 of four have a window of 6 tokens, layer
 2 is global. The embedding scale, the square root of 32, is a number that bfloat16 does not hold. In `gemma3_f16_clipped`
 the residual stream passes the range of float16.
 

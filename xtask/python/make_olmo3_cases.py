@@ -1,6 +1,6 @@
 """Makes the parity cases of OLMo 3 models: tiny checkpoints with what mlx-lm computes from them.
 
-What: folders as `make_cases.py` makes them for Lille models. Layers 0, 1 and 2 of four have a window of 6 tokens, layer
+What: folders as `model_cases.py` describes them. Layers 0, 1 and 2 of four have a window of 6 tokens, layer
 3 is full and rotates by YaRN.
 
 Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out

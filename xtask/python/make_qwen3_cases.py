@@ -1,6 +1,6 @@
 """Makes the parity cases of Qwen 3 models: tiny checkpoints with what mlx-lm computes from them.
 
-What: folders as `make_cases.py` makes them for Lille models. Heads are wider than the stream, as in the released 0.6B
+What: folders as `model_cases.py` describes them. Heads are wider than the stream, as in the released 0.6B
 model. `qwen3_windows_off` has the numbers of a window without the switch, as released configs do, and a copy of the
 embedding table as a head beside `tie_word_embeddings`.
 
