@@ -139,7 +139,13 @@ CASES = [
     gemma3("layer_types", 9, LINEAR_8, config={"layer_types": IRREGULAR}),
     # The pattern, 6, is left over from another model and says that only the last layer is global.
     gemma3("layer_types_v4", 18, config={"layer_types": IRREGULAR}, v4=True, add={"sliding_window_pattern": 6}),
-    gemma3("all_global", 1, GLOBAL, config={"layer_types": [FULL] * 6, "tie_word_embeddings": False}, drop=("sliding_window",)),
+    gemma3(
+        "all_global",
+        1,
+        GLOBAL,
+        config={"layer_types": [FULL] * 6, "tie_word_embeddings": False},
+        drop=("sliding_window",),
+    ),
     gemma3("softcap", 1, config={"final_logit_softcapping": 12.0}, batch=2),
     gemma3("bias_untied", 1, config={"attention_bias": True, "tie_word_embeddings": False}),
     gemma3("multimodal", 1, LINEAR_8, kind="gemma3"),
@@ -147,7 +153,12 @@ CASES = [
     qwen3("window", 3, PLAIN, batch=2),
     qwen3("window_v4", 2, YARN, v4=True, drop=("layer_types",)),
     qwen3("layer_types_yarn", 1, YARN | {"attention_factor": 1.5}, config={"layer_types": [SLIDING, FULL, SLIDING]}),
-    qwen3("windows_off_bias_tied", 8, PLAIN, config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True}),
+    qwen3(
+        "windows_off_bias_tied",
+        8,
+        PLAIN,
+        config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True},
+    ),
 ]
 
 

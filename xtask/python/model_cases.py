@@ -1,6 +1,7 @@
 """What the scripts have in common that make parity cases of whole models with mlx-lm.
 
-A case is a folder with an ordinary checkpoint of seeded random weights, saved by mlx-lm's own functions;
+A case is a folder with an ordinary checkpoint of seeded random weights, saved by mlx-lm's own functions, or with the seed
+of one (`seeded_weights.py`) where that would weigh much;
 `reference.safetensors`, the tokens fed, the logits that mlx-lm's model class answers through its own cache, and a greedy
 continuation by its `generate_step`; and `case.json`, which says how the runner feeds and compares them.
 
