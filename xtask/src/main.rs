@@ -78,3 +78,13 @@ fn complain(message: &str) {
     // Nothing is left to do for a closed standard error.
     let _ = writeln!(std::io::stderr(), "{message}");
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

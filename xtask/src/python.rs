@@ -30,9 +30,10 @@ pub(crate) struct Arguments {
 }
 
 /// A reference program and what its scripts import.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Environment {
     /// mlx-lm on MLX for the CPU
+    #[default]
     MlxLm,
     /// transformers on PyTorch: several gigabytes
     Transformers,

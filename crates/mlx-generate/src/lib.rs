@@ -4,6 +4,7 @@
 //! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
 //! token, the device already works on the next one.
 
+mod perplexity;
 mod sampler;
 mod session;
 mod stream;
@@ -11,14 +12,15 @@ mod stream;
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::CacheError;
+use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use session::PIECE;
 
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sampler::{Sampler, Sampling};
-pub use session::Session;
+pub use session::{KvQuantization, Reuse, Session};
 pub use stream::{FinishReason, Token, TokenStream};
 
 /// Why a prompt is not continued.
@@ -73,6 +75,21 @@ pub enum GenerateError {
         /// What it has to hold.
         expected: i32,
     },
+    /// There is nothing to foretell.
+    #[error("{tokens} tokens, and at least 2 are needed: the first one is foretold by nothing")]
+    TooFewTokens {
+        /// How many there are in a piece.
+        tokens: usize,
+    },
+    /// Something that one sequence has was asked of a batch.
+    #[error("this needs a session of one row, and there are {rows}")]
+    Rows {
+        /// How many there are.
+        rows: i32,
+    },
+    /// A file of a session.
+    #[error(transparent)]
+    CacheFile(#[from] CacheFileError),
     /// The progress callback asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,

@@ -1,5 +1,7 @@
 //! A sequence of tokens, and the cache of those that a model has read.
 
+mod turn;
+
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheError, ModelCache, Snapshot};
 use mlx_rs::error::Exception;
@@ -9,6 +11,7 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::GenerateError;
+pub use turn::{KvQuantization, Reuse};
 
 /// Tokens of a prompt that are read in one call unless something else is asked for: mlx-lm's choice as
 /// well. Larger pieces are faster and need more memory.
@@ -52,6 +55,9 @@ pub struct Session {
     /// The number of all of them. Those that the cache has not read, the last ones, are read before
     /// anything else is.
     length: i32,
+    /// When keys and values become few bits, and whether they are.
+    quantization: Option<KvQuantization>,
+    is_quantized: bool,
 }
 
 impl Session {
@@ -62,7 +68,8 @@ impl Session {
     pub fn new(cache: ModelCache) -> Self {
         let unknown = cache.offset().max(0);
         let empty = (unknown == 0).then(|| cache.snapshot());
-        Self { cache, empty, unknown, tokens: Vec::new(), length: unknown }
+        let tokens = Vec::new();
+        Self { cache, empty, unknown, tokens, length: unknown, quantization: None, is_quantized: false }
     }
 
     /// A session on a cache that has read these tokens, int32 or uint32 `[B, T]`, to their end: one that was
@@ -80,7 +87,8 @@ impl Session {
             }
         }
         let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
-        Ok(Self { cache, empty: Some(empty.snapshot()), unknown: 0, tokens, length })
+        let empty = Some(empty.snapshot());
+        Ok(Self { cache, empty, unknown: 0, tokens, length, quantization: None, is_quantized: false })
     }
 
     /// The tokens of the sequence, of the longest row: the position of the next one.
@@ -228,6 +236,7 @@ impl Session {
     fn begin_again(&mut self) -> Result<(), GenerateError> {
         if let Some(empty) = &self.empty {
             self.cache.restore(empty)?;
+            self.is_quantized = false;
         }
         Ok(())
     }
@@ -278,7 +287,9 @@ impl Session {
             // Some layers may have the tokens, and others not.
             self.begin_again()?;
         }
-        Ok(answer?)
+        let answer = answer?;
+        self.quantize_if_due()?;
+        Ok(answer)
     }
 
     /// After a piece whose logits nobody reads.

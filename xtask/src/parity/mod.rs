@@ -5,6 +5,7 @@
 
 mod cache;
 mod case;
+mod checkpoint;
 mod model;
 mod rope;
 mod weights;
@@ -19,17 +20,19 @@ use serde::Serialize;
 use case::{Case, CaseError, Kind};
 
 /// Arguments of `cargo xtask parity`.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Run every folder below this one that holds a case.json, instead of the project's own cases
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
     cases: Option<PathBuf>,
     /// Run only cases whose name contains this
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "model")]
     filter: String,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    checkpoint: checkpoint::CheckpointArguments,
 }
 
 /// What a case that could be run found.
@@ -54,7 +57,10 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
-    report(arguments, &mut io::stdout().lock())
+    match &arguments.checkpoint.model {
+        Some(folder) => checkpoint::run(&arguments.checkpoint, folder, arguments.json.as_deref()),
+        None => report(arguments, &mut io::stdout().lock()),
+    }
 }
 
 /// Runs the cases and writes a line for each.

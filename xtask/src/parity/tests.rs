@@ -248,6 +248,7 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
         cases: Some(folder.path().to_path_buf()),
         filter: String::new(),
         json: Some(json.clone()),
+        ..Arguments::default()
     };
     let mut lines = Vec::new();
     assert!(!report(&arguments, &mut lines).unwrap());
@@ -260,8 +261,18 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
 #[test]
 fn nothing_to_run_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = Arguments { cases: Some(folder.path().to_path_buf()), filter: String::new(), json: None };
+    let arguments = Arguments {
+        cases: Some(folder.path().to_path_buf()),
+        filter: String::new(),
+        json: None,
+        ..Arguments::default()
+    };
     assert!(!report(&arguments, &mut Vec::new()).unwrap());
-    let arguments = Arguments { cases: Some(folder.path().join("gone")), filter: String::new(), json: None };
+    let arguments = Arguments {
+        cases: Some(folder.path().join("gone")),
+        filter: String::new(),
+        json: None,
+        ..Arguments::default()
+    };
     assert!(report(&arguments, &mut Vec::new()).unwrap_err().to_string().contains("gone"));
 }

@@ -1,0 +1,178 @@
+//! Sessions across the turns of a conversation, and across runs of a program.
+
+use std::path::Path;
+
+use mlx_causal_lm::CausalLm;
+use mlx_kvcache::{CacheError, CacheOptions, SavedCache};
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+
+use super::Session;
+use crate::GenerateError;
+
+/// What became of the tokens of a session that went to another text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    /// All of them are the beginning of the text.
+    Continued,
+    /// The newest ones were taken back.
+    Rewound {
+        /// How many.
+        tokens: usize,
+    },
+    /// The cache does not hold what it would need without the newest ones (a window has moved on, or LongRoPE
+    /// rotates the text by other factors): the beginning is read again with the next call.
+    ReadAgain {
+        /// How many tokens that are.
+        tokens: usize,
+    },
+}
+
+impl Session {
+    /// Goes to `text`, a whole conversation: keeps what the session and the text have in common from the
+    /// first token on, forgets the rest, and answers what is left to read. At least one token is left, since
+    /// only what is read is answered.
+    ///
+    /// For the session of one row that [`generate`](crate::generate) needs. A conversation that goes on is
+    /// [`Reuse::Continued`]; one whose earlier turn was edited goes back to the edit, at once where the cache can:
+    /// always without windows, and within [`CacheOptions::rewind`] tokens with them.
+    ///
+    /// ```no_run
+    /// # use mlx_causal_lm::CausalLm;
+    /// # use mlx_generate::{GenerateOptions, Session, generate};
+    /// # fn f(model: &mut dyn CausalLm, session: &mut Session, text: &[u32]) -> Result<(), mlx_generate::GenerateError> {
+    /// let (reuse, rest) = session.turn_to(model, text)?;
+    /// let answer = generate(model, session, rest, GenerateOptions::default())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::EmptyPrompt`] for an empty text; [`GenerateError::UnknownTokens`] where the session's
+    /// cache came with tokens that it does not know; [`GenerateError::Rows`] for a batch.
+    pub fn turn_to<'t>(
+        &mut self,
+        model: &dyn CausalLm,
+        text: &'t [u32],
+    ) -> Result<(Reuse, &'t [u32]), GenerateError> {
+        let known = self.ids()?;
+        if self.unknown > 0 {
+            return Err(GenerateError::UnknownTokens { tokens: self.unknown });
+        }
+        let most = text.len().checked_sub(1).ok_or(GenerateError::EmptyPrompt)?;
+        let kept = known.iter().zip(&text[..most]).take_while(|(known, text)| known == text).count();
+        let gone = known.len() - kept;
+        self.trim(length(gone))?;
+
+        let held = self.cache.offset();
+        let rotated = held.max(self.cache.expected());
+        let again = held < self.length || (held > 0 && !self.all_alike(model, rotated, length(text.len())));
+        let reuse = match (again, gone) {
+            (true, _) => Reuse::ReadAgain { tokens: kept },
+            (false, 0) => Reuse::Continued,
+            (false, tokens) => Reuse::Rewound { tokens },
+        };
+        Ok((reuse, &text[kept..]))
+    }
+
+    /// The ids of a session of one row, without those that its cache came with.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::Rows`] for a batch.
+    pub fn ids(&self) -> Result<Vec<u32>, GenerateError> {
+        let Some(tokens) = self.tokens()? else { return Ok(Vec::new()) };
+        if tokens.dim(0) != 1 {
+            return Err(GenerateError::Rows { rows: tokens.dim(0) });
+        }
+        let tokens = tokens.contiguous()?;
+        Ok(tokens.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?.to_vec())
+    }
+
+    /// Writes the cache and the ids of its tokens to a file, for [`load`](Self::load) and for mlx-lm: see
+    /// [`ModelCache::save`](mlx_kvcache::ModelCache::save).
+    ///
+    /// # Errors
+    ///
+    /// Those of `ModelCache::save`; [`GenerateError::Rows`] for a batch; [`GenerateError::UnknownTokens`] where
+    /// the cache came with tokens that it does not know.
+    pub fn save(&self, model: &dyn CausalLm, file: impl AsRef<Path>) -> Result<(), GenerateError> {
+        if self.unknown > 0 {
+            return Err(GenerateError::UnknownTokens { tokens: self.unknown });
+        }
+        let mut ids = self.ids()?;
+        // After something was interrupted, the cache has read fewer.
+        ids.truncate(usize::try_from(self.cache.offset()).unwrap_or(0));
+        Ok(self.cache.save(file, &model.info().model_type, &ids)?)
+    }
+
+    /// The session in a file, for this model. `options` are those that [`CausalLm::new_cache`] would be given.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::CacheFile`] where the file is none, damaged, or another model's.
+    pub fn load(
+        model: &dyn CausalLm,
+        file: impl AsRef<Path>,
+        options: &CacheOptions,
+    ) -> Result<Self, GenerateError> {
+        let saved = SavedCache::read(file)?;
+        let tokens = saved.tokens().to_vec();
+        let info = model.info();
+        let cache = saved.into_cache_for(&info.model_type, &info.layers, info.dtype, options)?;
+        if tokens.is_empty() {
+            // mlx-lm's files do not have them. Such a session goes on, and does not go back.
+            return Ok(Self::new(cache));
+        }
+        if let Some(position) = tokens.iter().position(|&id| i64::from(id) >= i64::from(info.vocab_size)) {
+            let (id, vocab_size) = (tokens[position].into(), info.vocab_size);
+            return Err(GenerateError::OutsideVocabulary { id, position, vocab_size });
+        }
+        let row = Array::from_slice(&tokens, &[1, length(tokens.len())]);
+        Self::resume(cache, &row, &model.new_cache(options)?)
+    }
+
+    /// Quantizes the cache once it has so many tokens; see [`KvQuantization`].
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Groups`] where heads cannot be cut into the groups of the quantization.
+    pub fn quantize_from(
+        &mut self,
+        model: &dyn CausalLm,
+        KvQuantization { quantization, from }: KvQuantization,
+    ) -> Result<(), CacheError> {
+        // Refused now rather than in the middle of a text.
+        model.new_cache(&CacheOptions { quantization: Some(quantization), ..CacheOptions::default() })?;
+        self.quantization = Some(KvQuantization { quantization, from });
+        self.quantize_if_due()
+    }
+
+    /// After every call.
+    pub(super) fn quantize_if_due(&mut self) -> Result<(), CacheError> {
+        match self.quantization {
+            Some(KvQuantization { quantization, from })
+                if !self.is_quantized && self.cache.offset() >= from =>
+            {
+                self.cache.quantize(quantization)?;
+                self.is_quantized = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Keys and values in few bits, from some length of the sequence on: short texts stay exact, and long ones fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvQuantization {
+    /// How.
+    pub quantization: mlx_kvcache::Quantization,
+    /// From how many tokens on. What was read before is quantized then, too.
+    pub from: i32,
+}
+
+fn length(tokens: usize) -> i32 {
+    i32::try_from(tokens).unwrap_or(i32::MAX)
+}
