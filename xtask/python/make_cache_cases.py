@@ -12,11 +12,7 @@ Why: `cargo xtask parity` runs these folders with the caches of `mlx-kvcache`.
 
 How to run, from the repository root:
 
-    python xtask/python/make_cache_cases.py --out xtask/cases
-
-Existing folders of the same names are replaced, others stay. `--check` writes nothing: it makes everything anew and
-fails if any file differs by a byte from the one that is there. The same bytes come out on the same MLX build and
-processor family.
+    python xtask/python/make_cache_cases.py
 
 What the script demands before it writes a case: the answers are within the tolerance of the rule, mlx-lm's too; plain
 attention of MLX in the dtype of the case is within half of it; and, where the case is compared within the tolerance, a
@@ -46,7 +42,7 @@ from mlx_lm.models.cache import (
     load_prompt_cache,
     save_prompt_cache,
 )
-from parity_cases import argument_parser, demand_own_blas, finish, write_description
+from parity_cases import argument_parser, demand_own_blas, finish_cases, write_description
 
 RULE, MLX_LM = f"numpy {version('numpy')} float64", f"mlx-lm {version('mlx-lm')}"
 F32, BF16, F16 = mx.float32, mx.bfloat16, mx.float16
@@ -453,8 +449,7 @@ def main() -> int:
     args = parser.parse_args()
     demand_own_blas(parser)
     mx.set_default_device(mx.cpu)
-    made = {case.name: partial(make_case, case) for case in CASES}
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    return finish_cases(CASES, make_case, args)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ Why: `cargo test -p mlx-layers` demands the same bits from this project's functi
 
 How to run, from the repository root:
 
-    python xtask/python/make_layer_fixtures.py --out crates/mlx-layers/tests/fixtures
+    python xtask/python/make_layer_fixtures.py
 
-Files of the same names are replaced. `--check` writes nothing: it makes every file anew and fails if any differs from
-the one in `--out` by a byte. The same bytes come out on the same MLX build and processor family.
 """
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,8 +20,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.activations import swiglu
-from parity_cases import argument_parser, demand_own_blas, finish
+from parity_cases import argument_parser, demand_own_blas, finish, origin
 
+FOLDER = "crates/mlx-layers/tests/fixtures"
 SEED, STRIDE = 3, 13  # a stride without a factor of 2 meets every exponent and all kinds of mantissas
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 GATES = {"swiglu": swiglu, "geglu": lambda gate, up: nn.gelu_approx(gate) * up}
@@ -77,8 +75,7 @@ def bias_cases() -> dict[str, mx.array]:
 
 def write(tensors: dict[str, mx.array], file: Path) -> None:
     """One safetensors file with where it comes from."""
-    metadata = {"made_by": "xtask/python/make_layer_fixtures.py", "mlx-lm": version("mlx-lm"), "mlx": version("mlx")}
-    mx.save_safetensors(str(file), tensors, metadata=metadata)
+    mx.save_safetensors(str(file), tensors, metadata=origin("xtask/python/make_layer_fixtures.py", SEED))
 
 
 def main() -> int:
@@ -86,10 +83,10 @@ def main() -> int:
     args = parser.parse_args()
     demand_own_blas(parser)
     made = {
-        "gates.safetensors": lambda file: write(gate_cases(), file),
-        "biases.safetensors": lambda file: write(bias_cases(), file),
+        f"{FOLDER}/gates.safetensors": lambda file: write(gate_cases(), file),
+        f"{FOLDER}/biases.safetensors": lambda file: write(bias_cases(), file),
     }
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    return finish(made, args)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,11 @@ and from what it fuses.
 
 How to run, from the repository root:
 
-    python xtask/python/make_lora_cases.py --out xtask/cases
-
-`--check` compares, as in `make_cases.py`. `--load FOLDER ADAPTERS` writes nothing either: it loads adapters with mlx-lm,
-wherever they come from, and prints how far they move the logits of a few tokens.
+    python xtask/python/make_lora_cases.py
 """
 
-import argparse
-import json
 import sys
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import make_gemma3_cases
@@ -28,14 +22,14 @@ import make_olmo3_cases
 import make_phi3_cases
 import make_qwen3_cases
 import mlx.core as mx
-import mlx.nn as nn
 import mlx_lm.utils
+import model_cases
 import numpy as np
-import sliding_cases
-from make_cases import PROMPT_LENGTH, greedy_tokens, logits_by_calls
+from load_adapters import adapted_model
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from parity_cases import argument_parser, demand_own_blas, finish, write_description
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from model_cases import logits_by_calls, reference
+from parity_cases import argument_parser, demand_own_blas, finish_cases, write_description
 
 GEMMA3 = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
 EMBEDDING = "model.embed_tokens"
@@ -51,7 +45,7 @@ class Case:
     """One folder to make: a base of another script, and its adapters."""
 
     name: str
-    base: sliding_cases.Case
+    base: model_cases.Case
     calls: list[int]
     kind: str = "lora"
     num_layers: int = -1
@@ -60,11 +54,11 @@ class Case:
     fuse: bool = False
 
 
-def gemma3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+def gemma3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
     return make_gemma3_cases.case("base", seed, [1], {"num_hidden_layers": 3} | (config or {}), **rest)
 
 
-def olmo3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+def olmo3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
     return make_olmo3_cases.case("base", seed, [1], config, **rest)
 
 
@@ -146,14 +140,6 @@ def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
     mx.save_safetensors(str(adapters / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
 
 
-def adapted_model(folder: Path, adapters: Path) -> tuple[nn.Module, dict]:
-    """As `mlx_lm.load` loads both, without a tokenizer."""
-    model, config = mlx_lm.utils.load_model(folder)
-    model = load_adapters(model, str(adapters))
-    model.eval()
-    return model, config
-
-
 def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> None:
     """What `mlx_lm.fuse.main` does between loading and the tokenizer."""
     model, config = adapted_model(folder, adapters)
@@ -172,28 +158,19 @@ def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> Non
 def make_case(case: Case, folder: Path) -> None:
     """Writes the whole folder of one case."""
     folder.mkdir()
-    sliding_cases.save_checkpoint(case.base, folder)
+    model_cases.save_checkpoint(case.base, folder)
     save_adapters(case, folder, folder / "adapters")
     names = ["fused", "fused_dequantized"] if case.fuse and case.base.quantize else ["fused"] if case.fuse else []
     fused = {name: name == "fused_dequantized" for name in names}
     for name, dequantize in fused.items():
         save_fused(folder, folder / "adapters", folder / name, dequantize)
 
-    model, config = adapted_model(folder, folder / "adapters")
-    rng = np.random.default_rng([case.base.seed, 1])
-    tokens = mx.array(rng.integers(0, config["vocab_size"], (1, sum(case.calls)), dtype=np.int32))
-    prompt = mx.array(rng.integers(0, config["vocab_size"], PROMPT_LENGTH, dtype=np.int32))
-    logits = logits_by_calls(model, tokens, case.calls)
-    without = logits_by_calls(mlx_lm.utils.load_model(folder)[0], tokens, case.calls)
-    if not mx.abs(logits.astype(mx.float32) - without.astype(mx.float32)).max() > 0.5:
+    model, _ = adapted_model(folder, folder / "adapters")
+    answers = reference(replace(case.base, name=case.name, calls=case.calls), model)
+    without = logits_by_calls(mlx_lm.utils.load_model(folder)[0], answers["tokens"], case.calls)
+    if not mx.abs(answers["logits"].astype(mx.float32) - without.astype(mx.float32)).max() > 0.5:
         raise SystemExit(f"{case.name}: the adapters hardly change the logits")
-    reference = {
-        "tokens": tokens,
-        "logits": logits,
-        "greedy_prompt": prompt,
-        "greedy_tokens": mx.array(greedy_tokens(model, prompt, case.name), dtype=mx.int32),
-    }
-    mx.save_safetensors(str(folder / "reference.safetensors"), reference)
+    mx.save_safetensors(str(folder / "reference.safetensors"), answers)
     write_description(
         folder,
         case.name,
@@ -206,27 +183,11 @@ def make_case(case: Case, folder: Path) -> None:
     )
 
 
-def load(folder: Path, adapters: Path) -> int:
-    """Loads adapters with mlx-lm, and says what they change. Returns the exit status."""
-    tokens = mx.arange(12)[None]
-    adapted = adapted_model(folder, adapters)[0](tokens).astype(mx.float32)
-    plain = mlx_lm.utils.load_model(folder)[0](tokens).astype(mx.float32)
-    config = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))
-    moved = mx.abs(adapted - plain).max().item()
-    print(f"{config['fine_tune_type']}: logits move by up to {moved:.4f}")
-    return 0 if moved > 0 else 1
-
-
 def main() -> int:
-    if "--load" in sys.argv:
-        parser = argparse.ArgumentParser(description="Loads adapters with mlx-lm.")
-        parser.add_argument("--load", nargs=2, type=Path, metavar=("FOLDER", "ADAPTERS"))
-        return load(*parser.parse_args().load)
     parser = argument_parser(__doc__)
     args = parser.parse_args()
     demand_own_blas(parser)
-    made = {case.name: partial(make_case, case) for case in CASES}
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    return finish_cases(CASES, make_case, args)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ Why: `cargo test -p mlx-attn-masks` demands the same shapes and entries from thi
 
 How to run, from the repository root:
 
-    python xtask/python/make_mask_fixtures.py --out crates/mlx-attn-masks/tests/fixtures
+    python xtask/python/make_mask_fixtures.py
 
-A file of the same name is replaced. `--check` writes nothing: it makes the file anew and fails if it differs from the
-one in `--out`. There is no chance in it, and no arithmetic but comparisons of integers: it is the same everywhere.
+There is no chance in it, and no arithmetic but comparisons of integers: it is the same everywhere.
 """
 
 import itertools
@@ -22,7 +21,7 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 from parity_cases import argument_parser, finish
 
-FILE = "causal_masks.json"
+FILE = "crates/mlx-attn-masks/tests/fixtures/causal_masks.json"
 BLOCKS = [(1, 0), (1, 4), (2, 0), (3, 2), (5, 0), (4, 9)]  # queries, keys before them
 WINDOWS = [None, 1, 2, 3, 5, 13, 100]
 # Left and right padding, as parts of the keys: a few rows each, one of them padding alone.
@@ -62,7 +61,7 @@ def make_text() -> str:
 def main() -> int:
     args = argument_parser(__doc__).parse_args()
     text = make_text()
-    return finish({FILE: lambda path: path.write_text(text, encoding="utf-8")}, {FILE: args.out / FILE}, args.check)
+    return finish({FILE: lambda path: path.write_text(text, encoding="utf-8")}, args)
 
 
 if __name__ == "__main__":

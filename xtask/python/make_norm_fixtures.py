@@ -7,22 +7,19 @@ Why: `cargo test -p mlx-norms` demands the same bits from this project's functio
 
 How to run, from the repository root:
 
-    python xtask/python/make_norm_fixtures.py --out crates/mlx-norms/tests/fixtures
+    python xtask/python/make_norm_fixtures.py
 
-Files of the same names are replaced. `--check` writes nothing: it makes every file anew and fails if any differs from
-the one in `--out` by a byte. The same bytes come out on the same MLX build and processor family.
 """
 
-import platform
 import sys
-from importlib.metadata import version
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models import gemma3_text
-from parity_cases import argument_parser, finish
+from parity_cases import argument_parser, finish, origin
 
+FOLDER = "crates/mlx-norms/tests/fixtures"
 SEED, EPS = 3, 1e-6
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 # The dtypes of the activations and of the weight (or of what is added).
@@ -76,24 +73,17 @@ def main() -> int:
     args = argument_parser(__doc__).parse_args()
     mx.set_default_device(mx.cpu)
 
-    metadata = {
-        "oracle": f"mlx-lm {version('mlx-lm')}",
-        "mlx": version("mlx"),
-        "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
-        "made_by": "xtask/python/make_norm_fixtures.py",
-        "seed": str(SEED),
-        "eps": str(EPS),
-    }
+    metadata = origin("xtask/python/make_norm_fixtures.py", SEED) | {"eps": str(EPS)}
     files = {
         "rms_norm.safetensors": norm_cases(nn.RMSNorm, 1.0),
         "offset_rms_norm.safetensors": norm_cases(gemma3_text.RMSNorm, 0.0),
         "clip_residual.safetensors": residual_cases(),
     }
     made = {
-        name: lambda path, tensors=tensors: mx.save_safetensors(str(path), tensors, metadata=metadata)
+        f"{FOLDER}/{name}": lambda path, tensors=tensors: mx.save_safetensors(str(path), tensors, metadata=metadata)
         for name, tensors in files.items()
     }
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    return finish(made, args)
 
 
 if __name__ == "__main__":

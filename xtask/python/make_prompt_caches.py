@@ -9,10 +9,8 @@ Why: `cargo test -p mlx-kvcache` reads these files, and demands the same bits fr
 
 How to run, from the repository root:
 
-    python xtask/python/make_prompt_caches.py --out crates/mlx-kvcache/tests/fixtures/mlx-lm
+    python xtask/python/make_prompt_caches.py
 
-The whole folder is replaced. `--check` writes nothing: it makes every file anew and fails if any differs from the one
-in `--out` by a byte. The same bytes come out on the same MLX build and processor family.
 
 Every answer must agree with the rule of `make_cache_cases.py`, in each row of a batch that is not padding; what mlx-lm
 0.32.2 gets wrong is thus not here. That is appends of several tokens to a wrapped `RotatingKVCache` with sinks, or to a
@@ -22,12 +20,10 @@ Where a cache of float numbers holds 256 places from its first token on, heads h
 """
 
 import json
-import platform
 import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,9 +38,10 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
     save_prompt_cache,
 )
-from parity_cases import argument_parser, demand_own_blas, finish
+from parity_cases import argument_parser, demand_own_blas, finish, origin
 
 F32, BF16, F16 = mx.float32, mx.bfloat16, mx.float16
+FOLDER = "crates/mlx-kvcache/tests/fixtures/mlx-lm"
 LARGEST = 60_000  # bytes of a file
 METADATA = {"model": "x", "prompt": 'Once upon a time, über "x"', "tokens": "12"}
 
@@ -228,15 +225,11 @@ def make_files(name: str, layers: list[Layer], folder: Path) -> None:
                 padding = history.append(k[this], v[this])
                 history.demand_agreement(q[this], out[this], padding, f"{name}, append {at}, row {index}")
             tensors |= {f"{at}.q": q, f"{at}.k": k, f"{at}.v": v, f"{at}.out": out, f"{at}.offset": offset(cache)}
-    origin = {
-        "oracle": f"mlx-lm {version('mlx-lm')}",
-        "mlx": version("mlx"),
-        "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
-        "made_by": "xtask/python/make_prompt_caches.py",
+    metadata_of_answers = origin("xtask/python/make_prompt_caches.py") | {
         "layers": json.dumps([layer.description() for layer in layers]),
         "metadata": json.dumps(metadata or {}),
     }
-    mx.save_safetensors(str(file.with_suffix(".next.safetensors")), tensors, origin)
+    mx.save_safetensors(str(file.with_suffix(".next.safetensors")), tensors, metadata_of_answers)
 
 
 def make_folder(folder: Path) -> None:
@@ -252,7 +245,7 @@ def main() -> int:
     args = parser.parse_args()
     demand_own_blas(parser)
     mx.set_default_device(mx.cpu)
-    return finish({args.out.name: make_folder}, {args.out.name: args.out}, args.check)
+    return finish({FOLDER: make_folder}, args)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,18 @@ Why: `cargo test -p mlx-quantization` demands the same bits from this project's 
 
 How to run, from the repository root:
 
-    python xtask/python/make_quantization_fixtures.py --out crates/mlx-quantization/tests/fixtures
+    python xtask/python/make_quantization_fixtures.py
 
-A file of the same name is replaced. `--check` writes nothing: it makes the file anew and fails if it differs from the one
-in `--out` by a byte. The same bytes come out on the same MLX build and processor family.
 """
 
-import platform
 import sys
 from importlib.metadata import version
 
 import mlx.core as mx
 import numpy as np
-from parity_cases import argument_parser, finish
+from parity_cases import argument_parser, device, finish
 
+FILE = "crates/mlx-quantization/tests/fixtures/modes.safetensors"
 SEED = 11
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 MODES = [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)] + [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
@@ -58,12 +56,12 @@ def main() -> int:
             tensors |= {f"{case}.{key}": array for key, array in make_case(mode, bits, group_size, dtype, rng).items()}
     metadata = {
         "oracle": f"mlx {version('mlx')}",
-        "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
+        "device": device(),
         "made_by": "xtask/python/make_quantization_fixtures.py",
         "seed": str(SEED),
     }
-    made = {"modes.safetensors": lambda path: mx.save_safetensors(str(path), tensors, metadata=metadata)}
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    made = {FILE: lambda path: mx.save_safetensors(str(path), tensors, metadata=metadata)}
+    return finish(made, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes the parity cases of Qwen 3 models: tiny checkpoints with what mlx-lm computes from them.
 
-What: folders as `make_cases.py` makes them for Lille models. Heads are wider than the stream, as in the released 0.6B
+What: folders as `model_cases.py` describes them. Heads are wider than the stream, as in the released 0.6B
 model. `qwen3_windows_off` has the numbers of a window without the switch, as released configs do, and a copy of the
 embedding table as a head beside `tie_word_embeddings`.
 
@@ -9,16 +9,14 @@ Why: `cargo xtask parity` runs these folders and demands the same bits from this
 
 How to run, from the repository root:
 
-    python xtask/python/make_qwen3_cases.py --out xtask/cases
-
-`--check` compares, as in `make_cases.py`.
+    python xtask/python/make_qwen3_cases.py
 """
 
 import sys
 
 import mlx.core as mx
 import numpy as np
-from sliding_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
+from model_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
 
 CONFIG = {
     "model_type": "qwen3",

@@ -8,13 +8,11 @@ Why: `cargo xtask parity` runs these folders and demands the same bits from `mlx
 
 How to run, from the repository root:
 
-    python xtask/python/make_rope_cases.py --out xtask/cases \\
-        --yarn-inverse crates/mlx-rope/tests/fixtures/yarn_inverse.safetensors
+    python xtask/python/make_rope_cases.py
 
-Existing folders of the same names are replaced, others stay. `--check` writes nothing: it makes everything anew and
-fails if any file differs by a byte from the one that is there. `--yarn-inverse` may be left out. Its file is no parity
-case, because the kind `rope` has no word for it: it is mlx-lm's `YarnRoPE` called with `inverse=True`, in tensors of
-the same names, with the arguments and the offsets as JSON in the metadata.
+One more file, `yarn_inverse.safetensors` for a test of `mlx-rope`, is no parity case, because the kind `rope` has no word
+for it: it is mlx-lm's `YarnRoPE` called with `inverse=True`, in tensors of the same names, with the arguments and the
+offsets as JSON in the metadata.
 
 Not here, because mlx-lm 0.32.2 cannot do it: `dynamic` with one offset for each row, and the name `su`, which
 `initialize_rope` refuses. `longrope` is here in one layout only: mlx-lm ignores `traditional` there.
@@ -30,9 +28,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.rope_utils import initialize_rope
-from parity_cases import argument_parser, demand_own_blas, finish, write_description
+from parity_cases import CASES_FOLDER, argument_parser, demand_own_blas, finish, origin, write_description
 
 HEADS = 2
+INVERSE_FILE = "crates/mlx-rope/tests/fixtures/yarn_inverse.safetensors"
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 
 
@@ -228,26 +227,20 @@ def make_case(case: Case, folder: Path) -> None:
 
 def make_inverse(file: Path) -> None:
     """Writes what `YarnRoPE` answers when it turns back."""
-    with_suffix = file.with_suffix(".safetensors")  # or MLX appends it
     metadata = {
+        **origin("xtask/python/make_rope_cases.py", INVERSE.seed),
         "rope": json.dumps(INVERSE.arguments()),
         "calls": json.dumps([{"offset": call.offset} for call in INVERSE.calls]),
     }
-    mx.save_safetensors(str(with_suffix), answers(INVERSE, inverse=True), metadata=metadata)
-    with_suffix.rename(file)
+    mx.save_safetensors(str(file), answers(INVERSE, inverse=True), metadata=metadata)
 
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.add_argument("--yarn-inverse", type=Path, metavar="FILE", help="where the rotation back belongs, if wanted")
     args = parser.parse_args()
     demand_own_blas(parser)
-    made = {case.name: partial(make_case, case) for case in CASES}
-    places = {name: args.out / name for name in made}
-    if args.yarn_inverse:
-        made[INVERSE.name] = make_inverse
-        places[INVERSE.name] = args.yarn_inverse
-    return finish(made, places, args.check)
+    made = {f"{CASES_FOLDER}/{case.name}": partial(make_case, case) for case in CASES}
+    return finish(made | {INVERSE_FILE: make_inverse}, args)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ Why: mlx-lm leaves out what transformers has: `attention_factor`, `truncate`, th
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
-    python xtask/python/make_rope_transformers.py --out crates/mlx-rope/tests/fixtures/transformers.json
+    python xtask/python/make_rope_transformers.py
 
-The file is replaced. `--check` writes nothing and fails if the file differs by a byte. On another processor family the
-last bit of a frequency may be another one.
+On another processor family the last bit of a frequency may be another one.
 
 `ROPE_INIT_FUNCTIONS` has no entry for `default`: every model brings its own function. Phi-3's is taken here, because
 it looks at `partial_rotary_factor`, as the others in the table do, and Llama's does not.
@@ -31,6 +30,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.utils import logging
+
+FILE = "crates/mlx-rope/tests/fixtures/transformers.json"
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,7 @@ def main() -> int:
     args = argument_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()  # it warns of what some entries are about
-    name = args.out.name
-    return finish({name: make_file}, {name: args.out}, args.check)
+    return finish({FILE: make_file}, args)
 
 
 if __name__ == "__main__":

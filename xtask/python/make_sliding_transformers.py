@@ -1,9 +1,7 @@
 """Makes the parity cases of OLMo 3, Gemma 3 and Qwen 3 models against transformers, for what mlx-lm leaves out or raises on.
 
-What: tiny float32 checkpoints as transformers saves them, and the logits that transformers answers in one pass over all
-tokens, without a cache. `greedy_tokens` come from such passes, too. A case is made from its own `config.json`, read back
-from the folder: with `v4` the one that transformers wrote (`rope_parameters`) is rewritten in the older form first
-(`rope_theta`, `rope_scaling`, `rope_local_base_freq`), with `drop` keys are taken out of it.
+What: folders as `transformers_cases.py` describes them. With `v4` the config that transformers wrote (`rope_parameters`)
+is rewritten in the older form (`rope_theta`, `rope_scaling`, `rope_local_base_freq`), with `drop` keys are taken out of it.
 
 Why: mlx-lm ignores a given `attention_factor`, `layer_types` of Gemma 3 and its global scaling in configs of the newer
 form, and raises on such configs of OLMo 3 and on models whose layers are all of one kind. It ignores windows, biases
@@ -11,10 +9,7 @@ and a given `attention_factor` of Qwen 3, too.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
-    python xtask/python/make_sliding_transformers.py --out xtask/cases
-
-`--check` makes every case anew and fails if any file differs from the one in `--out` by a byte, which a processor of
-another family may make it do.
+    python xtask/python/make_sliding_transformers.py
 
 The square root of Gemma's hidden sizes is a number that bfloat16 holds: transformers does not round the embedding scale
 in a float32 model, and mlx-lm does.
@@ -24,13 +19,10 @@ import json
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from parity_cases import argument_parser, finish, write_description
-from safetensors.numpy import save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
@@ -44,7 +36,7 @@ from transformers import (
     Qwen3ForCausalLM,
     SiglipVisionConfig,
 )
-from transformers.utils import logging
+from transformers_cases import run, save_checkpoint
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 SHARED = {
@@ -94,8 +86,6 @@ VISION = {
     "image_size": 8,
     "patch_size": 4,
 }
-PROMPT_LENGTH, GREEDY_LENGTH = 9, 16
-SMALLEST_MARGIN, FEWEST_DISTINCT = 0.1, 8
 
 
 @dataclass(frozen=True)
@@ -151,15 +141,32 @@ CASES = [
     gemma3("layer_types", 9, LINEAR_8, config={"layer_types": IRREGULAR}),
     # The pattern, 6, is left over from another model and says that only the last layer is global.
     gemma3("layer_types_v4", 18, config={"layer_types": IRREGULAR}, v4=True, add={"sliding_window_pattern": 6}),
-    gemma3("all_global", 1, GLOBAL, config={"layer_types": [FULL] * 6, "tie_word_embeddings": False}, drop=("sliding_window",)),
+    gemma3(
+        "all_global",
+        1,
+        GLOBAL,
+        config={"layer_types": [FULL] * 6, "tie_word_embeddings": False},
+        drop=("sliding_window",),
+    ),
     gemma3("softcap", 1, config={"final_logit_softcapping": 12.0}, batch=2),
     gemma3("bias_untied", 1, config={"attention_bias": True, "tie_word_embeddings": False}, add=STALE_TIE),
     gemma3("multimodal", 1, LINEAR_8, kind="gemma3"),
     gemma3("multimodal_inner_keys", 1, LINEAR_8, kind="gemma3 with the names of its modules"),
     qwen3("window", 3, PLAIN, batch=2),
     qwen3("window_v4", 2, YARN, v4=True, drop=("layer_types",)),
-    qwen3("layer_types_yarn", 1, YARN | {"attention_factor": 1.5}, config={"layer_types": [SLIDING, FULL, SLIDING]}, add=STALE_TIE),
-    qwen3("windows_off_bias_tied", 8, PLAIN, config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True}),
+    qwen3(
+        "layer_types_yarn",
+        1,
+        YARN | {"attention_factor": 1.5},
+        config={"layer_types": [SLIDING, FULL, SLIDING]},
+        add=STALE_TIE,
+    ),
+    qwen3(
+        "windows_off_bias_tied",
+        8,
+        PLAIN,
+        config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True},
+    ),
 ]
 
 
@@ -193,28 +200,16 @@ def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
     return (1.0 if "lm_head" in name else 1.8) * values / np.sqrt(values.shape[-1])
 
 
-def save_checkpoint(case: Case, folder: Path) -> None:
-    """Writes config and weights with transformers' own functions."""
-    torch.manual_seed(case.seed)
-    model = new_model(case)
-    rng = np.random.default_rng(case.seed)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            values = rng.standard_normal(weight.shape, dtype=np.float32)
-            weight.copy_(torch.from_numpy(np.float32(scaled(case, name, values))))
-    # Without the conversion, which gives the names of the released checkpoints, the names are those of the modules.
-    model.save_pretrained(folder, save_original_format=case.kind in ("gemma3", "gemma3_text", "olmo3", "qwen3"))
-    (folder / "generation_config.json").unlink(missing_ok=True)  # holds nothing of its own
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+def rewritten(case: Case, config: dict) -> dict:
+    """What is written in the place of transformers' config."""
     if case.v4:
-        rewrite_as_v4(config)
+        as_v4(config)
     for key in case.drop:
         del config[key]
-    file.write_text(json.dumps(config | case.add, indent=2) + "\n", encoding="utf-8")
+    return config | case.add
 
 
-def rewrite_as_v4(config: dict) -> None:
+def as_v4(config: dict) -> None:
     """The same config in the form of transformers 4."""
     rope = config.pop("rope_parameters")
     full = rope.get(FULL, rope)
@@ -227,63 +222,17 @@ def rewrite_as_v4(config: dict) -> None:
     config["transformers_version"] = "4.57.0"
 
 
-def logits_of(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
-    """One pass over all of `tokens`."""
-    with torch.no_grad():
-        return model(input_ids=torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits.numpy()
-
-
-def greedy_tokens(model: PreTrainedModel, prompt: np.ndarray, name: str) -> np.ndarray:
-    """The greedy continuation, once it is known to be worth comparing."""
-    tokens = prompt[None]
-    for i in range(GREEDY_LENGTH):
-        last = logits_of(model, tokens)[0, -1]
-        second, first = np.sort(last)[-2:]
-        if first - second < SMALLEST_MARGIN:
-            raise SystemExit(f"{name}: token {i + 1} leads by {first - second:.3f} only; choose another seed")
-        tokens = np.concatenate([tokens, [[last.argmax()]]], axis=1).astype(np.int32)
-    new = tokens[0, len(prompt) :]
-    if len(set(new.tolist())) < FEWEST_DISTINCT:
-        raise SystemExit(f"{name}: only {len(set(new.tolist()))} distinct tokens; choose another seed")
-    return new
-
-
-def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
-    save_checkpoint(case, folder)
-    auto = AutoModelForCausalLM if case.kind in ("gemma3_text", "olmo3", "qwen3") else Gemma3ForConditionalGeneration
-    model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-    rng = np.random.default_rng([case.seed, 1])
-    tokens = rng.integers(0, SHARED["vocab_size"], (case.batch, sum(case.calls)), dtype=np.int32)
-    prompt = rng.integers(0, SHARED["vocab_size"], PROMPT_LENGTH, dtype=np.int32)
-    reference = {
-        "tokens": tokens,
-        "logits": np.ascontiguousarray(logits_of(model, tokens)),
-        "greedy_prompt": prompt,
-        "greedy_tokens": greedy_tokens(model, prompt, case.name),
-    }
-    save_file(reference, folder / "reference.safetensors")
-    write_description(
-        folder,
-        case.name,
-        "model",
-        "xtask/python/make_sliding_transformers.py",
-        oracle=f"transformers {version('transformers')}",
-        close=(2e-4, 2e-4),
-        seed=case.seed,
-        calls=case.calls,
-    )
-
-
-def main() -> int:
-    args = argument_parser(__doc__).parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
-    made = {case.name: partial(make_case, case) for case in CASES}
-    return finish(made, {name: args.out / name for name in made}, args.check)
+def make_model(case: Case, folder: Path) -> PreTrainedModel:
+    """Writes the checkpoint, and loads it again."""
+    text = case.kind in ("gemma3_text", "olmo3", "qwen3")
+    # Without the conversion, which gives the names of the released checkpoints, the names are those of the modules.
+    original = text or case.kind == "gemma3"
+    scale, rewrite = partial(scaled, case), partial(rewritten, case)
+    save_checkpoint(new_model(case), case.seed, scale, rewrite, folder, save_original_format=original)
+    auto = AutoModelForCausalLM if text else Gemma3ForConditionalGeneration
+    return auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    made_by = "xtask/python/make_sliding_transformers.py"
+    sys.exit(run(__doc__, CASES, make_model, made_by, vocab_size=SHARED["vocab_size"]))

@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod fixtures;
 mod parity;
 mod plot_rope;
 mod python;
@@ -26,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Compare our models with reference outputs (docs/parity.md)
     Parity(parity::Arguments),
+    /// Make the committed fixtures again with the reference programs, or check them
+    Fixtures(fixtures::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
     /// Make a Python environment of the project's scripts, once, and print its interpreter
@@ -43,6 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let answer = match Arguments::parse().command {
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),

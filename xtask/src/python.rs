@@ -93,6 +93,11 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
     let requirements = environment.requirements();
     if let Some(python) = env::var_os(environment.variable()).filter(|python| !python.is_empty()) {
+        // Scripts run in another folder; a name alone is looked for in the PATH.
+        let python = match Path::new(&python).parent() {
+            Some(folder) if folder != Path::new("") => std::path::absolute(&python)?.into_os_string(),
+            _ => python,
+        };
         let pins = pins(&fs::read_to_string(&requirements)?, environment.packages())?;
         check_versions(&python, &pins)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", environment.variable())))?;

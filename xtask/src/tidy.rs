@@ -94,7 +94,8 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(problems.is_empty())
 }
 
-fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
+/// The files that git tracks, and those that it would.
+pub(crate) fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
     // With what is new and not ignored, so that a problem shows before the commit.
     let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").args(arguments).current_dir(root).output()?;

@@ -49,8 +49,8 @@ fn names<'a>(keys: impl Iterator<Item = &'a std::rc::Rc<str>>) -> Vec<String> {
     names
 }
 
-/// What is written here stays below `target`, so that mlx-lm can be asked to load it:
-/// `xtask/python/make_lora_cases.py --load`.
+/// What is written here stays below `target`, with our logits, so that mlx-lm can be asked for its own:
+/// `cargo xtask fixtures --verify-ours`.
 #[test]
 fn adapters_alone_are_trained_saved_and_loaded() {
     let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("adapters");
@@ -112,7 +112,9 @@ fn adapters_alone_are_trained_saved_and_loaded() {
         assert_eq!(loaded.info().dtype, model.info().dtype);
         assert!(loss(&mut loaded, &tokens).unwrap().item_exact::<f32>() == last, "{name}");
         let mut cache = loaded.new_cache(&CacheOptions::default()).unwrap();
-        let logits = loaded.forward(&tokens, &mut cache, Logits::Last).unwrap();
+        let logits = loaded.forward(&tokens, &mut cache, Logits::All).unwrap();
         assert_eq!(logits.dtype(), loaded.info().dtype, "{name}");
+        let answers = [("tokens", &tokens.as_dtype(Dtype::Int32).unwrap()), ("logits", &logits)];
+        Array::save_safetensors(answers, None, root.join(format!("{name}.logits.safetensors"))).unwrap();
     }
 }

@@ -191,6 +191,8 @@ pub(super) enum CaseError {
     Kind { found: String },
     #[error("reference.safetensors: {problem}")]
     Reference { problem: String },
+    #[error("weights.json: {problem}")]
+    Weights { problem: String },
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]

@@ -8,6 +8,7 @@ mod case;
 mod checkpoint;
 mod model;
 mod rope;
+mod weights;
 
 use std::fs;
 use std::io::{self, Write};

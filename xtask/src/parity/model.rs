@@ -11,11 +11,13 @@ use mlx_testing::{Comparison, Tolerance, compare};
 
 use super::Found;
 use super::case::{Case, CaseError, FusedCase, ModelCase};
+use super::weights::CheckpointFolder;
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     let adapters = spec.adapters.as_ref().map(|adapters| case.folder.join(adapters));
     let options = LoadOptions { long_rope: spec.longrope.into(), adapters };
-    let mut model = mlx_models::load_with(&case.folder, &options)?;
+    let checkpoint = CheckpointFolder::of(&case.folder)?;
+    let mut model = mlx_models::load_with(checkpoint.path(), &options)?;
     let expected = case.tensor("logits")?;
     let found = logits(&mut *model, case.tensor("tokens")?, &spec.calls)?;
 
@@ -30,14 +32,19 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     let mut difference = greedy(&mut *model, case)?;
     for fused in &spec.fused {
         if difference.is_none() {
-            difference = fusing(case, spec, fused)?;
+            difference = fusing(case, spec, fused, checkpoint.path())?;
         }
     }
     Ok(Found { worst, difference })
 }
 
 /// Fuses the adapters as a user would, and compares the folder that comes of it with the reference's.
-fn fusing(case: &Case, spec: &ModelCase, fused: &FusedCase) -> Result<Option<String>, CaseError> {
+fn fusing(
+    case: &Case,
+    spec: &ModelCase,
+    fused: &FusedCase,
+    checkpoint: &Path,
+) -> Result<Option<String>, CaseError> {
     let io = |source| CaseError::Io { file: case.folder.clone(), source };
     let adapters = spec
         .adapters
@@ -46,7 +53,7 @@ fn fusing(case: &Case, spec: &ModelCase, fused: &FusedCase) -> Result<Option<Str
     let scratch = tempfile::tempdir().map_err(io)?;
     let out = scratch.path().join("fused");
     let options = FuseOptions { dequantize: fused.dequantize };
-    mlx_models::fuse(&case.folder, case.folder.join(adapters), &out, &options)?;
+    mlx_models::fuse(checkpoint, case.folder.join(adapters), &out, &options)?;
     mlx_models::load(&out)?;
 
     let read = |folder: &Path| {

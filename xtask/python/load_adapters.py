@@ -1,0 +1,67 @@
+"""Checks that mlx-lm reads adapters that others trained and saved, and answers the same with them.
+
+What: FOLDER holds a checkpoint `base`; for each `NAME.logits.safetensors` in it, mlx-lm loads the adapters `NAME` over that
+checkpoint, reads its `tokens`, int32 `[B, T]`, in one call, and compares the logits with its `logits`: the same dtype,
+shape and bits. Prints a line for each, then `N passed, N failed`. The exit status is 0 if all passed and there was one.
+
+Why: adapters must go both ways between mlx-lm and this project. `cargo test -p mlx-lille-130m --test adapters` leaves such a
+folder.
+
+How to run, from the repository root: `cargo xtask fixtures --verify-ours`, or for a folder
+
+    python xtask/python/load_adapters.py target/tmp/adapters
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.utils
+from load_prompt_caches import difference
+from mlx_lm.tuner.utils import load_adapters
+
+LOGITS = ".logits.safetensors"
+
+
+def adapted_model(folder: Path, adapters: Path) -> tuple[nn.Module, dict]:
+    """As `mlx_lm.load` loads both, without a tokenizer."""
+    model, config = mlx_lm.utils.load_model(folder)
+    model = load_adapters(model, str(adapters))
+    model.eval()
+    return model, config
+
+
+def check(base: Path, adapters: Path, file: Path) -> str:
+    """What is wrong with these adapters, empty if nothing is."""
+    expected = mx.load(str(file))
+    logits = adapted_model(base, adapters)[0](expected["tokens"])
+    plain = mlx_lm.utils.load_model(base)[0](expected["tokens"])
+    if not difference(plain, expected["logits"]):
+        return "the adapters change nothing"
+    return difference(logits, expected["logits"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    folder = parser.parse_args().folder
+    mx.set_default_device(mx.cpu)
+
+    files = sorted(folder.glob(f"*{LOGITS}"))
+    failed = 0
+    for file in files:
+        name = file.name.removesuffix(LOGITS)
+        try:
+            wrong = check(folder / "base", folder / name, file)
+        except Exception as error:  # whatever mlx-lm makes of a folder that it does not understand
+            wrong = f"{type(error).__name__}: {error}"
+        failed += bool(wrong)
+        print(f"{name}: {wrong or 'passed'}")
+    print(f"{len(files) - failed} passed, {failed} failed")
+    return 0 if files and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
