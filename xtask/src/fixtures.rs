@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Only what this reference makes
     #[arg(long, value_enum)]
     reference: Option<Environment>,
-    /// Make nothing: run the tests that save prompt caches and adapters, and have mlx-lm read those
+    /// Make nothing: run the tests that save prompt caches, adapters and checkpoints, and have mlx-lm read those
     #[arg(long, conflicts_with_all = ["check", "filter", "only", "reference"])]
     verify_ours: bool,
 }
@@ -52,6 +52,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_norm_fixtures.py", Environment::MlxLm),
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
+    ("make_convert_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
@@ -368,9 +369,10 @@ fn verify_ours() -> io::Result<bool> {
     let root = crate::root();
     let left = target_folder(&root)?.join("tmp");
     let left_by = |folder: &str| left.join(folder);
-    for (package, test, folders) in [
-        ("mlx-kvcache", "files", &["prompt-caches", "prompt-caches-of-ours"][..]),
-        ("mlx-lille-130m", "adapters", &["adapters"]),
+    for (package, features, test, folders) in [
+        ("mlx-kvcache", "", "files", &["prompt-caches", "prompt-caches-of-ours"][..]),
+        ("mlx-lille-130m", "", "adapters", &["adapters"]),
+        ("mlx-models", "architectures", "convert", &["converted"]),
     ] {
         for folder in folders {
             // What an earlier run has left proves nothing.
@@ -381,7 +383,8 @@ fn verify_ours() -> io::Result<bool> {
         }
         crate::complain(&format!("cargo test --package {package} --test {test} ..."));
         let mut tests = Command::new(env!("CARGO"));
-        tests.args(["test", "--quiet", "--package", package, "--test", test]).current_dir(&root);
+        tests.args(["test", "--quiet", "--package", package, "--features", features, "--test", test]);
+        tests.current_dir(&root);
         quietly(&mut tests, "cargo test")?;
     }
     let mut passed = true;
@@ -390,6 +393,7 @@ fn verify_ours() -> io::Result<bool> {
         ("load_prompt_caches.py", left_by("prompt-caches")),
         ("load_prompt_caches.py", left_by("prompt-caches-of-ours")),
         ("load_adapters.py", left_by("adapters")),
+        ("load_converted.py", left_by("converted")),
     ] {
         crate::complain(&format!("{script} {} ...", folder.display()));
         passed &= python::script(&interpreter, script).arg(folder).status()?.success();

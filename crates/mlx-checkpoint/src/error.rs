@@ -147,8 +147,8 @@ pub enum CheckpointError {
         /// Everything that is wrong, by key.
         problems: Vec<TensorProblem>,
     },
-    /// A folder that is to be written is there already.
-    #[error("{} exists already", folder.display())]
+    /// A folder that is to be written is there already, and not empty.
+    #[error("{} exists already; name a folder that does not, or an empty one", folder.display())]
     Exists {
         /// The folder.
         folder: PathBuf,
@@ -161,6 +161,12 @@ pub enum CheckpointError {
         /// What the operating system or MLX says.
         problem: String,
     },
+    /// A checkpoint cannot be converted as asked.
+    #[error(transparent)]
+    Convert(#[from] crate::ConvertError),
+    /// The caller stopped the writing of a folder, of which nothing is left.
+    #[error("stopped before the folder was complete; nothing of it is left")]
+    Stopped,
 }
 
 /// One tensor that is not as the model needs it.

@@ -21,9 +21,11 @@
 //!
 //! [`Adapters`] are a folder, too, beside a checkpoint. [`Checkpoint::with_adapters`] puts them around it: whatever
 //! model is then built has them, and nothing about it changes. [`Checkpoint::fused`] has them added to the weights,
-//! and [`Checkpoint::save_as`] writes such a model as a checkpoint of its own.
+//! and [`Checkpoint::save_as`] writes such a model as a checkpoint of its own. [`Checkpoint::convert`] writes a model in
+//! another form: quantized, in full precision, or of another dtype.
 
 mod adapters;
+mod convert;
 mod error;
 mod quantization;
 mod safetensors_file;
@@ -38,9 +40,13 @@ use mlx_layers::Form;
 use serde::de::DeserializeOwned;
 
 pub use adapters::{AdapterConfig, AdapterKind, Adapters};
+pub use convert::{
+    ConvertError, ConvertOptions, Converted, FloatDtype, LayerChoice, QuantizeOptions, Recipe, Weights,
+};
 pub use error::{CheckpointError, TensorProblem};
 pub use safetensors::Dtype as TensorDtype;
 pub use tensors::CheckpointTensors;
+pub use write::Progress;
 
 use quantization::QuantizationPlan;
 use safetensors_file::read_header;

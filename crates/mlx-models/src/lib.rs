@@ -43,15 +43,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 "#
 )]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 pub use mlx_causal_lm::{
     Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, trace,
 };
-pub use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError};
+pub use mlx_checkpoint::{
+    AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
+    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, Weights,
+};
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,
-    SavedCache, Snapshot,
+    SavedCache, Snapshot, UnknownQuantization,
 };
 
 #[cfg(feature = "generate")]
@@ -165,6 +169,36 @@ pub fn fuse(
     let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
     let model = load_checkpoint(&checkpoint, &LoadOptions::default())?;
     Ok(checkpoint.save_as(out, model.parameters().flatten())?)
+}
+
+/// Writes the model of a checkpoint in another form: quantized, in full precision, of another dtype, with adapters
+/// added to its weights.
+///
+/// What is written is what mlx-lm's `convert` writes (after its `fuse`, where there are adapters), bit for bit, and
+/// mlx-lm loads it. `out` must be absent or empty; it appears when it is complete. The tokenizer's files come along.
+/// The weights are computed layer by layer as they are written, but with adapters, which are added to all of them first.
+/// `progress` is told of each layer, and answers whether to go on.
+///
+/// # Errors
+///
+/// Those of [`load_with`] and of [`Checkpoint::convert`].
+pub fn convert(
+    folder: impl AsRef<Path>,
+    adapters: Option<&Path>,
+    out: impl AsRef<Path>,
+    options: &ConvertOptions,
+    progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<Converted, LoadError> {
+    let mut checkpoint = Checkpoint::open(folder)?;
+    if let Some(adapters) = adapters {
+        let dequantize = matches!(options.weights, Weights::Dequantized);
+        checkpoint = checkpoint.with_adapters(Adapters::open(adapters)?).fused(dequantize);
+    }
+    let model = load_checkpoint(&checkpoint, &LoadOptions::default())?;
+    let parameters = model.parameters().flatten();
+    let parameters = parameters.into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect();
+    drop(model);
+    Ok(checkpoint.convert(out, parameters, options, progress)?)
 }
 
 /// Compiles the README's example.
