@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::failure::Failure;
+use crate::hub::{HubId, MAIN};
 
 /// A checkpoint: its name, and its files. `demo/NAME/README.md` says how they were made.
 struct Demo {
@@ -42,6 +43,8 @@ pub(crate) enum Source {
     Folder(PathBuf),
     /// A checkpoint inside the program, by its place in [`DEMOS`].
     Demo(usize),
+    /// A model on the hub.
+    Hub(HubId),
 }
 
 impl Default for Source {
@@ -53,10 +56,13 @@ impl Default for Source {
 impl FromStr for Source {
     type Err = String;
 
-    /// `demo:NAME`, or else a folder.
+    /// `demo:NAME`, or a folder that exists, or a hub id, or else a folder.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(name) = text.strip_prefix("demo:") else {
-            return Ok(Self::Folder(PathBuf::from(text)));
+            return Ok(match text.parse() {
+                Ok(id) if !Path::new(text).exists() => Self::Hub(id),
+                _ => Self::Folder(PathBuf::from(text)),
+            });
         };
         let found = DEMOS.iter().position(|demo| demo.name == name).map(Self::Demo);
         found.ok_or_else(|| {
@@ -68,10 +74,15 @@ impl FromStr for Source {
 
 impl Source {
     /// The checkpoint folder. A demo is written once, into the user's cache folder, and checked every
-    /// time.
+    /// time; a model of the hub is downloaded once, into the hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
         match self {
+            Self::Folder(folder) if !folder.exists() => Err(Failure::NoModel { name: folder }),
             Self::Folder(folder) => Ok(folder),
+            Self::Hub(id) => match crate::download::fetch(&id, MAIN) {
+                Ok(snapshot) => Ok(snapshot.folder),
+                Err(source) => Err(Failure::NoFolderNorModel { name: id.to_string(), source }),
+            },
             Self::Demo(demo) => DEMOS[demo].folder(),
         }
     }

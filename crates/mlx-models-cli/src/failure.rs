@@ -2,11 +2,14 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mlx_models::generate::GenerateError;
 use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
+
+use crate::hub::HubError;
 
 /// Anything that ends the program.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,14 @@ pub(crate) enum Failure {
     Cache(#[from] CacheError),
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error("there is no folder {}, and it is not a hub id either, which has the form owner/name", name.display())]
+    NoModel { name: PathBuf },
+    #[error("there is no folder {name} here, and as a hub id")]
+    NoFolderNorModel { name: String, source: HubError },
+    #[error("{0}")]
+    Arguments(String),
     #[error("{doing}")]
     Io { doing: String, source: io::Error },
     #[error("writing the output")]
@@ -43,6 +54,6 @@ impl Failure {
         }
         // Nothing is left to do for a closed standard error.
         let _ = writeln!(io::stderr(), "{message}");
-        ExitCode::FAILURE
+        if matches!(self, Self::Arguments(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 }

@@ -20,8 +20,8 @@ use crate::interrupt;
 /// Arguments of `mlx-models generate`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder, or demo:NAME; without it, a small demo model that tells stories
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder, demo:NAME, or hub id (owner/name); without it, a small demo model that tells stories
+    #[arg(long, value_name = "MODEL")]
     model: Option<Source>,
     /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
     #[arg(long, value_name = "DIR")]

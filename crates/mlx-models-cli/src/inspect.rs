@@ -12,8 +12,8 @@ use crate::failure::Failure;
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder, or demo:NAME
-    #[arg(value_name = "DIR")]
+    /// Checkpoint folder, demo:NAME, or hub id (owner/name)
+    #[arg(value_name = "MODEL")]
     model: Source,
     /// Write one JSON object instead of a table
     #[arg(long)]

@@ -1,10 +1,14 @@
 //! The program `mlx-models`: language models on MLX at a terminal.
 
+mod convert;
 mod demo;
+mod download;
 mod failure;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
+mod progress;
 
 use std::process::ExitCode;
 
@@ -20,6 +24,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write a model in another form: quantized, in full precision, with adapters added
+    Convert(convert::Arguments),
+    /// Bring a model from the hub into the cache
+    Download(download::Arguments),
     /// Continue a prompt
     Generate(generate::Arguments),
     /// Say what is in a checkpoint folder
@@ -31,6 +39,8 @@ fn main() -> ExitCode {
     // Libraries do not print; what they have to say comes out here.
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
     let outcome = match arguments.command {
+        Command::Convert(arguments) => convert::run(arguments),
+        Command::Download(arguments) => download::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
     };

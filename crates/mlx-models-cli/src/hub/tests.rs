@@ -1,0 +1,420 @@
+//! The cache and the hub, with a server on this machine.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "../../tests/common/hub_server.rs"]
+mod hub_server;
+
+use std::sync::Mutex;
+
+use hub_server::{COMMIT, Reply, Server, sha256};
+use tempfile::TempDir;
+
+use super::*;
+
+fn id() -> HubId {
+    "owner/name".parse().unwrap()
+}
+
+/// Long enough for more than one piece.
+fn tensors() -> Vec<u8> {
+    (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("config.json", br#"{"model_type": "test"}"#.to_vec()),
+        ("model.safetensors", tensors()),
+        ("onnx/config.json", b"{}".to_vec()),
+        ("pytorch_model.bin", vec![1; 100]),
+        ("README.md", b"# Model".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+    ]
+}
+
+fn no_fault(_: &hub_server::Request, _: &Reply) -> Option<Reply> {
+    None
+}
+
+fn hub(server: &Server, cache: &TempDir) -> Hub {
+    Hub {
+        endpoint: server.endpoint.clone(),
+        cache: cache.path().to_path_buf(),
+        token: None,
+        token_file: PathBuf::from("/home/token"),
+        offline: false,
+        agent: agent(None).unwrap(),
+        pause: Duration::ZERO,
+    }
+}
+
+fn fetch(hub: &Hub) -> Result<Snapshot, HubError> {
+    hub.fetch(&id(), MAIN, &mut |_| {})
+}
+
+fn blobs(cache: &TempDir) -> Vec<String> {
+    let folder = cache.path().join("models--owner--name/blobs");
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn partial(cache: &TempDir) -> PathBuf {
+    cache.path().join(format!("models--owner--name/blobs/{}.incomplete", sha256(&tensors())))
+}
+
+/// Once and only once, for the tensors' contents.
+fn once_for_tensors(
+    reply: impl Fn(&Reply) -> Reply + Send + 'static,
+) -> impl FnMut(&hub_server::Request, &Reply) -> Option<Reply> + Send + 'static {
+    let mut done = false;
+    move |request, right| {
+        if done || request.method != "GET" || request.path != "/far/model.safetensors" {
+            return None;
+        }
+        done = true;
+        Some(reply(right))
+    }
+}
+
+#[test]
+fn ids_have_an_owner_and_a_name() {
+    for right in ["owner/name", "a/b", "mlx-community/Qwen3-0.6B-4bit", "o_w/n.a-m_e"] {
+        assert_eq!(right.parse::<HubId>().unwrap().to_string(), right);
+    }
+    let long = format!("a/{}", "b".repeat(95));
+    for wrong in [
+        "name", "", "/name", "owner/", "a/b/c", "../b", "./b", "a/-b", "a/b--c", "a/b..c", "a/b c", "a/b.",
+        &long,
+    ] {
+        assert!(wrong.parse::<HubId>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_model_comes_into_the_cache_as_the_hubs_own_library_lays_it_out() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let mut seen = Vec::new();
+    let snapshot = hub
+        .fetch(&id(), MAIN, &mut |event| {
+            if let Event::Bytes { done, total, .. } = event {
+                seen.push((done, total));
+            }
+        })
+        .unwrap();
+    let model = cache.path().join("models--owner--name");
+    assert_eq!(snapshot.folder, model.join("snapshots").join(COMMIT));
+    assert_eq!(snapshot.files, ["config.json", "model.safetensors", "onnx/config.json", "tokenizer.json"]);
+    assert_eq!(fs::read_to_string(model.join("refs/main")).unwrap(), COMMIT);
+    assert_eq!(fs::read(snapshot.folder.join("model.safetensors")).unwrap(), tensors());
+    let target = |file: &str| fs::read_link(snapshot.folder.join(file)).unwrap();
+    let small = &sha256(b"{}")[..40];
+    assert_eq!(target("model.safetensors"), Path::new("../../blobs").join(sha256(&tensors())));
+    assert_eq!(target("onnx/config.json"), Path::new("../../../blobs").join(small));
+    assert_eq!(target("tokenizer.json"), Path::new("../../blobs").join(small));
+    assert_eq!(blobs(&cache).len(), 3);
+    // The two equal files come once.
+    let bytes = (tensors().len() + files()[0].1.len() + 2) as u64;
+    assert_eq!(snapshot.downloaded, bytes);
+    assert!(
+        seen.is_sorted() && seen.iter().all(|&(done, total)| done <= total && total == bytes + 2),
+        "{seen:?}"
+    );
+    let requests = server.requests();
+    assert!(requests.iter().all(|request| !request.headers.contains_key("authorization")));
+    assert!(!requests.iter().any(|request| request.path.contains(".bin") || request.path.contains("README")));
+
+    // A second time, one question is asked; for a commit, none.
+    let again = fetch(&hub).unwrap();
+    assert_eq!((&again.folder, again.downloaded), (&snapshot.folder, 0));
+    assert_eq!(server.requests().len(), 1);
+    hub.fetch(&id(), COMMIT, &mut |_| {}).unwrap();
+    assert_eq!(server.requests().len(), 0);
+    // A branch whose name is a path.
+    hub.fetch(&id(), "a/branch", &mut |_| {}).unwrap();
+    assert_eq!(fs::read_to_string(model.join("refs/a/branch")).unwrap(), COMMIT);
+}
+
+#[test]
+fn what_is_there_of_a_file_is_gone_on_with() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+    fs::write(partial(&cache), &tensors()[..1_234_567]).unwrap();
+    let snapshot = fetch(&hub(&server, &cache)).unwrap();
+    assert_eq!(fs::read(snapshot.folder.join("model.safetensors")).unwrap(), tensors());
+    assert_eq!(snapshot.downloaded, (tensors().len() - 1_234_567 + files()[0].1.len() + 2) as u64);
+    let ranges: Vec<String> =
+        server.requests().into_iter().filter_map(|request| request.headers.get("range").cloned()).collect();
+    // Of the request and of what it was redirected to.
+    assert_eq!(ranges, ["bytes=1234567-"; 2]);
+}
+
+#[test]
+fn a_file_whose_rest_alone_is_not_to_be_had_comes_whole() {
+    for status in [200, 416] {
+        let fault = once_for_tensors(move |_| Reply { status, body: tensors(), ..Reply::default() });
+        let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+        fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+        fs::write(partial(&cache), &tensors()[..1000]).unwrap();
+        let snapshot = fetch(&hub(&server, &cache)).unwrap();
+        assert_eq!(fs::read(snapshot.folder.join("model.safetensors")).unwrap(), tensors());
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_off_is_made_again_from_there() {
+    let fault = once_for_tensors(|right| Reply { cut: Some(2_000_000), ..right.clone() });
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let mut problems = Vec::new();
+    let snapshot = hub(&server, &cache)
+        .fetch(&id(), MAIN, &mut |event| {
+            if let Event::Again { problem } = event {
+                problems.push(problem.to_owned());
+            }
+        })
+        .unwrap();
+    assert_eq!(fs::read(snapshot.folder.join("model.safetensors")).unwrap(), tensors());
+    assert!(problems.len() == 1 && problems[0].starts_with("model.safetensors: "), "{problems:?}");
+    assert!(
+        server
+            .requests()
+            .iter()
+            .any(|request| request.headers.get("range").is_some_and(|r| r == "bytes=2000000-"))
+    );
+}
+
+#[test]
+fn a_connection_that_keeps_breaking_off_leaves_what_came() {
+    // A little more each time, then nothing.
+    let mut times = 0;
+    let fault = move |request: &hub_server::Request, right: &Reply| {
+        let is_it = request.method == "GET" && request.path == "/far/model.safetensors";
+        times += u32::from(is_it);
+        is_it.then(|| Reply { cut: Some(if times < 9 { 1000 } else { 0 }), ..right.clone() })
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::Broken { done: 8000, total: 3_000_000, .. }), "{error}");
+    assert!(error.to_string().ends_with("run it again to go on from there"), "{error}");
+    assert_eq!(fs::read(partial(&cache)).unwrap(), tensors()[..8000]);
+    // No snapshot that looks whole.
+    let offline = Hub { offline: true, ..hub(&server, &cache) };
+    assert!(matches!(fetch(&offline).unwrap_err(), HubError::Offline { .. }));
+}
+
+#[test]
+fn wrong_contents_are_removed() {
+    let fault = once_for_tensors(|right| {
+        let mut wrong = right.clone();
+        wrong.body[5] ^= 1;
+        wrong
+    });
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let error = fetch(&hub).unwrap_err();
+    assert!(
+        matches!(&error, HubError::Hash { file, expected, .. } if file == "model.safetensors" && *expected == sha256(&tensors()))
+    );
+    assert!(error.to_string().contains("it was removed"), "{error}");
+    assert!(!partial(&cache).exists());
+    assert!(!blobs(&cache).contains(&sha256(&tensors())));
+    // The next time it is right.
+    fetch(&hub).unwrap();
+}
+
+#[test]
+fn a_wrong_beginning_that_was_there_is_found_out() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+    fs::write(partial(&cache), vec![0; 1000]).unwrap();
+    assert!(matches!(fetch(&hub).unwrap_err(), HubError::Hash { .. }));
+    fetch(&hub).unwrap();
+    // One that is longer than the file is begun anew at once.
+    let other = tempfile::tempdir().unwrap();
+    fs::create_dir_all(partial(&other).parent().unwrap()).unwrap();
+    fs::write(partial(&other), vec![0; 4_000_000]).unwrap();
+    fetch(&Hub { cache: other.path().to_path_buf(), ..hub }).unwrap();
+}
+
+/// What the hub answers to the first question.
+fn refused(reply: Reply) -> HubError {
+    let fault = move |request: &hub_server::Request, _: &Reply| {
+        request.path.starts_with("/api/models").then(|| reply.clone())
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    fetch(&hub(&server, &cache)).unwrap_err()
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let error = refused(Reply::status(401, "RepoNotFound"));
+    assert!(matches!(error, HubError::NoModel { .. }), "{error}");
+    assert!(error.to_string().contains("a token is needed, in HF_TOKEN or in /home/token"), "{error}");
+    let error = refused(Reply::status(404, "RepoNotFound"));
+    assert!(matches!(error, HubError::NoModel { .. }), "{error}");
+    for status in [401, 403] {
+        let error = refused(Reply::status(status, "GatedRepo"));
+        assert!(matches!(error, HubError::Gated { .. }), "{error}");
+        assert!(error.to_string().contains("accepted its conditions"), "{error}");
+    }
+    let error = refused(Reply::status(400, ""));
+    assert!(matches!(error, HubError::Status { status: 400, .. }), "{error}");
+    let error = refused(Reply::status(503, ""));
+    assert!(matches!(error, HubError::Unreachable { .. }) && error.to_string().contains("503"), "{error}");
+    for body in ["<html>", r#"{"sha": "x", "siblings": []}"#] {
+        let error = refused(Reply { status: 200, body: body.into(), ..Reply::default() });
+        assert!(matches!(error, HubError::Answer { .. }), "{error}");
+    }
+    let outside = format!(r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "../../x.json"}}]}}"#);
+    let error = refused(Reply { status: 200, body: outside.into(), ..Reply::default() });
+    assert!(
+        matches!(&error, HubError::Answer { problem, .. } if problem.contains("../../x.json")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_model_without_what_a_checkpoint_needs_is_refused_before_anything_comes() {
+    let files = [("config.json", b"{}".to_vec()), ("pytorch_model.bin", vec![0; 9])];
+    let (server, cache) = (Server::start(&files, no_fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::NoCheckpoint { missing: "model*.safetensors", .. }), "{error}");
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_revision_that_is_not_there() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let error = hub(&server, &cache).fetch(&id(), "v9", &mut |_| {}).unwrap_err();
+    assert!(matches!(&error, HubError::NoRevision { revision, .. } if revision == "v9"), "{error}");
+}
+
+#[test]
+fn a_token_goes_to_the_hub_and_not_beyond() {
+    let elsewhere = Server::start(&files(), no_fault);
+    let far = elsewhere.endpoint.clone();
+    let fault = move |_: &hub_server::Request, right: &Reply| {
+        let mut reply = right.clone();
+        let place =
+            reply.headers.iter_mut().find(|(name, value)| name == "Location" && value.starts_with("http"));
+        place?.1 = format!("{far}/far/model.safetensors");
+        Some(reply)
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let token = Token { header: "Bearer secret".parse().unwrap(), from: "HF_TOKEN".to_owned() };
+    let hub = Hub { token: Some(token), ..hub(&server, &cache) };
+    fetch(&hub).unwrap();
+    let there = |request: &hub_server::Request| {
+        request.headers.get("authorization").is_some_and(|token| token == "Bearer secret")
+    };
+    let asked = server.requests();
+    assert!(
+        asked.iter().filter(|request| !request.path.starts_with("/api/resolve-cache")).all(there),
+        "{asked:?}"
+    );
+    let beyond = elsewhere.requests();
+    assert!(beyond.len() == 1 && !beyond.iter().any(there), "{beyond:?}");
+}
+
+#[test]
+fn a_token_that_is_not_accepted_is_not_shown() {
+    let fault = |_: &hub_server::Request, _: &Reply| Some(Reply::status(401, ""));
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let token = Token { header: "Bearer secret".parse().unwrap(), from: "HF_TOKEN".to_owned() };
+    let error = fetch(&Hub { token: Some(token), ..hub(&server, &cache) }).unwrap_err();
+    assert!(matches!(error, HubError::Token { status: 401, .. }), "{error}");
+    assert!(!format!("{error} {error:?}").contains("secret"));
+}
+
+#[test]
+fn without_the_hub_the_cache_serves() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let here = fetch(&hub(&server, &cache)).unwrap();
+    server.requests();
+    let offline = Hub { offline: true, ..hub(&server, &cache) };
+    assert_eq!(fetch(&offline).unwrap().folder, here.folder);
+    assert_eq!(server.requests().len(), 0);
+
+    // A port that nobody listens at.
+    let unreachable = || Hub { endpoint: "http://127.0.0.1:9".to_owned(), ..hub(&server, &cache) };
+    let said = Mutex::new(false);
+    let found = unreachable().fetch(&id(), MAIN, &mut |event| {
+        *said.lock().unwrap() |= matches!(event, Event::Unreachable { .. });
+    });
+    assert_eq!(found.unwrap().folder, here.folder);
+    assert!(said.into_inner().unwrap());
+
+    for missing in ["model.safetensors", "config.json"] {
+        fs::remove_file(here.folder.join(missing)).unwrap();
+        let error = fetch(&offline).unwrap_err();
+        assert!(matches!(&error, HubError::Offline { missing: found, .. } if found == missing), "{error}");
+    }
+    assert!(matches!(fetch(&unreachable()).unwrap_err(), HubError::Unreachable { .. }));
+    let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#.to_vec();
+    for (file, contents) in [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors.index.json", index),
+        ("model-1.safetensors", vec![]),
+    ] {
+        fs::write(here.folder.join(file), contents).unwrap();
+    }
+    let error = fetch(&offline).unwrap_err();
+    assert!(
+        matches!(&error, HubError::Offline { missing, .. } if missing == "model-2.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_full_disk_is_told_from_a_broken_connection() {
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let mut arrived = 0;
+    let poured = pour(&mut &tensors()[..], &mut Full, &mut |bytes| arrived += bytes.len());
+    assert!(matches!(poured, Err(Poured::Writing(e)) if e.kind() == io::ErrorKind::StorageFull));
+    assert_eq!(arrived, 0);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_the_download_at_once() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+    // Everything that is written there is too much.
+    std::os::unix::fs::symlink("/dev/full", partial(&cache)).unwrap();
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(&error, HubError::Write { .. }), "{error:?}");
+    assert!(error.to_string().contains("what has come so far stays"), "{error}");
+}
+
+#[test]
+fn two_runs_at_once_download_once() {
+    let slow = |_: &hub_server::Request, _: &Reply| {
+        thread::sleep(Duration::from_millis(20));
+        None
+    };
+    let (server, cache) = (Server::start(&files(), slow), tempfile::tempdir().unwrap());
+    let hubs = [hub(&server, &cache), hub(&server, &cache)];
+    thread::scope(|scope| {
+        for run in hubs.each_ref().map(|hub| scope.spawn(|| fetch(hub).unwrap())) {
+            let folder = run.join().unwrap().folder;
+            assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), tensors());
+        }
+    });
+    assert!(!blobs(&cache).iter().any(|name| name.ends_with(".incomplete")), "{:?}", blobs(&cache));
+}

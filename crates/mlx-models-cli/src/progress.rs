@@ -1,0 +1,121 @@
+//! How far long work has come, on standard error: a bar on a terminal, a few lines elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Characters of a bar.
+const WIDTH: u64 = 24;
+
+/// Between two pictures of a bar.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Of a hundred, between two lines where there is no terminal.
+const STEP: u64 = 10;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Things, such as layers.
+    Count,
+    /// Bytes, with how fast they come.
+    Bytes,
+}
+
+/// Work that is underway.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    unit: Unit,
+    terminal: bool,
+    started: Instant,
+    /// What was there before, and took no time.
+    before: Option<u64>,
+    shown: Option<Instant>,
+    next_step: u64,
+}
+
+impl Progress {
+    pub(crate) fn new(unit: Unit) -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { unit, terminal, started: Instant::now(), before: None, shown: None, next_step: 0 }
+    }
+
+    /// So much is done, of so much, and this is underway.
+    pub(crate) fn set(&mut self, done: u64, total: u64, what: &str) {
+        let before = *self.before.get_or_insert(if self.unit == Unit::Bytes { done } else { 0 });
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        if self.terminal {
+            if self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) && done < total {
+                return;
+            }
+            self.shown = Some(Instant::now());
+            let full = (done * WIDTH).checked_div(total).unwrap_or(WIDTH).min(WIDTH) as usize;
+            let bar: String = (0..WIDTH as usize).map(|i| if i < full { '#' } else { '-' }).collect();
+            let seconds = self.started.elapsed().as_secs_f64().max(0.001);
+            let amount = amount(self.unit, done, total, (done - before.min(done)) as f64 / seconds);
+            write(&format!("\r\x1b[2K[{bar}] {percent:3} %  {amount}  {what}"));
+        } else if percent >= self.next_step {
+            self.next_step = percent / STEP * STEP + STEP;
+            write(&format!("{percent} %  {}  {what}\n", amount(self.unit, done, total, 0.0)));
+        }
+    }
+
+    /// Something to say beside it.
+    pub(crate) fn say(&mut self, text: &str) {
+        self.clear();
+        write(&format!("{text}\n"));
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn clear(&mut self) {
+        if self.terminal && self.shown.take().is_some() {
+            write("\r\x1b[2K");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn amount(unit: Unit, done: u64, total: u64, per_second: f64) -> String {
+    match unit {
+        Unit::Count => format!("{done} of {total}"),
+        Unit::Bytes if per_second > 0.0 => {
+            format!("{} of {}, {}/s", bytes(done), bytes(total), bytes(per_second as u64))
+        }
+        Unit::Bytes => format!("{} of {}", bytes(done), bytes(total)),
+    }
+}
+
+/// As people read it: `1.50 GB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+fn write(text: &str) {
+    // Nothing is left to do for a closed standard error.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_written_for_people() {
+        for (n, text) in
+            [(999, "999 B"), (1_500, "1.5 kB"), (2_000_000, "2.0 MB"), (5_368_709_120, "5.37 GB")]
+        {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(amount(Unit::Bytes, 1_000, 4_000, 500.0), "1.0 kB of 4.0 kB, 500 B/s");
+        assert_eq!(amount(Unit::Count, 3, 29, 10.0), "3 of 29");
+    }
+}

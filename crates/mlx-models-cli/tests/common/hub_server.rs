@@ -1,0 +1,161 @@
+//! A hub for tests: a server on this machine that knows one model, and what may go wrong.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+/// The commit that the branch `main` of the model stands for.
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// By their names in small letters.
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    /// So many bytes of the body are sent, and then the connection ends.
+    pub(crate) cut: Option<usize>,
+}
+
+impl Reply {
+    pub(crate) fn status(status: u16, code: &str) -> Self {
+        Self { status, headers: vec![("X-Error-Code".to_owned(), code.to_owned())], ..Self::default() }
+    }
+}
+
+/// The server. It ends with the test.
+pub(crate) struct Server {
+    pub(crate) endpoint: String,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Server {
+    /// A hub with a model `owner/name` of these files. `fault` may answer in its place.
+    pub(crate) fn start(
+        files: &[(&str, Vec<u8>)],
+        mut fault: impl FnMut(&Request, &Reply) -> Option<Reply> + Send + 'static,
+    ) -> Self {
+        let files: BTreeMap<String, Vec<u8>> =
+            files.iter().map(|(name, contents)| ((*name).to_owned(), contents.clone())).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
+        let seen = Arc::clone(&requests);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let Some(request) = read(&stream) else { continue };
+                seen.lock().unwrap().push(request.clone());
+                let reply = answer(&files, &request);
+                let reply = fault(&request, &reply).unwrap_or(reply);
+                // The other side may have gone.
+                let _ = write(&mut stream, &request, &reply);
+            }
+        });
+        Self { endpoint, requests }
+    }
+
+    /// Everything that was asked for since the last time.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        std::mem::take(&mut self.requests.lock().unwrap())
+    }
+}
+
+fn read(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let mut headers = BTreeMap::new();
+    for line in lines {
+        let line = line.ok()?;
+        let Some((name, value)) = line.split_once(": ") else { break };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    Some(Request { method, path, headers })
+}
+
+fn write(stream: &mut TcpStream, request: &Request, reply: &Reply) -> std::io::Result<()> {
+    let mut head = format!("HTTP/1.1 {} Reply\r\nConnection: close\r\n", reply.status);
+    if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
+        let _ = write!(head, "Content-Length: {}\r\n", reply.body.len());
+    }
+    for (name, value) in &reply.headers {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    if request.method != "HEAD" {
+        let length = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
+        stream.write_all(&reply.body[..length])?;
+    }
+    stream.flush()
+}
+
+/// What the hub answers where nothing is wrong.
+fn answer(files: &BTreeMap<String, Vec<u8>>, request: &Request) -> Reply {
+    let page = |body: String| Reply { status: 200, body: body.into_bytes(), ..Reply::default() };
+    if let Some(revision) = request.path.strip_prefix("/api/models/owner/name/revision/") {
+        if revision != "main" && revision != COMMIT && revision != "a%2Fbranch" {
+            return Reply::status(404, "RevisionNotFound");
+        }
+        let names: Vec<String> = files.keys().map(|name| format!(r#"{{"rfilename": "{name}"}}"#)).collect();
+        return page(format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, names.join(", ")));
+    }
+    let of_model = format!("/owner/name/resolve/{COMMIT}/");
+    let near = "/api/resolve-cache/";
+    let far = "/far/";
+    let Some((name, contents)) = [&*of_model, near, far]
+        .into_iter()
+        .find_map(|start| files.get_key_value(request.path.strip_prefix(start)?))
+    else {
+        return Reply::status(404, "RepoNotFound");
+    };
+    let mut reply = Reply { status: 200, body: contents.clone(), ..Reply::default() };
+    let mut header = |name: &str, value: String| reply.headers.push((name.to_owned(), value));
+    header("X-Repo-Commit", COMMIT.to_owned());
+    let is_large = name.ends_with(".safetensors");
+    if request.path.starts_with(&of_model) {
+        // As the hub does: large files are elsewhere, small ones on another page.
+        reply.status = if is_large { 302 } else { 307 };
+        reply.body.clear();
+        if is_large {
+            header("X-Linked-Etag", format!("\"{}\"", sha256(contents)));
+            header("X-Linked-Size", contents.len().to_string());
+            header("Location", format!("http://{}{far}{name}", request.headers["host"]));
+        } else {
+            header("Location", format!("{near}{name}"));
+        }
+        return reply;
+    }
+    if !is_large {
+        header("ETag", format!("W/\"{}\"", &sha256(contents)[..40]));
+    }
+    if let Some(from) = request.headers.get("range") {
+        let from: usize = from.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+        if from >= contents.len() {
+            return Reply::status(416, "");
+        }
+        header("Content-Range", format!("bytes {from}-{}/{}", contents.len() - 1, contents.len()));
+        reply.status = 206;
+        reply.body = contents[from..].to_vec();
+    }
+    reply
+}
+
+pub(crate) fn sha256(contents: &[u8]) -> String {
+    Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
+}
