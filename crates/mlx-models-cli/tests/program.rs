@@ -213,7 +213,7 @@ fn inspect_counts_what_a_quantized_checkpoint_stands_for() {
 
 #[test]
 fn no_folder() {
-    assert_fails(Path::new("/no/such/folder"), "x", &["/no/such/folder is not a folder"]);
+    assert_fails(Path::new("/no/such/folder"), "x", &["there is no folder /no/such/folder"]);
 }
 
 #[test]

@@ -1,0 +1,196 @@
+//! Where models come from and what becomes of them: `download` and `convert`, as a person or a script uses them.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "common/hub_server.rs"]
+mod hub_server;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use hub_server::{COMMIT, Reply, Server};
+use serde_json::Value;
+
+/// The program with a home of its own, and no hub.
+fn program(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
+    for variable in
+        ["HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE"]
+    {
+        command.env_remove(variable);
+    }
+    for proxy in ["ALL_PROXY", "HTTP_PROXY", "http_proxy", "all_proxy"] {
+        command.env_remove(proxy);
+    }
+    command
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env("HF_HOME", home)
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_TOKEN", "a-secret")
+        .stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// It ends with this status, nothing on standard output, and one line that says this.
+#[track_caller]
+fn assert_fails(output: &Output, status: i32, needles: &[&str]) {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert_eq!(text(&output.stdout), "");
+    for needle in needles {
+        assert!(said.contains(needle), "{needle:?} in {said}");
+    }
+    assert!(!said.contains("a-secret") && !said.contains("panicked"), "{said}");
+}
+
+fn demo_files() -> Vec<(&'static str, Vec<u8>)> {
+    let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/phi3"));
+    ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        .map(|name| (name, fs::read(demo.join(name)).unwrap()))
+        .to_vec()
+}
+
+const STORY: [&str; 5] = ["--prompt", "Once upon a time", "--max-tokens", "5", "--json"];
+
+fn tokens(report: &Value) -> &Value {
+    assert_eq!(report["tokens"].as_array().unwrap().len(), 5);
+    &report["tokens"]
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_named_by_its_id() {
+    let (server, home) = (Server::start(&demo_files(), |_, _| None), tempfile::tempdir().unwrap());
+    let program = || {
+        let mut program = program(home.path());
+        program.env("HF_ENDPOINT", &server.endpoint);
+        program
+    };
+    let output = program().args(["download", "owner/name", "--json"]).output().unwrap();
+    let report = json(&output);
+    assert_eq!((&report["model"], &report["commit"]), (&"owner/name".into(), &COMMIT.into()));
+    let size: usize = demo_files().iter().map(|(_, contents)| contents.len()).sum();
+    assert_eq!(report["downloaded_bytes"], size);
+    assert!(
+        text(&output.stderr).contains("100 %") && text(&output.stderr).contains("downloaded"),
+        "{output:?}"
+    );
+    let folder = home.path().join("hub/models--owner--name/snapshots").join(COMMIT);
+    assert_eq!(report["folder"], folder.to_str().unwrap());
+    assert_eq!(server.requests()[0].headers["authorization"], "Bearer a-secret");
+
+    // Without --json the folder alone, for `$(...)`.
+    let output = program().args(["download", "owner/name"]).output().unwrap();
+    assert_eq!(text(&output.stdout), format!("{}\n", folder.display()));
+    assert_eq!(text(&output.stderr), "");
+
+    let by_id = program().args(["generate", "--model", "owner/name"]).args(STORY).output().unwrap();
+    let by_name = program().args(["generate", "--model", "demo:phi3"]).args(STORY).output().unwrap();
+    assert_eq!(tokens(&json(&by_id)), tokens(&json(&by_name)));
+    let inspected = program().args(["inspect", "owner/name", "--json"]).output().unwrap();
+    assert_eq!(json(&inspected)["architecture"], "phi3");
+
+    // Without the hub, whether it is known before or found out.
+    server.requests();
+    for (variable, value) in [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:9")] {
+        let output =
+            program().env(variable, value).args(["inspect", "owner/name", "--json"]).output().unwrap();
+        assert_eq!(json(&output)["architecture"], "phi3");
+        assert_eq!(
+            text(&output.stderr).contains("cannot be reached"),
+            variable == "HF_ENDPOINT",
+            "{output:?}"
+        );
+    }
+    assert_eq!(server.requests().len(), 0);
+    let output = program().env("HF_HUB_OFFLINE", "1").args(["download", "owner/other"]).output().unwrap();
+    assert_fails(&output, 1, &["owner/other is not in the cache", "HF_HUB_OFFLINE"]);
+}
+
+#[test]
+fn a_name_that_is_nothing_says_what_it_could_be() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| program(home.path()).args(arguments).output().unwrap();
+    let prompt = ["--prompt", "x"];
+    let output = run(&[&["generate", "--model", "/no/such/folder"], &prompt[..]].concat());
+    assert_fails(&output, 1, &["there is no folder /no/such/folder", "not a hub id either"]);
+    let output = run(&["download", "name"]);
+    assert_fails(&output, 2, &["not a hub id, which has the form owner/name"]);
+
+    let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
+    let gated = Server::start(&[], |_, _| Some(Reply::status(403, "GatedRepo")));
+    for (server, needle) in [(&gone, "the hub has no model no/folder"), (&gated, "accepted its conditions")] {
+        let mut program = program(home.path());
+        program.env("HF_ENDPOINT", &server.endpoint).args(["inspect", "no/folder"]);
+        assert_fails(&program.output().unwrap(), 1, &["there is no folder no/folder here", needle]);
+    }
+}
+
+#[test]
+fn a_model_is_quantized_and_dequantized() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = |name: &str| home.path().join(name);
+    let convert = |model: &str, out: &str, options: &[&str]| {
+        let mut program = program(home.path());
+        program
+            .args(["convert", "--model", model, "--json", "--out"])
+            .arg(folder(out))
+            .args(options)
+            .output()
+            .unwrap()
+    };
+    let quantize =
+        ["--quantize", "--bits", "8", "--group-size", "32", "--layers", "lm_head=none", "*.0.*=mxfp8"];
+    let output = convert("demo:phi3", "q8", &quantize);
+    let report = json(&output);
+    assert_eq!(report["full_precision_layers"], serde_json::json!(["lm_head"]));
+    assert!(report["bits_per_weight"].as_f64().unwrap() < 12.0, "{report}");
+    assert!(text(&output.stderr).contains("100 %"), "{output:?}");
+    let config: Value = serde_json::from_slice(&fs::read(folder("q8").join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["quantization"]["bits"], 8);
+    assert_eq!(config["quantization"]["model.layers.0.mlp.down_proj"]["mode"], "mxfp8");
+    let q8 = folder("q8").to_str().unwrap().to_owned();
+    let story = program(home.path()).args(["generate", "--model", &q8]).args(STORY).output().unwrap();
+    tokens(&json(&story));
+
+    let report =
+        json(&convert(&q8, "whole", &["--dequantize", "--dtype", "float16", "--max-shard-size", "500kB"]));
+    assert_eq!(report["quantized_layers"], 0);
+    assert!(report["files"].as_array().unwrap().len() > 1, "{report}");
+    assert_eq!(report["bits_per_weight"], 16.0);
+
+    // For a person.
+    let mut program = program(home.path());
+    let output = program.args(["convert", "--model", &q8, "--out"]).arg(folder("same")).output().unwrap();
+    let said = text(&output.stdout);
+    assert!(said.contains("1 layers in full precision") && said.contains("bits per weight"), "{said}");
+
+    assert_fails(&convert("demo:phi3", "q8", &[]), 1, &["exists already"]);
+    assert_fails(&convert(&q8, "new", &["-q"]), 1, &["quantized already", "dequantize the checkpoint first"]);
+    assert_fails(&convert("demo:phi3", "new", &["-d"]), 1, &["nothing to dequantize"]);
+    assert_fails(
+        &convert("demo:phi3", "new", &["-q", "--layers", "q_proj=8"]),
+        1,
+        &["\"q_proj\" matches no layer", "qkv_proj"],
+    );
+    assert_fails(&convert("demo:phi3", "new", &["-q", "--bits", "7"]), 2, &["not 7 bits"]);
+    assert_fails(&convert("demo:phi3", "new", &["-q", "--layers", "lm_head"]), 2, &["PATTERN=BITS"]);
+    assert_fails(&convert("demo:phi3", "new", &["-q", "-d"]), 2, &["cannot be used with"]);
+    assert_fails(&convert("demo:phi3", "new", &["--mode", "mxfp4"]), 2, &["needs --quantize"]);
+    assert_fails(
+        &convert("demo:phi3", "new", &["-q", "--mode", "mxfp4", "--recipe", "mixed_3_6"]),
+        1,
+        &["affine"],
+    );
+    assert_fails(&convert("demo:phi3", "new", &["-q", "--recipe", "mixed_1_2"]), 2, &["known are mixed_2_6"]);
+    assert!(!folder("new").exists());
+}
