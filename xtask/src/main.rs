@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod mutations;
 mod parity;
 mod plot_rope;
 mod random_caches;
@@ -25,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Compare our models with reference outputs (docs/parity.md)
     Parity(parity::Arguments),
+    /// Break a copy of the code in many ways, and see whether parity finds each
+    Mutations(mutations::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let answer = match Arguments::parse().command {
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),

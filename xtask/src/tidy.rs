@@ -93,12 +93,12 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(problems.is_empty())
 }
 
-fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
     // With what is new and not ignored, so that a problem shows before the commit.
     let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").args(arguments).current_dir(root).output()?;
     if !output.status.success() {
-        return Err(io::Error::other("git ls-files failed; tidy needs a git checkout"));
+        return Err(io::Error::other("git ls-files failed; this needs a git checkout"));
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())

@@ -48,6 +48,8 @@ struct Row {
     /// The largest absolute difference; absent where nothing could be compared.
     worst: Option<f64>,
     passed: bool,
+    /// Whether it failed by an answer that differs, not by one that is missing.
+    differs: bool,
     /// Where they differ, or why nothing could be compared.
     detail: String,
 }
@@ -112,6 +114,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
         compare,
         worst: None,
         passed: false,
+        differs: false,
         detail: why,
     };
     let case = match Case::read(folder) {
@@ -144,6 +147,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
             compare,
             worst: found.worst,
             passed: found.difference.is_none(),
+            differs: found.difference.is_some(),
             detail: found.difference.unwrap_or_default(),
         },
         Err(e) => failed(&case.name, oracle, compare, in_full(&e)),
