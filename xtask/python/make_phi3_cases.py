@@ -58,6 +58,7 @@ SU = {
     "partial_rotary_factor": 0.75,
     "rope_scaling": {"type": "su", "short_factor": [1.0, 1.2, 1.4], "long_factor": [1.5, 3.0, 8.0]},
 }
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 80}
 LINEAR = {"rope_scaling": {"type": "linear", "factor": 4.0, "long_factor": []}}
 
 WEIGHTS = {
@@ -83,6 +84,7 @@ class Case:
     config: dict = field(default_factory=dict)
     quantize: dict | None = None
     rotary_keys: bool = False
+    without: tuple[str, ...] = ()  # keys that have defaults
 
 
 # In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
@@ -105,6 +107,7 @@ CASES = [
     Case("phi3_linear", seed=22, calls=[12, 1, 1, 20], config=LINEAR),
     Case("phi3_partial", seed=15, calls=[10, 1, 4], config={"partial_rotary_factor": 0.5, "rope_theta": 500.0}),
     Case("phi3_interleaved", seed=6, calls=[10, 1, 4], config={"rope_traditional": True}),
+    Case("phi3_default_base", seed=22, calls=[10, 1, 4], config=SMALL, without=("rope_theta",)),
     Case("phi3_rotary_keys", seed=4, calls=[6, 1, 1], rotary_keys=True),
     Case("phi3_longrope_mlx_lm", seed=2, calls=[9, 1, 1, 10, 1], config=LONGROPE),
     Case("phi3_longrope_mlx_lm_bf16", seed=3, calls=[9, 1, 1, 10, 1], config=LONGROPE, dtype=mx.bfloat16),
@@ -135,7 +138,7 @@ def new_model(config: dict, seed: int, dtype: mx.Dtype) -> nn.Module:
 def make_case(case: Case, folder: Path) -> None:
     """Writes the whole folder of one case."""
     folder.mkdir()
-    config = CONFIG | case.config
+    config = {key: value for key, value in (CONFIG | case.config).items() if key not in case.without}
     model = new_model(config, case.seed, case.dtype)
     if case.quantize:
         with contextlib.redirect_stdout(sys.stderr):

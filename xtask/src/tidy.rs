@@ -84,6 +84,8 @@ pub(crate) fn run() -> io::Result<bool> {
     check_msrv(&root, &metadata, &mut problems)?;
     check_files(&root, &files, &mut problems)?;
     check_sizes(&root, &files, &mut problems)?;
+    let cases = files.iter().filter_map(|file| file.strip_prefix("xtask/cases/")?.strip_suffix("/case.json"));
+    crate::parity::check_document(&root, &cases.collect(), &mut problems)?;
 
     let mut out = io::stdout().lock();
     for problem in &problems {
