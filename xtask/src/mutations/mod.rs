@@ -63,7 +63,7 @@ enum Verdict {
 }
 
 /// A mutant needs a second or two; one that goes round in circles is ended after so long.
-const LONGEST_RUN: Duration = Duration::from_secs(120);
+const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let mut out = io::stdout().lock();
@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     for mutation in &chosen {
         apply(mutation, &read(&root.join(mutation.file))?).map_err(io::Error::other)?;
     }
-    let copy = Copy::of(&root)?;
+    let copy = TreeCopy::of(&root)?;
     let started = Instant::now();
     progress("building the copy without a mutation, and running all cases");
     copy.check_unmutated(&chosen)?;
@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
             }
             Ok(Verdict::Survived { why }) => {
                 survived += 1;
-                writeln!(out, "SURVIVED  {name:48} {why} ({file})")?;
+                writeln!(out, "SURVIVED  {name:48} {file}: {}", why.lines().next().unwrap_or_default())?;
             }
             Err(problem) => {
                 writeln!(out, "ERROR     {name:48} {problem}")?;
@@ -139,7 +139,7 @@ fn apply(mutation: &Mutation, text: &str) -> Result<String, String> {
 }
 
 /// A copy of the tree to break, with a target folder of its own, both below `target/mutations`.
-struct Copy {
+struct TreeCopy {
     tree: PathBuf,
     target: PathBuf,
     results: PathBuf,
@@ -147,7 +147,7 @@ struct Copy {
     _lock: File,
 }
 
-impl Copy {
+impl TreeCopy {
     /// The files as they are now, committed or not. What is there from an earlier run stays where it is the same,
     /// so that only what has changed is built again; a mutation that an interrupted run left goes away so, too.
     fn of(root: &Path) -> io::Result<Self> {
@@ -167,32 +167,21 @@ impl Copy {
             write_if_new(&tree.join(file), &contents)?;
         }
         remove_others(&tree, &tree, &files)?;
-        let copy = Self { tree, target, results: folder.join("results.json"), _lock: lock };
-        // The first line of a manifest at fault would be that of the tree above.
-        if !copy.tree.join("Cargo.lock").is_file() {
-            return Err(io::Error::other("Cargo.lock is not among the tracked files"));
-        }
-        Ok(copy)
-    }
-
-    fn cargo(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO"));
-        command
-            .args([verb, "--quiet", "--locked", "--package", "xtask"])
-            .current_dir(&self.tree)
-            .env("CARGO_TARGET_DIR", &self.target)
-            // What is built is run for a second, and built some sixty times.
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
-            .env("CARGO_PROFILE_DEV_DEBUG", "false")
-            .env("CARGO_INCREMENTAL", "1")
-            .env("RUST_BACKTRACE", "0")
-            .stdin(Stdio::null());
-        command
+        Ok(Self { tree, target, results: folder.join("results.json"), _lock: lock })
     }
 
     /// What the compiler says against it.
     fn build(&self) -> io::Result<Result<(), String>> {
-        let output = self.cargo("build").output()?;
+        let output = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--locked", "--package", "xtask"])
+            .current_dir(&self.tree)
+            .env("CARGO_TARGET_DIR", &self.target)
+            // What is built is run for a second, and built some ninety times.
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "false")
+            .env("CARGO_INCREMENTAL", "1")
+            .stdin(Stdio::null())
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         Ok(if output.status.success() { Ok(()) } else { Err(said) })
     }
@@ -203,9 +192,16 @@ impl Copy {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut command = self.cargo("run");
-        command.args(["--", "parity", "--filter", filter, "--json"]).arg(&self.results);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        // Not through cargo, which would leave a mutant behind that has to be ended.
+        let program = self.target.join("debug").join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
+        let mut child = Command::new(program)
+            .args(["parity", "--filter", filter, "--json"])
+            .arg(&self.results)
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let started = Instant::now();
         let status = loop {
             match child.try_wait()? {

@@ -83,7 +83,8 @@ fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
         // Two that cannot be told apart in the report: the second one fails.
         if let Some(first) = rows.iter().find(|first| row.name == first.name) {
             row.passed = false;
-            row.detail = format!("its name is that of {}, too; {}", first.folder.display(), row.detail);
+            let more = if row.detail.is_empty() { String::new() } else { format!("; {}", row.detail) };
+            row.detail = format!("its name is that of {}, too{more}", first.folder.display());
         }
         out.line(&line(&row))?;
         rows.push(row);
