@@ -12,12 +12,14 @@ use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::{CacheOptions, CausalLm};
 use serde::{Deserialize, Serialize};
 
+use crate::python::{self, Environment};
+
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A Python with mlx-lm (xtask/python/README.md says how to make one)
-    #[arg(long, value_name = "PROGRAM", default_value = "target/python/bin/python")]
-    python: PathBuf,
+    /// A Python with some mlx-lm; without it, the project's own environment with the pinned one
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
     /// Checkpoint folder; without it, the demo's
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -62,7 +64,11 @@ impl Spread {
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let root = crate::root();
-    let model = arguments.model.clone().unwrap_or_else(|| root.join("crates/mlx-models-cli/demo/lille-130m"));
+    // The script runs in the workspace's root folder.
+    let model = match &arguments.model {
+        Some(model) => std::path::absolute(model)?,
+        None => root.join("crates/mlx-models-cli/demo/lille-130m"),
+    };
     if arguments.one {
         let turn = measure(&model, arguments).map_err(io::Error::other)?;
         writeln!(io::stdout(), "{}", serde_json::to_string(&turn)?)?;
@@ -72,15 +78,19 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         crate::complain("note: not an optimized build; use `cargo run --release --package xtask -- bench`");
     }
 
+    let python = match &arguments.python {
+        Some(python) => python.clone(),
+        None => python::interpreter(Environment::MlxLm)?,
+    };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for repeat in 0..arguments.repeats {
         crate::complain(&format!("turn {} of {}", repeat + 1, arguments.repeats));
         let mut us = Command::new(std::env::current_exe()?);
         us.args(["bench", "--one"]);
         ours.push(turn(us, &model, arguments, "this program")?);
-        let mut them = Command::new(&arguments.python);
-        them.arg(root.join("xtask/python/bench_mlx_lm.py")).args(["--repeats", "1"]);
-        theirs.push(turn(them, &model, arguments, &arguments.python.display().to_string())?);
+        let mut them = python::script(&python, "bench_mlx_lm.py");
+        them.args(["--repeats", "1"]);
+        theirs.push(turn(them, &model, arguments, &python.display().to_string())?);
     }
     report(&ours, &theirs)?;
     Ok(true)

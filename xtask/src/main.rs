@@ -7,6 +7,7 @@ mod ci;
 mod mutations;
 mod parity;
 mod plot_rope;
+mod python;
 mod random_caches;
 mod tidy;
 
@@ -30,6 +31,8 @@ enum Command {
     Mutations(mutations::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
+    /// Make a Python environment of the project's scripts, once, and print its interpreter
+    Python(python::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
     PlotRope,
     /// Try many random sequences of operations on every kind of cache
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
         Command::Tidy => tidy::run(),
@@ -73,4 +77,14 @@ fn complain(message: &str) {
     use std::io::Write;
     // Nothing is left to do for a closed standard error.
     let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
 }

@@ -14,14 +14,15 @@ use serde::Deserialize;
 /// facade sees them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-sys", &[]),
-    ("mlx-norms", &[]),
+    ("mlx-tap", &[]),
+    ("mlx-norms", &["mlx-tap"]),
     ("mlx-rope", &[]),
     ("mlx-quantization", &["mlx-sys"]),
     ("mlx-attn-masks", &[]),
     ("mlx-kvcache", &["mlx-attn-masks", "mlx-quantization"]),
-    ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache", "mlx-quantization", "mlx-rope"]),
+    ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache", "mlx-quantization", "mlx-rope", "mlx-tap"]),
     ("mlx-checkpoint", &["mlx-layers", "mlx-quantization"]),
-    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope"]),
+    ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope", "mlx-tap"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
     ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"]),
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),

@@ -4,6 +4,8 @@
 //! publishes an [`Architecture`]; a runtime (a token loop, a server, a parity check) uses them and
 //! never names a model.
 
+mod trace;
+
 use std::fmt::Debug;
 use std::path::PathBuf;
 
@@ -14,6 +16,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
+pub use trace::{Traced, trace};
 
 /// Which positions of a call need logits.
 ///

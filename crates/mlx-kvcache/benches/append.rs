@@ -1,8 +1,8 @@
 //! One token more for caches that hold many, beside mlx-lm's: `cargo bench -p mlx-kvcache`.
 //!
 //! mlx-lm's caches answer in a process beside this one, which takes turns with ours in the same run
-//! (`xtask/python/bench_caches.py`). `MLX_LM_PYTHON` names a Python that has mlx-lm; without it, it is
-//! looked for where `xtask/python/README.md` puts it, and where there is none only ours are measured.
+//! (`xtask/python/bench_caches.py`). `MLX_MODELS_PYTHON` names a Python that has mlx-lm, such as the one that
+//! `cargo xtask python` prints; without it only ours are measured.
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails has nothing to say")]
 
 use std::cell::RefCell;
@@ -157,8 +157,10 @@ struct Peer {
 impl Peer {
     fn start() -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
-        let python = std::env::var_os("MLX_LM_PYTHON")
-            .map_or_else(|| root.join("target/python/bin/python"), PathBuf::from);
+        let Some(python) = std::env::var_os("MLX_MODELS_PYTHON").map(PathBuf::from) else {
+            let _ = writeln!(std::io::stderr(), "no mlx-lm to compare with: MLX_MODELS_PYTHON is not set");
+            return None;
+        };
         let mut command = Command::new(&python);
         command.arg(root.join("xtask/python/bench_caches.py"));
         let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();

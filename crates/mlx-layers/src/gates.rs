@@ -25,7 +25,9 @@ use mlx_rs::ops::{sigmoid, tanh};
 ///
 /// Shazeer, *GLU Variants Improve Transformer*, equation 6 (<https://arxiv.org/abs/2002.05202>).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    gate.multiply(sigmoid(gate)?)?.multiply(up)
+    let gated = gate.multiply(sigmoid(gate)?)?.multiply(up)?;
+    mlx_tap::step("gated", &gated);
+    Ok(gated)
 }
 
 /// [`swiglu`] of a fused projection, which has the features of the gate before those of `up`: `[..., 2 F]` to
@@ -67,7 +69,9 @@ pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
 /// Shazeer, *GLU Variants Improve Transformer*, equation 6 (<https://arxiv.org/abs/2002.05202>);
 /// Hendrycks and Gimpel, *Gaussian Error Linear Units*, section 2 (<https://arxiv.org/abs/1606.08415>).
 pub fn geglu(gate: &Array, up: &Array) -> Result<Array> {
-    gelu_tanh(gate)?.multiply(up)
+    let gated = gelu_tanh(gate)?.multiply(up)?;
+    mlx_tap::step("gated", &gated);
+    Ok(gated)
 }
 
 fn gelu_tanh(x: &Array) -> Result<Array> {

@@ -88,9 +88,13 @@ pub fn attend(
     cache: &mut dyn KvCache,
 ) -> Result<Array> {
     let queries = rope.rotate(queries, cache.offsets())?;
+    mlx_tap::step("rotated queries", &queries);
     let keys = rope.rotate(keys, cache.offsets())?;
+    mlx_tap::step("rotated keys", &keys);
     let read = cache.append(&keys, values)?; // [B, H_kv, S, D]
-    merge(&read.attention(&queries, scale, mask)?)
+    let attended = read.attention(&queries, scale, mask)?;
+    mlx_tap::step("attention", &attended);
+    merge(&attended)
 }
 
 #[cfg(test)]

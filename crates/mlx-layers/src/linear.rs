@@ -161,6 +161,16 @@ impl Linear {
         }
     }
 
+    /// What it answers with its adapter.
+    fn adapted(&self, adapter: &Adapter, x: &Array) -> Result<Array> {
+        let Some(m) = adapter.magnitudes() else { return adapter.add_to_linear(&self.unadapted(x)?, x) };
+        let y = adapter.magnified_linear(x, &self.whole_weight()?, m)?;
+        match self.bias.as_ref() {
+            Some(bias) => y.add(bias),
+            None => Ok(y),
+        }
+    }
+
     /// How the weight is quantized, if it is.
     pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
@@ -174,13 +184,12 @@ impl Module<&Array> for Linear {
     /// `[..., I]` to `[..., O]`, in the common dtype of `x` and the weight (or, quantized, of `x` and the
     /// scales; of `x` alone in the modes of small floats). An error where the last axis is not `I` long.
     fn forward(&mut self, x: &Array) -> Result<Array> {
-        let Some(adapter) = &self.adapter else { return self.unadapted(x) };
-        let Some(m) = adapter.magnitudes() else { return adapter.add_to_linear(&self.unadapted(x)?, x) };
-        let y = adapter.magnified_linear(x, &self.whole_weight()?, m)?;
-        match self.bias.as_ref() {
-            Some(bias) => y.add(bias),
-            None => Ok(y),
-        }
+        let y = match &self.adapter {
+            None => self.unadapted(x),
+            Some(adapter) => self.adapted(adapter, x),
+        }?;
+        mlx_tap::layer(&self.weight, &y);
+        Ok(y)
     }
 
     fn training_mode(&mut self, _mode: bool) {}

@@ -46,8 +46,11 @@ pub fn through_blocks_by<B>(
         return Err(Exception::custom(format!("a cache of {found} layers for a model of {needed}")));
     }
     let masks = cache.masks(length)?;
-    for ((block, cache), mask) in blocks.iter_mut().zip(cache.layers_mut()).zip(&masks) {
+    mlx_tap::step("embeddings", &x);
+    for (index, ((block, cache), mask)) in blocks.iter_mut().zip(cache.layers_mut()).zip(&masks).enumerate() {
+        let _inside = mlx_tap::block(index);
         x = forward(block, AttentionInput { x: &x, mask, cache })?;
+        mlx_tap::step("output", &x);
     }
     Ok(x)
 }

@@ -45,7 +45,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 use std::path::Path;
 
-pub use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo};
+pub use mlx_causal_lm::{
+    Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, trace,
+};
 pub use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError};
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,

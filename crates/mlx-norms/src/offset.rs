@@ -109,7 +109,9 @@ impl Module<&Array> for OffsetRmsNorm {
             Some(scale) => scale,
             None => one_plus(&self.parameter.weight)?,
         };
-        rms_norm(x, self.scale.insert(scale), self.parameter.eps)
+        let y = rms_norm(x, self.scale.insert(scale), self.parameter.eps)?;
+        mlx_tap::layer(&self.parameter.weight, &y);
+        Ok(y)
     }
 
     fn training_mode(&mut self, _mode: bool) {}

@@ -54,7 +54,9 @@ impl Module<&Array> for RmsNorm {
 
     /// `[..., D]` to `[..., D]`; see [`rms_norm`].
     fn forward(&mut self, x: &Array) -> Result<Array> {
-        rms_norm(x, &self.weight, self.eps)
+        let y = rms_norm(x, &self.weight, self.eps)?;
+        mlx_tap::layer(&self.weight, &y);
+        Ok(y)
     }
 
     fn training_mode(&mut self, _mode: bool) {}

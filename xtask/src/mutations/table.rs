@@ -462,8 +462,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "masks_of_the_layers_in_reverse",
         file: "crates/mlx-layers/src/stack.rs",
-        find: ".zip(&masks) {",
-        replace: ".zip(masks.iter().rev()) {",
+        find: ".zip(&masks)",
+        replace: ".zip(masks.iter().rev())",
         filter: "gemma3_f32_whole",
     },
     Mutation {
@@ -506,7 +506,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: "crates/mlx-layers/src/adapter.rs",
         find: "let z = matmul(matmul(x, &self.lora_a)?, &self.lora_b)?;",
         replace: "let z = matmul(matmul(x, &self.lora_a)?, &self.lora_b)?.as_dtype(x.dtype())?;",
-        filter: "lora_bf16",
+        filter: "lora_bias_q4",
     },
     Mutation {
         name: "heads_not_put_side_by_side_again",

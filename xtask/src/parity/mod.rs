@@ -5,6 +5,7 @@
 
 mod cache;
 mod case;
+mod checkpoint;
 mod document;
 mod model;
 mod rope;
@@ -20,20 +21,22 @@ use case::{Case, CaseError, Kind};
 pub(crate) use document::check as check_document;
 
 /// Arguments of `cargo xtask parity`.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Run every folder below this one that holds a case.json, instead of the project's own cases
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
     cases: Option<PathBuf>,
     /// Run only cases whose name contains this
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "model")]
     filter: String,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write the results of the project's own cases into docs/parity.md, if all passed
-    #[arg(long, conflicts_with_all = ["cases", "filter"])]
+    #[arg(long, conflicts_with_all = ["cases", "filter", "model"])]
     document: bool,
+    #[command(flatten)]
+    checkpoint: checkpoint::CheckpointArguments,
 }
 
 /// What a case that could be run found.
@@ -62,7 +65,10 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
-    report(arguments, &mut io::stdout().lock())
+    match &arguments.checkpoint.model {
+        Some(folder) => checkpoint::run(&arguments.checkpoint, folder, arguments.json.as_deref()),
+        None => report(arguments, &mut io::stdout().lock()),
+    }
 }
 
 /// Runs the cases and writes a line for each.

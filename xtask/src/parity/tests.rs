@@ -264,7 +264,7 @@ fn nothing_to_run_is_a_failure() {
 
 /// Of every case below this folder.
 fn arguments(folder: &Path) -> Arguments {
-    Arguments { cases: Some(folder.to_path_buf()), filter: String::new(), json: None, document: false }
+    Arguments { cases: Some(folder.to_path_buf()), ..Arguments::default() }
 }
 
 /// Changes the JSON of a case.

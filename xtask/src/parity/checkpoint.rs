@@ -1,0 +1,495 @@
+//! `cargo xtask parity --model DIR`: any checkpoint folder beside a reference program, on the same tokens.
+//!
+//! The reference runs in a process of its own (`xtask/python/trace_reference.py`) and leaves a file. Where the
+//! answers differ, both run once more with every output on the way kept, and the first that differs is named.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use mlx_models::generate::Session;
+use mlx_models::tokenizer::Tokenizer;
+use mlx_models::{CacheOptions, CausalLm, LoadOptions, Logits, LongRopeMode, Traced, trace};
+use mlx_rs::ops::concatenate;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{Comparison, Tolerance, compare};
+use serde::Serialize;
+
+use super::in_full;
+use crate::python::{self, Environment};
+
+/// What is read where no prompt is given.
+const PROMPT: &str = "Once upon a time there was a little house by the sea, and in the house lived";
+/// How many ids are read where there is no tokenizer and no prompt either.
+const IDS: u32 = 24;
+/// How close an answer in float32 must be to that of another library.
+const CLOSE: Tolerance = Tolerance::Close { rtol: 2e-4, atol: 2e-4 };
+
+/// Arguments of `cargo xtask parity --model`.
+#[derive(Default, clap::Args)]
+pub(super) struct CheckpointArguments {
+    /// Compare this checkpoint folder with a reference program, instead of running cases
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: Option<PathBuf>,
+    /// With --model: the text that is read
+    #[arg(long, value_name = "TEXT", requires = "model", conflicts_with = "tokens")]
+    prompt: Option<String>,
+    /// With --model: the token ids that are read
+    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', requires = "model")]
+    tokens: Option<Vec<u32>>,
+    /// With --model: how many tokens to generate, always the likeliest
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "model")]
+    greedy: usize,
+    /// With --model: the program beside ours
+    #[arg(long, value_enum, default_value_t = Environment::MlxLm, requires = "model")]
+    reference: Environment,
+    /// With --model: whose rule LongRoPE follows, transformers' (by length) or mlx-lm's (the long factors always)
+    #[arg(long, value_enum, default_value_t = Rule::Hf, requires = "model")]
+    longrope: Rule,
+    /// With --model: show the outputs on the way of this call (0 is the prompt, K reads token K), different or not
+    #[arg(long, value_name = "K", requires = "model")]
+    at: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Rule {
+    #[default]
+    Hf,
+    MlxLm,
+}
+
+/// What both programs answer.
+struct Answer {
+    /// `[1, T, V]`.
+    prompt_logits: Array,
+    /// `[N, V]`: row i chose token i.
+    greedy_logits: Array,
+    /// The likeliest token by each row, the smallest of equal ones.
+    greedy_tokens: Vec<u32>,
+}
+
+/// What the reference program left.
+struct Reference {
+    answer: Answer,
+    on_the_way: HashMap<String, Array>,
+    programs: String,
+}
+
+/// One question, and what came of it.
+#[derive(Serialize)]
+struct Verdict {
+    what: &'static str,
+    passed: bool,
+    found: String,
+}
+
+type Error = Box<dyn std::error::Error>;
+
+/// Compares, prints, and answers whether all is equal.
+pub(super) fn run(arguments: &CheckpointArguments, folder: &Path, json: Option<&Path>) -> io::Result<bool> {
+    let out = &mut io::stdout().lock();
+    let verdicts = report(arguments, folder, out).map_err(|e| match e.downcast::<io::Error>() {
+        Ok(e) => *e,
+        Err(e) => io::Error::other(in_full(&*e)),
+    })?;
+    if let Some(file) = json {
+        super::write_whole(file, &serde_json::to_vec_pretty(&verdicts)?)?;
+    }
+    let passed = verdicts.iter().filter(|verdict| verdict.passed).count();
+    writeln!(out, "{passed} passed, {} failed", verdicts.len() - passed)?;
+    Ok(passed == verdicts.len())
+}
+
+fn report(
+    arguments: &CheckpointArguments,
+    folder: &Path,
+    out: &mut impl Write,
+) -> Result<Vec<Verdict>, Error> {
+    let mut model = load(arguments, folder)?;
+    let tokens = tokens(arguments, folder, &*model)?;
+    let calls = arguments.greedy.max(1) - 1;
+    if let Some(at) = arguments.at.filter(|&at| at > calls) {
+        return Err(format!("--at {at}: there are calls 0 to {calls}").into());
+    }
+    let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
+    if tokens.len() + arguments.greedy > context {
+        crate::complain(&format!(
+            "note: {} tokens and {} more go beyond the {context} that the model was made for",
+            tokens.len(),
+            arguments.greedy
+        ));
+    }
+    let reference = ask(arguments, folder, &tokens, arguments.at.unwrap_or(0))?;
+    let tolerance = match arguments.reference {
+        Environment::MlxLm => Tolerance::Exact,
+        Environment::Transformers => CLOSE,
+    };
+
+    let info = model.info();
+    let dtype = match arguments.reference {
+        Environment::MlxLm => info.dtype,
+        Environment::Transformers => Dtype::Float32,
+    };
+    line(out, "model", format_args!("{}, in {dtype:?}, {} layers", info.model_type, info.layers.len()))?;
+    line(out, "reference", &reference.programs)?;
+    line(out, "tokens", format_args!("{} read, {} generated", tokens.len(), arguments.greedy))?;
+
+    crate::complain("computing our answers");
+    let theirs = &reference.answer;
+    let ours = answer(&mut *model, &tokens, &theirs.greedy_tokens)?;
+    let mut verdicts = Vec::new();
+    let mut judge = |what, passed, found: String| {
+        line(out, what, format_args!("{}{found}", if passed { "" } else { "DIFFERENT: " }))?;
+        verdicts.push(Verdict { what, passed, found });
+        Ok::<_, io::Error>(passed)
+    };
+    let compared = compare(&ours.prompt_logits, &theirs.prompt_logits, tolerance)?;
+    let prompt_is_equal = judge("prompt logits", compared.is_equal(), said(&compared))?;
+    let mut first_step = None;
+    if !theirs.greedy_tokens.is_empty() {
+        let compared = compare(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
+        if !judge("greedy logits", compared.is_equal(), said(&compared))? {
+            first_step = first_row(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
+        }
+        let (same, found) = compare_tokens(&ours, theirs);
+        judge("greedy tokens", same, found)?;
+    }
+
+    let call = match (arguments.at, prompt_is_equal) {
+        (Some(at), _) => Some(at),
+        (None, false) => Some(0),
+        (None, true) => first_step,
+    };
+    if let Some(call) = call {
+        let reference = if call == arguments.at.unwrap_or(0) {
+            reference
+        } else {
+            ask(arguments, folder, &tokens, call)?
+        };
+        let ours = outputs_on_the_way(&mut *model, &tokens, &reference.answer.greedy_tokens, call)?;
+        where_it_starts(&ours, &reference.on_the_way, tolerance, call, out)?;
+    }
+    Ok(verdicts)
+}
+
+fn line(out: &mut impl Write, what: &str, text: impl Display) -> io::Result<()> {
+    writeln!(out, "{what:16}{text}")?;
+    out.flush()
+}
+
+fn said(comparison: &Comparison) -> String {
+    match comparison {
+        Comparison::Equal { worst } if *worst == 0.0 => "exact".to_owned(),
+        Comparison::Equal { worst } => format!("equal within the tolerance, largest difference {worst:.3e}"),
+        Comparison::Elements { differing, of, worst, at } => {
+            format!("largest difference {worst:.3e} at {at:?}, {differing} of {of} elements")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The model as a user gets it; in float32 for a reference that runs in float32.
+fn load(arguments: &CheckpointArguments, folder: &Path) -> Result<Box<dyn CausalLm>, Error> {
+    let long_rope = match arguments.longrope {
+        Rule::Hf => LongRopeMode::ByLength,
+        Rule::MlxLm => LongRopeMode::MlxLm,
+    };
+    let options = LoadOptions { long_rope, ..LoadOptions::default() };
+    let mut model = mlx_models::load_with(folder, &options)?;
+    if arguments.reference == Environment::Transformers {
+        for (key, parameter) in model.parameters_mut().flatten() {
+            match parameter.dtype() {
+                Dtype::Float32 => {}
+                Dtype::Float16 | Dtype::Bfloat16 => *parameter = parameter.as_dtype(Dtype::Float32)?,
+                _ => {
+                    return Err(format!(
+                        "{key} is quantized as MLX does it, which transformers cannot read; \
+                         --reference mlx-lm can, and --reference transformers takes the original checkpoint"
+                    )
+                    .into());
+                }
+            }
+        }
+    }
+    Ok(model)
+}
+
+fn tokens(arguments: &CheckpointArguments, folder: &Path, model: &dyn CausalLm) -> Result<Vec<u32>, Error> {
+    let vocab_size = u32::try_from(model.info().vocab_size)?;
+    let tokens = match (&arguments.tokens, &arguments.prompt) {
+        (Some(tokens), _) => tokens.clone(),
+        (None, Some(prompt)) => Tokenizer::from_folder(folder)?.encode(prompt)?,
+        (None, None) if folder.join("tokenizer.json").is_file() => {
+            Tokenizer::from_folder(folder)?.encode(PROMPT)?
+        }
+        // Spread over the vocabulary: 7919 is a prime.
+        (None, None) => (1..=IDS).map(|i| i.wrapping_mul(7919) % vocab_size).collect(),
+    };
+    match tokens.iter().find(|&&token| token >= vocab_size) {
+        _ if tokens.is_empty() => Err("there is no token to read; give another --prompt or --tokens".into()),
+        Some(token) => Err(format!("token {token} is outside the model's vocabulary of {vocab_size}").into()),
+        None => Ok(tokens),
+    }
+}
+
+/// Runs the reference program, which keeps the outputs on the way of call `at`.
+fn ask(
+    arguments: &CheckpointArguments,
+    folder: &Path,
+    tokens: &[u32],
+    at: usize,
+) -> Result<Reference, Error> {
+    let name = match arguments.reference {
+        Environment::MlxLm => "mlx-lm",
+        Environment::Transformers => "transformers",
+    };
+    let interpreter = python::interpreter(arguments.reference)?;
+    crate::complain(&format!("asking {name}"));
+    let scratch = tempfile::tempdir()?;
+    let file = scratch.path().join("trace.safetensors");
+    let ids: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    let output = python::script(&interpreter, "trace_reference.py")
+        .arg("--model")
+        .arg(folder.canonicalize()?)
+        .args(["--tokens", &ids.join(","), "--greedy", &arguments.greedy.to_string()])
+        .args(["--at", &at.to_string(), "--reference", name, "--out"])
+        .arg(&file)
+        .output()?;
+    if !output.status.success() {
+        return Err(python::last_lines(&output.stderr).into());
+    }
+    let (mut tensors, metadata) = Array::load_safetensors_with_metadata(&file)?;
+    let mut take = |name: &str| {
+        tensors
+            .remove(name)
+            .ok_or_else(|| format!("trace_reference.py has left no {name}; it is another version"))
+    };
+    let (prompt_logits, greedy_logits) = (take("prompt_logits")?, take("greedy_logits")?);
+    let greedy_tokens = match take("greedy_tokens")? {
+        tokens if tokens.size() == 0 => Vec::new(),
+        tokens => tokens.try_as_slice::<i32>()?.iter().map(|&token| token as u32).collect(),
+    };
+    // Read now: the folder goes when this returns.
+    tensors.values().chain([&prompt_logits, &greedy_logits]).try_for_each(Array::eval)?;
+    let mut programs: Vec<String> = metadata
+        .iter()
+        .filter(|(program, _)| *program != "format")
+        .map(|(program, version)| format!("{program} {version}"))
+        .collect();
+    programs.sort_unstable();
+    let on_the_way = tensors
+        .into_iter()
+        .filter_map(|(key, output)| Some((key.strip_prefix("on_the_way/")?.to_owned(), output)));
+    Ok(Reference {
+        answer: Answer { prompt_logits, greedy_logits, greedy_tokens },
+        on_the_way: on_the_way.collect(),
+        programs: programs.join(", "),
+    })
+}
+
+/// Our answers on the reference's tokens: the prompt in one call, then its tokens one by one, so that one
+/// token that differs does not make all later ones incomparable.
+fn answer(model: &mut dyn CausalLm, tokens: &[u32], greedy: &[u32]) -> Result<Answer, Error> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let prompt_logits = session.read_in_pieces(model, &row(tokens), Logits::All, tokens.len())?;
+    let mut rows = vec![prompt_logits.try_index((.., -1.., ..))?];
+    let read = greedy.split_last().map_or(&[][..], |(_, read)| read);
+    for (number, &token) in read.iter().enumerate() {
+        let logits = session.read(model, &row(&[token]), Logits::Last)?;
+        logits.eval()?;
+        rows.push(logits);
+        if (number + 1) % 16 == 0 {
+            crate::complain(&format!("token {} of {}", number + 1, greedy.len()));
+        }
+    }
+    let greedy_logits = concatenate(&rows, 1)?.squeeze_axes(&[0])?; // [N, V]
+    let best = mlx_rs::ops::indexing::argmax_axis(&greedy_logits, -1, false)?;
+    let greedy_tokens = best.try_as_slice::<u32>()?.to_vec();
+    Ok(Answer { prompt_logits, greedy_logits, greedy_tokens })
+}
+
+fn row(tokens: &[u32]) -> Array {
+    Array::from_slice(tokens, &[1, tokens.len() as i32])
+}
+
+fn compare_tokens(ours: &Answer, theirs: &Answer) -> (bool, String) {
+    let pairs = || ours.greedy_tokens.iter().zip(&theirs.greedy_tokens);
+    match pairs().position(|(ours, theirs)| ours != theirs) {
+        None => (true, format!("all {} equal", theirs.greedy_tokens.len())),
+        Some(at) => {
+            let (found, expected) = (ours.greedy_tokens[at], theirs.greedy_tokens[at]);
+            let others = pairs().filter(|(ours, theirs)| ours != theirs).count();
+            (
+                false,
+                format!(
+                    "token {at} is {found}, the reference's {expected}; {others} choices differ on its text"
+                ),
+            )
+        }
+    }
+}
+
+/// The first row that differs: the number of the call that answered it.
+fn first_row(ours: &Array, theirs: &Array, tolerance: Tolerance) -> Result<Option<usize>, Error> {
+    for at in 0..ours.dim(0).min(theirs.dim(0)) {
+        if !compare(&ours.try_index(at)?, &theirs.try_index(at)?, tolerance)?.is_equal() {
+            return Ok(usize::try_from(at).ok());
+        }
+    }
+    Ok(None)
+}
+
+/// Every output of call `at`: 0 reads the prompt, K the greedy token K - 1.
+fn outputs_on_the_way(
+    model: &mut dyn CausalLm,
+    tokens: &[u32],
+    greedy: &[u32],
+    at: usize,
+) -> Result<Vec<Traced>, Error> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let calls = std::iter::once(tokens).chain(greedy.chunks(1));
+    for (number, call) in calls.take(at + 1).enumerate() {
+        let call = row(call);
+        if number == at {
+            let (logits, outputs) =
+                trace(model, |model| session.read_in_pieces(model, &call, Logits::All, tokens.len()));
+            logits?.eval()?;
+            return Ok(outputs);
+        }
+        session.read_in_pieces(model, &call, Logits::Last, tokens.len())?.eval()?;
+    }
+    Err(format!("there is no call {at}").into())
+}
+
+/// Prints a line for each block, and one for each output inside the first block that differs.
+fn where_it_starts(
+    ours: &[Traced],
+    theirs: &HashMap<String, Array>,
+    tolerance: Tolerance,
+    call: usize,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let mut compared = Vec::new();
+    for traced in ours {
+        let block = traced.block.map_or_else(|| "-".to_owned(), |block| block.to_string());
+        // What has no counterpart is no difference: the reference may do it in another way.
+        let Some(expected) = theirs.get(&format!("{block}/{}", traced.name)) else { continue };
+        compared.push((traced.block, &*traced.name, compare(&traced.output, expected, tolerance)?));
+    }
+    let reads = if call == 0 { "the prompt".to_owned() } else { format!("greedy token {}", call - 1) };
+    writeln!(out, "\nOn the way, in the call that reads {reads} ({} outputs compared):", compared.len())?;
+    let name = |block: Option<usize>, name: &str| match block {
+        Some(block) => format!("block {block}, {name}"),
+        None => name.to_owned(),
+    };
+    let first = compared.iter().find(|(_, _, comparison)| !comparison.is_equal());
+    for (block, layer, comparison) in &compared {
+        let is_inside = first.is_some_and(|(first, ..)| first.is_some() && block == first);
+        if is_inside || block.is_none() || *layer == "output" {
+            let mark = if comparison.is_equal() { ' ' } else { '*' };
+            writeln!(out, "{mark} {:44}{}", name(*block, layer), said(comparison))?;
+        }
+    }
+    match first {
+        Some((block, layer, comparison)) => {
+            line(out, "\nstarts at", format_args!("{}: {}", name(*block, layer), said(comparison)))?;
+        }
+        None => line(out, "\nstarts at", "no output on the way: all are equal")?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const IDS: [u32; 5] = [3, 14, 15, 9, 2];
+
+    fn cases() -> PathBuf {
+        crate::root().join("xtask/cases")
+    }
+
+    /// What mlx-lm computes on the way from [`IDS`] to logits, in the checkpoint of this case.
+    fn theirs(case: &str) -> HashMap<String, Array> {
+        let file = crate::root().join(format!("xtask/fixtures/trace_{case}.safetensors"));
+        let tensors = Array::load_safetensors(file).unwrap().into_iter();
+        tensors
+            .filter_map(|(key, output)| Some((key.strip_prefix("on_the_way/")?.to_owned(), output)))
+            .collect()
+    }
+
+    fn ours(case: &str) -> Vec<Traced> {
+        let mut model = mlx_models::load(cases().join(case)).unwrap();
+        outputs_on_the_way(&mut *model, &IDS, &[], 0).unwrap()
+    }
+
+    fn story(ours: &[Traced], theirs: &HashMap<String, Array>) -> String {
+        let mut out = Vec::new();
+        where_it_starts(ours, theirs, Tolerance::Exact, 0, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_output_on_the_way_is_that_of_mlx_lm() {
+        let traces = fs::read_dir(crate::root().join("xtask/fixtures")).unwrap();
+        let mut count = 0;
+        for file in traces {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let Some(case) = name.strip_prefix("trace_").and_then(|name| name.strip_suffix(".safetensors"))
+            else {
+                continue;
+            };
+            let (ours, theirs) = (ours(case), theirs(case));
+            for traced in &ours {
+                let block = traced.block.map_or_else(|| "-".to_owned(), |block| block.to_string());
+                let key = format!("{block}/{}", traced.name);
+                let comparison = compare(&traced.output, &theirs[&key], Tolerance::Exact).unwrap();
+                assert!(comparison.is_equal(), "{case}: {key}: {comparison}");
+            }
+            // And nothing that mlx-lm computes is left out.
+            assert_eq!(ours.len(), theirs.len(), "{case}");
+            assert!(story(&ours, &theirs).contains("all are equal"));
+            count += 1;
+        }
+        assert_eq!(count, 5, "one for each architecture");
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let (ours, mut theirs) = (ours("qwen3_f32_whole"), theirs("qwen3_f32_whole"));
+        for key in ["0/mlp.down_proj", "0/output", "1/output"] {
+            let other = theirs[key].add(Array::from_f32(0.5)).unwrap();
+            theirs.insert(key.to_owned(), other);
+        }
+        let story = story(&ours, &theirs);
+        let line = |what: &str| story.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
+        assert!(line("starts at").contains("block 0, mlp.down_proj: largest difference 5.0"), "{story}");
+        // Inside of the block that it starts in, every output has its line; of the others the last has.
+        assert!(line("block 0, gated").ends_with("exact"), "{story}");
+        assert!(line("block 1, output").starts_with('*'), "{story}");
+        assert!(line("block 1, gated").is_empty(), "{story}");
+    }
+
+    #[test]
+    fn a_token_that_differs_is_named() {
+        let answer = |greedy_tokens: &[u32]| Answer {
+            prompt_logits: Array::from_f32(0.0),
+            greedy_logits: Array::from_slice(&[1.0_f32, 2.0, 3.0], &[3, 1]),
+            greedy_tokens: greedy_tokens.to_vec(),
+        };
+        assert_eq!(
+            compare_tokens(&answer(&[1, 2, 3]), &answer(&[1, 2, 3])),
+            (true, "all 3 equal".to_owned())
+        );
+        let (same, found) = compare_tokens(&answer(&[1, 7, 8]), &answer(&[1, 2, 3]));
+        assert!(!same && found.starts_with("token 1 is 7, the reference's 2; 2 choices"), "{found}");
+
+        let other = Array::from_slice(&[1.0_f32, 2.5, 3.0], &[3, 1]);
+        let first = first_row(&other, &answer(&[]).greedy_logits, Tolerance::Exact).unwrap();
+        assert_eq!(first, Some(1));
+    }
+}

@@ -1,0 +1,445 @@
+//! The Python environments of the project's own scripts: made once, outside the source tree, from the pinned
+//! and hashed requirements in `xtask/python`.
+//!
+//! Nothing that a test or continuous integration runs needs them.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sha2::{Digest, Sha256};
+
+/// The oldest Python that the pinned packages have files for.
+const OLDEST: (u32, u32) = (3, 11);
+/// Where to look for a Python unless `PYTHON` names one.
+const PYTHONS: [&str; 4] = ["python3", "python3.13", "python3.12", "python3.11"];
+/// Written last into an environment: one without it is half of one.
+const STAMP: &str = "complete";
+/// Lines of a failed program's complaints that are repeated.
+const LAST_LINES: usize = 12;
+
+/// Arguments of `cargo xtask python`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Which of the two environments
+    #[arg(value_enum, default_value_t = Environment::MlxLm)]
+    environment: Environment,
+}
+
+/// A reference program and what its scripts import.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub(crate) enum Environment {
+    /// mlx-lm on MLX for the CPU
+    #[default]
+    MlxLm,
+    /// transformers on PyTorch: several gigabytes
+    Transformers,
+}
+
+impl Environment {
+    fn name(self) -> &'static str {
+        match self {
+            Self::MlxLm => "mlx-lm",
+            Self::Transformers => "transformers",
+        }
+    }
+
+    /// The variable that names an interpreter to use in the place of our own environment.
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Self::MlxLm => "MLX_MODELS_PYTHON",
+            Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
+        }
+    }
+
+    fn requirements(self) -> PathBuf {
+        let name = match self {
+            Self::MlxLm => "requirements.txt",
+            Self::Transformers => "requirements-transformers.txt",
+        };
+        scripts().join(name)
+    }
+
+    /// The packages that decide about a reference's bits.
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::MlxLm => &["mlx-lm", "mlx", "numpy", "transformers", "tokenizers"],
+            Self::Transformers => &["transformers", "torch", "numpy", "safetensors"],
+        }
+    }
+}
+
+/// The folder of the project's scripts.
+pub(crate) fn scripts() -> PathBuf {
+    crate::root().join("xtask/python")
+}
+
+/// Makes the environment if it is not there, and prints its interpreter.
+pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    writeln!(io::stdout(), "{}", interpreter(arguments.environment)?.display())?;
+    Ok(true)
+}
+
+/// The interpreter of an environment, which is made if it is not there: once for each set of pins, which
+/// takes a minute and a network. Where the environment's variable names an interpreter it is that one.
+///
+/// # Errors
+///
+/// Where there is no Python of 3.11 or newer, where it lacks `venv`, where pip fails, and where an
+/// interpreter that a variable names has other versions than the pins.
+pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
+    let requirements = environment.requirements();
+    if let Some(python) = env::var_os(environment.variable()).filter(|python| !python.is_empty()) {
+        let pins = pins(&fs::read_to_string(&requirements)?, environment.packages())?;
+        check_versions(&python, &pins)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", environment.variable())))?;
+        return Ok(python.into());
+    }
+    let pythons = match env::var_os("PYTHON").filter(|python| !python.is_empty()) {
+        Some(python) => vec![python],
+        None => PYTHONS.map(OsString::from).into(),
+    };
+    make(environment.name(), &requirements, &folder()?, &pythons).map_err(|e| {
+        let variable = environment.variable();
+        let hint = format!("{variable} may name an interpreter that has the packages of");
+        io::Error::new(e.kind(), format!("{e}\n({hint} {})", requirements.display()))
+    })
+}
+
+/// A script of `xtask/python` with this interpreter, in the workspace's root folder. Nothing of the user's
+/// own Python comes between.
+pub(crate) fn script(interpreter: &Path, name: &str) -> Command {
+    let mut command = isolated(interpreter);
+    command
+        .arg(scripts().join(name))
+        .current_dir(crate::root())
+        // What the scripts load are folders, never names on a hub.
+        .env("HF_HUB_OFFLINE", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn isolated(python: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(python);
+    command.env("PYTHONNOUSERSITE", "1");
+    for variable in ["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "PIP_USER"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Where environments are kept: `MLX_MODELS_PYTHON_DIR`, or a folder of the user's cache.
+fn folder() -> io::Result<PathBuf> {
+    let path = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(folder) = path("MLX_MODELS_PYTHON_DIR") {
+        return Ok(folder);
+    }
+    let cache = if cfg!(target_os = "macos") {
+        path("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))
+    };
+    cache.map(|cache| cache.join("mlx-models/python")).ok_or_else(|| {
+        io::Error::other("there is no home folder; MLX_MODELS_PYTHON_DIR (an absolute path) may name another")
+    })
+}
+
+/// The environment of these requirements below `folder`, made by the first of `pythons` that will do.
+///
+/// A virtual environment knows its own path, and so is made where it stays: it counts once [`STAMP`] is in it,
+/// and what a run that was broken off has left is made anew.
+fn make(name: &str, requirements: &Path, folder: &Path, pythons: &[OsString]) -> io::Result<PathBuf> {
+    let text = fs::read(requirements)
+        .map_err(|e| io::Error::new(e.kind(), format!("reading {}: {e}", requirements.display())))?;
+    let digest: String = Sha256::digest(&text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let environment = folder.join(format!("{name}-{digest}"));
+    let interpreter = environment.join("bin/python");
+    let complete = || environment.join(STAMP).is_file() && version(interpreter.as_os_str()).is_ok();
+    if complete() {
+        return Ok(interpreter);
+    }
+
+    let at = |what: &str, path: &Path, e: io::Error| {
+        io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()))
+    };
+    fs::create_dir_all(folder).map_err(|e| at("making", folder, e))?;
+    let lock_file = folder.join(format!("{name}-{digest}.lock"));
+    let lock = File::create(&lock_file).map_err(|e| at("writing", &lock_file, e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            crate::complain(&format!("waiting for another run that makes {}", environment.display()));
+            lock.lock().map_err(|e| at("locking", &lock_file, e))?;
+        }
+        Err(TryLockError::Error(e)) => return Err(at("locking", &lock_file, e)),
+    }
+    // By the run that held the lock.
+    if complete() {
+        return Ok(interpreter);
+    }
+
+    let python = find(pythons)?;
+    crate::complain(&format!("making the Python environment {} (once)", environment.display()));
+    if environment.exists() {
+        fs::remove_dir_all(&environment).map_err(|e| at("removing", &environment, e))?;
+    }
+    let mut venv = isolated(&python);
+    succeed(venv.args(["-m", "venv"]).arg(&environment), "making a virtual environment")?;
+    let mut pip = isolated(&interpreter);
+    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--require-hashes"]);
+    succeed(pip.arg("-r").arg(requirements), "pip install")?;
+    let stamp = environment.join(STAMP);
+    fs::write(&stamp, requirements.display().to_string()).map_err(|e| at("writing", &stamp, e))?;
+    Ok(interpreter)
+}
+
+/// The first of these programs that is a Python that can make environments.
+fn find(pythons: &[OsString]) -> io::Result<OsString> {
+    let mut found = Vec::new();
+    for python in pythons {
+        let name = python.display();
+        match version(python) {
+            Ok(version) if version < OLDEST => found.push(format!("{name} is {}.{}", version.0, version.1)),
+            Ok(_) if !has_venv(python) => {
+                found.push(format!("{name} has no venv module (on Debian: apt install python3-venv)"));
+            }
+            Ok(_) => return Ok(python.clone()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => found.push(format!("{name}: {e}")),
+        }
+    }
+    if found.is_empty() {
+        found.push(
+            pythons.iter().map(|python| format!("no {}", python.display())).collect::<Vec<_>>().join(", "),
+        );
+    }
+    let (major, minor) = OLDEST;
+    let message =
+        format!("Python {major}.{minor} or newer with venv is needed; there is: {}", found.join("; "));
+    Err(io::Error::new(io::ErrorKind::NotFound, message))
+}
+
+fn version(python: &std::ffi::OsStr) -> io::Result<(u32, u32)> {
+    let code = "import sys; print(*sys.version_info[:2])";
+    let output = isolated(python).args(["-c", code]).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if output.status.success() => Ok((major, minor)),
+        _ => Err(io::Error::other(format!("does not say its version: {}", last_lines(&output.stderr)))),
+    }
+}
+
+fn has_venv(python: &std::ffi::OsStr) -> bool {
+    // Debian has venv without ensurepip, and then no pip.
+    let output = isolated(python).args(["-c", "import venv, ensurepip"]).stdin(Stdio::null()).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// Runs a program with its output on our standard error, and repeats the end of its complaints if it fails.
+fn succeed(command: &mut Command, what: &str) -> io::Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(|e| io::Error::new(e.kind(), format!("{what}: {e}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{what} failed ({}):\n{}", output.status, last_lines(&output.stderr))))
+}
+
+pub(crate) fn last_lines(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+}
+
+/// What a requirements file pins these packages to.
+fn pins<'a>(requirements: &str, packages: &[&'a str]) -> io::Result<Vec<(&'a str, String)>> {
+    let pin = |package: &str| {
+        let version = requirements.lines().find_map(|line| line.strip_prefix(package)?.strip_prefix("=="))?;
+        version.split_whitespace().next().map(str::to_owned)
+    };
+    packages
+        .iter()
+        .map(|&package| {
+            let missing = || io::Error::other(format!("the requirements do not pin {package}"));
+            Ok((package, pin(package).ok_or_else(missing)?))
+        })
+        .collect()
+}
+
+/// Demands these versions of somebody's own interpreter.
+fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Result<()> {
+    let code = "import sys\nfrom importlib.metadata import PackageNotFoundError, version\n\
+                for name in sys.argv[1:]:\n    try:\n        print(version(name))\n    \
+                except PackageNotFoundError:\n        print('missing')";
+    let name = python.display();
+    let output = isolated(python)
+        .args(["-c", code])
+        .args(pins.iter().map(|(package, _)| package))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!("{name} failed:\n{}", last_lines(&output.stderr))));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut found = text.lines();
+    let wrong: Vec<String> = pins
+        .iter()
+        .filter_map(|(package, pin)| {
+            let found = found.next().unwrap_or("missing");
+            // What follows a + names a build of the same version, as in 2.15.0+cpu.
+            let same = found.split('+').next() == Some(pin);
+            (!same).then(|| format!("{package} {found} (and {pin} is needed)"))
+        })
+        .collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{name} has {}", wrong.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that answers like Python 3.`minor`, makes environments of itself and notes what pip is asked
+    /// for; `pip` is what its pip does then.
+    fn fake_python(folder: &Path, minor: u32, pip: &str) -> OsString {
+        let text = format!(
+            r#"case "$1 $2" in
+"-c import venv"*) exit 0 ;;
+"-c import sys; print"*) echo 3 {minor} ;;
+"-c import sys"*) shift 2; for name; do echo 1.0+cpu; done ;;
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo made >> "{made}" ;;
+"-m pip") echo "$@" >> "{made}"; {pip} ;;
+*) exit 9 ;;
+esac
+"#,
+            made = folder.join("made").display()
+        );
+        program(folder, &format!("fake-{minor}"), &text)
+    }
+
+    /// A shell script. A process of its own writes it: what another thread of ours starts in between would hold
+    /// the file open for writing, and then it could not be started.
+    fn program(folder: &Path, name: &str, text: &str) -> OsString {
+        let file = folder.join(name);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(&file).stdin(Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{text}").as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+        file.into_os_string()
+    }
+
+    fn requirements(folder: &Path) -> PathBuf {
+        let file = folder.join("requirements.txt");
+        fs::write(&file, "some==1.0 \\\n    --hash=sha256:00\n").unwrap();
+        file
+    }
+
+    fn made(folder: &Path) -> usize {
+        fs::read_to_string(folder.join("made")).unwrap_or_default().matches("made").count()
+    }
+
+    #[test]
+    fn an_environment_is_made_once_for_each_set_of_pins() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (file, python) = (requirements(folder), [fake_python(folder, 11, "exit 0")]);
+        let first = make("mlx-lm", &file, &folder.join("cache"), &python).unwrap();
+        assert!(first.ends_with("bin/python") && first.starts_with(folder.join("cache")));
+        let asked = fs::read_to_string(folder.join("made")).unwrap();
+        assert!(asked.contains("--require-hashes") && asked.contains(&file.display().to_string()), "{asked}");
+        assert_eq!(make("mlx-lm", &file, &folder.join("cache"), &python).unwrap(), first);
+        assert_eq!(made(folder), 1);
+
+        fs::write(&file, "some==1.1 \\\n    --hash=sha256:00\n").unwrap();
+        assert_ne!(make("mlx-lm", &file, &folder.join("cache"), &python).unwrap(), first);
+        assert_eq!(made(folder), 2);
+    }
+
+    #[test]
+    fn half_an_environment_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (file, cache) = (requirements(folder), folder.join("cache"));
+        let failing = "echo 'no such hash' >&2; exit 1";
+        let error = make("x", &file, &cache, &[fake_python(folder, 12, failing)]).unwrap_err().to_string();
+        assert!(error.contains("pip install failed") && error.contains("no such hash"), "{error}");
+
+        let whole = make("x", &file, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
+        assert_eq!(made(folder), 2);
+        // An interpreter that has gone, as it does with the Python that it came from.
+        fs::remove_file(&whole).unwrap();
+        make("x", &file, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
+        assert_eq!(made(folder), 3);
+    }
+
+    #[test]
+    fn two_runs_at_once_make_one_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (file, python) = (requirements(folder), [fake_python(folder, 12, "sleep 0.2")]);
+        let run = || make("x", &file, &folder.join("cache"), &python).unwrap();
+        std::thread::scope(|scope| {
+            let (one, two) = (scope.spawn(run), scope.spawn(run));
+            assert_eq!(one.join().unwrap(), two.join().unwrap());
+        });
+        assert_eq!(made(folder), 1);
+    }
+
+    #[test]
+    fn pythons_that_will_not_do_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = fake_python(folder.path(), 10, "exit 0");
+        let absent = OsString::from("no-such-python");
+        let error = find(&[absent.clone(), old.clone()]).unwrap_err().to_string();
+        assert!(error.contains("3.11 or newer") && error.ends_with("fake-10 is 3.10"), "{error}");
+        let error = find(std::slice::from_ref(&absent)).unwrap_err().to_string();
+        assert!(error.ends_with("no no-such-python"), "{error}");
+        let new = fake_python(folder.path(), 11, "exit 0");
+        assert_eq!(find(&[absent, old, new.clone()]).unwrap(), new);
+
+        let text = "case \"$2\" in *print*) echo 3 12 ;; *) exit 1 ;; esac\n";
+        let bare = program(folder.path(), "bare", text);
+        let error = find(&[bare]).unwrap_err().to_string();
+        assert!(error.contains("has no venv module"), "{error}");
+    }
+
+    #[test]
+    fn other_versions_than_the_pins_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let python = fake_python(folder.path(), 12, "exit 0");
+        let pinned = |versions: &[(&'static str, &str)]| -> Vec<_> {
+            versions.iter().map(|&(name, version)| (name, version.to_owned())).collect()
+        };
+        check_versions(&python, &pinned(&[("torch", "1.0")])).unwrap();
+        let error = check_versions(&python, &pinned(&[("torch", "1.0"), ("numpy", "2.0")])).unwrap_err();
+        assert!(error.to_string().ends_with("has numpy 1.0+cpu (and 2.0 is needed)"), "{error}");
+    }
+
+    #[test]
+    fn the_committed_requirements_pin_what_is_checked() {
+        for environment in [Environment::MlxLm, Environment::Transformers] {
+            let text = fs::read_to_string(environment.requirements()).unwrap();
+            let pins = pins(&text, environment.packages()).unwrap();
+            let of = |name| pins.iter().find(|(package, _)| *package == name).map(|(_, version)| &**version);
+            match environment {
+                Environment::MlxLm => assert_eq!((of("mlx-lm"), of("mlx")), (Some("0.32.2"), Some("0.32.2"))),
+                Environment::Transformers => assert_eq!(of("transformers"), Some("5.23.0")),
+            }
+            assert!(text.matches("==").count() <= text.matches("--hash=").count(), "hashes are missing");
+        }
+        assert!(pins("numpy==1", &["torch"]).unwrap_err().to_string().contains("torch"));
+    }
+}
