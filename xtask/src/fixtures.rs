@@ -52,9 +52,12 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_norm_fixtures.py", Environment::MlxLm),
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
+    ("make_trace_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
+    ("make_rope_transformers_cases.py", Environment::Transformers),
+    ("mlx_lm_on_transformers_cases.py", Environment::MlxLm),
 ];
 
 /// Where the demos' checkpoints are, and what a script makes of each of them.
