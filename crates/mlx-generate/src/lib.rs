@@ -4,7 +4,8 @@
 //! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
 //! token, the device already works on the next one.
 
-mod sampler;
+mod chooser;
+mod sampling;
 mod session;
 mod stream;
 
@@ -15,9 +16,10 @@ use mlx_kvcache::CacheError;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
+use chooser::Chooser;
 use session::PIECE;
 
-pub use sampler::{Sampler, Sampling};
+pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 pub use session::Session;
 pub use stream::{FinishReason, Token, TokenStream};
 
@@ -50,11 +52,15 @@ pub enum GenerateError {
         /// Ids must be below this.
         vocab_size: i32,
     },
-    /// The sampling options contradict arithmetic.
-    #[error("temperature is {found}, and must be a number from 0 on")]
-    Temperature {
+    /// An option of sampling or of a penalty is out of its range.
+    #[error("{option} is {found}, and must be {expected}")]
+    Option {
+        /// Its name.
+        option: &'static str,
         /// The value that was given.
-        found: f32,
+        found: String,
+        /// What it must be.
+        expected: String,
     },
     /// The sequence has to be read again, and its first tokens are not known.
     #[error(
@@ -95,8 +101,14 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Stop after one of these.
     pub stop_tokens: Vec<u32>,
-    /// How a token is chosen.
+    /// Before this many tokens, stop tokens are impossible.
+    pub min_tokens: usize,
+    /// What the logits are changed by.
+    pub penalties: Penalties,
+    /// How a token is drawn.
     pub sampling: Sampling,
+    /// How many [`alternatives`](Token::alternatives) a token comes with.
+    pub top_logprobs: usize,
     /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
     /// memory; 2048, the default, is mlx-lm's choice as well.
     pub prefill_chunk: usize,
@@ -104,7 +116,15 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: PIECE }
+        Self {
+            max_tokens: 256,
+            stop_tokens: Vec::new(),
+            min_tokens: 0,
+            penalties: Penalties::default(),
+            sampling: Sampling::default(),
+            top_logprobs: 0,
+            prefill_chunk: PIECE,
+        }
     }
 }
 
@@ -138,9 +158,10 @@ pub fn generate_with_progress<'a>(
     options: GenerateOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
-    let sampler = Sampler::new(options.sampling)?;
+    let chooser = Chooser::new(&options, model.info().vocab_size)?;
     check_prompt(model, session, prompt)?;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
+    let chooser = chooser.after(session, rest)?;
 
     // The model hears the length of the whole prompt before its first piece.
     let again = session.prepare(model, prompt.len() as i32)? as usize;
@@ -163,7 +184,7 @@ pub fn generate_with_progress<'a>(
         read += piece.len();
         tell(read)?;
     }
-    let stream = TokenStream::start(model, session, *last, sampler, options)?;
+    let stream = TokenStream::start(model, session, *last, chooser, options)?;
     tell(total)?;
     Ok(stream)
 }

@@ -202,9 +202,7 @@ fn a_token_outside_the_vocabulary_is_an_error() {
 
 #[test]
 fn a_negative_temperature_is_an_error() {
-    let sampling = Sampling::Temperature { temperature: -1.0, seed: 0 };
-    assert!(matches!(
-        error(&[1], GenerateOptions { sampling, ..options(1) }),
-        GenerateError::Temperature { .. }
-    ));
+    let sampling = Sampling { temperature: -1.0, ..Sampling::default() };
+    let error = error(&[1], GenerateOptions { sampling, ..options(1) });
+    assert!(matches!(error, GenerateError::Option { option: "temperature", .. }), "{error}");
 }
