@@ -218,8 +218,7 @@ DEMOS = {
             "post_feedforward_layernorm": -0.9,
             "norm": 0.0,
         },
-        # The square root of the width: what the rows are multiplied by.
-        embedding_rate=128**-0.5,
+        embedding_rate=0.3,
         about="in the architecture of Gemma 3's text models",
         shape={
             "layers": "{num_hidden_layers}; the third and the last see all, the others a window of {sliding_window} tokens",

@@ -5,9 +5,11 @@
 //! token, the device already works on the next one.
 
 mod batch;
+mod chooser;
 mod perplexity;
-mod sampler;
+mod sampling;
 mod session;
+mod speculative;
 mod stream;
 
 use std::ops::ControlFlow;
@@ -17,12 +19,16 @@ use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
+use chooser::Chooser;
 use session::PIECE;
 
 pub use batch::{Batch, BatchToken, RowId};
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
-pub use sampler::{Sampler, Sampling};
+pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 pub use session::{KvQuantization, Reuse, Session};
+pub use speculative::{
+    Draft, DraftModel, Guess, PromptLookup, SpeculativeStream, SpeculativeToken, generate_speculative,
+};
 pub use stream::{FinishReason, Token, TokenStream};
 
 /// Why a prompt is not continued.
@@ -54,11 +60,15 @@ pub enum GenerateError {
         /// Ids must be below this.
         vocab_size: i32,
     },
-    /// The sampling options contradict arithmetic.
-    #[error("temperature is {found}, and must be a number from 0 on")]
-    Temperature {
+    /// An option of sampling or of a penalty is out of its range.
+    #[error("{option} is {found}, and must be {expected}")]
+    Option {
+        /// Its name.
+        option: &'static str,
         /// The value that was given.
-        found: f32,
+        found: String,
+        /// What it must be.
+        expected: String,
     },
     /// The sequence has to be read again, and its first tokens are not known.
     #[error(
@@ -82,6 +92,14 @@ pub enum GenerateError {
     TooFewTokens {
         /// How many there are in a piece.
         tokens: usize,
+    },
+    /// A draft whose tokens are not the model's.
+    #[error("the draft model has a vocabulary of {found} tokens, and the model one of {expected}")]
+    DraftVocabulary {
+        /// Of the draft.
+        found: i32,
+        /// Of the model.
+        expected: i32,
     },
     /// Something that one sequence has was asked of a batch.
     #[error("this needs a session of one row, and there are {rows}")]
@@ -114,8 +132,14 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Stop after one of these.
     pub stop_tokens: Vec<u32>,
-    /// How a token is chosen.
+    /// Before this many tokens, stop tokens are impossible.
+    pub min_tokens: usize,
+    /// What the logits are changed by.
+    pub penalties: Penalties,
+    /// How a token is drawn.
     pub sampling: Sampling,
+    /// How many [`alternatives`](Token::alternatives) a token comes with.
+    pub top_logprobs: usize,
     /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
     /// memory; 2048, the default, is mlx-lm's choice as well.
     pub prefill_chunk: usize,
@@ -123,7 +147,15 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: PIECE }
+        Self {
+            max_tokens: 256,
+            stop_tokens: Vec::new(),
+            min_tokens: 0,
+            penalties: Penalties::default(),
+            sampling: Sampling::default(),
+            top_logprobs: 0,
+            prefill_chunk: PIECE,
+        }
     }
 }
 
@@ -157,9 +189,14 @@ pub fn generate_with_progress<'a>(
     options: GenerateOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
-    let sampler = Sampler::new(options.sampling)?;
+    let chooser = Chooser::new(&options, model.info().vocab_size)?;
+    // The last token comes with the first step.
+    let chooser = chooser.after(|| {
+        let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
+        Ok([session.ids()?, rest.to_vec()].concat())
+    })?;
     let (last, total) = prefill(model, session, prompt, options.prefill_chunk, &mut progress)?;
-    let stream = TokenStream::start(model, session, last, sampler, options)?;
+    let stream = TokenStream::start(model, session, last, chooser, options)?;
     match progress(total, total) {
         ControlFlow::Continue(()) => Ok(stream),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
-    FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate, generate_with_progress,
+    Dry, FinishReason, GenerateError, GenerateOptions, Penalties, Penalty, Sampling, Session, Token,
+    generate, generate_with_progress,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_lille_130m::{Config, Lille130m};
@@ -202,9 +203,123 @@ fn a_token_outside_the_vocabulary_is_an_error() {
 
 #[test]
 fn a_negative_temperature_is_an_error() {
-    let sampling = Sampling::Temperature { temperature: -1.0, seed: 0 };
-    assert!(matches!(
-        error(&[1], GenerateOptions { sampling, ..options(1) }),
-        GenerateError::Temperature { .. }
-    ));
+    let sampling = Sampling { temperature: -1.0, ..Sampling::default() };
+    let error = error(&[1], GenerateOptions { sampling, ..options(1) });
+    assert!(matches!(error, GenerateError::Option { option: "temperature", .. }), "{error}");
+}
+
+fn tokens(model: &mut Lille130m, prompt: &[u32], options: GenerateOptions) -> Vec<Token> {
+    let mut session = new_session(model);
+    generate(model, &mut session, prompt, options).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn alternatives_are_the_most_probable_tokens() {
+    let mut model = model();
+    for (top_logprobs, expected) in [(0, 0), (1, 1), (5, 5), (96, 96), (1000, 96)] {
+        for token in tokens(&mut model, &PROMPT, GenerateOptions { top_logprobs, ..options(4) }) {
+            assert_eq!(token.alternatives.len(), expected);
+            // Greedy, so the token is the first of them.
+            if expected > 0 {
+                assert_eq!(token.alternatives[0], (token.id, token.logprob));
+            }
+            assert!(token.alternatives.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", token.alternatives);
+        }
+    }
+    // All together are certain.
+    let all =
+        &tokens(&mut model, &PROMPT, GenerateOptions { top_logprobs: 96, ..options(1) })[0].alternatives;
+    let mut ids: Vec<u32> = all.iter().map(|&(id, _)| id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..96).collect::<Vec<_>>());
+    let sum: f64 = all.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
+#[test]
+fn stop_tokens_are_impossible_before_the_least_length() {
+    let mut model = model();
+    let plain = ids(&mut model, &PROMPT, options(8));
+    // Ids that the model does not have are no harm.
+    let stop = GenerateOptions { stop_tokens: vec![plain[0], 96, u32::MAX], ..options(8) };
+    assert_eq!(ids(&mut model, &PROMPT, stop.clone()), plain[..1]);
+    for min_tokens in [1, 3, 8, 100] {
+        let found = ids(&mut model, &PROMPT, GenerateOptions { min_tokens, ..stop.clone() });
+        assert!(found.len() >= min_tokens.min(8), "{found:?}");
+        assert!(!found[..min_tokens.min(8)].contains(&plain[0]), "{found:?}");
+    }
+    // The token has no probability, and the others have all of it.
+    let options = GenerateOptions { min_tokens: 1, top_logprobs: 96, ..stop };
+    let alternatives = &tokens(&mut model, &PROMPT, options)[0].alternatives;
+    assert_eq!(alternatives[95], (plain[0], f32::NEG_INFINITY));
+    let sum: f64 = alternatives.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
+/// Greedy decoding without a cache or look-ahead, with penalties by their definitions.
+fn naive_with_penalties(
+    model: &mut Lille130m,
+    prompt: &[u32],
+    penalties: &Penalties,
+    count: usize,
+) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+        let input = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
+        let logits = model.forward(&input, &mut cache, Logits::Last).unwrap();
+        let mut logits = logits.as_slice::<f32>().to_vec();
+        let recent = |penalty: &Penalty| tokens[tokens.len().saturating_sub(penalty.context_size)..].to_vec();
+        for id in recent(&penalties.frequency) {
+            logits[id as usize] -= penalties.frequency.penalty as f32;
+        }
+        if let Some(dry) = &penalties.dry {
+            for next in 1..tokens.len() {
+                let repeated =
+                    (1..=next).take_while(|n| tokens[next - n] == tokens[tokens.len() - n]).count();
+                if repeated >= dry.allowed_length {
+                    // Large enough that once is as good as often.
+                    logits[tokens[next] as usize] -= dry.multiplier as f32;
+                }
+            }
+        }
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        tokens.push(best as u32);
+    }
+    tokens.split_off(prompt.len())
+}
+
+#[test]
+fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
+    let mut model = model();
+    let plain = ids(&mut model, &PROMPT, options(20));
+    let frequency = Penalty { penalty: 0.5, context_size: 6 };
+    let dry = Dry { multiplier: 1000.0, allowed_length: 1, ..Dry::default() };
+    let cases = [
+        Penalties { frequency, ..Penalties::default() },
+        Penalties { dry: Some(dry.clone()), ..Penalties::default() },
+        Penalties { frequency, dry: Some(dry), ..Penalties::default() },
+    ];
+    for penalties in cases {
+        let expected = naive_with_penalties(&mut model, &PROMPT, &penalties, 20);
+        assert_ne!(expected, plain);
+        let found = ids(&mut model, &PROMPT, GenerateOptions { penalties: penalties.clone(), ..options(20) });
+        assert_eq!(found, expected, "{penalties:?}");
+
+        // A session's earlier tokens count as well, also after some were taken back.
+        let mut session = new_session(&model);
+        let first = Array::from_slice(&[&PROMPT[..3], &[7, 7]].concat(), &[1, 5]);
+        session.read(&mut model, &first, Logits::None).unwrap();
+        session.trim(2).unwrap();
+        let options = GenerateOptions { penalties, ..options(20) };
+        let stream = generate(&mut model, &mut session, &PROMPT[3..], options).unwrap();
+        assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_bias_for_a_token_that_the_model_does_not_have_is_an_error() {
+    let penalties = Penalties { logit_bias: vec![(96, 1.0)], ..Penalties::default() };
+    let error = error(&[1], GenerateOptions { penalties, ..options(1) });
+    assert_eq!(error.to_string(), "the token id of a logit bias is 96, and must be below 96");
 }

@@ -1,14 +1,11 @@
 //! `mlx-models generate`: continues a prompt.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mlx_models::generate::{
-    FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate_with_progress,
-};
+use mlx_models::generate::{FinishReason, GenerateError, GenerateOptions, Session, generate_with_progress};
 use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm, LoadOptions};
 use serde::Serialize;
@@ -16,6 +13,7 @@ use serde::Serialize;
 use crate::demo::Source;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::sampling::SamplingArguments;
 
 /// Arguments of `mlx-models generate`.
 #[derive(clap::Args)]
@@ -32,15 +30,17 @@ pub(crate) struct Arguments {
     /// Stop after this many tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// Temperature: 0 takes the most probable token, 1 draws by the model's own probabilities
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temp: f32,
-    /// Draw the same tokens as the last time with this seed
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
+    /// Not stop before this many tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    min_tokens: usize,
+    /// Put the N most probable tokens of each step into the JSON object, with their log-probabilities
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
+    top_logprobs: usize,
     /// Write one JSON object instead of text, when all is done
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArguments,
 }
 
 /// Tokens of the prompt that are read between two looks at Ctrl-C.
@@ -52,6 +52,9 @@ struct Report {
     text: String,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    /// Ids and log-probabilities, for each token.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alternatives: Vec<Vec<(u32, f32)>>,
     finish_reason: &'static str,
     prompt_tokens: usize,
     generation_tokens: usize,
@@ -64,13 +67,6 @@ struct Report {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let prompt = read_prompt(arguments.prompt)?;
     let folder = arguments.model.unwrap_or_default().folder()?;
-    let sampling = if arguments.temp == 0.0 {
-        Sampling::Greedy
-    } else {
-        let seed = arguments.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
-        Sampling::Temperature { temperature: arguments.temp, seed }
-    };
-
     let started = Instant::now();
     let options = LoadOptions { adapters: arguments.adapters, ..LoadOptions::default() };
     let mut model = mlx_models::load_with(&folder, &options)?;
@@ -83,7 +79,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let options = GenerateOptions {
         max_tokens: arguments.max_tokens,
         stop_tokens: tokenizer.stop_tokens().to_vec(),
-        sampling,
+        min_tokens: arguments.min_tokens,
+        penalties: arguments.sampling.penalties(&tokenizer)?,
+        sampling: arguments.sampling.sampling(&tokenizer)?,
+        top_logprobs: arguments.top_logprobs,
         prefill_chunk: PREFILL_CHUNK,
     };
     interrupt::install();
@@ -123,6 +122,7 @@ fn continue_prompt(
         text: String::new(),
         tokens: Vec::new(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
         finish_reason: "interrupted",
         prompt_tokens: 0,
         generation_tokens: 0,
@@ -164,6 +164,9 @@ fn continue_prompt(
         let token = token?;
         report.tokens.push(token.id);
         report.logprobs.push(token.logprob);
+        if !token.alternatives.is_empty() {
+            report.alternatives.push(token.alternatives);
+        }
         emit(text.push(token.id)?, &mut report)?;
     }
     if let Some(reason) = stream.and_then(|stream| stream.finish_reason()) {

@@ -5,6 +5,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
+mod sampling;
 
 use std::process::ExitCode;
 
