@@ -305,11 +305,13 @@ impl Iterator for SpeculativeStream<'_> {
     type Item = Result<SpeculativeToken, GenerateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ready.is_empty() && self.finish.is_none() && !self.has_failed {
-            if let Err(e) = self.round() {
-                self.has_failed = true;
-                return Some(Err(e));
-            }
+        if self.ready.is_empty()
+            && self.finish.is_none()
+            && !self.has_failed
+            && let Err(e) = self.round()
+        {
+            self.has_failed = true;
+            return Some(Err(e));
         }
         let token = self.ready.pop_front()?;
         self.emitted += 1;
