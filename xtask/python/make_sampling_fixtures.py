@@ -2,10 +2,11 @@
 
 What: `sampling.json` names the cases, with the arguments that mlx-lm got; `sampling.safetensors` has the tensors. For
 every dtype D there are log-probabilities `D.logprobs` [B, V] (a peaked row, a flat one, one full of ties, one where many
-tokens are impossible) and logits `D.logits` [1, V]. A case of `samplers` has `D.NAME.left`, what all its filters leave of
-the log-probabilities with the first seed, and `D.NAME.tokens` [seeds, draws, B], what is drawn from the temperature on. A
-case of `processors` has `D.NAME.logits`, the logits after it. A case of `loops` has `D.NAME.tokens` [seeds, draws]: logits
-processors and sampler together, with each token added to the history before the next draw.
+tokens are impossible, one that is not normalized and has tokens at the borders of min-p and beside them) and logits
+`D.logits` [1, V]. A case of `samplers` has `D.sampler_NAME.left`, what all its filters leave of the log-probabilities with
+the first seed, and `D.sampler_NAME.tokens` [seeds, draws, B], what is drawn from the temperature on. A case of `processors`
+has `D.processor_NAME.logits`, the logits after it. A case of `loops` has `D.loop_NAME.tokens` [seeds, draws]: processors
+and sampler together, with each token added to the history before the next draw.
 
 Why: `cargo test -p mlx-generate` demands the same bits and the same tokens from this project's functions.
 
@@ -18,6 +19,7 @@ Files of the same names are replaced. `--check` writes nothing: it makes both an
 """
 
 import json
+import math
 import platform
 import sys
 from importlib.metadata import version
@@ -33,6 +35,7 @@ SEED, VOCAB = 5, 97
 SEEDS, DRAWS = [0, 7, 2**40 + 3], 8
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 XTC = {"xtc_probability": 1.0, "xtc_threshold": 0.05}
+SPECIAL = [26, 71]  # the best of the rows with ties and with impossible tokens
 # Arguments of `make_sampler`.
 SAMPLERS = {
     "greedy": {},
@@ -50,7 +53,7 @@ SAMPLERS = {
     "top_k_all_but_one": {"temp": 1.0, "top_k": VOCAB - 1},
     "xtc": {"temp": 1.0} | XTC,
     "xtc_sometimes": {"temp": 1.0, "xtc_probability": 0.5, "xtc_threshold": 0.02},
-    "xtc_special": {"temp": 1.0, "xtc_special_tokens": [3, 60]} | XTC,
+    "xtc_special": {"temp": 1.0, "xtc_special_tokens": SPECIAL} | XTC,
     "xtc_all": {"temp": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.0},
     "xtc_none": {"temp": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.5},
     "top_p_top_k": {"temp": 0.6, "top_p": 0.95, "top_k": 20},
@@ -61,7 +64,7 @@ SAMPLERS = {
         "min_tokens_to_keep": 3,
         "xtc_probability": 0.6,
         "xtc_threshold": 0.04,
-        "xtc_special_tokens": [0, 3],
+        "xtc_special_tokens": SPECIAL,
         "top_k": 12,
     },
 }
@@ -110,6 +113,17 @@ def make_inputs() -> dict[str, np.ndarray]:
     return {"logprobs": rows - np.log(np.exp(rows).sum(-1, keepdims=True)), "logits": logits}
 
 
+def border(dtype: mx.Dtype) -> mx.array:
+    """A row [1, V] whose best token has 0, so that the borders of min-p are the logarithms themselves."""
+    kind = {2: mx.int16, 4: mx.int32}[dtype.size]
+    tokens = [mx.zeros(1, dtype)]
+    for part in sorted({arguments.get("min_p", 0.0) for arguments in SAMPLERS.values()} - {0.0, 1.0}):
+        bits = mx.array([math.log(part)], dtype).view(kind)
+        tokens.append(mx.concatenate([bits - 1, bits, bits + 1]).view(dtype))
+    tokens = mx.concatenate(tokens)
+    return mx.concatenate([tokens, mx.full(VOCAB - tokens.size, -math.inf, dtype)])[None]
+
+
 def sampler_tensors(arguments: dict, logprobs: mx.array) -> dict[str, mx.array]:
     sampler = make_sampler(**arguments)
     draws = []
@@ -143,6 +157,7 @@ def make_tensors() -> dict[str, mx.array]:
     tensors, inputs = {}, make_inputs()
     for name, dtype in DTYPES.items():
         logprobs, logits = (mx.array(inputs[kind].astype(np.float32)).astype(dtype) for kind in ("logprobs", "logits"))
+        logprobs = mx.concatenate([logprobs, border(dtype)])
         made = {"logprobs": logprobs, "logits": logits}
         for case, arguments in SAMPLERS.items():
             made |= {f"sampler_{case}.{kind}": t for kind, t in sampler_tensors(arguments, logprobs).items()}

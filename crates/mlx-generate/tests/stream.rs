@@ -256,11 +256,12 @@ fn stop_tokens_are_impossible_before_the_least_length() {
     assert!((sum - 1.0).abs() < 1e-5, "{sum}");
 }
 
-/// Greedy decoding without a cache or look-ahead, with penalties by their definitions.
+/// Greedy decoding without a cache or look-ahead, with penalties by their definitions for tokens `from` on.
 fn naive_with_penalties(
     model: &mut Lille130m,
     prompt: &[u32],
     penalties: &Penalties,
+    from: usize,
     count: usize,
 ) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
@@ -269,17 +270,18 @@ fn naive_with_penalties(
         let input = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
         let logits = model.forward(&input, &mut cache, Logits::Last).unwrap();
         let mut logits = logits.as_slice::<f32>().to_vec();
-        let recent = |penalty: &Penalty| tokens[tokens.len().saturating_sub(penalty.context_size)..].to_vec();
-        for id in recent(&penalties.frequency) {
-            logits[id as usize] -= penalties.frequency.penalty as f32;
+        let history = &tokens[from..];
+        let Penalty { penalty, context_size } = penalties.frequency;
+        for &id in &history[history.len().saturating_sub(context_size)..] {
+            logits[id as usize] -= penalty as f32;
         }
         if let Some(dry) = &penalties.dry {
-            for next in 1..tokens.len() {
+            for next in 1..history.len() {
                 let repeated =
-                    (1..=next).take_while(|n| tokens[next - n] == tokens[tokens.len() - n]).count();
+                    (1..=next).take_while(|n| history[next - n] == history[history.len() - n]).count();
                 if repeated >= dry.allowed_length {
                     // Large enough that once is as good as often.
-                    logits[tokens[next] as usize] -= dry.multiplier as f32;
+                    logits[history[next] as usize] -= dry.multiplier as f32;
                 }
             }
         }
@@ -292,8 +294,9 @@ fn naive_with_penalties(
 #[test]
 fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
     let mut model = model();
-    let plain = ids(&mut model, &PROMPT, options(20));
-    let frequency = Penalty { penalty: 0.5, context_size: 6 };
+    let prompt: Vec<u32> = (0..30).map(|i| i * 7 % 96).chain([5, 9, 5, 9, 5]).collect();
+    let plain = ids(&mut model, &prompt, options(20));
+    let frequency = Penalty { penalty: 3.0, context_size: 40 };
     let dry = Dry { multiplier: 1000.0, allowed_length: 1, ..Dry::default() };
     let cases = [
         Penalties { frequency, ..Penalties::default() },
@@ -301,18 +304,22 @@ fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
         Penalties { frequency, dry: Some(dry), ..Penalties::default() },
     ];
     for penalties in cases {
-        let expected = naive_with_penalties(&mut model, &PROMPT, &penalties, 20);
+        let expected = naive_with_penalties(&mut model, &prompt, &penalties, 0, 20);
         assert_ne!(expected, plain);
-        let found = ids(&mut model, &PROMPT, GenerateOptions { penalties: penalties.clone(), ..options(20) });
-        assert_eq!(found, expected, "{penalties:?}");
+        // All of the prompt counts, the part that a session has before too.
+        for from in [20, prompt.len() - 1] {
+            let without = naive_with_penalties(&mut model, &prompt, &penalties, from, 20);
+            assert!(without != expected || penalties.frequency.penalty == 0.0, "{from}");
+        }
+        let with_penalties = GenerateOptions { penalties, ..options(20) };
+        assert_eq!(ids(&mut model, &prompt, with_penalties.clone()), expected, "{with_penalties:?}");
 
         // A session's earlier tokens count as well, also after some were taken back.
         let mut session = new_session(&model);
-        let first = Array::from_slice(&[&PROMPT[..3], &[7, 7]].concat(), &[1, 5]);
+        let first = Array::from_slice(&[&prompt[..20], &[7, 7]].concat(), &[1, 22]);
         session.read(&mut model, &first, Logits::None).unwrap();
         session.trim(2).unwrap();
-        let options = GenerateOptions { penalties, ..options(20) };
-        let stream = generate(&mut model, &mut session, &PROMPT[3..], options).unwrap();
+        let stream = generate(&mut model, &mut session, &prompt[20..], with_penalties).unwrap();
         assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected);
     }
 }

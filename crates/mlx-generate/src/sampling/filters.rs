@@ -9,7 +9,7 @@ use mlx_rs::ops::{argpartition_axis, broadcast_to, select, softmax_axis, sort_ax
 use mlx_rs::random::uniform;
 use mlx_rs::{Array, Dtype};
 
-use super::{Xtc, ids, scalar};
+use super::{Xtc, constant, ids, scalar};
 
 /// Below this a `top_p` is taken as this, so that the product with the sum of all probabilities is never 0,
 /// which every token would reach.
@@ -21,7 +21,7 @@ pub(super) fn top_p(logprobs: &Array, top_p: f64) -> Result<Array, Exception> {
     let probabilities = ascending.as_dtype(Dtype::Float32)?.exp()?;
     let above = probabilities.cumsum(-1, true, false)?; // that of all more probable tokens
     let total = above.try_index((.., ..1))?.add(probabilities.try_index((.., ..1))?)?; // [B, 1]
-    let enough = total.multiply(scalar(top_p.max(LEAST_TOP_P), Dtype::Float32)?)?;
+    let enough = total.multiply(constant(top_p.max(LEAST_TOP_P), Dtype::Float32)?)?;
     let dropped = above.ge(&enough)?.sum_axis(-1, true)?; // [B, 1]
     let threshold = take_along_axis(&ascending, &dropped, -1)?;
     without(logprobs, &logprobs.lt(&threshold)?)
@@ -34,7 +34,7 @@ pub(super) fn min_p(logprobs: &Array, min_p: f64, keep: usize) -> Result<Array, 
     let Some(keep) = i32::try_from(keep).ok().filter(|&keep| keep < vocab_size) else {
         return Ok(logprobs.clone());
     };
-    let threshold = logprobs.max_axis(-1, true)?.add(scalar(min_p.ln(), logprobs.dtype())?)?;
+    let threshold = logprobs.max_axis(-1, true)?.add(constant(min_p.ln(), logprobs.dtype())?)?;
     let mut removed = logprobs.lt(&threshold)?;
     if keep > 1 {
         let best = argpartition_axis(logprobs, -keep, -1)?.try_index((.., vocab_size - keep..))?;
@@ -48,7 +48,7 @@ pub(super) fn min_p(logprobs: &Array, min_p: f64, keep: usize) -> Result<Array, 
 pub(super) fn xtc(logprobs: &Array, xtc: &Xtc, key: &Array) -> Result<Array, Exception> {
     let (rows, vocab_size) = (logprobs.dim(0), logprobs.dim(-1));
     let probabilities = softmax_axis(logprobs, -1, None)?;
-    let probable = probabilities.gt(scalar(xtc.threshold, logprobs.dtype())?)?;
+    let probable = probabilities.gt(constant(xtc.threshold, logprobs.dtype())?)?;
     let infinity = scalar(f64::INFINITY, logprobs.dtype())?;
     let least = select(probable, &probabilities, infinity)?.min_axis(-1, true)?;
     let mut removed = probabilities.gt(&least)?;
@@ -59,7 +59,7 @@ pub(super) fn xtc(logprobs: &Array, xtc: &Xtc, key: &Array) -> Result<Array, Exc
         removed = put_along_axis(&removed, places, Array::from_bool(false), -1)?;
     }
     let number = uniform::<_, f32>(0.0_f32, 1.0_f32, &[], key)?;
-    let untouched = number.gt(scalar(xtc.probability, Dtype::Float32)?)?;
+    let untouched = number.gt(constant(xtc.probability, Dtype::Float32)?)?;
     select(untouched, logprobs, without(logprobs, &removed)?)
 }
 

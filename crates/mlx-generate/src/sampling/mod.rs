@@ -125,7 +125,39 @@ fn scalar(value: f64, dtype: Dtype) -> Result<Array, Exception> {
     Array::from_f32(value as f32).as_dtype(dtype)
 }
 
+/// [`scalar`] as it is in one of mlx-lm's compiled functions. `mx.compile` writes constants of float32 into the
+/// source of its kernels with seven significant digits, of the nine that tell all of them apart; those of half
+/// precision survive that.
+fn constant(value: f64, dtype: Dtype) -> Result<Array, Exception> {
+    match dtype {
+        Dtype::Float32 => {
+            Ok(Array::from_f32(format!("{:.6e}", value as f32).parse().unwrap_or(value as f32)))
+        }
+        dtype => scalar(value, dtype),
+    }
+}
+
 /// Token ids as an array, uint32 `[n]`.
 fn ids(tokens: &[u32]) -> Array {
     Array::from_slice(tokens, &[tokens.len() as i32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `mx.compile(lambda x, z: mx.abs(x * c) + z)` shows the constant that it multiplies by.
+    #[test]
+    fn constants_have_seven_digits() {
+        let value = |value, dtype| {
+            let constant = constant(value, dtype).unwrap();
+            (constant.dtype(), constant.as_dtype(Dtype::Float32).unwrap().item_exact::<f32>())
+        };
+        assert_eq!(value(1.0 / 0.7, Dtype::Float32), (Dtype::Float32, 1.428571));
+        assert_eq!(value(0.1_f64.ln(), Dtype::Float32), (Dtype::Float32, -2.302585));
+        assert_eq!(value(1e-30, Dtype::Float32), (Dtype::Float32, 1e-30));
+        assert_eq!(value(f64::INFINITY, Dtype::Float32), (Dtype::Float32, f32::INFINITY));
+        assert_eq!(value(0.1, Dtype::Float16), (Dtype::Float16, 0.099_975_586_f32));
+        assert_eq!(value(0.1, Dtype::Bfloat16), (Dtype::Bfloat16, 0.100_097_656));
+    }
 }

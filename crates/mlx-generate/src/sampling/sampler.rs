@@ -6,7 +6,7 @@ use mlx_rs::ops::{arange, softmax_axis};
 use mlx_rs::random::{RandomState, categorical};
 use mlx_rs::{Array, Dtype};
 
-use super::{Sampling, filters, scalar};
+use super::{Sampling, constant, filters, scalar};
 use crate::GenerateError;
 
 /// A [`Sampling`] with the state of its random numbers.
@@ -127,19 +127,19 @@ impl Sampler {
 
 /// Log-probabilities divided by the temperature.
 fn divide(logprobs: &Array, temperature: f64) -> Result<Array, Exception> {
-    let inverse = (1.0 / temperature) as f32;
+    let inverse = 1.0 / temperature;
     let largest = match logprobs.dtype() {
         Dtype::Float16 => 65_504.0, // the largest float16
-        _ => f32::MAX,
+        _ => f64::from(f32::MAX),
     };
     if inverse < largest / LARGEST_LOGPROB {
-        return logprobs.multiply(scalar(inverse.into(), logprobs.dtype())?);
+        return logprobs.multiply(constant(inverse, logprobs.dtype())?);
     }
     // So cold that all of them would overflow. From the best one, which stays 0, only the others do.
     let logprobs = logprobs.as_dtype(Dtype::Float32)?;
     let behind = logprobs.subtract(logprobs.max_axis(-1, true)?)?;
-    behind.multiply(Array::from_f32(inverse.min(f32::MAX)))
+    behind.multiply(scalar(inverse.min(f32::MAX.into()), Dtype::Float32)?)
 }
 
 /// The best token of a vocabulary of 2^23 has a log-probability of at least -16.
-const LARGEST_LOGPROB: f32 = 16.0;
+const LARGEST_LOGPROB: f64 = 16.0;
