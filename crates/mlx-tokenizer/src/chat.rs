@@ -275,7 +275,7 @@ fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, Tokeniz
         };
         Some((key, value))
     });
-    *part = tagged.collect();
+    *part = Value::from_pairs(tagged);
     *content = Value::from(parts);
     Ok(text)
 }

@@ -193,11 +193,6 @@ impl Writer<'_> {
                 '\u{8}' => self.out += "\\b",
                 '\u{c}' => self.out += "\\f",
                 _ if character < ' ' || self.style.ensure_ascii && !(' '..='~').contains(&character) => {
-                    // DEL is ASCII, and is not escaped.
-                    if character == '\u{7f}' {
-                        self.out.push(character);
-                        continue;
-                    }
                     for unit in character.encode_utf16(&mut [0; 2]) {
                         // Writing to a string cannot fail.
                         let _ = write!(self.out, "\\u{unit:04x}");

@@ -6,8 +6,9 @@ use std::error::Error as _;
 use jiff::Zoned;
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Value};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
+use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::TokenizerError;
 use crate::json::{Style, dumps};
@@ -37,7 +38,16 @@ pub(crate) fn render(name: &str, source: &str, context: Context) -> Result<Strin
 fn environment(now: Option<DateTime>) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    // As in Python: what has a length and elements, and what a loop may go over.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    });
+    environment.add_test("iterable", |value: &Value| {
+        value.is_undefined()
+            || !value.is_none() && value.try_iter().is_ok()
+            || value.kind() == ValueKind::String
+    });
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
@@ -52,14 +62,33 @@ fn environment(now: Option<DateTime>) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
+/// The methods of Python's strings, lists and dictionaries.
+fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    let Some(text) = value
+        .as_str()
+        .filter(|_| matches!(name, "removeprefix" | "removesuffix" | "partition" | "rpartition"))
+    else {
+        return unknown_method_callback(state, value, name, arguments);
+    };
+    let (part,): (&str,) = from_args(arguments)?;
+    let parts = |found: Option<(&str, &str)>, otherwise: [&str; 3]| {
+        let [before, between, after] = found.map_or(otherwise, |(before, after)| [before, part, after]);
+        Value::from(Tuple::from([before, between, after].map(Value::from)))
+    };
+    Ok(match name {
+        "removeprefix" => text.strip_prefix(part).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(part).unwrap_or(text).into(),
+        "partition" => parts(text.split_once(part), [text, "", ""]),
+        _ => parts(text.rsplit_once(part), ["", "", text]),
+    })
+}
+
 /// Python's `json.dumps`, with the arguments that transformers gives it: `ensure_ascii`, `indent`,
 /// `separators`, `sort_keys`, in this order or by name. Jinja's own escapes what HTML would read.
-fn to_json(value: &Value, mut arguments: Rest<Value>) -> Result<String, Error> {
-    let kwargs = match arguments.pop_if(|last| last.is_kwargs()) {
-        Some(kwargs) => Kwargs::try_from(kwargs)?,
-        None => Kwargs::from_iter(std::iter::empty::<(String, Value)>()),
-    };
-    let mut positional = std::mem::take(&mut arguments.0).into_iter();
+fn to_json(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    let arguments: Vec<Value> = arguments.0.into_iter().map(Value::from).collect();
+    let (positional, kwargs): (&[Value], Kwargs) = from_args(&arguments)?;
+    let mut positional = positional.iter().cloned();
     let mut argument = |name: &str| -> Result<Option<Value>, Error> {
         let value = match positional.next() {
             Some(value) => Some(value),
@@ -101,20 +130,28 @@ fn to_json(value: &Value, mut arguments: Rest<Value>) -> Result<String, Error> {
 fn without_generation_blocks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
+    let mut raw = false;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start + 2);
         out += before;
         rest = tag;
-        let name = tag.trim_start_matches(['-', '+']).trim_start();
-        for (from, to) in [("generation", "with"), ("endgeneration", "endwith")] {
-            if let Some(after) = name.strip_prefix(from)
-                && after.trim_start().trim_start_matches(['-', '+']).starts_with("%}")
-            {
-                out += &tag[..tag.len() - name.len()];
-                out += to;
-                rest = after;
-            }
+        let inside = tag.trim_start_matches(['-', '+']).trim_start();
+        let name = inside.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+        let after = &inside[name.len()..];
+        if !after.trim_start().trim_start_matches(['-', '+']).starts_with("%}") {
+            continue;
         }
+        let scope = match name {
+            "generation" if !raw => "with",
+            "endgeneration" if !raw => "endwith",
+            name => {
+                raw = name == "raw" || raw && name != "endraw";
+                continue;
+            }
+        };
+        out += &tag[..tag.len() - inside.len()];
+        out += scope;
+        rest = after;
     }
     out + rest
 }
