@@ -53,6 +53,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
     ("make_trace_fixtures.py", Environment::MlxLm),
+    ("make_chat_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
