@@ -12,10 +12,8 @@ Why: `cargo test -p mlx-generate` demands the same bits and the same tokens from
 
 How to run, from the repository root:
 
-    python xtask/python/make_sampling_fixtures.py --out crates/mlx-generate/tests/fixtures
+    python xtask/python/make_sampling_fixtures.py
 
-Files of the same names are replaced. `--check` writes nothing: it makes both anew and fails if any differs from the one in
-`--out` by a byte. The same bytes come out on the same MLX build and processor family.
 """
 
 import json
@@ -31,6 +29,7 @@ from mlx_lm import sample_utils
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from parity_cases import argument_parser, finish
 
+FOLDER = "crates/mlx-generate/tests/fixtures"
 SEED, VOCAB = 5, 97
 SEEDS, DRAWS = [0, 7, 2**40 + 3], 8
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
@@ -200,10 +199,10 @@ def main() -> int:
         "seed": str(SEED),
     }
     made = {
-        "sampling.safetensors": lambda path: mx.save_safetensors(str(path), make_tensors(), metadata=about),
-        "sampling.json": lambda path: path.write_text(make_text(about), encoding="utf-8"),
+        f"{FOLDER}/sampling.safetensors": lambda path: mx.save_safetensors(str(path), make_tensors(), metadata=about),
+        f"{FOLDER}/sampling.json": lambda path: path.write_text(make_text(about), encoding="utf-8"),
     }
-    return finish(made, {name: args.out / name for name in made}, args.check)
+    return finish(made, args)
 
 
 if __name__ == "__main__":
