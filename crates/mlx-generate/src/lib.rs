@@ -15,9 +15,8 @@ mod stream;
 
 use std::ops::ControlFlow;
 
-use mlx_causal_lm::{CausalLm, Logits};
+use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{CacheError, CacheFileError};
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use chooser::Chooser;
@@ -244,29 +243,14 @@ fn prefill(
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<(u32, usize), GenerateError> {
     check_prompt(model, session, prompt, options)?;
-    let chunk = options.prefill_chunk;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
-
-    // The model hears the length of the whole prompt before its first piece.
-    let again = session.prepare(model, prompt.len() as i32)? as usize;
-    let total = again + prompt.len();
-    let mut tell = |read| match progress(read, total) {
-        ControlFlow::Continue(()) if !options.cancel.is_cancelled() => Ok(()),
-        _ => Err(GenerateError::Cancelled),
-    };
-    let mut read = 0;
-    tell(read)?;
-    while read < again {
-        read += session.catch_up(model, chunk)? as usize;
-        tell(read)?;
-    }
-    for piece in rest.chunks(chunk.max(1)) {
-        let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
-        session.append(model, &tokens, Logits::None)?;
-        session.tidy()?;
-        read += piece.len();
-        tell(read)?;
-    }
+    let total = session.feed(model, rest, 1, options.prefill_chunk, &mut |read, total| match options
+        .cancel
+        .is_cancelled()
+    {
+        true => ControlFlow::Break(()),
+        false => progress(read, total),
+    })?;
     Ok((*last, total))
 }
 

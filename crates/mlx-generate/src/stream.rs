@@ -124,6 +124,12 @@ impl<'a> TokenStream<'a> {
     }
 }
 
+impl<T: Tokens + ?Sized> Tokens for Box<T> {
+    fn finish_reason(&self) -> Option<FinishReason> {
+        (**self).finish_reason()
+    }
+}
+
 impl Tokens for TokenStream<'_> {
     fn finish_reason(&self) -> Option<FinishReason> {
         self.finish

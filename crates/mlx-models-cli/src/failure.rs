@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use mlx_models::generate::GenerateError;
+use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
 
@@ -19,6 +20,11 @@ pub(crate) enum Failure {
     Generate(#[from] GenerateError),
     #[error(transparent)]
     Cache(#[from] CacheError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Arguments that contradict each other or the model.
+    #[error("{0}")]
+    Arguments(String),
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
     #[error("{doing}")]
@@ -35,14 +41,19 @@ impl Failure {
         {
             return ExitCode::SUCCESS;
         }
-        let mut message = format!("error: {self}");
+        // Nothing is left to do for a closed standard error.
+        let _ = writeln!(io::stderr(), "error: {}", self.in_full());
+        ExitCode::FAILURE
+    }
+
+    /// The error and its causes.
+    pub(crate) fn in_full(&self) -> String {
+        let mut message = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             message += &format!(": {error}");
             cause = error.source();
         }
-        // Nothing is left to do for a closed standard error.
-        let _ = writeln!(io::stderr(), "{message}");
-        ExitCode::FAILURE
+        message
     }
 }

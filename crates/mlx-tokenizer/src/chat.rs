@@ -38,6 +38,20 @@ impl Message {
         Self::new("system", content)
     }
 
+    /// Who speaks.
+    pub fn role(&self) -> Option<String> {
+        self.text("role")
+    }
+
+    /// What is said, where that is one text.
+    pub fn content(&self) -> Option<String> {
+        self.text("content")
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.0.0.get_attr(key).ok()?.as_str().map(str::to_owned)
+    }
+
     /// The message that this object is; none for another JSON value.
     pub fn from_json(object: Json) -> Option<Self> {
         (object.0.kind() == minijinja::value::ValueKind::Map).then_some(Self(object))
