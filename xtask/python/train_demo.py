@@ -56,8 +56,7 @@ class Demo:
     """One architecture's demo: what is trained, and what its model card says of it.
 
     `first_weights` are factors on MLX's own first weights, see `new_model`: part of a parameter's name, factor; the
-    first part that fits counts. `embedding_rate` is a factor on the learning rate of the embedding table: where a model
-    multiplies what it looks up, each step of the table counts for more. `about` is a clause of the card's first sentence, `shape` the rows of its last table,
+    first part that fits counts. `about` is a clause of the card's first sentence, `shape` the rows of its last table,
     with the config's keys in braces.
     """
 
@@ -68,7 +67,6 @@ class Demo:
     steps: int
     tokens_per_step: int = 2048
     peak_rate: float = 2.5e-3
-    embedding_rate: float = 1.0
 
 
 # What the three configs of transformers' style have in common.
@@ -218,7 +216,6 @@ DEMOS = {
             "post_feedforward_layernorm": -0.9,
             "norm": 0.0,
         },
-        embedding_rate=0.3,
         about="in the architecture of Gemma 3's text models",
         shape={
             "layers": "{num_hidden_layers}; the third and the last see all, the others a window of {sliding_window} tokens",
@@ -318,24 +315,16 @@ def loss_of(model: nn.Module, rows: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, rows[:, 1:], reduction="mean")
 
 
-def adam(peak_rate: float, factor: float, steps: int) -> optim.Optimizer:
-    """An optimizer whose rate rises and falls, all of it times `factor`."""
+def train(model: nn.Module, demo: Demo, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
+    """Trains `model` in place; the mean training loss of the last steps comes back."""
     schedule = optim.join_schedules(
         [
-            optim.linear_schedule(0.0, factor * peak_rate, WARMUP_STEPS),
-            optim.cosine_decay(factor * peak_rate, max(steps - WARMUP_STEPS, 1), factor * LAST_RATE),
+            optim.linear_schedule(0.0, demo.peak_rate, WARMUP_STEPS),
+            optim.cosine_decay(demo.peak_rate, max(steps - WARMUP_STEPS, 1), LAST_RATE),
         ],
         [WARMUP_STEPS],
     )
-    return optim.AdamW(learning_rate=schedule, betas=[0.9, 0.95], weight_decay=0.05)
-
-
-def train(model: nn.Module, demo: Demo, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
-    """Trains `model` in place; the mean training loss of the last steps comes back."""
-    optimizer = optim.MultiOptimizer(
-        [adam(demo.peak_rate, demo.embedding_rate, steps), adam(demo.peak_rate, 1.0, steps)],
-        [lambda name, _: "embed" in name],
-    )
+    optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.95], weight_decay=0.05)
     loss_and_gradients = nn.value_and_grad(model, loss_of)
     rng = np.random.default_rng(seed)
     recent: list[float] = []

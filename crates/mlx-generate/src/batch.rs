@@ -146,7 +146,6 @@ impl Batch {
             let token = tokens.try_index((index, ..))?; // [1]
             steps.push(row.chooser.step(&token, logits.try_index(index..index + 1)?)?);
         }
-        let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
         let mut answers = Vec::with_capacity(steps.len());
         for (row, step) in self.rows.iter_mut().zip(&steps) {
             let token = step.read()?;
@@ -154,9 +153,11 @@ impl Batch {
             row.tokens.push(token.id);
             let finish = if row.options.stop_tokens.contains(&token.id) {
                 Some(FinishReason::StopToken)
+            } else if row.options.cancel.is_cancelled() {
+                Some(FinishReason::Cancelled)
             } else if row.decoded >= row.options.max_tokens {
                 Some(FinishReason::MaxTokens)
-            } else if row.tokens.len() > context {
+            } else if row.tokens.len() > row.options.longest(model) {
                 Some(FinishReason::ContextFull)
             } else {
                 None
@@ -195,8 +196,7 @@ impl Batch {
     /// Reads all but the last token of the row, and puts it behind the others.
     fn join(&mut self, model: &mut dyn CausalLm, row: Row) -> Result<(), GenerateError> {
         let mut session = self.new_session(model)?;
-        let chunk = row.options.prefill_chunk;
-        prefill(model, &mut session, &row.tokens, chunk, &mut |_, _| ControlFlow::Continue(()))?;
+        prefill(model, &mut session, &row.tokens, &row.options, &mut |_, _| ControlFlow::Continue(()))?;
         let cache = session.into_cache();
         match &mut self.cache {
             Some(all) => all.extend(&cache)?,

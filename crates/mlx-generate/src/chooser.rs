@@ -137,7 +137,7 @@ impl Chooser {
         let tokens = (0..).zip(ids.iter().zip(chosen)).map(|(row, (&id, &logprob))| {
             let alternatives = Alternatives::new(&logprobs.try_index(row..row + 1)?, self.top_logprobs)?;
             let alternatives = alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?;
-            Ok(Token { id, logprob, alternatives })
+            Ok(Token { id, logprob, alternatives, guessed: false })
         });
         tokens.collect()
     }
@@ -151,6 +151,7 @@ impl Step {
             id: self.id.try_item_exact::<u32>().map_err(read)?,
             logprob: self.logprob.try_item_exact::<f32>().map_err(read)?,
             alternatives: self.alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?,
+            guessed: false,
         })
     }
 

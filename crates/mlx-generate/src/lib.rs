@@ -5,6 +5,7 @@
 //! token, the device already works on the next one.
 
 mod batch;
+mod cancel;
 mod chooser;
 mod perplexity;
 mod sampling;
@@ -23,13 +24,14 @@ use chooser::Chooser;
 use session::PIECE;
 
 pub use batch::{Batch, BatchToken, RowId};
+pub use cancel::Cancel;
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 pub use session::{KvQuantization, Reuse, Session};
 pub use speculative::{
-    Draft, DraftModel, Guess, PromptLookup, SpeculativeStream, SpeculativeToken, generate_speculative,
+    Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
 };
-pub use stream::{FinishReason, Token, TokenStream};
+pub use stream::{FinishReason, Token, TokenStream, Tokens};
 
 /// Why a prompt is not continued.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +112,7 @@ pub enum GenerateError {
     /// A file of a session.
     #[error(transparent)]
     CacheFile(#[from] CacheFileError),
-    /// The progress callback asked to stop.
+    /// The progress callback or the [`Cancel`] handle asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,
     /// The cache refused an operation.
@@ -143,6 +145,32 @@ pub struct GenerateOptions {
     /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
     /// memory; 2048, the default, is mlx-lm's choice as well.
     pub prefill_chunk: usize,
+    /// What happens where the model's context ends.
+    pub overflow: Overflow,
+    /// Stops the prompt or the stream from elsewhere.
+    pub cancel: Cancel,
+}
+
+/// What happens where a sequence comes to the end of the context that the model was made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// The stream ends with [`FinishReason::ContextFull`]; a longer prompt is an error.
+    #[default]
+    Stop,
+    /// It goes on. Meant for caches with a [`Limit`](mlx_kvcache::Limit), whose layers slide: they keep the first
+    /// tokens and the newest ones, so that memory stays what it is. (Xiao et al., *Efficient Streaming Language Models with
+    /// Attention Sinks*, <https://arxiv.org/abs/2309.17453>; positions go on counting, as in mlx-lm.)
+    Slide,
+}
+
+impl GenerateOptions {
+    /// How many tokens a sequence may have.
+    fn longest(&self, model: &dyn CausalLm) -> usize {
+        match self.overflow {
+            Overflow::Stop => usize::try_from(model.info().context_length).unwrap_or(usize::MAX),
+            Overflow::Slide => i32::MAX as usize,
+        }
+    }
 }
 
 impl Default for GenerateOptions {
@@ -155,6 +183,8 @@ impl Default for GenerateOptions {
             sampling: Sampling::default(),
             top_logprobs: 0,
             prefill_chunk: PIECE,
+            overflow: Overflow::default(),
+            cancel: Cancel::default(),
         }
     }
 }
@@ -195,7 +225,7 @@ pub fn generate_with_progress<'a>(
         let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
         Ok([session.ids()?, rest.to_vec()].concat())
     })?;
-    let (last, total) = prefill(model, session, prompt, options.prefill_chunk, &mut progress)?;
+    let (last, total) = prefill(model, session, prompt, &options, &mut progress)?;
     let stream = TokenStream::start(model, session, last, chooser, options)?;
     match progress(total, total) {
         ControlFlow::Continue(()) => Ok(stream),
@@ -210,18 +240,19 @@ fn prefill(
     model: &mut dyn CausalLm,
     session: &mut Session,
     prompt: &[u32],
-    chunk: usize,
+    options: &GenerateOptions,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<(u32, usize), GenerateError> {
-    check_prompt(model, session, prompt)?;
+    check_prompt(model, session, prompt, options)?;
+    let chunk = options.prefill_chunk;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
 
     // The model hears the length of the whole prompt before its first piece.
     let again = session.prepare(model, prompt.len() as i32)? as usize;
     let total = again + prompt.len();
     let mut tell = |read| match progress(read, total) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(GenerateError::Cancelled),
+        ControlFlow::Continue(()) if !options.cancel.is_cancelled() => Ok(()),
+        _ => Err(GenerateError::Cancelled),
     };
     let mut read = 0;
     tell(read)?;
@@ -239,12 +270,17 @@ fn prefill(
     Ok((*last, total))
 }
 
-fn check_prompt(model: &dyn CausalLm, session: &Session, prompt: &[u32]) -> Result<(), GenerateError> {
+fn check_prompt(
+    model: &dyn CausalLm,
+    session: &Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<(), GenerateError> {
     let info = model.info();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    let (cached, context) = (session.offset() as usize, info.context_length as usize);
+    let (cached, context) = (session.offset() as usize, options.longest(model));
     if cached + prompt.len() > context {
         return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
     }

@@ -16,7 +16,9 @@ use mlx_rs::random::{RandomState, categorical, uniform};
 use mlx_rs::{Array, Dtype};
 
 use crate::chooser::Chooser;
-use crate::{FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, Token, prefill};
+use crate::{
+    FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, Token, Tokens, prefill,
+};
 
 /// Something that guesses how a text goes on.
 pub trait Draft {
@@ -118,6 +120,11 @@ impl<'a> DraftModel<'a> {
         let random = RandomState::with_seed(seed.wrapping_add(2))?;
         Ok(Self { model, session, sampler: Sampler::new(sampling)?, random })
     }
+
+    /// Its session, for the draft of the next answer.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
 }
 
 impl Draft for DraftModel<'_> {
@@ -157,17 +164,17 @@ impl Draft for DraftModel<'_> {
     }
 }
 
-/// A token of a [`SpeculativeStream`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct SpeculativeToken {
-    /// The token.
-    pub token: Token,
-    /// Whether the draft had guessed it.
-    pub guessed: bool,
+/// Who guesses, and how far.
+pub struct Speculation<'a> {
+    /// Who guesses.
+    pub draft: &'a mut dyn Draft,
+    /// At most so many tokens at a time.
+    pub most: usize,
 }
 
 /// [`generate`](crate::generate) with guesses: reads `prompt` into `session` and answers with the stream of tokens that continue it.
-/// At most `most` tokens are guessed at a time.
+/// `progress` hears how many tokens of the prompt were read, of how many, and may stop it. Tokens that were guessed are
+/// [marked](Token::guessed).
 ///
 /// The tokens are those of plain decoding (where the device's kernels add in the same order for several positions
 /// as for one), for every model, past windows and over LongRoPE's border. The session's cache needs a
@@ -181,17 +188,20 @@ pub struct SpeculativeToken {
 pub fn generate_speculative<'a>(
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
-    draft: &'a mut dyn Draft,
     prompt: &[u32],
     options: GenerateOptions,
-    most: usize,
+    Speculation { draft, most }: Speculation<'a>,
+    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<SpeculativeStream<'a>, GenerateError> {
     draft.check(model.info())?;
     let text = [session.all_ids()?, prompt.to_vec()].concat();
     let chooser = Chooser::new(&options, model.info().vocab_size)?;
     let chooser = chooser.after(|| Ok(text[..text.len().saturating_sub(1)].to_vec()))?;
     let random = RandomState::with_seed(options.sampling.seed)?;
-    prefill(model, session, prompt, options.prefill_chunk, &mut |_, _| ControlFlow::Continue(()))?;
+    let (_, total) = prefill(model, session, prompt, &options, &mut progress)?;
+    if progress(total, total).is_break() {
+        return Err(GenerateError::Cancelled);
+    }
     let finish = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
     let emitted = text.len();
     Ok(SpeculativeStream {
@@ -228,21 +238,16 @@ pub struct SpeculativeStream<'a> {
     /// How much of it was handed out, the prompt included.
     emitted: usize,
     decoded: usize,
-    ready: VecDeque<SpeculativeToken>,
+    ready: VecDeque<Token>,
     /// Why there is nothing after what is ready.
     finish: Option<FinishReason>,
     has_failed: bool,
 }
 
 impl SpeculativeStream<'_> {
-    /// Why the stream ended; `None` while it goes on.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish.filter(|_| self.ready.is_empty())
-    }
-
     /// Guesses, checks, and makes at least one token ready.
     fn round(&mut self) -> Result<(), GenerateError> {
-        let context = usize::try_from(self.model.info().context_length).unwrap_or(usize::MAX);
+        let context = self.options.longest(self.model);
         let length = self.text.len();
         if length > context {
             self.finish = Some(FinishReason::ContextFull);
@@ -281,11 +286,14 @@ impl SpeculativeStream<'_> {
         if self.finish.is_none() && self.decoded >= self.options.max_tokens {
             self.finish = Some(FinishReason::MaxTokens);
         }
+        if self.finish.is_none() && length + chosen.len() > context {
+            self.finish = Some(FinishReason::ContextFull);
+        }
 
         self.chooser.remember(&call[..chosen.len()])?;
-        for (index, token) in self.chooser.tokens(&chosen, &logprobs)?.into_iter().enumerate() {
-            let guessed = guess.tokens.get(index) == Some(&token.id);
-            self.ready.push_back(SpeculativeToken { token, guessed });
+        for (index, mut token) in self.chooser.tokens(&chosen, &logprobs)?.into_iter().enumerate() {
+            token.guessed = guess.tokens.get(index) == Some(&token.id);
+            self.ready.push_back(token);
         }
         self.text.extend(chosen);
         self.forget(self.text.len() - 1)
@@ -301,10 +309,20 @@ impl SpeculativeStream<'_> {
     }
 }
 
+impl Tokens for SpeculativeStream<'_> {
+    fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish.filter(|_| self.ready.is_empty())
+    }
+}
+
 impl Iterator for SpeculativeStream<'_> {
-    type Item = Result<SpeculativeToken, GenerateError>;
+    type Item = Result<Token, GenerateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.options.cancel.is_cancelled() && self.finish_reason().is_none() {
+            self.ready.clear();
+            self.finish = Some(FinishReason::Cancelled);
+        }
         if self.ready.is_empty()
             && self.finish.is_none()
             && !self.has_failed

@@ -20,6 +20,14 @@ pub struct Token {
     /// The most probable tokens in its place with the logarithms of their probabilities, the largest first: as
     /// many as [`GenerateOptions::top_logprobs`] asks for.
     pub alternatives: Vec<(u32, f32)>,
+    /// Whether a [`Draft`](crate::Draft) had guessed it.
+    pub guessed: bool,
+}
+
+/// A stream of tokens, however they are decoded.
+pub trait Tokens: Iterator<Item = Result<Token, GenerateError>> {
+    /// Why the stream ended: known as soon as its last token is out, `None` while it goes on.
+    fn finish_reason(&self) -> Option<FinishReason>;
 }
 
 /// Why a stream ended.
@@ -32,6 +40,8 @@ pub enum FinishReason {
     MaxTokens,
     /// The model's context is full.
     ContextFull,
+    /// Somebody used the [`Cancel`](crate::Cancel) handle.
+    Cancelled,
 }
 
 /// The tokens that continue a prompt, decoded as they are asked for.
@@ -87,11 +97,15 @@ impl<'a> TokenStream<'a> {
     }
 
     fn advance(&mut self) -> Result<Option<Token>, GenerateError> {
+        if self.options.cancel.is_cancelled() && self.finish.is_none() {
+            self.finish = Some(FinishReason::Cancelled);
+            self.ahead = None;
+        }
         let Some(current) = self.ahead.take() else { return Ok(None) };
         self.decoded += 1;
         let last = if self.decoded >= self.options.max_tokens {
             Some(FinishReason::MaxTokens)
-        } else if self.session.offset() >= self.model.info().context_length {
+        } else if self.session.offset() as usize >= self.options.longest(self.model) {
             Some(FinishReason::ContextFull)
         } else {
             self.ahead = Some(self.step(&current.id)?);
@@ -107,6 +121,12 @@ impl<'a> TokenStream<'a> {
             self.ahead = None;
         }
         Ok(Some(token))
+    }
+}
+
+impl Tokens for TokenStream<'_> {
+    fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
     }
 }
 

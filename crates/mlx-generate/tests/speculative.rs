@@ -3,16 +3,22 @@
 
 mod common;
 
+use std::ops::ControlFlow;
+
 use common::{model, model_of, text};
 use mlx_causal_lm::{CausalLm, ModelInfo};
 use mlx_generate::{
-    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Guess, PromptLookup, Sampling, Session,
-    generate, generate_speculative,
+    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Guess, Penalties, Penalty, PromptLookup,
+    Sampling, Session, Speculation, Token, Tokens, generate, generate_speculative,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
 
 const MOST: usize = 4;
+
+fn go_on(_read: usize, _total: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 fn options(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_tokens, ..GenerateOptions::default() }
@@ -38,12 +44,14 @@ fn speculative(
     rewind: i32,
 ) -> (Vec<u32>, Option<FinishReason>, usize, usize) {
     let mut session = session(model, rewind);
-    let mut stream = generate_speculative(model, &mut session, draft, prompt, options, MOST).unwrap();
+    let mut stream =
+        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most: MOST }, go_on)
+            .unwrap();
     let found: Vec<_> = stream.by_ref().map(Result::unwrap).collect();
     let finish = stream.finish_reason();
     drop(stream);
     let guessed = found.iter().filter(|token| token.guessed).count();
-    (found.iter().map(|token| token.token.id).collect(), finish, guessed, session.offset() as usize)
+    (found.iter().map(|token| token.id).collect(), finish, guessed, session.offset() as usize)
 }
 
 /// A draft that knows the answer, and is wrong wherever the position is a multiple of `wrong_at`.
@@ -158,9 +166,16 @@ fn a_dropped_stream_leaves_what_was_handed_out() {
     for taken in 0..9 {
         let mut session = session(&model, 4);
         let mut oracle = Oracle { answer: answer.clone(), wrong_at: 1000 };
-        let stream =
-            generate_speculative(&mut model, &mut session, &mut oracle, &prompt, options(30), MOST).unwrap();
-        let found: Vec<u32> = stream.take(taken).map(|token| token.unwrap().token.id).collect();
+        let stream = generate_speculative(
+            &mut model,
+            &mut session,
+            &prompt,
+            options(30),
+            Speculation { draft: &mut oracle, most: MOST },
+            go_on,
+        )
+        .unwrap();
+        let found: Vec<u32> = stream.take(taken).map(|token| token.unwrap().id).collect();
         assert_eq!(found, expected[..taken]);
         // And the session goes on from there as if there had been no guesses.
         let so_far = answer[..prompt.len() + taken].to_vec();
@@ -195,7 +210,74 @@ fn a_draft_with_another_vocabulary_is_refused() {
     let mut tiny = model_of(None, None, 64, 11);
     let its_session = Session::new(tiny.new_cache(&CacheOptions::default()).unwrap());
     let mut draft = DraftModel::new(&mut tiny, its_session, &options(3)).unwrap();
-    let error =
-        generate_speculative(&mut model, &mut session, &mut draft, &text(5), options(3), MOST).err().unwrap();
+    let error = generate_speculative(
+        &mut model,
+        &mut session,
+        &text(5),
+        options(3),
+        Speculation { draft: &mut draft, most: MOST },
+        go_on,
+    )
+    .err()
+    .unwrap();
     assert_eq!(error.to_string(), "the draft model has a vocabulary of 64 tokens, and the model one of 96");
+}
+
+#[test]
+fn penalties_and_the_least_length_hold_for_guesses_too() {
+    let mut model = model(None, None);
+    let prompt = text(11);
+    let (free, _) = plain(&mut model, &prompt, options(40));
+    let options = GenerateOptions {
+        penalties: Penalties {
+            repetition: Penalty::new(1.5),
+            presence: Penalty::new(0.5),
+            ..Penalties::default()
+        },
+        stop_tokens: free[..3].to_vec(),
+        min_tokens: 9,
+        top_logprobs: 3,
+        ..options(40)
+    };
+    let mut session = session(&model, 0);
+    let expected: Vec<Token> =
+        generate(&mut model, &mut session, &prompt, options.clone()).unwrap().map(Result::unwrap).collect();
+    let ids: Vec<u32> = expected.iter().map(|token| token.id).collect();
+    assert!(ids.len() >= 9 && ids != free[..ids.len()], "the options change nothing");
+    let answer: Vec<u32> = prompt.iter().chain(&ids).copied().collect();
+    for wrong_at in [1000, 4] {
+        let mut oracle = Oracle { answer: answer.clone(), wrong_at };
+        let mut session = self::session(&model, 4);
+        let speculation = Speculation { draft: &mut oracle, most: MOST };
+        let stream =
+            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on)
+                .unwrap();
+        for (found, expected) in stream.map(Result::unwrap).zip(&expected) {
+            assert_eq!(found.id, expected.id);
+            assert!((found.logprob - expected.logprob).abs() < 1e-4);
+            let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            assert_eq!(ids(&found), ids(expected));
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_stream_ends_before_its_next_token() {
+    let mut model = model(None, None);
+    let prompt = text(11);
+    let (expected, _) = plain(&mut model, &prompt, options(30));
+    let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    let options = options(30);
+    let cancel = options.cancel.clone();
+    let mut session = session(&model, 4);
+    let mut oracle = Oracle { answer, wrong_at: 1000 };
+    let speculation = Speculation { draft: &mut oracle, most: MOST };
+    let mut stream =
+        generate_speculative(&mut model, &mut session, &prompt, options, speculation, go_on).unwrap();
+    assert_eq!(stream.by_ref().take(3).count(), 3);
+    cancel.cancel();
+    assert!(stream.next().is_none());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+    drop(stream);
+    assert!((13..=14).contains(&session.offset()), "{}", session.offset());
 }

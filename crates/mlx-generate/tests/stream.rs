@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
-    Dry, FinishReason, GenerateError, GenerateOptions, Penalties, Penalty, Sampling, Session, Token,
-    generate, generate_with_progress,
+    Dry, FinishReason, GenerateError, GenerateOptions, Overflow, Penalties, Penalty, Sampling, Session,
+    Token, generate, generate_with_progress,
 };
-use mlx_kvcache::CacheOptions;
+use mlx_kvcache::{CacheOptions, Limit};
 use mlx_lille_130m::{Config, Lille130m};
 use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::{Array, Dtype};
@@ -329,4 +329,42 @@ fn a_bias_for_a_token_that_the_model_does_not_have_is_an_error() {
     let penalties = Penalties { logit_bias: vec![(96, 1.0)], ..Penalties::default() };
     let error = error(&[1], GenerateOptions { penalties, ..options(1) });
     assert_eq!(error.to_string(), "the token id of a logit bias is 96, and must be below 96");
+}
+
+#[test]
+fn a_handle_stops_a_prompt_and_a_stream_from_another_thread() {
+    let mut model = model();
+    let options = options(20);
+    let cancel = options.cancel.clone();
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &PROMPT, options.clone()).unwrap();
+    assert_eq!(stream.by_ref().take(4).count(), 4);
+    std::thread::spawn(move || cancel.cancel()).join().unwrap();
+    assert!(stream.next().is_none());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+    drop(stream);
+    assert_eq!(session.offset(), 9);
+
+    let mut session = new_session(&model);
+    let error = generate(&mut model, &mut session, &PROMPT, options).unwrap_err();
+    assert!(matches!(error, GenerateError::Cancelled), "{error}");
+}
+
+/// With a limited cache a text may become longer than the context, and memory does not grow.
+#[test]
+fn a_sequence_may_slide_past_the_context() {
+    let mut model = model();
+    let limit = Some(Limit { max_size: 16, keep: 4 });
+    let options = GenerateOptions { overflow: Overflow::Slide, ..options(100) };
+    let cache = model.new_cache(&CacheOptions { limit, ..CacheOptions::default() }).unwrap();
+    let mut session = Session::new(cache);
+    let stream = generate(&mut model, &mut session, &PROMPT, options.clone()).unwrap();
+    let tokens: Vec<u32> = stream.map(|token| token.unwrap().id).collect();
+    // The context of this model is 64 tokens.
+    assert_eq!((tokens.len(), session.offset()), (100, 104));
+    let long: Vec<u32> = (0..80).map(|i| i % 96).collect();
+    assert_eq!(ids(&mut model, &long, GenerateOptions { max_tokens: 3, ..options }).len(), 3);
+    let mut session = new_session(&model);
+    let error = generate(&mut model, &mut session, &long, self::options(3)).unwrap_err();
+    assert!(matches!(error, GenerateError::PromptTooLong { .. }), "{error}");
 }
