@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         sampling: arguments.sampling.sampling(&tokenizer)?,
         top_logprobs: arguments.top_logprobs,
         prefill_chunk: PREFILL_CHUNK,
+        ..GenerateOptions::default()
     };
     interrupt::install();
     let report = continue_prompt(&mut *model, &tokenizer, &prompt, options, load, arguments.json)?;

@@ -22,7 +22,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Continue a prompt
-    Generate(generate::Arguments),
+    Generate(Box<generate::Arguments>),
     /// Say what is in a checkpoint folder
     Inspect(inspect::Arguments),
 }
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     // Libraries do not print; what they have to say comes out here.
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
     let outcome = match arguments.command {
-        Command::Generate(arguments) => generate::run(arguments),
+        Command::Generate(arguments) => generate::run(*arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
     };
     match outcome {
