@@ -14,20 +14,19 @@ How to run, from the repository root:
 
     python xtask/python/make_sampling_fixtures.py
 
+The first time it takes two minutes, in which MLX compiles mlx-lm's samplers.
 """
 
 import json
 import math
-import platform
 import sys
-from importlib.metadata import version
 from unittest import mock
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm import sample_utils
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
-from parity_cases import argument_parser, finish
+from parity_cases import argument_parser, finish, origin
 
 FOLDER = "crates/mlx-generate/tests/fixtures"
 SEED, VOCAB = 5, 97
@@ -191,13 +190,7 @@ def main() -> int:
     args = argument_parser(__doc__).parse_args()
     mx.set_default_device(mx.cpu)
 
-    about = {
-        "oracle": f"mlx-lm {version('mlx-lm')}",
-        "mlx": version("mlx"),
-        "device": f"cpu-{platform.system().lower()}-{platform.machine()}",
-        "made_by": "xtask/python/make_sampling_fixtures.py",
-        "seed": str(SEED),
-    }
+    about = origin("xtask/python/make_sampling_fixtures.py", SEED)
     made = {
         f"{FOLDER}/sampling.safetensors": lambda path: mx.save_safetensors(str(path), make_tensors(), metadata=about),
         f"{FOLDER}/sampling.json": lambda path: path.write_text(make_text(about), encoding="utf-8"),

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use mlx_models::generate::{GenerateError, Session};
+use mlx_models::generate::Session;
 
-use crate::engine::{CacheArguments, ModelArguments, Progress};
+use crate::engine::{CacheArguments, ModelArguments, Progress, unless_cancelled};
 use crate::failure::Failure;
 use crate::{interrupt, prompt};
 
@@ -44,9 +44,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    match read {
-        Err(GenerateError::Cancelled) => return Ok(()),
-        read => read?,
+    if unless_cancelled(read)?.is_none() {
+        return Ok(());
     }
     session.save(model, &arguments.prompt_cache_file)?;
     let bytes = session.cache().nbytes();

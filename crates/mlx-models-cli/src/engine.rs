@@ -139,13 +139,6 @@ impl CacheArguments {
     }
 }
 
-/// Who guesses.
-enum Guesser {
-    Nobody,
-    Lookup,
-    Model { model: Box<dyn CausalLm>, session: Option<Session> },
-}
-
 /// A model with a session that goes on from answer to answer.
 pub(crate) struct Engine {
     pub(crate) model: Box<dyn CausalLm>,
@@ -155,7 +148,10 @@ pub(crate) struct Engine {
     cache: CacheArguments,
     cache_options: CacheOptions,
     stop: Vec<String>,
-    guesser: Guesser,
+    /// A model that guesses, and what it has read.
+    draft: Option<Box<dyn CausalLm>>,
+    draft_session: Option<Session>,
+    prompt_lookup: bool,
     guesses: usize,
 }
 
@@ -191,12 +187,10 @@ impl Engine {
             tokenizer.add_stop_token(token)?;
         }
         let guesses = arguments.num_draft_tokens.max(1);
-        let guesser = match (arguments.draft_model, arguments.prompt_lookup) {
-            (Some(source), _) => Guesser::Model { model: load(source, None)?.model, session: None },
-            (None, true) => Guesser::Lookup,
-            (None, false) => Guesser::Nobody,
-        };
-        let guessed = if matches!(guesser, Guesser::Nobody) { 0 } else { guesses };
+        let draft = arguments.draft_model.map(|source| load(source, None)).transpose()?;
+        let draft = draft.map(|loaded| loaded.model);
+        let prompt_lookup = arguments.prompt_lookup;
+        let guessed = if draft.is_some() || prompt_lookup { guesses } else { 0 };
         let cache_options = arguments.cache.options(&*model, rewind + guessed);
         let options = GenerateOptions {
             max_tokens: arguments.max_tokens,
@@ -210,8 +204,19 @@ impl Engine {
         };
         let session = Session::new(model.new_cache(&cache_options)?);
         let (cache, stop) = (arguments.cache, arguments.stop);
-        let mut engine =
-            Self { model, tokenizer, session, options, cache, cache_options, stop, guesser, guesses };
+        let mut engine = Self {
+            model,
+            tokenizer,
+            session,
+            options,
+            cache,
+            cache_options,
+            stop,
+            draft,
+            draft_session: None,
+            prompt_lookup,
+            guesses,
+        };
         engine.cache.quantize(&*engine.model, &mut engine.session)?;
         Ok(engine)
     }
@@ -269,7 +274,8 @@ impl Engine {
         emit: &mut dyn FnMut(&str) -> io::Result<()>,
     ) -> Result<Answer, Failure> {
         let mut answer = Answer { finish_reason: "interrupted", ..Answer::default() };
-        let Self { model, tokenizer, session, options, cache_options, stop, guesser, guesses, .. } = self;
+        let Self { model, tokenizer, session, options, cache_options, stop, guesses, .. } = self;
+        let Self { draft, draft_session, prompt_lookup, .. } = self;
         let started = Instant::now();
         let bar = Progress::new("reading the prompt", "tokens");
         let progress = |read: usize, total: usize| {
@@ -277,24 +283,20 @@ impl Engine {
             answer.prompt_tokens = read;
             if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let mut lookup = PromptLookup::default();
-        let mut draft_model = match guesser {
-            Guesser::Model { model, session } => {
-                let fresh = match session.take() {
-                    Some(session) => session,
-                    None => Session::new(model.new_cache(&CacheOptions {
-                        rewind: i32::try_from(*guesses).unwrap_or(i32::MAX) + cache_options.rewind,
-                        ..CacheOptions::default()
-                    })?),
-                };
-                Some(DraftModel::new(&mut **model, fresh, options)?)
+        let mut looks_up = PromptLookup::default();
+        let mut draft_model = match draft {
+            Some(model) => {
+                let rewind = cache_options.rewind;
+                let empty = || model.new_cache(&CacheOptions { rewind, ..CacheOptions::default() });
+                let session = draft_session.take().map_or_else(|| empty().map(Session::new), Ok)?;
+                Some(DraftModel::new(&mut **model, session, options)?)
             }
-            _ => None,
+            None => None,
         };
-        let draft: Option<&mut dyn Draft> = match (&mut draft_model, &*guesser) {
-            (Some(draft), _) => Some(draft),
-            (None, Guesser::Lookup) => Some(&mut lookup),
-            (None, _) => None,
+        let draft: Option<&mut dyn Draft> = match &mut draft_model {
+            Some(draft) => Some(draft),
+            None if *prompt_lookup => Some(&mut looks_up),
+            None => None,
         };
         let counts_guesses = draft.is_some();
         let stream: Result<Box<dyn Tokens + '_>, GenerateError> = match draft {
@@ -307,11 +309,7 @@ impl Engine {
                 .map(|stream| Box::new(stream) as Box<dyn Tokens>),
         };
         bar.clear();
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(GenerateError::Cancelled) => return Ok(answer),
-            Err(e) => return Err(e.into()),
-        };
+        let Some(stream) = unless_cancelled(stream)? else { return Ok(answer) };
         answer.prompt_tokens_per_second = answer.prompt_tokens as f64 / started.elapsed().as_secs_f64();
 
         let started = Instant::now();
@@ -343,14 +341,21 @@ impl Engine {
             _ => {}
         }
         drop(text);
-        if let (Guesser::Model { session, .. }, Some(draft)) = (guesser, draft_model) {
-            *session = Some(draft.into_session());
-        }
+        *draft_session = draft_model.map(DraftModel::into_session);
         answer.guessed_tokens = counts_guesses.then_some(guessed);
         answer.generation_tokens = answer.tokens.len();
         answer.generation_tokens_per_second = answer.tokens.len() as f64 / started.elapsed().as_secs_f64();
         answer.peak_memory_bytes = mlx_rs::memory::peak_memory()?;
         Ok(answer)
+    }
+}
+
+/// None where Ctrl-C stopped it.
+pub(crate) fn unless_cancelled<T>(result: Result<T, GenerateError>) -> Result<Option<T>, Failure> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(GenerateError::Cancelled) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

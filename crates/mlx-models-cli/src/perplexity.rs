@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use mlx_models::generate::{GenerateError, PerplexityOptions, perplexity};
+use mlx_models::generate::{PerplexityOptions, perplexity};
 use serde_json::json;
 
-use crate::engine::{ModelArguments, Progress};
+use crate::engine::{ModelArguments, Progress, unless_cancelled};
 use crate::failure::Failure;
 use crate::{interrupt, prompt};
 
@@ -50,10 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    let found = match found {
-        Err(GenerateError::Cancelled) => return Ok(()),
-        found => found?,
-    };
+    let Some(found) = unless_cancelled(found)? else { return Ok(()) };
     let rate = tokens.len() as f64 / started.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
     if arguments.json {

@@ -62,7 +62,7 @@ pub(crate) struct SamplingArguments {
     /// What the penalty of DRY grows by with each further token
     #[arg(long, value_name = "X", default_value_t = 1.75, allow_negative_numbers = true)]
     dry_base: f64,
-    /// DRY penalizes tokens after which more than so many would be repeated
+    /// DRY penalizes what continues a repetition of at least so many tokens
     #[arg(long, value_name = "N", default_value_t = 2)]
     dry_allowed_length: usize,
     /// How many of the last tokens DRY looks at; all without it

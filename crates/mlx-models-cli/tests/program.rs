@@ -333,7 +333,7 @@ fn a_prompt_beyond_the_context() {
 fn a_token_outside_the_vocabulary() {
     // A model of 320 tokens beside a tokenizer of 1024.
     let folder = tempfile::tempdir().unwrap();
-    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_f32");
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_q4");
     for (from, file) in [(&*small, "config.json"), (&*small, "model.safetensors"), (demo(), "tokenizer.json")]
     {
         fs::copy(from.join(file), folder.path().join(file)).unwrap();

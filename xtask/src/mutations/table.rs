@@ -677,9 +677,9 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "greedy_takes_the_least_likely",
-        file: "crates/mlx-generate/src/sampler.rs",
-        find: "None => argmax_axis(logprobs, -1, false),",
-        replace: "None => argmax_axis(logprobs.negative()?, -1, false),",
+        file: "crates/mlx-generate/src/sampling/sampler.rs",
+        find: "return argmax_axis(logprobs, -1, false)",
+        replace: "return argmax_axis(logprobs.negative()?, -1, false)",
         filter: "lille_f32",
     },
     Mutation {

@@ -401,14 +401,14 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         ("lille_f32", "reference.safetensors", shorter, "reference.safetensors: "),
         ("lille_f32", "reference.safetensors", with_long_header, "reference.safetensors: "),
         ("lille_f32", "reference.safetensors", empty, "reference.safetensors: "),
-        ("lille_f32", "model.safetensors", into_folder, "model.safetensors"),
-        ("lille_f32", "model.safetensors", shorter, "is not a whole safetensors file"),
+        ("lille_q4", "model.safetensors", into_folder, "model.safetensors"),
+        ("lille_q4", "model.safetensors", shorter, "is not a whole safetensors file"),
         ("lille_f32", "config.json", deep, "recursion limit"),
     ] {
         let case = place(&folder, from, &mut expected, needle);
         damage(&case.join(file));
     }
-    let case = place(&folder, "lille_f32", &mut expected, "transformer.norm.weight: missing");
+    let case = place(&folder, "lille_q4", &mut expected, "transformer.norm.weight: missing");
     edit_file(&case.join("model.safetensors"), |tensors| drop(tensors.remove("transformer.norm.weight")));
 
     let folders: Vec<PathBuf> = find_cases(folder.path()).unwrap().into_iter().map(Result::unwrap).collect();

@@ -25,7 +25,7 @@ pub struct Dry {
     pub multiplier: f64,
     /// What the penalty grows by with each further token. From 1 on.
     pub base: f64,
-    /// Tokens that may be repeated without a penalty for the next one must be fewer than this. From 1 on.
+    /// What continues a repetition of fewer tokens is free. From 1 on.
     pub allowed_length: usize,
     /// How many of the last tokens are looked at; all where there is no number.
     pub penalty_last_n: Option<usize>,

@@ -143,3 +143,15 @@ fn divide(logprobs: &Array, temperature: f64) -> Result<Array, Exception> {
 
 /// The best token of a vocabulary of 2^23 has a log-probability of at least -16.
 const LARGEST_LOGPROB: f64 = 16.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `mx.compile` makes of `mx.array([-1.0]) * (1.0 / 0.7)`; without it, it is -1.4285715.
+    #[test]
+    fn the_temperature_has_the_digits_of_mlx_lms_compiled_function() {
+        let found = divide(&Array::from_slice(&[-1.0_f32], &[1, 1]), 0.7).unwrap();
+        assert_eq!(found.as_slice::<f32>(), [-1.428571]);
+    }
+}
