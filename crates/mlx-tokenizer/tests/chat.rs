@@ -236,6 +236,16 @@ fn a_template_that_is_wrong_stops_no_tokenizer_and_is_named_where_it_is_used() {
         ("{{ messages | tojson(ident=1) }}", 1, "ident"),
         ("{{ messages | tojson(1, 2, none, true, 4) }}", 1, "too many"),
         ("{{ messages | tojson(separators=['a']) }}", 1, "two strings"),
+        // As docs/chat-templates.md says.
+        ("a\n{{ '%s' % ('a',) }}", 2, "operator"),
+        ("a\n{{ namespace({'a': 1}, b=2).a }}", 2, "too many"),
+        ("a\n{{ joiner() }}", 2, "joiner"),
+        ("a\n{% include 'x' %}", 2, "include"),
+        (
+            "{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+            1,
+            "too deeply",
+        ),
     ] {
         let files = [("chat_template.jinja", template)];
         assert_eq!(tokenizer(&files).encode("hi").unwrap().len(), 2);
