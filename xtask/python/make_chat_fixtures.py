@@ -1,8 +1,8 @@
 """Makes the fixtures of `mlx-tokenizer`: what transformers renders, encodes and decodes, and what mlx-lm streams.
 
 What: `chats.json`, conversations through the templates of `chat_templates`, which have the shapes of those of real
-models, and through small templates, each about one thing; `tokenizers.json`, small tokenizers of each kind as the files of
-a checkpoint folder, with texts, ids and the text that ids become.
+models, and through small templates, each about one thing; `tokenizers.json`, small tokenizers of each kind as the files
+of a checkpoint folder, with texts, ids and the text that ids become.
 
 Why: `cargo test -p mlx-tokenizer` demands the same texts and ids from this project's tokenizer.
 
@@ -31,7 +31,9 @@ TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 NOW = datetime.datetime(2026, 3, 4, 5, 6, 7)
 SPECIAL = {"bos_token": "<bos>", "eos_token": "<|endoftext|>", "pad_token": "<pad>", "image_token": "<image>"}
 
-UNICODE = "naïve 🦊, 日本語, עברית, e\u0301, \u200b\u2028 and \"quotes\" \\ back\tslash <|im_end|> {{ no }} {% tag %}"
+UNICODE = (
+    'naïve 🦊, 日本語, עברית, e\u0301, \u200b\u2028 and "quotes" \\ back\tslash <|im_end|> {{ no }} {% tag %}'
+)
 TOOLS = [
     {
         "type": "function",
@@ -50,9 +52,13 @@ TOOLS = [
             },
         },
     },
-    {"type": "function", "function": {"name": "now", "parameters": {}, "limits": [1e-7, 1e16, -0.0, 3.0, 1e22, 123456.789]}},
+    {
+        "type": "function",
+        "function": {"name": "now", "parameters": {}, "limits": [1e-7, 1e16, -0.0, 3.0, 1e22, 123456.789]},
+    },
 ]
-CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln \"K\"", "n": [1, 2.0, None, True]}}}
+ARGUMENTS = {"city": 'Köln "K"', "n": [1, 2.0, None, True]}
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}
 OTHER = {"type": "function", "function": {"name": "now", "arguments": {}}}
 
 
@@ -64,7 +70,12 @@ CONVERSATIONS = {
     "hello": [turn("user", "Hello!")],
     "system": [turn("system", "Be short."), turn("user", "  Hello!\n")],
     "several": [turn("user", "One"), turn("assistant", " Two \n"), turn("user", "Three"), turn("assistant", "Four")],
-    "unicode": [turn("system", UNICODE), turn("user", UNICODE), turn("assistant", UNICODE), turn("user", "\u3000x\u3000")],
+    "unicode": [
+        turn("system", UNICODE),
+        turn("user", UNICODE),
+        turn("assistant", UNICODE),
+        turn("user", "\u3000x\u3000"),
+    ],
     "empty": [turn("system", ""), turn("user", ""), turn("assistant", ""), turn("user", "")],
     "two_users": [turn("user", "One"), turn("user", "Two")],
     "starts_with_answer": [turn("assistant", "One"), turn("user", "Two")],
@@ -113,7 +124,7 @@ SETTINGS = {
 VALUE = {"b": [1, 2.5, True, None, "é\"\\\n\u007f\u0001🦊"], "a": {"z": {}, "y": []}, "1": -1}
 MESSAGES = [turn("user", "  Hi there \n"), turn("assistant", "Hello"), turn("user", "bye")]
 
-# Small templates, each about one thing.
+# Small templates, each about one thing; a line each, however long.
 SNIPPETS = [
     "{{ v | tojson }}",
     "{{ v | tojson(indent=2) }}|{{ v | tojson(indent=0) }}|{{ [] | tojson(indent=2) }}",
@@ -307,7 +318,9 @@ def sentence_piece(words: list[str], strip: bool) -> dict:
     tokens = added({content: id for id, content in enumerate(special)})
     tokens += added(specials(model, "<start_of_turn>", "<end_of_turn>"), rstrip=strip)
     decoder = {"type": "Sequence", "decoders": decoders}
-    return tokenizer_json(model, added_tokens=tokens, normalizer=normalizer, decoder=decoder, post_processor=begins("<bos>", 2))
+    post_processor = begins("<bos>", 2)
+    parts = {"normalizer": normalizer, "decoder": decoder, "post_processor": post_processor}
+    return tokenizer_json(model, added_tokens=tokens, **parts)
 
 
 def begins(bos: str, id: int) -> dict:
@@ -321,18 +334,21 @@ def begins(bos: str, id: int) -> dict:
 
 def metaspace() -> dict:
     pieces = ["<unk>", "</s>", "▁", "▁the", "▁fox", "es", "a", "b", "c", ".", ",", "!", "▁a", "日"]
-    model = {"type": "Unigram", "unk_id": 0, "vocab": [[piece, -1.0 - index / 10] for index, piece in enumerate(pieces)]}
+    vocab = [[piece, -1.0 - index / 10] for index, piece in enumerate(pieces)]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab}
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     tokens = added({"<unk>": 0, "</s>": 1})
     return tokenizer_json(model | {"byte_fallback": False}, added_tokens=tokens, pre_tokenizer=space, decoder=space)
 
 
 def word_piece() -> dict:
-    pieces = ["[UNK]", "[SEP]", "the", "fox", "##es", "##y", ".", ",", "!", "don", "'", "t", "s", "n't", "do", "not", "日"]
-    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-    model["vocab"] = {piece: id for id, piece in enumerate(pieces)}
-    parts = {"pre_tokenizer": {"type": "BertPreTokenizer"}, "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}
-    return tokenizer_json(model, added_tokens=added({"[UNK]": 0, "[SEP]": 1}), **parts)
+    pieces = ["[UNK]", "[SEP]", "the", "fox", "##es", "##y", ".", ",", "!", "don", "'", "t", "s"]
+    pieces += ["n't", "do", "not", "日"]
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    model |= {"max_input_chars_per_word": 100, "vocab": {piece: id for id, piece in enumerate(pieces)}}
+    decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    tokens = added({"[UNK]": 0, "[SEP]": 1})
+    return tokenizer_json(model, added_tokens=tokens, pre_tokenizer={"type": "BertPreTokenizer"}, decoder=decoder)
 
 
 def word_level() -> dict:
@@ -361,7 +377,7 @@ TOKENIZERS = {
     "byte_level_special_map": {
         "tokenizer.json": LEVEL,
         "tokenizer_config.json": FAST | {"bos_token": "<pad>", "eos_token": "<|endoftext|>"},
-        "special_tokens_map.json": {"bos_token": {"content": "<bos>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}},
+        "special_tokens_map.json": {"bos_token": {"content": "<bos>", "normalized": False}},
     },
     "byte_level_named": {"tokenizer.json": LEVEL, "tokenizer_config.json": FAST | SPECIAL | {"pad_token": "<think>"}},
     "byte_level_truncates": {
