@@ -87,7 +87,8 @@ static PAIRS: LazyLock<Vec<Pair>> = LazyLock::new(|| {
         sequence(&[&replace, &fallback, &fuse, &strip(3, 0)]),
         sequence(&[&fuse, &strip(1, 0), &replace]),
         sequence(&[&level, &piece(true)]),
-        sequence(&[&ctc, &space("always"), &suffix]),
+        // The other way round theirs panics where nothing is left but repeated or empty tokens.
+        sequence(&[&suffix, &ctc, &space("always")]),
         sequence(&[&suffix, &sequence(&[&piece(true), &fuse]), &strip(1, 0)]),
     ];
     for decoder in decoders {
