@@ -39,6 +39,16 @@ CONFIG = {
 FACTOR_8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 # As the released configs of models with a vision part: what is not said has a default, which is the value above.
 DEFAULTS = ("vocab_size", "rms_norm_eps", "rope_theta", "rope_local_base_freq", "max_position_embeddings")
+# Six layers, of which the last is a global one where nothing says which are; small, since they are many.
+SMALL = {key: value for key, value in CONFIG.items() if key not in {*DEFAULTS, "sliding_window_pattern"}} | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 80,
+    "max_position_embeddings": 128,
+}
 MULTIMODAL = {
     "model_type": "gemma3",
     "vocab_size": 80,
@@ -102,6 +112,7 @@ CASES = [
     for weights, seeds in SEEDS.items()
     for (cut, calls), seed in zip(CUTS.items(), seeds, strict=True)
 ] + [
+    Case("gemma3_defaults", 4, [9, 1, 1, 4], SMALL, scale, tied=True),
     case("f16_clipped", 1, [9, 1, 1, 4], scale=scale_beyond_float16, dtype=mx.float16),
     case("untied", 3, [9, 1, 1, 4], tied=False, from_seed=True),
     case("untied_q4", 1, [9, 1, 1, 4], tied=False, **WEIGHTS["q4"]),

@@ -62,13 +62,13 @@ def olmo3(seed: int, config: dict | None = None, **rest: object) -> model_cases.
     return make_olmo3_cases.case("base", seed, [1], config, **rest)
 
 
-def phi3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+def phi3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
     """With the one weight for queries, keys and values, and the one for gate and up."""
     config = make_phi3_cases.CONFIG | {"vocab_size": 64} | (config or {})
-    return sliding_cases.Case("base", seed, [1], config, scale=make_qwen3_cases.scale, **rest)
+    return model_cases.Case("base", seed, [1], config, scale=make_qwen3_cases.scale, **rest)
 
 
-def qwen3(seed: int, config: dict | None = None, **rest: object) -> sliding_cases.Case:
+def qwen3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
     config = {"tie_word_embeddings": True, "intermediate_size": 32} | (config or {})
     rest = {"scale": make_qwen3_cases.scale_tied, "tied": True} | rest
     return make_qwen3_cases.case("base", seed, [1], config, **rest)

@@ -48,6 +48,7 @@ SU = {
     "partial_rotary_factor": 0.75,
     "rope_scaling": {"type": "su", "short_factor": [1.0, 1.2, 1.4], "long_factor": [1.5, 3.0, 8.0]},
 }
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 80}
 LINEAR = {"rope_scaling": {"type": "linear", "factor": 4.0, "long_factor": []}}
 
 ALWAYS_LONG = {"description": {"longrope": "mlx-lm"}}
@@ -74,8 +75,10 @@ def without_long_factor(config: dict) -> dict:
     return config | {"rope_scaling": scaling}
 
 
-def case(name: str, config: dict | None = None, **rest: object) -> Case:
-    return Case(f"phi3_{name}", config=CONFIG | (config or {}), scale=scale, **rest)
+def case(name: str, config: dict | None = None, without: tuple[str, ...] = (), **rest: object) -> Case:
+    """A case; `without` are keys that have defaults."""
+    config = {key: value for key, value in (CONFIG | (config or {})).items() if key not in without}
+    return Case(f"phi3_{name}", config=config, scale=scale, **rest)
 
 
 # In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
@@ -98,6 +101,7 @@ CASES = [
     case("linear", seed=22, calls=[12, 1, 1, 20], config=LINEAR, hidden_config=without_long_factor),
     case("partial", seed=15, calls=[10, 1, 4], config={"partial_rotary_factor": 0.5, "rope_theta": 500.0}),
     case("interleaved", seed=6, calls=[10, 1, 4], config={"rope_traditional": True}),
+    case("default_base", seed=22, calls=[10, 1, 4], config=SMALL, without=("rope_theta",)),
     case("rotary_keys", seed=4, calls=[6, 1, 1], hidden_weights=rotary_leftovers),
     case("longrope_mlx_lm", seed=2, calls=[9, 1, 1, 10, 1], **ALWAYS_LONG, config=LONGROPE),
     case("longrope_mlx_lm_bf16", seed=3, calls=[9, 1, 1, 10, 1], **ALWAYS_LONG, config=LONGROPE, dtype=mx.bfloat16),

@@ -141,9 +141,7 @@ DEMOS = {
             "with base {rope_theta:,.0f}",
             **TRANSFORMERS_SHAPE,
         },
-        steps=900,
-        tokens_per_step=1024,
-        peak_rate=2e-3,
+        steps=1200,
     ),
     "olmo3": Demo(
         config=TRANSFORMERS_CONFIG
@@ -185,9 +183,7 @@ DEMOS = {
             "from 64 to 512 tokens",
             **TRANSFORMERS_SHAPE,
         },
-        steps=900,
-        tokens_per_step=1024,
-        peak_rate=2e-3,
+        steps=1200,
     ),
     "gemma3": Demo(
         config=TRANSFORMERS_CONFIG
@@ -199,9 +195,9 @@ DEMOS = {
             "head_dim": 48,
             "hidden_activation": "gelu_pytorch_tanh",
             "hidden_size": 128,
-            "intermediate_size": 320,
+            "intermediate_size": 224,
             "num_attention_heads": 4,
-            "num_hidden_layers": 5,
+            "num_hidden_layers": 6,
             "num_key_value_heads": 1,
             "query_pre_attn_scalar": 32,
             "rms_norm_eps": 1e-6,
@@ -215,22 +211,21 @@ DEMOS = {
         # MLX starts a norm's weight at 1, but Gemma's norms add 1 to theirs: they start as no change, and the two at
         # the end of a block's halves at a tenth.
         first_weights={
+            "embed_tokens": 0.3,
             "post_attention_layernorm": -0.9,
             "post_feedforward_layernorm": -0.9,
             "norm": 0.0,
         },
         about="in the architecture of Gemma 3's text models",
         shape={
-            "layers": "{num_hidden_layers}; the third sees all, the others a window of {sliding_window} tokens",
+            "layers": "{num_hidden_layers}; the third and the last see all, the others a window of {sliding_window} tokens",
             "width": "{hidden_size}, with {num_attention_heads} query heads and {num_key_value_heads} key-value head "
             "of {head_dim}",
-            "rotary embedding": "with base {rope_theta:,.0f} in the third layer "
+            "rotary embedding": "with base {rope_theta:,.0f} in the layers that see all "
             "and {rope_local_base_freq:,.0f} in the others",
             **TRANSFORMERS_SHAPE,
         },
-        steps=800,
-        tokens_per_step=1024,
-        peak_rate=2e-3,
+        steps=1200,
     ),
 }
 

@@ -88,6 +88,9 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     readme.present = " ".to_owned();
     steps.push(readme);
 
+    // Builds the workspace some ninety times, a few seconds each.
+    steps.push(cargo("mutations", "run --quiet --package xtask -- mutations"));
+
     let mut other = cargo("a project of somebody else's", "run --quiet");
     other.command.current_dir(downstream).env("CARGO_TARGET_DIR", root.join("target/downstream"));
     other.present = "[2, 4]".to_owned();

@@ -53,9 +53,14 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
     ("make_convert_fixtures.py", Environment::MlxLm),
+    ("make_trace_fixtures.py", Environment::MlxLm),
+    ("make_chat_fixtures.py", Environment::MlxLm),
+    ("make_sampling_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
+    ("make_rope_transformers_cases.py", Environment::Transformers),
+    ("mlx_lm_on_transformers_cases.py", Environment::MlxLm),
 ];
 
 /// Where the demos' checkpoints are, and what a script makes of each of them.
@@ -552,7 +557,8 @@ mod tests {
         let scripts = files_below(&python::scripts()).unwrap();
         let makers: BTreeSet<_> = scripts
             .iter()
-            .filter(|name| name.starts_with("make_") && name.ends_with(".py"))
+            .filter(|name| name.ends_with(".py"))
+            .filter(|name| name.starts_with("make_") || *name == "mlx_lm_on_transformers_cases.py")
             .map(String::as_str)
             .collect();
         assert_eq!(makers, SCRIPTS.iter().map(|(name, _)| *name).collect());

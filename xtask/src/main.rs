@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod fixtures;
+mod mutations;
 mod parity;
 mod plot_rope;
 mod python;
@@ -29,6 +30,8 @@ enum Command {
     Parity(parity::Arguments),
     /// Make the committed fixtures again with the reference programs, or check them
     Fixtures(fixtures::Arguments),
+    /// Break a copy of the code in many ways, and see whether parity finds each
+    Mutations(mutations::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
     /// Make a Python environment of the project's scripts, once, and print its interpreter
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let answer = match Arguments::parse().command {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Fixtures(arguments) => fixtures::run(&arguments),
+        Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),

@@ -85,6 +85,8 @@ pub(crate) fn run() -> io::Result<bool> {
     check_msrv(&root, &metadata, &mut problems)?;
     check_files(&root, &files, &mut problems)?;
     check_sizes(&root, &files, &mut problems)?;
+    let cases = files.iter().filter_map(|file| file.strip_prefix("xtask/cases/")?.strip_suffix("/case.json"));
+    crate::parity::check_document(&root, &cases.collect(), &mut problems)?;
 
     let mut out = io::stdout().lock();
     for problem in &problems {
@@ -100,7 +102,7 @@ pub(crate) fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
     let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").args(arguments).current_dir(root).output()?;
     if !output.status.success() {
-        return Err(io::Error::other("git ls-files failed; tidy needs a git checkout"));
+        return Err(io::Error::other("git ls-files failed; this needs a git checkout"));
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())

@@ -7,8 +7,8 @@ use mlx_kvcache::{CacheOptions, ModelCache};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 
-use crate::stream::Step;
-use crate::{FinishReason, GenerateError, GenerateOptions, Sampler, Session, Token, prefill};
+use crate::chooser::Chooser;
+use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, prefill};
 
 /// Names a sequence of a [`Batch`], also after others have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ struct Row {
     /// The length of the sequence that the cached keys are rotated for.
     rotated_for: i32,
     decoded: usize,
-    sampler: Sampler,
+    chooser: Chooser,
     options: GenerateOptions,
 }
 
@@ -104,10 +104,13 @@ impl Batch {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
-        let sampler = Sampler::new(options.sampling)?;
+        let chooser = Chooser::new(&options, model.info().vocab_size)?.after(|| {
+            let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
+            Ok(rest.to_vec())
+        })?;
         let id = RowId(self.added);
         let rotated_for = length(prompt);
-        self.join(model, Row { id, tokens: prompt.to_vec(), rotated_for, decoded: 0, sampler, options })?;
+        self.join(model, Row { id, tokens: prompt.to_vec(), rotated_for, decoded: 0, chooser, options })?;
         self.added += 1;
         Ok(id)
     }
@@ -138,11 +141,11 @@ impl Batch {
         let tokens = Array::from_slice(&last, &[last.len() as i32, 1]);
         let logits = model.forward(&tokens, cache, Logits::Last)?.squeeze_axes(&[1])?; // [B, V]
 
-        let rows = (0..).zip(&mut self.rows);
-        let steps =
-            rows.map(|(index, row)| Step::choose(&logits.try_index(index..index + 1)?, &mut row.sampler));
-        let steps: Vec<Step> = steps.collect::<Result<_, GenerateError>>()?;
-        let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
+        let mut steps = Vec::with_capacity(self.rows.len());
+        for (index, row) in (0..).zip(&mut self.rows) {
+            let token = tokens.try_index((index, ..))?; // [1]
+            steps.push(row.chooser.step(&token, logits.try_index(index..index + 1)?)?);
+        }
         let mut answers = Vec::with_capacity(steps.len());
         for (row, step) in self.rows.iter_mut().zip(&steps) {
             let token = step.read()?;
@@ -150,9 +153,11 @@ impl Batch {
             row.tokens.push(token.id);
             let finish = if row.options.stop_tokens.contains(&token.id) {
                 Some(FinishReason::StopToken)
+            } else if row.options.cancel.is_cancelled() {
+                Some(FinishReason::Cancelled)
             } else if row.decoded >= row.options.max_tokens {
                 Some(FinishReason::MaxTokens)
-            } else if row.tokens.len() > context {
+            } else if row.tokens.len() > row.options.longest(model) {
                 Some(FinishReason::ContextFull)
             } else {
                 None
@@ -191,8 +196,7 @@ impl Batch {
     /// Reads all but the last token of the row, and puts it behind the others.
     fn join(&mut self, model: &mut dyn CausalLm, row: Row) -> Result<(), GenerateError> {
         let mut session = self.new_session(model)?;
-        let chunk = row.options.prefill_chunk;
-        prefill(model, &mut session, &row.tokens, chunk, &mut |_, _| ControlFlow::Continue(()))?;
+        prefill(model, &mut session, &row.tokens, &row.options, &mut |_, _| ControlFlow::Continue(()))?;
         let cache = session.into_cache();
         match &mut self.cache {
             Some(all) => all.extend(&cache)?,

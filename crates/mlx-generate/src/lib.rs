@@ -5,25 +5,32 @@
 //! token, the device already works on the next one.
 
 mod batch;
+mod cancel;
+mod chooser;
 mod perplexity;
-mod sampler;
+mod sampling;
 mod session;
+mod speculative;
 mod stream;
 
 use std::ops::ControlFlow;
 
-use mlx_causal_lm::{CausalLm, Logits};
+use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{CacheError, CacheFileError};
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
+use chooser::Chooser;
 use session::PIECE;
 
 pub use batch::{Batch, BatchToken, RowId};
+pub use cancel::Cancel;
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
-pub use sampler::{Sampler, Sampling};
+pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 pub use session::{KvQuantization, Reuse, Session};
-pub use stream::{FinishReason, Token, TokenStream};
+pub use speculative::{
+    Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
+};
+pub use stream::{FinishReason, Token, TokenStream, Tokens};
 
 /// Why a prompt is not continued.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +61,15 @@ pub enum GenerateError {
         /// Ids must be below this.
         vocab_size: i32,
     },
-    /// The sampling options contradict arithmetic.
-    #[error("temperature is {found}, and must be a number from 0 on")]
-    Temperature {
+    /// An option of sampling or of a penalty is out of its range.
+    #[error("{option} is {found}, and must be {expected}")]
+    Option {
+        /// Its name.
+        option: &'static str,
         /// The value that was given.
-        found: f32,
+        found: String,
+        /// What it must be.
+        expected: String,
     },
     /// The sequence has to be read again, and its first tokens are not known.
     #[error(
@@ -83,6 +94,14 @@ pub enum GenerateError {
         /// How many there are in a piece.
         tokens: usize,
     },
+    /// A draft whose tokens are not the model's.
+    #[error("the draft model has a vocabulary of {found} tokens, and the model one of {expected}")]
+    DraftVocabulary {
+        /// Of the draft.
+        found: i32,
+        /// Of the model.
+        expected: i32,
+    },
     /// Something that one sequence has was asked of a batch.
     #[error("this needs a session of one row, and there are {rows}")]
     Rows {
@@ -92,7 +111,7 @@ pub enum GenerateError {
     /// A file of a session.
     #[error(transparent)]
     CacheFile(#[from] CacheFileError),
-    /// The progress callback asked to stop.
+    /// The progress callback or the [`Cancel`] handle asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,
     /// The cache refused an operation.
@@ -114,16 +133,58 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Stop after one of these.
     pub stop_tokens: Vec<u32>,
-    /// How a token is chosen.
+    /// Before this many tokens, stop tokens are impossible.
+    pub min_tokens: usize,
+    /// What the logits are changed by.
+    pub penalties: Penalties,
+    /// How a token is drawn.
     pub sampling: Sampling,
+    /// How many [`alternatives`](Token::alternatives) a token comes with.
+    pub top_logprobs: usize,
     /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
     /// memory; 2048, the default, is mlx-lm's choice as well.
     pub prefill_chunk: usize,
+    /// What happens where the model's context ends.
+    pub overflow: Overflow,
+    /// Stops the prompt or the stream from elsewhere.
+    pub cancel: Cancel,
+}
+
+/// What happens where a sequence comes to the end of the context that the model was made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// The stream ends with [`FinishReason::ContextFull`]; a longer prompt is an error.
+    #[default]
+    Stop,
+    /// It goes on. Meant for caches with a [`Limit`](mlx_kvcache::Limit), whose layers slide: they keep the first
+    /// tokens and the newest ones, so that memory stays what it is. (Xiao et al., *Efficient Streaming Language Models with
+    /// Attention Sinks*, <https://arxiv.org/abs/2309.17453>; positions go on counting, as in mlx-lm.)
+    Slide,
+}
+
+impl GenerateOptions {
+    /// How many tokens a sequence may have.
+    fn longest(&self, model: &dyn CausalLm) -> usize {
+        match self.overflow {
+            Overflow::Stop => usize::try_from(model.info().context_length).unwrap_or(usize::MAX),
+            Overflow::Slide => i32::MAX as usize,
+        }
+    }
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, stop_tokens: Vec::new(), sampling: Sampling::Greedy, prefill_chunk: PIECE }
+        Self {
+            max_tokens: 256,
+            stop_tokens: Vec::new(),
+            min_tokens: 0,
+            penalties: Penalties::default(),
+            sampling: Sampling::default(),
+            top_logprobs: 0,
+            prefill_chunk: PIECE,
+            overflow: Overflow::default(),
+            cancel: Cancel::default(),
+        }
     }
 }
 
@@ -157,9 +218,14 @@ pub fn generate_with_progress<'a>(
     options: GenerateOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
-    let sampler = Sampler::new(options.sampling)?;
-    let (last, total) = prefill(model, session, prompt, options.prefill_chunk, &mut progress)?;
-    let stream = TokenStream::start(model, session, last, sampler, options)?;
+    let chooser = Chooser::new(&options, model.info().vocab_size)?;
+    // The last token comes with the first step.
+    let chooser = chooser.after(|| {
+        let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
+        Ok([session.ids()?, rest.to_vec()].concat())
+    })?;
+    let (last, total) = prefill(model, session, prompt, &options, &mut progress)?;
+    let stream = TokenStream::start(model, session, last, chooser, options)?;
     match progress(total, total) {
         ControlFlow::Continue(()) => Ok(stream),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
@@ -173,41 +239,32 @@ fn prefill(
     model: &mut dyn CausalLm,
     session: &mut Session,
     prompt: &[u32],
-    chunk: usize,
+    options: &GenerateOptions,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<(u32, usize), GenerateError> {
-    check_prompt(model, session, prompt)?;
+    check_prompt(model, session, prompt, options)?;
     let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
-
-    // The model hears the length of the whole prompt before its first piece.
-    let again = session.prepare(model, prompt.len() as i32)? as usize;
-    let total = again + prompt.len();
-    let mut tell = |read| match progress(read, total) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(GenerateError::Cancelled),
-    };
-    let mut read = 0;
-    tell(read)?;
-    while read < again {
-        read += session.catch_up(model, chunk)? as usize;
-        tell(read)?;
-    }
-    for piece in rest.chunks(chunk.max(1)) {
-        let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
-        session.append(model, &tokens, Logits::None)?;
-        session.tidy()?;
-        read += piece.len();
-        tell(read)?;
-    }
+    let total = session.feed(model, rest, 1, options.prefill_chunk, &mut |read, total| match options
+        .cancel
+        .is_cancelled()
+    {
+        true => ControlFlow::Break(()),
+        false => progress(read, total),
+    })?;
     Ok((*last, total))
 }
 
-fn check_prompt(model: &dyn CausalLm, session: &Session, prompt: &[u32]) -> Result<(), GenerateError> {
+fn check_prompt(
+    model: &dyn CausalLm,
+    session: &Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<(), GenerateError> {
     let info = model.info();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    let (cached, context) = (session.offset() as usize, info.context_length as usize);
+    let (cached, context) = (session.offset() as usize, options.longest(model));
     if cached + prompt.len() > context {
         return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
     }

@@ -2,6 +2,8 @@
 
 mod turn;
 
+use std::ops::ControlFlow;
+
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheError, ModelCache, Snapshot};
 use mlx_rs::error::Exception;
@@ -173,6 +175,62 @@ impl Session {
             start = end;
         }
         Ok(concatenate(&answers, 1)?)
+    }
+
+    /// Reads the next tokens of a session of one row without looking at what they are answered with, in pieces of
+    /// `piece`: a prompt that is to be kept. The callback hears how many tokens were read, of how many, and may stop it;
+    /// what was read stays. Tokens that have to be read again count as well.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read), and [`GenerateError::Cancelled`].
+    pub fn read_all(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &[u32],
+        piece: usize,
+        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<(), GenerateError> {
+        let vocab_size = model.info().vocab_size;
+        if let Some(position) = tokens.iter().position(|&id| i64::from(id) >= i64::from(vocab_size)) {
+            let id = tokens[position].into();
+            return Err(GenerateError::OutsideVocabulary { id, position, vocab_size });
+        }
+        self.feed(model, tokens, 0, piece, &mut progress)?;
+        Ok(())
+    }
+
+    /// Reads tokens that the model has, and answers how many there were to read in all, with `more` to come.
+    pub(crate) fn feed(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &[u32],
+        more: usize,
+        piece: usize,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, GenerateError> {
+        // The model hears the length of the whole text before its first piece.
+        let coming = tokens.len() + more;
+        let again = self.prepare(model, i32::try_from(coming).unwrap_or(i32::MAX))? as usize;
+        let total = again + coming;
+        let mut tell = |read| match progress(read, total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(GenerateError::Cancelled),
+        };
+        let mut read = 0;
+        tell(read)?;
+        while read < again {
+            read += self.catch_up(model, piece)? as usize;
+            tell(read)?;
+        }
+        for piece in tokens.chunks(piece.max(1)) {
+            let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
+            self.append(model, &tokens, Logits::None)?;
+            self.tidy()?;
+            read += piece.len();
+            tell(read)?;
+        }
+        Ok(total)
     }
 
     /// Forgets the newest `tokens` tokens, or all where there are fewer, and says how many went.

@@ -1,23 +1,33 @@
 //! The decode loop.
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_rs::error::{ConversionError, Exception};
-use mlx_rs::ops::indexing::take_along_axis;
-use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::Array;
 
-use crate::{GenerateError, GenerateOptions, Sampler, Session};
+use crate::chooser::{Chooser, Step};
+use crate::{GenerateError, GenerateOptions, Session};
 
 /// Allocations of the device are given back after this many tokens, as in mlx-lm.
 const TOKENS_BETWEEN_CLEANUPS: usize = 256;
 
 /// A token that was generated.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// The natural logarithm of the probability that the model gave it.
+    /// The natural logarithm of the probability that the model gave it, after penalties and before the filters
+    /// and the temperature.
     pub logprob: f32,
+    /// The most probable tokens in its place with the logarithms of their probabilities, the largest first: as
+    /// many as [`GenerateOptions::top_logprobs`] asks for.
+    pub alternatives: Vec<(u32, f32)>,
+    /// Whether a [`Draft`](crate::Draft) had guessed it.
+    pub guessed: bool,
+}
+
+/// A stream of tokens, however they are decoded.
+pub trait Tokens: Iterator<Item = Result<Token, GenerateError>> {
+    /// Why the stream ended: known as soon as its last token is out, `None` while it goes on.
+    fn finish_reason(&self) -> Option<FinishReason>;
 }
 
 /// Why a stream ended.
@@ -30,6 +40,8 @@ pub enum FinishReason {
     MaxTokens,
     /// The model's context is full.
     ContextFull,
+    /// Somebody used the [`Cancel`](crate::Cancel) handle.
+    Cancelled,
 }
 
 /// The tokens that continue a prompt, decoded as they are asked for.
@@ -41,37 +53,11 @@ pub enum FinishReason {
 pub struct TokenStream<'a> {
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
-    sampler: Sampler,
+    chooser: Chooser,
     options: GenerateOptions,
     decoded: usize,
     ahead: Option<Step>,
     finish: Option<FinishReason>,
-}
-
-/// A token that the device may still be working on.
-#[derive(Debug)]
-pub(crate) struct Step {
-    id: Array,
-    logprob: Array,
-}
-
-impl Step {
-    /// Starts the device on the choice of a token by these logits, `[1, V]`.
-    pub(crate) fn choose(logits: &Array, sampler: &mut Sampler) -> Result<Self, GenerateError> {
-        let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
-        let id = sampler.sample(&logprobs)?; // [1]
-        let logprob = take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(Dtype::Float32)?;
-        async_eval([&id, &logprob])?;
-        Ok(Self { id, logprob })
-    }
-
-    /// Waits for the token.
-    pub(crate) fn read(&self) -> Result<Token, GenerateError> {
-        let read = |e: ConversionError| Exception::custom(e.to_string());
-        let id = self.id.try_item_exact::<u32>().map_err(read)?;
-        let logprob = self.logprob.try_item_exact::<f32>().map_err(read)?;
-        Ok(Token { id, logprob })
-    }
 }
 
 impl<'a> TokenStream<'a> {
@@ -79,10 +65,10 @@ impl<'a> TokenStream<'a> {
         model: &'a mut dyn CausalLm,
         session: &'a mut Session,
         last_of_prompt: u32,
-        sampler: Sampler,
+        chooser: Chooser,
         options: GenerateOptions,
     ) -> Result<Self, GenerateError> {
-        let mut stream = Self { model, session, sampler, options, decoded: 0, ahead: None, finish: None };
+        let mut stream = Self { model, session, chooser, options, decoded: 0, ahead: None, finish: None };
         if stream.options.max_tokens == 0 {
             stream.finish = Some(FinishReason::MaxTokens);
             return Ok(stream);
@@ -102,16 +88,24 @@ impl<'a> TokenStream<'a> {
     /// Starts the device on the token after `token`, uint32 `[1]`.
     fn step(&mut self, token: &Array) -> Result<Step, GenerateError> {
         let (token, piece) = (token.reshape(&[1, 1])?, self.options.prefill_chunk);
-        let logits = self.session.read_in_pieces(self.model, &token, Logits::Last, piece)?; // [1, 1, V]
-        Step::choose(&logits.squeeze_axes(&[1])?, &mut self.sampler)
+        self.session.prepare(self.model, 1)?;
+        while self.session.catch_up(self.model, piece)? > 0 {}
+        // Not `read`, which looks at the id and so would wait for it. The model has every id that it chooses.
+        let logits = self.session.append(self.model, &token, Logits::Last)?; // [1, 1, V]
+        let logits = logits.squeeze_axes(&[1])?; // [1, V]
+        Ok(self.chooser.step(&token.reshape(&[1])?, logits)?)
     }
 
     fn advance(&mut self) -> Result<Option<Token>, GenerateError> {
+        if self.options.cancel.is_cancelled() && self.finish.is_none() {
+            self.finish = Some(FinishReason::Cancelled);
+            self.ahead = None;
+        }
         let Some(current) = self.ahead.take() else { return Ok(None) };
         self.decoded += 1;
         let last = if self.decoded >= self.options.max_tokens {
             Some(FinishReason::MaxTokens)
-        } else if self.session.offset() >= self.model.info().context_length {
+        } else if self.session.offset() as usize >= self.options.longest(self.model) {
             Some(FinishReason::ContextFull)
         } else {
             self.ahead = Some(self.step(&current.id)?);
@@ -130,12 +124,15 @@ impl<'a> TokenStream<'a> {
     }
 }
 
-/// Waits until it is computed, also where nobody will ask for it. A program that ends while the device's
-/// threads still work on it takes away what they use, and crashes.
-impl Drop for Step {
-    fn drop(&mut self) {
-        // An error here is one of a token that nobody reads.
-        let _ = self.id.eval().and_then(|()| self.logprob.eval());
+impl<T: Tokens + ?Sized> Tokens for Box<T> {
+    fn finish_reason(&self) -> Option<FinishReason> {
+        (**self).finish_reason()
+    }
+}
+
+impl Tokens for TokenStream<'_> {
+    fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
     }
 }
 

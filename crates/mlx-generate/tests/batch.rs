@@ -95,8 +95,10 @@ fn rows_join_and_leave_while_others_go_on() {
 fn every_row_has_its_own_random_numbers_and_stop_tokens() {
     let mut model = model(None, None);
     let prompt = text(9);
-    let drawn =
-        |seed| GenerateOptions { sampling: Sampling::Temperature { temperature: 1.0, seed }, ..options(15) };
+    let drawn = |seed| GenerateOptions {
+        sampling: Sampling { temperature: 1.0, seed, ..Sampling::default() },
+        ..options(15)
+    };
     let stop = alone(&mut model, &prompt, drawn(1))[6];
     let all = [drawn(1), drawn(2), drawn(1), GenerateOptions { stop_tokens: vec![stop], ..drawn(1) }];
     let mut batch = Batch::new(CacheOptions::default());

@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
-    FinishReason, GenerateError, GenerateOptions, Sampling, Session, generate, generate_with_progress,
+    Dry, FinishReason, GenerateError, GenerateOptions, Overflow, Penalties, Penalty, Sampling, Session,
+    Token, generate, generate_with_progress,
 };
-use mlx_kvcache::CacheOptions;
+use mlx_kvcache::{CacheOptions, Limit};
 use mlx_lille_130m::{Config, Lille130m};
 use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::{Array, Dtype};
@@ -202,9 +203,168 @@ fn a_token_outside_the_vocabulary_is_an_error() {
 
 #[test]
 fn a_negative_temperature_is_an_error() {
-    let sampling = Sampling::Temperature { temperature: -1.0, seed: 0 };
-    assert!(matches!(
-        error(&[1], GenerateOptions { sampling, ..options(1) }),
-        GenerateError::Temperature { .. }
-    ));
+    let sampling = Sampling { temperature: -1.0, ..Sampling::default() };
+    let error = error(&[1], GenerateOptions { sampling, ..options(1) });
+    assert!(matches!(error, GenerateError::Option { option: "temperature", .. }), "{error}");
+}
+
+fn tokens(model: &mut Lille130m, prompt: &[u32], options: GenerateOptions) -> Vec<Token> {
+    let mut session = new_session(model);
+    generate(model, &mut session, prompt, options).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn alternatives_are_the_most_probable_tokens() {
+    let mut model = model();
+    for (top_logprobs, expected) in [(0, 0), (1, 1), (5, 5), (96, 96), (1000, 96)] {
+        for token in tokens(&mut model, &PROMPT, GenerateOptions { top_logprobs, ..options(4) }) {
+            assert_eq!(token.alternatives.len(), expected);
+            // Greedy, so the token is the first of them.
+            if expected > 0 {
+                assert_eq!(token.alternatives[0], (token.id, token.logprob));
+            }
+            assert!(token.alternatives.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", token.alternatives);
+        }
+    }
+    // All together are certain.
+    let all =
+        &tokens(&mut model, &PROMPT, GenerateOptions { top_logprobs: 96, ..options(1) })[0].alternatives;
+    let mut ids: Vec<u32> = all.iter().map(|&(id, _)| id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..96).collect::<Vec<_>>());
+    let sum: f64 = all.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
+#[test]
+fn stop_tokens_are_impossible_before_the_least_length() {
+    let mut model = model();
+    let plain = ids(&mut model, &PROMPT, options(8));
+    // Ids that the model does not have are no harm.
+    let stop = GenerateOptions { stop_tokens: vec![plain[0], 96, u32::MAX], ..options(8) };
+    assert_eq!(ids(&mut model, &PROMPT, stop.clone()), plain[..1]);
+    for min_tokens in [1, 3, 8, 100] {
+        let found = ids(&mut model, &PROMPT, GenerateOptions { min_tokens, ..stop.clone() });
+        assert!(found.len() >= min_tokens.min(8), "{found:?}");
+        assert!(!found[..min_tokens.min(8)].contains(&plain[0]), "{found:?}");
+    }
+    // The token has no probability, and the others have all of it.
+    let options = GenerateOptions { min_tokens: 1, top_logprobs: 96, ..stop };
+    let alternatives = &tokens(&mut model, &PROMPT, options)[0].alternatives;
+    assert_eq!(alternatives[95], (plain[0], f32::NEG_INFINITY));
+    let sum: f64 = alternatives.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
+/// Greedy decoding without a cache or look-ahead, with penalties by their definitions for tokens `from` on.
+fn naive_with_penalties(
+    model: &mut Lille130m,
+    prompt: &[u32],
+    penalties: &Penalties,
+    from: usize,
+    count: usize,
+) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+        let input = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
+        let logits = model.forward(&input, &mut cache, Logits::Last).unwrap();
+        let mut logits = logits.as_slice::<f32>().to_vec();
+        let history = &tokens[from..];
+        let Penalty { penalty, context_size } = penalties.frequency;
+        for &id in &history[history.len().saturating_sub(context_size)..] {
+            logits[id as usize] -= penalty as f32;
+        }
+        if let Some(dry) = &penalties.dry {
+            for next in 1..history.len() {
+                let repeated =
+                    (1..=next).take_while(|n| history[next - n] == history[history.len() - n]).count();
+                if repeated >= dry.allowed_length {
+                    // Large enough that once is as good as often.
+                    logits[history[next] as usize] -= dry.multiplier as f32;
+                }
+            }
+        }
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        tokens.push(best as u32);
+    }
+    tokens.split_off(prompt.len())
+}
+
+#[test]
+fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
+    let mut model = model();
+    let prompt: Vec<u32> = (0..30).map(|i| i * 7 % 96).chain([5, 9, 5, 9, 5]).collect();
+    let plain = ids(&mut model, &prompt, options(20));
+    let frequency = Penalty { penalty: 3.0, context_size: 40 };
+    let dry = Dry { multiplier: 1000.0, allowed_length: 1, ..Dry::default() };
+    let cases = [
+        Penalties { frequency, ..Penalties::default() },
+        Penalties { dry: Some(dry.clone()), ..Penalties::default() },
+        Penalties { frequency, dry: Some(dry), ..Penalties::default() },
+    ];
+    for penalties in cases {
+        let expected = naive_with_penalties(&mut model, &prompt, &penalties, 0, 20);
+        assert_ne!(expected, plain);
+        // All of the prompt counts, the part that a session has before too.
+        for from in [20, prompt.len() - 1] {
+            let without = naive_with_penalties(&mut model, &prompt, &penalties, from, 20);
+            assert!(without != expected || penalties.frequency.penalty == 0.0, "{from}");
+        }
+        let with_penalties = GenerateOptions { penalties, ..options(20) };
+        assert_eq!(ids(&mut model, &prompt, with_penalties.clone()), expected, "{with_penalties:?}");
+
+        // A session's earlier tokens count as well, also after some were taken back.
+        let mut session = new_session(&model);
+        let first = Array::from_slice(&[&prompt[..20], &[7, 7]].concat(), &[1, 22]);
+        session.read(&mut model, &first, Logits::None).unwrap();
+        session.trim(2).unwrap();
+        let stream = generate(&mut model, &mut session, &prompt[20..], with_penalties).unwrap();
+        assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_bias_for_a_token_that_the_model_does_not_have_is_an_error() {
+    let penalties = Penalties { logit_bias: vec![(96, 1.0)], ..Penalties::default() };
+    let error = error(&[1], GenerateOptions { penalties, ..options(1) });
+    assert_eq!(error.to_string(), "the token id of a logit bias is 96, and must be below 96");
+}
+
+#[test]
+fn a_handle_stops_a_prompt_and_a_stream_from_another_thread() {
+    let mut model = model();
+    let options = options(20);
+    let cancel = options.cancel.clone();
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &PROMPT, options.clone()).unwrap();
+    assert_eq!(stream.by_ref().take(4).count(), 4);
+    std::thread::spawn(move || cancel.cancel()).join().unwrap();
+    assert!(stream.next().is_none());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+    drop(stream);
+    assert_eq!(session.offset(), 9);
+
+    let mut session = new_session(&model);
+    let error = generate(&mut model, &mut session, &PROMPT, options).unwrap_err();
+    assert!(matches!(error, GenerateError::Cancelled), "{error}");
+}
+
+/// With a limited cache a text may become longer than the context, and memory does not grow.
+#[test]
+fn a_sequence_may_slide_past_the_context() {
+    let mut model = model();
+    let limit = Some(Limit { max_size: 16, keep: 4 });
+    let options = GenerateOptions { overflow: Overflow::Slide, ..options(100) };
+    let cache = model.new_cache(&CacheOptions { limit, ..CacheOptions::default() }).unwrap();
+    let mut session = Session::new(cache);
+    let stream = generate(&mut model, &mut session, &PROMPT, options.clone()).unwrap();
+    let tokens: Vec<u32> = stream.map(|token| token.unwrap().id).collect();
+    // The context of this model is 64 tokens.
+    assert_eq!((tokens.len(), session.offset()), (100, 104));
+    let long: Vec<u32> = (0..80).map(|i| i % 96).collect();
+    assert_eq!(ids(&mut model, &long, GenerateOptions { max_tokens: 3, ..options }).len(), 3);
+    let mut session = new_session(&model);
+    let error = generate(&mut model, &mut session, &long, self::options(3)).unwrap_err();
+    assert!(matches!(error, GenerateError::PromptTooLong { .. }), "{error}");
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mlx_models::generate::GenerateError;
+use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
 
@@ -22,6 +23,11 @@ pub(crate) enum Failure {
     Generate(#[from] GenerateError),
     #[error(transparent)]
     Cache(#[from] CacheError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Arguments that contradict each other or the model.
+    #[error("{0}")]
+    Arguments(String),
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
     #[error(transparent)]
@@ -30,8 +36,6 @@ pub(crate) enum Failure {
     NoModel { name: PathBuf },
     #[error("there is no folder {name} here, and as a hub id")]
     NoFolderNorModel { name: String, source: HubError },
-    #[error("{0}")]
-    Arguments(String),
     #[error("{doing}")]
     Io { doing: String, source: io::Error },
     #[error("writing the output")]
@@ -46,14 +50,19 @@ impl Failure {
         {
             return ExitCode::SUCCESS;
         }
-        let mut message = format!("error: {self}");
+        // Nothing is left to do for a closed standard error.
+        let _ = writeln!(io::stderr(), "error: {}", self.in_full());
+        if matches!(self, Self::Arguments(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }
+
+    /// The error and its causes.
+    pub(crate) fn in_full(&self) -> String {
+        let mut message = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             message += &format!(": {error}");
             cause = error.source();
         }
-        // Nothing is left to do for a closed standard error.
-        let _ = writeln!(io::stderr(), "{message}");
-        if matches!(self, Self::Arguments(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+        message
     }
 }

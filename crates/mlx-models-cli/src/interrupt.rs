@@ -17,6 +17,11 @@ pub(crate) fn install() {
     });
 }
 
+/// Forgets that the user asked to stop, for the next answer of a conversation.
+pub(crate) fn forget() {
+    REQUESTED.store(false, Ordering::Relaxed);
+}
+
 /// Whether the user asked to stop.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

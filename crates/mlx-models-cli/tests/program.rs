@@ -333,7 +333,7 @@ fn a_prompt_beyond_the_context() {
 fn a_token_outside_the_vocabulary() {
     // A model of 320 tokens beside a tokenizer of 1024.
     let folder = tempfile::tempdir().unwrap();
-    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_f32");
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/lille_q4");
     for (from, file) in [(&*small, "config.json"), (&*small, "model.safetensors"), (demo(), "tokenizer.json")]
     {
         fs::copy(from.join(file), folder.path().join(file)).unwrap();
@@ -353,6 +353,67 @@ fn a_negative_temperature() {
     let output = run(&["generate", "--prompt", "x", "--temp", "-1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("temperature is -1"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn options_out_of_their_ranges() {
+    let cases = [
+        (&["--top-p", "1.5"][..], "top_p is 1.5, and must be a number from 0 to 1"),
+        (&["--logit-bias", "9999999:1"], "the token id of a logit bias is 9999999, and must be below"),
+        (&["--dry-multiplier", "1", "--dry-base", "0"], "dry base is 0, and must be a number from 1 on"),
+    ];
+    for (options, message) in cases {
+        let output = run(&[&["generate", "--prompt", "x"], options].concat());
+        assert_eq!(output.status.code(), Some(1), "{options:?}");
+        assert!(text(&output.stderr).contains(message), "{}", text(&output.stderr));
+    }
+    for options in [&["--logit-bias", "3=1"][..], &["--top-logprobs", "3"], &["--dry-sequence-breaker", ""]] {
+        let output = run(&[&["generate", "--prompt", "x"], options].concat());
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+    }
+}
+
+/// What `--json` writes with these options, after a prompt that repeats itself.
+fn report(options: &[&str]) -> serde_json::Value {
+    let arguments = ["generate", "--prompt", "One day, one day, one day", "--max-tokens", "12", "--json"];
+    let output = run(&[&arguments, options].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn options_of_sampling_reach_the_model() {
+    let plain = report(&[]);
+    let first = plain["tokens"][0].as_u64().unwrap();
+    assert!(plain.get("alternatives").is_none());
+
+    let alternatives = &report(&["--top-logprobs", "3"])["alternatives"];
+    assert_eq!(alternatives.as_array().unwrap().len(), plain["tokens"].as_array().unwrap().len());
+    assert_eq!(alternatives[0].as_array().unwrap().len(), 3);
+    assert_eq!(alternatives[0][0][0], first);
+    assert_eq!(alternatives[0][0][1], plain["logprobs"][0]);
+
+    // Without the best token the second-best is.
+    let without = report(&["--logit-bias", &format!("{first}:-inf")]);
+    assert_eq!(without["tokens"][0], alternatives[0][1][0]);
+
+    // With one token to draw from, chance changes nothing.
+    for filter in [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "1"]] {
+        assert_eq!(report(&["--temp", "3", filter[0], filter[1]])["tokens"], plain["tokens"], "{filter:?}");
+    }
+    let penalties = [
+        &["--repetition-penalty", "5"][..],
+        &["--presence-penalty", "9"],
+        &["--frequency-penalty", "9", "--frequency-context-size", "0"],
+        &["--dry-multiplier", "50"],
+        &["--temp", "1", "--seed", "1", "--xtc-probability", "1", "--xtc-threshold", "0"],
+    ];
+    for options in penalties {
+        assert_ne!(report(options)["tokens"], plain["tokens"], "{options:?}");
+    }
+    // A comma is a breaker here, so that less is repeated.
+    let dry = ["--dry-multiplier", "50", "--dry-sequence-breaker", ","];
+    assert_ne!(report(&dry)["logprobs"], report(&dry[..2])["logprobs"]);
 }
 
 #[test]

@@ -14,7 +14,8 @@
 //! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |
 //! | `architectures` | all of the above |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
-//! | `tokenizer` | [`tokenizer`]: text to token ids and back |
+//! | `tokenizer` | [`tokenizer`]: text to token ids and back, chat templates |
+//! | both of these | [`mod@text`]: tokens with their text, stop strings |
 //!
 //! None is on by default.
 //!
@@ -22,9 +23,9 @@
     all(feature = "lille-130m", feature = "generate", feature = "tokenizer"),
     doc = r#"
 ```no_run
-use mlx_models::CacheOptions;
 use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::tokenizer::Tokenizer;
+use mlx_models::{CacheOptions, text};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = mlx_models::load("path/to/checkpoint")?;
@@ -32,11 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompt = tokenizer.encode("Once upon a time")?;
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
-    let mut text = tokenizer.stream();
-    for token in generate(&mut *model, &mut session, &prompt, options)? {
-        print!("{}", text.push(token?.id)?);
+    let tokens = generate(&mut *model, &mut session, &prompt, options)?;
+    for piece in text::with_text(tokens, &tokenizer, ["The end"])? {
+        print!("{}", piece?.text);
     }
-    println!("{}", text.finish()?);
     Ok(())
 }
 ```
@@ -57,6 +57,9 @@ pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,
     SavedCache, Snapshot, UnknownQuantization,
 };
+
+#[cfg(all(feature = "generate", feature = "tokenizer"))]
+pub mod text;
 
 #[cfg(feature = "generate")]
 pub use mlx_generate as generate;

@@ -1,49 +1,40 @@
 //! Ids to text, as they come.
 
+use crate::decoder::Decoder;
 use crate::{Tokenizer, TokenizerError};
 
-/// What a decoder puts where bytes are no character, or not yet.
-const REPLACEMENT: char = '\u{FFFD}';
-
-/// A character has four bytes at most, and so waits for four tokens at most. More tokens than this
-/// that end in no character are no text, and are handed out as what they decode to.
-const PATIENCE: usize = 32;
-
-/// Turns a stream of ids into text, piece by piece: the pieces together are the text of all ids.
+/// Turns a stream of ids into text, piece by piece: the pieces together are [`Tokenizer::decode`] of
+/// all ids, however they come.
 ///
-/// A piece never ends inside a character: one whose bytes are spread over several tokens comes
-/// with the last of them. Each push decodes the few tokens since the last piece but one, however
-/// long the text has become: those of the last piece, because some decoders treat the first token
-/// of a text differently or look at bytes in runs, and the new ones.
+/// A piece never ends inside a character: one whose bytes are spread over several tokens comes with
+/// the last of them. A token costs the same however long the text has become, and is decoded once.
+///
+/// Some decoders hold text back, as far as what comes next may change it: a token where a repeated
+/// one counts once, and all of the text where a decoder must see all of it. None of the models here
+/// has such a decoder.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The tokens of the last piece, then those that wait.
-    window: Vec<u32>,
-    /// How many of them the last piece has.
-    told: usize,
+    decoder: Decoder,
 }
 
 impl<'a> TextStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, window: Vec::new(), told: 0 }
+        Self { tokenizer, decoder: Decoder::new(tokenizer.inner.get_decoder()) }
     }
 
     /// Takes the next id and answers with the text that is complete by now; often empty.
+    ///
+    /// Special tokens and ids without a token have no text.
     ///
     /// # Errors
     ///
     /// [`TokenizerError::Decode`] where the tokenizer refuses the id.
     pub fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
-        self.window.push(token);
-        let piece = self.waiting_text()?;
-        let patient = self.window.len() - self.told < PATIENCE;
-        if patient && (piece.is_empty() || piece.ends_with(REPLACEMENT)) {
-            return Ok(String::new());
+        match self.tokenizer.text_token(token) {
+            Some(token) => self.decoder.push(token).map_err(refused),
+            None => Ok(String::new()),
         }
-        self.window.drain(..self.told);
-        self.told = self.window.len();
-        Ok(piece)
     }
 
     /// The rest: bytes at the end that never became a character, as replacement characters.
@@ -52,18 +43,11 @@ impl<'a> TextStream<'a> {
     ///
     /// [`TokenizerError::Decode`] where the tokenizer refuses the ids.
     pub fn finish(self) -> Result<String, TokenizerError> {
-        self.waiting_text()
+        self.decoder.finish().map_err(refused)
     }
+}
 
-    /// What the tokens that wait add to the text of the last piece.
-    fn waiting_text(&self) -> Result<String, TokenizerError> {
-        let told = self.tokenizer.decode(&self.window[..self.told])?;
-        let text = self.tokenizer.decode(&self.window)?;
-        Ok(match text.strip_prefix(&told) {
-            Some(rest) => rest.to_owned(),
-            // A run of bytes whose end is no character: the decoder has taken back the characters
-            // before it, too. They were told; what waits is one replacement for each byte.
-            None => text.chars().skip(told.chars().count()).collect(),
-        })
-    }
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
+fn refused(problem: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Decode { problem: problem.to_string() }
 }

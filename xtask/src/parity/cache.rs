@@ -55,12 +55,17 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
         let problem = format!("there are queries for update {update}, and ops has {update} updates");
         return Err(CaseError::Reference { problem });
     }
+    if update == 0 {
+        return Err(CaseError::Description {
+            problem: "ops has no update, so nothing is compared".to_owned(),
+        });
+    }
     Ok(Found { worst: Some(worst), difference: None })
 }
 
 fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
     let CacheArguments { kind, max_size, keep, rewind, quantize } = spec.cache;
-    let wrong = |problem: &str| Err(CaseError::Reference { problem: problem.to_owned() });
+    let wrong = |problem: &str| Err(CaseError::Description { problem: problem.to_owned() });
     let mut cache: Box<dyn KvCache> = match (kind, max_size, spec.window) {
         (CacheType::Full, None, window) if keep.is_none() && rewind.is_none() => {
             let cache = FullKvCache::new();
@@ -79,7 +84,7 @@ fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
     };
     if let Some(quantize) = quantize {
         let quantization = Quantization::affine(quantize.bits, quantize.group_size);
-        let problem = |e: UnknownQuantization| CaseError::Reference { problem: e.to_string() };
+        let problem = |e: UnknownQuantization| CaseError::Description { problem: e.to_string() };
         cache.quantize(quantization.map_err(problem)?)?;
     }
     Ok(cache)

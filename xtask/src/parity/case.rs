@@ -87,7 +87,7 @@ pub(super) struct RopeCall {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "an offset is a whole number of 32 bits, or a list with one for each row")]
 pub(super) enum Offset {
     One(i32),
     PerRow(Vec<i32>),
@@ -159,7 +159,10 @@ impl From<LongRope> for LongRopeMode {
 
 /// `null` is no scaling.
 fn or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<RopeScaling, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(RopeScaling::Default))
+    // Through an object: a list of nothing would be one without keys.
+    let object: Option<serde_json::Map<String, serde_json::Value>> = Option::deserialize(deserializer)?;
+    let Some(object) = object else { return Ok(RopeScaling::Default) };
+    serde_json::from_value(object.into()).map_err(serde::de::Error::custom)
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -189,6 +192,8 @@ pub(super) enum CaseError {
     Json { file: PathBuf, source: serde_json::Error },
     #[error("unknown kind {found:?}; known are \"model\", \"rope\" and \"cache\"")]
     Kind { found: String },
+    #[error("case.json: {problem}")]
+    Description { problem: String },
     #[error("reference.safetensors: {problem}")]
     Reference { problem: String },
     #[error("weights.json: {problem}")]
@@ -211,18 +216,27 @@ pub(super) enum CaseError {
 
 impl Case {
     pub(super) fn read(folder: &Path) -> Result<Self, CaseError> {
-        let file = folder.join("case.json");
+        let file = regular(folder.join("case.json"))?;
         let text =
             fs::read_to_string(&file).map_err(|source| CaseError::Io { file: file.clone(), source })?;
         let json = |source| CaseError::Json { file: file.clone(), source };
         let header: Header = serde_json::from_str(&text).map_err(json)?;
+        let wrong = |problem: String| Err(CaseError::Description { problem });
+        if header.name.is_empty() {
+            return wrong("name is empty".to_owned());
+        }
+        if let Compare::Close { rtol, atol } = header.compare
+            && let Some(found) = [rtol, atol].into_iter().find(|bound| !(bound.is_finite() && *bound >= 0.0))
+        {
+            return wrong(format!("a bound of compare is {found}, and must be a number from 0 on"));
+        }
         let kind = match header.kind.as_str() {
             "model" => Kind::Model(serde_json::from_str(&text).map_err(json)?),
             "rope" => Kind::Rope(serde_json::from_str(&text).map_err(json)?),
             "cache" => Kind::Cache(serde_json::from_str(&text).map_err(json)?),
             _ => return Err(CaseError::Kind { found: header.kind }),
         };
-        let reference = Array::load_safetensors(folder.join("reference.safetensors"))
+        let reference = Array::load_safetensors(regular(folder.join("reference.safetensors"))?)
             .map_err(|e| CaseError::Reference { problem: e.to_string() })?;
         Ok(Self {
             name: header.name,
@@ -265,8 +279,18 @@ impl Case {
     }
 }
 
+/// A file that is one, also behind a link: to read a folder is an error without a name, and to read a pipe waits.
+fn regular(file: PathBuf) -> Result<PathBuf, CaseError> {
+    let source = match fs::metadata(&file) {
+        Ok(metadata) if metadata.is_file() => return Ok(file),
+        Ok(_) => std::io::Error::other("it is not a file"),
+        Err(e) => e,
+    };
+    Err(CaseError::Io { file, source })
+}
+
 /// The device that MLX computes on here, in the words of a case's `device`.
-fn this_device() -> String {
+pub(super) fn this_device() -> String {
     let device = mlx_rs::Device::default().to_string();
     let kind = if device.contains("gpu") { "gpu" } else { "cpu" };
     format!("{kind}-{}-{}", std::env::consts::OS, std::env::consts::ARCH)

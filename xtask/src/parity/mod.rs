@@ -6,6 +6,7 @@
 mod cache;
 mod case;
 mod checkpoint;
+mod document;
 mod model;
 mod rope;
 mod weights;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use case::{Case, CaseError, Kind};
+pub(crate) use document::check as check_document;
 
 /// Arguments of `cargo xtask parity`.
 #[derive(Default, clap::Args)]
@@ -31,6 +33,9 @@ pub(crate) struct Arguments {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the results of the project's own cases into docs/parity.md, if all passed
+    #[arg(long, conflicts_with_all = ["cases", "filter", "model"])]
+    document: bool,
     #[command(flatten)]
     checkpoint: checkpoint::CheckpointArguments,
 }
@@ -52,8 +57,12 @@ struct Row {
     /// The largest absolute difference; absent where nothing could be compared.
     worst: Option<f64>,
     passed: bool,
+    /// Whether it failed by an answer that differs, not by one that is missing.
+    differs: bool,
     /// Where they differ, or why nothing could be compared.
     detail: String,
+    #[serde(skip)]
+    folder: PathBuf,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
@@ -65,69 +74,136 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 
 /// Runs the cases and writes a line for each.
 fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
-    let folder = arguments.cases.clone().unwrap_or_else(|| crate::root().join("xtask/cases"));
-    let cases = find_cases(&folder)
+    let own = crate::root().join("xtask/cases");
+    let folder = arguments.cases.as_ref().unwrap_or(&own);
+    let cases = find_cases(folder)
         .map_err(|e| io::Error::new(e.kind(), format!("reading the cases in {}: {e}", folder.display())))?;
 
-    let mut rows = Vec::new();
+    let out = &mut Lines { out, closed: false };
+    let mut rows: Vec<Row> = Vec::new();
     for case in cases {
-        let Some(row) = run_case(&case, &arguments.filter) else { continue };
-        let verdict = if row.passed { "passed" } else { "FAILED" };
-        let detail = if row.detail.is_empty() { String::new() } else { format!("  {}", row.detail) };
-        let worst = row.worst.map_or_else(|| "-".to_owned(), |worst| format!("{worst:.3e}"));
-        writeln!(out, "{verdict}  {:32} {:18} {:28} {worst:>9}{detail}", row.name, row.oracle, row.compare)?;
-        out.flush()?;
+        let row = match case {
+            Ok(folder) => run_case(&folder, &arguments.filter),
+            Err((folder, e)) => unreadable(&folder, &arguments.filter, &format!("reading the folder: {e}")),
+        };
+        let Some(mut row) = row else { continue };
+        // Two that cannot be told apart in the report: the second one fails.
+        if let Some(first) = rows.iter().find(|first| row.name == first.name) {
+            row.passed = false;
+            let more = if row.detail.is_empty() { String::new() } else { format!("; {}", row.detail) };
+            row.detail = format!("its name is that of {}, too{more}", first.folder.display());
+        }
+        out.line(&line(&row))?;
         rows.push(row);
     }
-    if let Some(file) = &arguments.json {
-        write_whole(file, &serde_json::to_vec_pretty(&rows)?)?;
-    }
     let passed = rows.iter().filter(|row| row.passed).count();
+    let all_passed = passed == rows.len() && !rows.is_empty();
     if rows.is_empty() {
         crate::complain(&format!("no case in {} matches", folder.display()));
     }
-    writeln!(out, "{passed} passed, {} failed", rows.len() - passed)?;
-    Ok(passed == rows.len() && !rows.is_empty())
+    out.line(&format!("{passed} passed, {} failed", rows.len() - passed))?;
+    if let Some(file) = &arguments.json {
+        write_whole(file, &serde_json::to_vec_pretty(&rows)?)?;
+    }
+    if arguments.document && all_passed {
+        let file = crate::root().join("docs/parity.md");
+        let text = document::with_results(&crate::root(), &fs::read_to_string(&file)?, &rows)?;
+        write_whole(&file, text.as_bytes())?;
+    }
+    Ok(all_passed)
 }
 
-/// Every folder below this one with a `case.json`, in the order of their paths.
-fn find_cases(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// A row in words. Whatever a case says of itself stays within its line.
+fn line(row: &Row) -> String {
+    let Row { name, oracle, compare, .. } = row;
+    let verdict = if row.passed { "passed" } else { "FAILED" };
+    let worst = row.worst.map_or_else(|| "-".to_owned(), |worst| format!("{worst:.3e}"));
+    let detail = if row.detail.is_empty() { String::new() } else { format!("  {}", row.detail) };
+    let line = format!("{verdict}  {name:32} {oracle:18} {compare:28} {worst:>9}{detail}");
+    line.replace('\n', " ").replace(char::is_control, "\u{fffd}")
+}
+
+/// Where lines go. A reader that has gone away has seen enough, and is no reason to stop: the exit status and
+/// the file of results are about all cases.
+struct Lines<'a, W> {
+    out: &'a mut W,
+    closed: bool,
+}
+
+impl<W: Write> Lines<'_, W> {
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        match writeln!(self.out, "{line}").and_then(|()| self.out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            written => written,
+        }
+    }
+}
+
+/// A folder with a case, or one that could not be looked into.
+type FoundFolder = Result<PathBuf, (PathBuf, io::Error)>;
+
+/// Every folder below this one with a `case.json`, whatever that is, in the order of their paths.
+///
+/// A link to a case is a case, and what is below one is not looked at, since links can lead round in circles.
+fn find_cases(folder: &Path) -> io::Result<Vec<FoundFolder>> {
+    fs::read_dir(folder)?;
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {
-        if folder.join("case.json").is_file() {
-            found.push(folder.clone());
+        let is_case = |folder: &Path| folder.join("case.json").symlink_metadata().is_ok();
+        if is_case(&folder) {
+            found.push(Ok(folder.clone()));
         }
-        for entry in fs::read_dir(&folder)? {
-            let entry = entry?;
-            // Not through links, which could lead round in circles.
-            if entry.file_type()?.is_dir() {
-                open.push(entry.path());
+        let entries = fs::read_dir(&folder).and_then(|entries| {
+            entries.map(|entry| entry.and_then(|entry| Ok((entry.file_type()?, entry.path())))).collect()
+        });
+        let entries: Vec<_> = match entries {
+            Ok(entries) => entries,
+            Err(e) => {
+                found.push(Err((folder, e)));
+                continue;
+            }
+        };
+        for (file_type, path) in entries {
+            if file_type.is_dir() && path.file_name().is_some_and(|name| name != "case.json") {
+                open.push(path);
+            } else if file_type.is_symlink() && is_case(&path) {
+                found.push(Ok(path));
             }
         }
     }
-    found.sort();
+    found.sort_by(|a, b| path_of(a).cmp(path_of(b)));
     Ok(found)
+}
+
+fn path_of(found: &FoundFolder) -> &Path {
+    match found {
+        Ok(folder) | Err((folder, _)) => folder,
+    }
+}
+
+/// The row of a case that has no name, unless the filter leaves it out: it looks at the folder's.
+fn unreadable(folder: &Path, filter: &str, why: &str) -> Option<Row> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.contains(filter).then(|| failed(folder, name, ["-".to_owned(), "-".to_owned()], why.to_owned()))
+}
+
+fn failed(folder: &Path, name: String, [oracle, compare]: [String; 2], detail: String) -> Row {
+    let folder = folder.to_path_buf();
+    Row { name, oracle, compare, worst: None, passed: false, differs: false, detail, folder }
 }
 
 /// Runs one case; `None` where the filter leaves it out.
 fn run_case(folder: &Path, filter: &str) -> Option<Row> {
-    let folder_name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let failed = |name: &str, oracle: String, compare: String, why: String| Row {
-        name: name.to_owned(),
-        oracle,
-        compare,
-        worst: None,
-        passed: false,
-        detail: why,
-    };
     let case = match Case::read(folder) {
         Ok(case) => case,
-        // Without a readable name the folder's is what the filter can look at.
-        Err(e) if folder_name.contains(filter) => {
-            return Some(failed(&folder_name, "-".to_owned(), "-".to_owned(), in_full(&e)));
-        }
-        Err(_) => return None,
+        Err(e) => return unreadable(folder, filter, &in_full(&e)),
     };
     if !case.name.contains(filter) {
         return None;
@@ -151,9 +227,11 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
             compare,
             worst: found.worst,
             passed: found.difference.is_none(),
+            differs: found.difference.is_some(),
             detail: found.difference.unwrap_or_default(),
+            folder: folder.to_path_buf(),
         },
-        Err(e) => failed(&case.name, oracle, compare, in_full(&e)),
+        Err(e) => failed(folder, case.name.clone(), [oracle, compare], in_full(&e)),
     })
 }
 

@@ -49,7 +49,7 @@ fn fusing(
     let adapters = spec
         .adapters
         .as_ref()
-        .ok_or_else(|| CaseError::Reference { problem: "fused needs adapters".to_owned() })?;
+        .ok_or_else(|| CaseError::Description { problem: "fused needs adapters".to_owned() })?;
     let scratch = tempfile::tempdir().map_err(io)?;
     let out = scratch.path().join("fused");
     let options = FuseOptions { dequantize: fused.dequantize };
@@ -86,7 +86,7 @@ fn fusing(
 /// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh session.
 fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<Array, CaseError> {
     let problem = |problem: String| CaseError::Reference { problem };
-    let [_, length] = *tokens.shape() else {
+    let &[(1..), length @ (1..)] = tokens.shape() else {
         return Err(problem(format!("tokens have shape {:?}, and [B, T] is needed", tokens.shape())));
     };
     let total = calls.iter().try_fold(0_usize, |sum, &call| sum.checked_add(call));

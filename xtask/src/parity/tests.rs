@@ -241,15 +241,11 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
         fs::write(folder.path().join(name).join("case.json"), "broken").unwrap();
     }
     let found = find_cases(folder.path()).unwrap();
+    let found: Vec<PathBuf> = found.into_iter().map(Result::unwrap).collect();
     assert_eq!(found, [folder.path().join("a"), folder.path().join("b/deep/one")]);
 
     let json = folder.path().join("results.json");
-    let arguments = Arguments {
-        cases: Some(folder.path().to_path_buf()),
-        filter: String::new(),
-        json: Some(json.clone()),
-        ..Arguments::default()
-    };
+    let arguments = Arguments { json: Some(json.clone()), ..arguments(folder.path()) };
     let mut lines = Vec::new();
     assert!(!report(&arguments, &mut lines).unwrap());
     assert!(lines.ends_with(b"0 passed, 2 failed\n"));
@@ -261,18 +257,274 @@ fn every_folder_below_is_looked_into_and_results_are_written_whole() {
 #[test]
 fn nothing_to_run_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = Arguments {
-        cases: Some(folder.path().to_path_buf()),
-        filter: String::new(),
-        json: None,
-        ..Arguments::default()
+    assert!(!report(&arguments(folder.path()), &mut Vec::new()).unwrap());
+    let gone = report(&arguments(&folder.path().join("gone")), &mut Vec::new());
+    assert!(gone.unwrap_err().to_string().contains("gone"));
+}
+
+/// Of every case below this folder.
+fn arguments(folder: &Path) -> Arguments {
+    Arguments { cases: Some(folder.to_path_buf()), ..Arguments::default() }
+}
+
+/// Changes the JSON of a case.
+fn edit_json(folder: &Path, file: &str, edit: impl FnOnce(&mut serde_json::Value)) {
+    let file = folder.join(file);
+    let mut json = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    edit(&mut json);
+    fs::write(file, json.to_string()).unwrap();
+}
+
+/// One run over all of them: what somebody may put into a folder, and the reason that each fails with.
+#[test]
+fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
+    use serde_json::json;
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected: Vec<(String, &str)> = Vec::new();
+
+    // A key of `case.json` and its new value.
+    for (from, key, value, needle) in [
+        ("rope_default", "/name", json!(""), "name is empty"),
+        ("rope_default", "/name", json!(7), "invalid type: integer"),
+        ("rope_default", "/device", json!([]), "invalid type: sequence"),
+        (
+            "rope_default",
+            "/compare",
+            json!({"mode": "close", "rtol": -1.0, "atol": 0.0}),
+            "is -1, and must be",
+        ),
+        ("rope_default", "/compare", json!({"mode": "close", "rtol": 1.0}), "missing field `atol`"),
+        ("rope_default", "/calls", json!([]), "calls is empty"),
+        (
+            "rope_default",
+            "/calls",
+            json!([{"offset": 1_u64 << 40}]),
+            "an offset is a whole number of 32 bits",
+        ),
+        ("rope_default", "/calls", json!([{"offset": 0}]), "there is more to rotate than in 1 calls"),
+        ("rope_default", "/calls/0/offset", json!([1, 2, 3, 4, 5, 6, 7]), "7 offsets"),
+        ("rope_default", "/calls/0/offset", json!([]), "0 offsets"),
+        ("rope_default", "/calls/0/offset", json!(i32::MAX), "call 0: worst"),
+        ("rope_default", "/rope/dims", json!(0), "over 0 features"),
+        ("rope_default", "/rope/dims", json!(1 << 30), "1073741824 are to be rotated"),
+        ("rope_default", "/rope/base", json!(1e300), "rope_theta is 1e300"),
+        ("rope_default", "/rope/scaling", json!([]), "invalid type: sequence"),
+        ("rope_default", "/rope/scaling", json!({"rope_type": "nonsense"}), "unknown rope_type \"nonsense\""),
+        ("rope_default", "/rope/bogus", json!(1), "unknown field `bogus`"),
+        ("cache_full_q8_g32", "/cache/quantize/group_size", json!(0), "in groups of 0"),
+        ("cache_full_q8_g32", "/cache/quantize/group_size", json!(128), "cannot be cut"),
+        ("cache_full_q8_g32", "/cache/quantize/bits", json!(-8), "not -8 bits"),
+        ("cache_rewind", "/cache/max_size", json!(-5), "max_size -5"),
+        ("cache_rewind", "/cache/max_size", json!(i32::MAX), "max_size 2147483647"),
+        ("cache_rewind", "/cache/max_size", json!(1_u64 << 40), "expected i32"),
+        ("cache_rewind", "/cache/keep", json!(8), "with 8 sinks"),
+        ("cache_rewind", "/cache/rewind", json!(-1), "a rewind of -1"),
+        ("cache_rewind", "/cache/type", json!("square"), "unknown variant `square`"),
+        ("cache_rewind", "/window", json!(4), "a window is that of a full cache"),
+        ("cache_full_window", "/window", json!(0), "a window of 0"),
+        ("cache_full_bf16", "/scale", json!("NaN"), "expected f32"),
+        ("cache_full_bf16", "/ops", json!([]), "ops has 0 updates"),
+        ("cache_full_bf16", "/ops", json!([{"op": "trim", "n": 5}]), "of 5 tokens to trim there are 0"),
+        ("cache_full_bf16", "/ops", json!([{"op": "trim", "n": -5}]), "-5 tokens"),
+        ("cache_full_bf16", "/ops", json!([{"op": "explode"}]), "unknown variant `explode`"),
+        ("cache_full_bf16", "/ops/0/n", json!(0), "0 tokens have the shape"),
+        ("lille_f32", "/calls", json!([]), "do not cut the 24 tokens"),
+        ("lille_f32", "/calls", json!([24, 0]), "do not cut the 24 tokens"),
+        ("lille_f32", "/calls", json!([25, u64::MAX]), "do not cut the 24 tokens"),
+        ("lille_f32", "/calls", json!([-1]), "expected usize"),
+        ("lille_f32", "/adapters", json!("../.."), "holds no adapters"),
+        ("lille_f32", "/fused", json!([{"folder": "x", "dequantize": true}]), "fused needs adapters"),
+    ] {
+        let case = place(&folder, from, &mut expected, needle);
+        edit_json(&case, "case.json", |json| {
+            let (outer, last) = key.rsplit_once('/').unwrap();
+            match json.pointer_mut(outer).unwrap() {
+                serde_json::Value::Array(list) => list[last.parse::<usize>().unwrap()] = value,
+                object => object[last] = value,
+            }
+        });
+    }
+
+    // A tensor of the reference, and what takes its place.
+    let floats = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
+    let ints = |shape: &[i32]| floats(shape).as_dtype(mlx_rs::Dtype::Int32).unwrap();
+    for (from, tensor, new, needle) in [
+        ("rope_default", "y.0", None, "there is no tensor y.0"),
+        ("rope_default", "x.0", None, "there is no tensor x.0"),
+        ("rope_default", "x.0", Some(floats(&[64])), "[B, H, L, D] is rotated"),
+        ("rope_default", "x.0", Some(ints(&[1, 1, 1, 64])), "must be a floating type"),
+        ("rope_default", "y.0", Some(floats(&[1, 1, 1, 64])), "expected [1, 1, 1, 64]"),
+        ("cache_full_bf16", "v.1", None, "there is no tensor v.1"),
+        ("cache_full_bf16", "q.0", Some(floats(&[9, 32])), "9 tokens have the shape [9, 32]"),
+        ("cache_full_bf16", "k.0", Some(floats(&[1, 2, 8, 32])), "9 tokens have the shape [1, 2, 8, 32]"),
+        ("cache_full_bf16", "k.0", Some(ints(&[1, 1, 9, 32])), "floats"),
+        ("cache_full_bf16", "q.0", Some(floats(&[1, 2, 9, 1])), "matching last dimension"),
+        ("lille_f32", "logits", None, "there is no tensor logits"),
+        ("lille_f32", "tokens", Some(ints(&[0, 24])), "tokens have shape [0, 24]"),
+        (
+            "lille_f32",
+            "logits",
+            Some(floats(&[1, 24, 320]).multiply(Array::from_f32(f32::NAN)).unwrap()),
+            "worst inf",
+        ),
+        ("lille_f32", "greedy_tokens", None, "there is no tensor greedy_tokens"),
+        ("lille_f32", "greedy_tokens", Some(floats(&[4])), "int32 is needed"),
+        ("lille_f32", "greedy_prompt", Some(ints(&[0])), "the prompt is empty"),
+    ] {
+        let case = place(&folder, from, &mut expected, needle);
+        edit(&case, |tensors| {
+            tensors.remove(tensor);
+            tensors.extend(new.map(|new| (tensor.to_owned(), new)));
+        });
+    }
+
+    // A file, and what is done to it.
+    type Damage = fn(&Path);
+    let into_folder: Damage = |file| {
+        fs::remove_file(file).unwrap();
+        fs::create_dir(file).unwrap();
     };
-    assert!(!report(&arguments, &mut Vec::new()).unwrap());
-    let arguments = Arguments {
-        cases: Some(folder.path().join("gone")),
-        filter: String::new(),
-        json: None,
-        ..Arguments::default()
+    let shorter: Damage = |file| {
+        let contents = fs::read(file).unwrap();
+        fs::write(file, &contents[..contents.len() - 100]).unwrap();
     };
-    assert!(report(&arguments, &mut Vec::new()).unwrap_err().to_string().contains("gone"));
+    let with_long_header: Damage = |file| fs::write(file, u64::MAX.to_le_bytes()).unwrap();
+    let binary: Damage = |file| fs::write(file, [0, 159, 146, 150]).unwrap();
+    let empty: Damage = |file| fs::write(file, "").unwrap();
+    let deep: Damage = |file| fs::write(file, "[".repeat(100_000)).unwrap();
+    for (from, file, damage, needle) in [
+        ("lille_f32", "case.json", into_folder, "case.json: it is not a file"),
+        ("lille_f32", "case.json", binary, "UTF-8"),
+        ("lille_f32", "case.json", empty, "EOF"),
+        ("lille_f32", "case.json", deep, "invalid type: sequence"),
+        ("lille_f32", "reference.safetensors", into_folder, "reference.safetensors: it is not a file"),
+        ("lille_f32", "reference.safetensors", shorter, "reference.safetensors: "),
+        ("lille_f32", "reference.safetensors", with_long_header, "reference.safetensors: "),
+        ("lille_f32", "reference.safetensors", empty, "reference.safetensors: "),
+        ("lille_q4", "model.safetensors", into_folder, "model.safetensors"),
+        ("lille_q4", "model.safetensors", shorter, "is not a whole safetensors file"),
+        ("lille_f32", "config.json", deep, "recursion limit"),
+    ] {
+        let case = place(&folder, from, &mut expected, needle);
+        damage(&case.join(file));
+    }
+    let case = place(&folder, "lille_q4", &mut expected, "transformer.norm.weight: missing");
+    edit_file(&case.join("model.safetensors"), |tensors| drop(tensors.remove("transformer.norm.weight")));
+
+    let folders: Vec<PathBuf> = find_cases(folder.path()).unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(folders.len(), expected.len());
+    for (folder, (name, needle)) in folders.iter().zip(&expected) {
+        assert!(folder.ends_with(name));
+        let row = run(folder);
+        assert!(!row.passed && row.detail.contains(needle), "{name}, {needle:?}: {}", row.detail);
+        // Only an answer that is there can differ.
+        let has_answer = row.detail.contains("worst") || row.detail.contains(", expected [");
+        assert_eq!(row.differs, has_answer, "{name}: {}", row.detail);
+    }
+}
+
+/// A copy of a case below a folder, and what it will fail with. Names are numbers, in the order of the calls.
+fn place<'a>(
+    folder: &TempDir,
+    from: &str,
+    expected: &mut Vec<(String, &'a str)>,
+    needle: &'a str,
+) -> PathBuf {
+    let name = format!("{:03}_{from}", expected.len());
+    let case = folder.path().join(&name);
+    fs::create_dir(&case).unwrap();
+    copy_folder(&crate::root().join("xtask/cases").join(from), &case);
+    expected.push((name, needle));
+    case
+}
+
+#[test]
+fn two_cases_of_one_name_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    for place in ["one", "two"] {
+        fs::create_dir(folder.path().join(place)).unwrap();
+        copy_folder(&crate::root().join("xtask/cases/rope_default"), &folder.path().join(place));
+    }
+    let mut lines = Vec::new();
+    assert!(!report(&arguments(folder.path()), &mut lines).unwrap());
+    let lines = String::from_utf8(lines).unwrap();
+    assert!(lines.contains("its name is that of") && lines.contains("/one, too"), "{lines}");
+    assert!(lines.ends_with("1 passed, 1 failed\n"), "{lines}");
+}
+
+#[test]
+fn what_a_case_says_stays_in_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&crate::root().join("xtask/cases/rope_default"), folder.path());
+    let forged = "x\npassed  forged\u{1b}[31m";
+    edit_json(folder.path(), "case.json", |json| {
+        json["name"] = forged.into();
+        json["kind"] = "rope".into();
+        json["calls"] = serde_json::json!([]);
+    });
+    let mut lines = Vec::new();
+    assert!(!report(&arguments(folder.path()), &mut lines).unwrap());
+    let lines = String::from_utf8(lines).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    assert!(lines.starts_with("FAILED  x passed  forged\u{fffd}[31m"), "{lines}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_case_is_one_and_circles_are_none() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    symlink(crate::root().join("xtask/cases/rope_default"), folder.path().join("linked")).unwrap();
+    symlink(folder.path(), folder.path().join("circle")).unwrap();
+    let dangling = folder.path().join("dangling");
+    fs::create_dir(&dangling).unwrap();
+    symlink("nowhere", dangling.join("case.json")).unwrap();
+
+    let found: Vec<Row> = find_cases(folder.path()).unwrap().iter().map(|case| run(path_of(case))).collect();
+    let names: Vec<&str> = found.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["dangling", "rope_default"]);
+    assert!(!found[0].passed && found[0].detail.contains("case.json"), "{}", found[0].detail);
+    assert!(found[1].passed, "{}", found[1].detail);
+}
+
+#[test]
+fn a_folder_that_cannot_be_looked_into_is_a_failed_case() {
+    let row = unreadable(Path::new("cases/closed"), "clo", "reading the folder: denied").unwrap();
+    assert_eq!((row.name.as_str(), row.passed, row.differs), ("closed", false, false));
+    assert!(row.detail.contains("denied"));
+    assert!(unreadable(Path::new("cases/closed"), "open", "").is_none());
+}
+
+/// A reader that goes away after the first line.
+struct Closed(usize);
+
+impl Write for Closed {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.0 += 1;
+        if self.0 > 1 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(text.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_who_reads_the_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["rope_default", "rope_linear"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        copy_folder(&crate::root().join("xtask/cases").join(name), &folder.path().join(name));
+    }
+    let json = folder.path().join("results.json");
+    let with_json = |json: &Path| Arguments { json: Some(json.to_path_buf()), ..arguments(folder.path()) };
+    assert!(report(&with_json(&json), &mut Closed(0)).unwrap());
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!(rows.len(), 2);
+
+    // A file that cannot be written is an error, after every line is out.
+    let mut lines = Vec::new();
+    let error = report(&with_json(&folder.path().join("no/such/folder.json")), &mut lines).unwrap_err();
+    assert!(error.to_string().contains("folder.json"), "{error}");
+    assert!(lines.ends_with(b"2 passed, 0 failed\n"));
 }

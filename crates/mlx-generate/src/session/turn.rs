@@ -56,10 +56,7 @@ impl Session {
         model: &dyn CausalLm,
         text: &'t [u32],
     ) -> Result<(Reuse, &'t [u32]), GenerateError> {
-        let known = self.ids()?;
-        if self.unknown > 0 {
-            return Err(GenerateError::UnknownTokens { tokens: self.unknown });
-        }
+        let known = self.all_ids()?;
         let most = text.len().checked_sub(1).ok_or(GenerateError::EmptyPrompt)?;
         let kept = known.iter().zip(&text[..most]).take_while(|(known, text)| known == text).count();
         let gone = known.len() - kept;
@@ -90,6 +87,14 @@ impl Session {
         Ok(tokens.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?.to_vec())
     }
 
+    /// The ids of everything that a session of one row has.
+    pub(crate) fn all_ids(&self) -> Result<Vec<u32>, GenerateError> {
+        match self.unknown {
+            0 => self.ids(),
+            tokens => Err(GenerateError::UnknownTokens { tokens }),
+        }
+    }
+
     /// Writes the cache and the ids of its tokens to a file, for [`load`](Self::load) and for mlx-lm: see
     /// [`ModelCache::save`](mlx_kvcache::ModelCache::save).
     ///
@@ -98,10 +103,7 @@ impl Session {
     /// Those of `ModelCache::save`; [`GenerateError::Rows`] for a batch; [`GenerateError::UnknownTokens`] where
     /// the cache came with tokens that it does not know.
     pub fn save(&self, model: &dyn CausalLm, file: impl AsRef<Path>) -> Result<(), GenerateError> {
-        if self.unknown > 0 {
-            return Err(GenerateError::UnknownTokens { tokens: self.unknown });
-        }
-        let mut ids = self.ids()?;
+        let mut ids = self.all_ids()?;
         // After something was interrupted, the cache has read fewer.
         ids.truncate(usize::try_from(self.cache.offset()).unwrap_or(0));
         Ok(self.cache.save(file, &model.info().model_type, &ids)?)

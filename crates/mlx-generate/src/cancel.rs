@@ -1,0 +1,29 @@
+//! Stopping from elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A handle that stops a prompt or a stream, from another thread or from a signal: all clones are one.
+///
+/// ```
+/// use mlx_generate::{Cancel, GenerateOptions};
+///
+/// let cancel = Cancel::default();
+/// let options = GenerateOptions { cancel: cancel.clone(), ..GenerateOptions::default() };
+/// std::thread::spawn(move || cancel.cancel()).join().unwrap();
+/// assert!(options.cancel.is_cancelled());
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Stops what has the handle: a prompt at its next piece, a stream before its next token.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was stopped.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

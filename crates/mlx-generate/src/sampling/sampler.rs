@@ -1,0 +1,157 @@
+//! Filters, temperature and random numbers, in mlx-lm's order.
+
+use mlx_rs::error::Exception;
+use mlx_rs::ops::indexing::argmax_axis;
+use mlx_rs::ops::{arange, softmax_axis};
+use mlx_rs::random::{RandomState, categorical};
+use mlx_rs::{Array, Dtype};
+
+use super::{Sampling, constant, filters, scalar};
+use crate::GenerateError;
+
+/// A [`Sampling`] with the state of its random numbers.
+///
+/// All its functions take log-probabilities `[B, V]`, the logits less their `logsumexp`, in any floating dtype.
+///
+/// ```
+/// use mlx_generate::{Sampler, Sampling};
+/// use mlx_rs::Array;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let logprobs = Array::from_slice(&[0.5_f32, 0.3, 0.2], &[1, 3]).log()?;
+/// let sampling = Sampling { temperature: 1.0, top_k: 2, seed: 7, ..Sampling::default() };
+/// let mut sampler = Sampler::new(sampling)?;
+/// let token = sampler.sample(&logprobs)?.item_exact::<u32>();
+/// assert!(token < 2);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    /// None where nothing is random.
+    random: Option<RandomState>,
+}
+
+impl Sampler {
+    /// A sampler at the beginning of its random numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::Option`] that names an option outside its range.
+    pub fn new(sampling: Sampling) -> Result<Self, GenerateError> {
+        sampling.check()?;
+        let random = match sampling.temperature {
+            0.0 => None,
+            _ => Some(RandomState::with_seed(sampling.seed)?),
+        };
+        Ok(Self { sampling, random })
+    }
+
+    /// Whether the most probable token is taken: nothing is random.
+    pub fn is_greedy(&self) -> bool {
+        self.random.is_none()
+    }
+
+    /// Chooses one token for each row of log-probabilities, `[B, V]` to uint32 `[B]`.
+    ///
+    /// It is drawn from what [`probabilities`](Self::probabilities) would answer.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn sample(&mut self, logprobs: &Array) -> Result<Array, Exception> {
+        let Some(scaled) = self.scaled(logprobs)? else { return argmax_axis(logprobs, -1, false) };
+        categorical(scaled, -1, None, self.next_key()?.as_ref())
+    }
+
+    /// The probabilities that a token is drawn by, after all filters and the temperature: `[B, V]` to float32
+    /// `[B, V]`. Where the temperature is 0, one token of each row has them all.
+    ///
+    /// XTC takes its random number here as it does in [`sample`](Self::sample), so that with it each call is one
+    /// step.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn probabilities(&mut self, logprobs: &Array) -> Result<Array, Exception> {
+        let Some(scaled) = self.scaled(logprobs)? else {
+            let best = argmax_axis(logprobs, -1, true)?; // [B, 1]
+            return arange::<_, u32>(None, logprobs.dim(-1), None)?.eq(&best)?.as_dtype(Dtype::Float32);
+        };
+        softmax_axis(scaled.as_dtype(Dtype::Float32)?, -1, true)
+    }
+
+    /// What the filters leave of the log-probabilities, before the temperature: minus infinity for the tokens
+    /// that are out, `[B, V]` to the same dtype and shape. Nothing changes where the temperature is 0.
+    ///
+    /// XTC takes its random number here.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn filter(&mut self, logprobs: &Array) -> Result<Array, Exception> {
+        let mut left = logprobs.clone();
+        if self.random.is_none() {
+            return Ok(left);
+        }
+        if 0.0 < self.sampling.top_p && self.sampling.top_p < 1.0 {
+            left = filters::top_p(&left, self.sampling.top_p)?;
+        }
+        if self.sampling.min_p > 0.0 {
+            left = filters::min_p(&left, self.sampling.min_p, self.sampling.min_tokens_to_keep)?;
+        }
+        if self.sampling.xtc.probability > 0.0
+            && let Some(key) = self.next_key()?
+        {
+            left = filters::xtc(&left, &self.sampling.xtc, &key)?;
+        }
+        if self.sampling.top_k > 0 {
+            left = filters::top_k(&left, self.sampling.top_k)?;
+        }
+        Ok(left)
+    }
+
+    /// Logits of what a token is drawn from; none where nothing is random.
+    fn scaled(&mut self, logprobs: &Array) -> Result<Option<Array>, Exception> {
+        if self.random.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(divide(&self.filter(logprobs)?, self.sampling.temperature)?))
+    }
+
+    fn next_key(&mut self) -> Result<Option<Array>, Exception> {
+        self.random.as_mut().map(RandomState::next_key).transpose()
+    }
+}
+
+/// Log-probabilities divided by the temperature.
+fn divide(logprobs: &Array, temperature: f64) -> Result<Array, Exception> {
+    let inverse = 1.0 / temperature;
+    let largest = match logprobs.dtype() {
+        Dtype::Float16 => 65_504.0, // the largest float16
+        _ => f64::from(f32::MAX),
+    };
+    if inverse < largest / LARGEST_LOGPROB {
+        return logprobs.multiply(constant(inverse, logprobs.dtype())?);
+    }
+    // So cold that all of them would overflow. From the best one, which stays 0, only the others do.
+    let logprobs = logprobs.as_dtype(Dtype::Float32)?;
+    let behind = logprobs.subtract(logprobs.max_axis(-1, true)?)?;
+    behind.multiply(scalar(inverse.min(f32::MAX.into()), Dtype::Float32)?)
+}
+
+/// The best token of a vocabulary of 2^23 has a log-probability of at least -16.
+const LARGEST_LOGPROB: f64 = 16.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `mx.compile` makes of `mx.array([-1.0]) * (1.0 / 0.7)`; without it, it is -1.4285715.
+    #[test]
+    fn the_temperature_has_the_digits_of_mlx_lms_compiled_function() {
+        let found = divide(&Array::from_slice(&[-1.0_f32], &[1, 1]), 0.7).unwrap();
+        assert_eq!(found.as_slice::<f32>(), [-1.428571]);
+    }
+}

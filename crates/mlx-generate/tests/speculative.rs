@@ -1,0 +1,283 @@
+//! Speculative decoding: the tokens are those of plain decoding, whoever guesses.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::{model, model_of, text};
+use mlx_causal_lm::{CausalLm, ModelInfo};
+use mlx_generate::{
+    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Guess, Penalties, Penalty, PromptLookup,
+    Sampling, Session, Speculation, Token, Tokens, generate, generate_speculative,
+};
+use mlx_kvcache::CacheOptions;
+use mlx_phi3::Phi3;
+
+const MOST: usize = 4;
+
+fn go_on(_read: usize, _total: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn options(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+}
+
+fn session(model: &Phi3, rewind: i32) -> Session {
+    Session::new(model.new_cache(&CacheOptions { rewind, ..CacheOptions::default() }).unwrap())
+}
+
+fn plain(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> (Vec<u32>, Option<FinishReason>) {
+    let mut session = session(model, 0);
+    let mut stream = generate(model, &mut session, prompt, options).unwrap();
+    let tokens = stream.by_ref().map(|token| token.unwrap().id).collect();
+    (tokens, stream.finish_reason())
+}
+
+/// The tokens, why they ended, how many were guessed, and the session's length at the end.
+fn speculative(
+    model: &mut Phi3,
+    draft: &mut dyn Draft,
+    prompt: &[u32],
+    options: GenerateOptions,
+    rewind: i32,
+) -> (Vec<u32>, Option<FinishReason>, usize, usize) {
+    let mut session = session(model, rewind);
+    let mut stream =
+        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most: MOST }, go_on)
+            .unwrap();
+    let found: Vec<_> = stream.by_ref().map(Result::unwrap).collect();
+    let finish = stream.finish_reason();
+    drop(stream);
+    let guessed = found.iter().filter(|token| token.guessed).count();
+    (found.iter().map(|token| token.id).collect(), finish, guessed, session.offset() as usize)
+}
+
+/// A draft that knows the answer, and is wrong wherever the position is a multiple of `wrong_at`.
+#[derive(Debug)]
+struct Oracle {
+    answer: Vec<u32>,
+    wrong_at: usize,
+}
+
+impl Draft for Oracle {
+    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+        let coming = self.answer.iter().enumerate().skip(text.len()).take(most);
+        let tokens = coming.map(|(i, &id)| if i % self.wrong_at == 0 { (id + 1) % 96 } else { id }).collect();
+        Ok(Guess { tokens, probabilities: None })
+    }
+
+    fn check(&self, _model: &ModelInfo) -> Result<(), GenerateError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_plain_decoding() {
+    // Ten times the window and more, and over LongRoPE's border.
+    for (window, border) in [(None, None), (Some(6), None), (None, Some(40)), (Some(8), Some(40))] {
+        let mut model = model(window, border);
+        let mut small = model_of(window, border, 96, 12);
+        let prompt = text(11);
+        let (expected, finish) = plain(&mut model, &prompt, options(90));
+        let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+        let what = format!("window {window:?}, border {border:?}");
+
+        for (wrong_at, rewind) in [(1000, 4), (5, 4), (3, 4), (2, 4), (1, 4), (3, 0)] {
+            let mut oracle = Oracle { answer: answer.clone(), wrong_at };
+            let (found, why, guessed, length) =
+                speculative(&mut model, &mut oracle, &prompt, options(90), rewind);
+            assert_eq!((&found, why), (&expected, finish), "{what}, wrong at {wrong_at}");
+            assert!((100..=101).contains(&length), "{length}");
+            // Four guesses and a token of the model's own with each call; none where all are wrong.
+            let least = match wrong_at {
+                1000 => 70,
+                1 => 0,
+                _ => 20,
+            };
+            assert!(guessed >= least && (wrong_at > 1 || guessed == 0), "{what}, {wrong_at}: {guessed}");
+        }
+        let lookup = speculative(&mut model, &mut PromptLookup::default(), &prompt, options(90), 4);
+        assert_eq!((&lookup.0, lookup.1), (&expected, finish), "{what}, lookup");
+
+        let its_session = session(&small, 4);
+        let mut draft = DraftModel::new(&mut small, its_session, &options(90)).unwrap();
+        let drafted = speculative(&mut model, &mut draft, &prompt, options(90), 4);
+        assert_eq!((&drafted.0, drafted.1), (&expected, finish), "{what}, draft");
+    }
+}
+
+#[test]
+fn a_draft_that_is_the_model_itself_is_always_right() {
+    let (mut model, mut twin) = (model(Some(6), None), model(Some(6), None));
+    let its_session = session(&twin, 4);
+    let mut draft = DraftModel::new(&mut twin, its_session, &options(50)).unwrap();
+    let (_, _, guessed, _) = speculative(&mut model, &mut draft, &text(9), options(50), 4);
+    assert_eq!(guessed, 40);
+
+    // Drawn tokens too: p and q are the same, so every guess is kept.
+    let drawn = GenerateOptions {
+        sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
+        ..options(50)
+    };
+    let its_session = session(&twin, 4);
+    let mut draft = DraftModel::new(&mut twin, its_session, &drawn).unwrap();
+    let (_, _, guessed, _) = speculative(&mut model, &mut draft, &text(9), drawn, 4);
+    assert!(guessed >= 39, "{guessed}");
+}
+
+#[test]
+fn stop_tokens_and_limits_end_the_stream_where_plain_decoding_ends() {
+    let mut model = model(Some(6), None);
+    let prompt = text(11);
+    let (expected, _) = plain(&mut model, &prompt, options(30));
+    let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    for at in [0, 1, 5, 12, 29] {
+        let options = GenerateOptions { stop_tokens: vec![expected[at]], ..options(30) };
+        let (tokens, finish) = plain(&mut model, &prompt, options.clone());
+        let mut oracle = Oracle { answer: answer.clone(), wrong_at: 1000 };
+        let (found, why, _, length) = speculative(&mut model, &mut oracle, &prompt, options, 4);
+        assert_eq!((&found, why), (&tokens, finish));
+        assert_eq!(why, Some(FinishReason::StopToken));
+        assert_eq!(length, prompt.len() + tokens.len() - 1);
+    }
+    for max_tokens in [0, 1, 2, 5, 6, 7] {
+        let mut oracle = Oracle { answer: answer.clone(), wrong_at: 1000 };
+        let found = speculative(&mut model, &mut oracle, &prompt, options(max_tokens), 4);
+        assert_eq!((found.0, found.1), (expected[..max_tokens].to_vec(), Some(FinishReason::MaxTokens)));
+    }
+    // The context of 128 tokens.
+    let long: Vec<u32> = (0..120).map(|i| i % 96).collect();
+    let (expected, finish) = plain(&mut model, &long, options(50));
+    let answer: Vec<u32> = long.iter().chain(&expected).copied().collect();
+    let mut oracle = Oracle { answer, wrong_at: 1000 };
+    let found = speculative(&mut model, &mut oracle, &long, options(50), 4);
+    assert_eq!((found.0, found.1), (expected, finish));
+    assert_eq!(finish, Some(FinishReason::ContextFull));
+}
+
+#[test]
+fn a_dropped_stream_leaves_what_was_handed_out() {
+    let mut model = model(Some(6), None);
+    let prompt = text(11);
+    let (expected, _) = plain(&mut model, &prompt, options(30));
+    let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    for taken in 0..9 {
+        let mut session = session(&model, 4);
+        let mut oracle = Oracle { answer: answer.clone(), wrong_at: 1000 };
+        let stream = generate_speculative(
+            &mut model,
+            &mut session,
+            &prompt,
+            options(30),
+            Speculation { draft: &mut oracle, most: MOST },
+            go_on,
+        )
+        .unwrap();
+        let found: Vec<u32> = stream.take(taken).map(|token| token.unwrap().id).collect();
+        assert_eq!(found, expected[..taken]);
+        // And the session goes on from there as if there had been no guesses.
+        let so_far = answer[..prompt.len() + taken].to_vec();
+        assert!((so_far.len() - 1..=so_far.len()).contains(&(session.offset() as usize)));
+        let (_, rest) = session.turn_to(&model, &so_far).unwrap();
+        let next: Vec<u32> = generate(&mut model, &mut session, rest, options(30 - taken))
+            .unwrap()
+            .map(|token| token.unwrap().id)
+            .collect();
+        assert_eq!(next, expected[taken..]);
+    }
+}
+
+#[test]
+fn lookup_finds_the_latest_place_with_the_most_tokens_in_common() {
+    let guess = |text: &[u32], most| PromptLookup::default().guess(text, most).unwrap().tokens;
+    // 1 2 3 came twice: what followed the second time.
+    assert_eq!(guess(&[1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 1, 2, 3], 2), [9, 4]);
+    // Not 1 2 3, but 2 3.
+    assert_eq!(guess(&[2, 3, 7, 8, 5, 1, 2, 3], 9), [7, 8, 5, 1, 2, 3]);
+    // One token in common is too little, and nothing is nothing.
+    assert!(guess(&[3, 7, 8, 5, 1, 2, 3], 4).is_empty());
+    assert!(guess(&[], 4).is_empty() && guess(&[1], 4).is_empty());
+    // Repetition of one token.
+    assert_eq!(guess(&[5, 5, 5, 5], 4), [5]);
+}
+
+#[test]
+fn a_draft_with_another_vocabulary_is_refused() {
+    let mut model = model(None, None);
+    let mut session = session(&model, 4);
+    let mut tiny = model_of(None, None, 64, 11);
+    let its_session = Session::new(tiny.new_cache(&CacheOptions::default()).unwrap());
+    let mut draft = DraftModel::new(&mut tiny, its_session, &options(3)).unwrap();
+    let error = generate_speculative(
+        &mut model,
+        &mut session,
+        &text(5),
+        options(3),
+        Speculation { draft: &mut draft, most: MOST },
+        go_on,
+    )
+    .err()
+    .unwrap();
+    assert_eq!(error.to_string(), "the draft model has a vocabulary of 64 tokens, and the model one of 96");
+}
+
+#[test]
+fn penalties_and_the_least_length_hold_for_guesses_too() {
+    let mut model = model(None, None);
+    let prompt = text(11);
+    let (free, _) = plain(&mut model, &prompt, options(40));
+    let options = GenerateOptions {
+        penalties: Penalties {
+            repetition: Penalty::new(1.5),
+            presence: Penalty::new(0.5),
+            ..Penalties::default()
+        },
+        stop_tokens: free[..3].to_vec(),
+        min_tokens: 9,
+        top_logprobs: 3,
+        ..options(40)
+    };
+    let mut session = session(&model, 0);
+    let expected: Vec<Token> =
+        generate(&mut model, &mut session, &prompt, options.clone()).unwrap().map(Result::unwrap).collect();
+    let ids: Vec<u32> = expected.iter().map(|token| token.id).collect();
+    assert!(ids.len() >= 9 && ids != free[..ids.len()], "the options change nothing");
+    let answer: Vec<u32> = prompt.iter().chain(&ids).copied().collect();
+    for wrong_at in [1000, 4] {
+        let mut oracle = Oracle { answer: answer.clone(), wrong_at };
+        let mut session = self::session(&model, 4);
+        let speculation = Speculation { draft: &mut oracle, most: MOST };
+        let stream =
+            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on)
+                .unwrap();
+        for (found, expected) in stream.map(Result::unwrap).zip(&expected) {
+            assert_eq!(found.id, expected.id);
+            assert!((found.logprob - expected.logprob).abs() < 1e-4);
+            let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            assert_eq!(ids(&found), ids(expected));
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_stream_ends_before_its_next_token() {
+    let mut model = model(None, None);
+    let prompt = text(11);
+    let (expected, _) = plain(&mut model, &prompt, options(30));
+    let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    let options = options(30);
+    let cancel = options.cancel.clone();
+    let mut session = session(&model, 4);
+    let mut oracle = Oracle { answer, wrong_at: 1000 };
+    let speculation = Speculation { draft: &mut oracle, most: MOST };
+    let mut stream =
+        generate_speculative(&mut model, &mut session, &prompt, options, speculation, go_on).unwrap();
+    assert_eq!(stream.by_ref().take(3).count(), 3);
+    cancel.cancel();
+    assert!(stream.next().is_none());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+    drop(stream);
+    assert!((13..=14).contains(&session.offset()), "{}", session.offset());
+}

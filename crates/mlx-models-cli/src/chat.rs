@@ -1,0 +1,318 @@
+//! `mlx-models chat`: a conversation at a terminal.
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use mlx_models::generate::Reuse;
+use mlx_models::tokenizer::{ChatEnd, Message, TokenizerError};
+use rustyline::error::ReadlineError;
+use rustyline::{DefaultEditor, history::History};
+
+use crate::engine::{DecodingArguments, Engine, ModelArguments};
+use crate::failure::Failure;
+use crate::prompt::ChatArguments;
+use crate::{interrupt, prompt};
+
+/// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
+/// in another way than the model did.
+const REWIND: usize = 64;
+/// Lines that are kept from one conversation to the next.
+const HISTORY: usize = 1000;
+
+/// Arguments of `mlx-models chat`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Go on with what `/save NAME` wrote
+    #[arg(long, value_name = "NAME")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    chat: ChatArguments,
+    #[command(flatten)]
+    decoding: DecodingArguments,
+}
+
+const HELP: &str = "\
+/reset          forget the conversation
+/retry          answer the last message again
+/undo           take the last message and its answer back
+/system TEXT    begin anew, with this system prompt; without a text, with none
+/set NAME VALUE change a setting: temp, top-p, min-p, top-k, seed, max-tokens
+/settings       show them
+/save NAME      write the conversation to NAME.json and what was read to NAME.safetensors
+/load NAME      go on with what /save wrote
+/quit           end, as Ctrl-D does
+A line that ends in \\ goes on in the next one; so does everything between two lines of \"\"\".
+Ctrl-C stops an answer.";
+
+struct Chat {
+    engine: Engine,
+    arguments: ChatArguments,
+    messages: Vec<Message>,
+    /// Without a chat template the conversation is one text, which the model continues.
+    has_template: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { model, resume, chat: chat_arguments, decoding } = arguments;
+    let loaded = model.load()?;
+    let has_template = loaded.tokenizer.chat_templates().next().is_some();
+    let engine = Engine::new(loaded, decoding, REWIND)?;
+    let messages = chat_arguments.beginning();
+    if !has_template {
+        if !messages.is_empty() {
+            return Err(TokenizerError::NoChatTemplate.into());
+        }
+        say("note: the tokenizer has no chat template; the model continues one common text");
+    }
+    let mut chat = Chat { engine, arguments: chat_arguments, messages, has_template };
+    if let Some(name) = resume {
+        chat.load(&name)?;
+    }
+    interrupt::install();
+    if io::stdin().is_terminal() { chat.talk_at_terminal() } else { chat.talk_through_pipe() }
+}
+
+/// What to do after a line.
+enum Next {
+    GoOn,
+    Quit,
+}
+
+impl Chat {
+    fn talk_at_terminal(&mut self) -> Result<(), Failure> {
+        let failed = |e: ReadlineError| Failure::Io {
+            doing: "reading a line from the terminal".to_owned(),
+            source: io::Error::other(e),
+        };
+        let mut editor = DefaultEditor::new().map_err(failed)?;
+        editor.history_mut().set_max_len(HISTORY).map_err(failed)?;
+        let file = crate::demo::cache_folder().join("mlx-models/chat-history");
+        // None in the first conversation.
+        let _ = editor.load_history(&file);
+        say("/help lists the commands");
+        loop {
+            let text = match read_message(|prompt| editor.readline(prompt)) {
+                Ok(text) => text,
+                // A line that is given up, and not the conversation.
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => break,
+                Err(e) => return Err(failed(e)),
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            let _ = editor.add_history_entry(&text);
+            match self.hear(&text) {
+                Ok(Next::GoOn) => {}
+                Ok(Next::Quit) => break,
+                Err(e @ Failure::Output(_)) => return Err(e),
+                // A wrong command or a full context is no end of the conversation.
+                Err(e) => say(&format!("error: {}", e.in_full())),
+            }
+            interrupt::forget();
+        }
+        if let Some(folder) = file.parent() {
+            let _ = fs::create_dir_all(folder);
+        }
+        // Beside, then in its place: two conversations may end at once.
+        let partial = file.with_extension(std::process::id().to_string());
+        if editor.save_history(&partial).is_err() || fs::rename(&partial, &file).is_err() {
+            let _ = fs::remove_file(&partial);
+        }
+        Ok(())
+    }
+
+    /// Lines of a script: the first thing that goes wrong ends it.
+    fn talk_through_pipe(&mut self) -> Result<(), Failure> {
+        let mut lines = io::stdin().lines();
+        let mut next = |_: &str| match lines.next() {
+            None => Err(ReadlineError::Eof),
+            Some(line) => line.map_err(ReadlineError::Io),
+        };
+        loop {
+            let text = match read_message(&mut next) {
+                Ok(text) => text,
+                Err(ReadlineError::Io(source)) => {
+                    let doing = "reading standard input, which must be UTF-8 text".to_owned();
+                    return Err(Failure::Io { doing, source });
+                }
+                Err(_) => return Ok(()),
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            if matches!(self.hear(&text)?, Next::Quit) || interrupt::requested() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A message, or a command.
+    fn hear(&mut self, text: &str) -> Result<Next, Failure> {
+        let Some(command) = text.strip_prefix('/') else {
+            self.messages.push(Message::user(text));
+            let answered = self.answer();
+            if answered.is_err() {
+                // As if it had not been said.
+                self.messages.pop();
+            }
+            return answered.map(|()| Next::GoOn);
+        };
+        let (command, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        match (command, rest) {
+            ("help", _) => say(HELP),
+            ("quit" | "exit", _) => return Ok(Next::Quit),
+            ("reset", _) => {
+                self.messages = self.arguments.beginning();
+                self.engine.reset()?;
+            }
+            ("system", text) => {
+                if !self.has_template {
+                    return Err(TokenizerError::NoChatTemplate.into());
+                }
+                self.arguments.system_prompt = (!text.is_empty()).then(|| text.to_owned());
+                self.messages = self.arguments.beginning();
+                self.engine.reset()?;
+            }
+            ("undo", _) => {
+                self.take_back_answer();
+                if self.messages.last().is_some_and(|message| message.role().as_deref() == Some("user")) {
+                    self.messages.pop();
+                }
+            }
+            ("retry", _) => {
+                self.take_back_answer();
+                if self.messages.last().is_none_or(|message| message.role().as_deref() != Some("user")) {
+                    return Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()));
+                }
+                self.answer()?;
+            }
+            ("settings", _) => say(&self.engine.settings()),
+            ("set", rest) => {
+                let (name, value) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+                self.engine.set(name, value.trim()).map_err(Failure::Arguments)?;
+            }
+            ("save" | "load", "") => {
+                return Err(Failure::Arguments(format!("/{command} NAME: a name is needed")));
+            }
+            ("save", name) => self.save(Path::new(name))?,
+            ("load", name) => self.load(Path::new(name))?,
+            _ => return Err(Failure::Arguments(format!("there is no command /{command}; /help lists them"))),
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn take_back_answer(&mut self) {
+        if self.messages.last().is_some_and(|message| message.role().as_deref() == Some("assistant")) {
+            self.messages.pop();
+        }
+    }
+
+    /// Answers the last message.
+    fn answer(&mut self) -> Result<(), Failure> {
+        let text = self.text()?;
+        let (reuse, rest) = self.engine.session.turn_to(&*self.engine.model, &text)?;
+        if let Reuse::ReadAgain { tokens } = reuse {
+            say(&format!("note: {tokens} tokens are read again"));
+        }
+        let rest = rest.to_vec();
+        let answer = self.engine.answer(&rest, &mut |piece| {
+            let mut out = io::stdout().lock();
+            out.write_all(piece.as_bytes())?;
+            out.flush()
+        })?;
+        writeln!(io::stdout())?;
+        if answer.finish_reason == "context_full" {
+            say("note: the model's context is full; /reset begins anew, and --slide goes on");
+        }
+        self.messages.push(Message::assistant(&answer.text));
+        Ok(())
+    }
+
+    /// The whole conversation as the model reads it.
+    fn text(&self) -> Result<Vec<u32>, Failure> {
+        if self.has_template {
+            let options = self.arguments.options(ChatEnd::Answer)?;
+            return Ok(self.engine.tokenizer.chat(&self.messages, &options)?.tokens);
+        }
+        // What was read stays, token for token; the newest message goes behind it.
+        let newest = self.messages.last().and_then(Message::content).unwrap_or_default();
+        let before = self.engine.session.ids()?;
+        if before.is_empty() {
+            let all: Vec<String> = self.messages.iter().filter_map(Message::content).collect();
+            return Ok(self.engine.tokenizer.encode(&all.join(""))?);
+        }
+        Ok([before, prompt::behind(&self.engine.tokenizer, &format!(" {newest}"))?].concat())
+    }
+
+    fn save(&self, name: &Path) -> Result<(), Failure> {
+        let (conversation, cache) = files(name);
+        let text = serde_json::to_string_pretty(&self.messages).map_err(io::Error::from)?;
+        let doing = format!("writing {}", conversation.display());
+        let partial = conversation.with_extension(format!("json-{}", std::process::id()));
+        let written = fs::write(&partial, text + "\n").and_then(|()| fs::rename(&partial, &conversation));
+        if let Err(source) = written {
+            let _ = fs::remove_file(&partial);
+            return Err(Failure::Io { doing, source });
+        }
+        self.engine.session.save(&*self.engine.model, &cache)?;
+        say(&format!("saved in {} and {}", conversation.display(), cache.display()));
+        Ok(())
+    }
+
+    fn load(&mut self, name: &Path) -> Result<(), Failure> {
+        let (conversation, cache) = files(name);
+        let io = |source| Failure::Io { doing: format!("reading {}", conversation.display()), source };
+        let text = fs::read_to_string(&conversation).map_err(io)?;
+        let messages: Vec<Message> = serde_json::from_str(&text).map_err(|e| io(e.into()))?;
+        // Without it, everything is read again.
+        if cache.is_file() {
+            self.engine.load_session(&cache)?;
+        } else {
+            self.engine.reset()?;
+        }
+        self.messages = messages;
+        say(&format!("{} messages, {} tokens", self.messages.len(), self.engine.session.offset()));
+        Ok(())
+    }
+}
+
+fn files(name: &Path) -> (PathBuf, PathBuf) {
+    let with = |extension: &str| {
+        let mut name = name.as_os_str().to_owned();
+        name.push(extension);
+        PathBuf::from(name)
+    };
+    (with(".json"), with(".safetensors"))
+}
+
+/// One message of one or several lines.
+fn read_message(
+    mut line: impl FnMut(&str) -> Result<String, ReadlineError>,
+) -> Result<String, ReadlineError> {
+    let first = line("> ")?;
+    if first.trim() == "\"\"\"" {
+        let mut lines = Vec::new();
+        loop {
+            match line(". ")? {
+                end if end.trim() == "\"\"\"" => return Ok(lines.join("\n")),
+                next => lines.push(next),
+            }
+        }
+    }
+    let mut text = first;
+    while let Some(open) = text.strip_suffix('\\') {
+        text = format!("{open}\n{}", line(". ")?);
+    }
+    Ok(text)
+}
+
+/// On standard error, so that a pipe gets the answers alone.
+fn say(text: &str) {
+    // Nothing is left to do for a closed standard error.
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -1,0 +1,424 @@
+//! A loaded model that answers prompts, one after the other, for every subcommand that generates.
+
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use mlx_models::generate::{
+    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, KvQuantization, Overflow, PromptLookup,
+    Sampler, Session, Speculation, Token, Tokens, generate_speculative, generate_with_progress,
+};
+use mlx_models::text::{TextFinish, TextPiece, with_text};
+use mlx_models::tokenizer::Tokenizer;
+use mlx_models::{CacheOptions, CausalLm, Limit, LoadOptions, Quantization};
+use serde::Serialize;
+
+use crate::demo::Source;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::sampling::SamplingArguments;
+
+/// First tokens that a limited cache keeps, as in mlx-lm.
+const SINKS: i32 = 4;
+/// Tokens of the prompt that are read between two looks at Ctrl-C, unless something else is asked for.
+const PREFILL: usize = 512;
+
+/// Which model.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct ModelArguments {
+    /// Checkpoint folder, demo:NAME, or hub id (owner/name); without it, a small demo model that tells stories
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<Source>,
+    /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapters: Option<PathBuf>,
+}
+
+/// A model and its tokenizer.
+pub(crate) struct Loaded {
+    pub(crate) model: Box<dyn CausalLm>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) time: Duration,
+}
+
+impl ModelArguments {
+    pub(crate) fn load(self) -> Result<Loaded, Failure> {
+        load(self.model.unwrap_or_default(), self.adapters)
+    }
+}
+
+fn load(source: Source, adapters: Option<PathBuf>) -> Result<Loaded, Failure> {
+    let folder = source.folder()?;
+    let started = Instant::now();
+    let options = LoadOptions { adapters, ..LoadOptions::default() };
+    let model = mlx_models::load_with(&folder, &options)?;
+    let tokenizer = Tokenizer::from_folder(&folder)?;
+    // Now, and not during the prompt, so that the times mean what they say.
+    mlx_rs::transforms::eval_params(model.parameters())?;
+    Ok(Loaded { model, tokenizer, time: started.elapsed() })
+}
+
+/// How an answer is decoded.
+#[derive(clap::Args)]
+pub(crate) struct DecodingArguments {
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Not stop before this many tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    min_tokens: usize,
+    /// End the text before this; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// End the text at this token, by its text or its id, too; may be given several times
+    #[arg(long, value_name = "TOKEN")]
+    extra_eos_token: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArguments,
+    #[command(flatten)]
+    pub(crate) cache: CacheArguments,
+    /// A smaller model with the same vocabulary, whose guesses are checked several at a time
+    #[arg(long, value_name = "DIR", help_heading = "Speculative decoding", conflicts_with = "prompt_lookup")]
+    draft_model: Option<Source>,
+    /// Guess that the text goes on as it did before
+    #[arg(long, help_heading = "Speculative decoding")]
+    prompt_lookup: bool,
+    /// How many tokens are guessed at a time
+    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Speculative decoding")]
+    num_draft_tokens: usize,
+}
+
+/// What is kept of the tokens that were read.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub(crate) struct CacheArguments {
+    /// Keep at most so many tokens in layers without a window: the first 4, and the newest ones
+    #[arg(long, value_name = "N")]
+    max_kv_size: Option<i32>,
+    /// Go on where the model's context ends, with --max-kv-size tokens or as many as the context has
+    #[arg(long)]
+    slide: bool,
+    /// Keep keys and values in so many bits
+    #[arg(long, value_name = "BITS")]
+    kv_bits: Option<i32>,
+    /// Numbers that share a scale, with --kv-bits
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    kv_group_size: i32,
+    /// Begin with --kv-bits at this length
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    quantized_kv_start: i32,
+    /// Tokens of the prompt that are read in one call
+    #[arg(long, value_name = "N", default_value_t = PREFILL)]
+    prefill_step_size: usize,
+}
+
+impl CacheArguments {
+    /// What every cache is made with; `rewind` tokens can be taken back at any time.
+    pub(crate) fn options(&self, model: &dyn CausalLm, rewind: usize) -> CacheOptions {
+        let context = model.info().context_length;
+        let max_size = self.max_kv_size.or(self.slide.then_some(context));
+        let limit =
+            max_size.map(|max_size| Limit { max_size, keep: SINKS.min(max_size.saturating_sub(1)).max(0) });
+        CacheOptions { limit, rewind: i32::try_from(rewind).unwrap_or(i32::MAX), ..CacheOptions::default() }
+    }
+
+    /// Makes the session's cache few bits when that is due.
+    pub(crate) fn quantize(&self, model: &dyn CausalLm, session: &mut Session) -> Result<(), Failure> {
+        if let Some(bits) = self.kv_bits {
+            let quantization = Quantization::affine(bits, self.kv_group_size)
+                .map_err(|e| Failure::Arguments(format!("--kv-bits {bits}: {e}")))?;
+            session.quantize_from(model, KvQuantization { quantization, from: self.quantized_kv_start })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn prefill_step_size(&self) -> usize {
+        self.prefill_step_size
+    }
+}
+
+/// A model with a session that goes on from answer to answer.
+pub(crate) struct Engine {
+    pub(crate) model: Box<dyn CausalLm>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) session: Session,
+    pub(crate) options: GenerateOptions,
+    cache: CacheArguments,
+    cache_options: CacheOptions,
+    stop: Vec<String>,
+    /// A model that guesses, and what it has read.
+    draft: Option<Box<dyn CausalLm>>,
+    draft_session: Option<Session>,
+    prompt_lookup: bool,
+    guesses: usize,
+}
+
+/// What came of a prompt.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    /// Ids and log-probabilities, for each token.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alternatives: Vec<Vec<(u32, f32)>>,
+    pub(crate) finish_reason: &'static str,
+    /// The stop string that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_string: Option<String>,
+    prompt_tokens: usize,
+    generation_tokens: usize,
+    /// Tokens that were guessed rightly, in speculative decoding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guessed_tokens: Option<usize>,
+    pub(crate) load_seconds: f64,
+    prompt_tokens_per_second: f64,
+    generation_tokens_per_second: f64,
+    peak_memory_bytes: usize,
+}
+
+impl Engine {
+    /// `rewind` tokens can be taken back at any time, those of wrong guesses not counted.
+    pub(crate) fn new(loaded: Loaded, arguments: DecodingArguments, rewind: usize) -> Result<Self, Failure> {
+        let Loaded { model, mut tokenizer, .. } = loaded;
+        for token in &arguments.extra_eos_token {
+            tokenizer.add_stop_token(token)?;
+        }
+        let guesses = arguments.num_draft_tokens.max(1);
+        let draft = arguments.draft_model.map(|source| load(source, None)).transpose()?;
+        let draft = draft.map(|loaded| loaded.model);
+        let prompt_lookup = arguments.prompt_lookup;
+        let guessed = if draft.is_some() || prompt_lookup { guesses } else { 0 };
+        let cache_options = arguments.cache.options(&*model, rewind + guessed);
+        let options = GenerateOptions {
+            max_tokens: arguments.max_tokens,
+            min_tokens: arguments.min_tokens,
+            stop_tokens: tokenizer.stop_tokens().to_vec(),
+            penalties: arguments.sampling.penalties(&tokenizer)?,
+            sampling: arguments.sampling.sampling(&tokenizer)?,
+            prefill_chunk: arguments.cache.prefill_step_size(),
+            overflow: if arguments.cache.slide { Overflow::Slide } else { Overflow::Stop },
+            ..GenerateOptions::default()
+        };
+        let session = Session::new(model.new_cache(&cache_options)?);
+        let (cache, stop) = (arguments.cache, arguments.stop);
+        let mut engine = Self {
+            model,
+            tokenizer,
+            session,
+            options,
+            cache,
+            cache_options,
+            stop,
+            draft,
+            draft_session: None,
+            prompt_lookup,
+            guesses,
+        };
+        engine.cache.quantize(&*engine.model, &mut engine.session)?;
+        Ok(engine)
+    }
+
+    /// What a conversation may change, and its values.
+    pub(crate) fn settings(&self) -> String {
+        let sampling = &self.options.sampling;
+        format!(
+            "temp        {}\ntop-p       {}\nmin-p       {}\ntop-k       {}\nseed        {}\nmax-tokens  {}",
+            sampling.temperature,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.top_k,
+            sampling.seed,
+            self.options.max_tokens
+        )
+    }
+
+    /// Changes one of the [`settings`](Self::settings); says what is wrong with it, if anything is.
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
+            value.parse().map_err(|_| format!("/set {name} {value}: a number is needed"))
+        }
+        let mut options = self.options.clone();
+        match name {
+            "temp" => options.sampling.temperature = number(name, value)?,
+            "top-p" => options.sampling.top_p = number(name, value)?,
+            "min-p" => options.sampling.min_p = number(name, value)?,
+            "top-k" => options.sampling.top_k = number(name, value)?,
+            "seed" => options.sampling.seed = number(name, value)?,
+            "max-tokens" => options.max_tokens = number(name, value)?,
+            _ => return Err(format!("there is no setting {name:?}; /settings shows them")),
+        }
+        Sampler::new(options.sampling.clone()).map_err(|e| format!("/set {name} {value}: {e}"))?;
+        self.options = options;
+        Ok(())
+    }
+
+    /// Begins anew, with nothing read.
+    pub(crate) fn reset(&mut self) -> Result<(), Failure> {
+        self.session = Session::new(self.model.new_cache(&self.cache_options)?);
+        self.cache.quantize(&*self.model, &mut self.session)
+    }
+
+    /// Goes on from a session in a file.
+    pub(crate) fn load_session(&mut self, file: &Path) -> Result<(), Failure> {
+        self.session = Session::load(&*self.model, file, &self.cache_options)?;
+        self.cache.quantize(&*self.model, &mut self.session)
+    }
+
+    /// Reads a prompt behind what the session has, and answers it; `emit` gets the text as it comes.
+    pub(crate) fn answer(
+        &mut self,
+        prompt: &[u32],
+        emit: &mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Result<Answer, Failure> {
+        let mut answer = Answer { finish_reason: "interrupted", ..Answer::default() };
+        let Self { model, tokenizer, session, options, cache_options, stop, guesses, .. } = self;
+        let Self { draft, draft_session, prompt_lookup, .. } = self;
+        let started = Instant::now();
+        let bar = Progress::new("reading the prompt", "tokens");
+        let progress = |read: usize, total: usize| {
+            bar.show(read, total, options.prefill_chunk);
+            answer.prompt_tokens = read;
+            if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let mut looks_up = PromptLookup::default();
+        let mut draft_model = match draft {
+            Some(model) => {
+                let rewind = cache_options.rewind;
+                let empty = || model.new_cache(&CacheOptions { rewind, ..CacheOptions::default() });
+                let session = draft_session.take().map_or_else(|| empty().map(Session::new), Ok)?;
+                Some(DraftModel::new(&mut **model, session, options)?)
+            }
+            None => None,
+        };
+        let draft: Option<&mut dyn Draft> = match &mut draft_model {
+            Some(draft) => Some(draft),
+            None if *prompt_lookup => Some(&mut looks_up),
+            None => None,
+        };
+        let counts_guesses = draft.is_some();
+        let stream: Result<Box<dyn Tokens + '_>, GenerateError> = match draft {
+            Some(draft) => {
+                let speculation = Speculation { draft, most: *guesses };
+                generate_speculative(&mut **model, session, prompt, options.clone(), speculation, progress)
+                    .map(|stream| Box::new(stream) as Box<dyn Tokens>)
+            }
+            None => generate_with_progress(&mut **model, session, prompt, options.clone(), progress)
+                .map(|stream| Box::new(stream) as Box<dyn Tokens>),
+        };
+        bar.clear();
+        let Some(stream) = unless_cancelled(stream)? else { return Ok(answer) };
+        answer.prompt_tokens_per_second = answer.prompt_tokens as f64 / started.elapsed().as_secs_f64();
+
+        let started = Instant::now();
+        let mut text = with_text(stream, tokenizer, stop.iter().cloned())?;
+        let mut guessed = 0;
+        while !interrupt::requested()
+            && let Some(piece) = text.next()
+        {
+            let TextPiece { text: piece, token } = piece?;
+            if let Some(Token { id, logprob, alternatives, guessed: was_guessed }) = token {
+                answer.tokens.push(id);
+                answer.logprobs.push(logprob);
+                guessed += usize::from(was_guessed);
+                if !alternatives.is_empty() {
+                    answer.alternatives.push(alternatives);
+                }
+            }
+            if !piece.is_empty() {
+                emit(&piece)?;
+            }
+            answer.text += &piece;
+        }
+        match text.finish_reason() {
+            Some(TextFinish::Tokens(reason)) => answer.finish_reason = name(*reason),
+            Some(TextFinish::StopString(string)) => {
+                answer.finish_reason = "stop_string";
+                answer.stop_string = Some(string.clone());
+            }
+            _ => {}
+        }
+        drop(text);
+        *draft_session = draft_model.map(DraftModel::into_session);
+        answer.guessed_tokens = counts_guesses.then_some(guessed);
+        answer.generation_tokens = answer.tokens.len();
+        answer.generation_tokens_per_second = answer.tokens.len() as f64 / started.elapsed().as_secs_f64();
+        answer.peak_memory_bytes = mlx_rs::memory::peak_memory()?;
+        Ok(answer)
+    }
+}
+
+/// None where Ctrl-C stopped it.
+pub(crate) fn unless_cancelled<T>(result: Result<T, GenerateError>) -> Result<Option<T>, Failure> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(GenerateError::Cancelled) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::StopToken => "stop_token",
+        FinishReason::MaxTokens => "max_tokens",
+        FinishReason::ContextFull => "context_full",
+        FinishReason::Cancelled => "interrupted",
+        _ => "other",
+    }
+}
+
+impl Answer {
+    /// The figures, for a person, on standard error.
+    pub(crate) fn summarize(&self) {
+        let guesses = match self.guessed_tokens {
+            Some(guessed) => format!(", {guessed} of them guessed"),
+            None => String::new(),
+        };
+        let text = format!(
+            "prompt: {} tokens, {:.1} tokens/s\ngeneration: {} tokens, {:.1} tokens/s ({}{guesses})\n\
+             peak memory: {:.1} MB",
+            self.prompt_tokens,
+            self.prompt_tokens_per_second,
+            self.generation_tokens,
+            self.generation_tokens_per_second,
+            self.finish_reason,
+            self.peak_memory_bytes as f64 / 1e6,
+        );
+        // Nothing is left to do for a closed standard error.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// How far long work is: on one line of a terminal, in lines elsewhere, where short work is not worth one.
+pub(crate) struct Progress {
+    doing: &'static str,
+    unit: &'static str,
+    terminal: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(doing: &'static str, unit: &'static str) -> Self {
+        Self { doing, unit, terminal: io::stderr().is_terminal() }
+    }
+
+    /// Work of no more than `least` is not worth a line.
+    pub(crate) fn show(&self, done: usize, total: usize, least: usize) {
+        let line = format!("{}: {done} of {total} {}", self.doing, self.unit);
+        // Nothing is left to do for a closed standard error.
+        let _ = if self.terminal {
+            write!(io::stderr(), "\r\x1b[K{line}")
+        } else if total > least && done > 0 {
+            writeln!(io::stderr(), "{line}")
+        } else {
+            Ok(())
+        };
+    }
+
+    pub(crate) fn clear(&self) {
+        if self.terminal {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What the files beside `tokenizer.json` say: special tokens, chat templates, which tokens end a text.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::TokenizerError;
+
+/// The special tokens that have a name everywhere.
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// The template of a model that has one only.
+const DEFAULT: &str = "default";
+
+/// Ends of turns in the templates of models here and their relatives.
+const ENDS_OF_TURN: [&str; 5] = ["<end_of_turn>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>"];
+
+/// The files of a folder, as far as they are there.
+pub(crate) struct Config<'a> {
+    folder: &'a Path,
+    tokenizer_config: Map<String, Value>,
+}
+
+impl<'a> Config<'a> {
+    pub(crate) fn read(folder: &'a Path) -> Result<Self, TokenizerError> {
+        let mut tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
+        // Written by transformers before 4.34, and what counts where it is there.
+        if !tokenizer_config.contains_key("added_tokens_decoder") {
+            tokenizer_config.extend(object(&folder.join("special_tokens_map.json"))?);
+        }
+        Ok(Self { folder, tokenizer_config })
+    }
+
+    /// The special tokens that have a name: `bos_token` and the like, and those that a model has
+    /// besides, such as `image_token`.
+    pub(crate) fn special_tokens(&self) -> Result<BTreeMap<String, String>, TokenizerError> {
+        let mut tokens = BTreeMap::new();
+        for (name, value) in &self.tokenizer_config {
+            if !name.ends_with("_token") {
+                continue;
+            }
+            match content(value) {
+                Some(token) => {
+                    tokens.insert(name.clone(), token.to_owned());
+                }
+                // Others may be anything, as the switch `add_bos_token` is.
+                None if !value.is_null() && NAMES.contains(&&**name) => {
+                    let problem =
+                        format!("{name} is {value}, and must be a token or an object with its content");
+                    return Err(self.invalid(problem));
+                }
+                None => {}
+            }
+        }
+        if let Some(Value::Object(named)) = self.tokenizer_config.get("extra_special_tokens") {
+            let named =
+                named.iter().filter_map(|(name, value)| Some((name.clone(), content(value)?.to_owned())));
+            tokens.extend(named);
+        }
+        Ok(tokens)
+    }
+
+    /// Special tokens without a name.
+    pub(crate) fn extra_special_tokens(&self) -> impl Iterator<Item = &str> {
+        let lists = ["extra_special_tokens", "additional_special_tokens"];
+        let lists = lists.into_iter().filter_map(|key| self.tokenizer_config.get(key)?.as_array());
+        lists.flatten().filter_map(content)
+    }
+
+    /// The chat templates by name: `chat_template.jinja` and the folder beside it, or else those of
+    /// `tokenizer_config.json`, or else that of `chat_template.json`.
+    pub(crate) fn chat_templates(&self) -> Result<BTreeMap<String, String>, TokenizerError> {
+        let mut templates = BTreeMap::new();
+        if let Some(text) = text(&self.folder.join("chat_template.jinja"))? {
+            templates.insert(DEFAULT.to_owned(), text);
+        }
+        for file in jinja_files(&self.folder.join("additional_chat_templates"))? {
+            if let (Some(name), Some(text)) = (file.file_stem(), text(&file)?) {
+                templates.insert(name.to_string_lossy().into_owned(), text);
+            }
+        }
+        if !templates.is_empty() {
+            return Ok(templates);
+        }
+        let templates = self.templates_of(&self.tokenizer_config, "tokenizer_config.json")?;
+        if !templates.is_empty() {
+            return Ok(templates);
+        }
+        let name = "chat_template.json";
+        self.templates_of(&object(&self.folder.join(name))?, name)
+    }
+
+    fn templates_of(
+        &self,
+        config: &Map<String, Value>,
+        file: &str,
+    ) -> Result<BTreeMap<String, String>, TokenizerError> {
+        let invalid = || TokenizerError::Invalid {
+            file: self.folder.join(file),
+            problem: "chat_template must be a template or a list of objects with a name and a template"
+                .to_owned(),
+        };
+        match config.get("chat_template") {
+            None | Some(Value::Null) => Ok(BTreeMap::new()),
+            Some(Value::String(text)) => Ok([(DEFAULT.to_owned(), text.clone())].into()),
+            Some(Value::Array(list)) => {
+                let field = |entry: &Value, name| Some(entry.get(name)?.as_str()?.to_owned());
+                let entry = |entry| Some((field(entry, "name")?, field(entry, "template")?));
+                list.iter().map(entry).collect::<Option<_>>().ok_or_else(invalid)
+            }
+            Some(_) => Err(invalid()),
+        }
+    }
+
+    /// The tokens after which a text is complete.
+    ///
+    /// `eos_token_id` of `generation_config.json` and `config.json`, `eos_token` of
+    /// `tokenizer_config.json`, all together: a checkpoint's files do not always agree, and a token
+    /// that any of them calls the end is not one to print.
+    ///
+    /// Files that were converted have often lost the list of `generation_config.json` and name the
+    /// end of a text only. Where no template writes any of those tokens, the end of a turn that a
+    /// template writes is one of them. Where a template does, the files knew what they said.
+    pub(crate) fn stop_tokens(
+        &self,
+        tokenizer: &tokenizers::Tokenizer,
+        special: &BTreeMap<String, String>,
+        templates: &BTreeMap<String, String>,
+    ) -> Result<BTreeSet<u32>, TokenizerError> {
+        let mut stop = BTreeSet::new();
+        for name in ["generation_config.json", "config.json"] {
+            let file = self.folder.join(name);
+            let value = object(&file)?.remove("eos_token_id").unwrap_or_default();
+            let ids = ids(&value).ok_or_else(|| TokenizerError::Invalid {
+                file,
+                problem: format!("eos_token_id is {value}, and must be a token id or a list of them"),
+            })?;
+            stop.extend(ids);
+        }
+        stop.extend(special.get("eos_token").and_then(|token| tokenizer.token_to_id(token)));
+
+        let written = |token: &str| templates.values().any(|template| template.contains(token));
+        let knew = stop.iter().any(|&id| tokenizer.id_to_token(id).is_some_and(|token| written(&token)));
+        if !knew {
+            let ends = ENDS_OF_TURN.iter().filter(|token| written(token));
+            stop.extend(ends.filter_map(|token| tokenizer.token_to_id(token)));
+        }
+        Ok(stop)
+    }
+
+    fn invalid(&self, problem: String) -> TokenizerError {
+        TokenizerError::Invalid { file: self.folder.join("tokenizer_config.json"), problem }
+    }
+}
+
+/// A token, or an object that describes one.
+fn content(value: &Value) -> Option<&str> {
+    value.get("content").unwrap_or(value).as_str()
+}
+
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(values) => values.iter().map(id).collect(),
+        value => Some(vec![id(value)?]),
+    }
+}
+
+fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
+    let invalid = |problem: std::io::Error| TokenizerError::Invalid {
+        file: folder.to_owned(),
+        problem: problem.to_string(),
+    };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(invalid(e)),
+    };
+    let files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    Ok(files.into_iter().filter(|file| file.extension().is_some_and(|of| of == "jinja")).collect())
+}
+
+/// The keys of a config; none where there is no such file.
+fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
+    let invalid = |problem: String| TokenizerError::Invalid { file: file.to_owned(), problem };
+    let Some(text) = text(file)? else { return Ok(Map::new()) };
+    match serde_json::from_str(&text).map_err(|e| invalid(e.to_string()))? {
+        Value::Object(config) => Ok(config),
+        other => Err(invalid(format!("{other} is not an object"))),
+    }
+}
+
+/// What a file says; none where there is no such file.
+fn text(file: &Path) -> Result<Option<String>, TokenizerError> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(TokenizerError::Invalid { file: file.to_owned(), problem: e.to_string() }),
+    }
+}

@@ -1,0 +1,76 @@
+//! The table fits the code, and a verdict is what it says.
+
+use super::*;
+
+#[test]
+fn the_table_fits_the_code() {
+    let root = crate::root();
+    let cases: Vec<String> = fs::read_dir(root.join("xtask/cases"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    let mut names = BTreeSet::new();
+    let mut crates = BTreeSet::new();
+    for mutation in MUTATIONS {
+        assert!(names.insert(mutation.name), "{} is there twice", mutation.name);
+        let text = read(&root.join(mutation.file)).unwrap();
+        let mutated = apply(mutation, &text).unwrap_or_else(|problem| panic!("{problem}"));
+        assert_ne!(mutated, text, "{}", mutation.name);
+        // What only a test does breaks nothing.
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        assert!(code.contains(mutation.find), "{} changes a test", mutation.name);
+        assert!(cases.iter().any(|case| case.contains(mutation.filter)), "{}", mutation.name);
+        crates.extend(mutation.file.split('/').nth(1));
+    }
+    assert!(MUTATIONS.len() >= 20 && crates.len() >= 10, "{} in {crates:?}", MUTATIONS.len());
+}
+
+#[test]
+fn a_stale_row_is_an_error_that_says_so() {
+    let mutation = Mutation { name: "a", file: "b.rs", find: "x + 1", replace: "x", filter: "" };
+    assert_eq!(apply(&mutation, "let y = x + 1;").unwrap(), "let y = x;");
+    for (text, times) in [("let y = x + 2;", "0 times"), ("x + 1 == x + 1", "2 times")] {
+        let problem = apply(&mutation, text).unwrap_err();
+        assert!(problem.contains("b.rs") && problem.contains(times), "{problem}");
+    }
+}
+
+#[test]
+fn only_a_difference_catches() {
+    let result = |name: &str, passed, differs| CaseResult {
+        name: name.to_owned(),
+        passed,
+        differs,
+        detail: "why".to_owned(),
+    };
+    let of = |results| verdict(Ok(results));
+    let caught = of(vec![result("a", true, false), result("b", false, true), result("c", false, true)]);
+    assert_eq!(caught, Verdict::Caught { by: "b".to_owned(), more: 1 });
+    for (survived, needle) in [
+        (of(vec![result("a", true, false)]), "all 1 cases passed"),
+        (of(vec![result("a", true, false), result("b", false, false)]), "b cannot be run: why"),
+        (verdict(Err("ran for over 300 s".to_owned())), "over 300 s"),
+    ] {
+        assert!(matches!(&survived, Verdict::Survived { why } if why.contains(needle)), "{survived:?}");
+    }
+}
+
+#[test]
+fn a_copy_is_what_the_tree_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path();
+    let same = tree.join("same/file.rs");
+    write_if_new(&same, b"same").unwrap();
+    let old = File::options().write(true).open(&same).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    old.set_modified(long_ago).unwrap();
+    fs::write(tree.join("gone"), "").unwrap();
+
+    write_if_new(&same, b"same").unwrap();
+    remove_others(tree, tree, &BTreeSet::from(["same/file.rs".to_owned()])).unwrap();
+    assert_eq!(fs::metadata(&same).unwrap().modified().unwrap(), long_ago);
+    assert!(!tree.join("gone").exists());
+    // What a mutation left is written over.
+    write_if_new(&same, b"other").unwrap();
+    assert_eq!(fs::read(&same).unwrap(), b"other");
+}

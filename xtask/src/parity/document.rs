@@ -1,0 +1,342 @@
+//! The results in `docs/parity.md`, between two lines that mark them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Row;
+
+const BEGIN: &str = "<!-- results: `cargo xtask parity --document` writes from here -->\n";
+const END: &str = "<!-- results: to here -->";
+
+/// What mlx-lm makes of the cases of transformers; a script writes it.
+const MLX_LM: &str = "xtask/python/mlx_lm_on_transformers_cases.json";
+
+#[derive(Deserialize)]
+struct MlxLm {
+    mlx_lm: String,
+    cases: BTreeMap<String, Answer>,
+}
+
+/// What mlx-lm answers to one of them.
+#[derive(Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+enum Answer {
+    Within { worst: f64 },
+    Differs { worst: f64, why: Vec<String> },
+    Raises { error: String, why: Vec<String> },
+}
+
+impl Answer {
+    fn why(&self) -> &[String] {
+        match self {
+            Self::Within { .. } => &[],
+            Self::Differs { why, .. } | Self::Raises { why, .. } => why,
+        }
+    }
+
+    /// For a cell of a table.
+    fn in_words(&self) -> String {
+        match self {
+            Self::Within { worst } => format!("within {worst:.0e}"),
+            Self::Differs { worst, .. } => format!("differs by {worst:.1}"),
+            Self::Raises { error, .. } => format!("raises `{}`", error.replace('`', "'").replace('|', "/")),
+        }
+    }
+}
+
+/// What a case is about, for the report.
+struct Described<'a> {
+    row: &'a Row,
+    group: String,
+    /// The MLX that computed the reference, where one did.
+    mlx: Option<String>,
+}
+
+/// The document with these results in the place of those that it holds.
+///
+/// # Errors
+///
+/// Where the marks are missing, a case cannot be read, or mlx-lm's answers are not those to these cases.
+pub(super) fn with_results(root: &Path, document: &str, rows: &[Row]) -> io::Result<String> {
+    let (before, _, after) = parts(document).map_err(io::Error::other)?;
+    let cases: Vec<Described<'_>> = rows.iter().map(describe).collect::<io::Result<_>>()?;
+    let mlx_lm = mlx_lm(root)?;
+    let mut problems = Vec::new();
+    check_answers(&mlx_lm, rows.iter().map(|row| row.name.as_str()), &mut problems);
+    if let Some(problem) = problems.into_iter().next() {
+        return Err(io::Error::other(problem));
+    }
+
+    let mut text = format!("{BEGIN}\n{}\n", heading(&cases));
+    text += &summary(&cases);
+    text += &reasons(&cases, &mlx_lm);
+    text += &every_case(&cases, &mlx_lm);
+    Ok(format!("{before}{text}\n{END}{after}"))
+}
+
+/// What stands before the results, the results with their first mark, and what stands behind them.
+fn parts(document: &str) -> Result<(&str, &str, &str), String> {
+    let (begin, end) = (document.find(BEGIN), document.find(END));
+    match (begin, end) {
+        (Some(begin), Some(end)) if begin < end => {
+            Ok((&document[..begin], &document[begin..end], &document[end + END.len()..]))
+        }
+        _ => Err(format!("docs/parity.md: the results belong between the lines {BEGIN:?} and {END:?}")),
+    }
+}
+
+fn mlx_lm(root: &Path) -> io::Result<MlxLm> {
+    let file = root.join(MLX_LM);
+    let error = |e: io::Error| io::Error::new(e.kind(), format!("{MLX_LM}: {e}"));
+    serde_json::from_slice(&fs::read(file).map_err(error)?).map_err(|e| error(e.into()))
+}
+
+fn describe(row: &Row) -> io::Result<Described<'_>> {
+    let read = |file: &str| -> io::Result<Value> {
+        let file = row.folder.join(file);
+        let error = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.display()));
+        serde_json::from_slice(&fs::read(&file).map_err(error)?).map_err(|e| error(e.into()))
+    };
+    let case = read("case.json")?;
+    let group = match case["kind"].as_str() {
+        Some("rope") => "rotations".to_owned(),
+        Some("cache") => "caches".to_owned(),
+        _ if case.get("adapters").is_some() => "adapters".to_owned(),
+        _ => read("config.json")?["model_type"].as_str().unwrap_or("models").to_owned(),
+    };
+    // A text model and the same with a vision part beside it are one architecture.
+    let group = group.strip_suffix("_text").unwrap_or(&group).to_owned();
+    Ok(Described { row, group, mlx: case["mlx"].as_str().map(str::to_owned) })
+}
+
+/// When, on what, and with which versions.
+fn heading(cases: &[Described<'_>]) -> String {
+    let oracles: BTreeSet<&str> = cases.iter().map(|case| case.row.oracle.as_str()).collect();
+    let mlx: BTreeSet<&str> = cases.iter().filter_map(|case| case.mlx.as_deref()).collect();
+    let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
+    let (count, passed) = (cases.len(), cases.iter().filter(|case| case.row.passed).count());
+    format!(
+        "{}, on `{}`: {passed} of {count} cases pass. References: {}; MLX {}.\n",
+        today(),
+        super::case::this_device(),
+        list(oracles),
+        list(mlx)
+    )
+}
+
+/// A row for each architecture and oracle.
+fn summary(cases: &[Described<'_>]) -> String {
+    let mut groups: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
+    for case in cases {
+        groups.entry((&case.group, &case.row.oracle)).or_default().push(case.row);
+    }
+    let mut text = "| | reference | cases | passed | exact | worst difference of the others |\n".to_owned();
+    text += "|---|---|---|---|---|---|\n";
+    for ((group, oracle), rows) in groups {
+        let passed = rows.iter().filter(|row| row.passed).count();
+        let (exact, close): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.compare == "exact");
+        let worst = close
+            .iter()
+            .filter_map(|row| row.worst)
+            .fold(None, |worst: Option<f64>, this| Some(worst.map_or(this, |worst| worst.max(this))));
+        let worst = worst.map_or_else(String::new, |worst| format!("{worst:.0e}"));
+        let (count, exact) = (rows.len(), exact.len());
+        let _ = writeln!(text, "| {group} | {oracle} | {count} | {passed} | {exact} | {worst} |");
+    }
+    text
+}
+
+/// Why mlx-lm does not answer as transformers does, with the cases that show it.
+fn reasons(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let answers = cases.iter().filter_map(|case| mlx_lm.cases.get_key_value(&case.row.name));
+    let (mut right, mut count) = (0, 0);
+    for (name, answer) in answers {
+        count += 1;
+        right += usize::from(answer.why().is_empty());
+        for why in answer.why() {
+            reasons.entry(why).or_default().push(name);
+        }
+    }
+    let mut text = format!(
+        "\nmlx-lm {} itself, on the {count} cases of transformers: {right} within the tolerance. The others, and why:\n\n\
+         | what mlx-lm does | cases |\n|---|---|\n",
+        mlx_lm.mlx_lm
+    );
+    for (why, names) in reasons {
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        let _ = writeln!(text, "| {why} | {} |", names.join(", "));
+    }
+    text
+}
+
+/// All cases, folded up by group.
+fn every_case(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
+    let mut groups: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for case in cases {
+        groups.entry(&case.group).or_default().push(case.row);
+    }
+    let mut text = "\nEvery case:\n".to_owned();
+    for (group, rows) in groups {
+        let has_answers = rows.iter().any(|row| mlx_lm.cases.contains_key(&row.name));
+        let _ = writeln!(text, "\n<details><summary>{group}, {} cases</summary>\n", rows.len());
+        text += "| case | reference | asked | result | worst difference |";
+        text +=
+            if has_answers { " mlx-lm |\n|---|---|---|---|---|---|\n" } else { "\n|---|---|---|---|---|\n" };
+        for Row { name, oracle, compare, worst, passed, .. } in rows {
+            let result = if *passed { "passed" } else { "FAILED" };
+            let worst = match worst {
+                Some(0.0) => "0".to_owned(),
+                Some(worst) => format!("{worst:.1e}"),
+                None => String::new(),
+            };
+            let _ = write!(text, "| `{name}` | {oracle} | {compare} | {result} | {worst} |");
+            if has_answers {
+                let answer = mlx_lm.cases.get(name).map(Answer::in_words);
+                let _ = write!(text, " {} |", answer.unwrap_or_default());
+            }
+            text.push('\n');
+        }
+        text += "\n</details>\n";
+    }
+    text
+}
+
+/// That the document lists the cases that there are, and no others, and that mlx-lm was asked about all of
+/// transformers. `names` are the folders of the cases.
+pub(crate) fn check(root: &Path, names: &BTreeSet<&str>, problems: &mut Vec<String>) -> io::Result<()> {
+    match parts(&fs::read_to_string(root.join("docs/parity.md"))?) {
+        Err(problem) => problems.push(problem),
+        Ok((_, results, _)) => check_list(results, names, problems),
+    }
+    check_answers(&mlx_lm(root)?, names.iter().copied(), problems);
+    Ok(())
+}
+
+fn check_list(results: &str, names: &BTreeSet<&str>, problems: &mut Vec<String>) {
+    let name = |line| str::strip_prefix(line, "| `").and_then(|rest| rest.split('`').next());
+    let listed: BTreeSet<&str> = results.lines().filter_map(name).collect();
+    for (missing, what) in [(names.difference(&listed), "lacks"), (listed.difference(names), "lists")] {
+        for case in missing {
+            problems.push(format!(
+                "docs/parity.md: {what} the case {case}, and should not; run `cargo xtask parity --document`"
+            ));
+        }
+    }
+}
+
+fn check_answers<'a>(mlx_lm: &MlxLm, names: impl Iterator<Item = &'a str>, problems: &mut Vec<String>) {
+    let of_transformers: BTreeSet<&str> = names.filter(|name| name.starts_with("hf_")).collect();
+    let answered: BTreeSet<&str> = mlx_lm.cases.keys().map(String::as_str).collect();
+    for case in of_transformers.symmetric_difference(&answered) {
+        problems.push(format!(
+            "{MLX_LM}: {case} is a case or has an answer, not both; run mlx_lm_on_transformers_cases.py"
+        ));
+    }
+}
+
+/// The date in UTC, as year, month and day.
+fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    date((seconds / 86_400) as i64)
+}
+
+/// The date so many days after the first of January 1970, in the calendar of Gregory.
+fn date(days: i64) -> String {
+    let (mut year, mut left) = (1970, days);
+    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let length = |year| if is_leap(year) { 366 } else { 365 };
+    while left >= length(year) {
+        left -= length(year);
+        year += 1;
+    }
+    let february = if is_leap(year) { 29 } else { 28 };
+    let mut month = 1;
+    for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if left < days {
+            break;
+        }
+        left -= days;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02}", left + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // From `date -u -d @SECONDS`.
+        for (days, expected) in [
+            (0, "1970-01-01"),
+            (58, "1970-02-28"),
+            (59, "1970-03-01"),
+            (789, "1972-02-29"),
+            (11_016, "2000-02-29"),
+            (20_453, "2025-12-31"),
+            (20_778, "2026-11-21"),
+            (47_541, "2100-03-01"),
+        ] {
+            assert_eq!(date(days), expected);
+        }
+    }
+
+    #[test]
+    fn the_document_lists_exactly_the_cases() {
+        let mut problems = Vec::new();
+        let results = "| case | result |\n| `a` | passed |\n| `b` | passed |\n| what `x` does | `y` |\n";
+        check_list(results, &BTreeSet::from(["a", "b"]), &mut problems);
+        assert_eq!(problems, [""; 0]);
+        check_list(results, &BTreeSet::from(["a", "c"]), &mut problems);
+        assert_eq!(problems.len(), 2);
+        assert!(problems[0].contains("lacks the case c") && problems[1].contains("lists the case b"));
+    }
+
+    #[test]
+    fn results_take_the_place_of_the_old_ones_and_of_nothing_else() {
+        let root = crate::root();
+        let row = |name: &str, oracle: &str| Row {
+            name: name.to_owned(),
+            oracle: oracle.to_owned(),
+            compare: "exact".to_owned(),
+            worst: Some(0.0),
+            passed: true,
+            differs: false,
+            detail: String::new(),
+            folder: root.join("xtask/cases").join(name),
+        };
+        let mut rows = vec![row("lora_f32", "mlx-lm 0.32.2"), row("gemma3_f32_whole", "mlx-lm 0.32.2")];
+        rows.push(row("cache_full_bf16", "numpy"));
+        let document = format!("before\n{BEGIN}old\n{END}\nbehind\n");
+        let error = with_results(&root, &document, &rows).unwrap_err().to_string();
+        assert!(error.contains("hf_") && error.contains("run mlx_lm_on_transformers_cases.py"), "{error}");
+
+        rows.extend(mlx_lm(&root).unwrap().cases.keys().map(|name| row(name, "transformers 5.23.0")));
+        let found = with_results(&root, &document, &rows).unwrap();
+        assert!(
+            found.starts_with(&format!("before\n{BEGIN}")) && found.ends_with(&format!("{END}\nbehind\n"))
+        );
+        assert!(!found.contains("old\n"));
+        for part in [
+            "| gemma3 | mlx-lm 0.32.2 | 1 | 1 | 1 |  |",
+            "| caches | numpy | 1 | 1 | 1 |  |",
+            "| `hf_phi3_window` | transformers 5.23.0 | exact | passed | 0 | differs by 22.0 |",
+            "| `hf_gemma3_multimodal_inner_keys` | transformers 5.23.0 | exact | passed | 0 | raises `KeyError: 'language_model'` |",
+            "| ignores `sliding_window` (`phi3.py` has no window) | `hf_phi3_window`, ",
+        ] {
+            assert!(found.contains(part), "{part}\n{found}");
+        }
+        // Once more, over its own result.
+        assert_eq!(with_results(&root, &found, &rows).unwrap(), found);
+        assert!(with_results(&root, "no marks", &rows).is_err());
+    }
+}
