@@ -7,6 +7,8 @@ mod hub_server;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use hub_server::{COMMIT, Reply, Server};
 use serde_json::Value;
@@ -114,6 +116,39 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     assert_eq!(server.requests().len(), 0);
     let output = program().env("HF_HUB_OFFLINE", "1").args(["download", "owner/other"]).output().unwrap();
     assert_fails(&output, 1, &["owner/other is not in the cache", "HF_HUB_OFFLINE"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_download_that_is_interrupted_is_gone_on_with() {
+    let mut first = true;
+    let fault = move |request: &hub_server::Request, right: &Reply| {
+        let is_it = first && request.method == "GET" && request.path == "/far/model.safetensors";
+        first &= !is_it;
+        is_it.then(|| Reply { cut: Some(1_000_000), stall: Duration::from_secs(60), ..right.clone() })
+    };
+    let (server, home) = (Server::start(&demo_files(), fault), tempfile::tempdir().unwrap());
+    let blob = hub_server::sha256(&demo_files()[2].1);
+    let partial = home.path().join(format!("hub/models--owner--name/blobs/{blob}.incomplete"));
+    let program = || {
+        let mut program = program(home.path());
+        program.env("HF_ENDPOINT", &server.endpoint).args(["download", "owner/name", "--json"]);
+        program
+    };
+    let mut child = program().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !fs::metadata(&partial).is_ok_and(|partial| partial.len() == 1_000_000) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success() && !child.wait().unwrap().success());
+    assert_eq!(fs::metadata(&partial).unwrap().len(), 1_000_000);
+
+    let size: usize = demo_files().iter().map(|(_, contents)| contents.len()).sum();
+    let report = json(&program().output().unwrap());
+    // The small files before it were whole.
+    let left = report["downloaded_bytes"].as_u64().unwrap() as usize;
+    assert!(left < size - 1_000_000 && left > 1_000_000, "{left} of {size}");
 }
 
 #[test]

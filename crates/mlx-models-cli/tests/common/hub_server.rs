@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -29,6 +30,8 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
     /// So many bytes of the body are sent, and then the connection ends.
     pub(crate) cut: Option<usize>,
+    /// Before the connection ends, nothing happens for so long.
+    pub(crate) stall: Duration,
 }
 
 impl Reply {
@@ -62,8 +65,11 @@ impl Server {
                 seen.lock().unwrap().push(request.clone());
                 let reply = answer(&files, &request);
                 let reply = fault(&request, &reply).unwrap_or(reply);
-                // The other side may have gone.
-                let _ = write(&mut stream, &request, &reply);
+                thread::spawn(move || {
+                    // The other side may have gone.
+                    let _ = write(&mut stream, &request, &reply);
+                    thread::sleep(reply.stall);
+                });
             }
         });
         Self { endpoint, requests }
