@@ -53,6 +53,8 @@ struct Chat {
     messages: Vec<Message>,
     /// Without a chat template the conversation is one text, which the model continues.
     has_template: bool,
+    /// The ids of that text, message by message.
+    plain: Vec<Vec<u32>>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -67,7 +69,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         say("note: the tokenizer has no chat template; the model continues one common text");
     }
-    let mut chat = Chat { engine, arguments: chat_arguments, messages, has_template };
+    let mut chat = Chat { engine, arguments: chat_arguments, messages, has_template, plain: Vec::new() };
     if let Some(name) = resume {
         chat.load(&name)?;
     }
@@ -230,23 +232,31 @@ impl Chat {
             say("note: the model's context is full; /reset begins anew, and --slide goes on");
         }
         self.messages.push(Message::assistant(&answer.text));
+        if !self.has_template {
+            // What was read stays, token for token; an end of the text would be one of the conversation.
+            let stops = self.engine.tokenizer.stop_tokens();
+            self.plain.push(answer.tokens.iter().copied().filter(|id| !stops.contains(id)).collect());
+        }
         Ok(())
     }
 
     /// The whole conversation as the model reads it.
-    fn text(&self) -> Result<Vec<u32>, Failure> {
+    fn text(&mut self) -> Result<Vec<u32>, Failure> {
         if self.has_template {
             let options = self.arguments.options(ChatEnd::Answer)?;
             return Ok(self.engine.tokenizer.chat(&self.messages, &options)?.tokens);
         }
-        // What was read stays, token for token; the newest message goes behind it.
-        let newest = self.messages.last().and_then(Message::content).unwrap_or_default();
-        let before = self.engine.session.ids()?;
-        if before.is_empty() {
-            let all: Vec<String> = self.messages.iter().filter_map(Message::content).collect();
-            return Ok(self.engine.tokenizer.encode(&all.join(""))?);
+        self.plain.truncate(self.messages.len());
+        for message in &self.messages[self.plain.len()..] {
+            let content = message.content().unwrap_or_default();
+            let tokenizer = &self.engine.tokenizer;
+            self.plain.push(match (self.plain.is_empty(), message.role().as_deref()) {
+                (true, _) => tokenizer.encode(&content)?,
+                (false, Some("user")) => prompt::behind(tokenizer, &format!(" {content}"))?,
+                (false, _) => prompt::behind(tokenizer, &content)?,
+            });
         }
-        Ok([before, prompt::behind(&self.engine.tokenizer, &format!(" {newest}"))?].concat())
+        Ok(self.plain.concat())
     }
 
     fn save(&self, name: &Path) -> Result<(), Failure> {
@@ -276,6 +286,7 @@ impl Chat {
             self.engine.reset()?;
         }
         self.messages = messages;
+        self.plain.clear();
         say(&format!("{} messages, {} tokens", self.messages.len(), self.engine.session.offset()));
         Ok(())
     }

@@ -75,6 +75,9 @@ pub(crate) struct DecodingArguments {
     /// End the text at this token, by its text or its id, too; may be given several times
     #[arg(long, value_name = "TOKEN")]
     extra_eos_token: Vec<String>,
+    /// Go on where the model ends the text
+    #[arg(long)]
+    ignore_eos: bool,
     #[command(flatten)]
     pub(crate) sampling: SamplingArguments,
     #[command(flatten)]
@@ -195,7 +198,7 @@ impl Engine {
         let options = GenerateOptions {
             max_tokens: arguments.max_tokens,
             min_tokens: arguments.min_tokens,
-            stop_tokens: tokenizer.stop_tokens().to_vec(),
+            stop_tokens: if arguments.ignore_eos { Vec::new() } else { tokenizer.stop_tokens().to_vec() },
             penalties: arguments.sampling.penalties(&tokenizer)?,
             sampling: arguments.sampling.sampling(&tokenizer)?,
             prefill_chunk: arguments.cache.prefill_step_size(),

@@ -35,7 +35,7 @@ fn tokenizer() -> Tokenizer {
 /// The whole text, how many pieces had a token, and why it ended.
 fn written(ids: &[u32], finish: FinishReason, stop: &[&str]) -> (String, usize, Option<TextFinish>) {
     let tokenizer = tokenizer();
-    let tokens = Known { ids: ids.to_vec().into_iter(), finish };
+    let tokens = Known { ids: Vec::from(ids).into_iter(), finish };
     let mut text = with_text(tokens, &tokenizer, stop.iter().copied()).unwrap();
     let pieces: Vec<_> = text.by_ref().map(Result::unwrap).collect();
     let with_token = pieces.iter().filter(|piece| piece.token.is_some()).count();

@@ -1,0 +1,240 @@
+//! The subcommands beside `generate`, and its options of caches and guesses, as a person or a script uses them.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const STORY: &str = "In a little cottage by the sea lived a brave girl named Zoe.";
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
+    // Not the cache of whoever runs the tests.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
+    command
+}
+
+#[track_caller]
+fn succeed(arguments: &[&str], input: &str) -> (String, String) {
+    let output = run(arguments, input);
+    let (out, said) = texts(&output);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    (out, said)
+}
+
+fn run(arguments: &[&str], input: &str) -> Output {
+    let mut command = program();
+    let mut child = command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn story(options: &[&str]) -> Value {
+    let arguments = [&["generate", "--json", "--prompt", STORY, "--max-tokens", "150"], options].concat();
+    serde_json::from_str(&succeed(&arguments, "").0).unwrap()
+}
+
+/// A copy of a demo whose tokenizer has a chat template.
+fn chat_model() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/olmo3")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    fs::write(copy.path().join("chat_template.jinja"), template).unwrap();
+    copy
+}
+
+#[test]
+fn guesses_change_nothing_but_the_time() {
+    for model in ["demo:olmo3", "demo:gemma3"] {
+        let plain = story(&["--model", model]);
+        assert_eq!(plain.get("guessed_tokens"), None);
+        let looked_up = story(&["--model", model, "--prompt-lookup"]);
+        let drafted = story(&["--model", model, "--draft-model", "demo:phi3", "--num-draft-tokens", "5"]);
+        for guessed in [looked_up, drafted] {
+            assert_eq!(guessed["tokens"], plain["tokens"], "{model}");
+            assert_eq!(guessed["text"], plain["text"]);
+            assert!(guessed["guessed_tokens"].as_u64().is_some());
+        }
+    }
+}
+
+#[test]
+fn stop_strings_end_the_text_before_them() {
+    let whole = story(&["--model", "demo:olmo3"])["text"].as_str().unwrap().to_owned();
+    let (before, _) = whole.split_once("butterfly").unwrap();
+    let found = story(&["--model", "demo:olmo3", "--stop", "no such thing", "--stop", "butterfly"]);
+    assert_eq!(found["text"], before);
+    assert_eq!(
+        (&found["finish_reason"], &found["stop_string"]),
+        (&"stop_string".into(), &"butterfly".into())
+    );
+}
+
+#[test]
+fn a_cached_prompt_is_continued_as_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.safetensors");
+    let file = file.to_str().unwrap();
+    for model in ["demo:olmo3", "demo:lille-130m"] {
+        let (beginning, rest) = ("In a little cottage by the sea", " lived a brave girl named Zoe.");
+        succeed(&["cache-prompt", "--model", model, "--prompt", beginning, "--prompt-cache-file", file], "");
+        let arguments = ["generate", "--model", model, "--prompt", rest, "--prompt-cache-file", file];
+        let (cached, _) = succeed(&[&arguments[..], &["--max-tokens", "60"]].concat(), "");
+        let (whole, _) =
+            succeed(&["generate", "--model", model, "--prompt", STORY, "--max-tokens", "60"], "");
+        assert_eq!(cached, whole, "{model}");
+    }
+    // Of another model.
+    let arguments = ["generate", "--model", "demo:phi3", "--prompt", "x", "--prompt-cache-file", file];
+    let (_, said) = texts(&run(&arguments, ""));
+    assert!(said.contains("lille-130m") && said.contains("phi3"), "{said}");
+}
+
+#[test]
+fn caches_of_few_bits_and_of_few_tokens_go_on() {
+    let options = ["--kv-bits", "8", "--kv-group-size", "32", "--quantized-kv-start", "20"];
+    let found = story(&[&["--model", "demo:olmo3"][..], &options].concat());
+    assert_eq!(found["generation_tokens"], story(&["--model", "demo:olmo3"])["generation_tokens"]);
+    let arguments = ["generate", "--model", "demo:olmo3", "--prompt", STORY, "--kv-bits", "8"];
+    let (_, said) = texts(&run(&arguments, ""));
+    assert!(said.contains("groups of 64"), "heads have 32 features: {said}");
+
+    // Past the context of 512 tokens, with 64 of them in memory.
+    let arguments = ["generate", "--json", "--prompt", STORY, "--slide", "--max-kv-size", "64"];
+    let arguments = [&arguments[..], &["--max-tokens", "700", "--min-tokens", "700"]].concat();
+    let found: Value = serde_json::from_str(&succeed(&arguments, "").0).unwrap();
+    assert_eq!((&found["generation_tokens"], &found["finish_reason"]), (&700.into(), &"max_tokens".into()));
+}
+
+#[test]
+fn perplexity_is_that_of_the_likelihoods() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("story.txt");
+    fs::write(&file, STORY).unwrap();
+    let of = |file: &str, input: &str| -> Value {
+        let arguments = ["perplexity", "--model", "demo:olmo3", "--json", file];
+        serde_json::from_str(&succeed(&arguments, input).0).unwrap()
+    };
+    let found = of(file.to_str().unwrap(), "");
+    let (perplexity, nll) = (found["perplexity"].as_f64().unwrap(), found["mean_nll"].as_f64().unwrap());
+    assert!((perplexity - nll.exp()).abs() < 1e-9);
+    // A story of its own kind, on which the model was trained, beside text without sense.
+    assert!(perplexity < 4.0, "{found}");
+    assert_eq!(of("-", STORY)["mean_nll"], found["mean_nll"]);
+    assert!(of("-", "zqx vvk 77 !! {}{}")["perplexity"].as_f64().unwrap() > 100.0);
+    let (_, said) = texts(&run(&["perplexity", "-"], "a"));
+    assert!(said.contains("at least 2"), "{said}");
+}
+
+#[test]
+fn bench_has_the_figures_that_it_promises() {
+    let arguments = [
+        "bench",
+        "--json",
+        "--prompt-tokens",
+        "9",
+        "--gen-tokens",
+        "7",
+        "--repeats",
+        "2",
+        "--model",
+        "demo:phi3",
+    ];
+    let found: Value = serde_json::from_str(&succeed(&arguments, "").0).unwrap();
+    for key in ["prefill_tps", "decode_tps", "load_s", "first_token_s", "peak_memory_bytes"] {
+        let figure = |which: &str| found[key][which].as_f64().unwrap();
+        assert!(
+            figure("min") > 0.0 && figure("min") <= figure("median") && figure("median") <= figure("max")
+        );
+    }
+    let (_, said) = texts(&run(&["bench", "--prompt-tokens", "500", "--gen-tokens", "100"], ""));
+    assert!(said.contains("--gen-tokens"), "{said}");
+}
+
+#[test]
+fn a_conversation_goes_back_and_is_kept() {
+    let model = chat_model();
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("kept");
+    let name = name.to_str().unwrap();
+    let chat = |input: &str| {
+        let arguments = ["chat", "--model", model.path().to_str().unwrap(), "--max-tokens", "12"];
+        succeed(&arguments, input)
+    };
+    let (two, _) = chat("Hello\nTell me \\\na story.\n");
+    let answers: Vec<&str> = two.lines().collect();
+    assert!(answers.len() >= 2, "{two:?}");
+
+    // Undone and said again, answered again, and begun anew: the same answers.
+    let (again, _) = chat("Hello\nNo\n/undo\nTell me \\\na story.\n/retry\n/reset\nHello\n");
+    let again: Vec<&str> = again.lines().collect();
+    assert_eq!((again[0], again[2], again[3], again[4]), (answers[0], answers[1], answers[1], answers[0]));
+
+    // Kept in files, and gone on with.
+    let (_, said) = chat(&format!("Hello\n/save {name}\n"));
+    assert!(said.contains("kept.json") && said.contains("kept.safetensors"), "{said}");
+    let (on, _) = chat(&format!("/load {name}\n\"\"\"\nTell me \na story.\n\"\"\"\n"));
+    assert_eq!(on.lines().next(), Some(answers[1]));
+}
+
+#[test]
+fn a_wrong_command_is_named() {
+    let model = chat_model();
+    for (input, needle) in [
+        ("/nonsense\n", "/nonsense"),
+        ("/retry\n", "nothing to answer"),
+        ("/set temp warm\n", "a number is needed"),
+        ("/set temp -1\n", "temperature"),
+        ("/set colour 3\n", "colour"),
+        ("/load\n", "a name is needed"),
+        ("/load /no/such/file\n", "/no/such/file.json"),
+    ] {
+        let output = run(&["chat", "--model", model.path().to_str().unwrap()], input);
+        let (out, said) = texts(&output);
+        assert_eq!((output.status.code(), &*out), (Some(1), ""), "{input}");
+        assert!(said.contains(needle) && !said.contains("panicked"), "{input}: {said}");
+    }
+}
+
+#[test]
+fn a_chat_template_is_used_where_there_is_one() {
+    let model = chat_model();
+    let model = model.path().to_str().unwrap();
+    let tokens = |options: &[&str]| {
+        let arguments = [&["generate", "--json", "--model", model, "--max-tokens", "4"], options].concat();
+        let found: Value = serde_json::from_str(&succeed(&arguments, "").0).unwrap();
+        found["prompt_tokens"].as_u64().unwrap()
+    };
+    let plain = tokens(&["--prompt", "Hello", "--ignore-chat-template"]);
+    let asked = tokens(&["--prompt", "Hello"]);
+    let with_system = tokens(&["--prompt", "Hello", "--system-prompt", "Be kind."]);
+    assert!(plain < asked && asked < with_system, "{plain} {asked} {with_system}");
+    let (_, said) = texts(&run(&["generate", "--prompt", "x", "--system-prompt", "y"], ""));
+    assert!(said.contains("no chat template"), "{said}");
+}
+
+#[test]
+fn shells_and_manuals_get_their_texts() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(succeed(&["completions", shell], "").0.contains("cache-prompt"));
+    }
+    let (page, _) = succeed(&["man"], "");
+    assert!(page.contains(".TH mlx-models") && page.contains("perplexity"));
+}
