@@ -209,6 +209,11 @@ pub fn convert(
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+/// Compiles the example of the document about models.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/models.md")]
+struct ModelsDocument;
+
 /// Runs the examples of the document about adapters.
 #[cfg(all(doctest, feature = "gemma3"))]
 #[doc = include_str!("../../../docs/adapters.md")]

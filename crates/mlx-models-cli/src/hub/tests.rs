@@ -40,7 +40,7 @@ fn hub(server: &Server, cache: &TempDir) -> Hub {
         endpoint: server.endpoint.clone(),
         cache: cache.path().to_path_buf(),
         token: None,
-        token_file: PathBuf::from("/home/token"),
+        token_file: PathBuf::from("here/token"),
         offline: false,
         agent: agent(None).unwrap(),
         pause: Duration::ZERO,
@@ -254,7 +254,7 @@ fn refused(reply: Reply) -> HubError {
 fn refusals_say_what_to_do() {
     let error = refused(Reply::status(401, "RepoNotFound"));
     assert!(matches!(error, HubError::NoModel { .. }), "{error}");
-    assert!(error.to_string().contains("a token is needed, in HF_TOKEN or in /home/token"), "{error}");
+    assert!(error.to_string().contains("a token is needed, in HF_TOKEN or in here/token"), "{error}");
     let error = refused(Reply::status(404, "RepoNotFound"));
     assert!(matches!(error, HubError::NoModel { .. }), "{error}");
     for status in [401, 403] {
