@@ -77,6 +77,7 @@ def mlx_lm_answer(folder: Path, tokens: list[int], count: int, at: int) -> Answe
     def call(ids: list[int], cache, number: int):
         recorder.is_open = number == at
         logits = model(mx.array([ids]), cache=cache)
+        recorder.keep("logits", logits)
         mx.eval(logits, recorder.outputs)
         recorder.is_open = False
         return logits
@@ -88,7 +89,8 @@ def mlx_lm_answer(folder: Path, tokens: list[int], count: int, at: int) -> Answe
         greedy.append(mx.argmax(rows[-1]).item())
         if number < count or at == number:
             rows.append(call(greedy[-1:], cache, number)[0, -1])
-    return prompt_logits, mx.stack(rows[:count]), greedy, recorder.outputs
+    greedy_logits = mx.stack(rows[:count]) if count else mx.zeros((0, prompt_logits.shape[-1]), prompt_logits.dtype)
+    return prompt_logits, greedy_logits, greedy, recorder.outputs
 
 
 def listen_to_mlx(model, recorder: Recorder) -> None:
@@ -168,6 +170,10 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
     )
     if wrong := {what: sorted(loaded[what]) for what in ("missing_keys", "mismatched_keys") if loaded[what]}:
         raise ValueError(f"transformers did not find all weights: {wrong}")
+    embedding = model.get_input_embeddings()
+    if hasattr(embedding, "embed_scale"):
+        # Gemma was trained with a bfloat16 factor, and mlx-lm rounds it in any dtype; transformers does not in float32.
+        embedding.embed_scale = embedding.embed_scale.to(torch.bfloat16).to(torch.float32)
     recorder = Recorder()
     listen_to_torch(model.eval(), recorder)
 
@@ -175,6 +181,7 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
         recorder.is_open = number == at
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        recorder.keep("logits", logits)
         recorder.is_open = False
         return logits
 
@@ -189,7 +196,8 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
         name: output if at == 0 else output.narrow(output.ndim - 2, output.shape[-2] - 1, 1)
         for name, output in recorder.outputs.items()
     }
-    return prompt_logits, torch.stack(rows[:count]), greedy, last
+    greedy_logits = torch.stack(rows[:count]) if count else torch.zeros((0, prompt_logits.shape[-1]))
+    return prompt_logits, greedy_logits, greedy, last
 
 
 def listen_to_torch(model, recorder: Recorder) -> None:
@@ -222,8 +230,9 @@ def listen_to_torch(model, recorder: Recorder) -> None:
             if getattr(module, "weight", None) is not None:
                 hear(module, name)
     hear(decoder.norm, "norm")
-    if model.get_output_embeddings() is not None and not model.config.get_text_config().tie_word_embeddings:
-        hear(model.get_output_embeddings(), "lm_head")
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        hear(head, "lm_head")
 
     for module in code:
         rotate, attend = module.apply_rotary_pos_emb, module.eager_attention_forward
@@ -280,7 +289,7 @@ def main() -> int:
     try:
         answer = answer(args.model, tokens, args.greedy, args.at)
     except Exception as error:  # The caller says this to its user, who has no use for a traceback.
-        reason = str(error).split("\n", 1)[0]
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:6] if line.strip())
         print(f"{args.reference} cannot run {args.model}: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1
     save(args.out, answer, {package: version(package) for package in packages})

@@ -94,14 +94,17 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
         logits: Logits,
     ) -> Result<Array, Exception> {
         let hidden = self.hidden_states(tokens, cache)?;
-        match logits {
-            Logits::All => self.head(&hidden),
-            Logits::Last => self.head(&hidden.try_index((.., -1.., ..))?),
+        let hidden = match logits {
+            Logits::All => hidden,
+            Logits::Last => hidden.try_index((.., -1.., ..))?,
             Logits::None => {
                 let batch = hidden.dim(0);
-                mlx_rs::ops::zeros_dtype(&[batch, 0, self.info().vocab_size], hidden.dtype())
+                return mlx_rs::ops::zeros_dtype(&[batch, 0, self.info().vocab_size], hidden.dtype());
             }
-        }
+        };
+        let logits = self.head(&hidden)?;
+        mlx_tap::step("logits", &logits);
+        Ok(logits)
     }
 }
 

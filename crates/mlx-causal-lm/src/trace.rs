@@ -23,6 +23,7 @@ pub struct Traced {
     /// | `attention` | what the heads read, before they are merged | `[B, H, L, d]` |
     /// | `gated` | what goes into the last projection of the feed-forward network | `[B, L, F]` |
     /// | `output` | the residual stream behind a block | `[B, L, D]` |
+    /// | `logits` | what the head answers | `[B, L, V]` |
     pub name: String,
     /// Perhaps not computed yet.
     pub output: Array,
@@ -32,7 +33,8 @@ pub struct Traced {
 ///
 /// For the search of a difference between two programs: the first output that differs is where to look. A model's
 /// own code has nothing for this, its layers offer what they answer (`mlx-tap`). All outputs stay in memory until
-/// they are dropped.
+/// they are dropped. Where `run` reads tokens several times, as a session does over LongRoPE's border, a name
+/// comes several times, too; the last is what the answer comes from.
 ///
 /// ```no_run
 /// # use mlx_causal_lm::{CausalLm, Logits, trace};

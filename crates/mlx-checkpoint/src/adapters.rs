@@ -167,6 +167,11 @@ impl Adapters {
             .map_err(|source| CheckpointError::Json { file: config.clone(), source })?;
         let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
         // What serde derives would read a list as well, its values in the order of the fields.
+        if !json.is_object() {
+            return Err(refused(
+                "it must be a JSON object with fine_tune_type and lora_parameters".to_owned(),
+            ));
+        }
         if let Some(list @ Value::Array(_)) = json.get("lora_parameters") {
             return Err(refused(format!(
                 "lora_parameters is {list}, and must be an object with rank and scale"

@@ -327,6 +327,10 @@ fn configs_that_describe_no_adapters() {
         };
         assert!(text.contains(needle), "{from} -> {to}: {text}");
     }
+    let folder = trained(&base, &config(AdapterKind::Lora, &["up"], 2));
+    fs::write(folder.path().join("adapter_config.json"), "[]").unwrap();
+    let error = Adapters::open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("must be a JSON object"), "{error}");
 }
 
 #[test]
