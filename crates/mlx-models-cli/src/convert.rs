@@ -122,7 +122,7 @@ fn options(arguments: &Arguments) -> Result<ConvertOptions, Failure> {
         let layers = layers.collect::<Result<_, _>>()?;
         Weights::Quantized(QuantizeOptions { quantization, recipe: arguments.recipe, layers })
     } else if arguments.mode != "affine" {
-        return Err(Failure::Arguments(format!("--mode {} needs --quantize", arguments.mode)));
+        return Err(Failure::Usage(format!("--mode {} needs --quantize", arguments.mode)));
     } else if arguments.dequantize {
         Weights::Dequantized
     } else {
@@ -140,13 +140,13 @@ fn quantization(mode: &str, bits: Option<i32>, group_size: Option<i32>) -> Resul
         _ => [4, 64],
     };
     Quantization::named(mode, bits.unwrap_or(own_bits), group_size.unwrap_or(own_group))
-        .map_err(|e| Failure::Arguments(e.to_string()))
+        .map_err(|e| Failure::Usage(e.to_string()))
 }
 
 /// `PATTERN=BITS[:GROUP]`, `PATTERN=MODE` or `PATTERN=none`.
 fn choice(text: &str, group_size: i32) -> Result<LayerChoice, Failure> {
     let wrong = || {
-        Failure::Arguments(format!(
+        Failure::Usage(format!(
             "--layers {text:?} is not PATTERN=BITS, PATTERN=BITS:GROUP, PATTERN=MODE or PATTERN=none"
         ))
     };

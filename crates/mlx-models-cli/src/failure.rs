@@ -30,6 +30,9 @@ pub(crate) enum Failure {
     Arguments(String),
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
+    /// Arguments that make no sense for any model.
+    #[error("{0}")]
+    Usage(String),
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error("there is no folder {}, and it is not a hub id either, which has the form owner/name", name.display())]
@@ -52,7 +55,7 @@ impl Failure {
         }
         // Nothing is left to do for a closed standard error.
         let _ = writeln!(io::stderr(), "error: {}", self.in_full());
-        if matches!(self, Self::Arguments(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+        if matches!(self, Self::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 
     /// The error and its causes.
