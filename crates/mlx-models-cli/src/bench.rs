@@ -8,9 +8,10 @@ use mlx_models::generate::{GenerateOptions, Session, generate};
 use serde::Serialize;
 
 use crate::demo::Source;
-use crate::engine::{ModelArguments, Progress};
+use crate::engine::ModelArguments;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::progress::{Progress, Unit};
 
 /// Arguments of `mlx-models bench`.
 #[derive(clap::Args)]
@@ -70,11 +71,11 @@ impl Spread {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     interrupt::install();
-    let bar = Progress::new("measuring", "rounds");
+    let mut bar = Progress::new(Unit::Count);
     let (prompt_tokens, gen_tokens) = (arguments.prompt_tokens as usize, arguments.gen_tokens as usize);
     let [mut prefill, mut decode, mut load, mut first, mut peak] = [(); 5].map(|()| Vec::new());
     for round in 0..arguments.repeats {
-        bar.show(round as usize, arguments.repeats as usize, 0);
+        bar.set(round.into(), arguments.repeats.into(), "rounds");
         mlx_rs::memory::reset_peak_memory()?;
         let started = Instant::now();
         let mut loaded = ModelArguments { model: arguments.model.clone(), adapters: None }.load()?;

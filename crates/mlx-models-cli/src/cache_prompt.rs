@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use mlx_models::generate::Session;
 
-use crate::engine::{CacheArguments, ModelArguments, Progress, unless_cancelled};
+use crate::engine::{CacheArguments, ModelArguments, unless_cancelled};
 use crate::failure::Failure;
+use crate::progress::{Progress, Unit};
 use crate::{interrupt, prompt};
 
 /// Arguments of `mlx-models cache-prompt`.
@@ -37,10 +38,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.cache.quantize(model, &mut session)?;
 
     interrupt::install();
-    let bar = Progress::new("reading the prompt", "tokens");
     let step = arguments.cache.prefill_step_size().max(1);
+    let mut bar = Progress::new(Unit::Count).worth_lines_above(step);
     let read = session.read_all(model, &tokens, step, |read, total| {
-        bar.show(read, total, step);
+        bar.set(read as u64, total as u64, "tokens of the prompt");
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();

@@ -1,6 +1,6 @@
 //! A loaded model that answers prompts, one after the other, for every subcommand that generates.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::demo::Source;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::progress::{Progress, Unit};
 use crate::sampling::SamplingArguments;
 
 /// First tokens that a limited cache keeps, as in mlx-lm.
@@ -280,9 +281,9 @@ impl Engine {
         let Self { model, tokenizer, session, options, cache_options, stop, guesses, .. } = self;
         let Self { draft, draft_session, prompt_lookup, .. } = self;
         let started = Instant::now();
-        let bar = Progress::new("reading the prompt", "tokens");
+        let mut bar = Progress::new(Unit::Count).worth_lines_above(options.prefill_chunk);
         let progress = |read: usize, total: usize| {
-            bar.show(read, total, options.prefill_chunk);
+            bar.set(read as u64, total as u64, "tokens of the prompt");
             answer.prompt_tokens = read;
             if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
@@ -391,37 +392,5 @@ impl Answer {
         );
         // Nothing is left to do for a closed standard error.
         let _ = writeln!(io::stderr(), "{text}");
-    }
-}
-
-/// How far long work is: on one line of a terminal, in lines elsewhere, where short work is not worth one.
-pub(crate) struct Progress {
-    doing: &'static str,
-    unit: &'static str,
-    terminal: bool,
-}
-
-impl Progress {
-    pub(crate) fn new(doing: &'static str, unit: &'static str) -> Self {
-        Self { doing, unit, terminal: io::stderr().is_terminal() }
-    }
-
-    /// Work of no more than `least` is not worth a line.
-    pub(crate) fn show(&self, done: usize, total: usize, least: usize) {
-        let line = format!("{}: {done} of {total} {}", self.doing, self.unit);
-        // Nothing is left to do for a closed standard error.
-        let _ = if self.terminal {
-            write!(io::stderr(), "\r\x1b[K{line}")
-        } else if total > least && done > 0 {
-            writeln!(io::stderr(), "{line}")
-        } else {
-            Ok(())
-        };
-    }
-
-    pub(crate) fn clear(&self) {
-        if self.terminal {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
     }
 }

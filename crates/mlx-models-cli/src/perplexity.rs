@@ -9,8 +9,9 @@ use std::time::Instant;
 use mlx_models::generate::{PerplexityOptions, perplexity};
 use serde_json::json;
 
-use crate::engine::{ModelArguments, Progress, unless_cancelled};
+use crate::engine::{ModelArguments, unless_cancelled};
 use crate::failure::Failure;
+use crate::progress::{Progress, Unit};
 use crate::{interrupt, prompt};
 
 /// Arguments of `mlx-models perplexity`.
@@ -44,9 +45,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let options = PerplexityOptions { piece: arguments.sequence_length, with_rest: !arguments.whole_pieces };
     interrupt::install();
     let started = Instant::now();
-    let bar = Progress::new("reading the text", "tokens");
+    let mut bar = Progress::new(Unit::Count).worth_lines_above(8 * arguments.sequence_length);
     let found = perplexity(&mut *loaded.model, &tokens, options, |read, total| {
-        bar.show(read, total, 8 * arguments.sequence_length);
+        bar.set(read as u64, total as u64, "tokens of the text");
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();

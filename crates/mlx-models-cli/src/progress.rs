@@ -31,12 +31,28 @@ pub(crate) struct Progress {
     before: Option<u64>,
     shown: Option<Instant>,
     next_step: u64,
+    /// Shorter work is not worth a line where there is no terminal.
+    worth_a_line: u64,
 }
 
 impl Progress {
     pub(crate) fn new(unit: Unit) -> Self {
         let terminal = io::stderr().is_terminal();
-        Self { unit, terminal, started: Instant::now(), before: None, shown: None, next_step: 0 }
+        Self {
+            unit,
+            terminal,
+            started: Instant::now(),
+            before: None,
+            shown: None,
+            next_step: 0,
+            worth_a_line: 0,
+        }
+    }
+
+    /// Without a terminal only work of more than this is worth lines.
+    pub(crate) fn worth_lines_above(mut self, total: usize) -> Self {
+        self.worth_a_line = total as u64;
+        self
     }
 
     /// So much is done, of so much, and this is underway.
@@ -53,7 +69,7 @@ impl Progress {
             let seconds = self.started.elapsed().as_secs_f64().max(0.001);
             let amount = amount(self.unit, done, total, (done - before.min(done)) as f64 / seconds);
             write(&format!("\r\x1b[2K[{bar}] {percent:3} %  {amount}  {what}"));
-        } else if percent >= self.next_step {
+        } else if percent >= self.next_step && total > self.worth_a_line {
             self.next_step = percent / STEP * STEP + STEP;
             write(&format!("{percent} %  {}  {what}\n", amount(self.unit, done, total, 0.0)));
         }
