@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::hub::{Event, Hub, HubError, HubId, MAIN, Snapshot};
+use crate::interrupt;
 use crate::progress::{Progress, Unit, bytes};
 
 /// Arguments of `mlx-models download`.
@@ -52,6 +53,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// The model in the cache, after a download with its progress on standard error where that is needed.
 pub(crate) fn fetch(id: &HubId, revision: &str) -> Result<Snapshot, HubError> {
     let hub = Hub::from_environment()?;
+    interrupt::end_at_once();
     let mut bar = Progress::new(Unit::Bytes);
     let snapshot = hub.fetch(id, revision, &mut |event| match event {
         Event::Bytes { done, total, file } => bar.set(done, total, file),

@@ -1,4 +1,5 @@
-//! Ctrl-C: the first ends the program at the next token, the second at once.
+//! Ctrl-C: during an answer the first ends it at the next token and the second at once; during a download the first
+//! ends it at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,12 +7,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) const EXIT_STATUS: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// Whether somebody looks at [`requested`].
+static IS_HEARD: AtomicBool = AtomicBool::new(false);
 
-/// From here on Ctrl-C no longer kills the program.
+/// From here on Ctrl-C no longer kills the program, which looks at [`requested`].
 pub(crate) fn install() {
-    // It fails only if there is a handler already; Ctrl-C then keeps its old meaning.
+    IS_HEARD.store(true, Ordering::Relaxed);
+    handle();
+}
+
+/// From here on Ctrl-C ends the program, also where a shell has started it with Ctrl-C ignored.
+pub(crate) fn end_at_once() {
+    handle();
+}
+
+fn handle() {
+    // It fails only if there is a handler already, which is this one.
     let _ = ctrlc::set_handler(|| {
-        if REQUESTED.swap(true, Ordering::Relaxed) {
+        if !IS_HEARD.load(Ordering::Relaxed) || REQUESTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_STATUS));
         }
     });
