@@ -8,7 +8,7 @@ use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 
 use crate::chooser::Chooser;
-use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, prefill};
+use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, as_i32, prefill};
 
 /// Names a sequence of a [`Batch`], also after others have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,7 +109,7 @@ impl Batch {
             Ok(rest.to_vec())
         })?;
         let id = RowId(self.added);
-        let rotated_for = length(prompt);
+        let rotated_for = as_i32(prompt.len());
         self.join(model, Row { id, tokens: prompt.to_vec(), rotated_for, decoded: 0, chooser, options })?;
         self.added += 1;
         Ok(id)
@@ -172,7 +172,7 @@ impl Batch {
 
     /// Rows whose next token comes over a border between two rotations (LongRoPE) are read anew.
     fn read_again_over_borders(&mut self, model: &mut dyn CausalLm) -> Result<(), GenerateError> {
-        let crosses = |row: &Row| !model.rotates_alike(row.rotated_for, length(&row.tokens));
+        let crosses = |row: &Row| !model.rotates_alike(row.rotated_for, as_i32(row.tokens.len()));
         if !self.rows.iter().any(crosses) {
             return Ok(());
         }
@@ -187,7 +187,7 @@ impl Batch {
         }
         self.rows = rows;
         for mut row in gone_rows {
-            row.rotated_for = length(&row.tokens);
+            row.rotated_for = as_i32(row.tokens.len());
             self.join(model, row)?;
         }
         Ok(())
@@ -228,8 +228,4 @@ impl Batch {
     fn new_session(&self, model: &dyn CausalLm) -> Result<Session, GenerateError> {
         Ok(Session::new(model.new_cache(&self.options)?))
     }
-}
-
-fn length(tokens: &[u32]) -> i32 {
-    i32::try_from(tokens.len()).unwrap_or(i32::MAX)
 }

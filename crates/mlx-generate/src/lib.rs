@@ -260,7 +260,6 @@ fn check_prompt(
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<(), GenerateError> {
-    let info = model.info();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
@@ -268,13 +267,21 @@ fn check_prompt(
     if cached + prompt.len() > context {
         return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
     }
-    let outside = prompt.iter().position(|&id| i64::from(id) >= i64::from(info.vocab_size));
-    match outside {
-        Some(position) => Err(GenerateError::OutsideVocabulary {
-            id: prompt[position].into(),
-            position,
-            vocab_size: info.vocab_size,
-        }),
+    check_ids(model, prompt)
+}
+
+/// Whether the model has all of these tokens.
+fn check_ids(model: &dyn CausalLm, ids: &[u32]) -> Result<(), GenerateError> {
+    let vocab_size = model.info().vocab_size;
+    match ids.iter().position(|&id| i64::from(id) >= i64::from(vocab_size)) {
+        Some(position) => {
+            Err(GenerateError::OutsideVocabulary { id: ids[position].into(), position, vocab_size })
+        }
         None => Ok(()),
     }
+}
+
+/// A number of tokens as MLX counts them.
+fn as_i32(tokens: usize) -> i32 {
+    i32::try_from(tokens).unwrap_or(i32::MAX)
 }

@@ -9,7 +9,7 @@ use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::{Array, Dtype};
 
 use crate::session::PIECE;
-use crate::{GenerateError, Session};
+use crate::{GenerateError, Session, check_ids};
 
 /// What [`perplexity`] found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,10 +70,7 @@ pub fn perplexity(
     if piece < 2 {
         return Err(GenerateError::TooFewTokens { tokens: piece });
     }
-    let vocab_size = model.info().vocab_size;
-    if let Some(position) = text.iter().position(|&id| i64::from(id) >= i64::from(vocab_size)) {
-        return Err(GenerateError::OutsideVocabulary { id: text[position].into(), position, vocab_size });
-    }
+    check_ids(model, text)?;
     let pieces = text.chunks(piece).filter(|piece_of_text| {
         piece_of_text.len() == piece || (options.with_rest && piece_of_text.len() >= 2)
     });

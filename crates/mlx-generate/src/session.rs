@@ -12,7 +12,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
-use crate::GenerateError;
+use crate::{GenerateError, as_i32, check_ids};
 pub use turn::{KvQuantization, Reuse};
 
 /// Tokens of a prompt that are read in one call unless something else is asked for: mlx-lm's choice as
@@ -191,11 +191,7 @@ impl Session {
         piece: usize,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), GenerateError> {
-        let vocab_size = model.info().vocab_size;
-        if let Some(position) = tokens.iter().position(|&id| i64::from(id) >= i64::from(vocab_size)) {
-            let id = tokens[position].into();
-            return Err(GenerateError::OutsideVocabulary { id, position, vocab_size });
-        }
+        check_ids(model, tokens)?;
         self.feed(model, tokens, 0, piece, &mut progress)?;
         Ok(())
     }
@@ -211,7 +207,7 @@ impl Session {
     ) -> Result<usize, GenerateError> {
         // The model hears the length of the whole text before its first piece.
         let coming = tokens.len() + more;
-        let again = self.prepare(model, i32::try_from(coming).unwrap_or(i32::MAX))? as usize;
+        let again = self.prepare(model, as_i32(coming))? as usize;
         let total = again + coming;
         let mut tell = |read| match progress(read, total) {
             ControlFlow::Continue(()) => Ok(()),
@@ -375,5 +371,5 @@ fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), Generate
 
 /// At least one token.
 fn piece_length(piece: usize) -> i32 {
-    i32::try_from(piece.max(1)).unwrap_or(i32::MAX)
+    as_i32(piece.max(1))
 }

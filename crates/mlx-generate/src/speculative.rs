@@ -17,7 +17,7 @@ use mlx_rs::{Array, Dtype};
 
 use crate::chooser::Chooser;
 use crate::{
-    FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, Token, Tokens, prefill,
+    FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, Token, Tokens, as_i32, prefill,
 };
 
 /// Something that guesses how a text goes on.
@@ -416,10 +416,6 @@ fn one_hot(token: u32, vocab_size: i32) -> Result<Array, Exception> {
 
 fn row(tokens: &[u32]) -> Array {
     Array::from_slice(tokens, &[1, as_i32(tokens.len())])
-}
-
-fn as_i32(length: usize) -> i32 {
-    i32::try_from(length).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]

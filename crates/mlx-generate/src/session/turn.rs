@@ -8,7 +8,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use super::Session;
-use crate::GenerateError;
+use crate::{GenerateError, as_i32, check_ids};
 
 /// What became of the tokens of a session that went to another text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +60,11 @@ impl Session {
         let most = text.len().checked_sub(1).ok_or(GenerateError::EmptyPrompt)?;
         let kept = known.iter().zip(&text[..most]).take_while(|(known, text)| known == text).count();
         let gone = known.len() - kept;
-        self.trim(length(gone))?;
+        self.trim(as_i32(gone))?;
 
         let held = self.cache.offset();
         let rotated = held.max(self.cache.expected());
-        let again = held < self.length || (held > 0 && !self.all_alike(model, rotated, length(text.len())));
+        let again = held < self.length || (held > 0 && !self.all_alike(model, rotated, as_i32(text.len())));
         let reuse = match (again, gone) {
             (true, _) => Reuse::ReadAgain { tokens: kept },
             (false, 0) => Reuse::Continued,
@@ -127,11 +127,8 @@ impl Session {
             // mlx-lm's files do not have them. Such a session goes on, and does not go back.
             return Ok(Self::new(cache));
         }
-        if let Some(position) = tokens.iter().position(|&id| i64::from(id) >= i64::from(info.vocab_size)) {
-            let (id, vocab_size) = (tokens[position].into(), info.vocab_size);
-            return Err(GenerateError::OutsideVocabulary { id, position, vocab_size });
-        }
-        let row = Array::from_slice(&tokens, &[1, length(tokens.len())]);
+        check_ids(model, &tokens)?;
+        let row = Array::from_slice(&tokens, &[1, as_i32(tokens.len())]);
         Self::resume(cache, &row, &model.new_cache(options)?)
     }
 
@@ -173,8 +170,4 @@ pub struct KvQuantization {
     pub quantization: mlx_kvcache::Quantization,
     /// From how many tokens on. What was read before is quantized then, too.
     pub from: i32,
-}
-
-fn length(tokens: usize) -> i32 {
-    i32::try_from(tokens).unwrap_or(i32::MAX)
 }
