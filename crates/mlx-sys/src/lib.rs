@@ -16,6 +16,9 @@
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 
+#[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
+pub mod cpu_kernels;
+
 #[cfg(target_os = "linux")]
 impl Default for float16_t {
     fn default() -> Self {
