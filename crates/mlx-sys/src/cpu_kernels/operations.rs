@@ -92,5 +92,10 @@ const NONE: Table = Table {
 };
 
 operations! {
-    add: "Add" = run::add;
+    rms_norm: "RMSNorm" = run::rms_norm;
+    rope: "RoPE" = run::rope;
+    silu: "SiLU" = run::silu;
+    swiglu: "SwiGLU" = run::swiglu;
+    gelu: "GELU" = run::gelu;
+    geglu: "GeGLU" = run::geglu;
 }
