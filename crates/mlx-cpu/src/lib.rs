@@ -19,6 +19,7 @@
 mod cpu;
 mod element;
 mod isa;
+mod matmul;
 mod matrix;
 mod pool;
 mod simd;
@@ -26,5 +27,6 @@ mod simd;
 pub use cpu::Cpu;
 pub use element::Element;
 pub use isa::{Isa, Kernel};
+pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
 pub use simd::Simd;
