@@ -78,7 +78,8 @@ pub fn set_enabled(enabled: bool) {
 fn off_by_environment() -> bool {
     static OFF: OnceLock<bool> = OnceLock::new();
     *OFF.get_or_init(|| {
-        std::env::var("MLX_CPU_KERNELS").is_ok_and(|value| ["off", "0", "false", "no"].contains(&value.trim()))
+        std::env::var("MLX_CPU_KERNELS")
+            .is_ok_and(|value| ["off", "0", "false", "no"].contains(&value.trim()))
     })
 }
 

@@ -98,4 +98,6 @@ operations! {
     swiglu: "SwiGLU" = run::swiglu;
     gelu: "GELU" = run::gelu;
     geglu: "GeGLU" = run::geglu;
+    matmul: "Matmul" = run::matmul;
+    addmm: "AddMM" = run::addmm;
 }

@@ -133,3 +133,91 @@ pub(super) fn rope(tensors: &Tensors, settings: &Settings) -> Answer {
     })
 }
 
+/// Where the matrices of a batch begin, in elements, for each of `count`; `batch` are the dimensions that
+/// count them, and an array without them is the same for all.
+fn starts(x: &Tensor, batch: &[usize]) -> Vec<usize> {
+    let dims = x.strides().len();
+    let count = batch.iter().product();
+    if dims <= 2 {
+        return vec![0; count];
+    }
+    (0..count)
+        .map(|mut index| {
+            let mut start = 0;
+            for i in (0..batch.len()).rev() {
+                start += index % batch[i] * x.strides()[i] as usize;
+                index /= batch[i];
+            }
+            start
+        })
+        .collect()
+}
+
+/// The last two dimensions as a matrix, of an array in memory `data`.
+fn matrix<'a, T>(x: &Tensor, data: &'a [T]) -> Matrix<'a, T> {
+    let dims = x.strides().len();
+    let stride = |i: usize| x.strides()[i] as usize;
+    Matrix::new(data, x.size(dims - 2), x.size(dims - 1), stride(dims - 2), stride(dims - 1))
+}
+
+/// Calls `one` with each pair of matrices of a batch and the place of their product, or once where the rows
+/// of all can be taken as one matrix.
+///
+/// # Safety
+///
+/// The tensors are inputs and an output of MLX's, of the format of `T`.
+unsafe fn products<T: Element>(
+    a: &Tensor,
+    b: &Tensor,
+    out: &Tensor,
+    mut one: impl FnMut(Matrix<'_, T>, Matrix<'_, T>, MatrixMut<'_, T>),
+) -> Answer {
+    // SAFETY: the caller's promise.
+    let (data_a, data_b, data_out) = unsafe { (a.reach::<T>()?, b.reach::<T>()?, out.output::<T>()) };
+    let columns = out.last();
+    if b.strides().len() == 2
+        && let Some((rows, step)) = a.collapsed(1)
+    {
+        let stride = a.strides().last().map_or(1, |&stride| stride as usize);
+        let a = Matrix::new(data_a, rows, a.last(), step, stride);
+        one(a, matrix(b, data_b), MatrixMut::contiguous(data_out, rows, columns));
+        return Ok(());
+    }
+    let batch: Vec<usize> = a.shape().take(a.strides().len() - 2).collect();
+    let rows = a.size(batch.len());
+    let places = data_out.chunks_exact_mut((rows * columns).max(1));
+    for ((start_a, start_b), place) in starts(a, &batch).into_iter().zip(starts(b, &batch)).zip(places) {
+        one(
+            matrix(a, &data_a[start_a..]),
+            matrix(b, &data_b[start_b..]),
+            MatrixMut::contiguous(place, rows, columns),
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn matmul([a, b, out, ..]: &Tensors, _: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe { products::<T>(a, b, out, |a, b, out| mlx_cpu::matmul(Cpu::global(), a, b, out)) }
+    })
+}
+
+pub(super) fn addmm([a, b, c, out, ..]: &Tensors, settings: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        let data_c = unsafe { c.reach::<T>()? };
+        let stride = |from_last: usize| {
+            let i = c.strides().len().checked_sub(from_last);
+            i.filter(|&i| c.size(i) > 1).map_or(0, |i| c.strides()[i] as usize)
+        };
+        let (row, column) = (stride(2), stride(1));
+        // SAFETY: as above.
+        unsafe {
+            products::<T>(a, b, out, |a, b, out| {
+                let c = Matrix::new(data_c, out.rows(), out.columns(), row, column);
+                mlx_cpu::addmm(Cpu::global(), settings.a, a, b, settings.b, c, out);
+            })
+        }
+    })
+}

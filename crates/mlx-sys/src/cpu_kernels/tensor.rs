@@ -160,7 +160,8 @@ impl Tensor {
         into.reserve(self.len());
         let data: *const T = self.data.cast_const().cast();
         let dims = self.strides().len();
-        let (columns, stride) = if dims == 0 { (1, 0) } else { (self.last(), self.strides[dims - 1] as isize) };
+        let (columns, stride) =
+            if dims == 0 { (1, 0) } else { (self.last(), self.strides[dims - 1] as isize) };
         for row in 0..self.len() / columns.max(1) {
             let (mut rest, mut from) = (row, 0_isize);
             for i in (0..dims.saturating_sub(1)).rev() {
