@@ -18,15 +18,25 @@
 
 mod cpu;
 mod element;
+mod formula;
+mod gates;
 mod isa;
 mod matmul;
 mod matrix;
+mod norm;
 mod pool;
+mod rope;
+mod rows;
 mod simd;
+mod view;
 
 pub use cpu::Cpu;
 pub use element::Element;
+pub use gates::{geglu, gelu_tanh, silu, swiglu};
 pub use isa::{Isa, Kernel};
 pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
+pub use norm::rms_norm;
+pub use rope::{Frequencies, Rope, RopeLayout, rope};
 pub use simd::Simd;
+pub use view::{View, ViewMut};
