@@ -13,9 +13,9 @@
 use super::output::Output;
 use super::pack::Panels;
 use super::scratch::{Purpose, with_scratch};
-use super::tile::{Shape, tile};
+use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
-use crate::{Cpu, Element, Kernel, Simd};
+use crate::{Cpu, Element, Isa, Kernel, Simd};
 
 /// So many rows of the left factor are worked on at a time: their panels stay in the second- or
 /// third-level cache, and packing the right factor again for the next rows costs little.
@@ -66,7 +66,7 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &impl Panels, b: &impl Panels, o
                 let length = panels.len() * depth * shape.columns;
                 with_scratch(Purpose::Right, length + b.scratch(shape.columns / 2), |right| {
                     let (right, scratch) = right.split_at_mut(length);
-                    cpu.run(Strip { left, cut, first, b, panels, right, scratch, out });
+                    cpu.run(Strip { isa: cpu.isa(), left, cut, first, b, panels, right, scratch, out });
                 });
             };
             if threads == 1 { (0..strips).for_each(work) } else { cpu.parallel(strips, work) }
@@ -115,6 +115,7 @@ impl<A: Panels> Kernel for Pack<'_, A> {
 
 /// The product of all rows and some panels of columns.
 struct Strip<'a, T, B> {
+    isa: Isa,
     left: &'a [f32],
     cut: Cut,
     /// The row of the output that the first of `left` is for.
@@ -136,6 +137,7 @@ impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
             let first = panel * width;
             self.b.pack(s, first, width.min(columns - first), width, to, self.scratch);
         }
+        let mut product = Product([0.0; 14 * 32]);
         // Blocks of rows that stay in the second-level cache while all panels of columns pass.
         let height = self.cut.rows.div_ceil(self.cut.count);
         let block = (STRIP / (depth * height)).max(1);
@@ -144,16 +146,9 @@ impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
                 for index in from..self.cut.count.min(from + block) {
                     let (row, count) = self.cut.panel(index);
                     let left = &self.left[row * depth..][..count * depth];
-                    let place = (self.first + row, panel * width);
-                    macro_rules! heights {
-                        ($($rows:literal)*) => {
-                            match count {
-                                $($rows => self.tile::<S, $rows>(s, left, right, place),)*
-                                _ => unreachable!("a panel of {count} rows"),
-                            }
-                        };
-                    }
-                    heights!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                    let to = &mut product;
+                    self.isa.run(Tile { left, right, depth, rows: count, to });
+                    self.put(s, &product, self.first + row, count, panel * width);
                 }
             }
         }
@@ -161,20 +156,17 @@ impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
 }
 
 impl<T: Element, B: Panels> Strip<'_, T, B> {
+    /// Writes the product of two panels to the output, from (`i`, `j`) on.
     #[inline(always)]
-    fn tile<S: Simd, const ROWS: usize>(&self, s: S, left: &[f32], right: &[f32], place: (usize, usize)) {
-        let depth = self.b.depth();
-        assert!(left.len() == ROWS * depth && right.len() == 2 * S::LANES * depth);
-        // SAFETY: the lengths are those that were just asserted.
-        let sums = unsafe { tile::<S, ROWS>(s, depth, left.as_ptr(), right.as_ptr()) };
-        let (i, j) = place;
+    fn put<S: Simd>(&self, s: S, product: &Product, i: usize, rows: usize, j: usize) {
         let count = self.b.lines() - j;
-        for (row, [x, y]) in sums.into_iter().enumerate() {
+        for (row, from) in product.0.chunks_exact(2 * S::LANES).take(rows).enumerate() {
             // SAFETY: these rows and columns belong to this task alone.
             unsafe {
-                self.out.put(s, i + row, j, count.min(S::LANES), x);
+                self.out.put(s, i + row, j, count.min(S::LANES), s.load(from));
                 if count > S::LANES {
-                    self.out.put(s, i + row, j + S::LANES, (count - S::LANES).min(S::LANES), y);
+                    let rest = s.load(&from[S::LANES..]);
+                    self.out.put(s, i + row, j + S::LANES, (count - S::LANES).min(S::LANES), rest);
                 }
             }
         }
