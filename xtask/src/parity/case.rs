@@ -9,8 +9,8 @@ use mlx_models::LoadError;
 use mlx_models::generate::GenerateError;
 use mlx_rope::{LongRopeMode, RopeError, RopeScaling};
 use mlx_rs::Array;
-use mlx_sys::cpu_kernels;
 use mlx_rs::error::Exception;
+use mlx_sys::cpu_kernels;
 use mlx_testing::Tolerance;
 use serde::Deserialize;
 
