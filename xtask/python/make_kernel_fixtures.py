@@ -126,7 +126,7 @@ def attentions() -> dict[str, mx.array]:
                 "bool": mx.array(seen),
                 "added": normal(rng, 1, heads, length, keys, dtype=dtype),
             }
-            inputs = {"q": q, "k": k, "v": v, "sinks": sinks, "bool": masks["bool"], "added": masks["added"]}
+            inputs = {"q": q, "k": k, "v": v, "sinks": sinks, "seen": masks["bool"], "addend": masks["added"]}
             tensors |= {f"{name}_{i}.{key}": value for key, value in inputs.items()}
             tensors[f"{name}_{i}.scale"] = number(0.3)
             for kind, mask in masks.items():

@@ -13,6 +13,9 @@ mod sealed {
 
 /// A float that tensors hold: `f32`, [`f16`] or [`bf16`]. All arithmetic is in float32.
 pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+    /// The lowest finite number.
+    const LOWEST: f32;
+
     /// The same number as float32; exact.
     fn widen(self) -> f32;
 
@@ -38,6 +41,8 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Deb
 }
 
 impl Element for f32 {
+    const LOWEST: f32 = f32::MIN;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -67,6 +72,8 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    const LOWEST: f32 = -65_504.0;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
@@ -96,6 +103,8 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    const LOWEST: f32 = -3.389_531_4e38;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)

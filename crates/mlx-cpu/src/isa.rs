@@ -106,9 +106,15 @@ impl Isa {
                 // SAFETY: NEON is part of the architecture.
                 kernel.run(unsafe { crate::simd::Neon::new() })
             }
-            _ => kernel.run(Portable),
+            _ => without(kernel),
         }
     }
+}
+
+/// Compiled once, not into every caller.
+#[inline(never)]
+fn without<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Portable)
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]

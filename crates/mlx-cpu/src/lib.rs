@@ -16,6 +16,7 @@
 //! when they are stored; all sums are float32. Where MLX's own graph of an operation rounds
 //! between two steps, the kernel rounds there too, so that what differs is the order of sums.
 
+mod attention;
 mod cpu;
 mod element;
 mod formula;
@@ -30,6 +31,7 @@ mod rows;
 mod simd;
 mod view;
 
+pub use attention::{Mask, attention};
 pub use cpu::Cpu;
 pub use element::Element;
 pub use gates::{geglu, gelu_tanh, silu, swiglu};

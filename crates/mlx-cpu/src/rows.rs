@@ -102,3 +102,15 @@ pub(crate) fn map<S: Simd, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out
         s.store_some(&mut out[whole..], f.map::<S, T>(s, s.load_some(&a[whole..], 0.0), y));
     }
 }
+
+/// A vector of as many elements as there are, up to `LANES`, and `fill` in the other lanes.
+#[inline(always)]
+pub(crate) fn load<S: Simd, T: Element>(s: S, from: &[T], fill: f32) -> S::F {
+    if from.len() >= S::LANES { s.load(from) } else { s.load_some(from, fill) }
+}
+
+/// Writes as many elements as there are, up to `LANES`.
+#[inline(always)]
+pub(crate) fn store<S: Simd, T: Element>(s: S, to: &mut [T], x: S::F) {
+    if to.len() >= S::LANES { s.store(to, x) } else { s.store_some(to, x) }
+}

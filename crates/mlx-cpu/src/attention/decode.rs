@@ -1,0 +1,468 @@
+//! Few queries: keys and values are read once, as a stream.
+
+use super::{Mask, Problem, Query, with_scratch};
+use crate::cpu::Shared;
+use crate::rows::{load, store};
+use crate::{Cpu, Element, Kernel, Simd, formula};
+
+/// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
+const BLOCK: usize = 128;
+
+/// Less than this many nanoseconds of work is done by one thread.
+const WORTHWHILE: usize = 20_000;
+
+pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
+    let [batch, heads, length, size] = problem.queries.shape();
+    let [_, _, count, out_size] = problem.values.shape();
+    let groups = batch * heads / problem.group;
+    let layout = Layout {
+        rows: problem.group * length,
+        // Zeros after the last number, so that vectors need no tail.
+        size: size.next_multiple_of(16),
+        out_size: out_size.next_multiple_of(16),
+        count,
+        blocks: count.div_ceil(BLOCK),
+    };
+    with_scratch(groups * layout.all(), |scratch| {
+        let scratch = Shared(scratch.as_mut_ptr());
+        let phase = |phase: Phase, groups: std::ops::Range<usize>, blocks: std::ops::Range<usize>| {
+            cpu.run(Part { problem, layout, scratch, phase, groups, blocks });
+        };
+        let all = |groups: std::ops::Range<usize>| {
+            for group in groups {
+                for one in [Phase::Queries, Phase::Scores, Phase::Weights, Phase::Sums, Phase::Results] {
+                    phase(one, group..group + 1, 0..layout.blocks);
+                }
+            }
+        };
+        // Bytes to read, and products.
+        let work = count * (size + out_size) * (size_of::<T>() + layout.rows) / 40;
+        if cpu.threads() == 1 || groups * work < WORTHWHILE {
+            return all(0..groups);
+        }
+        if groups.is_multiple_of(cpu.threads()) || groups >= 4 * cpu.threads() {
+            return cpu.parallel(groups, |group| all(group..group + 1));
+        }
+        let blocks = |one: Phase| {
+            cpu.parallel(groups * layout.blocks, |index| {
+                let (group, block) = (index / layout.blocks, index % layout.blocks);
+                phase(one, group..group + 1, block..block + 1);
+            });
+        };
+        phase(Phase::Queries, 0..groups, 0..0);
+        blocks(Phase::Scores);
+        phase(Phase::Weights, 0..groups, 0..0);
+        blocks(Phase::Sums);
+        phase(Phase::Results, 0..groups, 0..0);
+    });
+}
+
+/// How many queries are computed together, of so many.
+const fn together(rows: usize) -> usize {
+    match rows {
+        1 => 1,
+        2 | 3 => 2,
+        _ => 4,
+    }
+}
+
+/// What is computed one after the other; each needs all of the one before.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Scales the queries.
+    Queries,
+    /// Products of queries and keys.
+    Scores,
+    /// Softmax of the scores.
+    Weights,
+    /// Values by their weights, summed for each block of keys.
+    Sums,
+    /// The sums of the blocks, summed in order.
+    Results,
+}
+
+/// The parts of the memory of one group of heads.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    /// Queries of a group: its heads, each with all places.
+    rows: usize,
+    /// Of a query.
+    size: usize,
+    /// Of a result.
+    out_size: usize,
+    /// Keys.
+    count: usize,
+    /// Blocks of keys.
+    blocks: usize,
+}
+
+impl Layout {
+    const fn queries(&self) -> usize {
+        self.rows * self.size
+    }
+
+    const fn scores(&self) -> usize {
+        self.rows * self.count
+    }
+
+    const fn sums(&self) -> usize {
+        self.blocks * self.rows * self.out_size
+    }
+
+    const fn all(&self) -> usize {
+        self.queries() + self.scores() + self.sums()
+    }
+}
+
+/// A phase of some groups and, where it goes by blocks, some blocks.
+struct Part<'a, T> {
+    problem: &'a Problem<'a, T>,
+    layout: Layout,
+    scratch: Shared<f32>,
+    phase: Phase,
+    groups: std::ops::Range<usize>,
+    blocks: std::ops::Range<usize>,
+}
+
+impl<T: Element> Kernel for Part<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for group in self.groups.clone() {
+            match self.phase {
+                Phase::Queries => self.queries(s, group),
+                Phase::Scores => self.scores(s, group),
+                Phase::Weights => self.weights(s, group),
+                Phase::Sums => self.sums(s, group),
+                Phase::Results => self.results(s, group),
+            }
+        }
+    }
+}
+
+impl<T: Element> Part<'_, T> {
+    /// Where the queries, the scores and the sums of a group begin.
+    #[inline(always)]
+    fn parts(&self, group: usize) -> (*mut f32, *mut f32, *mut f32) {
+        let start = self.scratch.get().wrapping_add(group * self.layout.all());
+        let scores = start.wrapping_add(self.layout.queries());
+        (start, scores, scores.wrapping_add(self.layout.scores()))
+    }
+
+    #[inline(always)]
+    fn query(&self, group: usize, row: usize) -> Query {
+        let [_, heads, length, _] = self.problem.queries.shape();
+        let head = group * self.problem.group + row / length;
+        Query { batch: head / heads, head: head % heads, place: row % length }
+    }
+
+    /// The row of the batch and the head of the keys.
+    #[inline(always)]
+    fn shared_head(&self, group: usize) -> (usize, usize) {
+        let heads = self.problem.keys.shape()[1];
+        (group / heads, group % heads)
+    }
+
+    #[inline(always)]
+    fn queries<S: Simd>(&self, s: S, group: usize) {
+        // SAFETY: the queries of this group, within the scratch; nobody else touches them now.
+        let queries = unsafe { std::slice::from_raw_parts_mut(self.parts(group).0, self.layout.queries()) };
+        for (row, to) in queries.chunks_exact_mut(self.layout.size.max(1)).enumerate() {
+            let from = self.problem.query(self.query(group, row));
+            let whole = from.len() / S::LANES * S::LANES;
+            for at in (0..whole).step_by(S::LANES) {
+                s.store(
+                    &mut to[at..],
+                    T::rounded(s, s.mul(s.load(&from[at..]), s.splat(self.problem.scale))),
+                );
+            }
+            let rest = s.mul(s.load_some(&from[whole..], 0.0), s.splat(self.problem.scale));
+            to[whole..].fill(0.0);
+            s.store_some(&mut to[whole..from.len()], T::rounded(s, rest));
+        }
+    }
+
+    #[inline(always)]
+    fn scores<S: Simd>(&self, s: S, group: usize) {
+        for block in self.blocks.clone() {
+            let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
+            if !self.is_seen(group, &keys) {
+                for row in 0..self.layout.rows {
+                    self.scores_of(group, row, &keys).fill(T::LOWEST);
+                }
+                continue;
+            }
+            let mut row = 0;
+            while row < self.layout.rows {
+                let rows = together(self.layout.rows - row);
+                match rows {
+                    1 => self.products::<S, 1, 8>(s, group, row, &keys),
+                    2 => self.products::<S, 2, 4>(s, group, row, &keys),
+                    _ => self.products::<S, 4, 2>(s, group, row, &keys),
+                }
+                row += rows;
+            }
+        }
+    }
+
+    /// Whether any query of the group sees any of these keys.
+    #[inline(always)]
+    fn is_seen(&self, group: usize, keys: &std::ops::Range<usize>) -> bool {
+        let Mask::Bool(mask) = &self.problem.mask else { return true };
+        (0..self.layout.rows).any(|row| {
+            let Query { batch, head, place } = self.query(group, row);
+            keys.clone().any(|key| mask.data()[mask.at([batch, head, place, key])])
+        })
+    }
+
+    /// Scores of a query.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "each task asks for keys of its own")]
+    fn scores_of(&self, group: usize, row: usize, keys: &std::ops::Range<usize>) -> &mut [f32] {
+        debug_assert!(row < self.layout.rows && keys.end <= self.layout.count);
+        let at = row * self.layout.count + keys.start;
+        // SAFETY: the scores of this group, within the scratch; tasks that run at the same time ask for
+        // other keys or groups.
+        unsafe { std::slice::from_raw_parts_mut(self.parts(group).1.add(at), keys.len()) }
+    }
+
+    /// Scores of `ROWS` queries, `KEYS` keys at a time.
+    #[inline(always)]
+    fn products<S: Simd, const ROWS: usize, const KEYS: usize>(
+        &self,
+        s: S,
+        group: usize,
+        first: usize,
+        keys: &std::ops::Range<usize>,
+    ) {
+        let (batch, head) = self.shared_head(group);
+        let length = self.problem.keys.shape()[3];
+        let whole = length / S::LANES * S::LANES;
+        // SAFETY: the queries of this group, within the scratch, written in the phase before.
+        let queries =
+            unsafe { std::slice::from_raw_parts(self.parts(group).0.cast_const(), self.layout.queries()) };
+        let queries: [&[f32]; ROWS] =
+            std::array::from_fn(|row| &queries[(first + row) * self.layout.size..][..self.layout.size]);
+        let mut scores: [&mut [f32]; ROWS] =
+            std::array::from_fn(|row| self.scores_of(group, first + row, keys));
+
+        let mut key = 0;
+        while key < keys.len() {
+            // The last ones are computed again where the keys are no multiple.
+            let ours: [&[T]; KEYS] = std::array::from_fn(|i| {
+                self.problem.key(batch, head, (keys.start + key + i).min(keys.end - 1))
+            });
+            let mut sums = [[s.zero(); ROWS]; KEYS];
+            for at in (0..whole).step_by(S::LANES) {
+                let mut query = [s.zero(); ROWS];
+                for (query, from) in query.iter_mut().zip(queries) {
+                    // SAFETY: `at + LANES <= whole`, and a query is at least that long.
+                    *query = unsafe { s.load_f32(from.as_ptr().add(at)) };
+                }
+                for (sums, key) in sums.iter_mut().zip(ours) {
+                    // SAFETY: as for the query.
+                    let x = unsafe { T::load(s, key.as_ptr().add(at)) };
+                    for (sum, query) in sums.iter_mut().zip(query) {
+                        *sum = s.mul_add(x, query, *sum);
+                    }
+                }
+            }
+            if whole < length {
+                for (sums, key) in sums.iter_mut().zip(ours) {
+                    let x = s.load_some(&key[whole..], 0.0);
+                    for (sum, query) in sums.iter_mut().zip(queries) {
+                        *sum = s.mul_add(x, s.load(&query[whole..]), *sum);
+                    }
+                }
+            }
+            for (i, sums) in sums.into_iter().enumerate().take(keys.len() - key) {
+                for (scores, sum) in scores.iter_mut().zip(sums) {
+                    scores[key + i] = T::narrow(s.sum(sum)).widen();
+                }
+            }
+            key += KEYS;
+        }
+    }
+
+    #[inline(always)]
+    fn weights<S: Simd>(&self, s: S, group: usize) {
+        let all = 0..self.layout.count;
+        for row in 0..self.layout.rows {
+            let query = self.query(group, row);
+            let scores = self.scores_of(group, row, &all);
+            self.apply_mask(s, query, scores);
+            let sink = self.problem.sinks.map(|sinks| sinks[query.head].widen());
+            softmax::<S, T>(s, scores, sink);
+        }
+    }
+
+    #[inline(always)]
+    fn apply_mask<S: Simd>(&self, s: S, Query { batch, head, place }: Query, scores: &mut [f32]) {
+        match &self.problem.mask {
+            Mask::None => {}
+            Mask::Causal => {
+                let end = self.problem.causal_end(place).min(scores.len());
+                scores[end..].fill(T::LOWEST);
+            }
+            Mask::Bool(mask) => {
+                for (key, score) in scores.iter_mut().enumerate() {
+                    if !mask.data()[mask.at([batch, head, place, key])] {
+                        *score = T::LOWEST;
+                    }
+                }
+            }
+            Mask::Additive(mask) => {
+                let step = S::LANES;
+                for (i, scores) in scores.chunks_mut(step).enumerate() {
+                    let mut added = [0.0; 16];
+                    for (j, added) in added.iter_mut().enumerate().take(scores.len()) {
+                        *added = mask.data()[mask.at([batch, head, place, i * step + j])].widen();
+                    }
+                    let sum = s.add(s.load_some(scores, 0.0), s.load(&added));
+                    s.store_some(scores, T::rounded(s, sum));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd>(&self, s: S, group: usize) {
+        let width = self.layout.out_size;
+        for block in self.blocks.clone() {
+            let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
+            // SAFETY: the sums of this block, within the scratch; no other task has the block.
+            let sums = unsafe {
+                let start = self.parts(group).2.add(block * self.layout.rows * width);
+                std::slice::from_raw_parts_mut(start, self.layout.rows * width)
+            };
+            sums.fill(0.0);
+            let is_zero = |row| self.scores_of(group, row, &keys).iter().all(|&weight| weight == 0.0);
+            if matches!(self.problem.mask, Mask::Bool(_)) && (0..self.layout.rows).all(is_zero) {
+                continue;
+            }
+            let (mut row, mut rest) = (0, sums);
+            while !rest.is_empty() {
+                let rows = together(self.layout.rows - row);
+                let (sums, more) = rest.split_at_mut(rows * width);
+                match rows {
+                    1 => self.weighted::<S, 1>(s, group, row, &keys, sums),
+                    2 => self.weighted::<S, 2>(s, group, row, &keys, sums),
+                    _ => self.weighted::<S, 4>(s, group, row, &keys, sums),
+                }
+                (row, rest) = (row + rows, more);
+            }
+        }
+    }
+
+    /// Adds values by their weights to the sums of `ROWS` queries.
+    #[inline(always)]
+    fn weighted<S: Simd, const ROWS: usize>(
+        &self,
+        s: S,
+        group: usize,
+        first: usize,
+        keys: &std::ops::Range<usize>,
+        sums: &mut [f32],
+    ) {
+        let (batch, head) = self.shared_head(group);
+        let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
+        let value = |i: usize| self.problem.value(batch, head, keys.start + i);
+        let whole = keys.len() / 8 * 8;
+        for from in (0..whole).step_by(8) {
+            let values: [&[T]; 8] = std::array::from_fn(|i| value(from + i));
+            add_values(s, values, weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+        }
+        for from in whole..keys.len() {
+            add_values(s, [value(from)], weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+        }
+    }
+
+    #[inline(always)]
+    fn results<S: Simd>(&self, s: S, group: usize) {
+        let Layout { rows, out_size, blocks, .. } = self.layout;
+        // SAFETY: the sums of this group, within the scratch, written in the phase before.
+        let sums =
+            unsafe { std::slice::from_raw_parts(self.parts(group).2.cast_const(), blocks * rows * out_size) };
+        for row in 0..rows {
+            // SAFETY: the output is borrowed by the caller; each query belongs to one group.
+            let out = unsafe { self.problem.out(self.query(group, row)) };
+            for (i, out) in out.chunks_mut(S::LANES).enumerate() {
+                let mut sum = s.zero();
+                for block in 0..blocks {
+                    let at = (block * rows + row) * out_size + i * S::LANES;
+                    sum = s.add(sum, s.load(&sums[at..]));
+                }
+                store(s, out, sum);
+            }
+        }
+    }
+}
+
+/// Adds `VALUES` values by the weights of `ROWS` queries to their sums, which lie `width` apart.
+#[inline(always)]
+fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
+    s: S,
+    values: [&[T]; VALUES],
+    weights: [&[f32]; ROWS],
+    sums: &mut [f32],
+    width: usize,
+) {
+    let weights: [&[f32]; ROWS] = weights.map(|weights| &weights[..VALUES]);
+    let length = values[0].len();
+    let whole = length / S::LANES * S::LANES;
+    assert!(whole <= width && sums.len() == ROWS * width && values.iter().all(|x| x.len() == length));
+    for at in (0..whole).step_by(S::LANES) {
+        let mut sum = [s.zero(); ROWS];
+        for (row, sum) in sum.iter_mut().enumerate() {
+            *sum = s.load(&sums[row * width + at..]);
+        }
+        for (i, value) in values.into_iter().enumerate() {
+            // SAFETY: `at + LANES <= whole`, and a value is at least that long.
+            let x = unsafe { T::load(s, value.as_ptr().add(at)) };
+            for (sum, weights) in sum.iter_mut().zip(weights) {
+                *sum = s.mul_add(s.splat(weights[i]), x, *sum);
+            }
+        }
+        for (row, sum) in sum.into_iter().enumerate() {
+            s.store(&mut sums[row * width + at..], sum);
+        }
+    }
+    if whole < length {
+        for (i, value) in values.into_iter().enumerate() {
+            let x = s.load_some(&value[whole..], 0.0);
+            for (row, weights) in weights.into_iter().enumerate() {
+                let sum = &mut sums[row * width + whole..];
+                let more = s.mul_add(s.splat(weights[i]), x, s.load(sum));
+                s.store(sum, more);
+            }
+        }
+    }
+}
+
+/// Softmax in place, of scores and a sink that has no place; each rounded to `T`.
+#[inline(always)]
+fn softmax<S: Simd, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
+    let mut largest = s.splat(sink.unwrap_or(f32::NEG_INFINITY));
+    for scores in scores.chunks(S::LANES) {
+        largest = s.max(load(s, scores, f32::NEG_INFINITY), largest);
+    }
+    let largest = s.splat(s.largest(largest));
+    let mut sums = s.zero();
+    for scores in scores.chunks_mut(S::LANES) {
+        let power = formula::exp(s, s.sub(load(s, scores, f32::NEG_INFINITY), largest));
+        sums = s.add(sums, power);
+        store(s, scores, power);
+    }
+    let mut sum = s.sum(sums);
+    if let Some(sink) = sink {
+        let mut power = [0.0_f32; 16];
+        s.store(&mut power, formula::exp(s, s.sub(s.splat(sink), largest)));
+        sum += power[0];
+    }
+    let factor = s.splat(1.0 / sum);
+    for scores in scores.chunks_mut(S::LANES) {
+        let weight = s.mul(load(s, scores, 0.0), factor);
+        store(s, scores, T::rounded(s, weight));
+    }
+}

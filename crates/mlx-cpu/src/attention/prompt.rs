@@ -1,0 +1,514 @@
+//! Many queries: tiles of them, with vectors that run over queries.
+//!
+//! A tile is what one task computes: some places of all heads that share keys. Its queries lie in panels,
+//! of as many queries as two vectors have lanes, numbers outside, queries inside. Scores are made by
+//! broadcasting numbers of keys, results by broadcasting numbers of values; neither needs a sum across a
+//! vector, and softmax runs down the lanes.
+
+use super::{Mask, Problem, Query, with_scratch};
+use crate::{Cpu, Element, Kernel, Simd, formula};
+
+/// Keys that are widened to float32 at a time.
+const BLOCK: usize = 64;
+/// Keys or numbers of a result that are computed at a time fill blocks of this many.
+const STEP: usize = 8;
+/// Bytes that the scores of a tile may have: what fits beside the rest into a core's cache.
+const SCORES: usize = 1 << 20;
+
+pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
+    let [batch, heads, length, _] = problem.queries.shape();
+    let count = problem.keys.shape()[2];
+    let groups = batch * heads / problem.group;
+    // Large tiles widen keys less often; small ones leave work for all threads. The same for any number
+    // of threads.
+    let rows = (groups * problem.group * length / 16).clamp(32, 128);
+    let rows = rows.min((SCORES / size_of::<f32>() / count.max(1)).max(32));
+    let places = (rows / problem.group).clamp(1, length);
+    let tiles = length.div_ceil(places);
+    cpu.parallel(groups * tiles, |index| {
+        // The last places see the most keys: they go first.
+        let (tile, group) = (tiles - 1 - index / groups, index % groups);
+        let places = tile * places..length.min((tile + 1) * places);
+        cpu.run(Tile { problem, group, places });
+    });
+}
+
+/// Some places of the heads of a group.
+struct Tile<'a, T> {
+    problem: &'a Problem<'a, T>,
+    group: usize,
+    places: std::ops::Range<usize>,
+}
+
+/// Which keys of a block are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    None,
+    Some,
+    All,
+}
+
+impl<T: Element> Kernel for Tile<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let lanes = 2 * S::LANES;
+        let [_, _, count, size] = self.problem.keys.shape();
+        let out_size = self.problem.values.shape()[3];
+        let rows = self.problem.group * self.places.len();
+        let shape = Shape {
+            rows,
+            panels: rows.div_ceil(lanes),
+            lanes,
+            size,
+            out_size: out_size.next_multiple_of(STEP),
+            count: count.next_multiple_of(BLOCK),
+            // An odd number of cache lines: columns of a block do not fall on the same places of the cache.
+            block_stride: size.max(out_size).next_multiple_of(STEP) + 16,
+        };
+        with_scratch(shape.all(), |scratch| {
+            let mut parts = shape.split(scratch);
+            self.queries(s, &shape, parts.queries);
+            let blocks = count.div_ceil(BLOCK);
+            let mut seen: Vec<Seen> = (0..blocks).map(|block| self.seen(block)).collect();
+            while !self.try_with(s, &shape, &mut parts, &seen) {
+                // A query sees no key: all have the same weight then.
+                seen.iter_mut().filter(|seen| **seen == Seen::None).for_each(|seen| *seen = Seen::Some);
+            }
+            self.results(&shape, parts.sums);
+        });
+    }
+}
+
+/// Sizes of the parts of a tile.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Queries.
+    rows: usize,
+    /// Panels of queries.
+    panels: usize,
+    /// Queries of a panel.
+    lanes: usize,
+    /// Numbers of a query.
+    size: usize,
+    /// Numbers of a result, with room.
+    out_size: usize,
+    /// Keys, with room.
+    count: usize,
+    /// Numbers from a widened key or value to the next.
+    block_stride: usize,
+}
+
+/// The memory of a tile.
+struct Parts<'a> {
+    /// Panel, number, lane.
+    queries: &'a mut [f32],
+    /// Panel, key, lane.
+    scores: &'a mut [f32],
+    /// Panel, number, lane.
+    sums: &'a mut [f32],
+    /// Keys or values of a block.
+    block: &'a mut [f32],
+    /// Panel, lane.
+    largest: &'a mut [f32],
+    /// A block of an additive mask: key, lane.
+    added: &'a mut [f32],
+}
+
+impl Shape {
+    const fn padded_rows(&self) -> usize {
+        self.panels * self.lanes
+    }
+
+    const fn sizes(&self) -> [usize; 6] {
+        let rows = self.padded_rows();
+        [
+            rows * self.size,
+            rows * self.count,
+            rows * self.out_size,
+            BLOCK * self.block_stride,
+            rows,
+            BLOCK * self.lanes,
+        ]
+    }
+
+    fn all(&self) -> usize {
+        self.sizes().iter().sum()
+    }
+
+    fn split<'a>(&self, scratch: &'a mut [f32]) -> Parts<'a> {
+        let [queries, scores, sums, block, largest, added] = self.sizes();
+        let (queries, rest) = scratch.split_at_mut(queries);
+        let (scores, rest) = rest.split_at_mut(scores);
+        let (sums, rest) = rest.split_at_mut(sums);
+        let (block, rest) = rest.split_at_mut(block);
+        let (largest, rest) = rest.split_at_mut(largest);
+        Parts { queries, scores, sums, block, largest, added: &mut rest[..added] }
+    }
+}
+
+impl<T: Element> Tile<'_, T> {
+    fn query(&self, row: usize) -> Query {
+        let heads = self.problem.queries.shape()[1];
+        let head = self.group * self.problem.group + row / self.places.len();
+        let place = self.places.start + row % self.places.len();
+        Query { batch: head / heads, head: head % heads, place }
+    }
+
+    /// The row of the batch and the head of the keys.
+    fn shared_head(&self) -> (usize, usize) {
+        let heads = self.problem.keys.shape()[1];
+        (self.group / heads, self.group % heads)
+    }
+
+    fn keys(&self, block: usize) -> std::ops::Range<usize> {
+        block * BLOCK..self.problem.keys.shape()[2].min((block + 1) * BLOCK)
+    }
+
+    fn seen(&self, block: usize) -> Seen {
+        let keys = self.keys(block);
+        match &self.problem.mask {
+            Mask::None => Seen::All,
+            Mask::Additive(_) => Seen::Some,
+            Mask::Causal => {
+                if keys.start >= self.problem.causal_end(self.places.end - 1) {
+                    Seen::None
+                } else if keys.end <= self.problem.causal_end(self.places.start) {
+                    Seen::All
+                } else {
+                    Seen::Some
+                }
+            }
+            Mask::Bool(mask) => {
+                let [_, of_head, _, of_key] = mask.strides();
+                // A mask that all heads share is read once.
+                let rows =
+                    if of_head == 0 { self.places.len() } else { self.places.len() * self.problem.group };
+                let (mut any, mut all) = (false, true);
+                for row in 0..rows {
+                    let Query { batch, head, place } = self.query(row);
+                    let from = &mask.data()[mask.at([batch, head, place, keys.start])..];
+                    if of_key == 1 {
+                        // Sums have no early end and go by vectors.
+                        let seen: usize = from[..keys.len()].iter().map(|&seen| usize::from(seen)).sum();
+                        any |= seen > 0;
+                        all &= seen == keys.len();
+                    } else {
+                        for seen in from.iter().step_by(of_key.max(1)).take(keys.len()) {
+                            any |= *seen;
+                            all &= *seen;
+                        }
+                        if of_key == 0 {
+                            (any, all) = (any | from[0], all & from[0]);
+                        }
+                    }
+                    if any && !all {
+                        return Seen::Some;
+                    }
+                }
+                if all {
+                    Seen::All
+                } else if any {
+                    Seen::Some
+                } else {
+                    Seen::None
+                }
+            }
+        }
+    }
+
+    /// Fills the panels of queries.
+    #[inline(always)]
+    fn queries<S: Simd>(&self, s: S, shape: &Shape, panels: &mut [f32]) {
+        let scale = s.splat(self.problem.scale);
+        for (number, panel) in panels.chunks_exact_mut((shape.size * shape.lanes).max(1)).enumerate() {
+            for lane in 0..shape.lanes {
+                let row = number * shape.lanes + lane;
+                if row >= shape.rows {
+                    panel.iter_mut().skip(lane).step_by(shape.lanes).for_each(|x| *x = 0.0);
+                    continue;
+                }
+                let query = self.problem.query(self.query(row));
+                for (i, from) in query.chunks(S::LANES).enumerate() {
+                    let mut scaled = [0.0_f32; 16];
+                    let x = crate::rows::load(s, from, 0.0);
+                    s.store(&mut scaled, T::rounded(s, s.mul(x, scale)));
+                    for (j, &x) in scaled[..from.len()].iter().enumerate() {
+                        panel[(i * S::LANES + j) * shape.lanes + lane] = x;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the sums. Returns whether what was skipped has no weight in any row.
+    #[inline(always)]
+    fn try_with<S: Simd>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> bool {
+        let (batch, head) = self.shared_head();
+        for (row, largest) in parts.largest.iter_mut().enumerate() {
+            let sink = self.problem.sinks.filter(|_| row < shape.rows);
+            *largest = sink.map_or(f32::NEG_INFINITY, |sinks| sinks[self.query(row).head].widen());
+        }
+
+        // Scores of blocks that are not seen have no place.
+        let mut place = 0;
+        for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
+            let keys = self.keys(block);
+            widen(s, parts.block, shape.block_stride, shape.size, keys.clone(), |key| {
+                self.problem.key(batch, head, key)
+            });
+            for panel in 0..shape.panels {
+                let queries = &parts.queries[panel * shape.size * shape.lanes..][..shape.size * shape.lanes];
+                let scores = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
+                    [..keys.len().next_multiple_of(STEP) * shape.lanes];
+                let from = Strides { data: parts.block, of_row: shape.block_stride, of_step: 1 };
+                panel_products::<S, T, true>(s, from, queries, scores);
+                let scores = &mut scores[..keys.len() * shape.lanes];
+                if seen == Seen::Some {
+                    self.apply_mask(s, shape, panel, keys.start, scores, parts.added);
+                }
+                let largest = &mut parts.largest[panel * shape.lanes..][..shape.lanes];
+                let mut two = [s.load(largest), s.load(&largest[S::LANES..])];
+                for scores in scores.chunks_exact(shape.lanes) {
+                    two[0] = s.max(s.load(scores), two[0]);
+                    two[1] = s.max(s.load(&scores[S::LANES..]), two[1]);
+                }
+                s.store(largest, two[0]);
+                s.store(&mut largest[S::LANES..], two[1]);
+            }
+            place += keys.len();
+        }
+        let count = place;
+        // A key with the lowest score has a weight only where the largest score is about as low.
+        let skipped = seen.contains(&Seen::None);
+        if skipped && parts.largest[..shape.rows].iter().any(|&largest| largest <= T::LOWEST + 128.0) {
+            return false;
+        }
+
+        for panel in 0..shape.panels {
+            let scores = &mut parts.scores[panel * shape.count * shape.lanes..][..count * shape.lanes];
+            let largest = &mut parts.largest[panel * shape.lanes..][..shape.lanes];
+            let sink = |lane: usize| {
+                let row = panel * shape.lanes + lane;
+                let sinks = self.problem.sinks.filter(|_| row < shape.rows)?;
+                Some(sinks[self.query(row).head].widen())
+            };
+            powers(s, shape.lanes, scores, largest, sink);
+        }
+
+        parts.sums.fill(0.0);
+        let mut place = 0;
+        for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
+            let keys = self.keys(block);
+            let out_size = self.problem.values.shape()[3];
+            widen(s, parts.block, shape.block_stride, out_size, keys.clone(), |key| {
+                self.problem.value(batch, head, key)
+            });
+            for panel in 0..shape.panels {
+                let weights = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
+                    [..keys.len() * shape.lanes];
+                // `powers` has left one over their sum here.
+                let factors = &parts.largest[panel * shape.lanes..][..shape.lanes];
+                let factors = [s.load(factors), s.load(&factors[S::LANES..])];
+                for weights in weights.chunks_exact_mut(shape.lanes) {
+                    let two = [s.load(weights), s.load(&weights[S::LANES..])];
+                    s.store(weights, T::rounded(s, s.mul(two[0], factors[0])));
+                    s.store(&mut weights[S::LANES..], T::rounded(s, s.mul(two[1], factors[1])));
+                }
+                let sums =
+                    &mut parts.sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
+                let from = Strides { data: parts.block, of_row: 1, of_step: shape.block_stride };
+                panel_products::<S, T, false>(s, from, weights, sums);
+            }
+            place += keys.len();
+        }
+        true
+    }
+
+    /// Applies the mask to the scores of a panel and a block.
+    #[inline(always)]
+    fn apply_mask<S: Simd>(
+        &self,
+        s: S,
+        shape: &Shape,
+        panel: usize,
+        first: usize,
+        scores: &mut [f32],
+        added: &mut [f32],
+    ) {
+        let rows = panel * shape.lanes..shape.rows.min((panel + 1) * shape.lanes);
+        match &self.problem.mask {
+            Mask::None => {}
+            Mask::Causal => {
+                for (lane, row) in rows.enumerate() {
+                    let end = self.problem.causal_end(self.query(row).place).saturating_sub(first);
+                    for score in scores.iter_mut().skip(end * shape.lanes + lane).step_by(shape.lanes) {
+                        *score = T::LOWEST;
+                    }
+                }
+            }
+            Mask::Bool(mask) => {
+                for (lane, row) in rows.enumerate() {
+                    let Query { batch, head, place } = self.query(row);
+                    for (i, scores) in scores.chunks_exact_mut(shape.lanes).enumerate() {
+                        if !mask.data()[mask.at([batch, head, place, first + i])] {
+                            scores[lane] = T::LOWEST;
+                        }
+                    }
+                }
+            }
+            Mask::Additive(mask) => {
+                let added = &mut added[..scores.len()];
+                added.fill(0.0);
+                for (lane, row) in rows.enumerate() {
+                    let Query { batch, head, place } = self.query(row);
+                    for (i, added) in added.chunks_exact_mut(shape.lanes).enumerate() {
+                        added[lane] = mask.data()[mask.at([batch, head, place, first + i])].widen();
+                    }
+                }
+                for (scores, added) in scores.chunks_exact_mut(S::LANES).zip(added.chunks_exact(S::LANES)) {
+                    let sum = s.add(s.load(scores), s.load(added));
+                    s.store(scores, T::rounded(s, sum));
+                }
+            }
+        }
+    }
+
+    /// Writes the sums where they belong.
+    #[inline(always)]
+    fn results(&self, shape: &Shape, sums: &[f32]) {
+        for row in 0..shape.rows {
+            let (panel, lane) = (row / shape.lanes, row % shape.lanes);
+            let from = &sums[panel * shape.out_size * shape.lanes..];
+            // SAFETY: the output is borrowed by the caller; each query belongs to one tile.
+            let out = unsafe { self.problem.out(self.query(row)) };
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = T::narrow(from[i * shape.lanes + lane]);
+            }
+        }
+    }
+}
+
+/// Widens the numbers of some keys or values to float32, with zeros up to the next multiple of [`STEP`].
+#[inline(always)]
+fn widen<'a, S: Simd, T: Element>(
+    s: S,
+    block: &mut [f32],
+    stride: usize,
+    size: usize,
+    keys: std::ops::Range<usize>,
+    from: impl Fn(usize) -> &'a [T],
+) {
+    let count = keys.len();
+    let mut rows = block.chunks_exact_mut(stride);
+    for (key, to) in keys.zip(&mut rows) {
+        let from = from(key);
+        for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
+            let x = crate::rows::load(s, from, 0.0);
+            crate::rows::store(s, to, x);
+        }
+        to[size..].fill(0.0);
+    }
+    for row in rows.take(count.next_multiple_of(STEP) - count) {
+        row.fill(0.0);
+    }
+}
+
+/// Numbers in float32: row `i`, step `k` lies at `i * of_row + k * of_step`.
+#[derive(Clone, Copy)]
+struct Strides<'a> {
+    data: &'a [f32],
+    of_row: usize,
+    of_step: usize,
+}
+
+/// `to[i][lane] = sum over k of from[i][k] * panel[k][lane]`, or that added to what is there. Scores are
+/// rounded to `T`.
+#[inline(always)]
+fn panel_products<S: Simd, T: Element, const SCORES: bool>(
+    s: S,
+    from: Strides<'_>,
+    panel: &[f32],
+    to: &mut [f32],
+) {
+    // As many sums as hide the latency and leave registers for the rest.
+    if S::LANES == 16 {
+        products_by::<S, T, SCORES, 8>(s, from, panel, to);
+    } else {
+        products_by::<S, T, SCORES, 4>(s, from, panel, to);
+    }
+}
+
+#[inline(always)]
+fn products_by<S: Simd, T: Element, const SCORES: bool, const ROWS: usize>(
+    s: S,
+    from: Strides<'_>,
+    panel: &[f32],
+    to: &mut [f32],
+) {
+    let lanes = 2 * S::LANES;
+    let steps = panel.len() / lanes;
+    let rows = to.len() / lanes;
+    assert!(rows.is_multiple_of(ROWS) && to.len() == rows * lanes && panel.len() == steps * lanes);
+    assert!(
+        rows == 0 || steps == 0 || (rows - 1) * from.of_row + (steps - 1) * from.of_step < from.data.len()
+    );
+    for (i, to) in to.chunks_exact_mut(ROWS * lanes).enumerate() {
+        let mut sums = [[s.zero(); 2]; ROWS];
+        if !SCORES {
+            for (sums, to) in sums.iter_mut().zip(to.chunks_exact(lanes)) {
+                *sums = [s.load(to), s.load(&to[S::LANES..])];
+            }
+        }
+        let start = from.data.as_ptr().wrapping_add(i * ROWS * from.of_row);
+        for step in 0..steps {
+            // SAFETY: within the panel, which has `steps` times `lanes` numbers.
+            let two = unsafe {
+                let at = panel.as_ptr().add(step * lanes);
+                [s.load_f32(at), s.load_f32(at.add(S::LANES))]
+            };
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: row `i * ROWS + row` and this step lie within `from`, as asserted above.
+                let x = s.splat(unsafe { *start.add(row * from.of_row + step * from.of_step) });
+                sums[0] = s.mul_add(x, two[0], sums[0]);
+                sums[1] = s.mul_add(x, two[1], sums[1]);
+            }
+        }
+        for (sums, to) in sums.into_iter().zip(to.chunks_exact_mut(lanes)) {
+            let rounded = |x| if SCORES { T::rounded(s, x) } else { x };
+            s.store(to, rounded(sums[0]));
+            s.store(&mut to[S::LANES..], rounded(sums[1]));
+        }
+    }
+}
+
+/// The exponentials of scores less the largest of their lane, and one over their sum in its place.
+#[inline(always)]
+fn powers<S: Simd>(
+    s: S,
+    lanes: usize,
+    scores: &mut [f32],
+    largest: &mut [f32],
+    sink: impl Fn(usize) -> Option<f32>,
+) {
+    for half in 0..2 {
+        let first = half * S::LANES;
+        let top = s.load(&largest[first..]);
+        let mut sums = [0.0_f32; 16];
+        if sink(0).is_some() {
+            let mut sinks = [f32::NEG_INFINITY; 16];
+            for (lane, to) in sinks.iter_mut().enumerate().take(S::LANES) {
+                *to = sink(first + lane).unwrap_or(f32::NEG_INFINITY);
+            }
+            s.store(&mut sums, formula::exp(s, s.sub(s.load(&sinks), top)));
+        }
+        let mut sum = s.load(&sums);
+        for scores in scores.chunks_exact_mut(lanes) {
+            let power = formula::exp(s, s.sub(s.load(&scores[first..]), top));
+            sum = s.add(sum, power);
+            s.store(&mut scores[first..], power);
+        }
+        s.store(&mut largest[first..], s.div(s.splat(1.0), sum));
+    }
+}

@@ -1,0 +1,343 @@
+use mlx_cpu::{Cpu, Mask, View, ViewMut, attention};
+use proptest::prelude::*;
+
+use crate::fixture::Fixture;
+use crate::support::{Format, assert_near, assert_same, assert_units, cpus, each_format, few, random, unit};
+
+fn four(shape: Vec<usize>) -> [usize; 4] {
+    shape.try_into().unwrap()
+}
+
+fn as_mlx<T: Format>() {
+    let fixture = Fixture::open("attentions.safetensors");
+    for case in fixture.cases(&format!("{}_", T::NAME)) {
+        let tensor = |name: &str| (fixture.floats::<T>(&case, name), four(fixture.shape(&case, name)));
+        let ((q, q_shape), (k, k_shape), (v, v_shape)) = (tensor("q"), tensor("k"), tensor("v"));
+        let [batch, heads, length, _] = q_shape;
+        let count = k_shape[2];
+        let seen = fixture.bools(&case, "seen");
+        let (added, added_shape) = tensor("addend");
+        let sinks = fixture.floats::<T>(&case, "sinks");
+        let shape = [batch, heads, length, count];
+        let masks = [
+            ("none", Mask::None),
+            ("causal", Mask::Causal),
+            ("bool", Mask::Bool(View::new(&seen, shape, [0, 0, count, 1]))),
+            ("added", Mask::Additive(View::contiguous(&added, added_shape))),
+        ];
+        for (name, mask) in masks {
+            for with_sinks in [false, true] {
+                let expected =
+                    fixture.floats::<T>(&case, &format!("{name}{}", if with_sinks { "_sinks" } else { "" }));
+                for cpu in cpus() {
+                    let mut out = vec![T::default(); expected.len()];
+                    attention(
+                        cpu,
+                        View::contiguous(&q, q_shape),
+                        View::contiguous(&k, k_shape),
+                        View::contiguous(&v, v_shape),
+                        fixture.number(&case, "scale").unwrap(),
+                        mask,
+                        with_sinks.then_some(&sinks[..]),
+                        ViewMut::contiguous(&mut out, [batch, heads, length, v_shape[3]]),
+                    );
+                    let what = format!("{case} {name} sinks {with_sinks} {cpu:?}");
+                    if T::DIGITS == 23 {
+                        // Sums of numbers of both signs: an error of their sizes, here about 1.
+                        for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
+                            assert!((a.widen() - b.widen()).abs() < 1e-6, "{what} {i}: {a:?} {b:?}");
+                        }
+                    } else {
+                        assert_units(&out, &expected, 1.0, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gives_what_mlx_gives() {
+    each_format!(as_mlx());
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    batch: usize,
+    shared_heads: usize,
+    group: usize,
+    length: usize,
+    count: usize,
+    size: usize,
+    out_size: usize,
+    gap: usize,
+    mask: Kind,
+    sinks: bool,
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    None,
+    Causal,
+    /// A window of so many keys, as a table that heads share.
+    Window(usize),
+    /// Random, for each head, with rows that see nothing.
+    Bool,
+    Additive,
+}
+
+/// Everything that a call takes.
+struct Tensors<T> {
+    q: Vec<T>,
+    k: Vec<T>,
+    v: Vec<T>,
+    seen: Vec<bool>,
+    added: Vec<T>,
+    sinks: Vec<T>,
+}
+
+impl Case {
+    fn heads(&self) -> usize {
+        self.shared_heads * self.group
+    }
+
+    fn tensors<T: Format>(&self) -> Tensors<T> {
+        let all = self.batch * self.heads() * self.length * self.count;
+        let last = self.count as isize - self.length as isize;
+        let noise = random::<f32>(self.seed + 9, all + 1);
+        let seen = (0..all)
+            .map(|at| {
+                let (row, key) = (at / self.count.max(1) % self.length, (at % self.count.max(1)) as isize);
+                let own = row as isize + last;
+                match self.mask {
+                    Kind::Window(window) => key <= own && own - key < window as isize,
+                    _ => row % 5 != 3 && noise[at] > 0.3,
+                }
+            })
+            .collect();
+        Tensors {
+            q: random(self.seed, self.batch * self.length * (self.heads() * self.size + self.gap) + 1),
+            k: random(
+                self.seed + 1,
+                self.batch * self.shared_heads * (self.count * self.size + self.gap) + 1,
+            ),
+            v: random(
+                self.seed + 2,
+                self.batch * self.shared_heads * (self.count * self.out_size + self.gap) + 1,
+            ),
+            seen,
+            added: random(self.seed + 3, all + 1),
+            sinks: random(self.seed + 4, self.heads()),
+        }
+    }
+
+    /// Queries and results lie as projections leave them, keys and values as caches do.
+    fn run<T: Format>(&self, cpu: &Cpu, t: &Tensors<T>) -> Vec<T> {
+        let Self { batch, shared_heads, length, count, size, out_size, gap, .. } = *self;
+        let heads = self.heads();
+        let width = heads * size + gap;
+        let q = View::new(&t.q, [batch, heads, length, size], [length * width, size, width, 1]);
+        let cached = |data, size: usize| {
+            let all = count * size + gap;
+            View::new(data, [batch, shared_heads, count, size], [shared_heads * all, all, size, 1])
+        };
+        let shape = [batch, heads, length, count];
+        let mask = match self.mask {
+            Kind::None => Mask::None,
+            Kind::Causal => Mask::Causal,
+            Kind::Window(_) => Mask::Bool(View::new(&t.seen, shape, [0, 0, count, 1])),
+            Kind::Bool => Mask::Bool(View::contiguous(&t.seen, shape)),
+            Kind::Additive => Mask::Additive(View::contiguous(&t.added, shape)),
+        };
+        let mut out = vec![T::narrow(7.0); batch * length * heads * out_size];
+        attention(
+            cpu,
+            q,
+            cached(&t.k, size),
+            cached(&t.v, out_size),
+            0.7,
+            mask,
+            self.sinks.then_some(&t.sinks[..]),
+            ViewMut::new(
+                &mut out,
+                [batch, heads, length, out_size],
+                [length * heads * out_size, out_size, heads * out_size, 1],
+            ),
+        );
+        out
+    }
+
+    /// In float64, with the errors that are allowed.
+    fn exact<T: Format>(&self, t: &Tensors<T>) -> Vec<(f64, f64)> {
+        let Self { batch, shared_heads, group, length, count, size, out_size, gap, .. } = *self;
+        let heads = self.heads();
+        let wide = |x: &[T], at: usize| f64::from(x[at].widen());
+        let ulp = 2_f64.powi(-T::DIGITS);
+        let mut all = vec![(0.0, 0.0); batch * length * heads * out_size];
+        for b in 0..batch {
+            for h in 0..heads {
+                let shared = b * shared_heads + h / group;
+                for i in 0..length {
+                    let (mut scores, mut error) = (Vec::new(), 0.0_f64);
+                    for j in 0..count {
+                        let (mut sum, mut large) = (0.0, 0.0);
+                        for d in 0..size {
+                            let q = wide(&t.q, (b * length + i) * (heads * size + gap) + h * size + d);
+                            let k = wide(&t.k, shared * (count * size + gap) + j * size + d);
+                            sum += 0.7 * q * k;
+                            large += (0.7 * q * k).abs();
+                        }
+                        let at = ((b * heads + h) * length + i) * count + j;
+                        let shown = match self.mask {
+                            Kind::None | Kind::Additive => true,
+                            Kind::Causal => j + length <= i + count,
+                            Kind::Window(_) => t.seen[i * count + j],
+                            Kind::Bool => t.seen[at],
+                        };
+                        if matches!(self.mask, Kind::Additive) {
+                            sum += wide(&t.added, at);
+                            large += wide(&t.added, at).abs();
+                        }
+                        // Scale, query, score and sum with the mask are rounded; MLX's exponential.
+                        error = error.max(large * (2.5 * ulp + size as f64 * 1e-7) + 1e-6);
+                        scores.push(if shown { sum } else { f64::NEG_INFINITY });
+                    }
+                    if scores.iter().all(|&score| score == f64::NEG_INFINITY) && !self.sinks {
+                        scores.fill(0.0);
+                    }
+                    let sink = if self.sinks { wide(&t.sinks, h) } else { f64::NEG_INFINITY };
+                    let top = scores.iter().fold(sink, |a, &b| a.max(b));
+                    let sum = scores.iter().map(|x| (x - top).exp()).sum::<f64>() + (sink - top).exp();
+                    for d in 0..out_size {
+                        let (mut result, mut large) = (0.0, 0.0);
+                        for (j, score) in scores.iter().enumerate() {
+                            let v = wide(&t.v, shared * (count * out_size + gap) + j * out_size + d);
+                            result += (score - top).exp() / sum * v;
+                            large += (score - top).exp() / sum * v.abs();
+                        }
+                        let error = large * (2.0 * error.exp_m1() + ulp + count as f64 * 1e-7)
+                            + unit::<T>(0.0) * count as f64;
+                        all[((b * length + i) * heads + h) * out_size + d] = (result, error);
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+fn as_float64<T: Format>(case: &Case) {
+    let tensors = case.tensors::<T>();
+    let (exact, error): (Vec<_>, Vec<_>) = case.exact(&tensors).into_iter().unzip();
+    let mut first: Vec<(mlx_cpu::Isa, Vec<T>)> = Vec::new();
+    for cpu in cpus() {
+        let out = case.run(cpu, &tensors);
+        let what = format!("{case:?} {cpu:?}");
+        assert_near(&out, &exact, |i| error[i], &what);
+        match first.iter().find(|(isa, _)| *isa == cpu.isa()) {
+            Some((_, first)) => assert_same(&out, first, &what),
+            None => first.push((cpu.isa(), out)),
+        }
+    }
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        Just(Kind::None),
+        Just(Kind::Causal),
+        (1_usize..40).prop_map(Kind::Window),
+        Just(Kind::Bool),
+        Just(Kind::Additive),
+    ]
+}
+
+proptest! {
+    #![proptest_config(few())]
+
+    #[test]
+    fn is_what_float64_gives(
+        (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
+        (length, count) in (1_usize..40, 0_usize..150),
+        (size, out_size, gap) in (1_usize..40, 1_usize..40, 0_usize..3),
+        mask in kinds(),
+        sinks in any::<bool>(),
+        seed in 0_u64..1000,
+    ) {
+        let case =
+            Case { batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, seed };
+        each_format!(as_float64(&case));
+    }
+}
+
+const LARGE: Case = Case {
+    batch: 1,
+    shared_heads: 1,
+    group: 3,
+    length: 1,
+    count: 700,
+    size: 72,
+    out_size: 80,
+    gap: 1,
+    mask: Kind::None,
+    sinks: false,
+    seed: 4,
+};
+
+#[test]
+fn blocks_of_keys_that_threads_share() {
+    for (length, mask) in
+        [(1, Kind::None), (1, Kind::Window(50)), (4, Kind::Causal), (3, Kind::Additive), (2, Kind::Bool)]
+    {
+        each_format!(as_float64(&Case { length, mask, ..LARGE }));
+    }
+}
+
+#[test]
+fn tiles_that_threads_share() {
+    for mask in [Kind::None, Kind::Causal, Kind::Window(100), Kind::Bool, Kind::Additive] {
+        each_format!(as_float64(&Case { length: 150, count: 310, mask, ..LARGE }));
+    }
+    // Queries before the first key see none.
+    each_format!(as_float64(&Case { length: 150, count: 70, mask: Kind::Causal, ..LARGE }));
+}
+
+fn nothing_finite<T: Format>() {
+    for cpu in cpus() {
+        for length in [1, 20] {
+            let of = |values: &[f32]| -> Vec<T> { values.iter().map(|&x| T::narrow(x)).collect() };
+            let run = |k: &[T], v: &[T], mask| {
+                let mut out = vec![T::default(); length];
+                attention(
+                    cpu,
+                    View::new(&of(&[1.0]), [1, 1, length, 1], [0, 0, 0, 1]),
+                    View::contiguous(k, [1, 1, k.len(), 1]),
+                    View::contiguous(v, [1, 1, v.len(), 1]),
+                    1.0,
+                    mask,
+                    None,
+                    ViewMut::contiguous(&mut out, [1, 1, length, 1]),
+                );
+                out.iter().map(|x| x.widen()).collect::<Vec<_>>()
+            };
+            let v = of(&[1.0, 2.0, 4.0]);
+            for bad in [f32::NAN, f32::INFINITY] {
+                assert!(run(&of(&[0.0, bad, 0.0]), &v, Mask::None).iter().all(|x| x.is_nan()), "{cpu:?}");
+            }
+            // A key that is not seen may be anything.
+            let seen = [true, false, true];
+            let mask = Mask::Bool(View::new(&seen, [1, 1, length, 3], [0, 0, 0, 1]));
+            assert_eq!(run(&of(&[0.0, f32::NAN, 0.0]), &v, mask), vec![2.5; length]);
+            assert_eq!(run(&of(&[0.0, f32::NEG_INFINITY, 0.0]), &v, Mask::None), vec![2.5; length]);
+            let weightless = of(&[f32::NEG_INFINITY; 3]);
+            let mask = Mask::Additive(View::new(&weightless, [1, 1, length, 3], [0, 0, 0, 1]));
+            assert!(run(&of(&[0.0; 3]), &v, mask).iter().all(|x| x.is_nan()));
+            assert_eq!(run(&[], &[], Mask::Causal), vec![0.0; length]);
+        }
+    }
+}
+
+#[test]
+fn infinities_and_no_keys() {
+    each_format!(nothing_finite());
+}
