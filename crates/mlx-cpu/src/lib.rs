@@ -22,6 +22,7 @@ mod isa;
 mod matmul;
 mod matrix;
 mod pool;
+mod quantized;
 mod simd;
 
 pub use cpu::Cpu;
@@ -29,4 +30,5 @@ pub use element::Element;
 pub use isa::{Isa, Kernel};
 pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
+pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantized_matmul};
 pub use simd::Simd;
