@@ -11,7 +11,7 @@
 //! change a result.
 
 use super::output::Output;
-use super::pack::Panels;
+use super::pack::{Lines, Panels};
 use super::scratch::{Purpose, with_scratch};
 use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
@@ -25,7 +25,7 @@ const ROWS: usize = 1024;
 const STRIP: usize = 128 << 10;
 
 /// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
-pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &impl Panels, b: &impl Panels, out: &Output<'_, T>) {
+pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
     let (rows, columns, depth) = (a.lines(), b.lines(), a.depth());
     assert_eq!((rows, columns, depth), (out.rows(), out.columns(), b.depth()), "shapes of a product");
     if rows == 0 || columns == 0 {
@@ -52,7 +52,8 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &impl Panels, b: &impl Panels, o
                 // SAFETY: panels do not overlap, and each is packed by one task.
                 let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * depth), count * depth) };
                 with_scratch(Purpose::Right, a.scratch(shape.columns / 2), |scratch| {
-                    cpu.run(Pack { from: a, first: first + row, count, width: count, to, scratch });
+                    let lines = Lines { first: first + row, count, width: count };
+                    a.pack(cpu.isa(), lines, to, scratch);
                 });
             };
             if threads == 1 || cut.rows * depth < 1 << 14 {
@@ -95,39 +96,21 @@ impl Cut {
     }
 }
 
-struct Pack<'a, A> {
-    from: &'a A,
-    first: usize,
-    count: usize,
-    width: usize,
-    to: &'a mut [f32],
-    scratch: &'a mut [f32],
-}
-
-impl<A: Panels> Kernel for Pack<'_, A> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        self.from.pack(s, self.first, self.count, self.width, self.to, self.scratch);
-    }
-}
-
 /// The product of all rows and some panels of columns.
-struct Strip<'a, T, B> {
+struct Strip<'a, T> {
     isa: Isa,
     left: &'a [f32],
     cut: Cut,
     /// The row of the output that the first of `left` is for.
     first: usize,
-    b: &'a B,
+    b: &'a dyn Panels,
     panels: std::ops::Range<usize>,
     right: &'a mut [f32],
     scratch: &'a mut [f32],
     out: &'a Output<'a, T>,
 }
 
-impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
+impl<T: Element> Kernel for Strip<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -135,7 +118,8 @@ impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
         let (depth, width, columns) = (self.b.depth(), 2 * S::LANES, self.b.lines());
         for (panel, to) in self.panels.clone().zip(self.right.chunks_exact_mut(depth * width)) {
             let first = panel * width;
-            self.b.pack(s, first, width.min(columns - first), width, to, self.scratch);
+            let lines = Lines { first, count: width.min(columns - first), width };
+            self.b.pack(self.isa, lines, to, self.scratch);
         }
         let mut product = Product([0.0; 14 * 32]);
         // Blocks of rows that stay in the second-level cache while all panels of columns pass.
@@ -155,7 +139,7 @@ impl<T: Element, B: Panels> Kernel for Strip<'_, T, B> {
     }
 }
 
-impl<T: Element, B: Panels> Strip<'_, T, B> {
+impl<T: Element> Strip<'_, T> {
     /// Writes the product of two panels to the output, from (`i`, `j`) on.
     #[inline(always)]
     fn put<S: Simd>(&self, s: S, product: &Product, i: usize, rows: usize, j: usize) {

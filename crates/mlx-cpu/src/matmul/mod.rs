@@ -14,7 +14,8 @@ mod vector;
 
 pub(crate) use blocked::blocked;
 pub(crate) use output::Output;
-pub(crate) use pack::{Panels, pack_transposing};
+pub(crate) use pack::{Lines, Panels, copy, pack_transposing};
+pub(crate) use scratch::{Purpose, with_scratch};
 pub(crate) use vector::{MOST, piece, with_rows};
 
 use crate::{Cpu, Element, Matrix, MatrixMut};
@@ -80,4 +81,4 @@ fn product<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: &Outp
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! Panels: a few lines of a matrix side by side, as the tile kernel reads them.
 
-use crate::{Element, Matrix, Simd};
+use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
 /// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
@@ -18,15 +18,15 @@ pub(crate) trait Panels: Sync {
 
     /// Writes element `p` of line `first + i` to `to[p * width + i]` for all `p` and `i < count`, and
     /// zeros for `i` in `count..width`.
-    fn pack<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        count: usize,
-        width: usize,
-        to: &mut [f32],
-        scratch: &mut [f32],
-    );
+    fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]);
+}
+
+/// Which lines to pack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lines {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    pub(crate) width: usize,
 }
 
 /// Rows are the lines.
@@ -39,36 +39,36 @@ impl<T: Element> Panels for Matrix<'_, T> {
         self.columns()
     }
 
+    fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], _scratch: &mut [f32]) {
+        isa.run(Pack { from: self, lines, to });
+    }
+}
+
+struct Pack<'a, T> {
+    from: &'a Matrix<'a, T>,
+    lines: Lines,
+    to: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Pack<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn pack<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        count: usize,
-        width: usize,
-        to: &mut [f32],
-        _scratch: &mut [f32],
-    ) {
-        let depth = self.columns();
-        if self.column_stride() == 1 || depth == 1 {
-            pack_transposing(
-                s,
-                |i| &self.data()[(first + i) * self.row_stride()..][..depth],
-                count,
-                depth,
-                width,
-                to,
-            );
-        } else if self.row_stride() == 1 {
+    fn run<S: Simd>(self, s: S) {
+        let Self { from, lines: Lines { first, count, width }, to } = self;
+        let (data, depth) = (from.data(), from.columns());
+        if from.column_stride() == 1 || depth == 1 {
+            let line = |i: usize| &data[(first + i) * from.row_stride()..][..depth];
+            pack_transposing(s, line, count, depth, width, to);
+        } else if from.row_stride() == 1 {
             for (p, to) in to.chunks_exact_mut(width).enumerate() {
-                let from = &self.data()[p * self.column_stride() + first..][..count];
-                copy(s, from, to);
+                copy(s, &data[p * from.column_stride() + first..][..count], to);
                 to[count..].fill(0.0);
             }
         } else {
             for (p, to) in to.chunks_exact_mut(width).enumerate() {
                 for (i, to) in to[..count].iter_mut().enumerate() {
-                    *to = self.data()[(first + i) * self.row_stride() + p * self.column_stride()].widen();
+                    *to = data[(first + i) * from.row_stride() + p * from.column_stride()].widen();
                 }
                 to[count..].fill(0.0);
             }

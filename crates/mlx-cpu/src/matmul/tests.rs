@@ -124,7 +124,9 @@ fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     Ok(plain.iter().chain(&sum).map(|x| x.widen()).collect())
 }
 
-fn on_all_processors(test: impl Fn(&Cpu) -> Result<Vec<f32>, TestCaseError>) -> Result<(), TestCaseError> {
+pub(crate) fn on_all_processors(
+    test: impl Fn(&Cpu) -> Result<Vec<f32>, TestCaseError>,
+) -> Result<(), TestCaseError> {
     for isa in Isa::available() {
         let one = test(&Cpu::new(isa, 1))?;
         for threads in [2, 3] {

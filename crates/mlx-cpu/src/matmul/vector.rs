@@ -6,6 +6,7 @@
 use super::output::Output;
 use super::pack::copy;
 use super::scratch::{Purpose, with_scratch};
+use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay.
@@ -29,7 +30,7 @@ pub(crate) fn with_rows<T: Element, R>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
     padded: usize,
-    task: impl FnOnce(&[f32]) -> R,
+    task: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     with_scratch(Purpose::Left, x.rows() * padded, |to| {
         cpu.run(Widen { x, padded, to });
@@ -75,6 +76,7 @@ impl<T: Element> Kernel for Widen<'_, T> {
 pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_, T>, out: &Output<'_, T>) {
     let padded = x.columns().next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
+        let x = &*x;
         let size = piece(cpu, w.rows(), w.columns() * size_of::<T>());
         let task = |index: usize| {
             let rows = index * size..w.rows().min((index + 1) * size);
@@ -135,7 +137,11 @@ impl<T: Element> Dot<'_, T> {
                 let x: [S::F; X] =
                     std::array::from_fn(|i| s.load_f32(self.x.as_ptr().add(i * self.padded + k)));
                 for (weights, sums) in weights.iter().zip(&mut sums) {
-                    let weights = T::load(s, weights.as_ptr().add(k));
+                    let at = weights.as_ptr().add(k);
+                    if k * size_of::<T>() % 64 == 0 {
+                        prefetch(at.wrapping_add(W * self.w.row_stride()));
+                    }
+                    let weights = T::load(s, at);
                     for (x, sum) in x.iter().zip(sums) {
                         *sum = s.mul_add(*x, weights, *sum);
                     }

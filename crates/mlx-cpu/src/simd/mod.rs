@@ -20,6 +20,18 @@ pub use portable::Portable;
 
 use crate::Element;
 
+/// Asks for the cache line at `at`, which may be any address: a hint.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: nothing is read that a program could see; SSE is part of the architecture.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
 /// The vector instructions of one instruction set. A value of such a type is proof that the
 /// processor has them.
 ///

@@ -100,4 +100,7 @@ operations! {
     geglu: "GeGLU" = run::geglu;
     matmul: "Matmul" = run::matmul;
     addmm: "AddMM" = run::addmm;
+    attention: "Attention" = run::attention;
+    quantized_matmul: "QuantizedMatmul" = run::quantized_matmul;
+    dequantize: "Dequantize" = run::dequantize;
 }

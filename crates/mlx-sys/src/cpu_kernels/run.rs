@@ -7,7 +7,9 @@
     reason = "all are the same: MLX's arrays hold what their format, shape and strides say, and live during the call"
 )]
 
-use mlx_cpu::{Cpu, Element, Frequencies, Matrix, MatrixMut, Rope, RopeLayout, View};
+use mlx_cpu::{
+    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedMatrix, Rope, RopeLayout, View, ViewMut,
+};
 
 use super::Settings;
 use super::operations::{Answer, TENSORS};
@@ -217,6 +219,139 @@ pub(super) fn addmm([a, b, c, out, ..]: &Tensors, settings: &Settings) -> Answer
             products::<T>(a, b, out, |a, b, out| {
                 let c = Matrix::new(data_c, out.rows(), out.columns(), row, column);
                 mlx_cpu::addmm(Cpu::global(), settings.a, a, b, settings.b, c, out);
+            })
+        }
+    })
+}
+
+/// A mask `[..., L, S]`, whose missing and single dimensions stand for all of `shape`'s.
+///
+/// # Safety
+///
+/// The tensor is an input of MLX's, of the format of `T`.
+unsafe fn mask_view<'a, T>(mask: &Tensor, shape: [usize; 4]) -> Result<View<'a, T, 4>, String> {
+    let missing = 4 - mask.strides().len();
+    let strides = std::array::from_fn(|i| {
+        let own = i.checked_sub(missing).filter(|&own| mask.size(own) > 1);
+        own.map_or(0, |own| mask.strides()[own] as usize)
+    });
+    // SAFETY: the caller's promise.
+    Ok(View::new(unsafe { mask.reach()? }, shape, strides))
+}
+
+pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
+    let [queries, keys, values, ..] = tensors;
+    let mut rest = tensors[3..].iter();
+    let mut next = || rest.next().ok_or("an array is missing");
+    let mask = if settings.k & 1 != 0 { Some(next()?) } else { None };
+    let sinks = if settings.k & 2 != 0 { Some(next()?) } else { None };
+    let out = next()?;
+    with_float!(out.format(), T => {
+        let [mut copy_q, mut copy_k, mut copy_v, mut copy_sinks] = [const { Vec::<T>::new() }; 4];
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let queries = heads(queries, &mut copy_q)?;
+            let keys = heads(keys, &mut copy_k)?;
+            let [batch, count, length, _] = queries.shape();
+            let scores = [batch, count, length, keys.shape()[2]];
+            let mask = match mask {
+                Some(mask) if mask.format() == Format::Bool => Mask::Bool(mask_view(mask, scores)?),
+                Some(mask) => Mask::Additive(mask_view(mask, scores)?),
+                None if settings.k & 4 != 0 => Mask::Causal,
+                None => Mask::None,
+            };
+            let sinks = sinks.map(|sinks| {
+                sinks.gather(&mut copy_sinks);
+                &copy_sinks[..]
+            });
+            let strides = std::array::from_fn(|i| out.strides()[i] as usize);
+            let out = ViewMut::new(out.output(), std::array::from_fn(|i| out.size(i)), strides);
+            mlx_cpu::attention(
+                Cpu::global(),
+                queries,
+                keys,
+                heads(values, &mut copy_v)?,
+                settings.a,
+                mask,
+                sinks,
+                out,
+            );
+        }
+        Ok(())
+    })
+}
+
+/// All elements in one piece: where they do not lie so, in a copy.
+///
+/// # Safety
+///
+/// The tensor is an input of MLX's, of the format of `T`.
+unsafe fn whole<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<&'a [T], String> {
+    let in_one_piece = x.collapsed(0).is_some_and(|(count, step)| step == 1 || count == 1);
+    if in_one_piece {
+        // SAFETY: the caller's promise.
+        return unsafe { x.reach() };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { x.gather(copy) };
+    Ok(copy)
+}
+
+/// Calls `body` with the matrix that packed weights, scales and maybe biases are. Settings: `i` the mode, `j` the
+/// size of a group, `k` the bits.
+///
+/// # Safety
+///
+/// The tensors are inputs of MLX's; biases and, in the affine mode, scales of the format of `T`.
+unsafe fn with_quantized<T: Element>(
+    [weights, scales]: [&Tensor; 2],
+    biases: &Tensor,
+    settings: &Settings,
+    body: impl FnOnce(&QuantizedMatrix<'_, T>),
+) -> Answer {
+    let (group, bits) = (settings.j as usize, settings.k as usize);
+    let columns = scales.last() * group;
+    let rows = scales.len() / scales.last().max(1);
+    let (mut copy_weights, mut copy_codes) = (Vec::new(), Vec::new());
+    let [mut copy_scales, mut copy_biases] = [const { Vec::<T>::new() }; 2];
+    // SAFETY: the caller's promise.
+    let matrix = unsafe {
+        let weights: &[u32] = whole(weights, &mut copy_weights)?;
+        match settings.i {
+            0 => {
+                let (scales, biases) = (whole(scales, &mut copy_scales)?, whole(biases, &mut copy_biases)?);
+                QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)
+            }
+            1 => QuantizedMatrix::mxfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
+            2 => QuantizedMatrix::mxfp8(weights, whole(scales, &mut copy_codes)?, rows, columns),
+            _ => QuantizedMatrix::nvfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
+        }
+    };
+    body(&matrix.map_err(|e| e.to_string())?);
+    Ok(())
+}
+
+pub(super) fn quantized_matmul(tensors: &Tensors, settings: &Settings) -> Answer {
+    let [x, weights, scales, biases, ..] = tensors;
+    let out = if settings.i == 0 { &tensors[4] } else { biases };
+    with_float!(out.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let x = x.rows(&mut copy)?;
+            with_quantized::<T>([weights, scales], biases, settings, |w| {
+                mlx_cpu::quantized_matmul(Cpu::global(), x, w, settings.l != 0, rows_of(out));
+            })
+        }
+    })
+}
+
+pub(super) fn dequantize([weights, scales, biases, out, ..]: &Tensors, settings: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            with_quantized::<T>([weights, scales], biases, settings, |w| {
+                mlx_cpu::dequantize(Cpu::global(), w, rows_of(out));
             })
         }
     })
