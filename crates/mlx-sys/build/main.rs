@@ -44,6 +44,12 @@ fn run() -> Result<()> {
     let this = std::env::current_exe().map_err(|e| Failure::io("finding this program", e))?;
     println!("cargo::rustc-env=MLX_SYS_BUILD_SCRIPT={}", this.display());
 
+    // Kernels without optimization are slower than stock MLX, which comes optimized.
+    println!("cargo::rustc-check-cfg=cfg(unoptimized)");
+    if failure::variable("OPT_LEVEL")? == "0" {
+        println!("cargo::rustc-cfg=unoptimized");
+    }
+
     let target = failure::variable("TARGET")?;
     let published = if failure::variable("CARGO_CFG_TARGET_VENDOR")? == "apple" {
         apple::build()?

@@ -11,6 +11,7 @@ use mlx_rs::error::Result;
 use mlx_rs::fast::{
     ScaledDotProductAttentionMask as Mask, rms_norm, rope, rope_dynamic, scaled_dot_product_attention,
 };
+use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexOp};
 use mlx_rs::ops::{
     addmm, concatenate, matmul, power, quantize, quantized_matmul, sigmoid, softmax_axis, tanh,
 };
@@ -41,7 +42,17 @@ fn evaluated(make: impl Fn() -> Result<Array>, kernels: bool) -> Array {
 /// Kernels give what stock MLX gives, up to `units` in the last place of the dtype, of the largest number
 /// in sight: what sums of float32 in another order may do.
 fn assert_like_stock(what: &str, units: f64, make: impl Fn() -> Result<Array>) {
-    let (ours, stock) = (evaluated(&make, true), evaluated(&make, false));
+    assert_like(what, units, &make, &make);
+}
+
+/// Kernels give in `make` what stock MLX gives in `reference`.
+fn assert_like(
+    what: &str,
+    units: f64,
+    make: impl Fn() -> Result<Array>,
+    reference: impl Fn() -> Result<Array>,
+) {
+    let (ours, stock) = (evaluated(make, true), evaluated(reference, false));
     assert_eq!(ours.shape(), stock.shape(), "{what}");
     assert_eq!(ours.dtype(), stock.dtype(), "{what}");
     let unit = match stock.dtype() {
@@ -203,20 +214,78 @@ fn quantized_products() {
         for (bits, group_size) in [(2, 32), (3, 64), (4, 64), (4, 128), (5, 32), (6, 64), (8, 32), (8, 64)] {
             for (m, k, n) in [(1, 128, 64), (1, 640, 96), (5, 256, 128), (70, 128, 256)] {
                 let (q, scales, biases) = quantize(normal(&[n, k], 1, dtype), group_size, bits).unwrap();
+                // Stock MLX sums in the dtype itself, and is further from the truth than the kernels: the
+                // reference is float32.
+                let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+                let weights = || dequantize(&q, wide(&scales)?, &wide(&biases)?, group_size, bits);
                 let x = normal(&[2, m, k], 2, dtype);
-                assert_like_stock(&format!("{dtype:?} {bits} {group_size} {m} {k} {n}"), 8.0, || {
-                    quantized_matmul(&x, &q, &scales, &biases, true, group_size, bits)
-                });
+                let name = format!("{dtype:?} {bits} {group_size} {m} {k} {n}");
+                assert_like(
+                    &name,
+                    4.0,
+                    || quantized_matmul(&x, &q, &scales, &biases, true, group_size, bits),
+                    || matmul(wide(&x)?, weights()?.transpose()?)?.as_dtype(dtype),
+                );
                 let x = normal(&[m, n], 2, dtype);
-                assert_like_stock(&format!("{dtype:?} {bits} {group_size} {m} {k} {n} turned"), 8.0, || {
-                    quantized_matmul(&x, &q, &scales, &biases, false, group_size, bits)
-                });
-                assert_like_stock("dequantize", 0.0, || {
-                    mlx_rs::ops::dequantize(&q, &scales, &biases, group_size, bits)
-                });
+                assert_like(
+                    &format!("{name} turned"),
+                    4.0,
+                    || quantized_matmul(&x, &q, &scales, &biases, false, group_size, bits),
+                    || matmul(wide(&x)?, weights()?)?.as_dtype(dtype),
+                );
+                assert_like_stock("dequantize", 0.0, || dequantize(&q, &scales, &biases, group_size, bits));
             }
         }
     }
+}
+
+/// Arrays that run backwards, and others that no model has.
+#[test]
+fn arrays_that_lie_oddly() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        let long = normal(&[2, 4, 20, 64], 1, dtype);
+        let picks: Vec<(&str, Array)> = vec![
+            ("backwards", long.try_index((.., .., (..).stride_by(-1), ..)).unwrap()),
+            ("all backwards", long.try_index((.., .., .., (..).stride_by(-1))).unwrap()),
+            ("every other", long.try_index((.., .., (..).stride_by(2), ..)).unwrap()),
+            ("every other number", long.try_index((.., .., .., (..).stride_by(2))).unwrap()),
+            ("the rest", long.try_index((1.., 1.., 3.., 5..)).unwrap()),
+            ("repeated", mlx_rs::ops::broadcast_to(normal(&[4, 1, 64], 2, dtype), &[2, 4, 20, 64]).unwrap()),
+        ];
+        for (name, x) in &picks {
+            let size = x.dim(-1);
+            let weight = normal(&[size, 24], 3, dtype);
+            let norm = normal(&[size], 4, dtype);
+            assert_like_stock(name, 2.0, || rms_norm(x, Some(&norm), 1e-5));
+            assert_like_stock(name, 1.0, || rope(x, 8, false, 10000.0, 1.0, 7, None));
+            assert_like_stock(name, 4.0, || matmul(x, &weight));
+            assert_like_stock(name, 4.0, || matmul(x, x.swap_axes(-1, -2)?));
+            assert_like_stock(name, 4.0, || scaled_dot_product_attention(x, x, x, 0.2, Mask::Causal, None));
+            assert_like_stock(name, 1.0, || x.multiply(sigmoid(x)?)?.multiply(x));
+            assert_like_stock(name, 2.0, || softmax_axis(x, -1, true));
+            assert_like_stock(name, 0.0, || x.add(x));
+            if size == 64 {
+                let (q, scales, biases) = quantize(normal(&[40, 64], 5, Dtype::Float32), 32, 8).unwrap();
+                let x = x.as_dtype(Dtype::Float32).unwrap();
+                assert_like_stock(name, 4.0, || quantized_matmul(&x, &q, &scales, &biases, true, 32, 8));
+            }
+        }
+        let nothing = normal(&[2, 0, 16], 1, dtype);
+        let weight = normal(&[16], 2, dtype);
+        assert_like_stock("no row", 0.0, || rms_norm(&nothing, Some(&weight), 1e-5));
+        assert_like_stock("no row", 0.0, || matmul(&nothing, normal(&[16, 3], 3, dtype)));
+        assert_like_stock("no column", 0.0, || matmul(normal(&[2, 0], 3, dtype), normal(&[0, 5], 3, dtype)));
+    }
+    // What is wrong is stock MLX's to say.
+    let [a, b] = [normal(&[2, 3], 1, Dtype::Float32), normal(&[4, 5], 1, Dtype::Float32)];
+    assert!(matmul(&a, &b).is_err());
+    assert!(rms_norm(&a, Some(&normal(&[5], 1, Dtype::Float32)), 1e-5).is_err());
+    // Of different dtypes: promoted, as ever.
+    assert_like_stock("two dtypes", 4.0, || matmul(&a, normal(&[3, 4], 2, Dtype::Float16)));
+    assert_like_stock("integers", 0.0, || {
+        Array::from_slice(&[1, 2, 3], &[3]).add(Array::from_slice(&[4, 5, 6], &[3]))?.as_dtype(Dtype::Float32)
+    });
 }
 
 /// The gates as models write them: several operations that become one.

@@ -3,7 +3,8 @@
 //! Nothing has to be called for that: the kernels are in place before `main` begins. What a program, or who
 //! compares, may want is to turn them off and on ([`set_enabled`]), which counts for the operations that are
 //! made from then on. The environment variable `MLX_CPU_KERNELS=off` turns them off from the start: then
-//! stock MLX runs, bit for bit.
+//! stock MLX runs, bit for bit. They are off too where this crate is compiled without optimization, which
+//! would make them slower than stock MLX, unless the variable says `on`.
 #![warn(missing_docs, clippy::all)]
 
 mod operations;
@@ -66,20 +67,22 @@ pub fn is_enabled() -> bool {
 
 /// Turns the kernels on or off, for operations that are made from now on, on all threads.
 ///
-/// Where `MLX_CPU_KERNELS` is `off`, they stay off.
+/// Where the environment has turned them off, they stay off.
 pub fn set_enabled(enabled: bool) {
-    let enabled = enabled && !off_by_environment();
+    let enabled = enabled && is_allowed();
     ENABLED.store(enabled, Ordering::Relaxed);
     let table: *const Table = if enabled { &operations::TABLE } else { std::ptr::null() };
     // SAFETY: the table is a static, and of the layout that the C++ side declares.
     unsafe { mlx_sys_set_kernels(table) };
 }
 
-fn off_by_environment() -> bool {
-    static OFF: OnceLock<bool> = OnceLock::new();
-    *OFF.get_or_init(|| {
-        std::env::var("MLX_CPU_KERNELS")
-            .is_ok_and(|value| ["off", "0", "false", "no"].contains(&value.trim()))
+/// What the environment variable `MLX_CPU_KERNELS` says; without it, whether they were compiled to be fast.
+fn is_allowed() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| match std::env::var("MLX_CPU_KERNELS").as_deref().map(str::trim) {
+        Ok("off" | "0" | "false" | "no") => false,
+        Ok("on" | "1" | "true" | "yes") => true,
+        _ => !cfg!(unoptimized),
     })
 }
 
@@ -91,3 +94,53 @@ extern "C" fn install() {
 #[used]
 #[unsafe(link_section = ".init_array")]
 static INSTALL: extern "C" fn() = install;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::{CStr, c_int, c_void};
+    use std::sync::Mutex;
+
+    static SAID: Mutex<String> = Mutex::new(String::new());
+
+    unsafe extern "C" fn remember(message: *const c_char, _: *mut c_void) {
+        // SAFETY: mlx-c gives a text.
+        *SAID.lock().unwrap() = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    }
+
+    unsafe extern "C" fn fails(_: *const Tensor, _: *const Settings) -> *const c_char {
+        c"the kernel broke".as_ptr()
+    }
+
+    /// Adds two arrays of 1000 zeros and evaluates the sum; what mlx-c answered.
+    fn add() -> c_int {
+        let shape: [c_int; 1] = [1000];
+        // SAFETY: calls of mlx-c with what its functions made.
+        unsafe {
+            let stream = crate::mlx_default_cpu_stream_new();
+            let (mut a, mut sum) = (crate::mlx_array_new(), crate::mlx_array_new());
+            crate::mlx_zeros(&mut a, shape.as_ptr(), 1, crate::mlx_dtype__MLX_FLOAT32, stream);
+            crate::mlx_add(&mut sum, a, a, stream);
+            let answer = crate::mlx_array_eval(sum);
+            crate::mlx_array_free(a);
+            crate::mlx_array_free(sum);
+            crate::mlx_stream_free(stream);
+            answer
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_kernel_reaches_the_caller_and_the_next_one_runs() {
+        static BROKEN: Table = Table { add: Some(fails), ..operations::NONE };
+        // SAFETY: a handler without data, and a static table.
+        unsafe {
+            crate::mlx_set_error_handler(Some(remember), std::ptr::null_mut(), None);
+            mlx_sys_set_kernels(&BROKEN);
+        }
+        assert_ne!(add(), 0);
+        assert!(SAID.lock().unwrap().contains("the kernel broke"), "{}", SAID.lock().unwrap());
+        // SAFETY: no kernels is what it was before.
+        unsafe { mlx_sys_set_kernels(std::ptr::null()) };
+        assert_eq!(add(), 0);
+    }
+}

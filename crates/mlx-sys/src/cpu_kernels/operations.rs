@@ -72,7 +72,7 @@ macro_rules! operations {
     };
 }
 
-const NONE: Table = Table {
+pub(super) const NONE: Table = Table {
     rms_norm: None,
     rope: None,
     attention: None,

@@ -174,6 +174,9 @@ unsafe fn products<T: Element>(
     out: &Tensor,
     mut one: impl FnMut(Matrix<'_, T>, Matrix<'_, T>, MatrixMut<'_, T>),
 ) -> Answer {
+    let [mut copy_a, mut copy_b] = [const { Vec::<T>::new() }; 2];
+    // SAFETY: the caller's promise.
+    let (a, b) = unsafe { (&a.forwards(&mut copy_a), &b.forwards(&mut copy_b)) };
     // SAFETY: the caller's promise.
     let (data_a, data_b, data_out) = unsafe { (a.reach::<T>()?, b.reach::<T>()?, out.output::<T>()) };
     let columns = out.last();
@@ -207,7 +210,10 @@ pub(super) fn matmul([a, b, out, ..]: &Tensors, _: &Settings) -> Answer {
 
 pub(super) fn addmm([a, b, c, out, ..]: &Tensors, settings: &Settings) -> Answer {
     with_float!(out.format(), T => {
+        let mut copy = Vec::<T>::new();
         // SAFETY: MLX's arrays, of these formats.
+        let c = unsafe { &c.forwards(&mut copy) };
+        // SAFETY: as above.
         let data_c = unsafe { c.reach::<T>()? };
         let stride = |from_last: usize| {
             let i = c.strides().len().checked_sub(from_last);
@@ -248,6 +254,7 @@ pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
     let out = next()?;
     with_float!(out.format(), T => {
         let [mut copy_q, mut copy_k, mut copy_v, mut copy_sinks] = [const { Vec::<T>::new() }; 4];
+        let (mut copy_bools, mut copy_mask) = (Vec::<bool>::new(), Vec::<T>::new());
         // SAFETY: MLX's arrays, of these formats.
         unsafe {
             let queries = heads(queries, &mut copy_q)?;
@@ -255,8 +262,10 @@ pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
             let [batch, count, length, _] = queries.shape();
             let scores = [batch, count, length, keys.shape()[2]];
             let mask = match mask {
-                Some(mask) if mask.format() == Format::Bool => Mask::Bool(mask_view(mask, scores)?),
-                Some(mask) => Mask::Additive(mask_view(mask, scores)?),
+                Some(mask) if mask.format() == Format::Bool => {
+                    Mask::Bool(mask_view(&mask.forwards(&mut copy_bools), scores)?)
+                },
+                Some(mask) => Mask::Additive(mask_view(&mask.forwards(&mut copy_mask), scores)?),
                 None if settings.k & 4 != 0 => Mask::Causal,
                 None => Mask::None,
             };

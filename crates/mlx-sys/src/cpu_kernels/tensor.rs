@@ -93,7 +93,7 @@ impl Tensor {
         let mut last = 0;
         for (size, &stride) in self.shape().zip(self.strides()) {
             if size > 1 && stride < 0 {
-                return Err("a kernel was given an array that runs backwards".to_owned());
+                return Err("it was given an array that runs backwards".to_owned());
             }
             last += (size - 1) * stride.max(0) as usize;
         }
@@ -129,6 +129,26 @@ impl Tensor {
             count *= size;
         }
         Some((count, step.unwrap_or(0).try_into().ok()?))
+    }
+
+    /// Itself, or where a dimension runs backwards, as that of a reversed array does, a copy in `copy`.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is an input of MLX's, of the format of `T`, and is used no longer than `copy` lives.
+    pub(crate) unsafe fn forwards<T: Copy>(&self, copy: &mut Vec<T>) -> Self {
+        if self.strides().iter().all(|&stride| stride >= 0) {
+            return *self;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.gather(copy) };
+        let mut straight = Self { data: copy.as_mut_ptr().cast(), ..*self };
+        let mut stride = 1;
+        for i in (0..self.strides().len()).rev() {
+            straight.strides[i] = stride;
+            stride *= i64::from(self.shape[i]);
+        }
+        straight
     }
 
     /// The array as a matrix of its last dimension's rows, whose elements follow each other: where it
