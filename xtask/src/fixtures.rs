@@ -53,6 +53,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
     ("make_convert_fixtures.py", Environment::MlxLm),
+    ("make_greedy_fixtures.py", Environment::MlxLm),
     ("make_trace_fixtures.py", Environment::MlxLm),
     ("make_chat_fixtures.py", Environment::MlxLm),
     ("make_sampling_fixtures.py", Environment::MlxLm),
