@@ -1,15 +1,21 @@
 //! `cargo xtask bench`: our speed and memory beside mlx-lm's, in one run on one machine.
 //!
 //! The two take turns, each in a process of its own, so that a machine that becomes slower becomes
-//! slower for both. What is printed are ratios of medians, with the figures beside them.
+//! slower for both. What is printed are ratios of medians, with the figures beside them. `--contexts` and `--chunks`
+//! measure something else in the same way: decoding behind texts of several lengths, and a prompt in pieces of several
+//! sizes.
+
+mod chunks;
+mod contexts;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use mlx_models::generate::{GenerateOptions, Session, generate};
+use mlx_models::generate::{GenerateError, GenerateOptions, Overflow, Session, generate};
 use mlx_models::{CacheOptions, CausalLm};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::python::{self, Environment};
@@ -32,6 +38,18 @@ pub(crate) struct Arguments {
     /// How often each program takes its turn
     #[arg(long, value_name = "R", default_value_t = 5)]
     repeats: usize,
+    /// Decode behind so many tokens, in full and in rotating caches, such as 100,1000,4000,16000
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["prompt_tokens", "chunks"])]
+    contexts: Vec<i32>,
+    /// Tokens that the rotating caches of --contexts keep
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_kv_size: i32,
+    /// Read the prompt in pieces of so many tokens, such as 64,256,1024
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "gen_tokens")]
+    chunks: Vec<usize>,
+    /// Decode behind the prompt cache in this file
+    #[arg(long, hide = true)]
+    cache: Vec<PathBuf>,
     /// Only measure this program, once, and print the figures as JSON
     #[arg(long, hide = true)]
     one: bool,
@@ -70,8 +88,14 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         None => root.join("crates/mlx-models-cli/demo/lille-130m"),
     };
     if arguments.one {
-        let turn = measure(&model, arguments).map_err(io::Error::other)?;
-        writeln!(io::stdout(), "{}", serde_json::to_string(&turn)?)?;
+        let figures = if !arguments.cache.is_empty() {
+            serde_json::to_string(&contexts::measure(&model, arguments).map_err(io::Error::other)?)?
+        } else if !arguments.chunks.is_empty() {
+            serde_json::to_string(&chunks::measure(&model, arguments).map_err(io::Error::other)?)?
+        } else {
+            serde_json::to_string(&measure(&model, arguments).map_err(io::Error::other)?)?
+        };
+        writeln!(io::stdout(), "{figures}")?;
         return Ok(true);
     }
     if cfg!(debug_assertions) {
@@ -82,45 +106,83 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         Some(python) => python.clone(),
         None => python::interpreter(Environment::MlxLm)?,
     };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for repeat in 0..arguments.repeats {
-        crate::complain(&format!("turn {} of {}", repeat + 1, arguments.repeats));
-        let mut us = Command::new(std::env::current_exe()?);
-        us.args(["bench", "--one"]);
-        ours.push(turn(us, &model, arguments, "this program")?);
-        let mut them = python::script(&python, "bench_mlx_lm.py");
-        them.args(["--repeats", "1"]);
-        theirs.push(turn(them, &model, arguments, &python.display().to_string())?);
+    if !arguments.contexts.is_empty() {
+        contexts::run(&model, &python, arguments)?;
+    } else if !arguments.chunks.is_empty() {
+        chunks::run(&model, &python, arguments)?;
+    } else {
+        let sizes = [("--prompt-tokens", arguments.prompt_tokens), ("--gen-tokens", arguments.gen_tokens)];
+        let sizes: Vec<String> =
+            sizes.iter().flat_map(|(name, size)| [(*name).to_owned(), size.to_string()]).collect();
+        report(&in_turns(&model, &python, arguments.repeats, &sizes)?)?;
     }
-    report(&ours, &theirs)?;
     Ok(true)
 }
 
-fn turn(mut command: Command, model: &Path, arguments: &Arguments, name: &str) -> io::Result<Turn> {
-    command
+/// What both programs measured, in turns.
+#[derive(Debug)]
+struct Turns<T> {
+    ours: Vec<T>,
+    theirs: Vec<T>,
+}
+
+impl<T> Turns<T> {
+    /// The medians of a figure: ours and theirs.
+    fn medians(&self, figure: impl Fn(&T) -> f64) -> (f64, f64) {
+        let median = |turns: &[T]| Spread::of(turns.iter().map(&figure).collect()).median;
+        (median(&self.ours), median(&self.theirs))
+    }
+}
+
+/// Has both programs measure, each in a process of its own, so many times. What they print is one `T` each.
+fn in_turns<T: DeserializeOwned>(
+    model: &Path,
+    python: &Path,
+    repeats: usize,
+    options: &[String],
+) -> io::Result<Turns<T>> {
+    let mut turns = Turns { ours: Vec::new(), theirs: Vec::new() };
+    for repeat in 0..repeats {
+        crate::complain(&format!("turn {} of {repeats}", repeat + 1));
+        let mut us = Command::new(std::env::current_exe()?);
+        us.args(["bench", "--one"]);
+        turns.ours.push(turn(us, model, options, "this program")?);
+        let mut them = python::script(python, "bench_mlx_lm.py");
+        them.args(["--repeats", "1"]);
+        turns.theirs.push(turn(them, model, options, &python.display().to_string())?);
+    }
+    Ok(turns)
+}
+
+fn turn<T: DeserializeOwned>(
+    mut command: Command,
+    model: &Path,
+    options: &[String],
+    name: &str,
+) -> io::Result<T> {
+    let output = command
         .arg("--model")
         .arg(model)
-        .args(["--prompt-tokens", &arguments.prompt_tokens.to_string()])
-        .args(["--gen-tokens", &arguments.gen_tokens.to_string()]);
-    let output = command.output().map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
+        .args(options)
+        .output()
+        .map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
     if !output.status.success() {
         return Err(io::Error::other(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr))));
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
+/// Whatever a model has to say.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// One turn of ours: load, a short run to warm up, then the one that counts.
-fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Box<dyn std::error::Error + Send + Sync>> {
+fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Failure> {
     let started = Instant::now();
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;
     let load = started.elapsed().as_secs_f64();
 
-    // Any tokens do: the work is the same for all. A linear congruence is random enough.
-    let vocab_size = model.info().vocab_size as u32;
-    let prompt: Vec<u32> = (0..arguments.prompt_tokens as u32)
-        .map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size)
-        .collect();
+    let prompt = prompt(&*model, arguments.prompt_tokens);
     rates(&mut *model, &prompt, 2)?;
     let (prefill, decode) = rates(&mut *model, &prompt, arguments.gen_tokens)?;
     Ok(Turn {
@@ -132,16 +194,30 @@ fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Box<dyn std::er
     })
 }
 
+/// Any tokens do: the work is the same for all. A linear congruence is random enough.
+fn prompt(model: &dyn CausalLm, tokens: usize) -> Vec<u32> {
+    let vocab_size = model.info().vocab_size as u32;
+    (0..tokens as u32).map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size).collect()
+}
+
 /// Tokens per second of the prompt up to the first token, and of the tokens after that one.
-fn rates(
-    model: &mut dyn CausalLm,
-    prompt: &[u32],
-    count: usize,
-) -> Result<(f64, f64), mlx_models::generate::GenerateError> {
+fn rates(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(f64, f64), GenerateError> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let started = Instant::now();
     let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
-    let mut stream = generate(model, &mut session, prompt, options)?;
+    rates_behind(model, &mut session, prompt, options)
+}
+
+/// The same behind what the session has.
+fn rates_behind(
+    model: &mut dyn CausalLm,
+    session: &mut Session,
+    prompt: &[u32],
+    options: GenerateOptions,
+) -> Result<(f64, f64), GenerateError> {
+    // A text may go on behind the end of the context that the model was made for: the work is the same.
+    let options = GenerateOptions { overflow: Overflow::Slide, ..options };
+    let started = Instant::now();
+    let mut stream = generate(model, session, prompt, options)?;
     stream.next().transpose()?;
     let first = Instant::now();
     let mut rest = 0;
@@ -163,7 +239,7 @@ fn peak_rss() -> f64 {
 /// One number of a turn.
 type Figure = fn(&Turn) -> f64;
 
-fn report(ours: &[Turn], theirs: &[Turn]) -> io::Result<()> {
+fn report(turns: &Turns<Turn>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:28} {:>12} {:>12} {:>8}", "median of the turns", "mlx-models", "mlx-lm", "ratio")?;
     let rows: [(&str, Figure); 5] = [
@@ -174,8 +250,7 @@ fn report(ours: &[Turn], theirs: &[Turn]) -> io::Result<()> {
         ("peak memory of process, MB", |turn| turn.max_rss_bytes / 1e6),
     ];
     for (name, figure) in rows {
-        let median = |turns: &[Turn]| Spread::of(turns.iter().map(figure).collect()).median;
-        let (us, them) = (median(ours), median(theirs));
+        let (us, them) = turns.medians(figure);
         writeln!(out, "{name:28} {us:12.1} {them:12.1} {:8.2}", us / them)?;
     }
     Ok(())
