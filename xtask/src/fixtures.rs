@@ -57,6 +57,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_trace_fixtures.py", Environment::MlxLm),
     ("make_chat_fixtures.py", Environment::MlxLm),
     ("make_sampling_fixtures.py", Environment::MlxLm),
+    ("make_options_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),

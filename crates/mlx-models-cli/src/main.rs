@@ -16,6 +16,7 @@ mod perplexity;
 mod progress;
 mod prompt;
 mod sampling;
+mod style;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
