@@ -15,7 +15,7 @@ How to run, from the repository root:
 The prompt is random tokens from a fixed seed, and the end-of-text token stops nothing, so that every model and every
 repeat does the same amount of work. One warm-up generation of two tokens comes first and is not counted.
 
-Three further things it does for `cargo xtask bench`. With `--write-cache FILE --context N` it writes a prompt cache of N
+Four further things it does for `cargo xtask bench`. With `--first-token` it loads the tokenizer too, says one token and ends. With `--write-cache FILE --context N` it writes a prompt cache of N
 random keys and values per head, rotating with `--max-kv-size`. With `--cache FILE`, which may be given several times, it
 decodes behind each of them, and prints a list of `decode_tps` and `peak_memory_bytes`. With `--chunks N,...` it reads the
 prompt in steps of each of these sizes, and prints a list of `prefill_tps` and `peak_memory_bytes`.
@@ -81,6 +81,12 @@ def rate_behind(model, file: str, count: int) -> float:
     return generation_rates(model, mx.array([1]), count, prompt_cache=cache)[1]
 
 
+def first_token(folder: Path) -> None:
+    """As little as a program can do that says one token; whoever calls it takes the time of the process."""
+    model, tokenizer = mlx_lm.utils.load(str(folder))
+    next(generate_step(mx.array(tokenizer.encode("Once upon a time")), model, max_tokens=1))
+
+
 def measured(run) -> tuple[float, int]:
     """What `run` answers, and what MLX had allocated at most."""
     mx.clear_cache()
@@ -112,12 +118,15 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="P")
     parser.add_argument("--gen-tokens", type=int, default=64, metavar="N", help="at least 2")
     parser.add_argument("--repeats", type=int, default=3, metavar="R")
+    parser.add_argument("--first-token", action="store_true")
     parser.add_argument("--write-cache", metavar="FILE")
     parser.add_argument("--context", type=int, default=100, metavar="N")
     parser.add_argument("--max-kv-size", type=int, metavar="N")
     parser.add_argument("--cache", action="append", default=[], metavar="FILE")
     parser.add_argument("--chunks", type=lambda text: [int(size) for size in text.split(",")], metavar="N,...")
     args = parser.parse_args()
+    if args.first_token:
+        return first_token(args.model)
     if args.prompt_tokens < 1 or args.gen_tokens < 2 or args.repeats < 1:
         parser.error("needs a prompt, two tokens to generate and one repeat at least")
 

@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use mlx_models::generate::{GenerateError, GenerateOptions, Overflow, Session, generate};
+use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,9 @@ pub(crate) struct Arguments {
     /// Decode behind the prompt cache in this file
     #[arg(long, hide = true)]
     cache: Vec<PathBuf>,
+    /// Only load a model and its tokenizer, and say one token
+    #[arg(long, hide = true)]
+    first_token: bool,
     /// Only measure this program, once, and print the figures as JSON
     #[arg(long, hide = true)]
     one: bool,
@@ -87,6 +91,10 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         Some(model) => std::path::absolute(model)?,
         None => root.join("crates/mlx-models-cli/demo/lille-130m"),
     };
+    if arguments.first_token {
+        first_token(&model).map_err(io::Error::other)?;
+        return Ok(true);
+    }
     if arguments.one {
         let figures = if !arguments.cache.is_empty() {
             serde_json::to_string(&contexts::measure(&model, arguments).map_err(io::Error::other)?)?
@@ -114,7 +122,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         let sizes = [("--prompt-tokens", arguments.prompt_tokens), ("--gen-tokens", arguments.gen_tokens)];
         let sizes: Vec<String> =
             sizes.iter().flat_map(|(name, size)| [(*name).to_owned(), size.to_string()]).collect();
-        report(&in_turns(&model, &python, arguments.repeats, &sizes)?)?;
+        let turns = in_turns(&model, &python, arguments.repeats, &sizes)?;
+        let starts = starts(&model, &python, arguments.repeats)?;
+        report(&turns, &starts)?;
     }
     Ok(true)
 }
@@ -174,6 +184,38 @@ fn turn<T: DeserializeOwned>(
 
 /// Whatever a model has to say.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Seconds of a whole process that loads a model and its tokenizer, reads a few words and says one token.
+fn starts(model: &Path, python: &Path, repeats: usize) -> io::Result<Turns<f64>> {
+    let seconds = |mut command: Command, name: &str| {
+        command.arg("--model").arg(model).arg("--first-token");
+        let started = Instant::now();
+        let output = command.output()?;
+        let seconds = started.elapsed().as_secs_f64();
+        if output.status.success() {
+            return Ok(seconds);
+        }
+        Err(io::Error::other(format!("{name} failed:\n{}", python::last_lines(&output.stderr))))
+    };
+    let mut starts = Turns { ours: Vec::new(), theirs: Vec::new() };
+    for _ in 0..repeats {
+        let mut us = Command::new(std::env::current_exe()?);
+        us.arg("bench");
+        starts.ours.push(seconds(us, "this program")?);
+        starts.theirs.push(seconds(python::script(python, "bench_mlx_lm.py"), "bench_mlx_lm.py")?);
+    }
+    Ok(starts)
+}
+
+/// What [`starts`] has this program do.
+fn first_token(folder: &Path) -> Result<(), Failure> {
+    let mut model = mlx_models::load(folder)?;
+    let prompt = Tokenizer::from_folder(folder)?.encode("Once upon a time")?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+    generate(&mut *model, &mut session, &prompt, options)?.next().transpose()?;
+    Ok(())
+}
 
 /// One turn of ours: load, a short run to warm up, then the one that counts.
 fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Failure> {
@@ -239,7 +281,7 @@ fn peak_rss() -> f64 {
 /// One number of a turn.
 type Figure = fn(&Turn) -> f64;
 
-fn report(turns: &Turns<Turn>) -> io::Result<()> {
+fn report(turns: &Turns<Turn>, starts: &Turns<f64>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:28} {:>12} {:>12} {:>8}", "median of the turns", "mlx-models", "mlx-lm", "ratio")?;
     let rows: [(&str, Figure); 5] = [
@@ -249,8 +291,10 @@ fn report(turns: &Turns<Turn>) -> io::Result<()> {
         ("peak memory of MLX, MB", |turn| turn.peak_memory_bytes / 1e6),
         ("peak memory of process, MB", |turn| turn.max_rss_bytes / 1e6),
     ];
-    for (name, figure) in rows {
-        let (us, them) = turns.medians(figure);
+    let start = ("start to first token, ms", starts.medians(|seconds| seconds * 1e3));
+    for (name, (us, them)) in
+        rows.into_iter().map(|(name, figure)| (name, turns.medians(figure))).chain([start])
+    {
         writeln!(out, "{name:28} {us:12.1} {them:12.1} {:8.2}", us / them)?;
     }
     Ok(())
