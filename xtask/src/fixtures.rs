@@ -50,6 +50,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_prompt_caches.py", Environment::MlxLm),
     ("make_layer_fixtures.py", Environment::MlxLm),
     ("make_norm_fixtures.py", Environment::MlxLm),
+    ("make_kernel_fixtures.py", Environment::MlxLm),
     ("make_mask_fixtures.py", Environment::MlxLm),
     ("make_quantization_fixtures.py", Environment::MlxLm),
     ("make_convert_fixtures.py", Environment::MlxLm),

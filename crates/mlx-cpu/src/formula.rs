@@ -1,0 +1,123 @@
+//! MLX's own formulas of the functions that no processor has as an instruction.
+//!
+//! MLX's CPU device sums the polynomials of Cephes in float32 (`mlx/backend/cpu/simd/math.h`). What is
+//! here gives the same bits, so that a kernel and the graph that it replaces agree; where the two need
+//! not agree, `Simd::exp` is more exact.
+
+use std::any::TypeId;
+
+use crate::simd::Portable;
+use crate::{Element, Simd};
+
+/// `a * b + c`, rounded once on every processor: the argument of a sine loses all its digits otherwise.
+#[inline(always)]
+pub(crate) fn fused<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
+    if TypeId::of::<S>() != TypeId::of::<Portable>() {
+        return s.mul_add(a, b, c);
+    }
+    let (mut x, mut y, mut z) = ([0.0_f32; 16], [0.0_f32; 16], [0.0_f32; 16]);
+    s.store(&mut x, a);
+    s.store(&mut y, b);
+    s.store(&mut z, c);
+    for (x, (y, z)) in x.iter_mut().zip(y.into_iter().zip(z)) {
+        // The product is exact in float64; only a tie of the two roundings is off by one.
+        *x = (f64::from(*x) * f64::from(y) + f64::from(z)) as f32;
+    }
+    s.load(&x)
+}
+
+/// The next whole number towards minus infinity, of numbers below 2^23.
+#[inline(always)]
+fn floor<S: Simd>(s: S, x: S::F) -> S::F {
+    let near = s.round(x);
+    s.where_less(x, near, s.sub(near, s.splat(1.0)), near)
+}
+
+/// The same number without its sign.
+#[inline(always)]
+pub(crate) fn abs<S: Simd>(s: S, x: S::F) -> S::F {
+    s.unless_nan(x, s.max(x, s.sub(s.zero(), x)))
+}
+
+/// e to the power of `x` as MLX has it: 0 below -88, infinity above 88. Its relative error is about
+/// 1e-7 near 0 and 8e-6 at the ends, where `x` times log2(e) has few digits left.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    let power = s.mul(x, s.splat(std::f32::consts::LOG2_E));
+    // MLX rounds halves up.
+    let whole = floor(s, power);
+    let whole = s.where_less(s.sub(power, whole), s.splat(0.5), whole, s.add(whole, s.splat(1.0)));
+    let part = s.sub(power, whole);
+    let mut y = s.splat(1.535_336_2e-4);
+    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0_f32] {
+        y = fused(s, y, part, s.splat(coefficient));
+    }
+    // MLX has no denormals: an exponent of -127 is 0.
+    let bounded = s.min(s.max(whole, s.splat(-126.0)), s.splat(127.0));
+    let y = s.where_less(whole, s.splat(-126.5), s.zero(), s.scale(y, bounded));
+    let y = s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y);
+    let y = s.where_less(x, s.splat(-88.0), s.zero(), y);
+    s.unless_nan(x, y)
+}
+
+/// `1 / (1 + exp(-x))` as MLX has it for `T`, which rounds the exponential to `T`. Not yet rounded itself.
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd, T: Element>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    let power = T::rounded(s, exp(s, abs(s, x)));
+    let small = s.div(one, s.add(one, power));
+    s.unless_nan(x, s.where_less(x, s.zero(), small, s.sub(one, small)))
+}
+
+/// Where the sines of MLX become those of the system's library.
+const LARGEST: f32 = 8_388_608.0;
+
+/// Sine and cosine as MLX has them. Up to 2^23 the argument is reduced by pi/4 in three parts, fused:
+/// the absolute error stays below 1e-6. Beyond that it is the system's library.
+#[inline(always)]
+pub(crate) fn sin_cos<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
+    let positive = abs(s, x);
+    // The nearest even multiple of pi/4 is 2 q.
+    let octant = floor(s, s.mul(positive, s.splat(1.273_239_5)));
+    let q = floor(s, s.mul(s.add(octant, s.splat(1.0)), s.splat(0.5)));
+    let y = s.add(q, q);
+    let rest = fused(s, y, s.splat(-0.785_156_25), positive);
+    let rest = fused(s, y, s.splat(-2.418_756_5e-4), rest);
+    let rest = fused(s, y, s.splat(-3.774_895e-8), rest);
+
+    let z = s.mul(rest, rest);
+    let mut even = fused(s, z, s.splat(2.443_315_7e-5), s.splat(-1.388_731_6e-3));
+    even = fused(s, even, z, s.splat(4.166_664_6e-2));
+    even = s.mul(s.mul(even, z), z);
+    even = s.add(fused(s, z, s.splat(-0.5), even), s.splat(1.0));
+    let mut odd = fused(s, z, s.splat(-1.951_529_6e-4), s.splat(8.332_161e-3));
+    odd = fused(s, odd, z, s.splat(-1.666_665_5e-1));
+    odd = fused(s, rest, s.mul(odd, z), rest);
+
+    // q modulo 4: 0 (sin, cos), 1 (cos, -sin), 2 (-sin, -cos), 3 (-cos, sin).
+    let turn = s.sub(q, s.mul(floor(s, s.mul(q, s.splat(0.25))), s.splat(4.0)));
+    let half = floor(s, s.mul(turn, s.splat(0.5)));
+    let swap = s.sub(turn, s.add(half, half));
+    let one_half = s.splat(0.5);
+    let sine = s.where_less(one_half, swap, even, odd);
+    let sine = s.where_less(one_half, half, s.sub(s.zero(), sine), sine);
+    let sine = s.where_less(x, s.zero(), s.sub(s.zero(), sine), sine);
+    let cosine = s.where_less(one_half, swap, odd, even);
+    // Negative in the second and third quarter: q modulo 4 is 1 or 2.
+    let from_middle = abs(s, s.sub(turn, s.splat(1.5)));
+    let cosine = s.where_less(from_middle, s.splat(1.0), s.sub(s.zero(), cosine), cosine);
+    let (sine, cosine) = (s.unless_nan(x, sine), s.unless_nan(x, cosine));
+    if s.largest(positive) <= LARGEST {
+        return (sine, cosine);
+    }
+    let (mut angles, mut sines, mut cosines) = ([0.0_f32; 16], [0.0_f32; 16], [0.0_f32; 16]);
+    s.store(&mut angles, x);
+    s.store(&mut sines, sine);
+    s.store(&mut cosines, cosine);
+    for (angle, (sine, cosine)) in angles.into_iter().zip(sines.iter_mut().zip(&mut cosines)) {
+        if angle.abs() > LARGEST {
+            (*sine, *cosine) = angle.sin_cos();
+        }
+    }
+    (s.load(&sines), s.load(&cosines))
+}

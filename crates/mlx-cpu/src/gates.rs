@@ -1,0 +1,175 @@
+//! Activations and the gates made of them: SwiGLU and GeGLU.
+//!
+//! Shazeer 2020, *GLU Variants Improve Transformer*, arXiv:2002.05202. MLX computes them as graphs of
+//! elementwise operations, each of which rounds to the tensors' format; so do these.
+
+use crate::rows::{Map, Rows, assert_rows, map, parallel_ranges};
+use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd, formula};
+
+/// `silu(gate) * up`: MLX's graph `multiply(multiply(gate, sigmoid(gate)), up)`, bit for bit.
+///
+/// # Shapes
+///
+/// All `[N, D]`; rows of `gate` and `up` may lie anywhere (the halves of a fused projection), the
+/// elements of one follow each other.
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn swiglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, Gate(Silu), gate, Some(up), out, 1);
+}
+
+/// `gelu_tanh(gate) * up`, with the roundings and the error of [`gelu_tanh`].
+///
+/// # Shapes
+///
+/// As for [`swiglu`].
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn geglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, Gate(GeluTanh), gate, Some(up), out, 2);
+}
+
+/// `x * sigmoid(x)`: MLX's graph, bit for bit.
+///
+/// # Shapes
+///
+/// As for [`swiglu`].
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn silu<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, Silu, x, None, out, 1);
+}
+
+/// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`; Hendrycks and Gimpel 2016, *Gaussian Error
+/// Linear Units*, arXiv:1606.08415.
+///
+/// Rounds after each operation, and the constants, as MLX's graph does. The hyperbolic tangent is not the
+/// system library's: it is within 5 units in the last place of float32, so that results in half precision
+/// hardly ever differ, and those in float32 differ by up to `3e-7 * |x|` where `1 + tanh` cancels.
+///
+/// # Shapes
+///
+/// As for [`swiglu`].
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn gelu_tanh<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, GeluTanh, x, None, out, 2);
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Silu;
+
+impl Map for Silu {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
+        s.mul(x, T::rounded(s, formula::sigmoid::<S, T>(s, x)))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct GeluTanh;
+
+impl Map for GeluTanh {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
+        let constant = |x: f32| s.splat(T::narrow(x).widen());
+        // The third power rounded once, as `pow` does: the square and what its rounding lost.
+        let square = s.mul(x, x);
+        let lost = formula::fused(s, x, x, s.sub(s.zero(), square));
+        let cube = formula::fused(s, square, x, s.mul(lost, x));
+        // Beyond float32 the lost part is no number.
+        let large = s.splat(1e18);
+        let cube = s.where_less(formula::abs(s, x), large, cube, s.mul(square, x));
+        let cube = T::rounded(s, cube);
+        let bent = T::rounded(s, s.add(x, T::rounded(s, s.mul(cube, constant(0.044_715)))));
+        let angle = T::rounded(s, s.mul(bent, constant((2.0 / std::f64::consts::PI).sqrt() as f32)));
+        let share = T::rounded(s, s.add(T::rounded(s, s.tanh(angle)), s.splat(1.0)));
+        s.mul(T::rounded(s, s.mul(x, s.splat(0.5))), share)
+    }
+}
+
+/// An activation times the second number.
+#[derive(Debug, Clone, Copy)]
+struct Gate<F>(F);
+
+impl<F: Map> Map for Gate<F> {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, gate: S::F, up: S::F) -> S::F {
+        s.mul(T::rounded(s, self.0.map::<S, T>(s, gate, up)), up)
+    }
+}
+
+fn each<T: Element, F: Map>(
+    cpu: &Cpu,
+    function: F,
+    a: Matrix<'_, T>,
+    b: Option<Matrix<'_, T>>,
+    mut out: MatrixMut<'_, T>,
+    nanoseconds: usize,
+) {
+    let (rows, columns) = (a.rows(), a.columns());
+    assert_rows(&a, "the gate");
+    for (name, shape) in [
+        ("output", (out.rows(), out.columns())),
+        ("second input", b.map_or((rows, columns), |b| (b.rows(), b.columns()))),
+    ] {
+        assert!(
+            shape == (rows, columns),
+            "an {name} of {} by {} for an input of {rows} by {columns}",
+            shape.0,
+            shape.1
+        );
+    }
+    if let Some(b) = &b {
+        assert_rows(b, "the second input");
+    }
+    if columns == 0 {
+        return;
+    }
+    let out = Rows::new(&mut out);
+    // One long row is split too: elements do not depend on each other.
+    let piece = columns.min(1024);
+    let pieces = columns.div_ceil(piece);
+    parallel_ranges(cpu, rows * pieces, piece * nanoseconds, |range| {
+        cpu.run(Each { function, a, b, out: &out, piece, pieces, range: range.clone() });
+    });
+}
+
+struct Each<'a, T, F> {
+    function: F,
+    a: Matrix<'a, T>,
+    b: Option<Matrix<'a, T>>,
+    out: &'a Rows<T>,
+    /// Elements of a piece of a row.
+    piece: usize,
+    /// Pieces of a row.
+    pieces: usize,
+    /// The pieces that are ours.
+    range: std::ops::Range<usize>,
+}
+
+impl<T: Element, F: Map> Kernel for Each<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for index in self.range {
+            let (row, piece) = (index / self.pieces, index % self.pieces);
+            let from = piece * self.piece;
+            let to = self.a.columns().min(from + self.piece);
+            let a = &self.a.row(row)[from..to];
+            let b = self.b.as_ref().map_or(&[][..], |b| &b.row(row)[from..to]);
+            // SAFETY: the output is borrowed by the caller, and pieces do not overlap.
+            let out = unsafe { self.out.part(row, from..to) };
+            map(s, self.function, a, b, out);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The operations of a language model on the CPU, as functions on slices.
+//!
+//! MLX's own CPU device is portable scalar code on Linux. `mlx-sys` hands the operations below to
+//! this crate, and MLX programs then run at the speed of the hardware without a change. Nothing
+//! here knows of MLX: every kernel is a safe function that takes slices, shapes and strides.
+//!
+//! # How a kernel is written
+//!
+//! Once, over the vectors of [`Simd`], as a [`Kernel`]; [`Isa::run`] compiles it for every
+//! instruction set and chooses at run time. A kernel splits its *output* among the threads of a
+//! [`Cpu`], never a sum: results do not depend on the number of threads.
+//!
+//! # Numbers
+//!
+//! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest even
+//! when they are stored; all sums are float32. Where MLX's own graph of an operation rounds
+//! between two steps, the kernel rounds there too, so that what differs is the order of sums.
+
+mod cpu;
+mod element;
+mod formula;
+mod gates;
+mod isa;
+mod matmul;
+mod matrix;
+mod norm;
+mod pool;
+mod rope;
+mod rows;
+mod simd;
+mod view;
+
+pub use cpu::Cpu;
+pub use element::Element;
+pub use gates::{geglu, gelu_tanh, silu, swiglu};
+pub use isa::{Isa, Kernel};
+pub use matmul::{addmm, matmul};
+pub use matrix::{Matrix, MatrixMut};
+pub use norm::rms_norm;
+pub use rope::{Frequencies, Rope, RopeLayout, rope};
+pub use simd::Simd;
+pub use view::{View, ViewMut};

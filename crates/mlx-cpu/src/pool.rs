@@ -1,0 +1,293 @@
+//! Threads that share one piece of work at a time.
+
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+
+/// How often a worker looks for work before it sleeps: some 20 microseconds, the time between two
+/// products of a decoding model. Longer would burn a core that an idle program has no use for.
+const LOOKS: u32 = 400;
+
+/// Of `state`: a job is there to be joined.
+const OPEN: u64 = 1 << 31;
+/// Of `state`: how many workers are in the job.
+const JOINED: u64 = OPEN - 1;
+
+/// Worker threads beside the one that calls.
+///
+/// A call does not wait for workers that sleep: it starts with those that are awake, wakes the
+/// others, and whoever comes takes the next task that nobody has taken.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+    /// Held while a job runs; who finds it held works alone.
+    busy: Mutex<()>,
+}
+
+struct Worker {
+    thread: Thread,
+    handle: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// The number of the job in the upper half, [`OPEN`], and how many workers are in it.
+    state: AtomicU64,
+    /// The next task that nobody has taken.
+    next: AtomicUsize,
+    /// Written while no job is open and nobody is in one.
+    job: UnsafeCell<Job>,
+    /// What a task panicked with.
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+    /// For each worker whether it sleeps.
+    sleeps: Vec<AtomicBool>,
+    stop: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    task: Option<*const (dyn Fn(usize) + Sync)>,
+    count: usize,
+}
+
+// SAFETY: `job` is read by a worker only between joining an open job and leaving it, and written by
+// the caller only when none is open and all have left; `state` orders the two. The task is Sync.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer is not used outside of a job.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// A pool of `threads`, the calling one among them. The others start with the first job.
+    pub fn new(threads: usize) -> Self {
+        let count = threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            job: UnsafeCell::new(Job { task: None, count: 0 }),
+            panic: Mutex::new(None),
+            sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            stop: AtomicBool::new(false),
+        });
+        let workers = (0..count)
+            .filter_map(|index| {
+                let shared = Arc::clone(&shared);
+                let handle = thread::Builder::new()
+                    .name(format!("mlx-cpu-{}", index + 1))
+                    .spawn(move || shared.work(index))
+                    // Without threads to spare the caller does it all.
+                    .ok()?;
+                Some(Worker { thread: handle.thread().clone(), handle: Some(handle) })
+            })
+            .collect();
+        Self { shared, workers, busy: Mutex::new(()) }
+    }
+
+    /// The threads, the calling one among them.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` with 0 to `count - 1`, each once, on any of the threads, and returns when all
+    /// have returned. A task that panics makes this panic, after the others are done.
+    pub fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        let alone = || (0..count).for_each(task);
+        if count <= 1 || self.workers.is_empty() {
+            return alone();
+        }
+        // Held by another thread, or by this one, further up: a task that starts tasks.
+        let Ok(_busy) = self.busy.try_lock() else {
+            return alone();
+        };
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. No worker is in a job after this function returns, so
+        // none uses the task later.
+        let task = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
+        };
+        // SAFETY: no job is open and nobody is in one: the previous call has waited for that.
+        unsafe { *shared.job.get() = Job { task: Some(task), count } };
+        shared.next.store(0, Ordering::Relaxed);
+        let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
+        shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
+        for (index, worker) in self.workers.iter().enumerate().take(count - 1) {
+            if shared.sleeps[index].load(Ordering::SeqCst) {
+                worker.thread.unpark();
+            }
+        }
+
+        shared.take_tasks(Job { task: Some(task), count });
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut looks = 0_u32;
+        while shared.state.load(Ordering::Acquire) & JOINED != 0 {
+            looks += 1;
+            if looks.is_multiple_of(64) {
+                thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            drop(_busy);
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, index: usize) {
+        let mut last = 0;
+        loop {
+            let mut looks = 0;
+            let state = loop {
+                let state = self.state.load(Ordering::SeqCst);
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if state & OPEN != 0 && state >> 32 != last {
+                    break state;
+                }
+                if looks < LOOKS {
+                    looks += 1;
+                    std::hint::spin_loop();
+                } else {
+                    self.sleep(index, last);
+                    looks = 0;
+                }
+            };
+            // Fails where the job was closed or another worker joined: look again.
+            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                last = state >> 32;
+                // SAFETY: joined an open job: it is not written until this worker has left.
+                self.take_tasks(unsafe { *self.job.get() });
+                self.state.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Sleeps until someone wakes this worker, unless a job has been opened since it looked.
+    fn sleep(&self, index: usize, last: u64) {
+        self.sleeps[index].store(true, Ordering::SeqCst);
+        let state = self.state.load(Ordering::SeqCst);
+        let has_work = state & OPEN != 0 && state >> 32 != last;
+        if !has_work && !self.stop.load(Ordering::SeqCst) {
+            thread::park();
+        }
+        self.sleeps[index].store(false, Ordering::SeqCst);
+    }
+
+    fn take_tasks(&self, job: Job) {
+        let Some(task) = job.task else { return };
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= job.count {
+                return;
+            }
+            // SAFETY: the task outlives the job, which this thread is in.
+            let task = unsafe { &*task };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in &mut self.workers {
+            worker.thread.unpark();
+            if let Some(handle) = worker.handle.take() {
+                // It caught its panics.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+/// How many threads a program should use: `MLX_CPU_THREADS` if it is a number above 0, else as many as
+/// the cores that the process may use.
+pub fn default_threads() -> usize {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| {
+        std::env::var("MLX_CPU_THREADS")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .filter(|&count| count > 0)
+            .unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            for count in [0, 1, 2, 7, 100] {
+                for _ in 0..50 {
+                    let ran: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                    pool.run(count, &|index| {
+                        ran[index].fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_from_several_threads_and_from_within_a_task() {
+        let pool = Pool::new(3);
+        let sum = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        pool.run(4, &|_| {
+                            pool.run(3, &|index| {
+                                sum.fetch_add(index, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 100 * 4 * 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = Pool::new(2);
+        let ran = AtomicUsize::new(0);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(10, &|index| {
+                ran.fetch_add(1, Ordering::Relaxed);
+                assert!(index != 3, "task three");
+            });
+        }));
+        let message = result.unwrap_err();
+        assert!(message.downcast_ref::<&str>().is_some_and(|message| message.contains("task three")));
+        assert_eq!(ran.load(Ordering::Relaxed), 10);
+        pool.run(5, &|_| {
+            ran.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(ran.into_inner(), 15);
+    }
+
+    #[test]
+    fn workers_that_slept_come_back() {
+        let pool = Pool::new(2);
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(5));
+            let ran = AtomicUsize::new(0);
+            pool.run(64, &|_| {
+                ran.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(ran.into_inner(), 64);
+        }
+    }
+}

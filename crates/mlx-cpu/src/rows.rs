@@ -1,0 +1,104 @@
+//! Work that is done row by row.
+
+use crate::cpu::Shared;
+use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
+
+/// Less than this many nanoseconds of work is not worth the threads: waking one costs that much.
+const WORTHWHILE: usize = 20_000;
+
+/// Into how many tasks work is split, of which there are `items` of some `nanoseconds` each: one where
+/// threads would not pay, and never more than a few for each thread.
+pub(crate) fn tasks(cpu: &Cpu, items: usize, nanoseconds: usize) -> usize {
+    let work = items.saturating_mul(nanoseconds);
+    if cpu.threads() == 1 || work < WORTHWHILE {
+        return 1;
+    }
+    (work / (WORTHWHILE / 4)).min(cpu.threads() * 4).clamp(1, items.max(1))
+}
+
+/// Calls `task` with ranges that cover 0 to `items`, shared among the threads where it pays.
+pub(crate) fn parallel_ranges(
+    cpu: &Cpu,
+    items: usize,
+    nanoseconds: usize,
+    task: impl Fn(std::ops::Range<usize>) + Sync,
+) {
+    if items == 0 {
+        return;
+    }
+    let size = items.div_ceil(tasks(cpu, items, nanoseconds));
+    cpu.parallel(items.div_ceil(size), |index| task(index * size..items.min((index + 1) * size)));
+}
+
+/// The rows of an output that tasks share.
+pub(crate) struct Rows<T> {
+    start: Shared<T>,
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<T> Rows<T> {
+    pub(crate) fn new(out: &mut MatrixMut<'_, T>) -> Self {
+        let (rows, columns, row_stride) = (out.rows(), out.columns(), out.row_stride());
+        Self { start: Shared(out.as_mut_ptr()), rows, columns, row_stride }
+    }
+
+    /// Row `i`.
+    ///
+    /// # Safety
+    ///
+    /// The matrix is still borrowed, and nobody else has this row.
+    #[expect(clippy::mut_from_ref, reason = "rows do not overlap, and each is asked for once")]
+    pub(crate) unsafe fn row(&self, i: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { self.part(i, 0..self.columns) }
+    }
+
+    /// Some elements of row `i`.
+    ///
+    /// # Safety
+    ///
+    /// The matrix is still borrowed, and nobody else has these elements.
+    #[expect(clippy::mut_from_ref, reason = "parts do not overlap, and each is asked for once")]
+    pub(crate) unsafe fn part(&self, i: usize, columns: std::ops::Range<usize>) -> &mut [T] {
+        assert!(i < self.rows && columns.start <= columns.end && columns.end <= self.columns);
+        if columns.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: within the matrix, whose constructor checked that; the caller's promise.
+        unsafe {
+            let start = self.start.get().add(i * self.row_stride + columns.start);
+            std::slice::from_raw_parts_mut(start, columns.len())
+        }
+    }
+}
+
+/// Asserts that the elements of the rows of `x` follow each other.
+pub(crate) fn assert_rows<T>(x: &Matrix<'_, T>, name: &str) {
+    assert!(
+        x.column_stride() == 1 || x.columns() <= 1 || x.rows() == 0,
+        "the elements of a row of {name} lie {} apart",
+        x.column_stride()
+    );
+}
+
+/// A function of one number, or of two.
+pub(crate) trait Map: Copy + Sync {
+    /// Of vectors. What is stored is rounded then.
+    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
+}
+
+/// Writes `f` of each element of `a` and the one of `b` beside it; `b` has as many or none.
+#[inline(always)]
+pub(crate) fn map<S: Simd, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
+    let whole = out.len() / S::LANES * S::LANES;
+    for from in (0..whole).step_by(S::LANES) {
+        let y = if b.is_empty() { s.zero() } else { s.load(&b[from..]) };
+        s.store(&mut out[from..], f.map::<S, T>(s, s.load(&a[from..]), y));
+    }
+    if whole < out.len() {
+        let y = if b.is_empty() { s.zero() } else { s.load_some(&b[whole..], 0.0) };
+        s.store_some(&mut out[whole..], f.map::<S, T>(s, s.load_some(&a[whole..], 0.0), y));
+    }
+}

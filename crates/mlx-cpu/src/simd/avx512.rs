@@ -1,0 +1,249 @@
+//! AVX-512: sixteen numbers.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::Simd;
+use super::packing::E2M1;
+
+/// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// Proof of the instructions.
+    ///
+    /// # Safety
+    ///
+    /// The processor has them.
+    #[inline(always)]
+    pub const unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// The bits of bfloat16 in the lower halves: rounded to nearest even, NaN kept.
+#[inline(always)]
+unsafe fn bf16_bits(x: __m512) -> __m512i {
+    // SAFETY: for all of this file: a value of `Avx512` exists only where the instructions do.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+        _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet))
+    }
+}
+
+macro_rules! lanewise {
+    ($($name:ident($($argument:ident),*) = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($argument: __m512),*) -> __m512 {
+            // SAFETY: `self` is proof of the instructions.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    lanewise! {
+        add(a, b) = _mm512_add_ps(a, b);
+        sub(a, b) = _mm512_sub_ps(a, b);
+        mul(a, b) = _mm512_mul_ps(a, b);
+        div(a, b) = _mm512_div_ps(a, b);
+        mul_add(a, b, c) = _mm512_fmadd_ps(a, b, c);
+        max(a, b) = _mm512_max_ps(a, b);
+        min(a, b) = _mm512_min_ps(a, b);
+        round(a) = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        scale(a, k) = _mm512_scalef_ps(a, k);
+        where_less(a, b, then, other) = _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), then);
+        unless_nan(x, a) = _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x);
+        round_f16(x) = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        round_bf16(x) = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bf16_bits(x)));
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, x: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(bf16_bits(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: __m512) {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe { _mm512_mask_storeu_ps(to, ((1_u32 << count) - 1) as __mmask16, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = from.add(first / 8 * BITS);
+            if BITS == 8 {
+                return self.load_u8(from);
+            }
+            let mask = _mm512_set1_epi32((1 << BITS) - 1);
+            _mm512_cvtepi32_ps(_mm512_and_si512(fields::<BITS>(from), mask))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise. The permutation looks at the four low bits only.
+        unsafe {
+            let table = _mm512_loadu_ps(E2M1.as_ptr());
+            _mm512_permutexvar_ps(fields::<4>(from.add(first / 2)), table)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(first).cast()));
+            let rest = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+            let sign = _mm256_and_si256(codes, _mm256_set1_epi16(i16::MIN));
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m512; 16]) {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); 16];
+            // Pairs of rows, then fours: afterwards every quarter of 128 bits is transposed.
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm512_castps_pd(x));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[0], four[2]));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[0], four[2]));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[1], four[3]));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[1], four[3]));
+            }
+            // Then the quarters themselves.
+            for i in 0..4 {
+                t[i] = _mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]);
+                t[i + 4] = _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]);
+                t[i + 8] = _mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]);
+                t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]);
+            }
+            for i in 0..4 {
+                r[i] = _mm512_shuffle_f32x4::<0x88>(t[i], t[i + 8]);
+                r[i + 4] = _mm512_shuffle_f32x4::<0x88>(t[i + 4], t[i + 12]);
+                r[i + 8] = _mm512_shuffle_f32x4::<0xdd>(t[i], t[i + 8]);
+                r[i + 12] = _mm512_shuffle_f32x4::<0xdd>(t[i + 4], t[i + 12]);
+            }
+        }
+    }
+}
+
+/// For fields of `BITS` bits: the bytes that hold a pair of them, brought into 8 bytes of their own,
+/// and where each begins in there.
+struct Fields<const BITS: usize>;
+
+impl<const BITS: usize> Fields<BITS> {
+    const BYTES: [u8; 64] = {
+        let mut bytes = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            // Beyond byte 15 there is nothing, and nothing is asked for.
+            let byte = i / 8 * 2 * BITS / 8 + i % 8;
+            bytes[i] = if byte < 16 { byte as u8 } else { 15 };
+            i += 1;
+        }
+        bytes
+    };
+    const SHIFTS: [u8; 64] = {
+        let mut shifts = [0; 64];
+        let mut i = 0;
+        while i < 16 {
+            // All of 16 fields of 4 bits are in any 8 bytes.
+            let begin = if BITS == 4 { 0 } else { i / 2 * 2 * BITS / 8 * 8 };
+            shifts[4 * i] = (i * BITS - begin) as u8;
+            i += 1;
+        }
+        shifts
+    };
+}
+
+/// Sixteen fields of `BITS` bits, each in the low bits of its 32; other bits of the lane are anything.
+#[inline(always)]
+unsafe fn fields<const BITS: usize>(from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise: 2 `BITS` bytes.
+    unsafe {
+        let pairs = if BITS == 4 {
+            _mm512_broadcastq_epi64(_mm_loadl_epi64(from.cast()))
+        } else {
+            let bytes = _mm_maskz_loadu_epi8(((1_u32 << (2 * BITS)) - 1) as __mmask16, from.cast());
+            let windows = _mm512_loadu_si512(Fields::<BITS>::BYTES.as_ptr().cast());
+            _mm512_permutexvar_epi8(windows, _mm512_castsi128_si512(bytes))
+        };
+        _mm512_multishift_epi64_epi8(_mm512_loadu_si512(Fields::<BITS>::SHIFTS.as_ptr().cast()), pairs)
+    }
+}

@@ -1,0 +1,361 @@
+//! Vectors of float32, one implementation for each instruction set.
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx512;
+mod math;
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+mod neon;
+pub(crate) mod packing;
+mod portable;
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub use avx2::Avx2;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub use avx512::Avx512;
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+pub use neon::Neon;
+pub use portable::Portable;
+
+use crate::Element;
+
+/// The vector instructions of one instruction set. A value of such a type is proof that the
+/// processor has them.
+///
+/// Half-precision numbers are widened by loads and rounded to nearest even by stores.
+#[expect(clippy::missing_safety_doc, reason = "said once: the pointers of loads and stores")]
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// [`LANES`](Self::LANES) float32.
+    type F: Copy;
+
+    /// How many numbers a vector has.
+    const LANES: usize;
+
+    /// The same number everywhere.
+    fn splat(self, x: f32) -> Self::F;
+    /// Sum.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Difference.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Product.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Quotient.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the instruction set can.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; of a NaN and a number, either.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; of a NaN and a number, either.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The nearest whole number, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `a * 2^k` for whole `k` in -126 to 127, given as a float.
+    fn scale(self, a: Self::F, k: Self::F) -> Self::F;
+    /// `a` where `x` is a number, `x` where it is NaN.
+    fn unless_nan(self, x: Self::F, a: Self::F) -> Self::F;
+    /// `then` where `a < b`, else `other`.
+    fn where_less(self, a: Self::F, b: Self::F, then: Self::F, other: Self::F) -> Self::F;
+    /// Sum of all lanes, in pairs: halves, quarters and so on.
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest of all lanes.
+    fn largest(self, a: Self::F) -> f32;
+
+    /// `LANES` float32.
+    unsafe fn load_f32(self, from: *const f32) -> Self::F;
+    /// `LANES` float16, widened.
+    unsafe fn load_f16(self, from: *const half::f16) -> Self::F;
+    /// `LANES` bfloat16, widened.
+    unsafe fn load_bf16(self, from: *const half::bf16) -> Self::F;
+    /// `LANES` bytes, as numbers 0 to 255.
+    unsafe fn load_u8(self, from: *const u8) -> Self::F;
+    /// Writes `LANES` float32.
+    unsafe fn store_f32(self, to: *mut f32, x: Self::F);
+    /// Writes `LANES` float16.
+    unsafe fn store_f16(self, to: *mut half::f16, x: Self::F);
+    /// Writes `LANES` bfloat16.
+    unsafe fn store_bf16(self, to: *mut half::bf16, x: Self::F);
+    /// Writes the first `count` of the numbers; `count` is at most `LANES`.
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: Self::F) {
+        let mut all = [0.0; 16];
+        // SAFETY: no instruction set has more than 16 lanes; `count` is the caller's promise.
+        unsafe {
+            self.store_f32(all.as_mut_ptr(), x);
+            std::ptr::copy_nonoverlapping(all.as_ptr(), to, count);
+        }
+    }
+    /// `LANES` codes of `BITS` bits as numbers 0 to 2^`BITS` - 1. Codes lie one after the other from
+    /// the low bits of the first byte on; the first to read is number `first`, a multiple of `LANES`.
+    /// Reads only the bytes that they lie in. `BITS` is 2, 3, 4, 5, 6 or 8.
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes that the code lies in are the caller's promise.
+            *to = f32::from(unsafe { packing::code::<BITS>(from, first + i) });
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// As [`unpack`](Self::unpack) for 4 bits of the format E2M1 (OCP Microscaling Formats 1.0).
+    #[inline(always)]
+    unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes that the code lies in are the caller's promise.
+            *to = packing::E2M1[usize::from(unsafe { packing::code::<4>(from, first + i) })];
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// As [`unpack`](Self::unpack) for 8 bits of the format E4M3. What the specification calls NaN is
+    /// 480 here, as in MLX.
+    #[inline(always)]
+    unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes are the caller's promise.
+            *to = packing::e4m3(unsafe { *from.add(first + i) });
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// Rows and columns of the first `LANES` vectors exchanged.
+    ///
+    /// # Panics
+    ///
+    /// Where there are fewer.
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Self::F; 16]) {
+        let mut all = [[0.0; 16]; 16];
+        for (row, to) in rows[..Self::LANES].iter().zip(&mut all) {
+            // SAFETY: no instruction set has more than 16 lanes.
+            unsafe { self.store_f32(to.as_mut_ptr(), *row) };
+        }
+        for (i, row) in rows[..Self::LANES].iter_mut().enumerate() {
+            let column: [f32; 16] = std::array::from_fn(|j| all[j][i]);
+            // SAFETY: as above.
+            *row = unsafe { self.load_f32(column.as_ptr()) };
+        }
+    }
+    /// Rounded to float16.
+    fn round_f16(self, x: Self::F) -> Self::F;
+    /// Rounded to bfloat16.
+    fn round_bf16(self, x: Self::F) -> Self::F;
+
+    /// Zero everywhere.
+    #[inline(always)]
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+
+    /// The first `LANES` elements of a slice, as float32.
+    ///
+    /// # Panics
+    ///
+    /// Where it is shorter.
+    #[inline(always)]
+    fn load<T: Element>(self, from: &[T]) -> Self::F {
+        assert!(from.len() >= Self::LANES);
+        // SAFETY: long enough, as was just asserted; `self` is proof of the instructions.
+        unsafe { T::load(self, from.as_ptr()) }
+    }
+
+    /// Up to `LANES` elements of a slice, as float32, and `fill` in the other lanes.
+    #[inline(always)]
+    fn load_some<T: Element>(self, from: &[T], fill: f32) -> Self::F {
+        let mut all = [fill; 16];
+        for (to, from) in all[..Self::LANES].iter_mut().zip(from) {
+            *to = from.widen();
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+
+    /// Rounds to the format of the slice and writes its first `LANES` elements.
+    ///
+    /// # Panics
+    ///
+    /// Where it is shorter.
+    #[inline(always)]
+    fn store<T: Element>(self, to: &mut [T], x: Self::F) {
+        assert!(to.len() >= Self::LANES);
+        // SAFETY: long enough, as was just asserted; `self` is proof of the instructions.
+        unsafe { T::store(self, to.as_mut_ptr(), x) }
+    }
+
+    /// Rounds to the format of the slice and writes up to `LANES` elements.
+    #[inline(always)]
+    fn store_some<T: Element>(self, to: &mut [T], x: Self::F) {
+        let mut all = [T::default(); 16];
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { T::store(self, all.as_mut_ptr(), x) }
+        for (to, from) in to.iter_mut().zip(&all[..Self::LANES]) {
+            *to = *from;
+        }
+    }
+
+    /// e to the power of `x`, within 2 units in the last place; 0 below -104, infinity above 88.73.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        math::exp(self, x)
+    }
+
+    /// `1 / (1 + exp(-x))`, within 4 units in the last place.
+    #[inline(always)]
+    fn sigmoid(self, x: Self::F) -> Self::F {
+        math::sigmoid(self, x)
+    }
+
+    /// The hyperbolic tangent, within 5 units in the last place.
+    #[inline(always)]
+    fn tanh(self, x: Self::F) -> Self::F {
+        math::tanh(self, x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isa, Kernel};
+    use half::{bf16, f16};
+
+    struct Map<'a>(&'a [f32], fn(f32) -> f64, &'static str);
+
+    impl Kernel for Map<'_> {
+        /// The largest error in units in the last place, and where.
+        type Output = (f64, f32);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> (f64, f32) {
+            let mut worst = (0.0, 0.0);
+            for chunk in self.0.chunks(S::LANES) {
+                let x = s.load_some(chunk, 0.0);
+                let y = match self.2 {
+                    "exp" => s.exp(x),
+                    "sigmoid" => s.sigmoid(x),
+                    _ => s.tanh(x),
+                };
+                let mut all = [0.0_f32; 16];
+                s.store_some(&mut all[..chunk.len()], y);
+                for (&x, &y) in chunk.iter().zip(&all) {
+                    let exact = self.1(x);
+                    let unit = f64::from(f32::from_bits((exact as f32).abs().to_bits() & 0x7f80_0000))
+                        .max(f64::from(f32::MIN_POSITIVE))
+                        * f64::from(f32::EPSILON);
+                    let error = (f64::from(y) - exact).abs() / unit;
+                    if error > worst.0 || error.is_nan() {
+                        worst = (error, x);
+                    }
+                }
+            }
+            worst
+        }
+    }
+
+    #[test]
+    fn functions_are_as_exact_as_documented() {
+        let x: Vec<f32> = (-880_000..=880_000).map(|i| i as f32 * 1e-4).collect();
+        for isa in Isa::available() {
+            for (name, exact, units) in [
+                ("exp", (|x| f64::from(x).exp()) as fn(f32) -> f64, 2.0),
+                ("sigmoid", |x| 1.0 / (1.0 + (-f64::from(x)).exp()), 4.0),
+                ("tanh", |x| f64::from(x).tanh(), 5.0),
+            ] {
+                let (worst, at) = isa.run(Map(&x, exact, name));
+                assert!(worst <= units, "{} {name}: {worst} units at {at}", isa.name());
+            }
+        }
+    }
+
+    struct Each<'a>(&'a [f32], &'static str, &'a mut [f32]);
+
+    impl Kernel for Each<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (from, to) in self.0.chunks(S::LANES).zip(self.2.chunks_mut(S::LANES)) {
+                let x = s.load_some(from, 0.0);
+                let y = match self.1 {
+                    "exp" => s.exp(x),
+                    "sigmoid" => s.sigmoid(x),
+                    "tanh" => s.tanh(x),
+                    "bf16" => s.round_bf16(x),
+                    _ => s.round_f16(x),
+                };
+                s.store_some(to, y);
+            }
+        }
+    }
+
+    #[test]
+    fn functions_at_the_ends() {
+        let inf = f32::INFINITY;
+        for isa in Isa::available() {
+            for (name, cases) in [
+                (
+                    "exp",
+                    [
+                        (inf, inf),
+                        (-inf, 0.0),
+                        (89.0, inf),
+                        (-105.0, 0.0),
+                        (0.0, 1.0),
+                        (-100.0, (-100_f64).exp() as f32),
+                    ],
+                ),
+                ("sigmoid", [(inf, 1.0), (-inf, 0.0), (100.0, 1.0), (0.0, 0.5), (-200.0, 0.0), (30.0, 1.0)]),
+                ("tanh", [(inf, 1.0), (-inf, -1.0), (100.0, 1.0), (0.0, 0.0), (-50.0, -1.0), (1e-30, 1e-30)]),
+            ] {
+                let x = cases.map(|(x, _)| x);
+                let mut y = [0.0; 6];
+                isa.run(Each(&x, name, &mut y));
+                for ((x, expected), y) in cases.into_iter().zip(y) {
+                    assert!(
+                        y == expected || (y - expected).abs() < expected.abs() * 1e-2,
+                        "{} {name}({x}) = {y}",
+                        isa.name()
+                    );
+                }
+                let mut y = [0.0];
+                isa.run(Each(&[f32::NAN], name, &mut y));
+                assert!(y[0].is_nan(), "{} {name}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn half_precision_rounds_as_the_half_crate_does() {
+        // All the patterns of the upper half, with lower halves around the tie.
+        let x: Vec<f32> = (0..=u16::MAX)
+            .flat_map(|upper| {
+                [0, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xffff]
+                    .map(|lower| (u32::from(upper) << 16 | lower, ()))
+            })
+            .map(|(bits, ())| f32::from_bits(bits))
+            .collect();
+        for isa in Isa::available() {
+            let mut y = vec![0.0; x.len()];
+            isa.run(Each(&x, "bf16", &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let expected = bf16::from_f32(x).to_f32();
+                assert!(
+                    expected.to_bits() == y.to_bits() || x.is_nan() && y.is_nan(),
+                    "{} {x:e}: {y:e} {expected:e}",
+                    isa.name()
+                );
+            }
+            isa.run(Each(&x, "f16", &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let expected = f16::from_f32(x).to_f32();
+                assert!(
+                    expected.to_bits() == y.to_bits() || x.is_nan() && y.is_nan(),
+                    "{} {x:e}: {y:e} {expected:e}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}

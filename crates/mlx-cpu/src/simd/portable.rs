@@ -1,0 +1,164 @@
+//! Arrays of eight numbers: for every processor, and for tools that check memory.
+
+use half::{bf16, f16};
+
+use super::Simd;
+use crate::Element;
+
+/// What every processor has.
+#[derive(Debug, Clone, Copy)]
+pub struct Portable;
+
+type F = [f32; 8];
+
+#[inline(always)]
+fn each(a: F, f: impl Fn(f32) -> f32) -> F {
+    a.map(f)
+}
+
+#[inline(always)]
+fn both(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+unsafe fn load<T: Element>(from: *const T) -> F {
+    // SAFETY: the caller's promise; tensors may lie at odd addresses.
+    std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }.widen())
+}
+
+#[inline(always)]
+unsafe fn store<T: Element>(to: *mut T, x: F) {
+    for (i, x) in x.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { to.add(i).write_unaligned(T::narrow(x)) }
+    }
+}
+
+impl Simd for Portable {
+    type F = F;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        both(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        both(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        both(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        both(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: F, b: F, c: F) -> F {
+        // Rounded twice: without the instruction a fused one is a call of a library.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        both(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        both(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn round(self, a: F) -> F {
+        each(a, f32::round_ties_even)
+    }
+
+    #[inline(always)]
+    fn scale(self, a: F, k: F) -> F {
+        both(a, k, |a, k| a * f32::from_bits(((k as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn unless_nan(self, x: F, a: F) -> F {
+        both(x, a, |x, a| if x.is_nan() { x } else { a })
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: F, b: F, then: F, other: F) -> F {
+        std::array::from_fn(|i| if a[i] < b[i] { then[i] } else { other[i] })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: F) -> f32 {
+        ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+    }
+
+    #[inline(always)]
+    fn largest(self, a: F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> F {
+        // SAFETY: the caller's promise.
+        std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() }))
+    }
+
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, x: F) {
+        // SAFETY: the caller's promise.
+        unsafe { store(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: F) {
+        // SAFETY: the caller's promise.
+        unsafe { store(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: F) {
+        // SAFETY: the caller's promise.
+        unsafe { store(to, x) }
+    }
+
+    #[inline(always)]
+    fn round_f16(self, x: F) -> F {
+        each(x, |x| f16::narrow(x).widen())
+    }
+
+    #[inline(always)]
+    fn round_bf16(self, x: F) -> F {
+        each(x, |x| bf16::narrow(x).widen())
+    }
+}
