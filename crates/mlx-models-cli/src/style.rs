@@ -40,7 +40,7 @@ impl Style {
 
 fn wanted<T: AsRef<std::ffi::OsStr>>(terminal: bool, variable: impl Fn(&str) -> Option<T>) -> bool {
     let is_set = |name| variable(name).is_some_and(|value| !value.as_ref().is_empty());
-    terminal && !is_set("NO_COLOR") && !variable("TERM").is_some_and(|term| term.as_ref() == "dumb")
+    terminal && !is_set("NO_COLOR") && variable("TERM").is_none_or(|term| term.as_ref() != "dumb")
 }
 
 #[cfg(test)]
