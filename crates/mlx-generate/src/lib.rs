@@ -20,13 +20,12 @@ use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_rs::error::Exception;
 
 use chooser::Chooser;
-use session::PIECE;
 
 pub use batch::{Batch, BatchToken, RowId};
 pub use cancel::Cancel;
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
-pub use session::{KvQuantization, Reuse, Session};
+pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session};
 pub use speculative::{
     Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
 };
@@ -141,8 +140,8 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// How many [`alternatives`](Token::alternatives) a token comes with.
     pub top_logprobs: usize,
-    /// Tokens of the prompt that are read in one call. Larger pieces are faster and need more
-    /// memory; 2048, the default, is mlx-lm's choice as well.
+    /// Tokens of the prompt that are read in one call; [`PREFILL_CHUNK`] unless something else is asked for. Larger
+    /// pieces need more memory.
     pub prefill_chunk: usize,
     /// What happens where the model's context ends.
     pub overflow: Overflow,
@@ -181,7 +180,7 @@ impl Default for GenerateOptions {
             penalties: Penalties::default(),
             sampling: Sampling::default(),
             top_logprobs: 0,
-            prefill_chunk: PIECE,
+            prefill_chunk: PREFILL_CHUNK,
             overflow: Overflow::default(),
             cancel: Cancel::default(),
         }

@@ -8,7 +8,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::{Array, Dtype};
 
-use crate::session::PIECE;
+use crate::session::PREFILL_CHUNK;
 use crate::{GenerateError, Session, check_ids};
 
 /// What [`perplexity`] found.
@@ -85,7 +85,7 @@ pub fn perplexity(
         // Token i + 1 is foretold at position i, by a pass over the whole piece.
         let (read_now, next) = (&piece[..piece.len() - 1], &piece[1..]);
         session.prepare(model, read_now.len() as i32)?;
-        for (part, next) in read_now.chunks(PIECE).zip(next.chunks(PIECE)) {
+        for (part, next) in read_now.chunks(PREFILL_CHUNK).zip(next.chunks(PREFILL_CHUNK)) {
             for nll in surprise(&mut session, model, part, next)? {
                 (sum, squares, tokens) = (sum + nll, squares + nll * nll, tokens + 1);
             }

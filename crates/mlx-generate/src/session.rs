@@ -15,9 +15,11 @@ use mlx_rs::{Array, Dtype};
 use crate::{GenerateError, as_i32, check_ids};
 pub use turn::{KvQuantization, Reuse};
 
-/// Tokens of a prompt that are read in one call unless something else is asked for: mlx-lm's choice as
-/// well. Larger pieces are faster and need more memory.
-pub(crate) const PIECE: usize = 2048;
+/// Tokens of a prompt that are read in one call unless something else is asked for.
+///
+/// On a Mac's GPU mlx-lm's choice, 2048. On MLX's CPU device, where attention writes all scores of a piece to memory,
+/// 512: larger pieces are slower there and need more memory, as `docs/performance.md` shows.
+pub const PREFILL_CHUNK: usize = if cfg!(target_vendor = "apple") { 2048 } else { 512 };
 
 /// A session keeps its tokens in at most so many arrays, so that decoding them one by one stays cheap.
 const MOST_PARTS: usize = 512;
@@ -125,7 +127,7 @@ impl Session {
     /// Reads the next tokens, int32 or uint32 `[B, L]`, and answers with the logits that were asked for, as
     /// [`CausalLm::forward`] does.
     ///
-    /// Long calls are cut into pieces of 2048 tokens.
+    /// Long calls are cut into pieces of [`PREFILL_CHUNK`] tokens.
     ///
     /// # Errors
     ///
@@ -138,7 +140,7 @@ impl Session {
         tokens: &Array,
         logits: Logits,
     ) -> Result<Array, GenerateError> {
-        self.read_in_pieces(model, tokens, logits, PIECE)
+        self.read_in_pieces(model, tokens, logits, PREFILL_CHUNK)
     }
 
     /// [`read`](Self::read) in pieces of so many tokens.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use mlx_models::CacheOptions;
-use mlx_models::generate::{GenerateOptions, Session, generate};
+use mlx_models::generate::{GenerateOptions, PREFILL_CHUNK, Session, generate};
 use serde::Serialize;
 
 use crate::demo::Source;
@@ -20,14 +20,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     model: Option<Source>,
     /// Length of the prompt
-    #[arg(long, value_name = "P", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short, value_name = "P", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
     /// Tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, short, alias = "generation-tokens", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
     gen_tokens: u32,
     /// How often everything is measured, loading too
-    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short = 'n', alias = "num-trials", value_name = "R", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
+    /// Tokens of the prompt that are read in one call
+    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
+    prefill_step_size: usize,
     /// Write one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -86,7 +90,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let prompt: Vec<u32> =
             (1..=arguments.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab_size).collect();
         let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-        let options = GenerateOptions { max_tokens: gen_tokens, ..GenerateOptions::default() };
+        let options = GenerateOptions {
+            max_tokens: gen_tokens,
+            prefill_chunk: arguments.prefill_step_size,
+            ..GenerateOptions::default()
+        };
 
         let began = Instant::now();
         let mut stream = generate(model, &mut session, &prompt, options)?;

@@ -5,10 +5,13 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use mlx_models::generate::Session;
+use mlx_models::tokenizer::{ChatEnd, Message};
+use serde_json::json;
 
 use crate::engine::{CacheArguments, ModelArguments, unless_cancelled};
 use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
+use crate::prompt::ChatArguments;
 use crate::{interrupt, prompt};
 
 /// Arguments of `mlx-models cache-prompt`.
@@ -16,21 +19,41 @@ use crate::{interrupt, prompt};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// The text to read; - reads it from standard input
+    /// The text to read, where the tokenizer has a chat template as the beginning of the user's message, which
+    /// `generate` goes on with; - reads it from standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// The file to write, for `generate --prompt-cache-file` and for mlx-lm
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: PathBuf,
+    /// Read the text as it is, also where the tokenizer has a chat template
+    #[arg(long, conflicts_with = "system_prompt")]
+    ignore_chat_template: bool,
+    /// Write one JSON object when all is done
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    chat: ChatArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = prompt::read(arguments.prompt)?;
+    // What mlx-lm's program looks for in such a file: which model, and nothing about its tokenizer.
+    let name = arguments.model.model.clone().unwrap_or_default().for_mlx_lm()?;
+    let metadata = [("model", name), ("tokenizer_config", "{}".to_owned())];
+    let metadata = metadata.map(|(name, value)| (name.to_owned(), value)).into();
     let mut loaded = arguments.model.load()?;
     let model = &mut *loaded.model;
-    let tokens = loaded.tokenizer.encode(&text)?;
+    let (tokenizer, chat) = (&loaded.tokenizer, &arguments.chat);
+    let has_template = tokenizer.chat_templates().next().is_some();
+    let tokens = if !arguments.ignore_chat_template && (has_template || chat.system_prompt.is_some()) {
+        let messages = [chat.beginning(), vec![Message::user(&text)]].concat();
+        tokenizer.chat(&messages, &chat.options(ChatEnd::Continue)?)?.tokens
+    } else {
+        tokenizer.encode(&text)?
+    };
     if tokens.is_empty() {
         return Err(Failure::Arguments("the prompt is empty; there is nothing to read".to_owned()));
     }
@@ -48,8 +71,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if unless_cancelled(read)?.is_none() {
         return Ok(());
     }
-    session.save(model, &arguments.prompt_cache_file)?;
+    session.save_with(model, &arguments.prompt_cache_file, &metadata)?;
     let bytes = session.cache().nbytes();
+    if arguments.json {
+        let object = json!({ "file": arguments.prompt_cache_file, "tokens": tokens.len(), "bytes": bytes });
+        writeln!(io::stdout(), "{object}")?;
+        return Ok(());
+    }
     let _ = writeln!(
         io::stderr(),
         "{} tokens, {:.1} MB in memory, in {}",

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use mlx_models::generate::Reuse;
 use mlx_models::tokenizer::{ChatEnd, Message, TokenizerError};
 use rustyline::error::ReadlineError;
-use rustyline::{DefaultEditor, history::History};
+use rustyline::history::History;
+use rustyline::{Behavior, Config, DefaultEditor};
 
 use crate::engine::{DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
 use crate::prompt::ChatArguments;
+use crate::style::Style;
 use crate::{interrupt, prompt};
 
 /// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
@@ -89,14 +91,19 @@ impl Chat {
             doing: "reading a line from the terminal".to_owned(),
             source: io::Error::other(e),
         };
-        let mut editor = DefaultEditor::new().map_err(failed)?;
+        // Where the answers go into a file or a pipe, the prompt does not.
+        let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
+        let config = Config::builder().behavior(behavior).build();
+        let mut editor = DefaultEditor::with_config(config).map_err(failed)?;
+        // Without a helper the line editor leaves out the style of its prompt.
+        editor.set_helper(Some(()));
         editor.history_mut().set_max_len(HISTORY).map_err(failed)?;
         let file = crate::demo::cache_folder().join("mlx-models/chat-history");
         // None in the first conversation.
         let _ = editor.load_history(&file);
         say("/help lists the commands");
         loop {
-            let text = match read_message(|prompt| editor.readline(prompt)) {
+            let text = match read_message(|prompt| editor.readline(&(prompt, Style::Prompt.paint(prompt)))) {
                 Ok(text) => text,
                 // A line that is given up, and not the conversation.
                 Err(ReadlineError::Interrupted) => continue,
@@ -107,12 +114,14 @@ impl Chat {
                 continue;
             }
             let _ = editor.add_history_entry(&text);
+            // Sent while nothing was underway, it is not about this answer.
+            interrupt::forget();
             match self.hear(&text) {
                 Ok(Next::GoOn) => {}
                 Ok(Next::Quit) => break,
                 Err(e @ Failure::Output(_)) => return Err(e),
                 // A wrong command or a full context is no end of the conversation.
-                Err(e) => say(&format!("error: {}", e.in_full())),
+                Err(e) => say(&format!("{} {}", Style::Error.for_stderr("error:"), e.in_full())),
             }
             interrupt::forget();
         }

@@ -19,25 +19,25 @@ use crate::progress::{Progress, Unit};
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Checkpoint folder, demo:NAME, or hub id (owner/name)
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, alias = "hf-path", value_name = "MODEL")]
     model: Source,
     /// Folder to write; it must not exist, or be empty
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, aliases = ["mlx-path", "save-path"], value_name = "DIR")]
     out: PathBuf,
     /// Quantize the linear layers and the embedding
     #[arg(long, short)]
     quantize: bool,
     /// Bits of a number [default: 4, or those of the mode]
-    #[arg(long, value_name = "N", requires = "quantize")]
+    #[arg(long, alias = "q-bits", value_name = "N", requires = "quantize")]
     bits: Option<i32>,
     /// Numbers that share a scale [default: 64, or those of the mode]
-    #[arg(long, value_name = "N", requires = "quantize")]
+    #[arg(long, alias = "q-group-size", value_name = "N", requires = "quantize")]
     group_size: Option<i32>,
     /// Mode of quantization: affine, mxfp4, mxfp8 or nvfp4
-    #[arg(long, value_name = "MODE", default_value = "affine")]
+    #[arg(long, alias = "q-mode", value_name = "MODE", default_value = "affine")]
     mode: String,
     /// Two numbers of bits, as mlx-lm mixes them: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
-    #[arg(long, value_name = "NAME", requires = "quantize", value_parser = recipe)]
+    #[arg(long, alias = "quant-predicate", value_name = "NAME", requires = "quantize", value_parser = recipe)]
     recipe: Option<Recipe>,
     /// Layers that are quantized otherwise: PATTERN=BITS, PATTERN=BITS:GROUP, PATTERN=mxfp4 (or another mode of one
     /// size), PATTERN=none. A pattern is a layer's key or its end from a dot on, * is any text; the last that matches
@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<FloatDtype>,
     /// Folder of adapters (LoRA, DoRA) to add to the weights first
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, alias = "adapter-path", value_name = "DIR")]
     adapters: Option<PathBuf>,
     /// Bytes of tensors in one file, such as 500MB or 2GB (2GiB); mlx-lm's are of 5GiB
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size)]

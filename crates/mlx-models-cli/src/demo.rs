@@ -73,6 +73,15 @@ impl FromStr for Source {
 }
 
 impl Source {
+    /// How mlx-lm's programs would be given this model.
+    pub(crate) fn for_mlx_lm(&self) -> Result<String, Failure> {
+        Ok(match self {
+            Self::Hub(id) => id.to_string(),
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Demo(demo) => DEMOS[*demo].folder()?.display().to_string(),
+        })
+    }
+
     /// The checkpoint folder. A demo is written once, into the user's cache folder, and checked every
     /// time; a model of the hub is downloaded once, into the hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {

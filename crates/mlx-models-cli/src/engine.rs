@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use mlx_models::generate::{
-    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, KvQuantization, Overflow, PromptLookup,
-    Sampler, Session, Speculation, Token, Tokens, generate_speculative, generate_with_progress,
+    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, KvQuantization, Overflow, PREFILL_CHUNK,
+    PromptLookup, Sampler, Session, Speculation, Token, Tokens, generate_speculative, generate_with_progress,
 };
 use mlx_models::text::{TextFinish, TextPiece, with_text};
 use mlx_models::tokenizer::Tokenizer;
@@ -20,11 +20,10 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::{Progress, Unit};
 use crate::sampling::SamplingArguments;
+use crate::style::Style;
 
 /// First tokens that a limited cache keeps, as in mlx-lm.
 const SINKS: i32 = 4;
-/// Tokens of the prompt that are read between two looks at Ctrl-C, unless something else is asked for.
-const PREFILL: usize = 512;
 
 /// Which model.
 #[derive(Debug, Default, clap::Args)]
@@ -33,7 +32,7 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<Source>,
     /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, alias = "adapter-path", value_name = "DIR")]
     pub(crate) adapters: Option<PathBuf>,
 }
 
@@ -65,7 +64,7 @@ fn load(source: Source, adapters: Option<PathBuf>) -> Result<Loaded, Failure> {
 #[derive(clap::Args)]
 pub(crate) struct DecodingArguments {
     /// Stop after this many tokens
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, short, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
     /// Not stop before this many tokens
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -73,8 +72,8 @@ pub(crate) struct DecodingArguments {
     /// End the text before this; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// End the text at this token, by its text or its id, too; may be given several times
-    #[arg(long, value_name = "TOKEN")]
+    /// End the text at this token, by its text or its id, too; may be several
+    #[arg(long, value_name = "TOKEN", num_args = 1..)]
     extra_eos_token: Vec<String>,
     /// Go on where the model ends the text
     #[arg(long)]
@@ -114,7 +113,7 @@ pub(crate) struct CacheArguments {
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: i32,
     /// Tokens of the prompt that are read in one call
-    #[arg(long, value_name = "N", default_value_t = PREFILL)]
+    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
     prefill_step_size: usize,
 }
 
@@ -328,7 +327,9 @@ impl Engine {
                 answer.logprobs.push(logprob);
                 guessed += usize::from(was_guessed);
                 if !alternatives.is_empty() {
-                    answer.alternatives.push(alternatives);
+                    // JSON has no number for the logarithm of nothing.
+                    let possible = alternatives.into_iter().filter(|(_, logprob)| logprob.is_finite());
+                    answer.alternatives.push(possible.collect());
                 }
             }
             if !piece.is_empty() {
@@ -391,6 +392,6 @@ impl Answer {
             self.peak_memory_bytes as f64 / 1e6,
         );
         // Nothing is left to do for a closed standard error.
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(io::stderr(), "{}", Style::Aside.for_stderr(&text));
     }
 }

@@ -11,6 +11,7 @@ use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
 
 use crate::hub::HubError;
+use crate::style::Style;
 
 /// Anything that ends the program.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,7 @@ impl Failure {
             return ExitCode::SUCCESS;
         }
         // Nothing is left to do for a closed standard error.
-        let _ = writeln!(io::stderr(), "error: {}", self.in_full());
+        let _ = writeln!(io::stderr(), "{} {}", Style::Error.for_stderr("error:"), self.in_full());
         if matches!(self, Self::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 

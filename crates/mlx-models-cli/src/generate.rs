@@ -28,12 +28,17 @@ pub(crate) struct Arguments {
     /// Go on behind what this file holds, of `cache-prompt` or mlx-lm's
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: Option<PathBuf>,
-    /// Put the N most probable tokens of each step into the JSON object, with their log-probabilities
+    /// Put the N most probable tokens of each step into the JSON object, with their log-probabilities; those that are
+    /// impossible are left out
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     top_logprobs: usize,
     /// Write one JSON object instead of text, when all is done
     #[arg(long)]
     json: bool,
+    /// Whether the figures are said after the text: true (T) or false (F)
+    #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set)]
+    verbose: bool,
     #[command(flatten)]
     chat: ChatArguments,
     #[command(flatten)]
@@ -53,7 +58,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 
     let has_template = engine.tokenizer.chat_templates().next().is_some();
     let asks_for_template = chat.system_prompt.is_some() || prefill_response.is_some();
-    let prompt = if !arguments.ignore_chat_template && (has_template || asks_for_template) {
+    let with_template = !arguments.ignore_chat_template && (has_template || asks_for_template);
+    let prompt = if with_template && engine.session.offset() > 0 {
+        if chat.system_prompt.is_some() {
+            return Err(Failure::Usage(
+                "--system-prompt comes before what the cache holds; give it to cache-prompt".to_owned(),
+            ));
+        }
+        let end = if prefill_response.is_some() { ChatEnd::Continue } else { ChatEnd::Answer };
+        let options = chat.options(end)?;
+        prompt::rest_of_message(&engine.tokenizer, &text, prefill_response.as_deref(), &options)?
+    } else if with_template {
         let mut messages = chat.beginning();
         messages.push(Message::user(&text));
         let end = match &prefill_response {
@@ -86,6 +101,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         serde_json::to_writer(&mut out, &answer).map_err(io::Error::from)?;
     }
     writeln!(out)?;
-    answer.summarize();
+    if arguments.verbose {
+        answer.summarize();
+    }
     Ok(())
+}
+
+/// As mlx-lm reads it, but that other words are refused.
+fn boolean(text: &str) -> Result<bool, String> {
+    match &*text.to_ascii_lowercase() {
+        "true" | "t" => Ok(true),
+        "false" | "f" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
 }

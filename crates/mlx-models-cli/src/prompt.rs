@@ -8,6 +8,13 @@ use mlx_models::tokenizer::{
 
 use crate::failure::Failure;
 
+/// Names and values.
+type Variables = serde_json::Map<String, serde_json::Value>;
+
+fn variables(text: &str) -> Result<Variables, String> {
+    serde_json::from_str(text).map_err(|e| format!("must be a JSON object: {e}"))
+}
+
 /// How text becomes a prompt.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Chat template")]
@@ -18,6 +25,9 @@ pub(crate) struct ChatArguments {
     /// A variable of the chat template, such as enable_thinking=false; the value is JSON, or else text
     #[arg(long, value_name = "NAME=VALUE")]
     chat_template_arg: Vec<String>,
+    /// Variables of the chat template as one JSON object, such as '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", value_parser = variables)]
+    chat_template_config: Option<Variables>,
     /// Use the tokenizer's chat template of this name
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
@@ -34,6 +44,10 @@ impl ChatArguments {
         if let Some(name) = &self.chat_template {
             options.template = ChatTemplate::Named(name.clone());
         }
+        for (name, value) in self.chat_template_config.iter().flatten() {
+            let value = Json::new(value).map_err(|e| Failure::Arguments(format!("{name}: {e}")))?;
+            options.variables.insert(name.clone(), value);
+        }
         for argument in &self.chat_template_arg {
             let Some((name, value)) = argument.split_once('=') else {
                 return Err(Failure::Arguments(format!(
@@ -46,6 +60,33 @@ impl ChatArguments {
             options.variables.insert(name.to_owned(), value);
         }
         Ok(options)
+    }
+}
+
+/// Stands for a message, to find where the template writes it. mlx-lm has the same.
+const PLACEHOLDER: &str = "<query>";
+
+/// The ids of a message that goes on where `cache-prompt` has left it open: without what the template writes before it,
+/// which the cache has.
+pub(crate) fn rest_of_message(
+    tokenizer: &Tokenizer,
+    message: &str,
+    answer: Option<&str>,
+    options: &ChatOptions,
+) -> Result<Vec<u32>, Failure> {
+    let text = |message: &str| {
+        let messages = [Message::user(message)].into_iter().chain(answer.map(Message::assistant));
+        tokenizer.chat_text(&messages.collect::<Vec<_>>(), options)
+    };
+    let start = text(PLACEHOLDER)?.find(PLACEHOLDER);
+    let whole = text(message)?;
+    match start.and_then(|start| whole.get(start..)) {
+        Some(rest) => behind(tokenizer, rest),
+        None => Err(Failure::Arguments(
+            "the chat template does not write the message out as it is, so that it cannot go on behind a cache; \
+             --ignore-chat-template leaves the template out"
+                .to_owned(),
+        )),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use mlx_models::generate::{Dry, Penalties, Penalty, Sampling, Xtc};
-use mlx_models::tokenizer::{Tokenizer, TokenizerError};
+use mlx_models::tokenizer::{Around, EncodeOptions, Tokenizer, TokenizerError};
 
 /// How tokens are drawn, and what their logits are changed by before.
 #[derive(clap::Args)]
@@ -127,7 +127,10 @@ impl SamplingArguments {
         let mut breakers = Vec::new();
         for text in texts {
             for before in ["", "a"] {
-                let (start, all) = (tokenizer.encode(before)?, tokenizer.encode(&format!("{before}{text}"))?);
+                // Without what a tokenizer puts around a whole text, such as its end.
+                let options = EncodeOptions { around: Around::Nothing, ..EncodeOptions::default() };
+                let start = tokenizer.encode_with(before, options)?;
+                let all = tokenizer.encode_with(&format!("{before}{text}"), options)?;
                 let same = start.iter().zip(&all).take_while(|(a, b)| a == b).count();
                 let tokens = all[same..].to_vec();
                 if !tokens.is_empty() && !breakers.contains(&tokens) {

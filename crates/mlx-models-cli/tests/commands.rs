@@ -230,6 +230,101 @@ fn a_chat_template_is_used_where_there_is_one() {
     assert!(said.contains("no chat template"), "{said}");
 }
 
+/// The entries of a safetensors file beside its tensors.
+fn metadata(file: &Path) -> Value {
+    let bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header["__metadata__"].clone()
+}
+
+#[test]
+fn a_cached_message_goes_on_as_if_it_were_one() {
+    let model = chat_model();
+    let file = model.path().join("prompt.safetensors");
+    let (model, file) = (model.path().to_str().unwrap(), file.to_str().unwrap());
+    let answer = |options: &[&str]| -> Value {
+        let arguments = ["generate", "--json", "--model", model, "--max-tokens", "20", "--ignore-eos"];
+        serde_json::from_str(&succeed(&[&arguments[..], options].concat(), "").0).unwrap()
+    };
+    for system in [&[][..], &["--system-prompt", "Be kind."]] {
+        let arguments = ["cache-prompt", "--model", model, "--prompt-cache-file", file, "--json"];
+        let prompt = ["--prompt", "Tell me a story"];
+        let cached = succeed(&[&arguments[..], &prompt, system].concat(), "").0;
+        let cached: Value = serde_json::from_str(&cached).unwrap();
+        let whole = answer(&[&["--prompt", "Tell me a story about a fox."][..], system].concat());
+        let rest = answer(&["--prompt", " about a fox.", "--prompt-cache-file", file]);
+        assert_eq!(rest["tokens"], whole["tokens"]);
+        let read = cached["tokens"].as_u64().unwrap() + rest["prompt_tokens"].as_u64().unwrap();
+        assert_eq!(whole["prompt_tokens"], read, "nothing is read twice");
+        // The beginning of the answer stays behind the message.
+        let prefill = ["--prefill-response", "Once"];
+        let whole = answer(&[&["--prompt", "Tell me a story about a fox."][..], &prefill, system].concat());
+        let rest =
+            answer(&[&["--prompt", " about a fox.", "--prompt-cache-file", file][..], &prefill].concat());
+        assert_eq!(rest["tokens"], whole["tokens"]);
+    }
+    // mlx-lm's program looks for these two.
+    let entries = metadata(Path::new(file));
+    assert_eq!((&entries["0.model"], &entries["0.tokenizer_config"]), (&model.into(), &"{}".into()));
+
+    let too_late = ["--prompt", "x", "--prompt-cache-file", file, "--system-prompt", "y"];
+    let output = run(&[&["generate", "--model", model], &too_late[..]].concat(), "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(texts(&output).1.contains("give it to cache-prompt"), "{}", texts(&output).1);
+}
+
+#[test]
+fn variables_of_a_template_come_one_by_one_or_as_an_object() {
+    let model = chat_model();
+    let template = "{{ messages[0].content }}{% if loud %} Loud.{% endif %}{{ more or '' }}";
+    fs::write(model.path().join("chat_template.jinja"), template).unwrap();
+    let model = model.path().to_str().unwrap();
+    let tokens = |options: &[&str]| {
+        let arguments = ["generate", "--json", "--model", model, "--prompt", "Hello", "--max-tokens", "1"];
+        let found: Value = serde_json::from_str(&succeed(&[&arguments[..], options].concat(), "").0).unwrap();
+        found["prompt_tokens"].as_u64().unwrap()
+    };
+    let (plain, loud) = (tokens(&[]), tokens(&["--chat-template-arg", "loud=true"]));
+    assert!(plain < loud);
+    assert_eq!(tokens(&["--chat-template-config", r#"{"loud": true}"#]), loud);
+    assert_eq!(tokens(&["--chat-template-config", r#"{"loud": false}"#]), plain);
+    let both = ["--chat-template-config", r#"{"loud": true}"#, "--chat-template-arg", "more= and longer"];
+    assert!(tokens(&both) > loud);
+    for wrong in ["[1]", "loud", "{"] {
+        let arguments = ["generate", "--model", model, "--prompt", "x", "--chat-template-config", wrong];
+        let output = run(&arguments, "");
+        assert_eq!(output.status.code(), Some(2));
+        assert!(texts(&output).1.contains("must be a JSON object"), "{}", texts(&output).1);
+    }
+}
+
+#[test]
+fn figures_are_left_out_where_they_are_not_wanted() {
+    let generate = ["generate", "--prompt", "Once", "-m", "3"];
+    for (value, wanted) in [("true", true), ("T", true), ("false", false), ("F", false)] {
+        let (_, said) = succeed(&[&generate[..], &["--verbose", value]].concat(), "");
+        assert_eq!(said.contains("tokens/s"), wanted, "{value}");
+    }
+    assert_eq!(run(&[&generate[..], &["--verbose", "maybe"]].concat(), "").status.code(), Some(2));
+}
+
+/// JSON has no number for the logarithm of nothing.
+#[test]
+fn alternatives_are_numbers() {
+    let every = ["--model", "demo:olmo3", "--top-logprobs", "1024"];
+    let plain = story(&every);
+    assert_eq!(plain["alternatives"][0].as_array().unwrap().len(), 1024);
+    let best = plain["tokens"][0].as_u64().unwrap();
+    let bias = format!("{best}:-inf");
+    let found = story(&[&every[..], &["--logit-bias", &bias]].concat());
+    for step in found["alternatives"].as_array().unwrap() {
+        let step = step.as_array().unwrap();
+        assert_eq!(step.len(), 1023, "without the impossible one");
+        assert!(step.iter().all(|pair| pair[0] != best && pair[1].is_f64()));
+    }
+}
+
 #[test]
 fn shells_and_manuals_get_their_texts() {
     for shell in ["bash", "zsh", "fish"] {

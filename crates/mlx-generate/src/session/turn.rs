@@ -1,5 +1,6 @@
 //! Sessions across the turns of a conversation, and across runs of a program.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use mlx_causal_lm::CausalLm;
@@ -103,10 +104,24 @@ impl Session {
     /// Those of `ModelCache::save`; [`GenerateError::Rows`] for a batch; [`GenerateError::UnknownTokens`] where
     /// the cache came with tokens that it does not know.
     pub fn save(&self, model: &dyn CausalLm, file: impl AsRef<Path>) -> Result<(), GenerateError> {
+        self.save_with(model, file, &BTreeMap::new())
+    }
+
+    /// [`save`](Self::save) with further entries: see [`ModelCache::save_with`](mlx_kvcache::ModelCache::save_with).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`save`](Self::save).
+    pub fn save_with(
+        &self,
+        model: &dyn CausalLm,
+        file: impl AsRef<Path>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<(), GenerateError> {
         let mut ids = self.all_ids()?;
         // After something was interrupted, the cache has read fewer.
         ids.truncate(usize::try_from(self.cache.offset()).unwrap_or(0));
-        Ok(self.cache.save(file, &model.info().model_type, &ids)?)
+        Ok(self.cache.save_with(file, &model.info().model_type, &ids, metadata)?)
     }
 
     /// The session in a file, for this model. `options` are those that [`CausalLm::new_cache`] would be given.

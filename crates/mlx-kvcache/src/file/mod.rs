@@ -157,6 +157,23 @@ impl ModelCache {
         model_type: &str,
         tokens: &[u32],
     ) -> Result<(), CacheFileError> {
+        self.save_with(file, model_type, tokens, &BTreeMap::new())
+    }
+
+    /// [`save`](Self::save) with further entries, which [`SavedCache::metadata`] gives back, and mlx-lm's
+    /// `load_prompt_cache` too. Its program `mlx_lm.generate` demands two: `model`, which must be what its `--model` says,
+    /// and `tokenizer_config`, a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`save`](Self::save).
+    pub fn save_with(
+        &self,
+        file: impl AsRef<Path>,
+        model_type: &str,
+        tokens: &[u32],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<(), CacheFileError> {
         let offset = self.offset();
         if !tokens.is_empty() && i32::try_from(tokens.len()) != Ok(offset) {
             return Err(CacheFileError::Tokens { tokens: tokens.len(), offset });
@@ -169,6 +186,7 @@ impl ModelCache {
         }
 
         let mut contents = Tensors::default();
+        contents.metadata.extend(metadata.iter().map(|(name, value)| (format!("0.{name}"), value.clone())));
         let (mut classes, mut scalars, mut layers) = (Vec::new(), Vec::new(), Vec::new());
         for (i, cache) in self.layers().iter().enumerate() {
             let (record, buffers) = LayerRecord::of(&cache.state())?;

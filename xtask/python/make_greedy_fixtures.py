@@ -1,0 +1,76 @@
+"""Makes the fixture of the program's greedy text: 500 tokens of mlx-lm from each demo checkpoint, plain and in 4 bits.
+
+What: `greedy_500.json`, one case per line: the demo, the bits of its weights (null as it is, 4 as mlx-lm's `convert` makes
+them, in groups of 32), the prompt, and the 500 ids that `generate_step` answers, whatever ends a text. `ties` counts the
+tokens at which two log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes the one with the lower
+id, so that a program that takes another differs from here on.
+
+Why: `cargo test -p mlx-models-cli` demands the same ids from the program `mlx-models`.
+
+How to run, from the repository root:
+
+    python xtask/python/make_greedy_fixtures.py
+
+Nothing in it is random.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm import load
+from mlx_lm.convert import convert
+from mlx_lm.generate import generate_step
+from parity_cases import ROOT, argument_parser, demand_own_blas, finish, origin
+
+FILE = "crates/mlx-models-cli/tests/fixtures/greedy_500.json"
+DEMOS = ROOT / "crates/mlx-models-cli/demo"
+PROMPT, TOKENS = "Once upon a time", 500
+# None is the checkpoint as it is, in bfloat16. Gemma 3's 224 features are no multiple of 64.
+BITS, GROUP_SIZE = (None, 4), 32
+
+
+def generated(folder: Path) -> dict:
+    """What mlx-lm's `generate_step` answers from the checkpoint in `folder`."""
+    model, tokenizer = load(str(folder))
+    tokens, ties = [], 0
+    for token, logprobs in generate_step(mx.array(tokenizer.encode(PROMPT)), model, max_tokens=TOKENS):
+        tokens.append(token)
+        first = logprobs == logprobs.max()
+        assert token == mx.argmax(first).item(), "argmax takes the lowest id"
+        ties += first.sum().item() > 1
+    return {"ties": ties, "tokens": tokens}
+
+
+def case(demo: Path, bits: int | None) -> dict:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = demo
+        if bits:
+            folder = Path(scratch) / "converted"
+            with contextlib.redirect_stdout(io.StringIO()):
+                convert(str(demo), str(folder), quantize=True, q_bits=bits, q_group_size=GROUP_SIZE)
+        group_size = GROUP_SIZE if bits else None
+        return {"demo": demo.name, "bits": bits, "group_size": group_size, "prompt": PROMPT} | generated(folder)
+
+
+def make(file: Path) -> None:
+    demos = sorted(config.parent for config in DEMOS.glob("*/config.json"))
+    lines = [json.dumps(case(demo, bits)) for demo in demos for bits in BITS]
+    head = json.dumps(origin("xtask/python/make_greedy_fixtures.py"))[:-1]
+    file.write_text(head + ', "cases": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argument_parser(__doc__)
+    args = parser.parse_args()
+    demand_own_blas(parser)
+    mx.set_default_device(mx.cpu)
+    return finish({FILE: make}, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

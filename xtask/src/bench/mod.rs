@@ -1,0 +1,301 @@
+//! `cargo xtask bench`: our speed and memory beside mlx-lm's, in one run on one machine.
+//!
+//! The two take turns, each in a process of its own, so that a machine that becomes slower becomes
+//! slower for both. What is printed are ratios of medians, with the figures beside them. `--contexts` and `--chunks`
+//! measure something else in the same way: decoding behind texts of several lengths, and a prompt in pieces of several
+//! sizes.
+
+mod chunks;
+mod contexts;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use mlx_models::generate::{GenerateError, GenerateOptions, Overflow, Session, generate};
+use mlx_models::tokenizer::Tokenizer;
+use mlx_models::{CacheOptions, CausalLm};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::python::{self, Environment};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A Python with some mlx-lm; without it, the project's own environment with the pinned one
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    /// Checkpoint folder; without it, the demo's
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Length of the prompt
+    #[arg(long, value_name = "P", default_value_t = 256)]
+    prompt_tokens: usize,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    gen_tokens: usize,
+    /// How often each program takes its turn
+    #[arg(long, value_name = "R", default_value_t = 5)]
+    repeats: usize,
+    /// Decode behind so many tokens, in full and in rotating caches, such as 100,1000,4000,16000
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["prompt_tokens", "chunks"])]
+    contexts: Vec<i32>,
+    /// Tokens that the rotating caches of --contexts keep
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_kv_size: i32,
+    /// Read the prompt in pieces of so many tokens, such as 64,256,1024
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "gen_tokens")]
+    chunks: Vec<usize>,
+    /// Decode behind the prompt cache in this file
+    #[arg(long, hide = true)]
+    cache: Vec<PathBuf>,
+    /// Only load a model and its tokenizer, and say one token
+    #[arg(long, hide = true)]
+    first_token: bool,
+    /// Only measure this program, once, and print the figures as JSON
+    #[arg(long, hide = true)]
+    one: bool,
+}
+
+/// The figures of one turn; `xtask/python/bench_mlx_lm.py` prints the same.
+#[derive(Debug, Serialize, Deserialize)]
+struct Turn {
+    load_s: Spread,
+    prefill_tps: Spread,
+    decode_tps: Spread,
+    peak_memory_bytes: f64,
+    max_rss_bytes: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Spread {
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    let root = crate::root();
+    // The script runs in the workspace's root folder.
+    let model = match &arguments.model {
+        Some(model) => std::path::absolute(model)?,
+        None => root.join("crates/mlx-models-cli/demo/lille-130m"),
+    };
+    if arguments.first_token {
+        first_token(&model).map_err(io::Error::other)?;
+        return Ok(true);
+    }
+    if arguments.one {
+        let figures = if !arguments.cache.is_empty() {
+            serde_json::to_string(&contexts::measure(&model, arguments).map_err(io::Error::other)?)?
+        } else if !arguments.chunks.is_empty() {
+            serde_json::to_string(&chunks::measure(&model, arguments).map_err(io::Error::other)?)?
+        } else {
+            serde_json::to_string(&measure(&model, arguments).map_err(io::Error::other)?)?
+        };
+        writeln!(io::stdout(), "{figures}")?;
+        return Ok(true);
+    }
+    if cfg!(debug_assertions) {
+        crate::complain("note: not an optimized build; use `cargo run --release --package xtask -- bench`");
+    }
+
+    let python = match &arguments.python {
+        Some(python) => python.clone(),
+        None => python::interpreter(Environment::MlxLm)?,
+    };
+    if !arguments.contexts.is_empty() {
+        contexts::run(&model, &python, arguments)?;
+    } else if !arguments.chunks.is_empty() {
+        chunks::run(&model, &python, arguments)?;
+    } else {
+        let sizes = [("--prompt-tokens", arguments.prompt_tokens), ("--gen-tokens", arguments.gen_tokens)];
+        let sizes: Vec<String> =
+            sizes.iter().flat_map(|(name, size)| [(*name).to_owned(), size.to_string()]).collect();
+        let turns = in_turns(&model, &python, arguments.repeats, &sizes)?;
+        let starts = starts(&model, &python, arguments.repeats)?;
+        report(&turns, &starts)?;
+    }
+    Ok(true)
+}
+
+/// What both programs measured, in turns.
+#[derive(Debug)]
+struct Turns<T> {
+    ours: Vec<T>,
+    theirs: Vec<T>,
+}
+
+impl<T> Turns<T> {
+    /// The medians of a figure: ours and theirs.
+    fn medians(&self, figure: impl Fn(&T) -> f64) -> (f64, f64) {
+        let median = |turns: &[T]| Spread::of(turns.iter().map(&figure).collect()).median;
+        (median(&self.ours), median(&self.theirs))
+    }
+}
+
+/// Has both programs measure, each in a process of its own, so many times. What they print is one `T` each.
+fn in_turns<T: DeserializeOwned>(
+    model: &Path,
+    python: &Path,
+    repeats: usize,
+    options: &[String],
+) -> io::Result<Turns<T>> {
+    let mut turns = Turns { ours: Vec::new(), theirs: Vec::new() };
+    for repeat in 0..repeats {
+        crate::complain(&format!("turn {} of {repeats}", repeat + 1));
+        let mut us = Command::new(std::env::current_exe()?);
+        us.args(["bench", "--one"]);
+        turns.ours.push(turn(us, model, options, "this program")?);
+        let mut them = python::script(python, "bench_mlx_lm.py");
+        them.args(["--repeats", "1"]);
+        turns.theirs.push(turn(them, model, options, &python.display().to_string())?);
+    }
+    Ok(turns)
+}
+
+fn turn<T: DeserializeOwned>(
+    mut command: Command,
+    model: &Path,
+    options: &[String],
+    name: &str,
+) -> io::Result<T> {
+    let output = command
+        .arg("--model")
+        .arg(model)
+        .args(options)
+        .output()
+        .map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr))));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Whatever a model has to say.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Seconds of a whole process that loads a model and its tokenizer, reads a few words and says one token.
+fn starts(model: &Path, python: &Path, repeats: usize) -> io::Result<Turns<f64>> {
+    let seconds = |mut command: Command, name: &str| {
+        command.arg("--model").arg(model).arg("--first-token");
+        let started = Instant::now();
+        let output = command.output()?;
+        let seconds = started.elapsed().as_secs_f64();
+        if output.status.success() {
+            return Ok(seconds);
+        }
+        Err(io::Error::other(format!("{name} failed:\n{}", python::last_lines(&output.stderr))))
+    };
+    let mut starts = Turns { ours: Vec::new(), theirs: Vec::new() };
+    for _ in 0..repeats {
+        let mut us = Command::new(std::env::current_exe()?);
+        us.arg("bench");
+        starts.ours.push(seconds(us, "this program")?);
+        starts.theirs.push(seconds(python::script(python, "bench_mlx_lm.py"), "bench_mlx_lm.py")?);
+    }
+    Ok(starts)
+}
+
+/// What [`starts`] has this program do.
+fn first_token(folder: &Path) -> Result<(), Failure> {
+    let mut model = mlx_models::load(folder)?;
+    let prompt = Tokenizer::from_folder(folder)?.encode("Once upon a time")?;
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+    generate(&mut *model, &mut session, &prompt, options)?.next().transpose()?;
+    Ok(())
+}
+
+/// One turn of ours: load, a short run to warm up, then the one that counts.
+fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Failure> {
+    let started = Instant::now();
+    let mut model = mlx_models::load(folder)?;
+    mlx_rs::transforms::eval_params(model.parameters())?;
+    let load = started.elapsed().as_secs_f64();
+
+    let prompt = prompt(&*model, arguments.prompt_tokens);
+    rates(&mut *model, &prompt, 2)?;
+    let (prefill, decode) = rates(&mut *model, &prompt, arguments.gen_tokens)?;
+    Ok(Turn {
+        load_s: Spread::of(vec![load]),
+        prefill_tps: Spread::of(vec![prefill]),
+        decode_tps: Spread::of(vec![decode]),
+        peak_memory_bytes: mlx_rs::memory::peak_memory()? as f64,
+        max_rss_bytes: peak_rss(),
+    })
+}
+
+/// Any tokens do: the work is the same for all. A linear congruence is random enough.
+fn prompt(model: &dyn CausalLm, tokens: usize) -> Vec<u32> {
+    let vocab_size = model.info().vocab_size as u32;
+    (0..tokens as u32).map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size).collect()
+}
+
+/// Tokens per second of the prompt up to the first token, and of the tokens after that one.
+fn rates(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(f64, f64), GenerateError> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
+    rates_behind(model, &mut session, prompt, options)
+}
+
+/// The same behind what the session has.
+fn rates_behind(
+    model: &mut dyn CausalLm,
+    session: &mut Session,
+    prompt: &[u32],
+    options: GenerateOptions,
+) -> Result<(f64, f64), GenerateError> {
+    // A text may go on behind the end of the context that the model was made for: the work is the same.
+    let options = GenerateOptions { overflow: Overflow::Slide, ..options };
+    let started = Instant::now();
+    let mut stream = generate(model, session, prompt, options)?;
+    stream.next().transpose()?;
+    let first = Instant::now();
+    let mut rest = 0;
+    for token in stream {
+        token?;
+        rest += 1;
+    }
+    let prefill = prompt.len() as f64 / (first - started).as_secs_f64();
+    Ok((prefill, f64::from(rest) / first.elapsed().as_secs_f64()))
+}
+
+/// The most memory that this process had resident, in bytes; unknown (NaN) where there is no `/proc`.
+fn peak_rss() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+    kib.and_then(|kib| kib.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)
+}
+
+/// One number of a turn.
+type Figure = fn(&Turn) -> f64;
+
+fn report(turns: &Turns<Turn>, starts: &Turns<f64>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{:28} {:>12} {:>12} {:>8}", "median of the turns", "mlx-models", "mlx-lm", "ratio")?;
+    let rows: [(&str, Figure); 5] = [
+        ("load, ms", |turn| turn.load_s.median * 1e3),
+        ("prompt, tokens/s", |turn| turn.prefill_tps.median),
+        ("decode, tokens/s", |turn| turn.decode_tps.median),
+        ("peak memory of MLX, MB", |turn| turn.peak_memory_bytes / 1e6),
+        ("peak memory of process, MB", |turn| turn.max_rss_bytes / 1e6),
+    ];
+    let start = ("start to first token, ms", starts.medians(|seconds| seconds * 1e3));
+    for (name, (us, them)) in
+        rows.into_iter().map(|(name, figure)| (name, turns.medians(figure))).chain([start])
+    {
+        writeln!(out, "{name:28} {us:12.1} {them:12.1} {:8.2}", us / them)?;
+    }
+    Ok(())
+}
