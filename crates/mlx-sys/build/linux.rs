@@ -29,12 +29,37 @@ const RECIPE: &[&str] = &[
     include_str!("bindings.rs"),
     include_str!("../native/forced.hpp"),
     include_str!("../native/forced.h"),
+    include_str!("../native/cpu_kernels.cpp"),
+    include_str!("../native/cpu_kernels.h"),
     include_str!("../upstream/Cargo.lock"),
     include_str!("../requirements/mlx-cpu.txt"),
 ];
 
 /// Files that a whole `mlx-c-KEY` has.
 const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "include/mlx/c/mlx.h"];
+
+/// The functions of mlx-c that `native/cpu_kernels.cpp` defines in the place of the originals, which get
+/// the name `stock_` before their own.
+const HANDED: &[&str] = &[
+    "mlx_add",
+    "mlx_addmm",
+    "mlx_argmax_axis",
+    "mlx_dequantize",
+    "mlx_fast_rms_norm",
+    "mlx_fast_rope",
+    "mlx_fast_rope_dynamic",
+    "mlx_fast_scaled_dot_product_attention",
+    "mlx_logsumexp_axis",
+    "mlx_matmul",
+    "mlx_multiply",
+    "mlx_quantized_matmul",
+    "mlx_softmax_axis",
+];
+
+/// Whether operations are handed to kernels of ours.
+fn with_kernels() -> bool {
+    std::env::var_os("CARGO_FEATURE_WITHOUT_CPU_KERNELS").is_none()
+}
 
 #[derive(Clone, Copy)]
 pub struct Platform {
@@ -204,6 +229,7 @@ fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> String {
     let mut hash = Fnv::new();
     hash.update(home.to_string_lossy().as_bytes());
     hash.update(platform.arch.as_bytes());
+    hash.update(&[u8::from(with_kernels())]);
     for text in RECIPE {
         hash.update(text.as_bytes());
     }
@@ -274,14 +300,26 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
     files.sort();
 
     let mut build = cc();
-    build.files(&files).include(mlx_c).flag("-isystem").flag(&mlx.include);
+    build.include(mlx_c).flag("-isystem").flag(&mlx.include);
     build.flag("-include").flag(native.join("forced.hpp"));
-    let objects = build.try_compile_intermediates().map_err(|e| {
-        Failure::new(
-            format!("mlx-c does not compile: {e}"),
-            "use GCC 12 or Clang 15 or newer (name it in CXX); the compiler's own message is above",
-        )
-    })?;
+    let ours = with_kernels().then(|| {
+        let mut ours = build.clone();
+        ours.file(native.join("cpu_kernels.cpp"));
+        for name in HANDED {
+            build.define(name, format!("stock_{name}").as_str());
+        }
+        ours
+    });
+    build.files(&files);
+    let mut objects = Vec::new();
+    for build in std::iter::once(build).chain(ours) {
+        objects.extend(build.try_compile_intermediates().map_err(|e| {
+            Failure::new(
+                format!("mlx-c does not compile: {e}"),
+                "use GCC 12 or Clang 15 or newer (name it in CXX); the compiler's own message is above",
+            )
+        })?);
+    }
 
     let mut link = compiler.to_command();
     link.arg("-shared")

@@ -16,6 +16,21 @@
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 
+#[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
+pub mod cpu_kernels;
+
+/// Without kernels: stock MLX runs.
+#[cfg(not(all(target_os = "linux", not(feature = "without-cpu-kernels"))))]
+pub mod cpu_kernels {
+    /// False: there are none.
+    pub fn is_enabled() -> bool {
+        false
+    }
+
+    /// Does nothing: there are none.
+    pub fn set_enabled(_: bool) {}
+}
+
 #[cfg(target_os = "linux")]
 impl Default for float16_t {
     fn default() -> Self {

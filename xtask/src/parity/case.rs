@@ -10,6 +10,7 @@ use mlx_models::generate::GenerateError;
 use mlx_rope::{LongRopeMode, RopeError, RopeScaling};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
+use mlx_sys::cpu_kernels;
 use mlx_testing::Tolerance;
 use serde::Deserialize;
 
@@ -260,10 +261,19 @@ impl Case {
         self.reference.get(name)
     }
 
+    /// Whether it asks for the bits of stock MLX.
+    pub(super) const fn is_exact(&self) -> bool {
+        matches!(self.compare, Compare::Exact)
+    }
+
+    fn is_exact_here(&self) -> bool {
+        self.is_exact() && self.device == this_device() && !cpu_kernels::is_enabled()
+    }
+
     /// How equal a tensor of this reference dtype must be here.
     pub(super) fn tolerance(&self, dtype: mlx_rs::Dtype) -> Tolerance {
         match self.compare {
-            Compare::Exact if self.device == this_device() => Tolerance::Exact,
+            Compare::Exact if self.is_exact_here() => Tolerance::Exact,
             Compare::Exact => Tolerance::of(dtype),
             Compare::Close { rtol, atol } => Tolerance::Close { rtol, atol },
         }
@@ -272,7 +282,8 @@ impl Case {
     /// The same in words, for the report.
     pub(super) fn comparison(&self) -> String {
         match self.compare {
-            Compare::Exact if self.device == this_device() => "exact".to_owned(),
+            Compare::Exact if self.is_exact_here() => "exact".to_owned(),
+            Compare::Exact if self.device == this_device() => "close (with kernels)".to_owned(),
             Compare::Exact => format!("close (exact on {})", self.device),
             Compare::Close { rtol, atol } => format!("close rtol {rtol:e} atol {atol:e}"),
         }

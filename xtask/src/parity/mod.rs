@@ -15,7 +15,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use mlx_sys::cpu_kernels;
 use serde::Serialize;
 
 use case::{Case, CaseError, Kind};
@@ -33,6 +35,10 @@ pub(crate) struct Arguments {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Compute exact cases too with the kernels that take the place of MLX's code for the CPU, and compare them
+    /// with the tolerance of their dtype
+    #[arg(long, conflicts_with_all = ["document", "model"])]
+    kernels: bool,
     /// Write the results of the project's own cases into docs/parity.md, if all passed
     #[arg(long, conflicts_with_all = ["cases", "filter", "model"])]
     document: bool,
@@ -83,7 +89,7 @@ fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
     let mut rows: Vec<Row> = Vec::new();
     for case in cases {
         let row = match case {
-            Ok(folder) => run_case(&folder, &arguments.filter),
+            Ok(folder) => run_case(&folder, arguments),
             Err((folder, e)) => unreadable(&folder, &arguments.filter, &format!("reading the folder: {e}")),
         };
         let Some(mut row) = row else { continue };
@@ -200,7 +206,11 @@ fn failed(folder: &Path, name: String, [oracle, compare]: [String; 2], detail: S
 }
 
 /// Runs one case; `None` where the filter leaves it out.
-fn run_case(folder: &Path, filter: &str) -> Option<Row> {
+fn run_case(folder: &Path, arguments: &Arguments) -> Option<Row> {
+    // Which code computes is a setting of the whole process.
+    static RUNNING: Mutex<()> = Mutex::new(());
+    let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let filter = &arguments.filter;
     let case = match Case::read(folder) {
         Ok(case) => case,
         Err(e) => return unreadable(folder, filter, &in_full(&e)),
@@ -208,6 +218,7 @@ fn run_case(folder: &Path, filter: &str) -> Option<Row> {
     if !case.name.contains(filter) {
         return None;
     }
+    cpu_kernels::set_enabled(arguments.kernels || !case.is_exact());
     let (oracle, compare) = (case.oracle.clone(), case.comparison());
     // A bug in a kernel must not keep the other cases from running.
     let outcome = catch_unwind(AssertUnwindSafe(|| match &case.kind {

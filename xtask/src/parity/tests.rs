@@ -46,7 +46,7 @@ fn replace(folder: &Path, file: &str, from: &str, to: &str) {
 }
 
 fn run(folder: &Path) -> Row {
-    run_case(folder, "").unwrap()
+    run_case(folder, &Arguments::default()).unwrap()
 }
 
 #[track_caller]
@@ -67,8 +67,11 @@ fn a_right_case_passes() {
 #[test]
 fn the_filter_looks_at_the_name() {
     let folder = case("lille_f32");
-    assert!(run_case(folder.path(), "lille").is_some());
-    assert!(run_case(folder.path(), "gemma").is_none());
+    let named = |filter: &str| {
+        run_case(folder.path(), &Arguments { filter: filter.to_owned(), ..Arguments::default() })
+    };
+    assert!(named("lille").is_some());
+    assert!(named("gemma").is_none());
 }
 
 #[test]

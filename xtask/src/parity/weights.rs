@@ -306,7 +306,7 @@ mod tests {
             let text = fs::read_to_string(case.join(FILE)).unwrap();
             assert!(text.contains(from), "{from}");
             fs::write(copy.path().join(FILE), text.replace(from, to)).unwrap();
-            super::super::run_case(copy.path(), "").unwrap()
+            super::super::run_case(copy.path(), &super::super::Arguments::default()).unwrap()
         };
         let row = run("", "");
         assert!(row.passed && row.worst == Some(0.0), "{}", row.detail);

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Simd;
+use super::packing::E2M1;
 
 /// x86-64 with AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -140,5 +141,113 @@ impl Simd for Avx2 {
             let packed = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
             _mm_storeu_si128(to.cast(), packed);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: __m256) {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes), x);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = from.add(first / 8 * BITS);
+            if BITS == 8 {
+                return self.load_u8(from);
+            }
+            _mm256_cvtepi32_ps(fields::<BITS>(from))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> __m256 {
+        // SAFETY: the caller's promise. The permutation looks at the three low bits only; the fourth
+        // is the sign.
+        unsafe {
+            let codes = fields::<4>(from.add(first / 2));
+            let sizes = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1.as_ptr()), codes);
+            let signs = _mm256_slli_epi32::<31>(_mm256_srli_epi32::<3>(codes));
+            _mm256_or_ps(sizes, _mm256_castsi256_ps(signs))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(from.add(first).cast()));
+            let rest = _mm_slli_epi16::<7>(_mm_and_si128(codes, _mm_set1_epi16(0x7f)));
+            let sign = _mm_and_si128(codes, _mm_set1_epi16(i16::MIN));
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), _mm256_set1_ps(256.0))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m256; 16]) {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let mut t = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..2 {
+                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm256_castps_pd(x));
+                r[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[0], four[2]));
+                r[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[0], four[2]));
+                r[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[1], four[3]));
+                r[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[1], four[3]));
+            }
+            for i in 0..4 {
+                let (low, high) = (r[i], r[i + 4]);
+                r[i] = _mm256_permute2f128_ps::<0x20>(low, high);
+                r[i + 4] = _mm256_permute2f128_ps::<0x31>(low, high);
+            }
+        }
+    }
+}
+
+/// For fields of `BITS` bits: the two bytes that hold each, and where it begins in them.
+struct Fields<const BITS: usize>;
+
+impl<const BITS: usize> Fields<BITS> {
+    const BYTES: [u8; 32] = {
+        // 0x80 is a zero byte.
+        let mut bytes = [0x80; 32];
+        let mut i = 0;
+        while i < 8 {
+            bytes[4 * i] = (i * BITS / 8) as u8;
+            bytes[4 * i + 1] = (i * BITS / 8 + 1) as u8;
+            i += 1;
+        }
+        bytes
+    };
+    const SHIFTS: [i32; 8] = {
+        let mut shifts = [0; 8];
+        let mut i = 0;
+        while i < 8 {
+            shifts[i] = (i * BITS % 8) as i32;
+            i += 1;
+        }
+        shifts
+    };
+}
+
+/// Eight fields of `BITS` bits, below 8.
+#[inline(always)]
+unsafe fn fields<const BITS: usize>(from: *const u8) -> __m256i {
+    // SAFETY: the caller's promise: `BITS` bytes.
+    unsafe {
+        let mut bytes = [0_u8; 8];
+        std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), BITS);
+        let bytes = _mm256_set1_epi64x(i64::from_le_bytes(bytes));
+        let pairs = _mm256_shuffle_epi8(bytes, _mm256_loadu_si256(Fields::<BITS>::BYTES.as_ptr().cast()));
+        let shifts = _mm256_loadu_si256(Fields::<BITS>::SHIFTS.as_ptr().cast());
+        _mm256_and_si256(_mm256_srlv_epi32(pairs, shifts), _mm256_set1_epi32((1 << BITS) - 1))
     }
 }

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Simd;
+use super::packing::E2M1;
 
 /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Debug, Clone, Copy)]
@@ -127,5 +128,122 @@ impl Simd for Avx512 {
     unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(bf16_bits(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: __m512) {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe { _mm512_mask_storeu_ps(to, ((1_u32 << count) - 1) as __mmask16, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = from.add(first / 8 * BITS);
+            if BITS == 8 {
+                return self.load_u8(from);
+            }
+            let mask = _mm512_set1_epi32((1 << BITS) - 1);
+            _mm512_cvtepi32_ps(_mm512_and_si512(fields::<BITS>(from), mask))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise. The permutation looks at the four low bits only.
+        unsafe {
+            let table = _mm512_loadu_ps(E2M1.as_ptr());
+            _mm512_permutexvar_ps(fields::<4>(from.add(first / 2)), table)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(first).cast()));
+            let rest = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+            let sign = _mm256_and_si256(codes, _mm256_set1_epi16(i16::MIN));
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m512; 16]) {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); 16];
+            // Pairs of rows, then fours: afterwards every quarter of 128 bits is transposed.
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm512_castps_pd(x));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[0], four[2]));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[0], four[2]));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[1], four[3]));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[1], four[3]));
+            }
+            // Then the quarters themselves.
+            for i in 0..4 {
+                t[i] = _mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]);
+                t[i + 4] = _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]);
+                t[i + 8] = _mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]);
+                t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]);
+            }
+            for i in 0..4 {
+                r[i] = _mm512_shuffle_f32x4::<0x88>(t[i], t[i + 8]);
+                r[i + 4] = _mm512_shuffle_f32x4::<0x88>(t[i + 4], t[i + 12]);
+                r[i + 8] = _mm512_shuffle_f32x4::<0xdd>(t[i], t[i + 8]);
+                r[i + 12] = _mm512_shuffle_f32x4::<0xdd>(t[i + 4], t[i + 12]);
+            }
+        }
+    }
+}
+
+/// For fields of `BITS` bits: the bytes that hold a pair of them, brought into 8 bytes of their own,
+/// and where each begins in there.
+struct Fields<const BITS: usize>;
+
+impl<const BITS: usize> Fields<BITS> {
+    const BYTES: [u8; 64] = {
+        let mut bytes = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            // Beyond byte 15 there is nothing, and nothing is asked for.
+            let byte = i / 8 * 2 * BITS / 8 + i % 8;
+            bytes[i] = if byte < 16 { byte as u8 } else { 15 };
+            i += 1;
+        }
+        bytes
+    };
+    const SHIFTS: [u8; 64] = {
+        let mut shifts = [0; 64];
+        let mut i = 0;
+        while i < 16 {
+            // All of 16 fields of 4 bits are in any 8 bytes.
+            let begin = if BITS == 4 { 0 } else { i / 2 * 2 * BITS / 8 * 8 };
+            shifts[4 * i] = (i * BITS - begin) as u8;
+            i += 1;
+        }
+        shifts
+    };
+}
+
+/// Sixteen fields of `BITS` bits, each in the low bits of its 32; other bits of the lane are anything.
+#[inline(always)]
+unsafe fn fields<const BITS: usize>(from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise: 2 `BITS` bytes.
+    unsafe {
+        let pairs = if BITS == 4 {
+            _mm512_broadcastq_epi64(_mm_loadl_epi64(from.cast()))
+        } else {
+            let bytes = _mm_maskz_loadu_epi8(((1_u32 << (2 * BITS)) - 1) as __mmask16, from.cast());
+            let windows = _mm512_loadu_si512(Fields::<BITS>::BYTES.as_ptr().cast());
+            _mm512_permutexvar_epi8(windows, _mm512_castsi128_si512(bytes))
+        };
+        _mm512_multishift_epi64_epi8(_mm512_loadu_si512(Fields::<BITS>::SHIFTS.as_ptr().cast()), pairs)
     }
 }

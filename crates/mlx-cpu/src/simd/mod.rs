@@ -7,6 +7,7 @@ mod avx512;
 mod math;
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 mod neon;
+pub(crate) mod packing;
 mod portable;
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -18,6 +19,18 @@ pub use neon::Neon;
 pub use portable::Portable;
 
 use crate::Element;
+
+/// Asks for the cache line at `at`, which may be any address: a hint.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: nothing is read that a program could see; SSE is part of the architecture.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
 
 /// The vector instructions of one instruction set. A value of such a type is proof that the
 /// processor has them.
@@ -74,6 +87,70 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_f16(self, to: *mut half::f16, x: Self::F);
     /// Writes `LANES` bfloat16.
     unsafe fn store_bf16(self, to: *mut half::bf16, x: Self::F);
+    /// Writes the first `count` of the numbers; `count` is at most `LANES`.
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: Self::F) {
+        let mut all = [0.0; 16];
+        // SAFETY: no instruction set has more than 16 lanes; `count` is the caller's promise.
+        unsafe {
+            self.store_f32(all.as_mut_ptr(), x);
+            std::ptr::copy_nonoverlapping(all.as_ptr(), to, count);
+        }
+    }
+    /// `LANES` codes of `BITS` bits as numbers 0 to 2^`BITS` - 1. Codes lie one after the other from
+    /// the low bits of the first byte on; the first to read is number `first`, a multiple of `LANES`.
+    /// Reads only the bytes that they lie in. `BITS` is 2, 3, 4, 5, 6 or 8.
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes that the code lies in are the caller's promise.
+            *to = f32::from(unsafe { packing::code::<BITS>(from, first + i) });
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// As [`unpack`](Self::unpack) for 4 bits of the format E2M1 (OCP Microscaling Formats 1.0).
+    #[inline(always)]
+    unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes that the code lies in are the caller's promise.
+            *to = packing::E2M1[usize::from(unsafe { packing::code::<4>(from, first + i) })];
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// As [`unpack`](Self::unpack) for 8 bits of the format E4M3. What the specification calls NaN is
+    /// 480 here, as in MLX.
+    #[inline(always)]
+    unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        for (i, to) in all[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the bytes are the caller's promise.
+            *to = packing::e4m3(unsafe { *from.add(first + i) });
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// Rows and columns of the first `LANES` vectors exchanged.
+    ///
+    /// # Panics
+    ///
+    /// Where there are fewer.
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Self::F; 16]) {
+        let mut all = [[0.0; 16]; 16];
+        for (row, to) in rows[..Self::LANES].iter().zip(&mut all) {
+            // SAFETY: no instruction set has more than 16 lanes.
+            unsafe { self.store_f32(to.as_mut_ptr(), *row) };
+        }
+        for (i, row) in rows[..Self::LANES].iter_mut().enumerate() {
+            let column: [f32; 16] = std::array::from_fn(|j| all[j][i]);
+            // SAFETY: as above.
+            *row = unsafe { self.load_f32(column.as_ptr()) };
+        }
+    }
     /// Rounded to float16.
     fn round_f16(self, x: Self::F) -> Self::F;
     /// Rounded to bfloat16.

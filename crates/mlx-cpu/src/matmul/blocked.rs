@@ -1,0 +1,158 @@
+//! Products of matrices with many rows.
+//!
+//! K. Goto and R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, ACM TOMS 34(3),
+//! 2008: both factors are copied into panels that lie in memory as the kernel reads them, and the
+//! loops around it are cut so that what it reads comes from the caches. Different here: the left
+//! factor (activations) is small beside the right one (weights), which is read once and used up at
+//! once. So the left one is packed as a whole, and each task packs and uses a strip of columns of
+//! the right one, widening halves and decoding quantized weights on the way.
+//!
+//! Every sum runs over the whole depth in one register, in order. How the work is cut does not
+//! change a result.
+
+use super::output::Output;
+use super::pack::{Lines, Panels};
+use super::scratch::{Purpose, with_scratch};
+use super::tile::{Product, Shape, Tile};
+use crate::cpu::Shared;
+use crate::{Cpu, Element, Isa, Kernel, Simd};
+
+/// So many rows of the left factor are worked on at a time: their panels stay in the second- or
+/// third-level cache, and packing the right factor again for the next rows costs little.
+const ROWS: usize = 1024;
+/// A strip of the right factor, and the block of the left one that is used with it, in numbers: half
+/// of a second-level cache of 2 MiB together.
+const STRIP: usize = 128 << 10;
+
+/// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
+pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
+    let (rows, columns, depth) = (a.lines(), b.lines(), a.depth());
+    assert_eq!((rows, columns, depth), (out.rows(), out.columns(), b.depth()), "shapes of a product");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    if depth == 0 {
+        return out.put_zeros();
+    }
+    let shape = Shape::of(cpu.isa());
+    let panels = columns.div_ceil(shape.columns);
+    // As many strips as threads, or a multiple of that, so that all are busy to the end.
+    let at_most = (STRIP / (depth * shape.columns)).max(1);
+    let threads = if rows * columns * depth < 1 << 18 { 1 } else { cpu.threads() };
+    let strips = panels.div_ceil(at_most).next_multiple_of(threads).min(panels);
+    let strip = panels.div_ceil(strips);
+    let strips = panels.div_ceil(strip);
+
+    for first in (0..rows).step_by(ROWS) {
+        let cut = Cut::new(ROWS.min(rows - first), shape.rows);
+        with_scratch(Purpose::Left, cut.rows * depth, |left| {
+            let to = Shared(left.as_mut_ptr());
+            let pack = |index: usize| {
+                let (row, count) = cut.panel(index);
+                // SAFETY: panels do not overlap, and each is packed by one task.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * depth), count * depth) };
+                with_scratch(Purpose::Right, a.scratch(shape.columns / 2), |scratch| {
+                    let lines = Lines { first: first + row, count, width: count };
+                    a.pack(cpu.isa(), lines, to, scratch);
+                });
+            };
+            if threads == 1 || cut.rows * depth < 1 << 14 {
+                (0..cut.count).for_each(pack);
+            } else {
+                cpu.parallel(cut.count, pack);
+            }
+            let left = &*left;
+            let work = |index: usize| {
+                let panels = index * strip..panels.min((index + 1) * strip);
+                let length = panels.len() * depth * shape.columns;
+                with_scratch(Purpose::Right, length + b.scratch(shape.columns / 2), |right| {
+                    let (right, scratch) = right.split_at_mut(length);
+                    cpu.run(Strip { isa: cpu.isa(), left, cut, first, b, panels, right, scratch, out });
+                });
+            };
+            if threads == 1 { (0..strips).for_each(work) } else { cpu.parallel(strips, work) }
+        });
+    }
+}
+
+/// Rows cut into panels of almost the same height.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    rows: usize,
+    count: usize,
+}
+
+impl Cut {
+    /// Equal heights and not full ones and a rest: a low tile has too few sums to keep the
+    /// multipliers busy.
+    const fn new(rows: usize, most: usize) -> Self {
+        Self { rows, count: rows.div_ceil(most) }
+    }
+
+    /// The first row of a panel and its height.
+    const fn panel(self, index: usize) -> (usize, usize) {
+        let (height, higher) = (self.rows / self.count, self.rows % self.count);
+        if index < higher { (index * (height + 1), height + 1) } else { (index * height + higher, height) }
+    }
+}
+
+/// The product of all rows and some panels of columns.
+struct Strip<'a, T> {
+    isa: Isa,
+    left: &'a [f32],
+    cut: Cut,
+    /// The row of the output that the first of `left` is for.
+    first: usize,
+    b: &'a dyn Panels,
+    panels: std::ops::Range<usize>,
+    right: &'a mut [f32],
+    scratch: &'a mut [f32],
+    out: &'a Output<'a, T>,
+}
+
+impl<T: Element> Kernel for Strip<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (depth, width, columns) = (self.b.depth(), 2 * S::LANES, self.b.lines());
+        for (panel, to) in self.panels.clone().zip(self.right.chunks_exact_mut(depth * width)) {
+            let first = panel * width;
+            let lines = Lines { first, count: width.min(columns - first), width };
+            self.b.pack(self.isa, lines, to, self.scratch);
+        }
+        let mut product = Product([0.0; 14 * 32]);
+        // Blocks of rows that stay in the second-level cache while all panels of columns pass.
+        let height = self.cut.rows.div_ceil(self.cut.count);
+        let block = (STRIP / (depth * height)).max(1);
+        for from in (0..self.cut.count).step_by(block) {
+            for (panel, right) in self.panels.clone().zip(self.right.chunks_exact(depth * width)) {
+                for index in from..self.cut.count.min(from + block) {
+                    let (row, count) = self.cut.panel(index);
+                    let left = &self.left[row * depth..][..count * depth];
+                    let to = &mut product;
+                    self.isa.run(Tile { left, right, depth, rows: count, to });
+                    self.put(s, &product, self.first + row, count, panel * width);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Element> Strip<'_, T> {
+    /// Writes the product of two panels to the output, from (`i`, `j`) on.
+    #[inline(always)]
+    fn put<S: Simd>(&self, s: S, product: &Product, i: usize, rows: usize, j: usize) {
+        let count = self.b.lines() - j;
+        for (row, from) in product.0.chunks_exact(2 * S::LANES).take(rows).enumerate() {
+            // SAFETY: these rows and columns belong to this task alone.
+            unsafe {
+                self.out.put(s, i + row, j, count.min(S::LANES), s.load(from));
+                if count > S::LANES {
+                    let rest = s.load(&from[S::LANES..]);
+                    self.out.put(s, i + row, j + S::LANES, (count - S::LANES).min(S::LANES), rest);
+                }
+            }
+        }
+    }
+}

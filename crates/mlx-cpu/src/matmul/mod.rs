@@ -1,0 +1,84 @@
+//! Products of matrices.
+//!
+//! All sums are float32 in one order that depends on the shapes and the instruction set alone, and
+//! each is rounded once, to the format of the output. With K the number of products that are summed
+//! and e = 2^-24 the error of an element is at most `(K + 2) e sum |a_k b_k|`, beside that last
+//! rounding and what underflows.
+
+mod blocked;
+mod output;
+mod pack;
+mod scratch;
+mod tile;
+mod vector;
+
+pub(crate) use blocked::blocked;
+pub(crate) use output::Output;
+pub(crate) use pack::{Lines, Panels, copy, pack_transposing};
+pub(crate) use scratch::{Purpose, with_scratch};
+pub(crate) use vector::{MOST, piece, with_rows};
+
+use crate::{Cpu, Element, Matrix, MatrixMut};
+
+/// `out = a b`.
+///
+/// # Shapes
+///
+/// `a` [M, K], `b` [K, N], `out` [M, N]; any strides. The fastest is a `b` that is the transpose of
+/// a matrix whose rows are contiguous: weights [N, K]. K = 0 gives zeros.
+///
+/// # Panics
+///
+/// Where the shapes do not fit.
+pub fn matmul<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, mut out: MatrixMut<'_, T>) {
+    product(cpu, a, b, &Output::new(&mut out));
+}
+
+/// `out = alpha a b + beta c`, computed in float32 and rounded once.
+///
+/// Where `beta` is 0, `c` is not read, as in BLAS. MLX's own CPU device does the same for float32
+/// (its BLAS) and for halves (float32 sums, `c` in the format of the output); what differs is the
+/// order of the sums.
+///
+/// # Shapes
+///
+/// `a` [M, K], `b` [K, N], `c` and `out` [M, N]; any strides, 0 too, so that a row can be added to
+/// all.
+///
+/// # Panics
+///
+/// Where the shapes do not fit.
+pub fn addmm<T: Element>(
+    cpu: &Cpu,
+    alpha: f32,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    beta: f32,
+    c: Matrix<'_, T>,
+    mut out: MatrixMut<'_, T>,
+) {
+    product(cpu, a, b, &Output::with_sum(&mut out, alpha, beta, c));
+}
+
+fn product<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: &Output<'_, T>) {
+    assert_eq!(
+        (a.rows(), b.columns(), a.columns()),
+        (out.rows(), out.columns(), b.rows()),
+        "rows, columns and depth of a product"
+    );
+    if a.rows() == 0 || b.columns() == 0 {
+        return;
+    }
+    if a.columns() == 0 {
+        return out.put_zeros();
+    }
+    let w = b.transposed();
+    if a.rows() <= MOST && (w.column_stride() == 1 || w.columns() == 1) {
+        vector::rows_by_rows(cpu, a, w, out);
+    } else {
+        blocked(cpu, &a, &w, out);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

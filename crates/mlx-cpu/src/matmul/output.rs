@@ -1,0 +1,114 @@
+//! Where products go.
+
+use crate::cpu::Shared;
+use crate::{Element, Matrix, MatrixMut, Simd};
+
+/// A matrix that several threads write, and what is added before a number is rounded.
+pub(crate) struct Output<'a, T> {
+    to: Shared<T>,
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    sum: Option<Sum<'a, T>>,
+}
+
+/// `alpha x + beta c` in place of a product `x`.
+struct Sum<'a, T> {
+    alpha: f32,
+    beta: f32,
+    c: Matrix<'a, T>,
+}
+
+impl<'a, T: Element> Output<'a, T> {
+    /// Products go into `out` as they are.
+    pub(crate) fn new(out: &'a mut MatrixMut<'_, T>) -> Self {
+        Self {
+            rows: out.rows(),
+            columns: out.columns(),
+            row_stride: out.row_stride(),
+            to: Shared(out.as_mut_ptr()),
+            sum: None,
+        }
+    }
+
+    /// `alpha x + beta c` goes into `out` for a product `x`. Where `beta` is 0, `c` is not read.
+    pub(crate) fn with_sum(out: &'a mut MatrixMut<'_, T>, alpha: f32, beta: f32, c: Matrix<'a, T>) -> Self {
+        assert_eq!((c.rows(), c.columns()), (out.rows(), out.columns()), "the shapes of c and of the output");
+        Self { sum: Some(Sum { alpha, beta, c }), ..Self::new(out) }
+    }
+
+    /// The number of rows.
+    pub(crate) const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of columns.
+    pub(crate) const fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Writes `x` to (`i`, `j`) and the `count - 1` places to its right.
+    ///
+    /// # Safety
+    ///
+    /// The places are within the matrix, `count` is at most `S::LANES`, no other thread writes them.
+    #[inline(always)]
+    pub(crate) unsafe fn put<S: Simd>(&self, s: S, i: usize, j: usize, count: usize, x: S::F) {
+        debug_assert!(i < self.rows && j + count <= self.columns && count <= S::LANES);
+        let x = match &self.sum {
+            None => x,
+            Some(sum) => {
+                let scaled = s.mul(s.splat(sum.alpha), x);
+                if sum.beta == 0.0 {
+                    scaled
+                } else {
+                    let mut c = [0.0; 16];
+                    for (l, c) in c[..count].iter_mut().enumerate() {
+                        *c = sum.c.data()[i * sum.c.row_stride() + (j + l) * sum.c.column_stride()].widen();
+                    }
+                    // SAFETY: no instruction set has more than 16 lanes.
+                    s.mul_add(s.splat(sum.beta), unsafe { s.load_f32(c.as_ptr()) }, scaled)
+                }
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = self.to.get().add(i * self.row_stride + j);
+            if count == S::LANES {
+                T::store(s, to, x);
+            } else {
+                s.store_some(std::slice::from_raw_parts_mut(to, count), x);
+            }
+        }
+    }
+
+    /// Writes `x` to (`i`, `j`).
+    ///
+    /// # Safety
+    ///
+    /// The place is within the matrix, and no other thread writes it.
+    #[inline(always)]
+    pub(crate) unsafe fn put_one(&self, i: usize, j: usize, x: f32) {
+        debug_assert!(i < self.rows && j < self.columns);
+        let x = match &self.sum {
+            None => x,
+            Some(sum) if sum.beta == 0.0 => sum.alpha * x,
+            Some(sum) => {
+                let c = sum.c.data()[i * sum.c.row_stride() + j * sum.c.column_stride()].widen();
+                sum.beta.mul_add(c, sum.alpha * x)
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.to.get().add(i * self.row_stride + j).write(T::narrow(x)) }
+    }
+
+    /// Writes a product of sums over nothing.
+    pub(crate) fn put_zeros(&self) {
+        for i in 0..self.rows {
+            for j in 0..self.columns {
+                // SAFETY: within the matrix, which nobody else writes at this time.
+                unsafe { self.put_one(i, j, 0.0) };
+            }
+        }
+    }
+}

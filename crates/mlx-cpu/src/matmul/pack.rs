@@ -1,0 +1,139 @@
+//! Panels: a few lines of a matrix side by side, as the tile kernel reads them.
+
+use crate::{Element, Isa, Kernel, Matrix, Simd};
+
+/// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
+/// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
+pub(crate) trait Panels: Sync {
+    /// The number of lines.
+    fn lines(&self) -> usize;
+
+    /// The length of a line.
+    fn depth(&self) -> usize;
+
+    /// How many numbers of scratch memory [`pack`](Self::pack) wants.
+    fn scratch(&self, _lanes: usize) -> usize {
+        0
+    }
+
+    /// Writes element `p` of line `first + i` to `to[p * width + i]` for all `p` and `i < count`, and
+    /// zeros for `i` in `count..width`.
+    fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]);
+}
+
+/// Which lines to pack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lines {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    pub(crate) width: usize,
+}
+
+/// Rows are the lines.
+impl<T: Element> Panels for Matrix<'_, T> {
+    fn lines(&self) -> usize {
+        self.rows()
+    }
+
+    fn depth(&self) -> usize {
+        self.columns()
+    }
+
+    fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], _scratch: &mut [f32]) {
+        isa.run(Pack { from: self, lines, to });
+    }
+}
+
+struct Pack<'a, T> {
+    from: &'a Matrix<'a, T>,
+    lines: Lines,
+    to: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Pack<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { from, lines: Lines { first, count, width }, to } = self;
+        let (data, depth) = (from.data(), from.columns());
+        if from.column_stride() == 1 || depth == 1 {
+            let line = |i: usize| &data[(first + i) * from.row_stride()..][..depth];
+            pack_transposing(s, line, count, depth, width, to);
+        } else if from.row_stride() == 1 {
+            for (p, to) in to.chunks_exact_mut(width).enumerate() {
+                copy(s, &data[p * from.column_stride() + first..][..count], to);
+                to[count..].fill(0.0);
+            }
+        } else {
+            for (p, to) in to.chunks_exact_mut(width).enumerate() {
+                for (i, to) in to[..count].iter_mut().enumerate() {
+                    *to = data[(first + i) * from.row_stride() + p * from.column_stride()].widen();
+                }
+                to[count..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// Widens `from` into the beginning of `to`.
+#[inline(always)]
+pub(crate) fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+    for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
+        if from.len() == S::LANES && to.len() == S::LANES {
+            s.store(to, s.load(from));
+        } else {
+            for (from, to) in from.iter().zip(to) {
+                *to = from.widen();
+            }
+        }
+    }
+}
+
+/// [`Panels::pack`] for lines whose elements follow each other: blocks of as many elements of as many
+/// lines as a vector has lanes are exchanged in registers.
+#[inline(always)]
+pub(crate) fn pack_transposing<'a, S: Simd, T: Element>(
+    s: S,
+    line: impl Fn(usize) -> &'a [T],
+    count: usize,
+    depth: usize,
+    width: usize,
+    to: &mut [f32],
+) {
+    assert!(count <= width && to.len() == depth * width);
+    for block in (0..width).step_by(S::LANES) {
+        let lanes = S::LANES.min(width - block);
+        let mut lines: [&[T]; 16] = [&[]; 16];
+        let held = S::LANES.min(count.saturating_sub(block));
+        for (i, to) in lines[..held].iter_mut().enumerate() {
+            *to = &line(block + i)[..depth];
+        }
+        for p in (0..depth).step_by(S::LANES) {
+            let some = S::LANES.min(depth - p);
+            let mut rows = [s.zero(); 16];
+            if some == S::LANES {
+                for (row, line) in rows[..S::LANES].iter_mut().zip(&lines[..held]) {
+                    // SAFETY: `LANES` elements of the line are there from `p` on.
+                    *row = unsafe { T::load(s, line.as_ptr().add(p)) };
+                }
+            } else {
+                for (row, line) in rows[..S::LANES].iter_mut().zip(&lines[..held]) {
+                    *row = s.load_some(&line[p..], 0.0);
+                }
+            }
+            s.transpose(&mut rows);
+            if lanes == S::LANES {
+                for (j, row) in rows[..S::LANES].iter().enumerate().take(some) {
+                    // SAFETY: `p + j < depth` and `block + LANES <= width`.
+                    unsafe { s.store_f32(to.as_mut_ptr().add((p + j) * width + block), *row) };
+                }
+            } else {
+                for (j, row) in rows[..S::LANES].iter().enumerate().take(some) {
+                    // SAFETY: `p + j < depth` and `block + lanes <= width`.
+                    unsafe { s.store_first(to.as_mut_ptr().add((p + j) * width + block), lanes, *row) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::*;
+use crate::Isa;
+
+/// Numbers from a seed, in -1 to 1.
+pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Half a unit in the last place of the format, relative.
+pub(crate) fn rounding<T: Element>() -> f64 {
+    match size_of::<T>() {
+        4 => 2_f64.powi(-24),
+        _ if T::narrow(1.0 + 2_f32.powi(-10)).widen() > 1.0 => 2_f64.powi(-11),
+        _ => 2_f64.powi(-8),
+    }
+}
+
+pub(crate) fn is_close<T: Element>(value: T, exact: f64, sum_of_sizes: f64, depth: usize) -> bool {
+    let value = f64::from(value.widen());
+    let bound = (depth as f64 + 2.0) * 2_f64.powi(-24) * sum_of_sizes;
+    let bound = bound + (exact.abs() + bound) * rounding::<T>() + 1e-7 * f64::from(T::narrow(1e-3).widen());
+    (value - exact).abs() <= bound
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    Rows,
+    Columns,
+    Apart,
+}
+
+fn strides(layout: Layout, rows: usize, columns: usize, gap: usize) -> (usize, usize) {
+    match layout {
+        Layout::Rows => (columns + gap, 1),
+        Layout::Columns => (1, rows + gap),
+        Layout::Apart => (2 * columns + gap, 2),
+    }
+}
+
+fn layouts() -> impl Strategy<Value = Layout> {
+    prop_oneof![Just(Layout::Rows), Just(Layout::Columns), Just(Layout::Apart)]
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    rows: usize,
+    depth: usize,
+    columns: usize,
+    a: (Layout, usize),
+    b: (Layout, usize),
+    gap: usize,
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let small = || prop_oneof![4 => 1_usize..40, 1 => 40_usize..150, 1 => Just(0_usize)];
+    (small(), small(), small(), (layouts(), 0_usize..3), (layouts(), 0_usize..3), 0_usize..3, any::<u64>())
+        .prop_map(|(rows, depth, columns, a, b, gap, seed)| Case { rows, depth, columns, a, b, gap, seed })
+}
+
+fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
+    let Case { rows, depth, columns, .. } = *case;
+    let size = |(row, column): (usize, usize), rows: usize, columns: usize| {
+        rows.saturating_sub(1) * row + columns.saturating_sub(1) * column + 1
+    };
+    let narrow = |numbers: Vec<f32>| numbers.into_iter().map(T::narrow).collect::<Vec<T>>();
+    let (at, bt) = (strides(case.a.0, rows, depth, case.a.1), strides(case.b.0, depth, columns, case.b.1));
+    // The gap shifts the beginning too: vectors are not aligned.
+    let a = narrow(numbers(case.seed, case.gap + size(at, rows, depth)));
+    let b = narrow(numbers(case.seed ^ 0xabcd, case.gap + size(bt, depth, columns)));
+    let a = Matrix::new(&a[case.gap..], rows, depth, at.0, at.1);
+    let b = Matrix::new(&b[case.gap..], depth, columns, bt.0, bt.1);
+    let c = narrow(numbers(case.seed ^ 0x1234, columns.max(1)));
+    let stride = columns + case.gap;
+    let mark = T::narrow(77.0);
+    let (mut plain, mut sum) = (vec![mark; rows * stride], vec![mark; rows * stride]);
+    matmul(cpu, a, b, MatrixMut::new(&mut plain, rows, columns, stride));
+    let row = Matrix::new(&c, rows, columns, 0, 1);
+    addmm(cpu, 0.5, a, b, -2.0, row, MatrixMut::new(&mut sum, rows, columns, stride));
+    for i in 0..rows {
+        for j in 0..stride {
+            if j >= columns {
+                prop_assert_eq!(plain[i * stride + j].widen(), 77.0, "written outside of the output");
+                continue;
+            }
+            let (mut exact, mut sizes) = (0.0, 0.0);
+            for k in 0..depth {
+                let x = f64::from(a.data()[i * at.0 + k * at.1].widen())
+                    * f64::from(b.data()[k * bt.0 + j * bt.1].widen());
+                exact += x;
+                sizes += x.abs();
+            }
+            prop_assert!(
+                is_close(plain[i * stride + j], exact, sizes, depth),
+                "({}, {}): {:?} for {}",
+                i,
+                j,
+                plain[i * stride + j],
+                exact
+            );
+            let c = -2.0 * f64::from(c[j].widen());
+            let (exact, sizes) = (0.5 * exact + c, 0.5 * sizes + c.abs());
+            prop_assert!(
+                is_close(sum[i * stride + j], exact, sizes, depth + 2),
+                "({}, {}): sum {:?} for {}",
+                i,
+                j,
+                sum[i * stride + j],
+                exact
+            );
+        }
+    }
+    Ok(plain.iter().chain(&sum).map(|x| x.widen()).collect())
+}
+
+pub(crate) fn on_all_processors(
+    test: impl Fn(&Cpu) -> Result<Vec<f32>, TestCaseError>,
+) -> Result<(), TestCaseError> {
+    for isa in Isa::available() {
+        let one = test(&Cpu::new(isa, 1))?;
+        for threads in [2, 3] {
+            let several = test(&Cpu::new(isa, threads))?;
+            prop_assert!(
+                one.iter().zip(&several).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{} with {} threads differs",
+                isa.name(),
+                threads
+            );
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn products_are_those_of_float64(case in cases()) {
+        on_all_processors(|cpu| run::<f32>(&case, cpu))?;
+        on_all_processors(|cpu| run::<f16>(&case, cpu))?;
+        on_all_processors(|cpu| run::<bf16>(&case, cpu))?;
+    }
+
+    #[test]
+    fn a_few_rows(mut case in cases(), rows in 1_usize..=6, columns in 1_usize..600) {
+        case.rows = rows;
+        case.columns = columns;
+        case.b.0 = Layout::Columns;
+        on_all_processors(|cpu| run::<f32>(&case, cpu))?;
+        on_all_processors(|cpu| run::<bf16>(&case, cpu))?;
+    }
+}

@@ -1,0 +1,169 @@
+//! Products of a few rows with the rows of a matrix: what a model does for each new token.
+//!
+//! Every weight is used once or a few times, so what counts is to read memory without a pause. The
+//! rows of weights are cut into pieces of a size that depends on the shape alone.
+
+use super::output::Output;
+use super::pack::copy;
+use super::scratch::{Purpose, with_scratch};
+use crate::simd::prefetch;
+use crate::{Cpu, Element, Kernel, Matrix, Simd};
+
+/// So many rows at most; with more, panels pay.
+pub(crate) const MOST: usize = 4;
+/// Bytes of weights that one task reads.
+const PIECE: usize = 128 << 10;
+
+/// How many rows of weights of `bytes` each one task takes. Small matrices are one task: to share
+/// them costs more than it brings.
+pub(crate) fn piece(cpu: &Cpu, rows: usize, bytes: usize) -> usize {
+    if rows * bytes <= 2 * PIECE {
+        return rows.max(1);
+    }
+    let _ = cpu;
+    (PIECE / bytes.max(1)).next_multiple_of(8).clamp(8, rows)
+}
+
+/// Widens the rows of `x` for a kernel that reads them again and again: `padded` numbers for each,
+/// zeros at their ends.
+pub(crate) fn with_rows<T: Element, R>(
+    cpu: &Cpu,
+    x: Matrix<'_, T>,
+    padded: usize,
+    task: impl FnOnce(&mut [f32]) -> R,
+) -> R {
+    with_scratch(Purpose::Left, x.rows() * padded, |to| {
+        cpu.run(Widen { x, padded, to });
+        task(to)
+    })
+}
+
+struct Widen<'a, T> {
+    x: Matrix<'a, T>,
+    padded: usize,
+    to: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.x.columns();
+        if columns == 0 {
+            return self.to.fill(0.0);
+        }
+        for (i, to) in self.to.chunks_exact_mut(self.padded).enumerate() {
+            if self.x.column_stride() == 1 {
+                copy(s, self.x.row(i), to);
+            } else {
+                let from =
+                    self.x.data()[i * self.x.row_stride()..].iter().step_by(self.x.column_stride().max(1));
+                if self.x.column_stride() == 0 {
+                    to[..columns].fill(self.x.data()[i * self.x.row_stride()].widen());
+                } else {
+                    for (from, to) in from.zip(&mut to[..columns]) {
+                        *to = from.widen();
+                    }
+                }
+            }
+            to[columns..].fill(0.0);
+        }
+    }
+}
+
+/// `out = x w^T` for at most [`MOST`] rows of `x` and rows of `w` whose elements follow each other.
+pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_, T>, out: &Output<'_, T>) {
+    let padded = x.columns().next_multiple_of(16);
+    with_rows(cpu, x, padded, |x| {
+        let x = &*x;
+        let size = piece(cpu, w.rows(), w.columns() * size_of::<T>());
+        let task = |index: usize| {
+            let rows = index * size..w.rows().min((index + 1) * size);
+            cpu.run(Dot { x, padded, w, rows, out });
+        };
+        cpu.parallel(w.rows().div_ceil(size), task);
+    });
+}
+
+struct Dot<'a, T> {
+    x: &'a [f32],
+    padded: usize,
+    w: Matrix<'a, T>,
+    rows: std::ops::Range<usize>,
+    out: &'a Output<'a, T>,
+}
+
+impl<T: Element> Kernel for Dot<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.out.rows() {
+            1 => self.go::<S, 1>(s),
+            2 => self.go::<S, 2>(s),
+            3 => self.go::<S, 3>(s),
+            4 => self.go::<S, 4>(s),
+            rows => unreachable!("{rows} rows"),
+        }
+    }
+}
+
+impl<T: Element> Dot<'_, T> {
+    #[inline(always)]
+    fn go<S: Simd, const X: usize>(&self, s: S) {
+        let mut row = self.rows.start;
+        while row + 4 <= self.rows.end {
+            self.some::<S, X, 4>(s, row);
+            row += 4;
+        }
+        while row < self.rows.end {
+            self.some::<S, X, 1>(s, row);
+            row += 1;
+        }
+    }
+
+    /// `W` rows of weights at once: independent sums, and each vector of `x` is loaded once for all.
+    #[inline(always)]
+    fn some<S: Simd, const X: usize, const W: usize>(&self, s: S, row: usize) {
+        let columns = self.w.columns();
+        let weights: [&[T]; W] = std::array::from_fn(|i| self.w.row(row + i));
+        assert!(self.x.len() >= X * self.padded && self.padded >= columns.next_multiple_of(S::LANES));
+        let mut sums = [[s.zero(); X]; W];
+        let whole = columns / S::LANES * S::LANES;
+        for k in (0..whole).step_by(S::LANES) {
+            // SAFETY: `LANES` elements from `k` on are within each row, and within each of `x`.
+            unsafe {
+                let x: [S::F; X] =
+                    std::array::from_fn(|i| s.load_f32(self.x.as_ptr().add(i * self.padded + k)));
+                for (weights, sums) in weights.iter().zip(&mut sums) {
+                    let at = weights.as_ptr().add(k);
+                    if k * size_of::<T>() % 64 == 0 {
+                        prefetch(at.wrapping_add(W * self.w.row_stride()));
+                    }
+                    let weights = T::load(s, at);
+                    for (x, sum) in x.iter().zip(sums) {
+                        *sum = s.mul_add(*x, weights, *sum);
+                    }
+                }
+            }
+        }
+        if whole < columns {
+            // SAFETY: `x` is padded to a whole vector.
+            let x: [S::F; X] =
+                std::array::from_fn(|i| unsafe { s.load_f32(self.x.as_ptr().add(i * self.padded + whole)) });
+            for (weights, sums) in weights.iter().zip(&mut sums) {
+                let weights = s.load_some(&weights[whole..], 0.0);
+                for (x, sum) in x.iter().zip(sums) {
+                    *sum = s.mul_add(*x, weights, *sum);
+                }
+            }
+        }
+        for (w, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                // SAFETY: these columns belong to this task alone.
+                unsafe { self.out.put_one(i, row + w, s.sum(sum)) };
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What codes stand for, at compile time.
+
+use super::Codes;
+use crate::Simd;
+
+/// A kind of code.
+pub(super) trait Format: Copy + Send + Sync {
+    /// Its size.
+    const BITS: usize;
+
+    /// `LANES` numbers, as codes from number `first` on say.
+    ///
+    /// # Safety
+    ///
+    /// `first` is a multiple of `LANES`, and the codes are within the memory at `from`.
+    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F;
+}
+
+/// Whole numbers from 0 on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whole<const BITS: usize>;
+
+/// Floats of 4 bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct E2m1;
+
+/// Floats of 8 bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct E4m3;
+
+impl<const BITS: usize> Format for Whole<BITS> {
+    const BITS: usize = BITS;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.unpack::<BITS>(from, first) }
+    }
+}
+
+impl Format for E2m1 {
+    const BITS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.unpack_e2m1(from, first) }
+    }
+}
+
+impl Format for E4m3 {
+    const BITS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.unpack_e4m3(from, first) }
+    }
+}
+
+/// What is done for a format that is known at compile time.
+pub(super) trait ForFormat {
+    fn run<F: Format>(self, format: F);
+}
+
+impl Codes {
+    /// Calls `task` with this format.
+    #[inline(always)]
+    pub(super) fn with(self, task: impl ForFormat) {
+        match self {
+            Self::Whole(2) => task.run(Whole::<2>),
+            Self::Whole(3) => task.run(Whole::<3>),
+            Self::Whole(4) => task.run(Whole::<4>),
+            Self::Whole(5) => task.run(Whole::<5>),
+            Self::Whole(6) => task.run(Whole::<6>),
+            Self::Whole(8) => task.run(Whole::<8>),
+            Self::Whole(bits) => unreachable!("{bits} bits"),
+            Self::E2m1 => task.run(E2m1),
+            Self::E4m3 => task.run(E4m3),
+        }
+    }
+}

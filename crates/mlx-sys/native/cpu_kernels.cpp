@@ -1,0 +1,901 @@
+// Operations of MLX on the CPU, handed to kernels in Rust.
+//
+// The functions of mlx-c below are compiled under the name stock_NAME in mlx-c's own files (see
+// build/linux.rs), and defined here under their own: each decides whether a kernel takes the
+// operation, and calls the original otherwise. A kernel becomes a primitive of MLX's lazy graph like
+// any other: it has inputs, an output, a stream, and runs when MLX evaluates it.
+//
+// Where a gradient, a vmap or a compilation is being traced, the original runs, which MLX knows how to
+// transform.
+
+#include "cpu_kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/c/error.h"
+#include "mlx/c/fast.h"
+#include "mlx/c/ops.h"
+#include "mlx/c/private/mlx.h"
+#include "mlx/primitives.h"
+
+namespace mx = mlx::core;
+using kernels::Format;
+using kernels::Run;
+using kernels::Settings;
+using kernels::Table;
+using kernels::Tensor;
+
+extern "C" {
+decltype(mlx_fast_rms_norm) stock_mlx_fast_rms_norm;
+decltype(mlx_fast_rope) stock_mlx_fast_rope;
+decltype(mlx_fast_rope_dynamic) stock_mlx_fast_rope_dynamic;
+decltype(mlx_fast_scaled_dot_product_attention)
+    stock_mlx_fast_scaled_dot_product_attention;
+decltype(mlx_matmul) stock_mlx_matmul;
+decltype(mlx_addmm) stock_mlx_addmm;
+decltype(mlx_quantized_matmul) stock_mlx_quantized_matmul;
+decltype(mlx_dequantize) stock_mlx_dequantize;
+decltype(mlx_softmax_axis) stock_mlx_softmax_axis;
+decltype(mlx_logsumexp_axis) stock_mlx_logsumexp_axis;
+decltype(mlx_argmax_axis) stock_mlx_argmax_axis;
+decltype(mlx_add) stock_mlx_add;
+decltype(mlx_multiply) stock_mlx_multiply;
+}
+
+namespace {
+
+std::atomic<const Table*> table{nullptr};
+
+std::optional<Format> format_of(mx::Dtype dtype) {
+  switch (dtype.val()) {
+    case mx::Dtype::Val::float32:
+      return Format::f32;
+    case mx::Dtype::Val::float16:
+      return Format::f16;
+    case mx::Dtype::Val::bfloat16:
+      return Format::bf16;
+    case mx::Dtype::Val::uint8:
+      return Format::u8;
+    case mx::Dtype::Val::uint32:
+      return Format::u32;
+    case mx::Dtype::Val::int32:
+      return Format::i32;
+    case mx::Dtype::Val::bool_:
+      return Format::boolean;
+    default:
+      return std::nullopt;
+  }
+}
+
+bool is_float(const mx::array& x) {
+  return x.dtype() == mx::float32 || x.dtype() == mx::float16 ||
+      x.dtype() == mx::bfloat16;
+}
+
+// An argument that mlx-c lets be null.
+const mx::array* maybe(mlx_array x) {
+  return static_cast<const mx::array*>(x.ctx);
+}
+
+Tensor tensor_of(const mx::array& x) {
+  Tensor tensor{};
+  tensor.data = const_cast<char*>(x.data<char>());
+  // Checked when the primitive was made.
+  tensor.format = format_of(x.dtype()).value_or(Format::u8);
+  tensor.dims = x.ndim();
+  std::copy(x.shape().begin(), x.shape().end(), tensor.shape);
+  std::copy(x.strides().begin(), x.strides().end(), tensor.strides);
+  return tensor;
+}
+
+// How the output lies in memory.
+enum class Layout {
+  rows, // row by row
+  heads_inside, // [B, H, L, D] as the transpose of [B, L, H, D]
+};
+
+class Kernel : public mx::UnaryPrimitive {
+ public:
+  Kernel(
+      mx::Stream stream,
+      const char* name,
+      Run run,
+      const Settings& settings,
+      Layout layout)
+      : UnaryPrimitive(stream),
+        name_(name),
+        run_(run),
+        settings_(settings),
+        layout_(layout) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
+    auto buffer = mx::allocator::malloc(out.nbytes());
+    if (layout_ == Layout::heads_inside) {
+      int64_t heads = out.shape(1), length = out.shape(2), width = out.shape(3);
+      mx::Strides strides{length * heads * width, width, heads * width, 1};
+      mx::array::Flags flags{};
+      flags.contiguous = true;
+      flags.row_contiguous = heads == 1 || length == 1;
+      flags.col_contiguous = out.size() == 1;
+      out.set_data(buffer, out.size(), strides, flags);
+    } else {
+      out.set_data(buffer);
+    }
+    // At most five inputs; an optional one that is not there is not among them.
+    std::array<Tensor, 6> tensors{};
+    size_t count = 0;
+    for (auto& input : inputs) {
+      tensors[count++] = tensor_of(input);
+    }
+    tensors[count++] = tensor_of(out);
+    for (; count < tensors.size(); count++) {
+      tensors[count].dims = -1;
+    }
+    // MLX keeps the inputs' memory until tasks that were sent before the next operation are done.
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [tensors, run = run_, settings = settings_] {
+          if (const char* error = run(tensors.data(), &settings)) {
+            throw std::runtime_error(error);
+          }
+        });
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
+    throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
+  }
+
+  const char* name() const override {
+    return name_;
+  }
+
+  const Settings& settings() const {
+    return settings_;
+  }
+
+ private:
+  const char* name_;
+  Run run_;
+  Settings settings_;
+  Layout layout_;
+};
+
+// The kernel that `member` names, where operations on these arrays may be handed to kernels.
+Run kernel(
+    Run Table::* member,
+    const mx::Stream& stream,
+    std::initializer_list<const mx::array*> inputs) {
+  const Table* kernels = table.load(std::memory_order_acquire);
+  if (!kernels || stream.device != mx::Device::cpu) {
+    return nullptr;
+  }
+  for (auto input : inputs) {
+    if (input &&
+        (input->is_tracer() || input->ndim() > kernels::MAX_DIMS ||
+         !format_of(input->dtype()))) {
+      return nullptr;
+    }
+  }
+  return kernels->*member;
+}
+
+mx::array make(
+    const char* name,
+    Run run,
+    const mx::Stream& stream,
+    mx::Shape shape,
+    mx::Dtype dtype,
+    std::vector<mx::array> inputs,
+    const Settings& settings = {},
+    Layout layout = Layout::rows) {
+  return mx::array(
+      std::move(shape),
+      dtype,
+      std::make_shared<Kernel>(stream, name, run, settings, layout),
+      std::move(inputs));
+}
+
+// What a function of mlx-c does: what `attempt` makes, or where it makes nothing, the original.
+template <typename Attempt, typename Original>
+int handed(mlx_array* res, Attempt attempt, Original original) {
+  try {
+    if (std::optional<mx::array> y = attempt()) {
+      mlx_array_set_(*res, std::move(*y));
+      return 0;
+    }
+  } catch (std::exception& e) {
+    mlx_error(e.what());
+    return 1;
+  }
+  return original();
+}
+
+// a.shape without its last `a_last` dimensions equals b.shape without its last `b_last`.
+bool same_start(const mx::array& a, int a_last, const mx::array& b, int b_last) {
+  return std::equal(
+      a.shape().begin(),
+      a.shape().end() - a_last,
+      b.shape().begin(),
+      b.shape().end() - b_last);
+}
+
+// The inputs, where nothing has been computed yet and so the graph can still be written anew, of an
+// operation of this name; else null.
+const std::vector<mx::array>* pending(const mx::array& x, const char* name) {
+  bool is = x.has_primitive() && x.status() == mx::array::Status::unscheduled &&
+      !x.is_tracer() && std::strcmp(x.primitive().name(), name) == 0;
+  return is ? &x.inputs() : nullptr;
+}
+
+// Whether x is this number, given as a float32 constant that may have been cast and broadcast.
+bool is_number(mx::array x, float number) {
+  while (true) {
+    if (auto inputs = pending(x, "Broadcast")) {
+      x = mx::array((*inputs)[0]);
+    } else if (auto inputs = pending(x, "AsType")) {
+      x = mx::array((*inputs)[0]);
+    } else {
+      break;
+    }
+  }
+  return x.size() == 1 && x.dtype() == mx::float32 && x.is_available() &&
+      *x.data<float>() == number;
+}
+
+// The two inputs of a sum or a product, of which `number` is one: the other.
+std::optional<mx::array>
+beside(const mx::array& x, const char* name, float number) {
+  if (auto inputs = pending(x, name); inputs && inputs->size() == 2) {
+    for (int i : {0, 1}) {
+      if (is_number((*inputs)[1 - i], number)) {
+        return (*inputs)[i];
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+bool is_sigmoid_of(const mx::array& y, const mx::array& x) {
+  auto inputs = pending(y, "Sigmoid");
+  return inputs && (*inputs)[0].id() == x.id();
+}
+
+// x of (x * 0.5) * (tanh((x + x^3 * 0.044715) * sqrt(2 / pi)) + 1), given the two factors.
+std::optional<mx::array> gelu_argument(
+    const mx::array& half,
+    const mx::array& share) {
+  auto x = beside(half, "Multiply", 0.5f);
+  auto bent = beside(share, "Add", 1.0f);
+  if (!x || !bent) {
+    return std::nullopt;
+  }
+  auto tanh = pending(*bent, "Tanh");
+  if (!tanh) {
+    return std::nullopt;
+  }
+  auto sum = beside((*tanh)[0], "Multiply", 0.7978845608028654f);
+  auto parts = sum ? pending(*sum, "Add") : nullptr;
+  if (!parts || (*parts)[0].id() != x->id()) {
+    return std::nullopt;
+  }
+  auto cube = beside((*parts)[1], "Multiply", 0.044715f);
+  auto power = cube ? pending(*cube, "Power") : nullptr;
+  if (!power || (*power)[0].id() != x->id() || !is_number((*power)[1], 3.0f)) {
+    return std::nullopt;
+  }
+  return x;
+}
+
+constexpr const char* SILU = "SiLU";
+constexpr const char* GELU = "GELU";
+
+// Below this many numbers MLX's own loop is done before a kernel has begun.
+constexpr size_t WORTH_IT = 128;
+
+std::optional<mx::array> sum(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::add, stream, {&a, &b});
+  if (!run || a.shape() != b.shape() || a.dtype() != b.dtype() ||
+      !is_float(a) || a.size() < WORTH_IT) {
+    return std::nullopt;
+  }
+  return make("Add", run, stream, a.shape(), a.dtype(), {a, b});
+}
+
+std::optional<mx::array> product(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::multiply, stream, {&a, &b});
+  if (!run || a.shape() != b.shape() || a.dtype() != b.dtype() ||
+      !is_float(a) || a.size() == 0) {
+    return std::nullopt;
+  }
+  auto made = [&](const char* name, Run run, std::vector<mx::array> inputs) {
+    return make(name, run, stream, a.shape(), a.dtype(), std::move(inputs));
+  };
+  const Table* kernels = table.load(std::memory_order_acquire);
+  if (is_sigmoid_of(b, a)) {
+    return made(SILU, kernels->silu, {a});
+  }
+  if (auto gate = pending(a, SILU)) {
+    return made("SwiGLU", kernels->swiglu, {(*gate)[0], b});
+  }
+  if (auto x = gelu_argument(a, b)) {
+    return made(GELU, kernels->gelu, {*x});
+  }
+  if (auto gate = pending(a, GELU)) {
+    return made("GeGLU", kernels->geglu, {(*gate)[0], b});
+  }
+  if (a.size() < WORTH_IT) {
+    return std::nullopt;
+  }
+  return made("Multiply", run, {a, b});
+}
+
+std::optional<mx::array> rms_norm(
+    const mx::array& x,
+    const mx::array* weight,
+    float eps,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::rms_norm, stream, {&x, weight});
+  if (!run || x.ndim() == 0 || x.size() == 0 || !is_float(x) ||
+      (weight &&
+       (weight->ndim() != 1 || weight->shape(0) != x.shape(-1) ||
+        weight->dtype() != x.dtype()))) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> inputs{x};
+  if (weight) {
+    inputs.push_back(*weight);
+  }
+  Settings settings{.a = eps, .i = weight != nullptr};
+  return make(
+      "RMSNorm", run, stream, x.shape(), x.dtype(), std::move(inputs), settings);
+}
+
+std::optional<mx::array> rope(
+    const mx::array& x,
+    int dims,
+    bool traditional,
+    mlx_optional_float base,
+    float scale,
+    int offset,
+    const mx::array* offsets,
+    const mx::array* freqs,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::rope, stream, {&x, offsets, freqs});
+  if (!run || x.ndim() != 4 || x.size() == 0 || !is_float(x) || dims <= 0 ||
+      dims % 2 != 0 || dims > x.shape(-1) || base.has_value == (freqs != nullptr)) {
+    return std::nullopt;
+  }
+  if (offsets &&
+      (offsets->dtype() != mx::int32 || offsets->ndim() > 1 ||
+       (offsets->size() != 1 && int(offsets->size()) != x.shape(0)))) {
+    return std::nullopt;
+  }
+  if (freqs &&
+      (freqs->dtype() != mx::float32 || freqs->ndim() != 1 ||
+       freqs->shape(0) != dims / 2)) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> inputs{x};
+  for (auto input : {offsets, freqs}) {
+    if (input) {
+      inputs.push_back(*input);
+    }
+  }
+  int given = (offsets ? 1 : 0) | (freqs ? 2 : 0) | (traditional ? 4 : 0);
+  Settings settings{
+      .a = base.value, .b = scale, .i = dims, .j = offset, .k = given};
+  return make(
+      "RoPE", run, stream, x.shape(), x.dtype(), std::move(inputs), settings);
+}
+
+std::optional<mx::array> attention(
+    const mx::array& queries,
+    const mx::array& keys,
+    const mx::array& values,
+    float scale,
+    const std::string& mask_mode,
+    const mx::array* mask,
+    const mx::array* sinks,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::attention, stream, {&queries, &keys, &values, mask, sinks});
+  if (!run || !is_float(queries)) {
+    return std::nullopt;
+  }
+  for (auto x : {&queries, &keys, &values}) {
+    if (x->ndim() != 4 || x->size() == 0 || x->dtype() != queries.dtype() ||
+        x->shape(0) != queries.shape(0)) {
+      return std::nullopt;
+    }
+  }
+  if (keys.shape(1) != values.shape(1) || keys.shape(2) != values.shape(2) ||
+      keys.shape(3) != queries.shape(3) ||
+      queries.shape(1) % keys.shape(1) != 0) {
+    return std::nullopt;
+  }
+  bool causal = mask_mode == "causal";
+  if (causal ? mask != nullptr : (mask_mode != "" && mask_mode != "array") || (mask_mode == "array") != (mask != nullptr)) {
+    return std::nullopt;
+  }
+  mx::Shape scores{
+      queries.shape(0), queries.shape(1), queries.shape(2), keys.shape(2)};
+  if (mask) {
+    if (mask->ndim() > 4 ||
+        (mask->dtype() != mx::bool_ && mask->dtype() != queries.dtype())) {
+      return std::nullopt;
+    }
+    for (int i = 1; i <= int(mask->ndim()); i++) {
+      if (mask->shape(-i) != 1 && mask->shape(-i) != scores[4 - i]) {
+        return std::nullopt;
+      }
+    }
+  }
+  if (sinks &&
+      (sinks->ndim() != 1 || sinks->shape(0) != queries.shape(1) ||
+       sinks->dtype() != queries.dtype())) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> inputs{queries, keys, values};
+  for (auto input : {mask, sinks}) {
+    if (input) {
+      inputs.push_back(*input);
+    }
+  }
+  int given = (mask ? 1 : 0) | (sinks ? 2 : 0) | (causal ? 4 : 0);
+  mx::Shape shape = queries.shape();
+  shape.back() = values.shape(-1);
+  return make(
+      "Attention",
+      run,
+      stream,
+      std::move(shape),
+      queries.dtype(),
+      std::move(inputs),
+      {.a = scale, .k = given},
+      Layout::heads_inside);
+}
+
+// The shape of a b, where a kernel takes it: b a matrix, or as many matrices as a.
+std::optional<mx::Shape> product_shape(const mx::array& a, const mx::array& b) {
+  if (a.ndim() < 2 || b.ndim() < 2 || a.dtype() != b.dtype() || !is_float(a) ||
+      a.size() == 0 || b.size() == 0 || a.shape(-1) != b.shape(-2) ||
+      (b.ndim() != 2 && !same_start(a, 2, b, 2))) {
+    return std::nullopt;
+  }
+  mx::Shape shape = a.shape();
+  shape.back() = b.shape(-1);
+  return shape;
+}
+
+std::optional<mx::array>
+matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
+  auto run = kernel(&Table::matmul, stream, {&a, &b});
+  auto shape = run ? product_shape(a, b) : std::nullopt;
+  if (!shape) {
+    return std::nullopt;
+  }
+  return make("Matmul", run, stream, std::move(*shape), a.dtype(), {a, b});
+}
+
+std::optional<mx::array> addmm(
+    const mx::array& c,
+    const mx::array& a,
+    const mx::array& b,
+    float alpha,
+    float beta,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::addmm, stream, {&a, &b, &c});
+  auto shape = run ? product_shape(a, b) : std::nullopt;
+  // A number, a row, or a matrix that is added to a matrix.
+  bool takes = shape && c.dtype() == a.dtype() &&
+      (c.size() == 1 || (c.ndim() == 1 && c.shape(0) == shape->back()) ||
+       (a.ndim() == 2 && b.ndim() == 2 && c.shape() == *shape));
+  if (!takes) {
+    return std::nullopt;
+  }
+  return make(
+      "AddMM", run, stream, std::move(*shape), a.dtype(), {a, b, c}, {.a = alpha, .b = beta});
+}
+
+// How weights are quantized; the numbers are those of `Mode` in Rust.
+struct Quantization {
+  int mode;
+  int group_size;
+  int bits;
+};
+
+std::optional<Quantization> quantization(
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const std::string& mode,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array* biases) {
+  struct Known {
+    const char* name;
+    Quantization usual;
+  };
+  for (const Known& known :
+       {Known{"affine", {0, 64, 4}},
+        Known{"mxfp4", {1, 32, 4}},
+        Known{"mxfp8", {2, 32, 8}},
+        Known{"nvfp4", {3, 16, 4}}}) {
+    if (mode != known.name) {
+      continue;
+    }
+    Quantization q = known.usual;
+    q.group_size = group_size.has_value ? group_size.value : q.group_size;
+    q.bits = bits.has_value ? bits.value : q.bits;
+    bool affine = q.mode == 0;
+    if (affine
+            ? !biases || biases->shape() != scales.shape() ||
+                biases->dtype() != scales.dtype() || !is_float(scales) ||
+                q.bits < 2 || q.bits > 8 || q.bits == 7 ||
+                (q.group_size != 32 && q.group_size != 64 && q.group_size != 128)
+            : biases || scales.dtype() != mx::uint8 ||
+                q.group_size != known.usual.group_size ||
+                q.bits != known.usual.bits) {
+      return std::nullopt;
+    }
+    int64_t columns = int64_t(scales.shape(-1)) * q.group_size;
+    if (w.dtype() != mx::uint32 || w.ndim() < 2 || w.ndim() != scales.ndim() ||
+        w.size() == 0 || !same_start(w, 1, scales, 1) ||
+        int64_t(w.shape(-1)) * 32 != columns * q.bits) {
+      return std::nullopt;
+    }
+    return q;
+  }
+  return std::nullopt;
+}
+
+std::optional<mx::array> quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array* biases,
+    bool transpose,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const char* mode,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::quantized_matmul, stream, {&x, &w, &scales, biases});
+  if (!run || x.ndim() < 2 || x.size() == 0 || !is_float(x) || w.ndim() != 2 ||
+      scales.ndim() != 2) {
+    return std::nullopt;
+  }
+  auto q = quantization(group_size, bits, mode, w, scales, biases);
+  if (!q || (biases && scales.dtype() != x.dtype())) {
+    return std::nullopt;
+  }
+  int columns = scales.shape(1) * q->group_size;
+  if (x.shape(-1) != (transpose ? columns : w.shape(0))) {
+    return std::nullopt;
+  }
+  mx::Shape shape = x.shape();
+  shape.back() = transpose ? w.shape(0) : columns;
+  std::vector<mx::array> inputs{x, w, scales};
+  if (biases) {
+    inputs.push_back(*biases);
+  }
+  return make(
+      "QuantizedMatmul",
+      run,
+      stream,
+      std::move(shape),
+      x.dtype(),
+      std::move(inputs),
+      {.i = q->mode, .j = q->group_size, .k = q->bits, .l = transpose});
+}
+
+std::optional<mx::array> dequantize(
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array* biases,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const char* mode,
+    mlx_optional_dtype dtype,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::dequantize, stream, {&w, &scales, biases});
+  if (!run || dtype.has_value) {
+    return std::nullopt;
+  }
+  auto q = quantization(group_size, bits, mode, w, scales, biases);
+  if (!q || !biases) {
+    return std::nullopt;
+  }
+  mx::Shape shape = w.shape();
+  shape.back() = scales.shape(-1) * q->group_size;
+  return make(
+      "Dequantize",
+      run,
+      stream,
+      std::move(shape),
+      scales.dtype(),
+      {w, scales, *biases},
+      {.i = q->mode, .j = q->group_size, .k = q->bits});
+}
+
+// An operation on the last axis, of a length worth a kernel.
+Run on_rows(
+    Run Table::* member,
+    const mx::array& x,
+    int axis,
+    const mx::Stream& stream) {
+  auto run = kernel(member, stream, {&x});
+  bool last = x.ndim() > 0 && (axis == -1 || axis == int(x.ndim()) - 1);
+  return last && is_float(x) && x.size() >= WORTH_IT ? run : nullptr;
+}
+
+std::optional<mx::array> softmax(
+    const mx::array& x,
+    int axis,
+    bool precise,
+    const mx::Stream& stream) {
+  auto run = on_rows(&Table::softmax, x, axis, stream);
+  if (!run) {
+    return std::nullopt;
+  }
+  return make("Softmax", run, stream, x.shape(), x.dtype(), {x}, {.i = precise});
+}
+
+std::optional<mx::array> reduced(
+    const char* name,
+    Run Table::* member,
+    const mx::array& x,
+    int axis,
+    bool keep,
+    mx::Dtype dtype,
+    const mx::Stream& stream) {
+  auto run = on_rows(member, x, axis, stream);
+  if (!run) {
+    return std::nullopt;
+  }
+  mx::Shape shape = x.shape();
+  if (keep) {
+    shape.back() = 1;
+  } else {
+    shape.pop_back();
+  }
+  return make(name, run, stream, std::move(shape), dtype, {x});
+}
+
+} // namespace
+
+extern "C" {
+
+void mlx_sys_set_kernels(const Table* kernels) {
+  table.store(kernels, std::memory_order_release);
+}
+
+int mlx_add(mlx_array* res, const mlx_array a, const mlx_array b, const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return sum(mlx_array_get_(a), mlx_array_get_(b), mlx_stream_get_(s)); },
+      [&] { return stock_mlx_add(res, a, b, s); });
+}
+
+int mlx_multiply(mlx_array* res, const mlx_array a, const mlx_array b, const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return product(mlx_array_get_(a), mlx_array_get_(b), mlx_stream_get_(s)); },
+      [&] { return stock_mlx_multiply(res, a, b, s); });
+}
+
+int mlx_fast_rms_norm(
+    mlx_array* res,
+    const mlx_array x,
+    const mlx_array weight,
+    float eps,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return rms_norm(mlx_array_get_(x), maybe(weight), eps, mlx_stream_get_(s)); },
+      [&] { return stock_mlx_fast_rms_norm(res, x, weight, eps, s); });
+}
+
+int mlx_fast_rope(
+    mlx_array* res,
+    const mlx_array x,
+    int dims,
+    bool traditional,
+    mlx_optional_float base,
+    float scale,
+    int offset,
+    const mlx_array freqs,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return rope(
+            mlx_array_get_(x), dims, traditional, base, scale, offset, nullptr, maybe(freqs), mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_fast_rope(res, x, dims, traditional, base, scale, offset, freqs, s); });
+}
+
+int mlx_fast_rope_dynamic(
+    mlx_array* res,
+    const mlx_array x,
+    int dims,
+    bool traditional,
+    mlx_optional_float base,
+    float scale,
+    const mlx_array offset,
+    const mlx_array freqs,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return rope(
+            mlx_array_get_(x), dims, traditional, base, scale, 0, &mlx_array_get_(offset), maybe(freqs), mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_fast_rope_dynamic(res, x, dims, traditional, base, scale, offset, freqs, s); });
+}
+
+int mlx_fast_scaled_dot_product_attention(
+    mlx_array* res,
+    const mlx_array queries,
+    const mlx_array keys,
+    const mlx_array values,
+    float scale,
+    const char* mask_mode,
+    const mlx_array mask,
+    const mlx_array sinks,
+    bool force_fused,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return attention(
+            mlx_array_get_(queries),
+            mlx_array_get_(keys),
+            mlx_array_get_(values),
+            scale,
+            mask_mode ? mask_mode : "",
+            maybe(mask),
+            maybe(sinks),
+            mlx_stream_get_(s));
+      },
+      [&] {
+        return stock_mlx_fast_scaled_dot_product_attention(
+            res, queries, keys, values, scale, mask_mode, mask, sinks, force_fused, s);
+      });
+}
+
+int mlx_matmul(mlx_array* res, const mlx_array a, const mlx_array b, const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return matmul(mlx_array_get_(a), mlx_array_get_(b), mlx_stream_get_(s)); },
+      [&] { return stock_mlx_matmul(res, a, b, s); });
+}
+
+int mlx_addmm(
+    mlx_array* res,
+    const mlx_array c,
+    const mlx_array a,
+    const mlx_array b,
+    float alpha,
+    float beta,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return addmm(
+            mlx_array_get_(c), mlx_array_get_(a), mlx_array_get_(b), alpha, beta, mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_addmm(res, c, a, b, alpha, beta, s); });
+}
+
+int mlx_quantized_matmul(
+    mlx_array* res,
+    const mlx_array x,
+    const mlx_array w,
+    const mlx_array scales,
+    const mlx_array biases,
+    bool transpose,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const char* mode,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return quantized_matmul(
+            mlx_array_get_(x),
+            mlx_array_get_(w),
+            mlx_array_get_(scales),
+            maybe(biases),
+            transpose,
+            group_size,
+            bits,
+            mode,
+            mlx_stream_get_(s));
+      },
+      [&] {
+        return stock_mlx_quantized_matmul(
+            res, x, w, scales, biases, transpose, group_size, bits, mode, s);
+      });
+}
+
+int mlx_dequantize(
+    mlx_array* res,
+    const mlx_array w,
+    const mlx_array scales,
+    const mlx_array biases,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const char* mode,
+    const mlx_array global_scale,
+    mlx_optional_dtype dtype,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&]() -> std::optional<mx::array> {
+        if (maybe(global_scale)) {
+          return std::nullopt;
+        }
+        return dequantize(
+            mlx_array_get_(w), mlx_array_get_(scales), maybe(biases), group_size, bits, mode, dtype, mlx_stream_get_(s));
+      },
+      [&] {
+        return stock_mlx_dequantize(
+            res, w, scales, biases, group_size, bits, mode, global_scale, dtype, s);
+      });
+}
+
+int mlx_softmax_axis(
+    mlx_array* res,
+    const mlx_array a,
+    int axis,
+    bool precise,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return softmax(mlx_array_get_(a), axis, precise, mlx_stream_get_(s)); },
+      [&] { return stock_mlx_softmax_axis(res, a, axis, precise, s); });
+}
+
+int mlx_logsumexp_axis(
+    mlx_array* res,
+    const mlx_array a,
+    int axis,
+    bool keepdims,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        auto& x = mlx_array_get_(a);
+        return reduced("LogSumExp", &Table::logsumexp, x, axis, keepdims, x.dtype(), mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_logsumexp_axis(res, a, axis, keepdims, s); });
+}
+
+int mlx_argmax_axis(
+    mlx_array* res,
+    const mlx_array a,
+    int axis,
+    bool keepdims,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return reduced(
+            "ArgMax", &Table::argmax, mlx_array_get_(a), axis, keepdims, mx::uint32, mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_argmax_axis(res, a, axis, keepdims, s); });
+}
+
+} // extern "C"

@@ -1,0 +1,106 @@
+//! What the C++ side calls: each takes the inputs and the output of one operation.
+
+use std::cell::RefCell;
+use std::ffi::{CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::profile::Counter;
+use super::tensor::Tensor;
+use super::{Run, Settings, Table, run};
+
+/// How many tensors the C++ side gives: inputs, output, and placeholders.
+pub(super) const TENSORS: usize = 6;
+
+pub(super) type Answer = Result<(), String>;
+
+/// Calls `body` with what C++ gave, and says what went wrong as C++ takes it.
+///
+/// # Safety
+///
+/// The pointers are those of `Run` in `native/cpu_kernels.h`.
+unsafe fn answer(
+    counter: &Counter,
+    tensors: *const Tensor,
+    settings: *const Settings,
+    body: impl FnOnce(&[Tensor; TENSORS], &Settings) -> Answer,
+) -> *const c_char {
+    thread_local!(static MESSAGE: RefCell<CString> = RefCell::default());
+    // SAFETY: the caller's promise.
+    let (tensors, settings) = unsafe { (&*tensors.cast(), &*settings) };
+    let result = counter.measure(|| catch_unwind(AssertUnwindSafe(|| body(tensors, settings))));
+    let message = match result {
+        Ok(Ok(())) => return std::ptr::null(),
+        Ok(Err(message)) => message,
+        Err(panic) => panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+            .unwrap_or_else(|| "it panicked".to_owned()),
+    };
+    let message = format!("the CPU kernel {} failed: {}", counter.name, message.replace('\0', " "));
+    MESSAGE.with_borrow_mut(|kept| {
+        *kept = CString::new(message).unwrap_or_default();
+        kept.as_ptr()
+    })
+}
+
+/// Makes for each operation an entry of the table, and its counter.
+macro_rules! operations {
+    ($($entry:ident: $name:literal = $function:path;)*) => {
+        mod counters {
+            use super::Counter;
+            $(#[allow(non_upper_case_globals)] pub(super) static $entry: Counter = Counter::new($name);)*
+        }
+
+        pub(super) static COUNTERS: &[&Counter] = &[$(&counters::$entry),*];
+
+        mod entries {
+            use super::*;
+            $(pub(super) unsafe extern "C" fn $entry(
+                tensors: *const Tensor,
+                settings: *const Settings,
+            ) -> *const c_char {
+                // SAFETY: C++ keeps to the declaration in `native/cpu_kernels.h`.
+                unsafe { answer(&counters::$entry, tensors, settings, |tensors, settings| $function(tensors, settings)) }
+            })*
+        }
+
+        pub(super) static TABLE: Table = Table {
+            $($entry: Some(entries::$entry as Run),)*
+            ..NONE
+        };
+    };
+}
+
+const NONE: Table = Table {
+    rms_norm: None,
+    rope: None,
+    attention: None,
+    matmul: None,
+    addmm: None,
+    quantized_matmul: None,
+    dequantize: None,
+    softmax: None,
+    logsumexp: None,
+    argmax: None,
+    add: None,
+    multiply: None,
+    silu: None,
+    swiglu: None,
+    gelu: None,
+    geglu: None,
+};
+
+operations! {
+    rms_norm: "RMSNorm" = run::rms_norm;
+    rope: "RoPE" = run::rope;
+    silu: "SiLU" = run::silu;
+    swiglu: "SwiGLU" = run::swiglu;
+    gelu: "GELU" = run::gelu;
+    geglu: "GeGLU" = run::geglu;
+    matmul: "Matmul" = run::matmul;
+    addmm: "AddMM" = run::addmm;
+    attention: "Attention" = run::attention;
+    quantized_matmul: "QuantizedMatmul" = run::quantized_matmul;
+    dequantize: "Dequantize" = run::dequantize;
+}

@@ -1,0 +1,358 @@
+//! Each operation: from MLX's arrays to the slices of `mlx-cpu`.
+//!
+//! What the tensors and settings of an operation are is said by the function of the same name in
+//! `native/cpu_kernels.cpp`, which has checked shapes and formats.
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "all are the same: MLX's arrays hold what their format, shape and strides say, and live during the call"
+)]
+
+use mlx_cpu::{
+    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedMatrix, Rope, RopeLayout, View, ViewMut,
+};
+
+use super::Settings;
+use super::operations::{Answer, TENSORS};
+use super::tensor::{Format, Tensor, with_float};
+
+type Tensors = [Tensor; TENSORS];
+
+/// An output whose rows are its last dimension's.
+unsafe fn rows_of<'a, T: Element>(out: &Tensor) -> MatrixMut<'a, T> {
+    let columns = out.last();
+    // SAFETY: the caller gives an output.
+    MatrixMut::contiguous(unsafe { out.output() }, out.len() / columns.max(1), columns)
+}
+
+/// A function from rows to rows of the same length.
+macro_rules! on_rows {
+    ($($name:ident = $kernel:path;)*) => {$(
+        pub(super) fn $name([x, out, ..]: &Tensors, _: &Settings) -> Answer {
+            with_float!(out.format(), T => {
+                let mut copy = Vec::<T>::new();
+                // SAFETY: MLX's arrays, of these formats.
+                unsafe { $kernel(Cpu::global(), x.rows(&mut copy)?, rows_of(out)) };
+                Ok(())
+            })
+        }
+    )*};
+}
+
+/// A function of two arrays of the same shape.
+macro_rules! on_two {
+    ($($name:ident = $kernel:path;)*) => {$(
+        pub(super) fn $name([a, b, out, ..]: &Tensors, _: &Settings) -> Answer {
+            with_float!(out.format(), T => {
+                let mut copies = [Vec::<T>::new(), Vec::<T>::new()];
+                let [copy_a, copy_b] = &mut copies;
+                // SAFETY: MLX's arrays, of these formats.
+                let (a, b) = unsafe { (a.rows(copy_a)?, b.rows(copy_b)?) };
+                // SAFETY: as above.
+                $kernel(Cpu::global(), a, b, unsafe { rows_of(out) });
+                Ok(())
+            })
+        }
+    )*};
+}
+
+on_rows! {
+    silu = mlx_cpu::silu;
+    gelu = mlx_cpu::gelu_tanh;
+}
+
+on_two! {
+    swiglu = mlx_cpu::swiglu;
+    geglu = mlx_cpu::geglu;
+}
+
+pub(super) fn rms_norm([x, second, third, ..]: &Tensors, settings: &Settings) -> Answer {
+    let (weight, out) = if settings.i != 0 { (Some(second), third) } else { (None, second) };
+    with_float!(out.format(), T => {
+        let (mut copy, mut copy_of_weight) = (Vec::<T>::new(), Vec::<T>::new());
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let x = x.rows(&mut copy)?;
+            let weight = weight.map(|weight| weight.rows(&mut copy_of_weight)).transpose()?;
+            mlx_cpu::rms_norm(Cpu::global(), x, weight.as_ref().map(|weight| weight.row(0)), settings.a, rows_of(out));
+        }
+        Ok(())
+    })
+}
+
+/// A tensor of four dimensions whose last one's elements follow each other: where they do not, a copy.
+///
+/// # Safety
+///
+/// The tensor is an input of MLX's, of the format of `T`.
+unsafe fn heads<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<View<'a, T, 4>, String> {
+    let shape = std::array::from_fn(|i| x.size(i));
+    let strides = x.strides();
+    if strides.iter().all(|&stride| stride >= 0) && (strides[3] == 1 || shape[3] == 1) {
+        // SAFETY: the caller's promise.
+        return Ok(View::new(unsafe { x.reach()? }, shape, std::array::from_fn(|i| strides[i] as usize)));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { x.gather(copy) };
+    Ok(View::contiguous(copy, shape))
+}
+
+pub(super) fn rope(tensors: &Tensors, settings: &Settings) -> Answer {
+    let mut tensors = tensors.iter();
+    let mut next = || tensors.next().ok_or("an array is missing");
+    let x = next()?;
+    let offsets = if settings.k & 1 != 0 { Some(next()?) } else { None };
+    let periods = if settings.k & 2 != 0 { Some(next()?) } else { None };
+    let out = next()?;
+
+    let (mut copy_offsets, mut copy_periods) = (Vec::new(), Vec::new());
+    let offsets: &[i32] = match offsets {
+        Some(offsets) => {
+            // SAFETY: an input of int32.
+            unsafe { offsets.gather(&mut copy_offsets) };
+            &copy_offsets
+        }
+        None => &[settings.j],
+    };
+    let frequencies = match periods {
+        Some(periods) => {
+            // SAFETY: an input of float32.
+            unsafe { periods.gather(&mut copy_periods) };
+            Frequencies::Periods(&copy_periods)
+        }
+        None => Frequencies::Base(settings.a),
+    };
+    let rope = Rope {
+        dims: settings.i as usize,
+        layout: if settings.k & 4 != 0 { RopeLayout::Interleaved } else { RopeLayout::Halves },
+        frequencies,
+        scale: settings.b,
+    };
+    with_float!(out.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe { mlx_cpu::rope(Cpu::global(), heads(x, &mut copy)?, &rope, offsets, out.output()) };
+        Ok(())
+    })
+}
+
+/// Where the matrices of a batch begin, in elements, for each of `count`; `batch` are the dimensions that
+/// count them, and an array without them is the same for all.
+fn starts(x: &Tensor, batch: &[usize]) -> Vec<usize> {
+    let dims = x.strides().len();
+    let count = batch.iter().product();
+    if dims <= 2 {
+        return vec![0; count];
+    }
+    (0..count)
+        .map(|mut index| {
+            let mut start = 0;
+            for i in (0..batch.len()).rev() {
+                start += index % batch[i] * x.strides()[i] as usize;
+                index /= batch[i];
+            }
+            start
+        })
+        .collect()
+}
+
+/// The last two dimensions as a matrix, of an array in memory `data`.
+fn matrix<'a, T>(x: &Tensor, data: &'a [T]) -> Matrix<'a, T> {
+    let dims = x.strides().len();
+    let stride = |i: usize| x.strides()[i] as usize;
+    Matrix::new(data, x.size(dims - 2), x.size(dims - 1), stride(dims - 2), stride(dims - 1))
+}
+
+/// Calls `one` with each pair of matrices of a batch and the place of their product, or once where the rows
+/// of all can be taken as one matrix.
+///
+/// # Safety
+///
+/// The tensors are inputs and an output of MLX's, of the format of `T`.
+unsafe fn products<T: Element>(
+    a: &Tensor,
+    b: &Tensor,
+    out: &Tensor,
+    mut one: impl FnMut(Matrix<'_, T>, Matrix<'_, T>, MatrixMut<'_, T>),
+) -> Answer {
+    // SAFETY: the caller's promise.
+    let (data_a, data_b, data_out) = unsafe { (a.reach::<T>()?, b.reach::<T>()?, out.output::<T>()) };
+    let columns = out.last();
+    if b.strides().len() == 2
+        && let Some((rows, step)) = a.collapsed(1)
+    {
+        let stride = a.strides().last().map_or(1, |&stride| stride as usize);
+        let a = Matrix::new(data_a, rows, a.last(), step, stride);
+        one(a, matrix(b, data_b), MatrixMut::contiguous(data_out, rows, columns));
+        return Ok(());
+    }
+    let batch: Vec<usize> = a.shape().take(a.strides().len() - 2).collect();
+    let rows = a.size(batch.len());
+    let places = data_out.chunks_exact_mut((rows * columns).max(1));
+    for ((start_a, start_b), place) in starts(a, &batch).into_iter().zip(starts(b, &batch)).zip(places) {
+        one(
+            matrix(a, &data_a[start_a..]),
+            matrix(b, &data_b[start_b..]),
+            MatrixMut::contiguous(place, rows, columns),
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn matmul([a, b, out, ..]: &Tensors, _: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe { products::<T>(a, b, out, |a, b, out| mlx_cpu::matmul(Cpu::global(), a, b, out)) }
+    })
+}
+
+pub(super) fn addmm([a, b, c, out, ..]: &Tensors, settings: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        let data_c = unsafe { c.reach::<T>()? };
+        let stride = |from_last: usize| {
+            let i = c.strides().len().checked_sub(from_last);
+            i.filter(|&i| c.size(i) > 1).map_or(0, |i| c.strides()[i] as usize)
+        };
+        let (row, column) = (stride(2), stride(1));
+        // SAFETY: as above.
+        unsafe {
+            products::<T>(a, b, out, |a, b, out| {
+                let c = Matrix::new(data_c, out.rows(), out.columns(), row, column);
+                mlx_cpu::addmm(Cpu::global(), settings.a, a, b, settings.b, c, out);
+            })
+        }
+    })
+}
+
+/// A mask `[..., L, S]`, whose missing and single dimensions stand for all of `shape`'s.
+///
+/// # Safety
+///
+/// The tensor is an input of MLX's, of the format of `T`.
+unsafe fn mask_view<'a, T>(mask: &Tensor, shape: [usize; 4]) -> Result<View<'a, T, 4>, String> {
+    let missing = 4 - mask.strides().len();
+    let strides = std::array::from_fn(|i| {
+        let own = i.checked_sub(missing).filter(|&own| mask.size(own) > 1);
+        own.map_or(0, |own| mask.strides()[own] as usize)
+    });
+    // SAFETY: the caller's promise.
+    Ok(View::new(unsafe { mask.reach()? }, shape, strides))
+}
+
+pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
+    let [queries, keys, values, ..] = tensors;
+    let mut rest = tensors[3..].iter();
+    let mut next = || rest.next().ok_or("an array is missing");
+    let mask = if settings.k & 1 != 0 { Some(next()?) } else { None };
+    let sinks = if settings.k & 2 != 0 { Some(next()?) } else { None };
+    let out = next()?;
+    with_float!(out.format(), T => {
+        let [mut copy_q, mut copy_k, mut copy_v, mut copy_sinks] = [const { Vec::<T>::new() }; 4];
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let queries = heads(queries, &mut copy_q)?;
+            let keys = heads(keys, &mut copy_k)?;
+            let [batch, count, length, _] = queries.shape();
+            let scores = [batch, count, length, keys.shape()[2]];
+            let mask = match mask {
+                Some(mask) if mask.format() == Format::Bool => Mask::Bool(mask_view(mask, scores)?),
+                Some(mask) => Mask::Additive(mask_view(mask, scores)?),
+                None if settings.k & 4 != 0 => Mask::Causal,
+                None => Mask::None,
+            };
+            let sinks = sinks.map(|sinks| {
+                sinks.gather(&mut copy_sinks);
+                &copy_sinks[..]
+            });
+            let strides = std::array::from_fn(|i| out.strides()[i] as usize);
+            let out = ViewMut::new(out.output(), std::array::from_fn(|i| out.size(i)), strides);
+            mlx_cpu::attention(
+                Cpu::global(),
+                queries,
+                keys,
+                heads(values, &mut copy_v)?,
+                settings.a,
+                mask,
+                sinks,
+                out,
+            );
+        }
+        Ok(())
+    })
+}
+
+/// All elements in one piece: where they do not lie so, in a copy.
+///
+/// # Safety
+///
+/// The tensor is an input of MLX's, of the format of `T`.
+unsafe fn whole<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<&'a [T], String> {
+    let in_one_piece = x.collapsed(0).is_some_and(|(count, step)| step == 1 || count == 1);
+    if in_one_piece {
+        // SAFETY: the caller's promise.
+        return unsafe { x.reach() };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { x.gather(copy) };
+    Ok(copy)
+}
+
+/// Calls `body` with the matrix that packed weights, scales and maybe biases are. Settings: `i` the mode, `j` the
+/// size of a group, `k` the bits.
+///
+/// # Safety
+///
+/// The tensors are inputs of MLX's; biases and, in the affine mode, scales of the format of `T`.
+unsafe fn with_quantized<T: Element>(
+    [weights, scales]: [&Tensor; 2],
+    biases: &Tensor,
+    settings: &Settings,
+    body: impl FnOnce(&QuantizedMatrix<'_, T>),
+) -> Answer {
+    let (group, bits) = (settings.j as usize, settings.k as usize);
+    let columns = scales.last() * group;
+    let rows = scales.len() / scales.last().max(1);
+    let (mut copy_weights, mut copy_codes) = (Vec::new(), Vec::new());
+    let [mut copy_scales, mut copy_biases] = [const { Vec::<T>::new() }; 2];
+    // SAFETY: the caller's promise.
+    let matrix = unsafe {
+        let weights: &[u32] = whole(weights, &mut copy_weights)?;
+        match settings.i {
+            0 => {
+                let (scales, biases) = (whole(scales, &mut copy_scales)?, whole(biases, &mut copy_biases)?);
+                QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)
+            }
+            1 => QuantizedMatrix::mxfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
+            2 => QuantizedMatrix::mxfp8(weights, whole(scales, &mut copy_codes)?, rows, columns),
+            _ => QuantizedMatrix::nvfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
+        }
+    };
+    body(&matrix.map_err(|e| e.to_string())?);
+    Ok(())
+}
+
+pub(super) fn quantized_matmul(tensors: &Tensors, settings: &Settings) -> Answer {
+    let [x, weights, scales, biases, ..] = tensors;
+    let out = if settings.i == 0 { &tensors[4] } else { biases };
+    with_float!(out.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let x = x.rows(&mut copy)?;
+            with_quantized::<T>([weights, scales], biases, settings, |w| {
+                mlx_cpu::quantized_matmul(Cpu::global(), x, w, settings.l != 0, rows_of(out));
+            })
+        }
+    })
+}
+
+pub(super) fn dequantize([weights, scales, biases, out, ..]: &Tensors, settings: &Settings) -> Answer {
+    with_float!(out.format(), T => {
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            with_quantized::<T>([weights, scales], biases, settings, |w| {
+                mlx_cpu::dequantize(Cpu::global(), w, rows_of(out));
+            })
+        }
+    })
+}

@@ -1,0 +1,177 @@
+//! Arrays of MLX as slices and matrices.
+
+use mlx_cpu::{Element, Matrix};
+
+pub(crate) const MAX_DIMS: usize = 6;
+
+/// The format of an array's numbers.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(dead_code, reason = "made by the C++ side")]
+pub(crate) enum Format {
+    F32,
+    F16,
+    Bf16,
+    U8,
+    U32,
+    I32,
+    Bool,
+}
+
+/// An array in memory, as the C++ side gives it; strides in elements.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tensor {
+    data: *mut u8,
+    format: Format,
+    dims: i32,
+    shape: [i32; MAX_DIMS],
+    strides: [i64; MAX_DIMS],
+}
+
+/// Runs the body with `$T` the Rust type of a float format.
+macro_rules! with_float {
+    ($format:expr, $T:ident => $body:expr) => {
+        match $format {
+            $crate::cpu_kernels::tensor::Format::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::cpu_kernels::tensor::Format::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            $crate::cpu_kernels::tensor::Format::Bf16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => Err(format!("a kernel of floats was given {other:?}")),
+        }
+    };
+}
+pub(crate) use with_float;
+
+impl Tensor {
+    pub(crate) const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Sizes of the dimensions.
+    pub(crate) fn shape(&self) -> impl DoubleEndedIterator<Item = usize> + ExactSizeIterator + '_ {
+        self.shape[..self.dims.max(0) as usize].iter().map(|&size| size as usize)
+    }
+
+    /// How many elements lie from one to the next, in each dimension.
+    pub(crate) fn strides(&self) -> &[i64] {
+        &self.strides[..self.dims.max(0) as usize]
+    }
+
+    /// Size of dimension `i`.
+    pub(crate) fn size(&self, i: usize) -> usize {
+        self.shape[i] as usize
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape().product()
+    }
+
+    /// Size of the last dimension; 1 without one.
+    pub(crate) fn last(&self) -> usize {
+        self.shape().next_back().unwrap_or(1)
+    }
+
+    /// The memory from the first element to the last.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is an input of MLX's, of the format of `T`, and lives as long as the slice is used.
+    pub(crate) unsafe fn reach<'a, T>(&self) -> Result<&'a [T], String> {
+        if self.len() == 0 {
+            return Ok(&[]);
+        }
+        let mut last = 0;
+        for (size, &stride) in self.shape().zip(self.strides()) {
+            if size > 1 && stride < 0 {
+                return Err("a kernel was given an array that runs backwards".to_owned());
+            }
+            last += (size - 1) * stride.max(0) as usize;
+        }
+        // SAFETY: MLX's arrays hold all the elements that their shape and strides name.
+        Ok(unsafe { std::slice::from_raw_parts(self.data.cast(), last + 1) })
+    }
+
+    /// The elements of an output, which lie in one piece.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is an output of MLX's, of the format of `T`, that nothing else uses meanwhile.
+    pub(crate) unsafe fn output<'a, T>(&self) -> &'a mut [T] {
+        // SAFETY: allocated for this many elements by the C++ side.
+        unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.len()) }
+    }
+
+    /// The dimensions before the last `keep` as one: how often, and how far apart; where they can be.
+    pub(crate) fn collapsed(&self, keep: usize) -> Option<(usize, usize)> {
+        let dims = self.strides().len().checked_sub(keep)?;
+        let mut count = 1;
+        let mut step: Option<i64> = None;
+        for i in (0..dims).rev() {
+            let (size, stride) = (self.size(i), self.strides[i]);
+            if size == 1 {
+                continue;
+            }
+            match step {
+                None => step = Some(stride),
+                Some(step) if stride == step * count as i64 => {}
+                Some(_) => return None,
+            }
+            count *= size;
+        }
+        Some((count, step.unwrap_or(0).try_into().ok()?))
+    }
+
+    /// The array as a matrix of its last dimension's rows, whose elements follow each other: where it
+    /// lies otherwise, a copy of it, in `copy`.
+    ///
+    /// # Safety
+    ///
+    /// That of [`reach`](Self::reach).
+    pub(crate) unsafe fn rows<'a, T: Element>(&self, copy: &'a mut Vec<T>) -> Result<Matrix<'a, T>, String> {
+        let columns = self.last();
+        let follows = self.strides().last().is_none_or(|&stride| stride == 1 || columns == 1);
+        let backwards = self.strides().iter().any(|&stride| stride < 0);
+        if let (true, false, Some((rows, step))) = (follows, backwards, self.collapsed(1)) {
+            // SAFETY: the caller's promise.
+            return Ok(Matrix::new(unsafe { self.reach()? }, rows, columns, step, 1));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.gather(copy) };
+        Ok(Matrix::contiguous(copy, self.len() / columns.max(1), columns))
+    }
+
+    /// Copies the elements, row by row, to `into`.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is an input of MLX's, of the format of `T`.
+    pub(crate) unsafe fn gather<T: Copy>(&self, into: &mut Vec<T>) {
+        into.clear();
+        into.reserve(self.len());
+        let data: *const T = self.data.cast_const().cast();
+        let dims = self.strides().len();
+        let (columns, stride) =
+            if dims == 0 { (1, 0) } else { (self.last(), self.strides[dims - 1] as isize) };
+        for row in 0..self.len() / columns.max(1) {
+            let (mut rest, mut from) = (row, 0_isize);
+            for i in (0..dims.saturating_sub(1)).rev() {
+                from += (rest % self.size(i)) as isize * self.strides[i] as isize;
+                rest /= self.size(i);
+            }
+            for column in 0..columns {
+                // SAFETY: an element of the array.
+                into.push(unsafe { *data.offset(from + column as isize * stride) });
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Operations through mlx-rs with kernels beside the same operations of stock MLX.
+//!
+//! `mlx-cpu`'s own tests compare its kernels with float64; these show that every way of calling an operation
+//! reaches the right kernel with the right arrays, or stock MLX.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mlx_rs::error::Result;
+use mlx_rs::fast::{
+    ScaledDotProductAttentionMask as Mask, rms_norm, rope, rope_dynamic, scaled_dot_product_attention,
+};
+use mlx_rs::ops::{
+    addmm, concatenate, matmul, power, quantize, quantized_matmul, sigmoid, softmax_axis, tanh,
+};
+use mlx_rs::{Array, Dtype, random, transforms};
+use mlx_sys::cpu_kernels::set_enabled;
+
+const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
+
+/// Which code computes is a setting of the process; its tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn normal(shape: &[i32], seed: u64, dtype: Dtype) -> Array {
+    let key = random::key(seed).unwrap();
+    random::normal::<f32>(shape, None, None, Some(&key)).unwrap().as_dtype(dtype).unwrap()
+}
+
+fn evaluated(make: impl Fn() -> Result<Array>, kernels: bool) -> Array {
+    set_enabled(kernels);
+    let y = make().unwrap();
+    y.eval().unwrap();
+    set_enabled(true);
+    y
+}
+
+/// Kernels give what stock MLX gives, up to `units` in the last place of the dtype, of the largest number
+/// in sight: what sums of float32 in another order may do.
+fn assert_like_stock(what: &str, units: f64, make: impl Fn() -> Result<Array>) {
+    let (ours, stock) = (evaluated(&make, true), evaluated(&make, false));
+    assert_eq!(ours.shape(), stock.shape(), "{what}");
+    assert_eq!(ours.dtype(), stock.dtype(), "{what}");
+    let unit = match stock.dtype() {
+        Dtype::Float16 => 2_f64.powi(-10),
+        Dtype::Bfloat16 => 2_f64.powi(-7),
+        // Stock MLX adds up one by one.
+        _ => 2_f64.powi(-20),
+    };
+    let [ours, stock] = [ours, stock].map(|y| y.as_dtype(Dtype::Float32).unwrap().evaluated_slice());
+    let scale = stock.iter().filter(|y| y.is_finite()).fold(0_f64, |scale, y| scale.max(f64::from(y.abs())));
+    for (i, (a, b)) in ours.iter().zip(&stock).enumerate() {
+        let error = (f64::from(*a) - f64::from(*b)).abs();
+        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan() || a == b;
+        assert!(same || error <= units * unit * scale, "{what}: element {i} is {a}, and stock MLX's {b}");
+    }
+}
+
+trait EvaluatedSlice {
+    fn evaluated_slice(&self) -> Vec<f32>;
+}
+
+impl EvaluatedSlice for Array {
+    fn evaluated_slice(&self) -> Vec<f32> {
+        // In one piece, whatever its strides.
+        let whole = self.reshape(&[-1]).unwrap().add(Array::from_f32(0.0)).unwrap();
+        whole.eval().unwrap();
+        whole.as_slice::<f32>().to_vec()
+    }
+}
+
+#[test]
+fn rms_norms() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for shape in [&[5][..], &[1, 1, 640], &[2, 3, 7], &[4, 100, 64]] {
+            let x = normal(shape, 1, dtype);
+            let weight = normal(&shape[shape.len() - 1..], 2, dtype);
+            assert_like_stock(&format!("{dtype:?} {shape:?}"), 2.0, || rms_norm(&x, Some(&weight), 1e-5));
+            assert_like_stock(&format!("{dtype:?} {shape:?} bare"), 2.0, || rms_norm(&x, None, 1e-5));
+            // One that lies the other way round, and one of several heads.
+            let turned = normal(&[shape[shape.len() - 1], 6], 3, dtype).transpose().unwrap();
+            assert_like_stock("turned", 2.0, || rms_norm(&turned, Some(&weight), 1e-5));
+        }
+        let heads = normal(&[2, 5, 4, 16], 4, dtype).transpose_axes(&[0, 2, 1, 3]).unwrap();
+        let weight = normal(&[16], 5, dtype);
+        assert_like_stock("heads", 2.0, || rms_norm(&heads, Some(&weight), 1e-5));
+        // The weight of another dtype: stock MLX's affair.
+        let wide = normal(&[16], 5, Dtype::Float32);
+        assert_like_stock("another dtype", 2.0, || rms_norm(&heads, Some(&wide), 1e-5));
+    }
+}
+
+#[test]
+fn rotations() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        let x = normal(&[2, 3, 5, 16], 1, dtype);
+        let turned = normal(&[2, 5, 3, 16], 2, dtype).transpose_axes(&[0, 2, 1, 3]).unwrap();
+        let periods = Array::from_slice(&[1.0_f32, 2.5, 10.0, 300.0], &[4]);
+        let offsets = Array::from_slice(&[3_i32, 200], &[2]);
+        for traditional in [false, true] {
+            for x in [&x, &turned] {
+                assert_like_stock("base", 1.0, || rope(x, 16, traditional, 10000.0, 1.0, 7, None));
+                assert_like_stock("scale", 1.0, || rope(x, 8, traditional, 10000.0, 0.25, 1000, None));
+                assert_like_stock("periods", 1.0, || rope(x, 8, traditional, None, 1.0, 0, &periods));
+                assert_like_stock("offsets", 1.0, || {
+                    rope_dynamic(x, 8, traditional, None, 1.0, &offsets, &periods)
+                });
+                assert_like_stock("offsets and base", 1.0, || {
+                    rope_dynamic(x, 16, traditional, 500.0, 1.0, &offsets, None)
+                });
+            }
+        }
+        let flat = normal(&[2, 5, 16], 2, dtype);
+        assert_like_stock("three axes", 1.0, || rope(&flat, 16, false, 10000.0, 1.0, 7, None));
+    }
+}
+
+#[test]
+fn attentions() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (heads, of_keys, length, keys, size) in
+            [(1, 1, 1, 1, 8), (4, 1, 1, 37, 32), (4, 2, 5, 5, 16), (4, 2, 3, 70, 64), (6, 2, 33, 130, 16)]
+        {
+            let q = normal(&[2, length, heads, size], 1, dtype).transpose_axes(&[0, 2, 1, 3]).unwrap();
+            let k = normal(&[2, of_keys, keys, size], 2, dtype);
+            let v = normal(&[2, of_keys, keys, size], 3, dtype);
+            let name = format!("{dtype:?} {heads} {of_keys} {length} {keys} {size}");
+            let scale = (size as f32).powf(-0.5);
+            assert_like_stock(&name, 4.0, || scaled_dot_product_attention(&q, &k, &v, scale, None, None));
+            assert_like_stock(&format!("{name} causal"), 4.0, || {
+                scaled_dot_product_attention(&q, &k, &v, scale, Mask::Causal, None)
+            });
+            let sinks = normal(&[heads], 4, dtype);
+            assert_like_stock(&format!("{name} sinks"), 4.0, || {
+                scaled_dot_product_attention(&q, &k, &v, scale, Mask::Causal, &sinks)
+            });
+            for shape in [&[length, keys][..], &[2, 1, length, keys], &[2, heads, 1, keys]] {
+                let chosen = normal(shape, 5, Dtype::Float32).gt(Array::from_f32(-0.5)).unwrap();
+                assert_like_stock(&format!("{name} chosen {shape:?}"), 4.0, || {
+                    scaled_dot_product_attention(&q, &k, &v, scale, Mask::Array(&chosen), None)
+                });
+                let added = normal(shape, 6, dtype);
+                assert_like_stock(&format!("{name} added {shape:?}"), 4.0, || {
+                    scaled_dot_product_attention(&q, &k, &v, scale, Mask::Array(&added), &sinks)
+                });
+            }
+            // Part of a longer cache, as decoding has it.
+            let longer = normal(&[2, of_keys, keys + 20, size], 7, dtype);
+            let mut parts = longer.split_axis(&[keys], 2).unwrap();
+            let part = parts.remove(0);
+            assert_like_stock(&format!("{name} part"), 4.0, || {
+                scaled_dot_product_attention(&q, &part, &part, scale, None, None)?
+                    .transpose_axes(&[0, 2, 1, 3])?
+                    .reshape(&[2, length, -1])
+            });
+        }
+    }
+}
+
+#[test]
+fn products() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (m, k, n) in [(1, 1, 1), (1, 64, 100), (3, 7, 5), (40, 33, 50), (1, 640, 300), (128, 100, 65)] {
+            let name = format!("{dtype:?} {m} {k} {n}");
+            let a = normal(&[m, k], 1, dtype);
+            let b = normal(&[k, n], 2, dtype);
+            let w = normal(&[n, k], 3, dtype);
+            assert_like_stock(&name, 4.0, || matmul(&a, &b));
+            assert_like_stock(&format!("{name} turned"), 4.0, || matmul(&a, w.transpose()?));
+            let c = normal(&[n], 4, dtype);
+            assert_like_stock(&format!("{name} and a row"), 4.0, || addmm(&c, &a, w.transpose()?, 0.5, 2.0));
+            let c = normal(&[m, n], 5, dtype);
+            assert_like_stock(&format!("{name} and a matrix"), 4.0, || addmm(&c, &a, &b, 1.0, -1.0));
+            let c = normal(&[n, m], 5, dtype);
+            assert_like_stock(&format!("{name} and one turned"), 4.0, || {
+                addmm(c.transpose()?, &a, &b, 1.0, 1.0)
+            });
+            let many = normal(&[2, 3, m, k], 6, dtype);
+            assert_like_stock(&format!("{name} many"), 4.0, || matmul(&many, &b));
+            let beside = normal(&[2, 3, k, n], 7, dtype);
+            assert_like_stock(&format!("{name} many by many"), 4.0, || matmul(&many, &beside));
+            let turned = normal(&[2, 3, k, m], 8, dtype).swap_axes(-1, -2).unwrap();
+            assert_like_stock(&format!("{name} many turned"), 4.0, || matmul(&turned, &beside));
+            assert_like_stock(&format!("{name} broadcast"), 4.0, || matmul(&a, &beside));
+            assert_like_stock(&format!("{name} vector"), 4.0, || {
+                matmul(a.take_axis(Array::from_int(0), 0)?, &b)
+            });
+        }
+    }
+}
+
+#[test]
+fn quantized_products() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (bits, group_size) in [(2, 32), (3, 64), (4, 64), (4, 128), (5, 32), (6, 64), (8, 32), (8, 64)] {
+            for (m, k, n) in [(1, 128, 64), (1, 640, 96), (5, 256, 128), (70, 128, 256)] {
+                let (q, scales, biases) = quantize(normal(&[n, k], 1, dtype), group_size, bits).unwrap();
+                let x = normal(&[2, m, k], 2, dtype);
+                assert_like_stock(&format!("{dtype:?} {bits} {group_size} {m} {k} {n}"), 8.0, || {
+                    quantized_matmul(&x, &q, &scales, &biases, true, group_size, bits)
+                });
+                let x = normal(&[m, n], 2, dtype);
+                assert_like_stock(&format!("{dtype:?} {bits} {group_size} {m} {k} {n} turned"), 8.0, || {
+                    quantized_matmul(&x, &q, &scales, &biases, false, group_size, bits)
+                });
+                assert_like_stock("dequantize", 0.0, || {
+                    mlx_rs::ops::dequantize(&q, &scales, &biases, group_size, bits)
+                });
+            }
+        }
+    }
+}
+
+/// The gates as models write them: several operations that become one.
+#[test]
+fn gates() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for shape in [&[1, 1, 100][..], &[1, 1, 2048], &[2, 30, 64]] {
+            let gate =
+                normal(shape, 1, dtype).multiply(Array::from_f32(4.0).as_dtype(dtype).unwrap()).unwrap();
+            let up = normal(shape, 2, dtype);
+            let number = |value: f32| Array::from_f32(value).as_dtype(dtype);
+            let silu = || gate.multiply(sigmoid(&gate)?);
+            let gelu = || {
+                let bent = gate.add(power(&gate, number(3.0)?)?.multiply(number(0.044_715)?)?)?;
+                let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32)?)?)?;
+                gate.multiply(number(0.5)?)?.multiply(share.add(number(1.0)?)?)
+            };
+            assert_like_stock("silu", 1.0, silu);
+            assert_like_stock("swiglu", 1.0, || silu()?.multiply(&up));
+            assert_like_stock("gelu", 1.0, gelu);
+            assert_like_stock("geglu", 1.0, || gelu()?.multiply(&up));
+            assert_like_stock("the sum", 0.0, || gate.add(&up));
+            assert_like_stock("the product", 0.0, || gate.multiply(&up));
+            assert_like_stock("halves", 1.0, || {
+                let halves = gate.split_equal(2, -1)?;
+                halves[0].multiply(sigmoid(&halves[0])?)?.multiply(&halves[1])
+            });
+            // What looks like a gate and is none.
+            assert_like_stock("another's sigmoid", 0.0, || gate.multiply(sigmoid(&up)?));
+            assert_like_stock("another number", 1.0, || {
+                let share = tanh(gate.multiply(number(0.8)?)?)?.add(number(1.0)?)?;
+                gate.multiply(number(0.5)?)?.multiply(share)
+            });
+            // Its parts are wanted too.
+            assert_like_stock("gate and silu", 1.0, || {
+                let silu = silu()?;
+                let gated = silu.multiply(&up)?;
+                concatenate(&[&gated, &silu], -1)
+            });
+        }
+    }
+}
+
+#[test]
+fn reductions() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for shape in [&[200][..], &[3, 50], &[1, 1, 5000], &[2, 3, 128]] {
+            let x = normal(shape, 1, dtype).multiply(Array::from_f32(5.0).as_dtype(dtype).unwrap()).unwrap();
+            assert_like_stock("softmax", 2.0, || softmax_axis(&x, -1, None));
+            assert_like_stock("precise softmax", 2.0, || softmax_axis(&x, -1, true));
+            assert_like_stock("log of the sum", 2.0, || x.logsumexp_axis(-1, true));
+            assert_like_stock("log of the sum, flat", 2.0, || x.logsumexp_axis(-1, None));
+            let largest = |keep: bool| {
+                move |x: &Array| {
+                    let y = mlx_rs::ops::indexing::argmax_axis(x, -1, keep)?;
+                    y.as_dtype(Dtype::Float32)
+                }
+            };
+            assert_like_stock("argmax", 0.0, || largest(true)(&x));
+            assert_like_stock("argmax, flat", 0.0, || largest(false)(&x));
+            // Equal ones: the first.
+            let equal = x.greater_equal_number();
+            assert_like_stock("argmax of equals", 0.0, || largest(true)(&equal));
+        }
+    }
+}
+
+trait Equals {
+    fn greater_equal_number(&self) -> Array;
+}
+
+impl Equals for Array {
+    fn greater_equal_number(&self) -> Array {
+        self.gt(Array::from_f32(0.0)).unwrap().as_dtype(self.dtype()).unwrap()
+    }
+}
+
+/// A block of a model in small: every operation that has a kernel.
+fn block(x: &Array, weight: &Array, norm: &Array) -> Result<Array> {
+    let y = rms_norm(x, Some(norm), 1e-5)?;
+    let h = matmul(&y, weight.transpose()?)?.reshape(&[1, 6, 2, 8])?.transpose_axes(&[0, 2, 1, 3])?;
+    let h = rope(&h, 8, false, 10000.0, 1.0, 3, None)?;
+    let h = scaled_dot_product_attention(&h, &h, &h, 0.3, Mask::Causal, None)?;
+    let h = h.transpose_axes(&[0, 2, 1, 3])?.reshape(&[1, 6, 16])?;
+    let h = h.multiply(sigmoid(&h)?)?.multiply(&y)?;
+    softmax_axis(x.add(&h)?, -1, None)
+}
+
+/// Gradients go through stock MLX, with kernels in place or not.
+#[test]
+fn gradients() {
+    let _turn = turn();
+    let [x, weight, norm] = [(&[1, 6, 16][..], 1), (&[16, 16], 2), (&[16], 3)]
+        .map(|(shape, seed)| normal(shape, seed, Dtype::Float32));
+    for part in 0..4 {
+        assert_like_stock("gradient", 16.0, || {
+            let cotangent = normal(&[1, 6, 16], 4, Dtype::Float32);
+            let (values, gradients) = transforms::vjp(
+                |inputs: &[Array]| vec![block(&inputs[0], &inputs[1], &inputs[2]).unwrap()],
+                &[x.clone(), weight.clone(), norm.clone()],
+                &[cotangent],
+            )?;
+            Ok(if part == 3 { values[0].clone() } else { gradients[part].clone() })
+        });
+    }
+}
+
+/// A gradient of some inputs, while what depends on the others alone has kernels in it.
+#[test]
+fn gradients_beside_constants() {
+    let _turn = turn();
+    let x = normal(&[1, 6, 16], 1, Dtype::Float32);
+    let (weight, norm) = (normal(&[16, 16], 2, Dtype::Float32), normal(&[16], 3, Dtype::Float32));
+    assert_like_stock("gradient", 16.0, || {
+        let (_, gradients) = transforms::vjp(
+            |inputs: &[Array]| {
+                let constant = block(&x, &weight, &norm).unwrap();
+                vec![block(&constant, &inputs[0], &norm).unwrap()]
+            },
+            &[weight.clone()],
+            &[normal(&[1, 6, 16], 4, Dtype::Float32)],
+        )?;
+        Ok(gradients[0].clone())
+    });
+}
+
+#[test]
+fn compiled_functions() {
+    let _turn = turn();
+    let [x, weight, norm] = [(&[1, 6, 16][..], 1), (&[16, 16], 2), (&[16], 3)]
+        .map(|(shape, seed)| normal(shape, seed, Dtype::Float32));
+    assert_like_stock("compiled", 8.0, || {
+        let mut compiled = transforms::compile::compile(
+            |inputs: &[Array]| -> Result<Vec<Array>> { Ok(vec![block(&inputs[0], &inputs[1], &inputs[2])?]) },
+            None,
+        );
+        Ok(compiled(&[x.clone(), weight.clone(), norm.clone()])?[0].clone())
+    });
+}
+
+/// A parent process: what its child, with kernels turned off by the environment, computes.
+#[test]
+fn off_by_environment_means_stock_mlx() {
+    let _turn = turn();
+    let block = || {
+        let [x, weight, norm] = [(&[1, 6, 16][..], 1), (&[16, 16], 2), (&[16], 3)]
+            .map(|(shape, seed)| normal(shape, seed, Dtype::Bfloat16));
+        block(&x, &weight, &norm)?.as_dtype(Dtype::Float32)
+    };
+    let name = "CPU_KERNELS_TEST_FILE";
+    if let Some(file) = std::env::var_os(name) {
+        // The child: turning them on does not.
+        set_enabled(true);
+        assert!(!mlx_sys::cpu_kernels::is_enabled());
+        let bits: Vec<u8> =
+            block().unwrap().evaluated_slice().iter().flat_map(|y| y.to_bits().to_le_bytes()).collect();
+        std::fs::write(file, bits).unwrap();
+        return;
+    }
+    assert!(mlx_sys::cpu_kernels::is_enabled());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "off_by_environment_means_stock_mlx"])
+        .env(name, file.path())
+        .env("MLX_CPU_KERNELS", "off")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    let stock: Vec<u8> =
+        evaluated(block, false).evaluated_slice().iter().flat_map(|y| y.to_bits().to_le_bytes()).collect();
+    assert_eq!(std::fs::read(file.path()).unwrap(), stock);
+}
