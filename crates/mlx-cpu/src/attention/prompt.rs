@@ -21,7 +21,7 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
     let groups = batch * heads / problem.group;
     // Large tiles widen keys less often; small ones leave work for all threads. The same for any number
     // of threads.
-    let rows = (groups * problem.group * length / 16).clamp(32, 128);
+    let rows = (groups * problem.group * length / 16).clamp(64, 128);
     let rows = rows.min((SCORES / size_of::<f32>() / count.max(1)).max(32));
     let places = (rows / problem.group).clamp(1, length);
     let tiles = length.div_ceil(places);
@@ -29,15 +29,21 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
         // The last places see the most keys: they go first.
         let (tile, group) = (tiles - 1 - index / groups, index % groups);
         let places = tile * places..length.min((tile + 1) * places);
-        cpu.run(Tile { problem, group, places });
+        let shape = Shape::new(problem, places.len(), MOST_LANES);
+        with_scratch(shape.all(), |scratch| cpu.run(Tile { problem, group, places, scratch }));
     });
 }
+
+/// Of a panel: two vectors of any instruction set have no more.
+const MOST_LANES: usize = 32;
 
 /// Some places of the heads of a group.
 struct Tile<'a, T> {
     problem: &'a Problem<'a, T>,
     group: usize,
     places: std::ops::Range<usize>,
+    /// Room for a [`Shape`].
+    scratch: &'a mut [f32],
 }
 
 /// Which keys of a block are seen.
@@ -53,32 +59,28 @@ impl<T: Element> Kernel for Tile<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let lanes = 2 * S::LANES;
-        let [_, _, count, size] = self.problem.keys.shape();
-        let out_size = self.problem.values.shape()[3];
-        let rows = self.problem.group * self.places.len();
-        let shape = Shape {
-            rows,
-            panels: rows.div_ceil(lanes),
-            lanes,
-            size,
-            out_size: out_size.next_multiple_of(STEP),
-            count: count.next_multiple_of(BLOCK),
-            // An odd number of cache lines: columns of a block do not fall on the same places of the cache.
-            block_stride: size.max(out_size).next_multiple_of(STEP) + 16,
-        };
-        with_scratch(shape.all(), |scratch| {
-            let mut parts = shape.split(scratch);
-            self.queries(s, &shape, parts.queries);
-            let blocks = count.div_ceil(BLOCK);
-            let mut seen: Vec<Seen> = (0..blocks).map(|block| self.seen(block)).collect();
-            while !self.try_with(s, &shape, &mut parts, &seen) {
-                // A query sees no key: all have the same weight then.
-                seen.iter_mut().filter(|seen| **seen == Seen::None).for_each(|seen| *seen = Seen::Some);
-            }
-            self.results(&shape, parts.sums);
-        });
+        let shape = Shape::new(self.problem, self.places.len(), 2 * S::LANES);
+        let mut tile = Places { problem: self.problem, group: self.group, places: self.places, skips: true };
+        let mut parts = shape.split(self.scratch);
+        tile.queries(s, &shape, parts.queries);
+        let blocks = tile.problem.keys.shape()[2].div_ceil(BLOCK);
+        let mut seen: Vec<Seen> = (0..blocks).map(|block| tile.seen(block)).collect();
+        while !tile.try_with(s, &shape, &mut parts, &seen) {
+            // A query sees no key: all have the same weight then.
+            tile.skips = false;
+            seen.iter_mut().filter(|seen| **seen == Seen::None).for_each(|seen| *seen = Seen::Some);
+        }
+        tile.results(s, &shape, parts.sums);
     }
+}
+
+/// The queries of a tile.
+struct Places<'a, T> {
+    problem: &'a Problem<'a, T>,
+    group: usize,
+    places: std::ops::Range<usize>,
+    /// Whether keys that no query sees are left out.
+    skips: bool,
 }
 
 /// Sizes of the parts of a tile.
@@ -117,6 +119,22 @@ struct Parts<'a> {
 }
 
 impl Shape {
+    fn new<T>(problem: &Problem<'_, T>, places: usize, lanes: usize) -> Self {
+        let [_, _, count, size] = problem.keys.shape();
+        let out_size = problem.values.shape()[3];
+        let rows = problem.group * places;
+        Self {
+            rows,
+            panels: rows.div_ceil(lanes),
+            lanes,
+            size,
+            out_size: out_size.next_multiple_of(STEP),
+            count: count.next_multiple_of(BLOCK),
+            // An odd number of cache lines: columns of a block do not fall on the same places of the cache.
+            block_stride: size.max(out_size).next_multiple_of(STEP) + 16,
+        }
+    }
+
     const fn padded_rows(&self) -> usize {
         self.panels * self.lanes
     }
@@ -148,7 +166,7 @@ impl Shape {
     }
 }
 
-impl<T: Element> Tile<'_, T> {
+impl<T: Element> Places<'_, T> {
     fn query(&self, row: usize) -> Query {
         let heads = self.problem.queries.shape()[1];
         let head = self.group * self.problem.group + row / self.places.len();
@@ -162,8 +180,13 @@ impl<T: Element> Tile<'_, T> {
         (self.group / heads, self.group % heads)
     }
 
+    /// The keys of a block, without those after the last that is seen.
     fn keys(&self, block: usize) -> std::ops::Range<usize> {
-        block * BLOCK..self.problem.keys.shape()[2].min((block + 1) * BLOCK)
+        let end = match self.problem.mask {
+            Mask::Causal if self.skips => self.problem.causal_end(self.places.end - 1),
+            _ => self.problem.keys.shape()[2],
+        };
+        block * BLOCK..((block + 1) * BLOCK).min(end).max(block * BLOCK)
     }
 
     fn seen(&self, block: usize) -> Seen {
@@ -281,8 +304,7 @@ impl<T: Element> Tile<'_, T> {
         }
         let count = place;
         // A key with the lowest score has a weight only where the largest score is about as low.
-        let skipped = seen.contains(&Seen::None);
-        if skipped && parts.largest[..shape.rows].iter().any(|&largest| largest <= T::LOWEST + 128.0) {
+        if self.skips && parts.largest[..shape.rows].iter().any(|&largest| largest <= T::LOWEST + 128.0) {
             return false;
         }
 
@@ -377,14 +399,18 @@ impl<T: Element> Tile<'_, T> {
 
     /// Writes the sums where they belong.
     #[inline(always)]
-    fn results(&self, shape: &Shape, sums: &[f32]) {
+    fn results<S: Simd>(&self, s: S, shape: &Shape, sums: &[f32]) {
         for row in 0..shape.rows {
             let (panel, lane) = (row / shape.lanes, row % shape.lanes);
-            let from = &sums[panel * shape.out_size * shape.lanes..];
+            let from = &sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
             // SAFETY: the output is borrowed by the caller; each query belongs to one tile.
             let out = unsafe { self.problem.out(self.query(row)) };
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = T::narrow(from[i * shape.lanes + lane]);
+            for (out, from) in out.chunks_mut(S::LANES).zip(from.chunks(S::LANES * shape.lanes)) {
+                let mut some = [0.0_f32; 16];
+                for (to, from) in some.iter_mut().zip(from.chunks_exact(shape.lanes)) {
+                    *to = from[lane];
+                }
+                crate::rows::store(s, out, s.load(&some));
             }
         }
     }

@@ -2,7 +2,7 @@ use mlx_cpu::{Cpu, Mask, View, ViewMut, attention};
 use proptest::prelude::*;
 
 use crate::fixture::Fixture;
-use crate::support::{Format, assert_near, assert_same, assert_units, cpus, each_format, few, random, unit};
+use crate::support::{Format, assert_near, assert_same, cpus, each_format, few, random, same, unit};
 
 fn four(shape: Vec<usize>) -> [usize; 4] {
     shape.try_into().unwrap()
@@ -48,7 +48,12 @@ fn as_mlx<T: Format>() {
                             assert!((a.widen() - b.widen()).abs() < 1e-6, "{what} {i}: {a:?} {b:?}");
                         }
                     } else {
-                        assert_units(&out, &expected, 1.0, &what);
+                        // Hardly any differ: where the order of a sum turned the rounding of a score.
+                        let unit = 2_f32.powi(1 - T::DIGITS);
+                        let far = |(a, b): &(&T, &T)| (a.widen() - b.widen()).abs() > unit;
+                        assert_eq!(out.iter().zip(&expected).find(far), None, "{what}");
+                        let others = out.iter().zip(&expected).filter(|(a, b)| !same(**a, **b)).count();
+                        assert!(others * 40 <= out.len(), "{what}: {others} of {} differ", out.len());
                     }
                 }
             }

@@ -5,7 +5,7 @@ use mlx_cpu::{Cpu, Element, Isa};
 use proptest::prelude::*;
 
 /// A float format, with what comparing needs.
-pub trait Format: Element {
+pub trait Format: Element + PartialEq {
     const NAME: &'static str;
     /// Digits after the leading one.
     const DIGITS: i32;

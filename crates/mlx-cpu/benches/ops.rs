@@ -1,0 +1,152 @@
+//! Times of the kernels beside what the core can do: `cargo bench -p mlx-cpu --bench ops`.
+//!
+//! One thread, the best of many runs, so that what else the machine does shows little.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use mlx_cpu::*;
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let cpu = &Cpu::new(Isa::best(), 1);
+    println!("{:44} {:>12} {:>20}", "kernel", "best", "");
+    let peak = 2.0 * Peak::PRODUCTS as f64 * 16.0 / best(|| cpu.run(Peak)).as_secs_f64() / 1e9;
+    println!("{:44} {:>12} {peak:13.1} GFLOP/s", "products in registers", "");
+    let bandwidth = copy_bandwidth();
+    println!("{:44} {:>12} {bandwidth:13.1} GB/s", "copy of 64 MB, read and written", "");
+
+    for (name, heads, shared, length, count, size) in [
+        ("attention, 1 query, 512 keys, 4 heads of 256", 4, 1, 1, 512, 256),
+        ("attention, 1 query, 4096 keys, 4 heads of 256", 4, 1, 1, 4096, 256),
+        ("attention, 1 query, 1024 keys, 10/5 heads of 64", 10, 5, 1, 1024, 64),
+        ("attention, prompt 128, 4 heads of 256", 4, 1, 128, 128, 256),
+        ("attention, prompt 1024, 4 heads of 256", 4, 1, 1024, 1024, 256),
+        ("attention, prompt 1024, 10/5 heads of 64", 10, 5, 1024, 1024, 64),
+    ] {
+        if !name.contains(&filter) {
+            continue;
+        }
+        let make = |heads: usize, length: usize, seed: u32| numbers(heads * length * size, seed);
+        let (q, k, v) = (make(heads, length, 1), make(shared, count, 2), make(shared, count, 3));
+        let mut out = vec![bf16::ZERO; q.len()];
+        let time = best(|| {
+            attention(
+                cpu,
+                View::contiguous(&q, [1, heads, length, size]),
+                View::contiguous(&k, [1, shared, count, size]),
+                View::contiguous(&v, [1, shared, count, size]),
+                0.0625,
+                Mask::Causal,
+                None,
+                ViewMut::contiguous(&mut out, [1, heads, length, size]),
+            );
+        });
+        let seen = length * count - length * (length - 1) / 2;
+        let products = 4.0 * (heads * seen * size) as f64 / time.as_secs_f64() / 1e9;
+        let bytes = (2 * 2 * shared * count * size) as f64 / time.as_secs_f64() / 1e9;
+        println!(
+            "{name:50} {time:12.2?} {products:7.1} GFLOP/s, {:4.0} % of the peak; {bytes:6.1} GB/s",
+            100.0 * products / peak
+        );
+    }
+    if "rows".contains(&filter) {
+        rows(cpu);
+    }
+}
+
+fn rows(cpu: &Cpu) {
+    for (count, size) in [(1, 640), (128, 640), (1024, 2048)] {
+        let (x, w) = (numbers(count * size, 1), numbers(size, 2));
+        let mut out = x.clone();
+        let time = best(|| {
+            let to = MatrixMut::contiguous(&mut out, count, size);
+            rms_norm(cpu, Matrix::contiguous(&x, count, size), Some(&w), 1e-6, to);
+        });
+        report("rms_norm", count, size, time);
+        type Gate = fn(&Cpu, Matrix<'_, bf16>, Matrix<'_, bf16>, MatrixMut<'_, bf16>);
+        for (name, gate) in [("swiglu", swiglu as Gate), ("geglu", geglu as Gate)] {
+            let time = best(|| {
+                let x = Matrix::contiguous(&x, count, size);
+                gate(cpu, x, x, MatrixMut::contiguous(&mut out, count, size));
+            });
+            report(name, count, size, time);
+        }
+    }
+    for (length, heads, size) in [(1, 4, 256), (1, 1, 256), (1024, 4, 256)] {
+        for layout in [RopeLayout::Halves, RopeLayout::Interleaved] {
+            let x = numbers(heads * length * size, 1);
+            let mut out = x.clone();
+            let turn = Rope { dims: size, layout, frequencies: Frequencies::Base(1e6), scale: 1.0 };
+            let time =
+                best(|| rope(cpu, View::contiguous(&x, [1, heads, length, size]), &turn, &[1000], &mut out));
+            report(&format!("rope {layout:?}"), heads * length, size, time);
+        }
+    }
+}
+
+fn report(name: &str, rows: usize, columns: usize, time: Duration) {
+    let each = time.as_secs_f64() * 1e9 / (rows * columns) as f64;
+    println!("{:50} {time:12.2?} {each:7.3} ns an element", format!("{name}, {rows} rows of {columns}"));
+}
+
+fn numbers(count: usize, seed: u32) -> Vec<bf16> {
+    let mut state = seed | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            bf16::from_f32((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        })
+        .collect()
+}
+
+fn best(mut task: impl FnMut()) -> Duration {
+    let start = Instant::now();
+    let mut best = Duration::MAX;
+    while start.elapsed() < Duration::from_millis(600) {
+        let one = Instant::now();
+        let mut count = 0;
+        let all = loop {
+            task();
+            count += 1;
+            let all = one.elapsed();
+            if all > Duration::from_micros(50) {
+                break all;
+            }
+        };
+        best = best.min(all / count);
+    }
+    best
+}
+
+fn copy_bandwidth() -> f64 {
+    let (from, mut to) = (vec![1_u8; 64 << 20], vec![0_u8; 64 << 20]);
+    let time = best(|| black_box(&mut to).copy_from_slice(black_box(&from)));
+    2.0 * from.len() as f64 / time.as_secs_f64() / 1e9
+}
+
+struct Peak;
+
+impl Peak {
+    const PRODUCTS: usize = 16 * 4096;
+}
+
+impl Kernel for Peak {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let x = s.splat(black_box(1e-6));
+        let mut sums = [s.zero(); 16];
+        for _ in 0..Self::PRODUCTS / S::LANES {
+            for sum in &mut sums {
+                *sum = s.mul_add(x, x, *sum);
+            }
+        }
+        let sum = sums.into_iter().fold(s.zero(), |a, b| s.add(a, b));
+        black_box(s.sum(sum));
+    }
+}
