@@ -5,11 +5,13 @@
 mod bench;
 mod ci;
 mod fixtures;
+mod interrupt;
 mod mutations;
 mod parity;
 mod plot_rope;
 mod python;
 mod random_caches;
+mod random_model;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +42,8 @@ enum Command {
     PlotRope,
     /// Try many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
+    /// Write a checkpoint with random weights in the shape of a real model
+    RandomModel(random_model::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
     /// Everything that a change must pass, as continuous integration runs it
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
+        Command::RandomModel(arguments) => random_model::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     };
