@@ -12,6 +12,7 @@ mod plot_rope;
 mod python;
 mod random_caches;
 mod random_model;
+mod speed;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ enum Command {
     Mutations(mutations::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
+    /// Measure this project beside mlx-lm and llama.cpp on models with random weights
+    Speed(speed::Arguments),
     /// Make a Python environment of the project's scripts, once, and print its interpreter
     Python(python::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Speed(arguments) => speed::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),

@@ -218,7 +218,8 @@ pub(crate) fn quantize(plain: &Path, width: Width, folder: &Path) -> io::Result<
 /// The folder that another will lie in, which is made.
 pub(crate) fn parent(path: &Path) -> io::Result<PathBuf> {
     let parent = std::path::absolute(path)?.parent().map(Path::to_path_buf);
-    let parent = parent.ok_or_else(|| io::Error::other(format!("{} is no place to write", path.display())))?;
+    let parent =
+        parent.ok_or_else(|| io::Error::other(format!("{} is no place to write", path.display())))?;
     fs::create_dir_all(&parent)
         .map_err(|e| io::Error::new(e.kind(), format!("making {}: {e}", parent.display())))?;
     Ok(parent)
@@ -325,4 +326,76 @@ fn vector(name: impl Into<String>, length: usize, center: i64) -> Tensor {
     let scale = (0.1 * PARTS).round() as i64;
     let offset = center * PARTS as i64;
     Tensor { name: name.into(), shape: vec![length], dtype: Stored::Bf16, scale, offset }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use mlx_models::CacheOptions;
+    use mlx_models::generate::{GenerateOptions, Session, generate};
+
+    use super::*;
+
+    fn weights_of(shape: Shape) -> usize {
+        shape.tensors().iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
+    #[test]
+    fn the_shapes_have_the_sizes_of_the_released_models() {
+        // What the model cards say: 268,098,176 and 127.17 million.
+        assert_eq!(weights_of(Shape::Gemma3), 268_098_176);
+        assert_eq!(weights_of(Shape::Lille), 127_171_200);
+        // The tiny model: six layers of width 64.
+        let config = Shape::Tiny.config();
+        assert_eq!((&config["num_hidden_layers"], &config["hidden_size"]), (&json!(6), &json!(64)));
+    }
+
+    #[test]
+    fn a_model_loads_and_answers_finite_numbers_at_each_width() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("new/tiny");
+        write(Shape::Tiny, SEED, &plain).unwrap();
+        let mut folders = vec![plain.clone()];
+        for width in [Width::Eight, Width::Four] {
+            let quantized = folder.path().join(width.name());
+            quantize(&plain, width, &quantized).unwrap();
+            folders.push(quantized);
+        }
+        for folder in folders {
+            let mut model = mlx_models::load(&folder).unwrap();
+            let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+            let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::default() };
+            let tokens = generate(&mut *model, &mut session, &[1, 2, 3], options).unwrap();
+            let logprobs: Vec<f32> = tokens.map(|token| token.unwrap().logprob).collect();
+            assert_eq!(logprobs.len(), 3);
+            assert!(logprobs.iter().all(|logprob| logprob.is_finite() && *logprob < 0.0), "{logprobs:?}");
+        }
+    }
+
+    #[test]
+    fn the_weights_follow_from_the_seed_and_nothing_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = |name: &str, seed| {
+            let folder = folder.path().join(name);
+            write(Shape::Tiny, seed, &folder).unwrap();
+            fs::read(folder.join("model.safetensors")).unwrap()
+        };
+        let first = made("a", 1);
+        assert_eq!(first, made("b", 1));
+        assert_ne!(first, made("c", 2));
+        let error = write(Shape::Tiny, 1, &folder.path().join("a")).unwrap_err().to_string();
+        assert!(error.ends_with("a is there already; name a folder that is not"), "{error}");
+        // Nothing of what was in the making is left.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    /// The mean of squares of the matrices keeps activations near 1.
+    #[test]
+    fn matrices_keep_the_size_of_what_they_multiply() {
+        let bytes = weights::bytes(&matrix("m", 64, 640), SEED).unwrap();
+        let values = bytes.chunks_exact(2).map(|word| half::bf16::from_le_bytes([word[0], word[1]]).to_f64());
+        let squares: f64 = values.map(|value| value * value).sum::<f64>() / 64.0;
+        assert!((squares - 1.0).abs() < 0.05, "{squares}");
+    }
 }
