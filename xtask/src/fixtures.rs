@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 
-use crate::python::{self, Environment};
+use crate::python::{self, Environment, ReferenceProgram};
 
 /// Arguments of `cargo xtask fixtures`.
 #[derive(clap::Args)]
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     only: String,
     /// Only what this reference makes
     #[arg(long, value_enum)]
-    reference: Option<Environment>,
+    reference: Option<ReferenceProgram>,
     /// Make nothing: run the tests that save prompt caches, adapters and checkpoints, and have mlx-lm read those
     #[arg(long, conflicts_with_all = ["check", "filter", "only", "reference"])]
     verify_ours: bool,
@@ -96,11 +96,11 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         .iter()
         .filter(|(name, environment)| {
             name.contains(&arguments.only)
-                && arguments.reference.is_none_or(|reference| reference == *environment)
+                && arguments.reference.is_none_or(|reference| reference.environment() == *environment)
         })
         .collect();
     let with_demos =
-        DEMO_SCRIPT.contains(&arguments.only) && arguments.reference != Some(Environment::Transformers);
+        DEMO_SCRIPT.contains(&arguments.only) && arguments.reference != Some(ReferenceProgram::Transformers);
     let demos = if with_demos { demos(&root)? } else { Vec::new() };
 
     // First, since it can take long, and can fail.
@@ -409,7 +409,7 @@ fn verify_ours() -> io::Result<bool> {
     Ok(passed)
 }
 
-fn target_folder(root: &Path) -> io::Result<PathBuf> {
+pub(crate) fn target_folder(root: &Path) -> io::Result<PathBuf> {
     #[derive(Deserialize)]
     struct Metadata {
         target_directory: PathBuf,

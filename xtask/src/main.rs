@@ -5,11 +5,14 @@
 mod bench;
 mod ci;
 mod fixtures;
+mod interrupt;
 mod mutations;
 mod parity;
 mod plot_rope;
 mod python;
 mod random_caches;
+mod random_model;
+mod speed;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -34,12 +37,16 @@ enum Command {
     Mutations(mutations::Arguments),
     /// Measure this project beside mlx-lm, as ratios
     Bench(bench::Arguments),
+    /// Measure this project beside mlx-lm and llama.cpp on models with random weights
+    Speed(speed::Arguments),
     /// Make a Python environment of the project's scripts, once, and print its interpreter
     Python(python::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
     PlotRope,
     /// Try many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
+    /// Write a checkpoint with random weights in the shape of a real model
+    RandomModel(random_model::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
     /// Everything that a change must pass, as continuous integration runs it
@@ -55,9 +62,11 @@ fn main() -> ExitCode {
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Speed(arguments) => speed::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
+        Command::RandomModel(arguments) => random_model::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     };

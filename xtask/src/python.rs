@@ -24,12 +24,12 @@ const LAST_LINES: usize = 12;
 /// Arguments of `cargo xtask python`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Which of the two environments
+    /// Which of the environments
     #[arg(value_enum, default_value_t = Environment::MlxLm)]
     environment: Environment,
 }
 
-/// A reference program and what its scripts import.
+/// A program that we are compared with, and what its scripts import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Environment {
     /// mlx-lm on MLX for the CPU
@@ -37,6 +37,27 @@ pub(crate) enum Environment {
     MlxLm,
     /// transformers on PyTorch: several gigabytes
     Transformers,
+    /// llama.cpp, which is compiled: ten minutes, a C++ compiler
+    LlamaCpp,
+}
+
+/// A program whose answers are the right ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ReferenceProgram {
+    /// mlx-lm on MLX for the CPU
+    #[default]
+    MlxLm,
+    /// transformers on PyTorch
+    Transformers,
+}
+
+impl ReferenceProgram {
+    pub(crate) fn environment(self) -> Environment {
+        match self {
+            Self::MlxLm => Environment::MlxLm,
+            Self::Transformers => Environment::Transformers,
+        }
+    }
 }
 
 impl Environment {
@@ -44,6 +65,7 @@ impl Environment {
         match self {
             Self::MlxLm => "mlx-lm",
             Self::Transformers => "transformers",
+            Self::LlamaCpp => "llama-cpp",
         }
     }
 
@@ -52,6 +74,7 @@ impl Environment {
         match self {
             Self::MlxLm => "MLX_MODELS_PYTHON",
             Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
+            Self::LlamaCpp => "MLX_MODELS_PYTHON_LLAMA_CPP",
         }
     }
 
@@ -59,8 +82,15 @@ impl Environment {
         let name = match self {
             Self::MlxLm => "requirements.txt",
             Self::Transformers => "requirements-transformers.txt",
+            Self::LlamaCpp => "requirements-llama-cpp.txt",
         };
         scripts().join(name)
+    }
+
+    /// What has to be there before, and the flags of CMake, where packages are compiled.
+    fn build(self) -> Option<Build> {
+        let requirements = || scripts().join("requirements-llama-cpp-build.txt");
+        (self == Self::LlamaCpp).then(|| Build { requirements: requirements(), cmake: llama_cpp_flags() })
     }
 
     /// The packages that decide about a reference's bits.
@@ -68,8 +98,45 @@ impl Environment {
         match self {
             Self::MlxLm => &["mlx-lm", "mlx", "numpy", "transformers", "tokenizers"],
             Self::Transformers => &["transformers", "torch", "numpy", "safetensors"],
+            Self::LlamaCpp => &["llama-cpp-python", "gguf"],
         }
     }
+}
+
+/// How packages are compiled that come as source.
+struct Build {
+    requirements: PathBuf,
+    cmake: String,
+}
+
+/// llama.cpp for this processor: with everything but the int8 tiles of AMX, which crash on quantized weights in some
+/// virtual machines. `GGML_NATIVE` would take these as well.
+fn llama_cpp_flags() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let features = [
+        ("AVX", is_x86_feature_detected!("avx")),
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("F16C", is_x86_feature_detected!("f16c")),
+        ("BMI2", is_x86_feature_detected!("bmi2")),
+        // The compiler's flags for it are these five.
+        (
+            "AVX512",
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512cd")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl"),
+        ),
+        ("AVX512_VBMI", is_x86_feature_detected!("avx512vbmi")),
+        ("AVX512_VNNI", is_x86_feature_detected!("avx512vnni")),
+        ("AVX512_BF16", is_x86_feature_detected!("avx512bf16")),
+        ("NATIVE", false),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let features = [("NATIVE", true)];
+    let flag = |(name, on): &(&str, bool)| format!("-DGGML_{name}={}", if *on { "ON" } else { "OFF" });
+    features.iter().map(flag).collect::<Vec<_>>().join(" ")
 }
 
 /// The folder of the project's scripts.
@@ -107,7 +174,7 @@ pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
         Some(python) => vec![python],
         None => PYTHONS.map(OsString::from).into(),
     };
-    make(environment.name(), &requirements, &folder()?, &pythons).map_err(|e| {
+    make(environment.name(), &requirements, environment.build().as_ref(), &folder()?, &pythons).map_err(|e| {
         let variable = environment.variable();
         let hint = format!("{variable} may name an interpreter that has the packages of");
         io::Error::new(e.kind(), format!("{e}\n({hint} {})", requirements.display()))
@@ -156,9 +223,21 @@ fn folder() -> io::Result<PathBuf> {
 ///
 /// A virtual environment knows its own path, and so is made where it stays: it counts once [`STAMP`] is in it,
 /// and what a run that was broken off has left is made anew.
-fn make(name: &str, requirements: &Path, folder: &Path, pythons: &[OsString]) -> io::Result<PathBuf> {
-    let text = fs::read(requirements)
-        .map_err(|e| io::Error::new(e.kind(), format!("reading {}: {e}", requirements.display())))?;
+fn make(
+    name: &str,
+    requirements: &Path,
+    build: Option<&Build>,
+    folder: &Path,
+    pythons: &[OsString],
+) -> io::Result<PathBuf> {
+    let read = |file: &Path| {
+        fs::read(file).map_err(|e| io::Error::new(e.kind(), format!("reading {}: {e}", file.display())))
+    };
+    let mut text = read(requirements)?;
+    if let Some(build) = build {
+        text.extend(read(&build.requirements)?);
+        text.extend(build.cmake.bytes());
+    }
     let digest: String = Sha256::digest(&text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let environment = folder.join(format!("{name}-{digest}"));
     let interpreter = environment.join("bin/python");
@@ -193,9 +272,20 @@ fn make(name: &str, requirements: &Path, folder: &Path, pythons: &[OsString]) ->
     }
     let mut venv = isolated(&python);
     succeed(venv.args(["-m", "venv"]).arg(&environment), "making a virtual environment")?;
-    let mut pip = isolated(&interpreter);
-    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--require-hashes"]);
-    succeed(pip.arg("-r").arg(requirements), "pip install")?;
+    let pip = |requirements: &Path| {
+        let mut pip = isolated(&interpreter);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--require-hashes"]);
+        pip.arg("-r").arg(requirements);
+        pip
+    };
+    let mut install = pip(requirements);
+    if let Some(build) = build {
+        succeed(&mut pip(&build.requirements), "pip install")?;
+        // With these tools, not with those that pip would fetch without a hash, and never with what it compiled with
+        // other flags.
+        install.args(["--no-build-isolation", "--no-cache-dir"]).env("CMAKE_ARGS", &build.cmake);
+    }
+    succeed(&mut install, "pip install")?;
     let stamp = environment.join(STAMP);
     fs::write(&stamp, requirements.display().to_string()).map_err(|e| at("writing", &stamp, e))?;
     Ok(interpreter)
@@ -361,16 +451,37 @@ esac
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         let (file, python) = (requirements(folder), [fake_python(folder, 11, "exit 0")]);
-        let first = make("mlx-lm", &file, &folder.join("cache"), &python).unwrap();
+        let first = make("mlx-lm", &file, None, &folder.join("cache"), &python).unwrap();
         assert!(first.ends_with("bin/python") && first.starts_with(folder.join("cache")));
         let asked = fs::read_to_string(folder.join("made")).unwrap();
         assert!(asked.contains("--require-hashes") && asked.contains(&file.display().to_string()), "{asked}");
-        assert_eq!(make("mlx-lm", &file, &folder.join("cache"), &python).unwrap(), first);
+        assert_eq!(make("mlx-lm", &file, None, &folder.join("cache"), &python).unwrap(), first);
         assert_eq!(made(folder), 1);
 
         fs::write(&file, "some==1.1 \\\n    --hash=sha256:00\n").unwrap();
-        assert_ne!(make("mlx-lm", &file, &folder.join("cache"), &python).unwrap(), first);
+        assert_ne!(make("mlx-lm", &file, None, &folder.join("cache"), &python).unwrap(), first);
         assert_eq!(made(folder), 2);
+    }
+
+    #[test]
+    fn what_compiles_is_there_before_what_is_compiled() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (file, tools) = (requirements(folder), folder.join("tools.txt"));
+        fs::write(&tools, "tool==1.0 \\\n    --hash=sha256:00\n").unwrap();
+        let python =
+            [fake_python(folder, 12, &format!("echo \"flags $CMAKE_ARGS\" >> {}/made", folder.display()))];
+        let build = |cmake: &str| Build { requirements: tools.clone(), cmake: cmake.to_owned() };
+        let first = make("x", &file, Some(&build("-DA=ON")), &folder.join("cache"), &python).unwrap();
+        let asked = fs::read_to_string(folder.join("made")).unwrap();
+        let steps: Vec<&str> = asked.lines().collect();
+        assert!(steps[1].contains("tools.txt") && !steps[1].contains("isolation"), "{asked}");
+        assert_eq!(steps[2], "flags ");
+        assert!(steps[3].contains("requirements.txt --no-build-isolation --no-cache-dir"), "{asked}");
+        assert_eq!(steps[4], "flags -DA=ON");
+        // Another processor has other flags, and needs another environment.
+        let second = make("x", &file, Some(&build("-DA=OFF")), &folder.join("cache"), &python).unwrap();
+        assert_ne!(first, second);
     }
 
     #[test]
@@ -379,14 +490,15 @@ esac
         let folder = folder.path();
         let (file, cache) = (requirements(folder), folder.join("cache"));
         let failing = "echo 'no such hash' >&2; exit 1";
-        let error = make("x", &file, &cache, &[fake_python(folder, 12, failing)]).unwrap_err().to_string();
+        let error =
+            make("x", &file, None, &cache, &[fake_python(folder, 12, failing)]).unwrap_err().to_string();
         assert!(error.contains("pip install failed") && error.contains("no such hash"), "{error}");
 
-        let whole = make("x", &file, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
+        let whole = make("x", &file, None, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
         assert_eq!(made(folder), 2);
         // An interpreter that has gone, as it does with the Python that it came from.
         fs::remove_file(&whole).unwrap();
-        make("x", &file, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
+        make("x", &file, None, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
         assert_eq!(made(folder), 3);
     }
 
@@ -395,7 +507,7 @@ esac
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         let (file, python) = (requirements(folder), [fake_python(folder, 12, "sleep 0.2")]);
-        let run = || make("x", &file, &folder.join("cache"), &python).unwrap();
+        let run = || make("x", &file, None, &folder.join("cache"), &python).unwrap();
         std::thread::scope(|scope| {
             let (one, two) = (scope.spawn(run), scope.spawn(run));
             assert_eq!(one.join().unwrap(), two.join().unwrap());
@@ -435,13 +547,14 @@ esac
 
     #[test]
     fn the_committed_requirements_pin_what_is_checked() {
-        for environment in [Environment::MlxLm, Environment::Transformers] {
+        for environment in [Environment::MlxLm, Environment::Transformers, Environment::LlamaCpp] {
             let text = fs::read_to_string(environment.requirements()).unwrap();
             let pins = pins(&text, environment.packages()).unwrap();
             let of = |name| pins.iter().find(|(package, _)| *package == name).map(|(_, version)| &**version);
             match environment {
                 Environment::MlxLm => assert_eq!((of("mlx-lm"), of("mlx")), (Some("0.32.2"), Some("0.32.2"))),
                 Environment::Transformers => assert_eq!(of("transformers"), Some("5.23.0")),
+                Environment::LlamaCpp => assert!(of("llama-cpp-python").is_some() && of("gguf").is_some()),
             }
             assert!(text.matches("==").count() <= text.matches("--hash=").count(), "hashes are missing");
         }

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::weights::CheckpointFolder;
 use super::{Lines, in_full};
-use crate::python::{self, Environment};
+use crate::python::{self, ReferenceProgram};
 
 /// What is read where no prompt is given.
 const PROMPT: &str = "Once upon a time there was a little house by the sea, and in the house lived";
@@ -44,8 +44,8 @@ pub(super) struct CheckpointArguments {
     #[arg(long, value_name = "N", default_value_t = 64, requires = "model", value_parser = clap::value_parser!(u32).range(..=100_000))]
     greedy: u32,
     /// With --model: the program beside ours
-    #[arg(long, value_enum, default_value_t = Environment::MlxLm, requires = "model")]
-    reference: Environment,
+    #[arg(long, value_enum, default_value_t = ReferenceProgram::MlxLm, requires = "model")]
+    reference: ReferenceProgram,
     /// With --model: whose rule LongRoPE follows, transformers' (by length) or mlx-lm's (the long factors always)
     #[arg(long, value_enum, default_value_t = Rule::Hf, requires = "model")]
     longrope: Rule,
@@ -126,14 +126,14 @@ fn report(
     }
     let reference = ask(arguments, folder, &tokens, arguments.at.unwrap_or(0))?;
     let tolerance = match arguments.reference {
-        Environment::MlxLm => Tolerance::Exact,
-        Environment::Transformers => CLOSE,
+        ReferenceProgram::MlxLm => Tolerance::Exact,
+        ReferenceProgram::Transformers => CLOSE,
     };
 
     let info = model.info();
     let dtype = match arguments.reference {
-        Environment::MlxLm => info.dtype,
-        Environment::Transformers => Dtype::Float32,
+        ReferenceProgram::MlxLm => info.dtype,
+        ReferenceProgram::Transformers => Dtype::Float32,
     };
     line(out, "model", format_args!("{}, in {dtype:?}, {} layers", info.model_type, info.layers.len()))?;
     line(out, "reference", &reference.programs)?;
@@ -165,7 +165,7 @@ fn report(
         (None, false) => Some(0),
         (None, true) => first_step,
     };
-    if arguments.reference == Environment::MlxLm && verdicts.iter().any(|verdict| !verdict.passed) {
+    if arguments.reference == ReferenceProgram::MlxLm && verdicts.iter().any(|verdict| !verdict.passed) {
         crate::complain(
             "note: docs/differences.md lists where mlx-lm is not followed; --longrope mlx-lm follows its rule for LongRoPE",
         );
@@ -213,7 +213,7 @@ fn load(arguments: &CheckpointArguments, folder: &Path) -> Result<Box<dyn Causal
     };
     let options = LoadOptions { long_rope, ..LoadOptions::default() };
     let mut model = mlx_models::load_with(folder, &options)?;
-    if arguments.reference == Environment::Transformers {
+    if arguments.reference == ReferenceProgram::Transformers {
         for (key, parameter) in model.parameters_mut().flatten() {
             match parameter.dtype() {
                 Dtype::Float32 => {}
@@ -257,10 +257,10 @@ fn ask(
     at: usize,
 ) -> Result<Reference, Error> {
     let name = match arguments.reference {
-        Environment::MlxLm => "mlx-lm",
-        Environment::Transformers => "transformers",
+        ReferenceProgram::MlxLm => "mlx-lm",
+        ReferenceProgram::Transformers => "transformers",
     };
-    let interpreter = python::interpreter(arguments.reference)?;
+    let interpreter = python::interpreter(arguments.reference.environment())?;
     crate::complain(&format!("asking {name}"));
     let scratch = tempfile::tempdir()?;
     let file = scratch.path().join("trace.safetensors");

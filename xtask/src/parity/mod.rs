@@ -9,7 +9,7 @@ mod checkpoint;
 mod document;
 mod model;
 mod rope;
-mod weights;
+pub(crate) mod weights;
 
 use std::fs;
 use std::io::{self, Write};

@@ -19,7 +19,7 @@ const GENERATOR: &str = "splitmix64-uniform-1";
 /// What belongs to the case and not to its checkpoint.
 const OF_THE_CASE: [&str; 3] = ["case.json", "reference.safetensors", FILE];
 /// Scales and offsets count in parts of 1 / 4096.
-const PARTS: f64 = 4096.0;
+pub(crate) const PARTS: f64 = 4096.0;
 /// Random numbers have one sign and this many bits.
 const BITS: u32 = 23;
 /// Of a scale or an offset, so that all sums are exact in float64.
@@ -41,17 +41,17 @@ struct Weights {
 /// Uniform numbers from `offset - scale` to `offset + scale`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Tensor {
-    name: String,
-    shape: Vec<usize>,
-    dtype: Stored,
-    scale: i64,
-    offset: i64,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: Stored,
+    pub(crate) scale: i64,
+    pub(crate) offset: i64,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-enum Stored {
+pub(crate) enum Stored {
     F32,
     F16,
     Bf16,
@@ -165,7 +165,7 @@ fn view<'a>(tensor: &Tensor, bytes: &'a [u8]) -> Result<TensorView<'a>, safetens
 
 /// A tensor's bytes, little-endian. Element i takes the output of SplitMix64 after i + 1 steps from the seed and the
 /// tensor's name.
-fn bytes(tensor: &Tensor, seed: u64) -> Result<Vec<u8>, String> {
+pub(crate) fn bytes(tensor: &Tensor, seed: u64) -> Result<Vec<u8>, String> {
     let Tensor { name, scale, offset, .. } = tensor;
     for (key, value) in [("scale", scale), ("offset", offset)] {
         if !(-LARGEST_NUMBER..=LARGEST_NUMBER).contains(value) {

@@ -1,0 +1,197 @@
+"""Writes a checkpoint as GGUF, for llama.cpp: the same weights, so that both programs do the same work.
+
+What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3 or Lille model and writes one GGUF file, with the
+matrices as BF16, Q8_0 or Q4_0, the embedding among them, which is the head as well, and the norms as F32. There is no
+tokenizer in it (`tokenizer.ggml.model` is `none`): the benchmark gives token ids. Prints one line of JSON: how many tensors
+have which type, and their bytes.
+
+Lille is llama.cpp's `llama`: grouped queries, interleaved rotation, RMSNorm, SwiGLU, and its fused projection in three parts.
+llama.cpp adds nothing to the weights of Gemma's norms, so that theirs are stored with the 1 added.
+
+Why: llama.cpp is the peer of `cargo xtask speed`, and reads nothing else.
+
+How to run, from the repository root:
+
+    $(cargo xtask python llama-cpp) xtask/python/make_gguf.py --model DIR --type Q8_0 --out FILE
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+TYPES = ("BF16", "Q8_0", "Q4_0")
+
+GEMMA3_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+LILLE_NAMES = {
+    "attention.norm": "attn_norm",
+    "attention.out_proj": "attn_output",
+    "feed_forward.norm": "ffn_norm",
+    "feed_forward.gate_proj": "ffn_gate",
+    "feed_forward.up_proj": "ffn_up",
+    "feed_forward.down_proj": "ffn_down",
+}
+
+
+def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The bfloat16 tensors of a safetensors file, as uint16."""
+    with open(file, "rb") as source:
+        (length,) = struct.unpack("<Q", source.read(8))
+        header = json.loads(source.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] != "BF16":
+            raise SystemExit(f"{file}: {name} is {entry['dtype']}; only a checkpoint of bfloat16 can be written")
+        begin, end = entry["data_offsets"]
+        array = np.fromfile(file, dtype="<u2", count=(end - begin) // 2, offset=8 + length + begin)
+        yield name, array.reshape(entry["shape"])
+
+
+def float32(array: np.ndarray) -> np.ndarray:
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def gemma3_name(name: str) -> str:
+    name = name.removesuffix(".weight").removeprefix("model.")
+    if name.startswith("layers."):
+        _, layer, part = name.split(".", 2)
+        return f"blk.{layer}.{GEMMA3_NAMES[part]}.weight"
+    return {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[name]
+
+
+def gemma3(writer: GGUFWriter, config: dict) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_sliding_window(config["sliding_window"])
+    # llama.cpp knows these, and has no key for the second in older versions.
+    if config["sliding_window_pattern"] != 6 or config["rope_local_base_freq"] != 10000:
+        raise SystemExit("llama.cpp takes a window in five layers of six, and 10000 for their rotation")
+    if config["query_pre_attn_scalar"] != config["head_dim"]:
+        raise SystemExit("llama.cpp scales queries by the size of a head")
+
+
+def lille_name(name: str) -> str:
+    name = name.removesuffix(".weight").removeprefix("transformer.")
+    if name.startswith("layers."):
+        _, layer, part = name.split(".", 2)
+        return f"blk.{layer}.{LILLE_NAMES[part]}.weight"
+    return {"tok_embeddings": "token_embd.weight", "norm": "output_norm.weight"}[name]
+
+
+def lille(writer: GGUFWriter, config: dict) -> None:
+    head_dim = config["n_embd"] // config["n_head"]
+    writer.add_context_length(config["block_size"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_feed_forward_length(256 * round(int(8 * config["n_embd"] / 3) / 256))
+    writer.add_head_count(config["n_head"])
+    writer.add_head_count_kv(config["n_kv_heads"])
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_layer_norm_rms_eps(config["layer_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+
+
+def parts(config: dict, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that llama.cpp has for one of ours."""
+    if config["model_type"] == "gemma3_text":
+        yield gemma3_name(name), array
+    elif name.endswith("qkv_proj.weight"):
+        layer = name.split(".")[2]
+        head_dim = config["n_embd"] // config["n_head"]
+        queries, keys = config["n_head"] * head_dim, config["n_kv_heads"] * head_dim
+        for part, rows in zip("qkv", np.split(array, [queries, queries + keys])):
+            yield f"blk.{layer}.attn_{part}.weight", rows
+    else:
+        yield lille_name(name), array
+
+
+def write(model: Path, kind: str, file: Path) -> None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    architectures = {"gemma3_text": ("gemma3", gemma3), "lille-130m": ("llama", lille)}
+    if config["model_type"] not in architectures:
+        raise SystemExit(f"{model}: {config['model_type']} has no counterpart here; {', '.join(architectures)} have")
+    if not config["tie_word_embeddings"] or "quantization" in config:
+        raise SystemExit(f"{model}: only a tied model of full precision can be written")
+    architecture, describe = architectures[config["model_type"]]
+    writer = GGUFWriter(file, architecture)
+    describe(writer, config)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("none")
+
+    stored = GGMLQuantizationType[kind]
+    for name, array in tensors(model / "model.safetensors"):
+        for name, array in parts(config, name, array):
+            if array.ndim == 1:
+                writer.add_tensor(name, float32(array) + (architecture == "gemma3"))
+            elif kind == "BF16":
+                writer.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=stored)
+            else:
+                writer.add_tensor(name, gguf.quants.quantize(float32(array), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--type", choices=TYPES, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    args = parser.parse_args()
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_name(f"{args.out.name}.partial-{os.getpid()}")
+    try:
+        write(args.model, args.type, partial)
+        written = GGUFReader(partial).tensors
+        wrong = [tensor.name for tensor in written if len(tensor.shape) > 1 and tensor.tensor_type.name != args.type]
+        if wrong:
+            raise SystemExit(f"not of type {args.type}: {', '.join(wrong)}")
+        report = {
+            "types": Counter(tensor.tensor_type.name for tensor in written),
+            "bytes": sum(int(tensor.n_bytes) for tensor in written),
+        }
+        os.replace(partial, args.out)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

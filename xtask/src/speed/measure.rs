@@ -1,0 +1,125 @@
+//! What a process of ours measures.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use mlx_models::generate::{GenerateOptions, Session, generate};
+use mlx_models::{CacheOptions, CausalLm};
+use mlx_rs::ops::matmul;
+use mlx_rs::random;
+
+use super::{Bandwidth, Products, Tokens};
+
+/// Bytes that are read for the bandwidth: more than caches hold.
+const MEMORY: usize = 2 << 30;
+/// How often they are read.
+const READINGS: usize = 6;
+/// Products that are not counted.
+const WARM_UP: usize = 2;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Greedy tokens after a prompt. A shorter run comes first, which is not counted.
+pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens: u32) -> Result<Tokens> {
+    let started = Instant::now();
+    let mut model = mlx_models::load(folder)?;
+    mlx_rs::transforms::eval_params(model.parameters())?;
+    let load_s = started.elapsed().as_secs_f64();
+
+    let prompt = prompt(prompt_tokens, model.info().vocab_size as u32);
+    let warm_up = prompt.get(..warm_up as usize).unwrap_or(&prompt);
+    run(&mut *model, warm_up, 2)?;
+    let (tokens, seconds) = run(&mut *model, &prompt, gen_tokens as usize)?;
+    let (prefill_s, token_s) = seconds.split_first().ok_or("no token was generated")?;
+    let version = format!("mlx-models {}", env!("CARGO_PKG_VERSION"));
+    Ok(Tokens { load_s, prefill_s: *prefill_s, token_s: token_s.to_vec(), tokens, version })
+}
+
+/// The tokens that every program of the benchmark is given.
+fn prompt(count: u32, vocab_size: u32) -> Vec<u32> {
+    (0..count).map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size).collect()
+}
+
+/// The tokens, and the seconds that each took: the first with the prompt.
+fn run(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(Vec<u32>, Vec<f64>)> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let (mut tokens, mut seconds) = (Vec::new(), Vec::new());
+    let mut before = Instant::now();
+    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
+    for token in generate(model, &mut session, prompt, options)? {
+        tokens.push(token?.id);
+        let now = Instant::now();
+        seconds.push((now - before).as_secs_f64());
+        before = now;
+    }
+    Ok((tokens, seconds))
+}
+
+/// Products of square float32 matrices.
+pub(super) fn products(size: i32, count: usize) -> Result<Products> {
+    let key = random::key(1)?;
+    let a = random::normal::<f32>(&[size, size], None, None, &key)?;
+    let b = random::normal::<f32>(&[size, size], None, None, &random::key(2)?)?;
+    mlx_rs::transforms::eval([&a, &b])?;
+    let mut seconds = Vec::new();
+    for _ in 0..WARM_UP + count {
+        let started = Instant::now();
+        matmul(&a, &b)?.eval()?;
+        seconds.push(started.elapsed().as_secs_f64());
+    }
+    let version = format!("mlx-models {}", env!("CARGO_PKG_VERSION"));
+    Ok(Products { seconds: seconds.split_off(WARM_UP), version })
+}
+
+/// How fast memory is read with so many threads: the sum of an array that no cache holds.
+pub(super) fn bandwidth(threads: usize) -> Bandwidth {
+    let memory: Vec<u64> = (0..(MEMORY / size_of::<u64>()) as u64).collect();
+    let part = memory.len().div_ceil(threads);
+    let bytes_per_second = (0..READINGS)
+        .map(|_| {
+            let started = Instant::now();
+            thread::scope(|scope| {
+                for part in memory.chunks(part) {
+                    scope.spawn(move || black_box(sum(part)));
+                }
+            });
+            MEMORY as f64 / started.elapsed().as_secs_f64()
+        })
+        .collect();
+    Bandwidth { bytes_per_second }
+}
+
+/// In so many sums that additions wait for memory only.
+fn sum(numbers: &[u64]) -> u64 {
+    const SUMS: usize = 32;
+    let mut sums = [0_u64; SUMS];
+    let chunks = numbers.chunks_exact(SUMS);
+    let rest: u64 = chunks.remainder().iter().fold(0, |sum, &number| sum.wrapping_add(number));
+    for chunk in chunks {
+        for (sum, &number) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(number);
+        }
+    }
+    sums.iter().fold(rest, |total, &sum| total.wrapping_add(sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_is_that_of_the_scripts() {
+        // What `prompt_of(4, 262144)` of bench_llama_cpp.py answers.
+        assert_eq!(prompt(4, 262_144), [1, 91_662, 183_323, 12_840]);
+        assert_eq!(prompt(5001, 1000).get(4999..), Some(&[180, 705][..]));
+    }
+
+    #[test]
+    fn every_number_is_read() {
+        let numbers: Vec<u64> = (0..1001).collect();
+        assert_eq!(sum(&numbers), 500_500);
+    }
+}

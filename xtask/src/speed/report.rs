@@ -1,0 +1,236 @@
+//! The figures, as tables and as JSON.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{MATRIX, Measurements, Program, Row, Tokens, Turn};
+
+/// Of the turns of one program.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Spread {
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+impl Spread {
+    fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let middle = values.len() / 2;
+        let median = if values.len().is_multiple_of(2) {
+            (at(middle.wrapping_sub(1)) + at(middle)) / 2.0
+        } else {
+            at(middle)
+        };
+        Self { min: at(0), median, max: at(values.len().saturating_sub(1)) }
+    }
+
+    fn map(self, f: impl Fn(f64) -> f64) -> Self {
+        Self { min: f(self.min), median: f(self.median), max: f(self.max) }
+    }
+
+    fn text(self) -> String {
+        let Self { min, median, max } = self;
+        let digits = if median < 10.0 { 2 } else { 1 };
+        format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
+    }
+}
+
+/// What follows from the turns of a row.
+#[derive(Debug, Serialize)]
+struct Summary {
+    /// Tokens of the prompt in a second, up to the first token.
+    prefill_tps: Spread,
+    /// Tokens after the first in a second.
+    decode_tps: Spread,
+    /// The part of the memory's bandwidth that reading the weights once for each token takes.
+    share_of_bandwidth: f64,
+    /// How many times as fast ours is, by the medians.
+    ours_to_this: Option<[f64; 2]>,
+    /// Greedy tokens up to the first that differs from ours.
+    same_tokens: Option<usize>,
+    /// The part of the processor's time that others used, in the worst turn.
+    others: f64,
+}
+
+fn prefill(row: &Row) -> Spread {
+    let prompt = f64::from(row.measured_prompt_tokens);
+    Spread::of(row.turns.iter().map(|turn| prompt / turn.found.prefill_s))
+}
+
+fn decode(row: &Row) -> Spread {
+    let rate = |turn: &Turn<Tokens>| turn.found.token_s.len() as f64 / turn.found.token_s.iter().sum::<f64>();
+    Spread::of(row.turns.iter().map(rate))
+}
+
+fn bandwidth(all: &Measurements) -> Spread {
+    let best =
+        |turn: &Turn<super::Bandwidth>| turn.found.bytes_per_second.iter().copied().fold(f64::NAN, f64::max);
+    Spread::of(all.bandwidth.iter().map(best))
+}
+
+/// Products in a second, as billions of operations.
+fn gflops(all: &Measurements, program: &str) -> Spread {
+    let operations = 2.0 * (MATRIX as f64).powi(3) / 1e9;
+    let turns = all.matmul.get(program).into_iter().flatten();
+    Spread::of(turns.map(|turn| operations / Spread::of(turn.found.seconds.iter().copied()).median))
+}
+
+fn summary(all: &Measurements, row: &Row) -> Summary {
+    let (prefill_tps, decode_tps) = (prefill(row), decode(row));
+    let same = |other: &&Row| {
+        (other.shape, other.width, other.prompt_tokens) == (row.shape, row.width, row.prompt_tokens)
+            && other.program == Program::MlxModels.name()
+    };
+    let ours = all.rows.iter().find(same).filter(|ours| ours.program != row.program);
+    let tokens = |row: &Row| row.turns.first().map(|turn| turn.found.tokens.clone()).unwrap_or_default();
+    // Of the same prompt.
+    let comparable = ours.filter(|ours| ours.measured_prompt_tokens == row.measured_prompt_tokens);
+    let others = row.turns.iter().filter_map(|turn| turn.others);
+    Summary {
+        share_of_bandwidth: decode_tps.median * row.weight_bytes as f64 / bandwidth(all).median,
+        ours_to_this: ours
+            .map(|ours| [prefill(ours).median / prefill_tps.median, decode(ours).median / decode_tps.median]),
+        same_tokens: comparable.map(|ours| {
+            tokens(ours).iter().zip(tokens(row)).take_while(|(ours, this)| **ours == *this).count()
+        }),
+        others: others.fold(f64::NAN, f64::max),
+        prefill_tps,
+        decode_tps,
+    }
+}
+
+pub(super) fn json(all: &Measurements) -> Value {
+    let rows: Vec<Value> =
+        all.rows.iter().map(|row| json!({ "summary": summary(all, row), "row": row })).collect();
+    let gflops = |program| gflops(all, program);
+    json!({
+        "cores": all.cores,
+        "bandwidth_bytes_per_second": bandwidth(all),
+        "bandwidth": all.bandwidth,
+        "matmul_gflops": { "mlx-models": gflops(Program::MlxModels.name()), "OpenBLAS": gflops("OpenBLAS") },
+        "matmul": all.matmul,
+        "models": rows,
+    })
+}
+
+pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "medians of the turns, with the least and the most")?;
+    let read = bandwidth(all).map(|bytes| bytes / 1e9).text();
+    writeln!(out, "reading memory with {} threads, GB/s: {read}", all.cores)?;
+    let [ours, theirs] = [Program::MlxModels.name(), "OpenBLAS"].map(|program| gflops(all, program));
+    writeln!(
+        out,
+        "float32 product of {MATRIX} x {MATRIX} matrices, GFLOP/s: ours {}, OpenBLAS {}, ratio {:.2}",
+        ours.text(),
+        theirs.text(),
+        ours.median / theirs.median
+    )?;
+    let mut head = None;
+    let (mut versions, mut slow) = (Vec::new(), false);
+    for row in &all.rows {
+        let this = (row.shape, row.width, row.prompt_tokens);
+        if head.replace(this) != Some(this) {
+            writeln!(out, "\n{} {}, prompt of {}", row.shape, row.width, row.prompt_tokens)?;
+            writeln!(
+                out,
+                "  {:12} {:>28} {:>28} {:>6} {:>9} {:>16} {:>6}",
+                "", "prompt, tokens/s", "decode, tokens/s", "MB", "bandwidth", "ours to this", "same"
+            )?;
+        }
+        let summary = summary(all, row);
+        let reduced = row.measured_prompt_tokens != row.prompt_tokens;
+        slow |= reduced;
+        let ratios = summary.ours_to_this.map(|[prompt, decode]| format!("{prompt:.2} {decode:.2}"));
+        writeln!(
+            out,
+            "  {:12} {:>28} {:>28} {:>6.1} {:>8.0}% {:>16} {:>6}",
+            format!("{}{}", row.program, if reduced { " *" } else { "" }),
+            summary.prefill_tps.text(),
+            summary.decode_tps.text(),
+            row.weight_bytes as f64 / 1e6,
+            100.0 * summary.share_of_bandwidth,
+            ratios.unwrap_or_default(),
+            summary.same_tokens.map(|count| count.to_string()).unwrap_or_default()
+        )?;
+        let version = row.turns.first().map(|turn| format!("{}: {}", row.program, turn.found.version));
+        versions.extend(version.filter(|version| !versions.contains(version)));
+    }
+    writeln!(out)?;
+    if slow {
+        writeln!(out, "* one turn with a shorter prompt and fewer tokens")?;
+    }
+    // Of prompts of different lengths there are different versions of batches.
+    for version in versions {
+        writeln!(out, "{version}")?;
+    }
+    let others = all.rows.iter().map(|row| summary(all, row).others).fold(0.0, f64::max);
+    writeln!(out, "others used {:.0} % of the processor at most", 100.0 * others)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::speed::{Bandwidth, Products};
+
+    fn row(program: Program, prefill_s: [f64; 3], token_s: f64, tokens: &[u32]) -> Row {
+        let turn = |prefill_s| {
+            let token_s = vec![token_s; 4];
+            let found =
+                Tokens { load_s: 0.1, prefill_s, token_s, tokens: tokens.to_vec(), version: "1".into() };
+            Turn { found, others: Some(0.02) }
+        };
+        Row {
+            shape: "tiny",
+            width: "bf16",
+            prompt_tokens: 100,
+            program: program.name(),
+            measured_prompt_tokens: 100,
+            weight_bytes: 1_000_000,
+            turns: prefill_s.map(turn).to_vec(),
+        }
+    }
+
+    #[test]
+    fn rates_ratios_and_shares_follow_from_the_turns() {
+        let bandwidth = |rate| Turn { found: Bandwidth { bytes_per_second: vec![1.0, rate] }, others: None };
+        let products = |seconds| Turn { found: Products { seconds, version: "1".into() }, others: None };
+        let second = 2.0 * (MATRIX as f64).powi(3) / 1e9;
+        let all = Measurements {
+            cores: 2,
+            bandwidth: vec![bandwidth(2e8), bandwidth(4e8)],
+            rows: vec![
+                row(Program::MlxModels, [0.25, 0.5, 1.0], 0.01, &[1, 2, 3, 4, 5]),
+                row(Program::LlamaCpp, [0.5, 1.0, 2.0], 0.04, &[1, 2, 4, 4, 5]),
+            ],
+            matmul: BTreeMap::from([
+                (Program::MlxModels.name(), vec![products(vec![1.0, 2.0, 4.0])]),
+                ("OpenBLAS", vec![products(vec![1.0])]),
+            ]),
+        };
+        assert_eq!(super::bandwidth(&all), Spread { min: 2e8, median: 3e8, max: 4e8 });
+        assert_eq!(gflops(&all, "OpenBLAS").median, second);
+        assert_eq!(gflops(&all, Program::MlxModels.name()).median, second / 2.0);
+        let ours = summary(&all, &all.rows[0]);
+        assert_eq!(ours.prefill_tps, Spread { min: 100.0, median: 200.0, max: 400.0 });
+        assert!((ours.decode_tps.median - 100.0).abs() < 1e-9);
+        assert!((ours.share_of_bandwidth - 1.0 / 3.0).abs() < 1e-9);
+        assert_eq!((ours.ours_to_this, ours.same_tokens), (None, None));
+        let theirs = summary(&all, &all.rows[1]);
+        let [prompt, decode] = theirs.ours_to_this.unwrap_or_default();
+        assert!((prompt - 2.0).abs() < 1e-9 && (decode - 4.0).abs() < 1e-9);
+        assert_eq!(theirs.same_tokens, Some(2));
+
+        let mut text = Vec::new();
+        super::text(&all, &mut text).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.contains("tiny bf16, prompt of 100") && text.contains("2.00 4.00"), "{text}");
+        assert!(text.contains("ratio 0.50") && text.contains("others used 2 %"), "{text}");
+    }
+}
