@@ -13,7 +13,7 @@ use mlx_rs::fast::{
 };
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexOp};
 use mlx_rs::ops::{
-    addmm, concatenate, matmul, power, quantize, quantized_matmul, sigmoid, softmax_axis, tanh,
+    addmm, concatenate, dequantize, matmul, power, quantize, quantized_matmul, sigmoid, softmax_axis, tanh,
 };
 use mlx_rs::{Array, Dtype, random, transforms};
 use mlx_sys::cpu_kernels::set_enabled;

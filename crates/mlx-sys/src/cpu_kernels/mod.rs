@@ -87,6 +87,7 @@ fn is_allowed() -> bool {
 }
 
 extern "C" fn install() {
+    profile::install();
     set_enabled(true);
 }
 

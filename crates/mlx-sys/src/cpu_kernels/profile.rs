@@ -33,6 +33,7 @@ impl Counter {
             return body();
         }
         let started = Instant::now();
+        SINCE.get_or_init(|| started);
         let y = body();
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
@@ -40,13 +41,44 @@ impl Counter {
     }
 }
 
+/// Where somebody wants to know, has the program say at its end what the kernels took.
+pub(super) fn install() {
+    unsafe extern "C" {
+        fn atexit(function: extern "C" fn()) -> std::ffi::c_int;
+    }
+    if is_wanted() {
+        // SAFETY: a function without arguments, which stays where it is.
+        let _ = unsafe { atexit(report) };
+    }
+}
+
+extern "C" fn report() {
+    let timings = profile();
+    let Some(total) = timings.iter().map(|timing| timing.time).reduce(|a, b| a + b) else { return };
+    let span = SINCE.get().map_or(total, Instant::elapsed);
+    let percent = |time: Duration| 100.0 * time.as_secs_f64() / span.as_secs_f64().max(1e-9);
+    let mut text = format!("{:<18} {:>9} {:>10} {:>9} {:>7}\n", "kernel", "calls", "ms", "us/call", "%");
+    for Timing { name, calls, time } in timings {
+        let us = time.as_secs_f64() * 1e6 / calls as f64;
+        let ms = time.as_secs_f64() * 1e3;
+        text += &format!("{name:<18} {calls:>9} {ms:>10.1} {us:>9.1} {:>7.1}\n", percent(time));
+    }
+    let ms = span.as_secs_f64() * 1e3;
+    text += &format!("all kernels: {:.1} % of the {ms:.0} ms since the first\n", percent(total));
+    // Standard error may be closed, and this is the end of the program.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
+/// When the first kernel began.
+static SINCE: OnceLock<Instant> = OnceLock::new();
+
 fn is_wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| std::env::var_os("MLX_CPU_PROFILE").is_some_and(|value| value == "1"))
 }
 
 /// What the kernels took until now, the longest first; empty unless the environment variable
-/// `MLX_CPU_PROFILE` is `1`. Stock operations of MLX are not among them.
+/// `MLX_CPU_PROFILE` is `1`, which also has the program say it on standard error at its end. Stock operations of MLX are not among them.
 pub fn profile() -> Vec<Timing> {
     let mut timings: Vec<Timing> = super::operations::COUNTERS
         .iter()
