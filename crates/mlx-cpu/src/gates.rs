@@ -3,8 +3,8 @@
 //! Shazeer 2020, *GLU Variants Improve Transformer*, arXiv:2002.05202. MLX computes them as graphs of
 //! elementwise operations, each of which rounds to the tensors' format; so do these.
 
-use crate::rows::{Map, Rows, assert_rows, map, parallel_ranges};
-use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd, formula};
+use crate::elementwise::{Map, each};
+use crate::{Cpu, Element, Matrix, MatrixMut, Simd, formula};
 
 /// `silu(gate) * up`: MLX's graph `multiply(multiply(gate, sigmoid(gate)), up)`, bit for bit.
 ///
@@ -30,7 +30,7 @@ pub fn swiglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out
 ///
 /// Where the shapes do not agree, or the elements of a row lie apart.
 pub fn geglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out: MatrixMut<'_, T>) {
-    each(cpu, Gate(GeluTanh), gate, Some(up), out, 2);
+    each(cpu, Gate(GeluTanh), gate, Some(up), out, 1);
 }
 
 /// `x * sigmoid(x)`: MLX's graph, bit for bit.
@@ -61,7 +61,7 @@ pub fn silu<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
 ///
 /// Where the shapes do not agree, or the elements of a row lie apart.
 pub fn gelu_tanh<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
-    each(cpu, GeluTanh, x, None, out, 2);
+    each(cpu, GeluTanh, x, None, out, 1);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -104,72 +104,5 @@ impl<F: Map> Map for Gate<F> {
     #[inline(always)]
     fn map<S: Simd, T: Element>(self, s: S, gate: S::F, up: S::F) -> S::F {
         s.mul(T::rounded(s, self.0.map::<S, T>(s, gate, up)), up)
-    }
-}
-
-fn each<T: Element, F: Map>(
-    cpu: &Cpu,
-    function: F,
-    a: Matrix<'_, T>,
-    b: Option<Matrix<'_, T>>,
-    mut out: MatrixMut<'_, T>,
-    nanoseconds: usize,
-) {
-    let (rows, columns) = (a.rows(), a.columns());
-    assert_rows(&a, "the gate");
-    for (name, shape) in [
-        ("output", (out.rows(), out.columns())),
-        ("second input", b.map_or((rows, columns), |b| (b.rows(), b.columns()))),
-    ] {
-        assert!(
-            shape == (rows, columns),
-            "an {name} of {} by {} for an input of {rows} by {columns}",
-            shape.0,
-            shape.1
-        );
-    }
-    if let Some(b) = &b {
-        assert_rows(b, "the second input");
-    }
-    if columns == 0 {
-        return;
-    }
-    let out = Rows::new(&mut out);
-    // One long row is split too: elements do not depend on each other.
-    let piece = columns.min(1024);
-    let pieces = columns.div_ceil(piece);
-    parallel_ranges(cpu, rows * pieces, piece * nanoseconds, |range| {
-        cpu.run(Each { function, a, b, out: &out, piece, pieces, range: range.clone() });
-    });
-}
-
-struct Each<'a, T, F> {
-    function: F,
-    a: Matrix<'a, T>,
-    b: Option<Matrix<'a, T>>,
-    out: &'a Rows<T>,
-    /// Elements of a piece of a row.
-    piece: usize,
-    /// Pieces of a row.
-    pieces: usize,
-    /// The pieces that are ours.
-    range: std::ops::Range<usize>,
-}
-
-impl<T: Element, F: Map> Kernel for Each<'_, T, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for index in self.range {
-            let (row, piece) = (index / self.pieces, index % self.pieces);
-            let from = piece * self.piece;
-            let to = self.a.columns().min(from + self.piece);
-            let a = &self.a.row(row)[from..to];
-            let b = self.b.as_ref().map_or(&[][..], |b| &b.row(row)[from..to]);
-            // SAFETY: the output is borrowed by the caller, and pieces do not overlap.
-            let out = unsafe { self.out.part(row, from..to) };
-            map(s, self.function, a, b, out);
-        }
     }
 }

@@ -17,11 +17,14 @@
 //! between two steps, the kernel rounds there too, so that what differs is the order of sums.
 
 mod attention;
+mod copy;
 mod cpu;
 mod element;
+mod elementwise;
 mod formula;
 mod gates;
 mod isa;
+mod lookup;
 mod matmul;
 mod matrix;
 mod norm;
@@ -30,17 +33,22 @@ mod quantized;
 mod rope;
 mod rows;
 mod simd;
+mod softmax;
 mod view;
 
 pub use attention::{Mask, attention};
+pub use copy::copy_strided;
 pub use cpu::Cpu;
 pub use element::Element;
+pub use elementwise::{add, multiply};
 pub use gates::{geglu, gelu_tanh, silu, swiglu};
 pub use isa::{Isa, Kernel};
+pub use lookup::{lookup, lookup_quantized};
 pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
 pub use norm::rms_norm;
 pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantized_matmul};
 pub use rope::{Frequencies, Rope, RopeLayout, rope};
 pub use simd::Simd;
+pub use softmax::{argmax, logsumexp, softmax};
 pub use view::{View, ViewMut};

@@ -83,26 +83,6 @@ pub(crate) fn assert_rows<T>(x: &Matrix<'_, T>, name: &str) {
     );
 }
 
-/// A function of one number, or of two.
-pub(crate) trait Map: Copy + Sync {
-    /// Of vectors. What is stored is rounded then.
-    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
-}
-
-/// Writes `f` of each element of `a` and the one of `b` beside it; `b` has as many or none.
-#[inline(always)]
-pub(crate) fn map<S: Simd, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
-    let whole = out.len() / S::LANES * S::LANES;
-    for from in (0..whole).step_by(S::LANES) {
-        let y = if b.is_empty() { s.zero() } else { s.load(&b[from..]) };
-        s.store(&mut out[from..], f.map::<S, T>(s, s.load(&a[from..]), y));
-    }
-    if whole < out.len() {
-        let y = if b.is_empty() { s.zero() } else { s.load_some(&b[whole..], 0.0) };
-        s.store_some(&mut out[whole..], f.map::<S, T>(s, s.load_some(&a[whole..], 0.0), y));
-    }
-}
-
 /// A vector of as many elements as there are, up to `LANES`, and `fill` in the other lanes.
 #[inline(always)]
 pub(crate) fn load<S: Simd, T: Element>(s: S, from: &[T], fill: f32) -> S::F {

@@ -31,6 +31,12 @@ pub fn dequantize<T: Element>(cpu: &Cpu, w: &QuantizedMatrix<'_, T>, mut out: Ma
     });
 }
 
+/// Writes the elements of one row of `w`, as [`dequantize`] does.
+pub(crate) fn dequantize_row<T: Element>(cpu: &Cpu, w: &QuantizedMatrix<'_, T>, row: usize, to: &mut [T]) {
+    assert!(row < w.rows && to.len() == w.columns, "row {row} of {}", w.rows);
+    cpu.run(Row { w, isa: cpu.isa(), row, to });
+}
+
 struct Row<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
     isa: Isa,

@@ -20,6 +20,7 @@ mod vector;
 use std::fmt;
 
 pub use dequantize::dequantize;
+pub(crate) use dequantize::dequantize_row;
 use panels::{Columns, Rows};
 
 use crate::matmul::{MOST, Output, Panels, blocked, copy};

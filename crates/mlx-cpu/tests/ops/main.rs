@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod attention;
+mod copy;
 mod fixture;
 mod gates;
+mod lookup;
 mod norm;
 mod rope;
+mod softmax;
 mod support;

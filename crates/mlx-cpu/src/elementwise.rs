@@ -1,0 +1,140 @@
+//! Elements of two tensors, one by one.
+
+use crate::rows::{Rows, assert_rows, parallel_ranges};
+use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
+
+/// `a + b`, rounded once: MLX's bits.
+///
+/// # Shapes
+///
+/// All `[N, D]`; rows of `a` and `b` may lie anywhere, the elements of one follow each other. A row stride
+/// of 0 repeats a row.
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn add<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, Sum, a, Some(b), out, 4);
+}
+
+/// `a * b`, rounded once: MLX's bits.
+///
+/// # Shapes
+///
+/// As for [`add`].
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn multiply<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: MatrixMut<'_, T>) {
+    each(cpu, Product, a, Some(b), out, 4);
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sum;
+
+impl Map for Sum {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
+        s.add(a, b)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Product;
+
+impl Map for Product {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
+        s.mul(a, b)
+    }
+}
+
+/// A function of one number, or of two.
+pub(crate) trait Map: Copy + Sync {
+    /// Of vectors. What is stored is rounded then.
+    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
+}
+
+/// Writes `f` of each element of `a` and the one of `b` beside it; `b` has as many or none.
+#[inline(always)]
+fn map<S: Simd, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
+    let whole = out.len() / S::LANES * S::LANES;
+    for from in (0..whole).step_by(S::LANES) {
+        let y = if b.is_empty() { s.zero() } else { s.load(&b[from..]) };
+        s.store(&mut out[from..], f.map::<S, T>(s, s.load(&a[from..]), y));
+    }
+    if whole < out.len() {
+        let y = if b.is_empty() { s.zero() } else { s.load_some(&b[whole..], 0.0) };
+        s.store_some(&mut out[whole..], f.map::<S, T>(s, s.load_some(&a[whole..], 0.0), y));
+    }
+}
+
+/// Writes `function` of each element of `a` and the one of `b` beside it, of which `per_nanosecond` take one
+/// nanosecond.
+pub(crate) fn each<T: Element, F: Map>(
+    cpu: &Cpu,
+    function: F,
+    a: Matrix<'_, T>,
+    b: Option<Matrix<'_, T>>,
+    mut out: MatrixMut<'_, T>,
+    per_nanosecond: usize,
+) {
+    let (rows, columns) = (a.rows(), a.columns());
+    assert_rows(&a, "the first input");
+    for (name, shape) in [
+        ("output", (out.rows(), out.columns())),
+        ("second input", b.map_or((rows, columns), |b| (b.rows(), b.columns()))),
+    ] {
+        assert!(
+            shape == (rows, columns),
+            "an {name} of {} by {} for an input of {rows} by {columns}",
+            shape.0,
+            shape.1
+        );
+    }
+    if let Some(b) = &b {
+        assert_rows(b, "the second input");
+    }
+    if columns == 0 {
+        return;
+    }
+    let out = Rows::new(&mut out);
+    // One long row is split too: elements do not depend on each other.
+    let piece = columns.min(1024);
+    let pieces = columns.div_ceil(piece);
+    parallel_ranges(cpu, rows * pieces, (piece / per_nanosecond).max(1), |range| {
+        cpu.run(Each { function, a, b, out: &out, piece, pieces, range: range.clone() });
+    });
+}
+
+struct Each<'a, T, F> {
+    function: F,
+    a: Matrix<'a, T>,
+    b: Option<Matrix<'a, T>>,
+    out: &'a Rows<T>,
+    /// Elements of a piece of a row.
+    piece: usize,
+    /// Pieces of a row.
+    pieces: usize,
+    /// The pieces that are ours.
+    range: std::ops::Range<usize>,
+}
+
+impl<T: Element, F: Map> Kernel for Each<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for index in self.range {
+            let (row, piece) = (index / self.pieces, index % self.pieces);
+            let from = piece * self.piece;
+            let to = self.a.columns().min(from + self.piece);
+            let a = &self.a.row(row)[from..to];
+            let b = self.b.as_ref().map_or(&[][..], |b| &b.row(row)[from..to]);
+            // SAFETY: the output is borrowed by the caller, and pieces do not overlap.
+            let out = unsafe { self.out.part(row, from..to) };
+            map(s, self.function, a, b, out);
+        }
+    }
+}
