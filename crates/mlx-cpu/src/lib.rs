@@ -30,5 +30,5 @@ pub use element::Element;
 pub use isa::{Isa, Kernel};
 pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
-pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantized_matmul};
+pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantize, quantized_matmul};
 pub use simd::Simd;

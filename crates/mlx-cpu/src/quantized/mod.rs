@@ -15,14 +15,16 @@ mod decode;
 mod dequantize;
 mod format;
 mod panels;
+mod quantize;
 mod vector;
 
 use std::fmt;
 
 pub use dequantize::dequantize;
 use panels::{Columns, Rows};
+pub use quantize::quantize;
 
-use crate::matmul::{MOST, Output, Panels, blocked, copy};
+use crate::matmul::{FEW, Output, Panels, blocked, copy};
 
 use crate::simd::packing;
 use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
@@ -311,7 +313,7 @@ pub fn quantized_matmul<T: Element>(
     if depth == 0 {
         return out.put_zeros();
     }
-    if transpose && x.rows() <= MOST {
+    if transpose && x.rows() <= FEW {
         vector::rows_by_rows(cpu, x, w, &out);
     } else {
         let w: &dyn Panels = if transpose { &Rows(w) } else { &Columns(w) };
@@ -319,5 +321,7 @@ pub fn quantized_matmul<T: Element>(
     }
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
