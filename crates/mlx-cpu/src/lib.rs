@@ -47,7 +47,7 @@ pub use lookup::{lookup, lookup_quantized};
 pub use matmul::{addmm, matmul};
 pub use matrix::{Matrix, MatrixMut};
 pub use norm::rms_norm;
-pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantized_matmul};
+pub use quantized::{QuantizedLayoutError, QuantizedMatrix, dequantize, quantize, quantized_matmul};
 pub use rope::{Frequencies, Rope, RopeLayout, rope};
 pub use simd::Simd;
 pub use softmax::{argmax, logsumexp, softmax};

@@ -161,3 +161,62 @@ proptest! {
         on_all_processors(|cpu| run::<bf16>(&case, cpu))?;
     }
 }
+
+/// NaN and infinity reach the elements that they are part of and no others; denormals are numbers.
+#[test]
+fn what_is_not_finite_stays_in_its_row_and_column() {
+    let (depth, columns) = (37, 45);
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        for rows in [1, 3, 20] {
+            let mut a = numbers(1, rows * depth);
+            let mut b = numbers(2, columns * depth);
+            a[(rows - 1) * depth + 36] = f32::NAN;
+            b[7 * depth] = f32::INFINITY;
+            b[44 * depth + 36] = f32::NEG_INFINITY;
+            let mut out = vec![0.0; rows * columns];
+            let (x, w) = (Matrix::contiguous(&a, rows, depth), Matrix::contiguous(&b, columns, depth));
+            matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
+            for i in 0..rows {
+                for j in 0..columns {
+                    let exact: f64 =
+                        (0..depth).map(|k| f64::from(a[i * depth + k]) * f64::from(b[j * depth + k])).sum();
+                    let found = out[i * columns + j];
+                    let same = if exact.is_finite() {
+                        found.is_finite()
+                    } else {
+                        found.is_nan() == exact.is_nan() && (found.is_nan() || f64::from(found) == exact)
+                    };
+                    assert!(same, "{} {rows} rows, ({i}, {j}): {found} for {exact}", isa.name());
+                }
+            }
+            let tiny = vec![f32::from_bits(3); rows * 5];
+            let ones = vec![2.0; 5 * columns];
+            let mut out = vec![0.0; rows * columns];
+            let (x, w) = (Matrix::contiguous(&tiny, rows, 5), Matrix::contiguous(&ones, columns, 5));
+            matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
+            assert!(out.iter().all(|x| x.to_bits() == 30), "{} {rows} rows: denormals", isa.name());
+        }
+    }
+}
+
+#[test]
+fn beta_zero_does_not_read_c() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        for rows in [1, 20] {
+            let (a, b, c) = (vec![1.0; rows * 3], vec![2.0; 3 * 40], [f32::NAN]);
+            let mut out = vec![0.0; rows * 40];
+            addmm(
+                &cpu,
+                0.5,
+                Matrix::contiguous(&a, rows, 3),
+                Matrix::new(&b, 3, 40, 1, 3),
+                0.0,
+                Matrix::new(&c, rows, 40, 0, 0),
+                MatrixMut::contiguous(&mut out, rows, 40),
+            );
+            assert!(out.iter().all(|x| *x == 3.0), "{} {rows}", isa.name());
+        }
+    }
+}

@@ -10,6 +10,8 @@ use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay.
+pub(crate) const FEW: usize = 16;
+/// So many rows are worked on at a time: their sums stay in registers.
 pub(crate) const MOST: usize = 4;
 /// Bytes of weights that one task reads.
 const PIECE: usize = 128 << 10;
@@ -22,6 +24,15 @@ pub(crate) fn piece(cpu: &Cpu, rows: usize, bytes: usize) -> usize {
     }
     let _ = cpu;
     (PIECE / bytes.max(1)).next_multiple_of(8).clamp(8, rows)
+}
+
+/// Cuts rows into portions of at most [`MOST`], of almost the same size: the first row and the number.
+pub(crate) fn portions(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(MOST);
+    (0..count).map(move |index| {
+        let (first, end) = (index * rows / count, (index + 1) * rows / count);
+        (first, end - first)
+    })
 }
 
 /// Widens the rows of `x` for a kernel that reads them again and again: `padded` numbers for each,
@@ -72,7 +83,7 @@ impl<T: Element> Kernel for Widen<'_, T> {
     }
 }
 
-/// `out = x w^T` for at most [`MOST`] rows of `x` and rows of `w` whose elements follow each other.
+/// `out = x w^T` for a few rows of `x` and rows of `w` whose elements follow each other.
 pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_, T>, out: &Output<'_, T>) {
     let padded = x.columns().next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
@@ -99,43 +110,41 @@ impl<T: Element> Kernel for Dot<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.out.rows() {
-            1 => self.go::<S, 1>(s),
-            2 => self.go::<S, 2>(s),
-            3 => self.go::<S, 3>(s),
-            4 => self.go::<S, 4>(s),
-            rows => unreachable!("{rows} rows"),
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let count = if row + 4 <= self.rows.end { 4 } else { 1 };
+            for (first, rows) in portions(self.out.rows()) {
+                match (rows, count) {
+                    (1, 4) => self.some::<S, 1, 4>(s, first, row),
+                    (2, 4) => self.some::<S, 2, 4>(s, first, row),
+                    (3, 4) => self.some::<S, 3, 4>(s, first, row),
+                    (4, 4) => self.some::<S, 4, 4>(s, first, row),
+                    (1, _) => self.some::<S, 1, 1>(s, first, row),
+                    (2, _) => self.some::<S, 2, 1>(s, first, row),
+                    (3, _) => self.some::<S, 3, 1>(s, first, row),
+                    (4, _) => self.some::<S, 4, 1>(s, first, row),
+                    _ => unreachable!("a portion of {rows} rows"),
+                }
+            }
+            row += count;
         }
     }
 }
 
 impl<T: Element> Dot<'_, T> {
-    #[inline(always)]
-    fn go<S: Simd, const X: usize>(&self, s: S) {
-        let mut row = self.rows.start;
-        while row + 4 <= self.rows.end {
-            self.some::<S, X, 4>(s, row);
-            row += 4;
-        }
-        while row < self.rows.end {
-            self.some::<S, X, 1>(s, row);
-            row += 1;
-        }
-    }
-
     /// `W` rows of weights at once: independent sums, and each vector of `x` is loaded once for all.
     #[inline(always)]
-    fn some<S: Simd, const X: usize, const W: usize>(&self, s: S, row: usize) {
+    fn some<S: Simd, const X: usize, const W: usize>(&self, s: S, first: usize, row: usize) {
         let columns = self.w.columns();
         let weights: [&[T]; W] = std::array::from_fn(|i| self.w.row(row + i));
-        assert!(self.x.len() >= X * self.padded && self.padded >= columns.next_multiple_of(S::LANES));
+        let x = &self.x[first * self.padded..];
+        assert!(x.len() >= X * self.padded && self.padded >= columns.next_multiple_of(S::LANES));
         let mut sums = [[s.zero(); X]; W];
         let whole = columns / S::LANES * S::LANES;
         for k in (0..whole).step_by(S::LANES) {
             // SAFETY: `LANES` elements from `k` on are within each row, and within each of `x`.
             unsafe {
-                let x: [S::F; X] =
-                    std::array::from_fn(|i| s.load_f32(self.x.as_ptr().add(i * self.padded + k)));
+                let x: [S::F; X] = std::array::from_fn(|i| s.load_f32(x.as_ptr().add(i * self.padded + k)));
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let at = weights.as_ptr().add(k);
                     if k * size_of::<T>() % 64 == 0 {
@@ -151,7 +160,7 @@ impl<T: Element> Dot<'_, T> {
         if whole < columns {
             // SAFETY: `x` is padded to a whole vector.
             let x: [S::F; X] =
-                std::array::from_fn(|i| unsafe { s.load_f32(self.x.as_ptr().add(i * self.padded + whole)) });
+                std::array::from_fn(|i| unsafe { s.load_f32(x.as_ptr().add(i * self.padded + whole)) });
             for (weights, sums) in weights.iter().zip(&mut sums) {
                 let weights = s.load_some(&weights[whole..], 0.0);
                 for (x, sum) in x.iter().zip(sums) {
@@ -162,7 +171,7 @@ impl<T: Element> Dot<'_, T> {
         for (w, sums) in sums.into_iter().enumerate() {
             for (i, sum) in sums.into_iter().enumerate() {
                 // SAFETY: these columns belong to this task alone.
-                unsafe { self.out.put_one(i, row + w, s.sum(sum)) };
+                unsafe { self.out.put_one(first + i, row + w, s.sum(sum)) };
             }
         }
     }

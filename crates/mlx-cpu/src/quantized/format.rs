@@ -14,6 +14,17 @@ pub(super) trait Format: Copy + Send + Sync {
     ///
     /// `first` is a multiple of `LANES`, and the codes are within the memory at `from`.
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F;
+
+    /// The same in the order [`Simd::NIBBLES`] where codes have 4 bits.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { Self::unpack(s, from, first) }
+    }
 }
 
 /// Whole numbers from 0 on.
@@ -36,6 +47,12 @@ impl<const BITS: usize> Format for Whole<BITS> {
         // SAFETY: the caller's promise.
         unsafe { s.unpack::<BITS>(from, first) }
     }
+
+    #[inline(always)]
+    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { if BITS == 4 { s.nibbles(from, first) } else { s.unpack::<BITS>(from, first) } }
+    }
 }
 
 impl Format for E2m1 {
@@ -45,6 +62,12 @@ impl Format for E2m1 {
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.unpack_e2m1(from, first) }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.nibbles_e2m1(from, first) }
     }
 }
 

@@ -15,6 +15,7 @@ mod decode;
 mod dequantize;
 mod format;
 mod panels;
+mod quantize;
 mod vector;
 
 use std::fmt;
@@ -22,8 +23,9 @@ use std::fmt;
 pub use dequantize::dequantize;
 pub(crate) use dequantize::dequantize_row;
 use panels::{Columns, Rows};
+pub use quantize::quantize;
 
-use crate::matmul::{MOST, Output, Panels, blocked, copy};
+use crate::matmul::{FEW, Output, Panels, blocked, copy};
 
 use crate::simd::packing;
 use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
@@ -312,7 +314,7 @@ pub fn quantized_matmul<T: Element>(
     if depth == 0 {
         return out.put_zeros();
     }
-    if transpose && x.rows() <= MOST {
+    if transpose && x.rows() <= FEW {
         vector::rows_by_rows(cpu, x, w, &out);
     } else {
         let w: &dyn Panels = if transpose { &Rows(w) } else { &Columns(w) };
@@ -320,5 +322,7 @@ pub fn quantized_matmul<T: Element>(
     }
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

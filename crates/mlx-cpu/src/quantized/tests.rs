@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Isa;
-use crate::matmul::tests::{is_close, numbers, on_all_processors};
+use crate::matmul::tests::{is_close, numbers, on_all_processors, rounding};
 use crate::simd::packing::{E2M1, e4m3, e8m0};
 
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +118,7 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let x_rows = prop_oneof![4 => 1_usize..=5, 1 => 1_usize..40];
+    let x_rows = prop_oneof![4 => 1_usize..=5, 2 => 1_usize..40];
     let other = prop_oneof![4 => 1_usize..70, 1 => 70_usize..300];
     (modes(), x_rows, 0_usize..8, other, any::<bool>(), any::<u64>()).prop_map(
         |(mode, x_rows, groups, other, transpose, seed)| Case {
@@ -210,4 +210,166 @@ fn what_is_no_quantized_matrix() {
     assert_eq!(error, QuantizedLayoutError::Length { what: "words of weights", found: 32, expected: 64 });
     assert_eq!(error.to_string(), "32 words of weights where the shape asks for 64");
     assert_eq!(affine(8, 32, 4, 32), QuantizedLayoutError::Length { what: "scales", found: 4, expected: 8 });
+}
+
+/// FNV-1a.
+fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn bytes<T: Element>(numbers: &[T]) -> Vec<u8> {
+    numbers
+        .iter()
+        .flat_map(|x| {
+            let wide = x.widen();
+            match (size_of::<T>(), rounding::<T>() == 2_f64.powi(-8)) {
+                (4, _) => wide.to_bits().to_le_bytes().to_vec(),
+                (_, true) => bf16::from_f32(wide).to_bits().to_le_bytes().to_vec(),
+                _ => f16::from_f32(wide).to_bits().to_le_bytes().to_vec(),
+            }
+        })
+        .collect()
+}
+
+/// The rows of `tests/reference/quantize.py`.
+fn rows_of_all_kinds<T: Element>() -> Vec<T> {
+    let mut x = numbers(7, 8 * 128);
+    for (row, x) in x.chunks_mut(128).enumerate() {
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = match row {
+                1 => x.abs() + 0.5,
+                2 => -x.abs() - 2.0,
+                3 => 0.3,
+                4 => 0.0,
+                5 => *x * 1e-8,
+                6 if i == 17 => 40.0,
+                7 => 1.0_f32.copysign(*x),
+                _ => *x,
+            };
+        }
+    }
+    x.into_iter().map(T::narrow).collect()
+}
+
+fn quantized_as_by_mlx<T: Element>(name: &str) {
+    let w = rows_of_all_kinds::<T>();
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        for &(_, bits, group, words, parameters, plain) in
+            super::reference::QUANTIZED.iter().filter(|row| row.0 == name)
+        {
+            let mut weights = vec![0; 8 * 128 * bits / 32];
+            let mut scales = vec![T::default(); 8 * 128 / group];
+            let mut biases = scales.clone();
+            let from = Matrix::contiguous(&w, 8, 128);
+            quantize(&cpu, from, bits, group, &mut weights, &mut scales, &mut biases).unwrap();
+            let case = format!("{} {name}, {bits} bits, groups of {group}", isa.name());
+            assert_eq!(hash(weights.iter().flat_map(|x| x.to_le_bytes())), words, "codes: {case}");
+            let found = hash(bytes(&scales).into_iter().chain(bytes(&biases)));
+            assert_eq!(found, parameters, "scales and biases: {case}");
+            let q = QuantizedMatrix::affine(&weights, &scales, &biases, 8, 128, bits, group).unwrap();
+            let mut out = vec![T::default(); 8 * 128];
+            dequantize(&cpu, &q, MatrixMut::contiguous(&mut out, 8, 128));
+            assert_eq!(hash(bytes(&out)), plain, "dequantized: {case}");
+        }
+    }
+}
+
+#[test]
+fn quantized_and_dequantized_as_by_mlx() {
+    quantized_as_by_mlx::<f32>("f32");
+    quantized_as_by_mlx::<f16>("f16");
+    quantized_as_by_mlx::<bf16>("bf16");
+}
+
+/// Values that `mx.dequantize` printed.
+#[test]
+fn float_codes_are_those_of_mlx() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        let weights: Vec<u32> =
+            (0..64_u8).map(|i| u32::from_le_bytes([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3])).collect();
+        for (scale, expected) in [
+            (0, [0.0, 1.147_943_7e-41, 8.035_606e-41, 2.633_107_3e-36, 2.821_186_4e-36, -2.821_186_4e-36]),
+            (1, [0.0, 2.295_887_4e-41, 1.607_121_2e-40, 5.266_214_7e-36, 5.642_373e-36, -5.642_373e-36]),
+            (127, [0.0, 1.953_125e-3, 1.367_187_5e-2, 448.0, 480.0, -480.0]),
+        ] {
+            let scales = [scale; 8];
+            let mut out = [0.0; 256];
+            let w = QuantizedMatrix::<f32>::mxfp8(&weights, &scales, 1, 256).unwrap();
+            dequantize(&cpu, &w, MatrixMut::contiguous(&mut out, 1, 256));
+            assert_eq!([0, 1, 7, 126, 127, 255].map(|i| out[i]), expected, "{} {scale}", isa.name());
+        }
+        // The scale is rounded first: 2^-27 is 0 in float16, and 2^127 is infinite.
+        for (scale, expected) in [(120, -3.5), (135, f32::NEG_INFINITY), (0, 0.0), (100, 0.0)] {
+            let mut out = [f16::ZERO; 32];
+            let (weights, scales) = ([0xfefe_fefe; 8], [scale]);
+            let w = QuantizedMatrix::<f16>::mxfp8(&weights, &scales, 1, 32).unwrap();
+            dequantize(&cpu, &w, MatrixMut::contiguous(&mut out, 1, 32));
+            assert_eq!(out[0].to_f32(), expected, "{} {scale}", isa.name());
+        }
+        // All numbers of E2M1, with scales E4M3 and E8M0.
+        let weights = [0x7654_3210, 0xfedc_ba98].repeat(2);
+        let numbers = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for (index, scale) in
+            [(1_u8, 1.953_125e-3), (9, 1.757_812_5e-2), (0x38, 1.0), (128, 0.0), (0xfe, -448.0)]
+        {
+            let mut out = [0.0; 32];
+            let scales = [index; 2];
+            let w = QuantizedMatrix::<f32>::nvfp4(&weights, &scales, 1, 32).unwrap();
+            dequantize(&cpu, &w, MatrixMut::contiguous(&mut out, 1, 32));
+            let expected: Vec<f32> = numbers.iter().chain(&numbers.map(|x| -x)).map(|x| x * scale).collect();
+            assert_eq!(out, expected.repeat(2)[..], "{} {index}", isa.name());
+        }
+        let mut out = [0.0; 32];
+        let w = QuantizedMatrix::<f32>::mxfp4(&weights, &[130], 1, 32).unwrap();
+        dequantize(&cpu, &w, MatrixMut::contiguous(&mut out, 1, 32));
+        assert_eq!(out[..8], numbers.map(|x| x * 8.0), "{}", isa.name());
+    }
+}
+
+/// A scale, bias or x that is no number reaches the elements that it is part of and no others.
+#[test]
+fn what_is_not_finite_stays_in_its_row() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        for x_rows in [1, 3, 20] {
+            for (bits, scale) in [(4, f32::NAN), (8, f32::INFINITY), (3, f32::NAN)] {
+                let memory = Memory::<f32>::new(Mode::Affine { bits, group: 32 }, 37, 96, 5);
+                let (mut scales, mut biases) = (memory.scales.clone(), memory.biases.clone());
+                scales[3 * 5 + 2] = scale;
+                biases[3 * 8] = scale;
+                let w = QuantizedMatrix::affine(&memory.weights, &scales, &biases, 37, 96, bits, 32).unwrap();
+                let x = vec![1.0; x_rows * 96];
+                let mut out = vec![0.0; x_rows * 37];
+                let x = Matrix::contiguous(&x, x_rows, 96);
+                quantized_matmul(&cpu, x, &w, true, MatrixMut::contiguous(&mut out, x_rows, 37));
+                for (index, out) in out.iter().enumerate() {
+                    let row = index % 37;
+                    assert_eq!(out.is_finite(), row != 5 && row != 8, "{} {bits} {row}: {out}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_gives_zeros_or_nothing() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    let none = QuantizedMatrix::<f32>::affine(&[], &[], &[], 3, 0, 4, 64).unwrap();
+    let mut out = [5.0; 6];
+    let x = Matrix::contiguous(&[], 2, 0);
+    quantized_matmul(&cpu, x, &none, true, MatrixMut::contiguous(&mut out, 2, 3));
+    assert_eq!(out, [0.0; 6]);
+    let none = QuantizedMatrix::<f32>::mxfp4(&[], &[], 0, 64).unwrap();
+    let mut out = [5.0; 64];
+    let x = Matrix::contiguous(&[], 1, 0);
+    quantized_matmul(&cpu, x, &none, false, MatrixMut::contiguous(&mut out, 1, 64));
+    assert_eq!(out, [0.0; 64]);
+    let x = [1.0; 64];
+    let x = Matrix::contiguous(&x, 1, 64);
+    quantized_matmul(&cpu, x, &none, true, MatrixMut::contiguous(&mut [], 1, 0));
+    dequantize(&cpu, &none, MatrixMut::contiguous(&mut [], 0, 64));
 }

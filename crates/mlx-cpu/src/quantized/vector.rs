@@ -5,16 +5,16 @@
 
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{MOST, Output, Purpose, piece, with_rows, with_scratch};
+use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
 use crate::simd::prefetch;
 use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd};
 
-/// Bytes that are asked for before they are used.
-const AHEAD: usize = 1536;
+/// Memory is asked for at least so many bytes before it is used, in whole rounds of rows.
+const AHEAD: usize = 2048;
 /// Rows of weights that are worked on with one call.
 const ROWS: usize = 16;
 
-/// `out = x w^T` for at most [`MOST`] rows of `x`.
+/// `out = x w^T` for a few rows of `x`.
 pub(super) fn rows_by_rows<T: Element>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
@@ -24,7 +24,7 @@ pub(super) fn rows_by_rows<T: Element>(
     // Each row of x, and behind it its sums over groups.
     let padded = (w.columns + w.groups()).next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
-        cpu.run(Sums { x, padded, columns: w.columns, group: w.group });
+        cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 });
         let x = &*x;
         let size = piece(cpu, w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
@@ -36,25 +36,34 @@ pub(super) fn rows_by_rows<T: Element>(
     });
 }
 
-/// Writes the sums over groups behind each row.
-struct Sums<'a> {
+/// Writes the sums over groups behind each row, and brings each vector into the order that
+/// [`Format::unpack_fast`] has codes in.
+struct Prepare<'a> {
     x: &'a mut [f32],
     padded: usize,
     columns: usize,
     group: usize,
+    nibbles: bool,
 }
 
-impl Kernel for Sums<'_> {
+impl Kernel for Prepare<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.x.chunks_exact_mut(self.padded) {
             let (x, sums) = row.split_at_mut(self.columns);
-            for (x, sum) in x.chunks_exact(self.group).zip(sums) {
+            for (x, sum) in x.chunks_exact_mut(self.group).zip(sums) {
                 let mut total = s.zero();
-                for x in x.chunks_exact(S::LANES) {
+                for x in x.chunks_exact_mut(S::LANES) {
                     total = s.add(total, s.load(x));
+                    if self.nibbles {
+                        let mut ordered = [0.0; 16];
+                        for (to, from) in ordered[..S::LANES].iter_mut().zip(S::NIBBLES) {
+                            *to = x[from];
+                        }
+                        x.copy_from_slice(&ordered[..S::LANES]);
+                    }
                 }
                 *sum = s.sum(total);
             }
@@ -86,24 +95,26 @@ impl<T: Element> Kernel for Piece<'_, T> {
             let (scales, biases) = scratch.split_at_mut(count * groups);
             let biases = &mut biases[..count * groups];
             w.widen_scales(s, first * groups, scales, biases);
-            isa.run(Dots {
-                x,
-                x_rows: out.rows(),
-                padded,
-                format: w.codes,
-                codes: &w.bytes()[first * w.row_bytes()..][..count * w.row_bytes()],
-                rows: count,
-                columns: w.columns,
-                group: w.group,
-                scales,
-                biases: w.is_affine().then_some(&*biases),
-                sums: &mut sums,
-            });
-            for (i, sums) in sums.iter().enumerate().take(out.rows()) {
-                for (index, sums) in sums[..count].chunks(S::LANES).enumerate() {
-                    let x = s.load_some(sums, 0.0);
-                    // SAFETY: these columns belong to this task alone.
-                    unsafe { out.put(s, i, first + index * S::LANES, sums.len(), x) };
+            for (x_first, x_rows) in portions(out.rows()) {
+                isa.run(Dots {
+                    x: &x[x_first * padded..],
+                    x_rows,
+                    padded,
+                    format: w.codes,
+                    codes: &w.bytes()[first * w.row_bytes()..][..count * w.row_bytes()],
+                    rows: count,
+                    columns: w.columns,
+                    group: w.group,
+                    scales,
+                    biases: w.is_affine().then_some(&*biases),
+                    sums: &mut sums,
+                });
+                for (i, sums) in sums.iter().enumerate().take(x_rows) {
+                    for (index, sums) in sums[..count].chunks(S::LANES).enumerate() {
+                        let x = some(s, sums);
+                        // SAFETY: these columns belong to this task alone.
+                        unsafe { out.put(s, x_first + i, first + index * S::LANES, sums.len(), x) };
+                    }
                 }
             }
         }
@@ -143,57 +154,95 @@ struct All<'a, S> {
 impl<S: Simd> ForFormat for All<'_, S> {
     #[inline(always)]
     fn run<F: Format>(mut self, _: F) {
+        // As many sums at once as stay in registers.
         match self.dots.x_rows {
-            1 => self.dots.go::<S, F, 1>(self.s),
-            2 => self.dots.go::<S, F, 2>(self.s),
-            3 => self.dots.go::<S, F, 3>(self.s),
-            4 => self.dots.go::<S, F, 4>(self.s),
+            1 => self.dots.go::<S, F, 1, 4>(self.s),
+            2 => self.dots.go::<S, F, 2, 4>(self.s),
+            3 => self.dots.go::<S, F, 3, 2>(self.s),
+            4 => self.dots.go::<S, F, 4, 2>(self.s),
             rows => unreachable!("{rows} rows"),
         }
     }
 }
 
+// No closures here: the compiler may put one that is called in several places into a function of
+// its own, which then lacks the instructions.
 impl Dots<'_> {
     #[inline(always)]
-    fn go<S: Simd, F: Format, const X: usize>(&mut self, s: S) {
+    fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         assert!(self.x.len() >= X * self.padded && self.padded >= columns + groups);
         assert!(self.scales.len() == self.rows * groups && self.rows <= ROWS);
+        assert!(self.biases.is_none_or(|biases| biases.len() == self.scales.len()));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
-        // SAFETY: for multiples of `LANES` below `columns`.
-        let x = |i: usize, k: usize| unsafe { s.load_f32(self.x.as_ptr().add(i * self.padded + k)) };
-        for row in 0..self.rows {
-            let codes = self.codes[row * columns * F::BITS / 8..].as_ptr();
-            let mut totals = [s.zero(); X];
-            for group in 0..groups {
-                let mut sums = [s.zero(); X];
-                let first = group * self.group;
-                for k in (first..first + self.group).step_by(S::LANES) {
-                    if (k * F::BITS / 8).is_multiple_of(64) {
-                        prefetch(codes.wrapping_add(k * F::BITS / 8 + AHEAD));
+        for row in (0..self.rows).step_by(W) {
+            let mut totals = [[s.zero(); X]; W];
+            // A loop of known length for the most frequent groups.
+            match self.group / S::LANES {
+                1 => self.groups::<S, F, X, W, 1>(s, row, &mut totals),
+                2 => self.groups::<S, F, X, W, 2>(s, row, &mut totals),
+                _ => self.groups::<S, F, X, W, 4>(s, row, &mut totals),
+            }
+            for (w, totals) in totals.into_iter().enumerate().take(self.rows - row) {
+                for (i, mut total) in totals.into_iter().enumerate() {
+                    if let Some(biases) = self.biases {
+                        let biases = &biases[(row + w) * groups..][..groups];
+                        let sums = &self.x[i * self.padded + columns..][..groups];
+                        for (biases, sums) in biases.chunks(S::LANES).zip(sums.chunks(S::LANES)) {
+                            total = s.mul_add(some(s, biases), some(s, sums), total);
+                        }
                     }
-                    // SAFETY: a multiple of `LANES` within the row.
-                    let code = unsafe { F::unpack(s, codes, k) };
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.mul_add(code, x(i, k), *sum);
+                    self.sums[i][row + w] = s.sum(total);
+                }
+            }
+        }
+    }
+
+    /// Adds what `W` rows of weights from `row` on sum up to, each group `N` vectors at a time.
+    #[inline(always)]
+    fn groups<S: Simd, F: Format, const X: usize, const W: usize, const N: usize>(
+        &self,
+        s: S,
+        row: usize,
+        totals: &mut [[S::F; X]; W],
+    ) {
+        let groups = self.columns / self.group;
+        let row_bytes = self.columns * F::BITS / 8;
+        // Behind the last row, that row again.
+        let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
+        let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));
+        let scales = rows.map(|row| self.scales.as_ptr().wrapping_add(row * groups));
+        let round = W * row_bytes;
+        let ahead = AHEAD.next_multiple_of(round.max(1));
+        for group in 0..groups {
+            let mut sums = [[s.zero(); X]; W];
+            let first = group * self.group;
+            for codes in codes {
+                prefetch(codes.wrapping_add(first * F::BITS / 8 + ahead));
+            }
+            for time in 0..self.group / (S::LANES * N) {
+                for part in 0..N {
+                    let k = first + (time * N + part) * S::LANES;
+                    // SAFETY: a multiple of `LANES` within the rows of codes and of x, as `go` has
+                    // asserted.
+                    unsafe {
+                        let x: [S::F; X] =
+                            std::array::from_fn(|i| s.load_f32(self.x.as_ptr().add(i * self.padded + k)));
+                        for (codes, sums) in codes.iter().zip(&mut sums) {
+                            let code = F::unpack_fast(s, *codes, k);
+                            for (x, sum) in x.iter().zip(sums) {
+                                *sum = s.mul_add(code, *x, *sum);
+                            }
+                        }
                     }
                 }
-                let scale = s.splat(self.scales[row * groups + group]);
-                for (total, sum) in totals.iter_mut().zip(sums) {
+            }
+            for ((scales, sums), totals) in scales.iter().zip(sums).zip(&mut *totals) {
+                // SAFETY: there are `groups` of them for each row, as `go` has asserted.
+                let scale = s.splat(unsafe { *scales.add(group) });
+                for (sum, total) in sums.into_iter().zip(totals) {
                     *total = s.mul_add(sum, scale, *total);
                 }
-            }
-            if let Some(biases) = self.biases {
-                let biases = &biases[row * groups..][..groups];
-                for (i, total) in totals.iter_mut().enumerate() {
-                    let sums = &self.x[i * self.padded + columns..][..groups];
-                    for (biases, sums) in biases.chunks(S::LANES).zip(sums.chunks(S::LANES)) {
-                        *total = s.mul_add(some(s, biases), some(s, sums), *total);
-                    }
-                }
-            }
-            for (i, total) in totals.into_iter().enumerate() {
-                self.sums[i][row] = s.sum(total);
             }
         }
     }
@@ -202,5 +251,6 @@ impl Dots<'_> {
 /// A vector, with zeros where the slice is shorter.
 #[inline(always)]
 fn some<S: Simd>(s: S, from: &[f32]) -> S::F {
-    if from.len() >= S::LANES { s.load(from) } else { s.load_some(from, 0.0) }
+    // SAFETY: no more than the slice has.
+    unsafe { s.load_first(from.as_ptr(), from.len().min(S::LANES)) }
 }

@@ -177,6 +177,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> __m256 {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -243,11 +252,17 @@ impl<const BITS: usize> Fields<BITS> {
 unsafe fn fields<const BITS: usize>(from: *const u8) -> __m256i {
     // SAFETY: the caller's promise: `BITS` bytes.
     unsafe {
+        let mask = _mm256_set1_epi32((1 << BITS) - 1);
+        if BITS == 4 {
+            let word = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
+            let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            return _mm256_and_si256(_mm256_srlv_epi32(word, shifts), mask);
+        }
         let mut bytes = [0_u8; 8];
         std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), BITS);
         let bytes = _mm256_set1_epi64x(i64::from_le_bytes(bytes));
         let pairs = _mm256_shuffle_epi8(bytes, _mm256_loadu_si256(Fields::<BITS>::BYTES.as_ptr().cast()));
         let shifts = _mm256_loadu_si256(Fields::<BITS>::SHIFTS.as_ptr().cast());
-        _mm256_and_si256(_mm256_srlv_epi32(pairs, shifts), _mm256_set1_epi32((1 << BITS) - 1))
+        _mm256_and_si256(_mm256_srlv_epi32(pairs, shifts), mask)
     }
 }

@@ -50,6 +50,8 @@ macro_rules! lanewise {
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
+    /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
+    const NIBBLES: [usize; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -159,6 +161,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn nibbles(self, from: *const u8, first: usize) -> __m512 {
+        const WHOLE: [f32; 16] =
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+        // SAFETY: the caller's promise.
+        unsafe { table(from.add(first / 2), &WHOLE) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles_e2m1(self, from: *const u8, first: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { table(from.add(first / 2), &E2M1) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> __m512 {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe { _mm512_maskz_loadu_ps(((1_u32 << count) - 1) as __mmask16, from) }
+    }
+
+    #[inline(always)]
     unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -200,6 +222,18 @@ impl Simd for Avx512 {
                 r[i + 12] = _mm512_shuffle_f32x4::<0xdd>(t[i + 4], t[i + 12]);
             }
         }
+    }
+}
+
+/// What a table has for each of the 16 codes in 8 bytes, in the order [`Simd::NIBBLES`]. A
+/// permutation of 16 numbers looks at the four low bits of a lane only: no mask, no conversion.
+#[inline(always)]
+unsafe fn table(from: *const u8, numbers: &[f32; 16]) -> __m512 {
+    // SAFETY: the caller's promise: 8 bytes.
+    unsafe {
+        let words = _mm512_set1_epi64(from.cast::<i64>().read_unaligned());
+        let shifts = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+        _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), _mm512_loadu_ps(numbers.as_ptr()))
     }
 }
 

@@ -43,6 +43,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// How many numbers a vector has.
     const LANES: usize;
+    /// The order of [`nibbles`](Self::nibbles); the first `LANES` count.
+    const NIBBLES: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
     /// The same number everywhere.
     fn splat(self, x: f32) -> Self::F;
@@ -97,6 +99,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
             std::ptr::copy_nonoverlapping(all.as_ptr(), to, count);
         }
     }
+    /// The first `count` numbers at `from`, zeros in the other lanes; `count` is at most `LANES`.
+    #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> Self::F {
+        let mut all = [0.0; 16];
+        // SAFETY: no instruction set has more than 16 lanes; `count` is the caller's promise.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), count);
+            self.load_f32(all.as_ptr())
+        }
+    }
     /// `LANES` codes of `BITS` bits as numbers 0 to 2^`BITS` - 1. Codes lie one after the other from
     /// the low bits of the first byte on; the first to read is number `first`, a multiple of `LANES`.
     /// Reads only the bytes that they lie in. `BITS` is 2, 3, 4, 5, 6 or 8.
@@ -120,6 +132,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         // SAFETY: no instruction set has more than 16 lanes.
         unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// As [`unpack`](Self::unpack) for 4 bits, in the order that takes the fewest instructions: lane
+    /// `i` has code `NIBBLES[i]`.
+    #[inline(always)]
+    unsafe fn nibbles(self, from: *const u8, first: usize) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { self.unpack::<4>(from, first) }
+    }
+    /// As [`unpack_e2m1`](Self::unpack_e2m1), in the order [`NIBBLES`](Self::NIBBLES).
+    #[inline(always)]
+    unsafe fn nibbles_e2m1(self, from: *const u8, first: usize) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { self.unpack_e2m1(from, first) }
     }
     /// As [`unpack`](Self::unpack) for 8 bits of the format E4M3. What the specification calls NaN is
     /// 480 here, as in MLX.

@@ -58,11 +58,32 @@ macro_rules! on_two {
 on_rows! {
     silu = mlx_cpu::silu;
     gelu = mlx_cpu::gelu_tanh;
+    softmax = mlx_cpu::softmax;
 }
 
 on_two! {
+    add = mlx_cpu::add;
+    multiply = mlx_cpu::multiply;
     swiglu = mlx_cpu::swiglu;
     geglu = mlx_cpu::geglu;
+}
+
+pub(super) fn logsumexp([x, out, ..]: &Tensors, _: &Settings) -> Answer {
+    with_float!(x.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe { mlx_cpu::logsumexp(Cpu::global(), x.rows(&mut copy)?, out.output()) };
+        Ok(())
+    })
+}
+
+pub(super) fn argmax([x, out, ..]: &Tensors, _: &Settings) -> Answer {
+    with_float!(x.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe { mlx_cpu::argmax(Cpu::global(), x.rows(&mut copy)?, out.output()) };
+        Ok(())
+    })
 }
 
 pub(super) fn rms_norm([x, second, third, ..]: &Tensors, settings: &Settings) -> Answer {
