@@ -262,9 +262,9 @@ fn models(arguments: &Arguments, pythons: &Pythons) -> io::Result<Vec<Model>> {
             let gguf = root.join(format!("gguf/{}-{}.gguf", shape.name(), gguf_type(width)));
             if let Some(python) = pythons.llama_cpp.as_ref().filter(|_| !gguf.exists()) {
                 crate::complain(&format!("making {}", gguf.display()));
-                let mut script = python::script(python, "make_gguf.py");
+                let mut script = python::script(python, "write_gguf.py");
                 script.arg("--model").arg(&plain).args(["--type", gguf_type(width), "--out"]).arg(&gguf);
-                output(script, "make_gguf.py")?;
+                output(script, "write_gguf.py")?;
             }
             models.push(Model { shape, width, folder, gguf });
         }
