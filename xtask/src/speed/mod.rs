@@ -149,13 +149,13 @@ struct Turn<T> {
 }
 
 /// One program on one model, by its turns.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 struct Row {
-    shape: &'static str,
-    width: &'static str,
+    shape: Shape,
+    width: Width,
     /// Of the comparison; a slow program may have read fewer.
     prompt_tokens: u32,
-    program: &'static str,
+    program: Program,
     measured_prompt_tokens: u32,
     /// Bytes of all weights, each of which a token reads once: the embedding is the head as well.
     weight_bytes: u64,
@@ -163,7 +163,7 @@ struct Row {
 }
 
 /// Everything that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Measurements {
     cores: usize,
     bandwidth: Vec<Turn<Bandwidth>>,
@@ -262,9 +262,9 @@ fn models(arguments: &Arguments, pythons: &Pythons) -> io::Result<Vec<Model>> {
             let gguf = root.join(format!("gguf/{}-{}.gguf", shape.name(), gguf_type(width)));
             if let Some(python) = pythons.llama_cpp.as_ref().filter(|_| !gguf.exists()) {
                 crate::complain(&format!("making {}", gguf.display()));
-                let mut script = python::script(python, "make_gguf.py");
+                let mut script = python::script(python, "write_gguf.py");
                 script.arg("--model").arg(&plain).args(["--type", gguf_type(width), "--out"]).arg(&gguf);
-                output(script, "make_gguf.py")?;
+                output(script, "write_gguf.py")?;
             }
             models.push(Model { shape, width, folder, gguf });
         }
@@ -302,10 +302,10 @@ fn rows(arguments: &Arguments, models: &[Model]) -> io::Result<Vec<Row>> {
                 };
                 let slow = program.is_slow(model.shape);
                 rows.push(Row {
-                    shape: model.shape.name(),
-                    width: model.width.name(),
+                    shape: model.shape,
+                    width: model.width,
                     prompt_tokens,
-                    program: program.name(),
+                    program,
                     measured_prompt_tokens: if slow {
                         prompt_tokens.min(arguments.slow_prompt_tokens)
                     } else {
@@ -345,23 +345,20 @@ fn round(
 
     let mut measured_slowly = Vec::new();
     for row in rows {
-        let program = [Program::MlxModels, Program::Stock, Program::LlamaCpp, Program::MlxLm]
-            .into_iter()
-            .find(|program| program.name() == row.program);
-        let model =
-            models.iter().find(|model| model.shape.name() == row.shape && model.width.name() == row.width);
-        let (Some(program), Some(model)) = (program, model) else { continue };
-        if program.is_slow(model.shape) {
+        let same = |model: &&Model| (model.shape, model.width) == (row.shape, row.width);
+        let Some(model) = models.iter().find(same) else { continue };
+        if row.program.is_slow(row.shape) {
             let key = (row.shape, row.width, row.program, row.measured_prompt_tokens);
             if number > 1 || measured_slowly.contains(&key) {
                 continue;
             }
             measured_slowly.push(key);
         }
-        say(&format!("{} {} prompt {}: {}", row.shape, row.width, row.prompt_tokens, row.program));
-        row.turns.push(turn(arguments, || {
-            run_model(program, model, row.measured_prompt_tokens, arguments, pythons)
-        })?);
+        let (shape, width, program) = (row.shape.name(), row.width.name(), row.program.name());
+        say(&format!("{shape} {width} prompt {}: {program}", row.prompt_tokens));
+        let command = || run_model(row.program, model, row.measured_prompt_tokens, arguments, pythons);
+        let turn = turn(arguments, command)?;
+        row.turns.push(turn);
     }
     Ok(())
 }
@@ -464,5 +461,39 @@ fn share_slow_turns(rows: &mut [Row]) {
             let twin = rows.iter().find(|row| key(row) == key(&rows[index]) && !row.turns.is_empty());
             rows[index].turns = twin.map(|row| row.turns.clone()).unwrap_or_default();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_turn_stands_for_every_prompt_that_it_was_shortened_from() {
+        let row = |width, prompt_tokens, measured_prompt_tokens, others: &[f64]| {
+            let found = |&others: &f64| {
+                let version = String::new();
+                let found =
+                    Tokens { load_s: 0.0, prefill_s: 1.0, token_s: vec![1.0], tokens: vec![], version };
+                Turn { found, others: Some(others) }
+            };
+            let (shape, program) = (Shape::Gemma3, Program::MlxLm);
+            let turns = others.iter().map(found).collect();
+            Row { shape, width, prompt_tokens, program, measured_prompt_tokens, weight_bytes: 1, turns }
+        };
+        let mut rows = [
+            row(Width::Bf16, 128, 32, &[0.1]),
+            row(Width::Bf16, 1024, 32, &[]),
+            row(Width::Bf16, 16, 16, &[]),
+            row(Width::Four, 1024, 32, &[]),
+        ];
+        share_slow_turns(&mut rows);
+        assert_eq!(rows.map(|row| row.turns.len()), [1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn only_stock_kernels_on_real_models_are_slow() {
+        assert!(Program::MlxLm.is_slow(Shape::Gemma3) && Program::Stock.is_slow(Shape::Lille));
+        assert!(!Program::MlxLm.is_slow(Shape::Tiny) && !Program::LlamaCpp.is_slow(Shape::Gemma3));
     }
 }

@@ -84,7 +84,7 @@ fn summary(all: &Measurements, row: &Row) -> Summary {
     let (prefill_tps, decode_tps) = (prefill(row), decode(row));
     let same = |other: &&Row| {
         (other.shape, other.width, other.prompt_tokens) == (row.shape, row.width, row.prompt_tokens)
-            && other.program == Program::MlxModels.name()
+            && other.program == Program::MlxModels
     };
     let ours = all.rows.iter().find(same).filter(|ours| ours.program != row.program);
     let tokens = |row: &Row| row.turns.first().map(|turn| turn.found.tokens.clone()).unwrap_or_default();
@@ -105,8 +105,14 @@ fn summary(all: &Measurements, row: &Row) -> Summary {
 }
 
 pub(super) fn json(all: &Measurements) -> Value {
-    let rows: Vec<Value> =
-        all.rows.iter().map(|row| json!({ "summary": summary(all, row), "row": row })).collect();
+    let row = |row: &Row| {
+        json!({
+            "shape": row.shape.name(), "width": row.width.name(), "program": row.program.name(),
+            "prompt_tokens": row.prompt_tokens, "measured_prompt_tokens": row.measured_prompt_tokens,
+            "weight_bytes": row.weight_bytes, "summary": summary(all, row), "turns": row.turns,
+        })
+    };
+    let rows: Vec<Value> = all.rows.iter().map(row).collect();
     let gflops = |program| gflops(all, program);
     json!({
         "cores": all.cores,
@@ -135,7 +141,7 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
     for row in &all.rows {
         let this = (row.shape, row.width, row.prompt_tokens);
         if head.replace(this) != Some(this) {
-            writeln!(out, "\n{} {}, prompt of {}", row.shape, row.width, row.prompt_tokens)?;
+            writeln!(out, "\n{} {}, prompt of {}", row.shape.name(), row.width.name(), row.prompt_tokens)?;
             writeln!(
                 out,
                 "  {:12} {:>28} {:>28} {:>6} {:>9} {:>16} {:>6}",
@@ -149,7 +155,7 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
         writeln!(
             out,
             "  {:12} {:>28} {:>28} {:>6.1} {:>8.0}% {:>16} {:>6}",
-            format!("{}{}", row.program, if reduced { " *" } else { "" }),
+            format!("{}{}", row.program.name(), if reduced { " *" } else { "" }),
             summary.prefill_tps.text(),
             summary.decode_tps.text(),
             row.weight_bytes as f64 / 1e6,
@@ -157,7 +163,7 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
             ratios.unwrap_or_default(),
             summary.same_tokens.map(|count| count.to_string()).unwrap_or_default()
         )?;
-        let version = row.turns.first().map(|turn| format!("{}: {}", row.program, turn.found.version));
+        let version = row.turns.first().map(|turn| format!("{}: {}", row.program.name(), turn.found.version));
         versions.extend(version.filter(|version| !versions.contains(version)));
     }
     writeln!(out)?;
@@ -177,6 +183,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::random_model::{Shape, Width};
     use crate::speed::{Bandwidth, Products};
 
     fn row(program: Program, prefill_s: [f64; 3], token_s: f64, tokens: &[u32]) -> Row {
@@ -187,10 +194,10 @@ mod tests {
             Turn { found, others: Some(0.02) }
         };
         Row {
-            shape: "tiny",
-            width: "bf16",
+            shape: Shape::Tiny,
+            width: Width::Bf16,
             prompt_tokens: 100,
-            program: program.name(),
+            program,
             measured_prompt_tokens: 100,
             weight_bytes: 1_000_000,
             turns: prefill_s.map(turn).to_vec(),

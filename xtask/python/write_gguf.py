@@ -12,7 +12,7 @@ Why: llama.cpp is the peer of `cargo xtask speed`, and reads nothing else.
 
 How to run, from the repository root:
 
-    $(cargo xtask python llama-cpp) xtask/python/make_gguf.py --model DIR --type Q8_0 --out FILE
+    $(cargo xtask python llama-cpp) xtask/python/write_gguf.py --model DIR --type Q8_0 --out FILE
 """
 
 import argparse
