@@ -23,6 +23,8 @@ SEED = 11
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 INF, NAN = float("inf"), float("nan")
 EDGES = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-7, -1e-7, 1e-3, 11.1, -11.1, 30.0, -30.0, 88.0, -88.1, 200.0, -200.0, INF, -INF, NAN]
+# Powers of two that lie half way between whole numbers.
+EDGES += [k * math.log(2) for k in [0.5, 2.5, -4.5, 6.5, -8.5, 20.5]]
 
 
 def number(x: float) -> mx.array:

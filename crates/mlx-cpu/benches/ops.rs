@@ -1,6 +1,7 @@
 //! Times of the kernels beside what the core can do: `cargo bench -p mlx-cpu --bench ops`.
 //!
-//! One thread, the best of many runs, so that what else the machine does shows little.
+//! One thread, or `MLX_CPU_THREADS`; the best of many runs, so that what else the machine does shows little. The
+//! peak is that of one core.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use mlx_cpu::*;
 
 fn main() {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let cpu = &Cpu::new(Isa::best(), 1);
+    let threads = std::env::var("MLX_CPU_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let cpu = &Cpu::new(Isa::best(), threads);
     println!("{:44} {:>12} {:>20}", "kernel", "best", "");
     let peak = 2.0 * Peak::PRODUCTS as f64 * 16.0 / best(|| cpu.run(Peak)).as_secs_f64() / 1e9;
     println!("{:44} {:>12} {peak:13.1} GFLOP/s", "products in registers", "");
@@ -74,6 +76,31 @@ fn rows(cpu: &Cpu) {
             report(name, count, size, time);
         }
     }
+    for (count, size) in [(1, 262_144), (4096, 512)] {
+        let x = numbers(count * size, 1);
+        let mut out = x.clone();
+        let time = best(|| {
+            softmax(cpu, Matrix::contiguous(&x, count, size), MatrixMut::contiguous(&mut out, count, size))
+        });
+        report("softmax", count, size, time);
+        let mut places = vec![0; count];
+        let time = best(|| argmax(cpu, Matrix::contiguous(&x, count, size), &mut places));
+        report("argmax", count, size, time);
+        let time = best(|| logsumexp(cpu, Matrix::contiguous(&x, count, size), &mut out[..count]));
+        report("logsumexp", count, size, time);
+    }
+    let x = numbers(1024 * 1024, 1);
+    let mut out = x.clone();
+    let time = best(|| {
+        let from = View::new(&x, [1, 4, 1024, 256], [0, 256, 1024, 1]);
+        copy_strided(cpu, from, ViewMut::contiguous(&mut out, [1, 4, 1024, 256]));
+    });
+    report("copy of heads", 1024, 1024, time);
+    let time = best(|| {
+        let from = View::new(&x, [1, 1, 1024, 1024], [0, 0, 1, 1024]);
+        copy_strided(cpu, from, ViewMut::contiguous(&mut out, [1, 1, 1024, 1024]));
+    });
+    report("transposition", 1024, 1024, time);
     for (length, heads, size) in [(1, 4, 256), (1, 1, 256), (1024, 4, 256)] {
         for layout in [RopeLayout::Halves, RopeLayout::Interleaved] {
             let x = numbers(heads * length * size, 1);

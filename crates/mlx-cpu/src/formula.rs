@@ -4,15 +4,18 @@
 //! here gives the same bits, so that a kernel and the graph that it replaces agree; where the two need
 //! not agree, `Simd::exp` is more exact.
 
-use std::any::TypeId;
-
-use crate::simd::Portable;
 use crate::{Element, Simd};
+
+/// Whether vectors are arrays, of an instruction set that has no registers for them: nothing is fused there,
+/// and code for several of them at a time only takes longer to compile.
+pub(crate) const fn has_arrays<S: Simd>() -> bool {
+    align_of::<S::F>() == align_of::<f32>()
+}
 
 /// `a * b + c`, rounded once on every processor: the argument of a sine loses all its digits otherwise.
 #[inline(always)]
 pub(crate) fn fused<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
-    if TypeId::of::<S>() != TypeId::of::<Portable>() {
+    if const { !has_arrays::<S>() } {
         return s.mul_add(a, b, c);
     }
     let (mut x, mut y, mut z) = ([0.0_f32; 16], [0.0_f32; 16], [0.0_f32; 16]);
@@ -36,7 +39,7 @@ fn floor<S: Simd>(s: S, x: S::F) -> S::F {
 /// The same number without its sign.
 #[inline(always)]
 pub(crate) fn abs<S: Simd>(s: S, x: S::F) -> S::F {
-    s.unless_nan(x, s.max(x, s.sub(s.zero(), x)))
+    s.max(x, s.sub(s.zero(), x))
 }
 
 /// e to the power of `x` as MLX has it: 0 below -88, infinity above 88. Its relative error is about
@@ -44,20 +47,19 @@ pub(crate) fn abs<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let power = s.mul(x, s.splat(std::f32::consts::LOG2_E));
-    // MLX rounds halves up.
-    let whole = floor(s, power);
-    let whole = s.where_less(s.sub(power, whole), s.splat(0.5), whole, s.add(whole, s.splat(1.0)));
+    // MLX rounds halves up, the processor to even.
+    let near = s.round(power);
+    let up = s.add(near, s.splat(1.0));
+    let whole = s.where_less(s.sub(power, near), s.splat(0.5), near, up);
     let part = s.sub(power, whole);
     let mut y = s.splat(1.535_336_2e-4);
     for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0_f32] {
         y = fused(s, y, part, s.splat(coefficient));
     }
-    // MLX has no denormals: an exponent of -127 is 0.
+    // MLX has no denormals: an exponent of -127 is 0, and so is all below. NaN goes through.
     let bounded = s.min(s.max(whole, s.splat(-126.0)), s.splat(127.0));
     let y = s.where_less(whole, s.splat(-126.5), s.zero(), s.scale(y, bounded));
-    let y = s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y);
-    let y = s.where_less(x, s.splat(-88.0), s.zero(), y);
-    s.unless_nan(x, y)
+    s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y)
 }
 
 /// `1 / (1 + exp(-x))` as MLX has it for `T`, which rounds the exponential to `T`. Not yet rounded itself.
@@ -66,7 +68,7 @@ pub(crate) fn sigmoid<S: Simd, T: Element>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let power = T::rounded(s, exp(s, abs(s, x)));
     let small = s.div(one, s.add(one, power));
-    s.unless_nan(x, s.where_less(x, s.zero(), small, s.sub(one, small)))
+    s.where_less(x, s.zero(), small, s.sub(one, small))
 }
 
 /// Where the sines of MLX become those of the system's library.

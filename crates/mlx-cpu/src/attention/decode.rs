@@ -58,9 +58,10 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
 }
 
 /// How many queries are computed together, of so many.
-const fn together(rows: usize) -> usize {
+const fn together<S: Simd>(rows: usize) -> usize {
     match rows {
         1 => 1,
+        _ if formula::has_arrays::<S>() => 1,
         2 | 3 => 2,
         _ => 4,
     }
@@ -195,8 +196,11 @@ impl<T: Element> Part<'_, T> {
             }
             let mut row = 0;
             while row < self.layout.rows {
-                let rows = together(self.layout.rows - row);
+                let rows = together::<S>(self.layout.rows - row);
                 match rows {
+                    _ if const { formula::has_arrays::<S>() } => {
+                        self.products::<S, 1, 1>(s, group, row, &keys);
+                    }
                     1 => self.products::<S, 1, 8>(s, group, row, &keys),
                     2 => self.products::<S, 2, 4>(s, group, row, &keys),
                     _ => self.products::<S, 4, 2>(s, group, row, &keys),
@@ -343,9 +347,12 @@ impl<T: Element> Part<'_, T> {
             }
             let (mut row, mut rest) = (0, sums);
             while !rest.is_empty() {
-                let rows = together(self.layout.rows - row);
+                let rows = together::<S>(self.layout.rows - row);
                 let (sums, more) = rest.split_at_mut(rows * width);
                 match rows {
+                    _ if const { formula::has_arrays::<S>() } => {
+                        self.weighted::<S, 1>(s, group, row, &keys, sums);
+                    }
                     1 => self.weighted::<S, 1>(s, group, row, &keys, sums),
                     2 => self.weighted::<S, 2>(s, group, row, &keys, sums),
                     _ => self.weighted::<S, 4>(s, group, row, &keys, sums),
@@ -368,10 +375,12 @@ impl<T: Element> Part<'_, T> {
         let (batch, head) = self.shared_head(group);
         let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
         let value = |i: usize| self.problem.value(batch, head, keys.start + i);
-        let whole = keys.len() / 8 * 8;
-        for from in (0..whole).step_by(8) {
-            let values: [&[T]; 8] = std::array::from_fn(|i| value(from + i));
-            add_values(s, values, weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+        let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
+        if const { !formula::has_arrays::<S>() } {
+            for from in (0..whole).step_by(8) {
+                let values: [&[T]; 8] = std::array::from_fn(|i| value(from + i));
+                add_values(s, values, weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+            }
         }
         for from in whole..keys.len() {
             add_values(s, [value(from)], weights.map(|weights| &weights[from..]), sums, self.layout.out_size);

@@ -34,7 +34,7 @@ pub(super) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
 pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let square = s.mul(x, x);
-    // Padé's approximation of order 7 over 6 for small x; the division is shared with nothing.
+    // Padé's approximation of order 7 over 6 for small x.
     let bounded = s.min(square, s.splat(1.0));
     let top = s.mul_add(bounded, s.splat(1.0), s.splat(378.0));
     let top = s.mul_add(top, bounded, s.splat(17_325.0));
@@ -42,8 +42,10 @@ pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let bottom = s.mul_add(bounded, s.splat(28.0), s.splat(3_150.0));
     let bottom = s.mul_add(bottom, bounded, s.splat(62_370.0));
     let bottom = s.mul_add(bottom, bounded, s.splat(135_135.0));
-    let near = s.div(top, bottom);
-    let far = s.sub(one, s.div(s.splat(2.0), s.add(exp(s, s.add(x, x)), one)));
-    let y = s.where_less(square, s.splat(0.5), near, far);
+    // One division for both.
+    let (half, two) = (s.splat(0.5), s.splat(2.0));
+    let bottom = s.where_less(square, half, bottom, s.add(exp(s, s.add(x, x)), one));
+    let near = s.div(s.where_less(square, half, top, two), bottom);
+    let y = s.where_less(square, half, near, s.sub(one, near));
     s.unless_nan(x, y)
 }
