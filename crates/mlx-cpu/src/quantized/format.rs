@@ -7,6 +7,8 @@ use crate::Simd;
 pub(super) trait Format: Copy + Send + Sync {
     /// Its size.
     const BITS: usize;
+    /// The smallest group that it comes in.
+    const GROUP: usize = 32;
 
     /// `LANES` numbers, as codes from number `first` on say.
     ///
@@ -57,6 +59,7 @@ impl<const BITS: usize> Format for Whole<BITS> {
 
 impl Format for E2m1 {
     const BITS: usize = 4;
+    const GROUP: usize = 16;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {

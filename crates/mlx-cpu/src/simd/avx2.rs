@@ -50,6 +50,7 @@ macro_rules! lanewise {
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

@@ -50,6 +50,7 @@ macro_rules! lanewise {
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
     /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
     const NIBBLES: [usize; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 

@@ -43,6 +43,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// How many numbers a vector has.
     const LANES: usize;
+    /// How many vectors the registers hold.
+    const REGISTERS: usize;
     /// The order of [`nibbles`](Self::nibbles); the first `LANES` count.
     const NIBBLES: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
