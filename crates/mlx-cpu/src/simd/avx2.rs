@@ -198,6 +198,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn field<const BITS: usize>(self, words: __m256, index: usize) -> __m256 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let count = _mm_cvtsi32_si128((index * BITS) as i32);
+            let fields = _mm256_srl_epi32(_mm256_castps_si256(words), count);
+            _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << BITS) - 1)))
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, r: &mut [__m256; 16]) {
         // SAFETY: `self` is proof of the instructions.
         unsafe {
