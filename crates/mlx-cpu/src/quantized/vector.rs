@@ -26,7 +26,7 @@ pub(super) fn rows_by_rows<T: Element>(
     with_rows(cpu, x, padded, |x| {
         cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 });
         let x = &*x;
-        let size = piece(cpu, w.rows, w.row_bytes());
+        let size = piece(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
             with_scratch(Purpose::Right, 2 * ROWS * w.groups(), |scratch| {
