@@ -66,6 +66,7 @@ fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &s
 
 #[test]
 fn files_of_mlx_lm_go_on_as_they_do_there() {
+    mlx_testing::stock_mlx();
     for file in fixtures() {
         if name(&file) == "no_layers" {
             let error = SavedCache::read(&file).unwrap_err();
@@ -81,6 +82,7 @@ fn files_of_mlx_lm_go_on_as_they_do_there() {
 /// would have written. `xtask/python/load_prompt_caches.py` reads the files that this test leaves.
 #[test]
 fn files_of_ours_are_files_of_mlx_lm() {
+    mlx_testing::stock_mlx();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();

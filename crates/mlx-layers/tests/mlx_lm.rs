@@ -37,6 +37,7 @@ fn assert_equal(case: &str, found: &Array, expected: &Array) {
 
 #[test]
 fn gates() {
+    mlx_testing::stock_mlx();
     let cases = cases("gates.safetensors");
     assert_eq!(cases.len(), 6);
     for (case, tensors) in &cases {
@@ -62,6 +63,7 @@ impl ParameterSource for Recorded<'_> {
 
 #[test]
 fn layers_with_a_bias() {
+    mlx_testing::stock_mlx();
     let cases = cases("biases.safetensors");
     assert_eq!(cases.len(), 24);
     for (case, tensors) in &cases {

@@ -36,6 +36,7 @@ fn expected(demo: &Path) -> Expected {
 }
 
 fn check(demo: &Path, case: &Case, sampling: Sampling) {
+    mlx_testing::stock_mlx();
     let tokenizer = Tokenizer::from_folder(demo).unwrap();
     assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_tokens);
     let mut model = mlx_models::load(demo).unwrap();

@@ -92,6 +92,7 @@ fn describe(folder: &Path) -> (BTreeMap<String, String>, BTreeMap<String, Vec<St
 
 #[test]
 fn what_is_written_is_what_mlx_lm_writes() {
+    mlx_testing::stock_mlx();
     let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
     assert!(cases.len() > 80);

@@ -58,6 +58,7 @@ fn check(case: &str, found: &Array, expected: &Array) {
 
 #[test]
 fn rms_norm_is_mlx_lms() {
+    mlx_testing::stock_mlx();
     let cases = cases("rms_norm.safetensors");
     assert_eq!(cases.len(), 4 * 6);
     for (name, [x, weight, expected]) in &cases {
@@ -68,6 +69,7 @@ fn rms_norm_is_mlx_lms() {
 
 #[test]
 fn offset_rms_norm_is_mlx_lms() {
+    mlx_testing::stock_mlx();
     let cases = cases("offset_rms_norm.safetensors");
     assert_eq!(cases.len(), 4 * 6);
     for (name, [x, weight, expected]) in &cases {

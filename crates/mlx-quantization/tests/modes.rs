@@ -29,6 +29,7 @@ fn assert_equal(found: &Array, expected: &Array, what: &str) {
 
 #[test]
 fn every_mode_answers_as_mlx_does() {
+    mlx_testing::stock_mlx();
     let tensors = fixture();
     let cases: BTreeSet<&str> = tensors.keys().map(|key| key.split_once('.').unwrap().0).collect();
     assert_eq!(cases.len(), 27);

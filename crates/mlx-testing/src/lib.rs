@@ -11,3 +11,9 @@ mod random;
 
 pub use compare::{Comparison, Tolerance, compare};
 pub use random::RandomParameters;
+
+/// Has stock MLX compute from now on, in the whole process: for what is compared with the bits of a program
+/// that runs on it.
+pub fn stock_mlx() {
+    mlx_sys::cpu_kernels::set_enabled(false);
+}

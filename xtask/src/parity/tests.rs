@@ -154,7 +154,11 @@ fn fused_weights_are_part_of_a_case() {
         });
         assert_fails(folder.path(), needle);
         edit_file(&file, |tensors| drop(tensors.remove("model.norm.weight")));
+        // A close case runs on the kernels, whose tokens are their own.
         replace(folder.path(), "case.json", "\"exact\"", "\"close\", \"rtol\": 9.0, \"atol\": 9.0");
+        edit_file(&folder.path().join("reference.safetensors"), |tensors| {
+            tensors.retain(|key, _| !key.starts_with("greedy"));
+        });
         assert_fails(folder.path(), "model.norm.weight is too much");
     }
 }
