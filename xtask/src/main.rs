@@ -56,7 +56,7 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // What is compared with a reference's bits is stock MLX.
-    mlx_sys::cpu_kernels::set_enabled(matches!(command, Command::Bench(_)));
+    mlx_sys::cpu_kernels::set_enabled(matches!(command, Command::Bench(_) | Command::Speed(_)));
     let answer = match command {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Fixtures(arguments) => fixtures::run(&arguments),

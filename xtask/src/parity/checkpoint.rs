@@ -91,6 +91,8 @@ type Error = Box<dyn std::error::Error>;
 /// Compares, prints, and answers whether all is equal.
 pub(super) fn run(arguments: &CheckpointArguments, folder: &Path, json: Option<&Path>) -> io::Result<bool> {
     let out = &mut Lines { out: &mut io::stdout().lock(), closed: false };
+    // The reference computes with stock MLX.
+    let _computing = super::computing(false);
     let verdicts = report(arguments, folder, out).map_err(|e| match e.downcast::<io::Error>() {
         Ok(e) => *e,
         Err(e) => io::Error::other(in_full(&*e)),
@@ -454,6 +456,7 @@ mod tests {
     }
 
     fn ours(case: &str) -> Vec<Traced> {
+        let _computing = crate::parity::computing(false);
         let mut model = mlx_models::load(cases().join(case)).unwrap();
         outputs_on_the_way(&mut *model, &IDS, &[], 0).unwrap()
     }

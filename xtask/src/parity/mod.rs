@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx_sys::cpu_kernels;
 use serde::Serialize;
@@ -205,11 +205,16 @@ fn failed(folder: &Path, name: String, [oracle, compare]: [String; 2], detail: S
     Row { name, oracle, compare, worst: None, passed: false, differs: false, detail, folder }
 }
 
+/// Has kernels compute, or stock MLX, until the guard is dropped: a setting of the whole process.
+fn computing(kernels: bool) -> MutexGuard<'static, ()> {
+    static COMPUTING: Mutex<()> = Mutex::new(());
+    let guard = COMPUTING.lock().unwrap_or_else(PoisonError::into_inner);
+    cpu_kernels::set_enabled(kernels);
+    guard
+}
+
 /// Runs one case; `None` where the filter leaves it out.
 fn run_case(folder: &Path, arguments: &Arguments) -> Option<Row> {
-    // Which code computes is a setting of the whole process.
-    static RUNNING: Mutex<()> = Mutex::new(());
-    let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let filter = &arguments.filter;
     let case = match Case::read(folder) {
         Ok(case) => case,
@@ -218,7 +223,7 @@ fn run_case(folder: &Path, arguments: &Arguments) -> Option<Row> {
     if !case.name.contains(filter) {
         return None;
     }
-    cpu_kernels::set_enabled(arguments.kernels || !case.is_exact());
+    let _computing = computing(arguments.kernels || !case.is_exact());
     let (oracle, compare) = (case.oracle.clone(), case.comparison());
     // A bug in a kernel must not keep the other cases from running.
     let outcome = catch_unwind(AssertUnwindSafe(|| match &case.kind {

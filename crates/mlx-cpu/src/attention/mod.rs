@@ -6,6 +6,7 @@ mod prompt;
 use std::cell::Cell;
 
 use crate::cpu::Shared;
+use crate::matmul::FEW;
 use crate::{Cpu, Element, View, ViewMut};
 
 /// Which keys a query sees, or what is added to its scores.
@@ -36,6 +37,8 @@ pub enum Mask<'a, T> {
 /// time: memory is linear in the number of keys. Blocks of keys that no query of a tile sees are skipped.
 /// Few queries stream keys and values once for all heads that share them, split into blocks of keys for
 /// the threads; many are computed in tiles whose vectors run over queries.
+///
+/// Up to 16 queries of a head each get the bits that they get alone.
 ///
 /// # Shapes
 ///
@@ -126,7 +129,7 @@ pub fn attention<T: Element>(
         out: Shared(out.as_mut_ptr()),
         group,
     };
-    if length <= 4 || length * group <= 8 {
+    if length <= FEW {
         decode::run(cpu, &problem);
     } else {
         prompt::run(cpu, &problem);

@@ -16,7 +16,7 @@ pub(crate) use blocked::blocked;
 pub(crate) use output::Output;
 pub(crate) use pack::{Lines, Panels, copy, pack_transposing};
 pub(crate) use scratch::{Purpose, with_scratch};
-pub(crate) use vector::{FEW, MOST, piece, portions, with_rows};
+pub(crate) use vector::{MOST, piece, portions, with_rows};
 
 use crate::{Cpu, Element, Matrix, MatrixMut};
 
@@ -73,7 +73,7 @@ fn product<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: &Outp
         return out.put_zeros();
     }
     let w = b.transposed();
-    if a.rows() <= FEW && (w.column_stride() == 1 || w.columns() == 1) {
+    if a.rows() <= vector::FEW && (w.column_stride() == 1 || w.columns() == 1) {
         vector::rows_by_rows(cpu, a, w, out);
     } else {
         blocked(cpu, &a, &w, out);

@@ -1,5 +1,6 @@
 //! Panels: a few lines of a matrix side by side, as the tile kernel reads them.
 
+use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
@@ -59,7 +60,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
         let (data, depth) = (from.data(), from.columns());
         if from.column_stride() == 1 || depth == 1 {
             let line = |i: usize| &data[(first + i) * from.row_stride()..][..depth];
-            pack_transposing(s, line, count, depth, width, to);
+            pack_transposing(s, S::LANES * from.row_stride(), line, count, depth, width, to);
         } else if from.row_stride() == 1 {
             for (p, to) in to.chunks_exact_mut(width).enumerate() {
                 copy(s, &data[p * from.column_stride() + first..][..count], to);
@@ -91,10 +92,12 @@ pub(crate) fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
 }
 
 /// [`Panels::pack`] for lines whose elements follow each other: blocks of as many elements of as many
-/// lines as a vector has lanes are exchanged in registers.
+/// lines as a vector has lanes are exchanged in registers. What is needed next lies `ahead` elements
+/// further.
 #[inline(always)]
 pub(crate) fn pack_transposing<'a, S: Simd, T: Element>(
     s: S,
+    ahead: usize,
     line: impl Fn(usize) -> &'a [T],
     count: usize,
     depth: usize,
@@ -115,7 +118,11 @@ pub(crate) fn pack_transposing<'a, S: Simd, T: Element>(
             if some == S::LANES {
                 for (row, line) in rows[..S::LANES].iter_mut().zip(&lines[..held]) {
                     // SAFETY: `LANES` elements of the line are there from `p` on.
-                    *row = unsafe { T::load(s, line.as_ptr().add(p)) };
+                    unsafe {
+                        let from = line.as_ptr().add(p);
+                        prefetch(from.wrapping_add(ahead));
+                        *row = T::load(s, from);
+                    }
                 }
             } else {
                 for (row, line) in rows[..S::LANES].iter_mut().zip(&lines[..held]) {

@@ -162,6 +162,17 @@ proptest! {
     }
 }
 
+/// Shapes that are cut in every direction: rows into thousands, the depth beyond what caches hold,
+/// weights into pieces.
+#[test]
+fn large_shapes() {
+    for (rows, depth, columns) in [(1030, 5, 33), (30, 10_000, 33), (2, 130, 3000), (60, 100, 300)] {
+        let case =
+            Case { rows, depth, columns, a: (Layout::Rows, 0), b: (Layout::Columns, 0), gap: 0, seed: 1 };
+        on_all_processors(|cpu| run::<f32>(&case, cpu)).unwrap();
+    }
+}
+
 /// NaN and infinity reach the elements that they are part of and no others; denormals are numbers.
 #[test]
 fn what_is_not_finite_stays_in_its_row_and_column() {

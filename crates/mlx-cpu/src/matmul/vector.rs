@@ -10,20 +10,22 @@ use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay.
-pub(crate) const FEW: usize = 16;
+pub(super) const FEW: usize = 16;
 /// So many rows are worked on at a time: their sums stay in registers.
 pub(crate) const MOST: usize = 4;
-/// Bytes of weights that one task reads.
-const PIECE: usize = 128 << 10;
+/// Bytes of weights that one task reads: some 5 microseconds.
+const PIECE: usize = 64 << 10;
+/// Bytes of weights that are one task. To share fewer costs more than it brings.
+const SMALL: usize = 256 << 10;
 
-/// How many rows of weights of `bytes` each one task takes. Small matrices are one task: to share
-/// them costs more than it brings.
-pub(crate) fn piece(cpu: &Cpu, rows: usize, bytes: usize) -> usize {
-    if rows * bytes <= 2 * PIECE {
+/// How many rows of weights of `bytes` each one task takes.
+pub(crate) fn piece(rows: usize, bytes: usize) -> usize {
+    if rows * bytes <= SMALL {
         return rows.max(1);
     }
-    let _ = cpu;
-    (PIECE / bytes.max(1)).next_multiple_of(8).clamp(8, rows)
+    // A multiple of four pieces, so that two or four threads end together.
+    let pieces = (rows * bytes).div_ceil(PIECE).next_multiple_of(4);
+    rows.div_ceil(pieces).next_multiple_of(4)
 }
 
 /// Cuts rows into portions of at most [`MOST`], of almost the same size: the first row and the number.
@@ -88,7 +90,7 @@ pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_
     let padded = x.columns().next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
         let x = &*x;
-        let size = piece(cpu, w.rows(), w.columns() * size_of::<T>());
+        let size = piece(w.rows(), w.columns() * size_of::<T>());
         let task = |index: usize| {
             let rows = index * size..w.rows().min((index + 1) * size);
             cpu.run(Dot { x, padded, w, rows, out });
@@ -147,7 +149,7 @@ impl<T: Element> Dot<'_, T> {
                 let x: [S::F; X] = std::array::from_fn(|i| s.load_f32(x.as_ptr().add(i * self.padded + k)));
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let at = weights.as_ptr().add(k);
-                    if k * size_of::<T>() % 64 == 0 {
+                    if (k * size_of::<T>()).is_multiple_of(64) {
                         prefetch(at.wrapping_add(W * self.w.row_stride()));
                     }
                     let weights = T::load(s, at);

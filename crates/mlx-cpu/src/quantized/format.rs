@@ -7,6 +7,8 @@ use crate::Simd;
 pub(super) trait Format: Copy + Send + Sync {
     /// Its size.
     const BITS: usize;
+    /// The smallest group that it comes in.
+    const GROUP: usize = 32;
 
     /// `LANES` numbers, as codes from number `first` on say.
     ///
@@ -25,6 +27,10 @@ pub(super) trait Format: Copy + Send + Sync {
         // SAFETY: the caller's promise.
         unsafe { Self::unpack(s, from, first) }
     }
+
+    /// Of each lane as a word of 32 bits, what the code with this index stands for. Only for codes
+    /// that do not go on in the next word.
+    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F;
 }
 
 /// Whole numbers from 0 on.
@@ -53,10 +59,16 @@ impl<const BITS: usize> Format for Whole<BITS> {
         // SAFETY: the caller's promise.
         unsafe { if BITS == 4 { s.nibbles(from, first) } else { s.unpack::<BITS>(from, first) } }
     }
+
+    #[inline(always)]
+    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+        s.field::<BITS>(words, index)
+    }
 }
 
 impl Format for E2m1 {
     const BITS: usize = 4;
+    const GROUP: usize = 16;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
@@ -69,6 +81,11 @@ impl Format for E2m1 {
         // SAFETY: the caller's promise.
         unsafe { s.nibbles_e2m1(from, first) }
     }
+
+    #[inline(always)]
+    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+        s.field_e2m1(words, index)
+    }
 }
 
 impl Format for E4m3 {
@@ -78,6 +95,11 @@ impl Format for E4m3 {
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.unpack_e4m3(from, first) }
+    }
+
+    #[inline(always)]
+    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+        s.field_e4m3(words, index)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Quantized matrices in products with many rows: decoded while they are packed.
 
-use super::QuantizedMatrix;
+use super::format::{ForFormat, Format};
+use super::{Codes, QuantizedMatrix};
 use crate::matmul::{Lines, Panels, pack_transposing};
+use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Simd};
 
 /// So much of a row is decoded before it is packed: all rows of a panel stay in the first-level cache.
@@ -20,14 +22,149 @@ impl<T: Element> Panels for Rows<'_, T> {
     }
 
     fn scratch(&self, lanes: usize) -> usize {
-        2 * lanes * DEPTH
+        // Scales and biases of a vector of rows, twice; or decoded rows.
+        (4 * lanes * self.0.groups()).max(2 * lanes * DEPTH)
     }
 
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {
-        isa.run(PackRows { w: self.0, isa, lines, to, scratch });
+        let w = self.0;
+        if 32 % w.bits() == 0 {
+            isa.run(PackWords { w, isa, lines, to, scratch });
+        } else {
+            isa.run(PackRows { w, isa, lines, to, scratch });
+        }
     }
 }
 
+/// For codes of 2, 4 and 8 bits: words of as many rows as a vector has lanes are exchanged with as
+/// many words of a row, and decoded afterwards. A decoded vector then is a part of the panel.
+struct PackWords<'a, T> {
+    w: &'a QuantizedMatrix<'a, T>,
+    isa: Isa,
+    lines: Lines,
+    to: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for PackWords<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { w, isa, lines: Lines { first, count, width }, to, scratch } = self;
+        let (groups, words) = (w.groups(), w.columns * w.bits() / 32);
+        let (scales, rest) = scratch.split_at_mut(groups * S::LANES);
+        let (biases, rest) = rest.split_at_mut(groups * S::LANES);
+        let (by_row, rest) = rest.split_at_mut(groups * S::LANES);
+        let biases_by_row = &mut rest[..groups * S::LANES];
+        for from in (0..width).step_by(S::LANES) {
+            // Scales and biases of a group side by side; none for rows beyond the last.
+            let held = count.saturating_sub(from).min(S::LANES);
+            w.widen_scales(
+                s,
+                (first + from.min(count)) * groups,
+                &mut by_row[..held * groups],
+                &mut biases_by_row[..held * groups],
+            );
+            let by_row = &*by_row;
+            pack_transposing(s, 0, |i| &by_row[i * groups..][..groups], held, groups, S::LANES, scales);
+            let by_row = &*biases_by_row;
+            if w.is_affine() {
+                pack_transposing(s, 0, |i| &by_row[i * groups..][..groups], held, groups, S::LANES, biases);
+            }
+            isa.run(Words {
+                format: w.codes,
+                // At least one row, whose codes count for nothing where no scale is left.
+                words: &w.weights[(first + from.min(count - 1)) * words..],
+                row: words,
+                rows: held,
+                group: w.group,
+                scales,
+                biases: w.is_affine().then_some(&*biases),
+                width,
+                to: &mut to[from..],
+            });
+        }
+    }
+}
+
+/// As many rows as a vector has lanes, whatever format their scales had.
+struct Words<'a> {
+    format: Codes,
+    words: &'a [u32],
+    /// Words in a row.
+    row: usize,
+    /// So many of the lanes have a row.
+    rows: usize,
+    group: usize,
+    scales: &'a [f32],
+    biases: Option<&'a [f32]>,
+    width: usize,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Words<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.format.with(Decode { words: self, s });
+    }
+}
+
+struct Decode<'a, S> {
+    words: Words<'a>,
+    s: S,
+}
+
+impl<S: Simd> ForFormat for Decode<'_, S> {
+    #[inline(always)]
+    fn run<F: Format>(self, _: F) {
+        if const { 32 % F::BITS != 0 } {
+            unreachable!("codes of {} bits lie in two words", F::BITS);
+        }
+        let Self { words: Words { words, row, rows, group, scales, biases, width, to, .. }, s } = self;
+        let codes = 32 / F::BITS;
+        let depth = row * codes;
+        assert!(words.len() >= row * rows.max(1) && rows <= S::LANES);
+        assert!(scales.len() == depth / group * S::LANES);
+        assert!(biases.is_none_or(|biases| biases.len() == scales.len()));
+        assert!(to.len() >= (depth - 1) * width + S::LANES);
+        // Beyond the last row, that row again; its scale there is 0.
+        let from: [*const f32; 16] =
+            std::array::from_fn(|i| words[i.min(rows.max(1) - 1) * row..].as_ptr().cast());
+        for word in (0..row).step_by(S::LANES) {
+            let some = S::LANES.min(row - word);
+            let mut block = [s.zero(); 16];
+            for (block, from) in block[..S::LANES].iter_mut().zip(&from) {
+                // SAFETY: `some` words of each row are there from `word` on; a word is read as a
+                // number of any value, which no arithmetic touches.
+                unsafe {
+                    let from = from.add(word);
+                    // The rows that come next.
+                    prefetch(from.wrapping_add(row * S::LANES));
+                    *block = if some == S::LANES { s.load_f32(from) } else { s.load_first(from, some) };
+                }
+            }
+            s.transpose(&mut block);
+            for (index, words) in block[..S::LANES].iter().enumerate().take(some) {
+                let k = (word + index) * codes;
+                let scale = s.load(&scales[k / group * S::LANES..]);
+                let bias = match biases {
+                    Some(biases) => s.load(&biases[k / group * S::LANES..]),
+                    None => s.zero(),
+                };
+                for code in 0..codes {
+                    let x = s.mul_add(F::field(s, *words, code), scale, bias);
+                    // SAFETY: `k + code` is below `depth`, as was asserted for the last.
+                    unsafe { s.store_f32(to.as_mut_ptr().add((k + code) * width), x) };
+                }
+            }
+        }
+    }
+}
+
+/// For other codes: rows are decoded and then exchanged with columns.
 struct PackRows<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
     isa: Isa,
@@ -48,7 +185,7 @@ impl<T: Element> Kernel for PackRows<'_, T> {
                 w.decode(s, isa, first + line, index * DEPTH, &mut to[..depth]);
             }
             let line = |i: usize| &scratch[i * DEPTH..][..depth];
-            pack_transposing(s, line, count, depth, width, to);
+            pack_transposing(s, 0, line, count, depth, width, to);
         }
     }
 }

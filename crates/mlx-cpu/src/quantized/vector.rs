@@ -26,7 +26,7 @@ pub(super) fn rows_by_rows<T: Element>(
     with_rows(cpu, x, padded, |x| {
         cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 });
         let x = &*x;
-        let size = piece(cpu, w.rows, w.row_bytes());
+        let size = piece(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
             with_scratch(Purpose::Right, 2 * ROWS * w.groups(), |scratch| {
@@ -154,13 +154,29 @@ struct All<'a, S> {
 impl<S: Simd> ForFormat for All<'_, S> {
     #[inline(always)]
     fn run<F: Format>(mut self, _: F) {
-        // As many sums at once as stay in registers.
-        match self.dots.x_rows {
-            1 => self.dots.go::<S, F, 1, 4>(self.s),
-            2 => self.dots.go::<S, F, 2, 4>(self.s),
-            3 => self.dots.go::<S, F, 3, 2>(self.s),
-            4 => self.dots.go::<S, F, 4, 2>(self.s),
-            rows => unreachable!("{rows} rows"),
+        // As many sums at once as stay in registers: a group's and the total for each row of weights
+        // and each of x. `const`, so that nothing is compiled that is not used.
+        if const { S::REGISTERS >= 32 } {
+            match self.dots.x_rows {
+                1 => self.dots.go::<S, F, 1, 4>(self.s),
+                2 => self.dots.go::<S, F, 2, 4>(self.s),
+                3 => self.dots.go::<S, F, 3, 2>(self.s),
+                _ => self.dots.go::<S, F, 4, 2>(self.s),
+            }
+        } else if const { S::REGISTERS >= 16 } {
+            match self.dots.x_rows {
+                1 => self.dots.go::<S, F, 1, 4>(self.s),
+                2 => self.dots.go::<S, F, 2, 2>(self.s),
+                3 => self.dots.go::<S, F, 3, 1>(self.s),
+                _ => self.dots.go::<S, F, 4, 1>(self.s),
+            }
+        } else {
+            match self.dots.x_rows {
+                1 => self.dots.go::<S, F, 1, 1>(self.s),
+                2 => self.dots.go::<S, F, 2, 1>(self.s),
+                3 => self.dots.go::<S, F, 3, 1>(self.s),
+                _ => self.dots.go::<S, F, 4, 1>(self.s),
+            }
         }
     }
 }
@@ -171,17 +187,21 @@ impl Dots<'_> {
     #[inline(always)]
     fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
+        assert!(self.x_rows == X && X <= MOST);
         assert!(self.x.len() >= X * self.padded && self.padded >= columns + groups);
         assert!(self.scales.len() == self.rows * groups && self.rows <= ROWS);
         assert!(self.biases.is_none_or(|biases| biases.len() == self.scales.len()));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
         for row in (0..self.rows).step_by(W) {
             let mut totals = [[s.zero(); X]; W];
-            // A loop of known length for the most frequent groups.
-            match self.group / S::LANES {
-                1 => self.groups::<S, F, X, W, 1>(s, row, &mut totals),
-                2 => self.groups::<S, F, X, W, 2>(s, row, &mut totals),
-                _ => self.groups::<S, F, X, W, 4>(s, row, &mut totals),
+            // Several vectors without a loop; as many as the group has for the most frequent sizes.
+            let vectors = self.group / S::LANES;
+            if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
+                self.groups::<S, F, X, W, 1>(s, row, &mut totals);
+            } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
+                self.groups::<S, F, X, W, 2>(s, row, &mut totals);
+            } else if const { S::REGISTERS >= 16 } {
+                self.groups::<S, F, X, W, 4>(s, row, &mut totals);
             }
             for (w, totals) in totals.into_iter().enumerate().take(self.rows - row) {
                 for (i, mut total) in totals.into_iter().enumerate() {

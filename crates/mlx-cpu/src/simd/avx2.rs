@@ -50,6 +50,7 @@ macro_rules! lanewise {
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -193,6 +194,16 @@ impl Simd for Avx2 {
             let rest = _mm_slli_epi16::<7>(_mm_and_si128(codes, _mm_set1_epi16(0x7f)));
             let sign = _mm_and_si128(codes, _mm_set1_epi16(i16::MIN));
             _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), _mm256_set1_ps(256.0))
+        }
+    }
+
+    #[inline(always)]
+    fn field<const BITS: usize>(self, words: __m256, index: usize) -> __m256 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let count = _mm_cvtsi32_si128((index * BITS) as i32);
+            let fields = _mm256_srl_epi32(_mm256_castps_si256(words), count);
+            _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << BITS) - 1)))
         }
     }
 

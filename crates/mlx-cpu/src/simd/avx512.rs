@@ -50,6 +50,7 @@ macro_rules! lanewise {
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
     /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
     const NIBBLES: [usize; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
@@ -162,8 +163,6 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn nibbles(self, from: *const u8, first: usize) -> __m512 {
-        const WHOLE: [f32; 16] =
-            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
         // SAFETY: the caller's promise.
         unsafe { table(from.add(first / 2), &WHOLE) }
     }
@@ -188,6 +187,29 @@ impl Simd for Avx512 {
             let rest = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
             let sign = _mm256_and_si256(codes, _mm256_set1_epi16(i16::MIN));
             _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0))
+        }
+    }
+
+    #[inline(always)]
+    fn field<const BITS: usize>(self, words: __m512, index: usize) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let count = _mm_cvtsi32_si128((index * BITS) as i32);
+            let fields = _mm512_srl_epi32(_mm512_castps_si512(words), count);
+            if BITS == 4 {
+                return _mm512_permutexvar_ps(fields, _mm512_loadu_ps(WHOLE.as_ptr()));
+            }
+            _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << BITS) - 1)))
+        }
+    }
+
+    #[inline(always)]
+    fn field_e2m1(self, words: __m512, index: usize) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let count = _mm_cvtsi32_si128((index * 4) as i32);
+            let fields = _mm512_srl_epi32(_mm512_castps_si512(words), count);
+            _mm512_permutexvar_ps(fields, _mm512_loadu_ps(E2M1.as_ptr()))
         }
     }
 
@@ -224,6 +246,10 @@ impl Simd for Avx512 {
         }
     }
 }
+
+/// What whole numbers of 4 bits stand for.
+const WHOLE: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 /// What a table has for each of the 16 codes in 8 bytes, in the order [`Simd::NIBBLES`]. A
 /// permutation of 16 numbers looks at the four low bits of a lane only: no mask, no conversion.

@@ -43,6 +43,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// How many numbers a vector has.
     const LANES: usize;
+    /// How many vectors the registers hold.
+    const REGISTERS: usize;
     /// The order of [`nibbles`](Self::nibbles); the first `LANES` count.
     const NIBBLES: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -157,6 +159,40 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         // SAFETY: no instruction set has more than 16 lanes.
         unsafe { self.load_f32(all.as_ptr()) }
+    }
+    /// Of each lane as a word of 32 bits, the field of `BITS` bits with this index, as a number; `BITS`
+    /// is 2, 4 or 8.
+    #[inline(always)]
+    fn field<const BITS: usize>(self, words: Self::F, index: usize) -> Self::F {
+        self.field_with::<BITS>(words, index, f32::from)
+    }
+    /// As [`field`](Self::field) for 4 bits of the format E2M1.
+    #[inline(always)]
+    fn field_e2m1(self, words: Self::F, index: usize) -> Self::F {
+        self.field_with::<4>(words, index, |code| packing::E2M1[usize::from(code)])
+    }
+    /// As [`field`](Self::field) for 8 bits of the format E4M3.
+    #[inline(always)]
+    fn field_e4m3(self, words: Self::F, index: usize) -> Self::F {
+        self.field_with::<8>(words, index, packing::e4m3)
+    }
+    /// As [`field`](Self::field), with a function that says what a code stands for.
+    #[inline(always)]
+    fn field_with<const BITS: usize>(
+        self,
+        words: Self::F,
+        index: usize,
+        number: impl Fn(u8) -> f32,
+    ) -> Self::F {
+        let mut all = [0.0; 16];
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe {
+            self.store_f32(all.as_mut_ptr(), words);
+            for x in &mut all[..Self::LANES] {
+                *x = number((x.to_bits() >> (index * BITS) & ((1 << BITS) - 1)) as u8);
+            }
+            self.load_f32(all.as_ptr())
+        }
     }
     /// Rows and columns of the first `LANES` vectors exchanged.
     ///

@@ -49,6 +49,7 @@ macro_rules! lanewise {
 impl Simd for Neon {
     type F = float32x4_t;
     const LANES: usize = 4;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {

@@ -38,6 +38,7 @@ unsafe fn store<T: Element>(to: *mut T, x: F) {
 impl Simd for Portable {
     type F = F;
     const LANES: usize = 8;
+    const REGISTERS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
