@@ -22,7 +22,27 @@ FOLDER = "crates/mlx-cpu/tests/fixtures"
 SEED = 11
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 INF, NAN = float("inf"), float("nan")
-EDGES = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-7, -1e-7, 1e-3, 11.1, -11.1, 30.0, -30.0, 88.0, -88.1, 200.0, -200.0, INF, -INF, NAN]
+EDGES = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    1e-7,
+    -1e-7,
+    1e-3,
+    11.1,
+    -11.1,
+    30.0,
+    -30.0,
+    88.0,
+    -88.1,
+    200.0,
+    -200.0,
+    INF,
+    -INF,
+    NAN,
+]
 # Powers of two that lie half way between whole numbers.
 EDGES += [k * math.log(2) for k in [0.5, 2.5, -4.5, 6.5, -8.5, 20.5]]
 
@@ -145,7 +165,9 @@ def softmaxes() -> dict[str, mx.array]:
     rows = {
         "plain": rng.standard_normal((3, 21), dtype=np.float32) * 5,
         "one": np.array([[3.0], [-INF], [NAN]], np.float32),
-        "edges": np.array([[1, 2, 2, -INF], [-INF] * 4, [1, INF, 2, INF], [1, NAN, 5, 2], [NAN, 1, 2, 3], [90, 1, -90, 0]]),
+        "edges": np.array(
+            [[1, 2, 2, -INF], [-INF] * 4, [1, INF, 2, INF], [1, NAN, 5, 2], [NAN, 1, 2, 3], [90, 1, -90, 0]]
+        ),
     }
     for name, dtype in DTYPES.items():
         for kind, values in rows.items():

@@ -10,7 +10,7 @@ use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay.
-pub(super) const FEW: usize = 16;
+pub(crate) const FEW: usize = 16;
 /// So many rows are worked on at a time: their sums stay in registers.
 pub(crate) const MOST: usize = 4;
 /// Bytes of weights that one task reads: some 5 microseconds.

@@ -346,3 +346,46 @@ fn nothing_finite<T: Format>() {
 fn infinities_and_no_keys() {
     each_format!(nothing_finite());
 }
+
+/// A draft that is checked in one call gives what its tokens give one by one.
+fn as_one_by_one<T: Format>(length: usize) {
+    let (heads, shared, count, size) = (4, 2, 300, 40);
+    let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (
+        random(1, heads * length * size),
+        random(2, shared * count * size),
+        random(3, shared * count * size),
+    );
+    for cpu in cpus() {
+        let run = |first: usize, length: usize, seen: usize| {
+            let mut out = vec![T::default(); heads * length * size];
+            let all = q.len() / heads / size;
+            let cached = |data| View::new(data, [1, shared, seen, size], [0, count * size, size, 1]);
+            attention(
+                cpu,
+                View::new(&q[first * size..], [1, heads, length, size], [0, all * size, size, 1]),
+                cached(&k),
+                cached(&v),
+                0.3,
+                Mask::Causal,
+                None,
+                ViewMut::contiguous(&mut out, [1, heads, length, size]),
+            );
+            out
+        };
+        let together = run(0, length, count);
+        for i in 0..length {
+            let alone = run(i, 1, count - length + 1 + i);
+            for head in 0..heads {
+                let ours = &together[(head * length + i) * size..][..size];
+                assert_same(ours, &alone[head * size..][..size], &format!("query {i} of {length} {cpu:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn up_to_16_queries_have_the_bits_that_each_has_alone() {
+    for length in [2, 7, 16] {
+        each_format!(as_one_by_one(length));
+    }
+}
