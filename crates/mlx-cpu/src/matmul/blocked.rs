@@ -23,6 +23,8 @@ const ROWS: usize = 1024;
 /// A strip of the right factor, and the block of the left one that is used with it, in numbers: half
 /// of a second-level cache of 2 MiB together.
 const STRIP: usize = 128 << 10;
+/// So many products are done by one thread: some 20 microseconds.
+const SMALL: usize = 1 << 21;
 
 /// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
 pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
@@ -38,7 +40,7 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
     let panels = columns.div_ceil(shape.columns);
     // As many strips as threads, or a multiple of that, so that all are busy to the end.
     let at_most = (STRIP / (depth * shape.columns)).max(1);
-    let threads = if rows * columns * depth < 1 << 18 { 1 } else { cpu.threads() };
+    let threads = if rows * columns * depth < SMALL { 1 } else { cpu.threads() };
     let strips = panels.div_ceil(at_most).next_multiple_of(threads).min(panels);
     let strip = panels.div_ceil(strips);
     let strips = panels.div_ceil(strip);

@@ -10,6 +10,10 @@
 //! in float32: an element is not rounded to that format, as it is where MLX multiplies with halves.
 //! With e = 2^-24 and K the number of products that are summed the error of an element is at most
 //! `(K + 8) e sum |x_k| (|scale_k code_k| + |bias_k|)`, beside the last rounding and what underflows.
+//!
+//! With a few rows of x the codes of a group are summed before they are scaled, and biases are
+//! multiplied with sums of x. Where x is infinite the result then may be NaN where MLX has infinity;
+//! it is never a finite number.
 
 mod decode;
 mod dequantize;

@@ -1,3 +1,5 @@
+//! Quantized matrices against their definition, read bit by bit, and against what MLX printed.
+
 use half::{bf16, f16};
 use proptest::prelude::*;
 
