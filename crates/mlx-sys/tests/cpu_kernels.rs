@@ -166,7 +166,7 @@ fn attentions() {
             }
             // Part of a longer cache, as decoding has it.
             let longer = normal(&[2, of_keys, keys + 20, size], 7, dtype);
-            let mut parts = longer.split_axis(&[keys], 2).unwrap();
+            let mut parts = longer.split_at_indices(&[keys], 2).unwrap();
             let part = parts.remove(0);
             assert_like_stock(&format!("{name} part"), 4.0, || {
                 scaled_dot_product_attention(&q, &part, &part, scale, None, None)?
@@ -410,7 +410,7 @@ fn gradients_beside_constants() {
                 let constant = block(&x, &weight, &norm).unwrap();
                 vec![block(&constant, &inputs[0], &norm).unwrap()]
             },
-            &[weight.clone()],
+            std::slice::from_ref(&weight),
             &[normal(&[1, 6, 16], 4, Dtype::Float32)],
         )?;
         Ok(gradients[0].clone())

@@ -9,7 +9,8 @@ use super::scratch::{Purpose, with_scratch};
 use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
-/// So many rows at most; with more, panels pay.
+/// So many rows at most; with more, panels pay. Up to here each row has the bits that it has alone, so that
+/// checking guessed tokens gives the answer that decoding them one by one gives.
 pub(crate) const FEW: usize = 16;
 /// So many rows are worked on at a time: their sums stay in registers.
 pub(crate) const MOST: usize = 4;

@@ -29,7 +29,7 @@ pub(crate) use dequantize::dequantize_row;
 use panels::{Columns, Rows};
 pub use quantize::quantize;
 
-use crate::matmul::{Output, Panels, blocked, copy};
+use crate::matmul::{FEW, Output, Panels, blocked, copy};
 
 use crate::simd::packing;
 use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
@@ -288,9 +288,6 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
         matches!(self.scales, Scales::Affine { .. })
     }
 }
-
-/// So many rows of x at most are multiplied row by row; with more, panels pay.
-const FEW: usize = 10;
 
 /// `out = x w`, or `out = x w^T` where `transpose` is set, as layers have their weights.
 ///

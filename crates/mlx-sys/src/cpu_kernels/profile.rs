@@ -43,16 +43,13 @@ impl Counter {
 
 /// Where somebody wants to know, has the program say at its end what the kernels took.
 pub(super) fn install() {
-    unsafe extern "C" {
-        fn atexit(function: extern "C" fn()) -> std::ffi::c_int;
-    }
     if is_wanted() {
         // SAFETY: a function without arguments, which stays where it is.
-        let _ = unsafe { atexit(report) };
+        let _ = unsafe { crate::atexit(Some(report)) };
     }
 }
 
-extern "C" fn report() {
+unsafe extern "C" fn report() {
     let timings = profile();
     let Some(total) = timings.iter().map(|timing| timing.time).reduce(|a, b| a + b) else { return };
     let span = SINCE.get().map_or(total, Instant::elapsed);
