@@ -52,17 +52,28 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
         cargo("formatting", "fmt --all --check"),
         cargo("tidy", "run --quiet --package xtask -- tidy"),
         cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
+        // Among all features is the one that leaves the kernels out.
+        cargo("clippy with kernels", "clippy --workspace --all-targets -- --deny warnings"),
         cargo("tests and doctests, the README's command", "test --workspace"),
         cargo("parity", "run --quiet --package xtask -- parity"),
+        // With quantized weights and in float16 mlx-lm's own sums are further from the truth than the tolerances.
+        cargo("parity with kernels, float32", "run --quiet --package xtask -- parity --kernels --filter f32"),
+        cargo(
+            "parity with kernels, bfloat16",
+            "run --quiet --package xtask -- parity --kernels --filter bf16",
+        ),
     ];
 
     let mut docs = cargo("docs", "doc --workspace --no-deps --all-features");
     docs.command.env("RUSTDOCFLAGS", "--deny warnings");
     steps.push(docs);
+    let mut docs = cargo("docs with kernels", "doc --package mlx-sys --package mlx-cpu --no-deps");
+    docs.command.env("RUSTDOCFLAGS", "--deny warnings");
+    steps.push(docs);
 
     // Each feature alone, and none. Its tests run too, since they differ by feature.
     for (package, feature) in tidy::features(metadata) {
-        // The features of mlx-sys are the original's, and change nothing but on Apple.
+        // The features of mlx-sys are the original's, which change nothing but on Apple, and one without kernels.
         let verb = if package == "mlx-sys" { "check" } else { "test" };
         let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
         steps.push(cargo(&format!("{package} with {feature:?} alone"), &arguments));

@@ -13,7 +13,8 @@ use serde::Deserialize;
 /// here without a row: those that the facade's feature `architectures` lists see [`ARCHITECTURE`], and the
 /// facade sees them.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("mlx-sys", &[]),
+    ("mlx-cpu", &[]),
+    ("mlx-sys", &["mlx-cpu"]),
     ("mlx-tap", &[]),
     ("mlx-norms", &["mlx-tap"]),
     ("mlx-rope", &[]),
@@ -28,8 +29,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &[]),
     ("mlx-models-cli", &["mlx-models"]),
-    ("mlx-testing", &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization"]),
-    ("xtask", &["mlx-kvcache", "mlx-models", "mlx-rope", "mlx-testing"]),
+    (
+        "mlx-testing",
+        &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],
+    ),
+    ("xtask", &["mlx-cpu", "mlx-kvcache", "mlx-models", "mlx-rope", "mlx-sys", "mlx-testing"]),
 ];
 
 /// What every architecture may see: the components and the contract, and no other architecture.
@@ -244,8 +248,8 @@ fn starts_a_path(line: &str, path: &str) -> bool {
 }
 
 /// `mlx-sys` is where `unsafe` lives, and its `upstream` manifest is never built.
-/// The workspace's lints forbid `unsafe`, which these two crates are for.
-const UNSAFE: [&str; 2] = ["crates/mlx-sys/", "crates/mlx-quantization/"];
+/// The workspace's lints forbid `unsafe`, which these crates are for.
+const UNSAFE: [&str; 3] = ["crates/mlx-cpu/", "crates/mlx-sys/", "crates/mlx-quantization/"];
 
 fn inherits_lints(file: &str, text: &str) -> bool {
     text.contains("[lints]\nworkspace = true") || UNSAFE.iter().any(|folder| file.starts_with(folder))

@@ -31,7 +31,9 @@ pub(crate) fn rounding<T: Element>() -> f64 {
 pub(crate) fn is_close<T: Element>(value: T, exact: f64, sum_of_sizes: f64, depth: usize) -> bool {
     let value = f64::from(value.widen());
     let bound = (depth as f64 + 2.0) * 2_f64.powi(-24) * sum_of_sizes;
-    let bound = bound + (exact.abs() + bound) * rounding::<T>() + 1e-7 * f64::from(T::narrow(1e-3).widen());
+    // Numbers below the smallest normal one of float16 lie 2^-24 apart, those of the others 2^-126 and less.
+    let apart = if rounding::<T>() == 2_f64.powi(-11) { 2_f64.powi(-25) } else { 2_f64.powi(-127) };
+    let bound = bound + (exact.abs() + bound) * rounding::<T>() + apart;
     (value - exact).abs() <= bound
 }
 

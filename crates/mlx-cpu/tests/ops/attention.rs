@@ -1,3 +1,5 @@
+//! The kernels of `attention`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Cpu, Mask, View, ViewMut, attention};
 use proptest::prelude::*;
 

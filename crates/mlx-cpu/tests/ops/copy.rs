@@ -1,3 +1,5 @@
+//! The kernels of `copy.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Matrix, MatrixMut, View, ViewMut, add, copy_strided, multiply};
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The kernels of `gates.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Isa, Matrix, MatrixMut, geglu, gelu_tanh, silu, swiglu};
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The kernels of `lookup.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Matrix, MatrixMut, QuantizedMatrix, lookup, lookup_quantized};
 use proptest::prelude::*;
 

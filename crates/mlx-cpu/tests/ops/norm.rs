@@ -1,3 +1,5 @@
+//! The kernels of `norm.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Matrix, MatrixMut, rms_norm};
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The kernels of `rope.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Frequencies, Rope, RopeLayout, View, rope};
 use proptest::prelude::*;
 

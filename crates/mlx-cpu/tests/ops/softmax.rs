@@ -1,3 +1,5 @@
+//! The kernels of `softmax.rs`, beside values of MLX and sums in float64.
+
 use mlx_cpu::{Isa, Matrix, MatrixMut, argmax, logsumexp, softmax};
 use proptest::prelude::*;
 
