@@ -242,6 +242,31 @@ fn quantized_products() {
     }
 }
 
+/// What `docs/performance.md` says of quantized products in half precision.
+#[test]
+fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
+    let _turn = turn();
+    for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+        let (q, scales, biases) = quantize(normal(&[256, 640], 1, dtype), 64, 4).unwrap();
+        let x = normal(&[3, 640], 2, dtype);
+        let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+        let exact = evaluated(
+            || {
+                let weights = dequantize(&q, wide(&scales)?, &wide(&biases)?, 64, 4)?;
+                matmul(wide(&x)?, weights.transpose()?)
+            },
+            false,
+        );
+        let error = |kernels: bool| -> f64 {
+            let y = evaluated(|| quantized_matmul(&x, &q, &scales, &biases, true, 64, 4), kernels);
+            let (y, exact) = (wide(&y).unwrap().evaluated_slice(), exact.evaluated_slice());
+            y.iter().zip(&exact).map(|(y, exact)| f64::from((y - exact).abs())).sum()
+        };
+        let (ours, stock) = (error(true), error(false));
+        assert!(ours < stock / 2.0, "{dtype:?}: {ours} and {stock}");
+    }
+}
+
 /// Arrays that run backwards, and others that no model has.
 #[test]
 fn arrays_that_lie_oddly() {
