@@ -11,7 +11,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A float that tensors hold: `f32`, [`f16`] or [`bf16`]. All arithmetic is in float32.
+/// A float that tensors hold: `f32`, [`struct@f16`] or [`bf16`]. All arithmetic is in float32.
 pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     /// The lowest finite number.
     const LOWEST: f32;
