@@ -427,7 +427,10 @@ std::optional<mx::array> attention(
     return std::nullopt;
   }
   bool causal = mask_mode == "causal";
-  if (causal ? mask != nullptr : (mask_mode != "" && mask_mode != "array") || (mask_mode == "array") != (mask != nullptr)) {
+  // mlx-rs gives a mask with either mode.
+  bool named = mask_mode == "array";
+  if (causal ? mask != nullptr
+             : (!named && mask_mode != "") || (named && !mask)) {
     return std::nullopt;
   }
   mx::Shape scores{
