@@ -157,10 +157,6 @@ class Kernel : public mx::UnaryPrimitive {
     return name_;
   }
 
-  const Settings& settings() const {
-    return settings_;
-  }
-
  private:
   const char* name_;
   Run run_;
@@ -316,31 +312,35 @@ std::optional<mx::array> product(
     const mx::array& a,
     const mx::array& b,
     const mx::Stream& stream) {
-  auto run = kernel(&Table::multiply, stream, {&a, &b});
-  if (!run || a.shape() != b.shape() || a.dtype() != b.dtype() ||
+  if (!kernel(&Table::multiply, stream, {&a, &b}) || a.shape() != b.shape() || a.dtype() != b.dtype() ||
       !is_float(a) || a.size() == 0) {
     return std::nullopt;
   }
-  auto made = [&](const char* name, Run run, std::vector<mx::array> inputs) {
+  // Asked for one by one: kernels may be turned off meanwhile.
+  auto made = [&](const char* name, Run Table::* member, std::vector<mx::array> inputs)
+      -> std::optional<mx::array> {
+    auto run = kernel(member, stream, {&a, &b});
+    if (!run) {
+      return std::nullopt;
+    }
     return make(name, run, stream, a.shape(), a.dtype(), std::move(inputs));
   };
-  const Table* kernels = table.load(std::memory_order_acquire);
   if (is_sigmoid_of(b, a)) {
-    return made(SILU, kernels->silu, {a});
+    return made(SILU, &Table::silu, {a});
   }
   if (auto gate = pending(a, SILU)) {
-    return made("SwiGLU", kernels->swiglu, {(*gate)[0], b});
+    return made("SwiGLU", &Table::swiglu, {(*gate)[0], b});
   }
   if (auto x = gelu_argument(a, b)) {
-    return made(GELU, kernels->gelu, {*x});
+    return made(GELU, &Table::gelu, {*x});
   }
   if (auto gate = pending(a, GELU)) {
-    return made("GeGLU", kernels->geglu, {(*gate)[0], b});
+    return made("GeGLU", &Table::geglu, {(*gate)[0], b});
   }
   if (a.size() < WORTH_IT) {
     return std::nullopt;
   }
-  return made("Multiply", run, {a, b});
+  return made("Multiply", &Table::multiply, {a, b});
 }
 
 std::optional<mx::array> rms_norm(
@@ -504,7 +504,8 @@ std::optional<mx::array> addmm(
   auto shape = run ? product_shape(a, b) : std::nullopt;
   // A number, a row, or a matrix that is added to a matrix.
   bool takes = shape && c.dtype() == a.dtype() &&
-      (c.size() == 1 || (c.ndim() == 1 && c.shape(0) == shape->back()) ||
+      ((c.size() == 1 && c.ndim() <= shape->size()) ||
+       (c.ndim() == 1 && c.shape(0) == shape->back()) ||
        (a.ndim() == 2 && b.ndim() == 2 && c.shape() == *shape));
   if (!takes) {
     return std::nullopt;

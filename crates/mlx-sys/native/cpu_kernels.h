@@ -1,4 +1,4 @@
-// What C++ and Rust say to each other about kernels: src/kernels.rs has the same declarations.
+// What C++ and Rust say to each other about kernels: src/cpu_kernels/ has the same declarations.
 #pragma once
 
 #include <cstdint>
