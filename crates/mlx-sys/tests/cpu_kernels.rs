@@ -456,6 +456,79 @@ fn compiled_functions() {
     });
 }
 
+/// Kernels take what they are there for: a comparison with stock MLX would not notice if stock MLX ran twice.
+#[test]
+fn every_operation_reaches_its_kernel() {
+    let _turn = turn();
+    let name = "CPU_KERNELS_TEST_COUNTS";
+    if std::env::var_os(name).is_none() {
+        // Counters are there where the environment asks for them from the start.
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "every_operation_reaches_its_kernel"])
+            .envs([(name, "1"), ("MLX_CPU_PROFILE", "1")])
+            .output()
+            .unwrap();
+        let said = [child.stdout, child.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(child.status.success(), "{said:?}");
+        assert!(said[1].contains("all kernels: "), "{said:?}");
+        return;
+    }
+    let calls = |name: &str| {
+        let found = mlx_sys::cpu_kernels::profile().into_iter().find(|timing| timing.name == name);
+        found.map_or(0, |timing| timing.calls)
+    };
+    let check = |name: &str, make: &dyn Fn() -> Result<Array>| {
+        let before = calls(name);
+        make().unwrap().eval().unwrap();
+        assert_eq!(calls(name), before + 1, "{name}");
+        set_enabled(false);
+        make().unwrap().eval().unwrap();
+        set_enabled(true);
+        assert_eq!(calls(name), before + 1, "{name}, turned off");
+    };
+    for dtype in FLOATS {
+        let x = normal(&[2, 3, 64], 1, dtype);
+        let (weight, square) = (normal(&[64], 2, dtype), normal(&[64, 64], 3, dtype));
+        let heads = normal(&[1, 4, 5, 16], 4, dtype);
+        let chosen = normal(&[5, 5], 5, Dtype::Float32).gt(Array::from_f32(-0.5)).unwrap();
+        let added = normal(&[1, 1, 5, 5], 6, dtype);
+        let offset = Array::from_slice(&[3_i32], &[1]);
+        let (q, scales, biases) = quantize(&square, 32, 4).unwrap();
+        let number = |value: f32| Array::from_f32(value).as_dtype(dtype);
+        for array in [&x, &weight, &square, &heads, &chosen, &added, &q, &scales, &biases] {
+            array.eval().unwrap();
+        }
+        check("RMSNorm", &|| rms_norm(&x, Some(&weight), 1e-5));
+        check("RMSNorm", &|| rms_norm(&x, None, 1e-5));
+        check("RoPE", &|| rope(&heads, 16, false, 10000.0, 1.0, 7, None));
+        check("RoPE", &|| rope_dynamic(&heads, 16, true, 10000.0, 1.0, &offset, None));
+        let attention = |mask| scaled_dot_product_attention(&heads, &heads, &heads, 0.25, mask, None);
+        check("Attention", &|| attention(None));
+        check("Attention", &|| attention(Some(Mask::Causal)));
+        check("Attention", &|| attention(Some(Mask::Array(&chosen))));
+        check("Attention", &|| attention(Some(Mask::Array(&added))));
+        check("Matmul", &|| matmul(&x, square.transpose()?));
+        check("AddMM", &|| addmm(&weight, &x, &square, 1.0, 1.0));
+        check("QuantizedMatmul", &|| quantized_matmul(&x, &q, &scales, &biases, true, 32, 4));
+        check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
+        check("Softmax", &|| softmax_axis(&x, -1, true));
+        check("LogSumExp", &|| x.logsumexp_axis(-1, true));
+        check("ArgMax", &|| mlx_rs::ops::indexing::argmax_axis(&x, -1, false));
+        check("Add", &|| x.add(&x));
+        check("Multiply", &|| x.multiply(&x));
+        let silu = || x.multiply(sigmoid(&x)?);
+        let gelu = || {
+            let bent = x.add(power(&x, number(3.0)?)?.multiply(number(0.044_715)?)?)?;
+            let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32)?)?)?;
+            x.multiply(number(0.5)?)?.multiply(share.add(number(1.0)?)?)
+        };
+        check("SiLU", &silu);
+        check("SwiGLU", &|| silu()?.multiply(&x));
+        check("GELU", &gelu);
+        check("GeGLU", &|| gelu()?.multiply(&x));
+    }
+}
+
 /// A parent process: what its child, with kernels turned off by the environment, computes.
 #[test]
 fn off_by_environment_means_stock_mlx() {
