@@ -42,6 +42,15 @@ impl Isa {
         }
     }
 
+    /// How many float32 its vectors have.
+    pub const fn lanes(self) -> usize {
+        match self {
+            Self::Portable | Self::Avx2 => 8,
+            Self::Avx512 => 16,
+            Self::Neon => 4,
+        }
+    }
+
     /// Whether this processor has it.
     pub fn is_available(self) -> bool {
         match self {

@@ -30,6 +30,7 @@ const SMALL: usize = 1 << 21;
 pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
     let (rows, columns, depth) = (a.lines(), b.lines(), a.depth());
     assert_eq!((rows, columns, depth), (out.rows(), out.columns(), b.depth()), "shapes of a product");
+    assert_eq!(a.group(), b.group(), "groups of a product");
     if rows == 0 || columns == 0 {
         return;
     }
@@ -118,6 +119,7 @@ impl<T: Element> Kernel for Strip<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (depth, width, columns) = (self.b.depth(), 2 * S::LANES, self.b.lines());
+        let group = self.b.group();
         for (panel, to) in self.panels.clone().zip(self.right.chunks_exact_mut(depth * width)) {
             let first = panel * width;
             let lines = Lines { first, count: width.min(columns - first), width };
@@ -133,7 +135,7 @@ impl<T: Element> Kernel for Strip<'_, T> {
                     let (row, count) = self.cut.panel(index);
                     let left = &self.left[row * depth..][..count * depth];
                     let to = &mut product;
-                    self.isa.run(Tile { left, right, depth, rows: count, to });
+                    self.isa.run(Tile { left, right, depth, group, rows: count, to });
                     self.put(s, &product, self.first + row, count, panel * width);
                 }
             }

@@ -9,8 +9,16 @@ pub(crate) trait Panels: Sync {
     /// The number of lines.
     fn lines(&self) -> usize;
 
-    /// The length of a line.
+    /// The length of a line, in numbers of 4 bytes.
     fn depth(&self) -> usize;
+
+    /// Where elements are whole numbers: how much of the depth a group of them takes. A number of 4 bytes
+    /// is a pair of elements there, and behind the pairs of a group there are two floats: one that the
+    /// elements are multiplied with and, in one factor, something to add, in the other, the sum of the
+    /// group, with which that is multiplied.
+    fn group(&self) -> Option<usize> {
+        None
+    }
 
     /// How many numbers of scratch memory [`pack`](Self::pack) wants.
     fn scratch(&self, _lanes: usize) -> usize {

@@ -33,6 +33,8 @@ pub(super) struct Tile<'a> {
     /// Two vectors for each step of the depth.
     pub(super) right: &'a [f32],
     pub(super) depth: usize,
+    /// As [`Panels::group`](super::Panels::group) says.
+    pub(super) group: Option<usize>,
     /// 1 to 14.
     pub(super) rows: usize,
     /// Where the product goes, row by row.
@@ -48,15 +50,19 @@ impl Kernel for Tile<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { left, right, depth, rows, to } = self;
+        let Self { left, right, depth, group, rows, to } = self;
         assert!(left.len() == depth * rows && right.len() == depth * 2 * S::LANES);
+        assert!(group.is_none_or(|group| group > 2 && depth.is_multiple_of(group)));
+        let (left, right, to) = (left.as_ptr(), right.as_ptr(), to.0.as_mut_ptr());
         macro_rules! rows {
             ($($rows:literal)*) => {
-                match rows {
+                match (rows, group) {
                     // SAFETY: the lengths are those that were just asserted, and no product is
                     // larger than 14 rows of two vectors of 16.
-                    $($rows => unsafe {
-                        tile::<S, $rows>(s, depth, left.as_ptr(), right.as_ptr(), to.0.as_mut_ptr());
+                    $(($rows, None) => unsafe { tile::<S, $rows>(s, depth, left, right, to) },)*
+                    // SAFETY: as above.
+                    $(($rows, Some(group)) => unsafe {
+                        whole_tile::<S, $rows>(s, depth / group, group - 2, left, right, to);
                     })*
                     _ => unreachable!("a panel of {rows} rows"),
                 }
@@ -98,6 +104,59 @@ unsafe fn tile<S: Simd, const ROWS: usize>(s: S, depth: usize, a: *const f32, b:
         unsafe {
             s.store_f32(to.add(2 * i * S::LANES), sums[0]);
             s.store_f32(to.add((2 * i + 1) * S::LANES), sums[1]);
+        }
+    }
+}
+
+/// [`tile`] for whole numbers: `groups` times `pairs` of them and two floats. What a group sums up to
+/// is exact in whole numbers.
+///
+/// # Safety
+///
+/// As for [`tile`] with a depth of `groups * (pairs + 2)`.
+#[inline(always)]
+unsafe fn whole_tile<S: Simd, const ROWS: usize>(
+    s: S,
+    groups: usize,
+    pairs: usize,
+    a: *const f32,
+    b: *const f32,
+    to: *mut f32,
+) {
+    let width = 2 * S::LANES;
+    let (mut a, mut b) = (a, b);
+    for i in 0..2 * ROWS {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_f32(to.add(i * S::LANES), s.zero()) };
+    }
+    for _ in 0..groups {
+        let mut sums = [[s.bits(s.zero()); 2]; ROWS];
+        for _ in 0..pairs {
+            // SAFETY: the caller's promise; the pointers move by one step of the panels.
+            unsafe {
+                let right = [s.bits(s.load_f32(b)), s.bits(s.load_f32(b.add(S::LANES)))];
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let left = s.bits(s.splat(*a.add(i)));
+                    sums[0] = s.dot(left, right[0], sums[0]);
+                    sums[1] = s.dot(left, right[1], sums[1]);
+                }
+                a = a.add(ROWS);
+                b = b.add(width);
+            }
+        }
+        // SAFETY: as above; a step of scales, and one of what is added.
+        unsafe {
+            for (v, at) in [0, S::LANES].into_iter().enumerate() {
+                let (scale, added) = (s.load_f32(b.add(at)), s.load_f32(b.add(width + at)));
+                for (i, sums) in sums.iter().enumerate() {
+                    let to = to.add(i * width + at);
+                    let product = s.mul(s.to_float(sums[v]), s.splat(*a.add(i)));
+                    let total = s.mul_add(product, scale, s.load_f32(to));
+                    s.store_f32(to, s.mul_add(s.splat(*a.add(ROWS + i)), added, total));
+                }
+            }
+            a = a.add(2 * ROWS);
+            b = b.add(2 * width);
         }
     }
 }

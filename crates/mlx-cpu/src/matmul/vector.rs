@@ -64,25 +64,22 @@ impl<T: Element> Kernel for Widen<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let columns = self.x.columns();
-        if columns == 0 {
-            return self.to.fill(0.0);
-        }
         for (i, to) in self.to.chunks_exact_mut(self.padded).enumerate() {
-            if self.x.column_stride() == 1 {
-                copy(s, self.x.row(i), to);
-            } else {
-                let from =
-                    self.x.data()[i * self.x.row_stride()..].iter().step_by(self.x.column_stride().max(1));
-                if self.x.column_stride() == 0 {
-                    to[..columns].fill(self.x.data()[i * self.x.row_stride()].widen());
-                } else {
-                    for (from, to) in from.zip(&mut to[..columns]) {
-                        *to = from.widen();
-                    }
-                }
-            }
-            to[columns..].fill(0.0);
+            let (to, rest) = to.split_at_mut(columns);
+            widen_row(s, &self.x, i, to);
+            rest.fill(0.0);
         }
+    }
+}
+
+/// Widens a row, however far its elements are apart.
+#[inline(always)]
+pub(crate) fn widen_row<S: Simd, T: Element>(s: S, x: &Matrix<'_, T>, row: usize, to: &mut [f32]) {
+    if x.column_stride() == 1 {
+        return copy(s, x.row(row), to);
+    }
+    for (k, to) in to.iter_mut().enumerate() {
+        *to = x.data()[row * x.row_stride() + k * x.column_stride()].widen();
     }
 }
 

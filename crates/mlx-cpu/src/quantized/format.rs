@@ -9,6 +9,9 @@ pub(super) trait Format: Copy + Send + Sync {
     const BITS: usize;
     /// The smallest group that it comes in.
     const GROUP: usize = 32;
+    /// Whether a code, multiplied with some number that is the same for all, is a whole number, and
+    /// words of 16 bits have whole codes: then [`field16`](Self::field16) is there.
+    const WHOLE: bool;
 
     /// `LANES` numbers, as codes from number `first` on say.
     ///
@@ -31,6 +34,9 @@ pub(super) trait Format: Copy + Send + Sync {
     /// Of each lane as a word of 32 bits, what the code with this index stands for. Only for codes
     /// that do not go on in the next word.
     fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F;
+
+    /// Of each word of 16 bits, what the code with this index stands for, in [`Codes::unit`].
+    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I;
 }
 
 /// Whole numbers from 0 on.
@@ -47,6 +53,7 @@ pub(super) struct E4m3;
 
 impl<const BITS: usize> Format for Whole<BITS> {
     const BITS: usize = BITS;
+    const WHOLE: bool = 16 % BITS == 0;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
@@ -64,11 +71,17 @@ impl<const BITS: usize> Format for Whole<BITS> {
     fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
         s.field::<BITS>(words, index)
     }
+
+    #[inline(always)]
+    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+        s.field16::<BITS>(words, index)
+    }
 }
 
 impl Format for E2m1 {
     const BITS: usize = 4;
     const GROUP: usize = 16;
+    const WHOLE: bool = true;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
@@ -86,10 +99,16 @@ impl Format for E2m1 {
     fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
         s.field_e2m1(words, index)
     }
+
+    #[inline(always)]
+    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+        s.field16_e2m1(words, index)
+    }
 }
 
 impl Format for E4m3 {
     const BITS: usize = 8;
+    const WHOLE: bool = false;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
@@ -100,6 +119,26 @@ impl Format for E4m3 {
     #[inline(always)]
     fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
         s.field_e4m3(words, index)
+    }
+
+    #[inline(always)]
+    fn field16<S: Simd>(_: S, _: S::I, _: usize) -> S::I {
+        unreachable!("numbers of E4M3 are not whole")
+    }
+}
+
+impl Codes {
+    /// Whether [`Format::field16`] is there.
+    pub(super) const fn are_whole(self) -> bool {
+        matches!(self, Self::Whole(2 | 4 | 8) | Self::E2m1)
+    }
+
+    /// What one unit of [`Format::field16`] is.
+    pub(super) const fn unit(self) -> f32 {
+        match self {
+            Self::E2m1 => 0.5,
+            _ => 1.0,
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 
 mod decode;
 mod dequantize;
+mod fixed;
 mod format;
 mod panels;
 mod quantize;
@@ -26,12 +27,12 @@ use std::fmt;
 
 pub use dequantize::dequantize;
 pub(crate) use dequantize::dequantize_row;
-use panels::{Columns, Rows};
+use panels::{Activations, Columns, Rows};
 pub use quantize::quantize;
 
-use crate::matmul::{FEW, Output, Panels, blocked, copy};
+use crate::matmul::{FEW, Output, blocked, copy};
 
-use crate::simd::packing;
+use crate::simd::{packing, prefetch};
 use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
 
 /// Why memory cannot be a quantized matrix.
@@ -283,6 +284,31 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
         }
     }
 
+    /// Asks for the memory of `count` scales from `first` on, and of their biases. They may lie beyond
+    /// the last.
+    #[inline(always)]
+    fn prefetch_scales(&self, first: usize, count: usize) {
+        match self.scales {
+            Scales::Affine { scales, biases } => {
+                let each = 64 / size_of::<T>();
+                for at in (first..first + count).step_by(each) {
+                    prefetch(scales.as_ptr().wrapping_add(at));
+                    prefetch(biases.as_ptr().wrapping_add(at));
+                }
+            }
+            Scales::E8m0(scales) | Scales::E4m3(scales) => {
+                for at in (first..first + count).step_by(64) {
+                    prefetch(scales.as_ptr().wrapping_add(at));
+                }
+            }
+        }
+    }
+
+    /// Whether products are sums of whole numbers.
+    const fn is_whole(&self) -> bool {
+        T::DIGITS <= 15 && self.codes.are_whole()
+    }
+
     /// Whether there are biases.
     const fn is_affine(&self) -> bool {
         matches!(self.scales, Scales::Affine { .. })
@@ -321,8 +347,11 @@ pub fn quantized_matmul<T: Element>(
     if transpose && x.rows() <= FEW {
         vector::rows_by_rows(cpu, x, w, &out);
     } else {
-        let w: &dyn Panels = if transpose { &Rows(w) } else { &Columns(w) };
-        blocked(cpu, &x, w, &out);
+        match (transpose, w.is_whole()) {
+            (true, true) => blocked(cpu, &Activations::new(x, w), &Rows { w, whole: true }, &out),
+            (true, false) => blocked(cpu, &x, &Rows { w, whole: false }, &out),
+            (false, _) => blocked(cpu, &x, &Columns(w), &out),
+        }
     }
 }
 

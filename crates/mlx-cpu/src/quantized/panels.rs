@@ -1,35 +1,107 @@
-//! Quantized matrices in products with many rows: decoded while they are packed.
+//! Quantized matrices in products with many rows: decoded while they are packed, to floats or, where
+//! activations are halves, to whole numbers.
 
+use super::fixed::{Paired, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{Lines, Panels, pack_transposing};
+use crate::matmul::{Lines, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
-use crate::{Element, Isa, Kernel, Simd};
+use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// So much of a row is decoded before it is packed: all rows of a panel stay in the first-level cache.
 const DEPTH: usize = 256;
 
-/// Its rows are the lines.
-pub(super) struct Rows<'a, T>(pub(super) &'a QuantizedMatrix<'a, T>);
+/// The left factor of a product with codes that are whole numbers; rows are the lines.
+pub(super) struct Activations<'a, T> {
+    x: Matrix<'a, T>,
+    paired: Paired,
+    unit: f32,
+}
 
-impl<T: Element> Panels for Rows<'_, T> {
+impl<'a, T: Element> Activations<'a, T> {
+    pub(super) fn new(x: Matrix<'a, T>, w: &QuantizedMatrix<'_, T>) -> Self {
+        Self { x, paired: Paired { columns: w.columns, group: w.group, bits: w.bits() }, unit: w.codes.unit() }
+    }
+}
+
+impl<T: Element> Panels for Activations<'_, T> {
     fn lines(&self) -> usize {
-        self.0.rows
+        self.x.rows()
     }
 
     fn depth(&self) -> usize {
-        self.0.columns
+        self.paired.length()
+    }
+
+    fn group(&self) -> Option<usize> {
+        Some(self.paired.group_length())
+    }
+
+    fn scratch(&self, _: usize) -> usize {
+        // A panel has at most 14 rows.
+        self.x.columns() + halved(self.x.columns()) + 14 * self.depth()
+    }
+
+    fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {
+        isa.run(PackActivations { from: self, lines, to, scratch });
+    }
+}
+
+struct PackActivations<'a, T> {
+    from: &'a Activations<'a, T>,
+    lines: Lines,
+    to: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for PackActivations<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { from: &Activations { x, paired, unit }, lines, to, scratch } = self;
+        let Lines { first, count, width } = lines;
+        let (wide, rest) = scratch.split_at_mut(x.columns());
+        let (whole, rows) = rest.split_at_mut(halved(x.columns()));
+        let depth = paired.length();
+        for (i, row) in rows.chunks_exact_mut(depth).enumerate().take(count) {
+            widen_row(s, &x, first + i, wide);
+            paired.write(s, unit, wide, whole, row);
+        }
+        let rows = &*rows;
+        pack_transposing(s, 0, |i| &rows[i * depth..][..depth], count, depth, width, to);
+    }
+}
+
+/// Its rows are the lines.
+pub(super) struct Rows<'a, T> {
+    pub(super) w: &'a QuantizedMatrix<'a, T>,
+    /// Whether elements become whole numbers, beside [`Activations`].
+    pub(super) whole: bool,
+}
+
+impl<T: Element> Panels for Rows<'_, T> {
+    fn lines(&self) -> usize {
+        self.w.rows
+    }
+
+    fn depth(&self) -> usize {
+        self.group().map_or(self.w.columns, |group| self.w.groups() * group)
+    }
+
+    fn group(&self) -> Option<usize> {
+        self.whole.then(|| self.w.group / 2 + 2)
     }
 
     fn scratch(&self, lanes: usize) -> usize {
         // Scales and biases of a vector of rows, twice; or decoded rows.
-        (4 * lanes * self.0.groups()).max(2 * lanes * DEPTH)
+        (4 * lanes * self.w.groups()).max(2 * lanes * DEPTH)
     }
 
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {
-        let w = self.0;
+        let &Self { w, whole } = self;
         if 32 % w.bits() == 0 {
-            isa.run(PackWords { w, isa, lines, to, scratch });
+            isa.run(PackWords { w, whole, isa, lines, to, scratch });
         } else {
             isa.run(PackRows { w, isa, lines, to, scratch });
         }
@@ -40,6 +112,7 @@ impl<T: Element> Panels for Rows<'_, T> {
 /// many words of a row, and decoded afterwards. A decoded vector then is a part of the panel.
 struct PackWords<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
+    whole: bool,
     isa: Isa,
     lines: Lines,
     to: &'a mut [f32],
@@ -51,7 +124,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { w, isa, lines: Lines { first, count, width }, to, scratch } = self;
+        let Self { w, whole, isa, lines: Lines { first, count, width }, to, scratch } = self;
         let (groups, words) = (w.groups(), w.columns * w.bits() / 32);
         let (scales, rest) = scratch.split_at_mut(groups * S::LANES);
         let (biases, rest) = rest.split_at_mut(groups * S::LANES);
@@ -73,6 +146,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
                 pack_transposing(s, 0, |i| &by_row[i * groups..][..groups], held, groups, S::LANES, biases);
             }
             isa.run(Words {
+                whole,
                 format: w.codes,
                 // At least one row, whose codes count for nothing where no scale is left.
                 words: &w.weights[(first + from.min(count - 1)) * words..],
@@ -90,6 +164,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
 
 /// As many rows as a vector has lanes, whatever format their scales had.
 struct Words<'a> {
+    whole: bool,
     format: Codes,
     words: &'a [u32],
     /// Words in a row.
@@ -123,13 +198,15 @@ impl<S: Simd> ForFormat for Decode<'_, S> {
         if const { 32 % F::BITS != 0 } {
             unreachable!("codes of {} bits lie in two words", F::BITS);
         }
-        let Self { words: Words { words, row, rows, group, scales, biases, width, to, .. }, s } = self;
+        let Self { words: Words { whole, words, row, rows, group, scales, biases, width, to, .. }, s } = self;
         let codes = 32 / F::BITS;
-        let depth = row * codes;
+        let groups = row * codes / group;
+        let depth = if whole { groups * (group / 2 + 2) } else { row * codes };
         assert!(words.len() >= row * rows.max(1) && rows <= S::LANES);
-        assert!(scales.len() == depth / group * S::LANES);
+        assert!(scales.len() == groups * S::LANES);
         assert!(biases.is_none_or(|biases| biases.len() == scales.len()));
         assert!(to.len() >= (depth - 1) * width + S::LANES);
+        assert!(F::WHOLE || !whole);
         // Beyond the last row, that row again; its scale there is 0.
         let from: [*const f32; 16] =
             std::array::from_fn(|i| words[i.min(rows.max(1) - 1) * row..].as_ptr().cast());
@@ -149,6 +226,23 @@ impl<S: Simd> ForFormat for Decode<'_, S> {
             s.transpose(&mut block);
             for (index, words) in block[..S::LANES].iter().enumerate().take(some) {
                 let k = (word + index) * codes;
+                if const { F::WHOLE } && whole {
+                    // Two steps more for each group before.
+                    let step = k / 2 + k / group * 2;
+                    let pairs = codes / 2;
+                    for field in 0..pairs {
+                        let pair = F::field16(s, s.bits(*words), field);
+                        // SAFETY: `step + field` is below `depth`, as was asserted for the last.
+                        unsafe { s.store_bits(to.as_mut_ptr().add((step + field) * width), pair) };
+                    }
+                    if (k + codes).is_multiple_of(group) {
+                        let at = k / group * S::LANES;
+                        s.store(&mut to[(step + pairs) * width..], s.load(&scales[at..]));
+                        let bias = biases.map_or(s.zero(), |biases| s.load(&biases[at..]));
+                        s.store(&mut to[(step + pairs + 1) * width..], bias);
+                    }
+                    continue;
+                }
                 let scale = s.load(&scales[k / group * S::LANES..]);
                 let bias = match biases {
                     Some(biases) => s.load(&biases[k / group * S::LANES..]),

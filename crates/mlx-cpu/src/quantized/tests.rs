@@ -134,23 +134,40 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+/// What a group of halves is multiplied as: whole multiples of the power of two that lets the largest
+/// have 15 bits.
+fn fixed(group: &[f64]) -> Vec<f64> {
+    let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
+    let unit = if largest == 0.0 { 1.0 } else { (largest.log2().floor() - 14.0).exp2() };
+    group.iter().map(|x| (x / unit).round_ties_even() * unit).collect()
+}
+
 fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     let Case { mode, x_rows, groups, other, transpose, seed } = *case;
     let memory = Memory::<T>::new(mode, other, groups * mode.bits_and_group().1, seed);
     let w = memory.matrix();
     let (depth, columns) = if transpose { (w.columns(), w.rows()) } else { (w.rows(), w.columns()) };
     // One element more than a row needs, so that rows are not aligned.
-    let x: Vec<T> = numbers(seed ^ 9, x_rows * (depth + 1)).into_iter().map(T::narrow).collect();
+    // Of different sizes, so that some lose digits in whole numbers.
+    let x: Vec<T> = numbers(seed ^ 9, x_rows * (depth + 1))
+        .into_iter()
+        .enumerate()
+        .map(|(k, x)| T::narrow(x * 2_f32.powi(-(k as i32 * 5 % 13))))
+        .collect();
     let x = Matrix::new(&x, x_rows, depth, depth + 1, 1);
     let mut out = vec![T::narrow(77.0); x_rows * columns];
     quantized_matmul(cpu, x, &w, transpose, MatrixMut::contiguous(&mut out, x_rows, columns));
+    let halves = size_of::<T>() == 2;
+    let odd = matches!(mode, Mode::Mxfp8 | Mode::Affine { bits: 3 | 5 | 6, .. });
+    let whole = halves && transpose && !odd;
     for i in 0..x_rows {
+        let x: Vec<f64> = x.row(i).iter().map(|x| f64::from(x.widen())).collect();
+        let multiplied = if whole { x.chunks(w.group).flat_map(fixed).collect() } else { x.clone() };
         for j in 0..columns {
             let (mut exact, mut sizes) = (0.0, 0.0);
-            for (k, x) in x.row(i).iter().enumerate() {
+            for (k, (x, multiplied)) in x.iter().zip(&multiplied).enumerate() {
                 let (product, bias) = if transpose { memory.element(j, k) } else { memory.element(k, j) };
-                let x = f64::from(x.widen());
-                exact += x * (product + bias);
+                exact += multiplied * product + x * bias;
                 sizes += x.abs() * (product.abs() + bias.abs());
             }
             let value = out[i * columns + j];

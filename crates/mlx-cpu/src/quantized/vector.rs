@@ -3,6 +3,7 @@
 //! A group is summed over its codes and then multiplied with its scale; biases are multiplied with
 //! the sums of `x` over groups, which are the same for all rows of weights.
 
+use super::fixed::{self, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
@@ -21,19 +22,55 @@ pub(super) fn rows_by_rows<T: Element>(
     w: &QuantizedMatrix<'_, T>,
     out: &Output<'_, T>,
 ) {
-    // Each row of x, and behind it its sums over groups.
-    let padded = (w.columns + w.groups()).next_multiple_of(16);
+    let whole = w.is_whole().then(|| fixed::Row {
+        columns: w.columns,
+        group: w.group,
+        bits: w.bits(),
+        lanes: cpu.isa().lanes(),
+    });
+    // Each row of x, and behind it its sums over groups; or, as it is then not looked at any more, what
+    // it is in whole numbers.
+    let at = w.columns.next_multiple_of(16);
+    let padded = at + whole.map_or(w.groups(), |row| row.length()).next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
-        cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 });
-        let x = &*x;
+        match whole {
+            Some(row) => with_scratch(Purpose::Right, halved(w.columns), |scratch| {
+                cpu.run(PrepareWhole { x, padded, row, at, unit: w.codes.unit(), scratch });
+            }),
+            None => cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 }),
+        }
+        let x = &x[whole.map_or(0, |_| at)..];
         let size = piece(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
-            with_scratch(Purpose::Right, 2 * ROWS * w.groups(), |scratch| {
-                cpu.run(Piece { isa: cpu.isa(), x, padded, w, rows, scratch, out });
+            // More scales than there are may be read.
+            with_scratch(Purpose::Right, 2 * ROWS * w.groups() + 16, |scratch| {
+                cpu.run(Piece { isa: cpu.isa(), x, padded, whole, w, rows, scratch, out });
             });
         });
     });
+}
+
+/// Writes each row once more behind itself, in whole numbers.
+struct PrepareWhole<'a> {
+    x: &'a mut [f32],
+    padded: usize,
+    row: fixed::Row,
+    at: usize,
+    unit: f32,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for PrepareWhole<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.x.chunks_exact_mut(self.padded) {
+            let (x, to) = x.split_at_mut(self.at);
+            self.row.write(s, self.unit, &x[..self.row.columns], self.scratch, to);
+        }
+    }
 }
 
 /// Writes the sums over groups behind each row, and brings each vector into the order that
@@ -76,6 +113,7 @@ struct Piece<'a, T> {
     isa: Isa,
     x: &'a [f32],
     padded: usize,
+    whole: Option<fixed::Row>,
     w: &'a QuantizedMatrix<'a, T>,
     rows: std::ops::Range<usize>,
     scratch: &'a mut [f32],
@@ -87,19 +125,21 @@ impl<T: Element> Kernel for Piece<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { isa, x, padded, w, rows, scratch, out } = self;
+        let Self { isa, x, padded, whole, w, rows, scratch, out } = self;
         let groups = w.groups();
         let mut sums = [[0.0; ROWS]; MOST];
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
-            let (scales, biases) = scratch.split_at_mut(count * groups);
+            let (scales, biases) = scratch.split_at_mut(count * groups + 16);
             let biases = &mut biases[..count * groups];
-            w.widen_scales(s, first * groups, scales, biases);
+            w.widen_scales(s, first * groups, &mut scales[..count * groups], biases);
+            w.prefetch_scales((first + ROWS) * groups, ROWS * groups);
             for (x_first, x_rows) in portions(out.rows()) {
                 isa.run(Dots {
                     x: &x[x_first * padded..],
                     x_rows,
                     padded,
+                    whole,
                     format: w.codes,
                     codes: &w.bytes()[first * w.row_bytes()..][..count * w.row_bytes()],
                     rows: count,
@@ -127,11 +167,13 @@ struct Dots<'a> {
     x: &'a [f32],
     x_rows: usize,
     padded: usize,
+    whole: Option<fixed::Row>,
     format: Codes,
     codes: &'a [u8],
     rows: usize,
     columns: usize,
     group: usize,
+    /// And 16 more of any value.
     scales: &'a [f32],
     biases: Option<&'a [f32]>,
     sums: &'a mut [[f32; ROWS]; MOST],
@@ -188,15 +230,18 @@ impl Dots<'_> {
     fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         assert!(self.x_rows == X && X <= MOST);
-        assert!(self.x.len() >= X * self.padded && self.padded >= columns + groups);
-        assert!(self.scales.len() == self.rows * groups && self.rows <= ROWS);
-        assert!(self.biases.is_none_or(|biases| biases.len() == self.scales.len()));
+        let sums_at = self.whole.map_or(columns, |row| row.sums());
+        assert!(self.x.len() >= (X - 1) * self.padded + sums_at + groups);
+        assert!(self.scales.len() == self.rows * groups + 16 && self.rows <= ROWS);
+        assert!(self.biases.is_none_or(|biases| biases.len() == self.rows * groups));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
         for row in (0..self.rows).step_by(W) {
             let mut totals = [[s.zero(); X]; W];
             // Several vectors without a loop; as many as the group has for the most frequent sizes.
             let vectors = self.group / S::LANES;
-            if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
+            if const { F::WHOLE } && self.whole.is_some() {
+                self.blocks::<S, F, X, W>(s, row, &mut totals);
+            } else if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
                 self.groups::<S, F, X, W, 1>(s, row, &mut totals);
             } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
                 self.groups::<S, F, X, W, 2>(s, row, &mut totals);
@@ -207,12 +252,70 @@ impl Dots<'_> {
                 for (i, mut total) in totals.into_iter().enumerate() {
                     if let Some(biases) = self.biases {
                         let biases = &biases[(row + w) * groups..][..groups];
-                        let sums = &self.x[i * self.padded + columns..][..groups];
+                        let sums = &self.x[i * self.padded + sums_at..][..groups];
                         for (biases, sums) in biases.chunks(S::LANES).zip(sums.chunks(S::LANES)) {
                             total = s.mul_add(some(s, biases), some(s, sums), total);
                         }
                     }
                     self.sums[i][row + w] = s.sum(total);
+                }
+            }
+        }
+    }
+
+    /// Adds what `W` rows of weights from `row` on sum up to, in whole numbers: a vector of words of
+    /// codes at a time, in which a group has some lanes, or all.
+    #[inline(always)]
+    fn blocks<S: Simd, F: Format, const X: usize, const W: usize>(
+        &self,
+        s: S,
+        row: usize,
+        totals: &mut [[S::F; X]; W],
+    ) {
+        let fields = 16 / F::BITS;
+        let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
+        let (row_bytes, lanes) = (self.columns * F::BITS / 8, self.group * F::BITS / 32);
+        let blocks = words.div_ceil(S::LANES);
+        let units = blocks * S::LANES * fields;
+        // Behind the last row, that row again.
+        let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
+        let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));
+        let scales = rows.map(|row| self.scales.as_ptr().wrapping_add(row * groups));
+        let round = W * row_bytes;
+        let ahead = AHEAD.next_multiple_of(round.max(1));
+        let inner = places(s, lanes, 16);
+        let last = places(s, lanes, groups - (blocks - 1) * S::LANES / lanes);
+        for block in 0..blocks {
+            let first = block * S::LANES;
+            let some = S::LANES.min(words - first);
+            let places = if block + 1 == blocks { last } else { inner };
+            let mut sums = [[s.bits(s.zero()); X]; W];
+            // SAFETY: `some` words of each row are there from `first` on, and `x` is as long as its
+            // layout says: `go` has asserted it. Behind the scales there are 16 more numbers.
+            unsafe {
+                let mut words = [s.bits(s.zero()); W];
+                for (codes, words) in codes.iter().zip(&mut words) {
+                    let at = codes.cast::<f32>().add(first);
+                    prefetch(at.cast::<u8>().wrapping_add(ahead));
+                    *words = s.bits(if some == S::LANES { s.load_f32(at) } else { s.load_first(at, some) });
+                }
+                for field in 0..fields {
+                    let at = self.x.as_ptr().add((block * fields + field) * S::LANES);
+                    let x: [S::I; X] = std::array::from_fn(|i| s.bits(s.load_f32(at.add(i * self.padded))));
+                    for (words, sums) in words.iter().zip(&mut sums) {
+                        let codes = F::field16(s, *words, field);
+                        for (x, sum) in x.iter().zip(sums) {
+                            *sum = s.dot(codes, *x, *sum);
+                        }
+                    }
+                }
+                let at = self.x.as_ptr().add(units + first);
+                let units: [S::F; X] = std::array::from_fn(|i| s.load_f32(at.add(i * self.padded)));
+                for ((scales, sums), totals) in scales.iter().zip(sums).zip(&mut *totals) {
+                    let scale = s.spread(scales.add(first / lanes), places);
+                    for ((sum, unit), total) in sums.into_iter().zip(units).zip(totals) {
+                        *total = s.mul_add(s.to_float(sum), s.mul(scale, unit), *total);
+                    }
                 }
             }
         }
@@ -266,6 +369,15 @@ impl Dots<'_> {
             }
         }
     }
+}
+
+/// Which of the groups of a vector of codes each lane belongs to, where a group has `lanes`; those
+/// behind the last of `groups` count for it.
+#[inline(always)]
+fn places<S: Simd>(s: S, lanes: usize, groups: usize) -> S::I {
+    let places: [u32; 16] = std::array::from_fn(|lane| (lane / lanes).min(groups - 1) as u32);
+    // SAFETY: no instruction set has more than 16 lanes.
+    s.bits(unsafe { s.load_f32(places.as_ptr().cast()) })
 }
 
 /// A vector, with zeros where the slice is shorter.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Simd;
-use super::packing::E2M1;
+use super::packing::{E2M1, E2M1_TWICE};
 
 /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +49,7 @@ macro_rules! lanewise {
 
 impl Simd for Avx512 {
     type F = __m512;
+    type I = __m512i;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
@@ -74,6 +75,62 @@ impl Simd for Avx512 {
         unless_nan(x, a) = _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x);
         round_f16(x) = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         round_bf16(x) = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bf16_bits(x)));
+    }
+
+    #[inline(always)]
+    fn bits(self, x: __m512) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_castps_si512(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: __m512i) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: __m512i) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn dot(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { dot(a, b, sums) }
+    }
+
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: __m512i, index: usize) -> __m512i {
+        // SAFETY: `self` is proof of the instructions. The permutation looks at the five low bits only,
+        // and the table has its 16 numbers twice.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * 4) as i32));
+            let table = _mm256_loadu_si256(E2M1_TWICE.as_ptr().cast());
+            _mm512_permutexvar_epi16(fields, _mm512_broadcast_i64x4(table))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(self, from: *const f32, places: __m512i) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_permutexvar_ps(places, _mm512_loadu_ps(from)) }
     }
 
     #[inline(always)]
@@ -245,6 +302,24 @@ impl Simd for Avx512 {
             }
         }
     }
+}
+
+/// One instruction. The compiler makes a product and a sum of `_mm512_dpwssd_epi32`, which take half
+/// as long one after the other, but twice as long side by side.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
+    // SAFETY: registers only.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sums}, {a}, {b}",
+            sums = inout(zmm_reg) sums,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
 }
 
 /// What whole numbers of 4 bits stand for.

@@ -40,6 +40,8 @@ pub(crate) fn prefetch<T>(at: *const T) {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// [`LANES`](Self::LANES) float32.
     type F: Copy;
+    /// The same number of whole numbers of 32 bits, or twice as many of 16 bits, in pairs.
+    type I: Copy;
 
     /// How many numbers a vector has.
     const LANES: usize;
@@ -212,6 +214,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
             *row = unsafe { self.load_f32(column.as_ptr()) };
         }
     }
+    /// The same bits.
+    fn bits(self, x: Self::F) -> Self::I;
+    /// Writes `LANES` numbers of 4 bytes.
+    unsafe fn store_bits(self, to: *mut f32, x: Self::I);
+    /// Whole numbers of 32 bits, rounded to the nearest float32.
+    fn to_float(self, x: Self::I) -> Self::F;
+    /// The sum of the products of the two numbers of each pair, added to `sums` of 32 bits.
+    fn dot(self, a: Self::I, b: Self::I, sums: Self::I) -> Self::I;
+    /// Of each word of 16 bits, the field of `BITS` bits with this index, as a word; `BITS` is 2, 4 or 8.
+    fn field16<const BITS: usize>(self, words: Self::I, index: usize) -> Self::I;
+    /// As [`field16`](Self::field16) for 4 bits of the format E2M1: twice the number.
+    fn field16_e2m1(self, words: Self::I, index: usize) -> Self::I;
+    /// Writes `LANES` whole numbers of 16 bits: the nearest, ties to even.
+    unsafe fn store_i16(self, to: *mut i16, x: Self::F);
+    /// In lane `i`, number `places[i]` of the `LANES` at `from`.
+    unsafe fn spread(self, from: *const f32, places: Self::I) -> Self::F;
     /// Rounded to float16.
     fn round_f16(self, x: Self::F) -> Self::F;
     /// Rounded to bfloat16.

@@ -6,6 +6,9 @@ use half::f16;
 pub(crate) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// Twice the numbers of [`E2M1`], which are whole.
+pub(crate) const E2M1_TWICE: [i16; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
 /// A number of the format E4M3: a float16 with other exponents. What the specification calls NaN
 /// is 480 here, as in MLX.
 #[inline(always)]

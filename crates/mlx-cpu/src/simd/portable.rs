@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::Simd;
+use super::packing::E2M1_TWICE;
 use crate::Element;
 
 /// What every processor has.
@@ -37,6 +38,7 @@ unsafe fn store<T: Element>(to: *mut T, x: F) {
 
 impl Simd for Portable {
     type F = F;
+    type I = [i32; 8];
     const LANES: usize = 8;
     const REGISTERS: usize = 4;
 
@@ -99,6 +101,59 @@ impl Simd for Portable {
     #[inline(always)]
     fn where_less(self, a: F, b: F, then: F, other: F) -> F {
         std::array::from_fn(|i| if a[i] < b[i] { then[i] } else { other[i] })
+    }
+
+    #[inline(always)]
+    fn bits(self, x: F) -> [i32; 8] {
+        x.map(|x| x.to_bits() as i32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: [i32; 8]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[i32; 8]>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: [i32; 8]) -> F {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn dot(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
+        let pair = |x: i32| (i32::from(x as i16), x >> 16);
+        std::array::from_fn(|i| {
+            let (a, b) = (pair(a[i]), pair(b[i]));
+            sums[i].wrapping_add(a.0 * b.0).wrapping_add(a.1 * b.1)
+        })
+    }
+
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        let mask = (1 << BITS) - 1;
+        words.map(|word| word >> (index * BITS) & (mask << 16 | mask))
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        self.field16::<4>(words, index).map(|word| {
+            let [low, high] = [word, word >> 16].map(|code| E2M1_TWICE[(code & 15) as usize]);
+            i32::from(high) << 16 | i32::from(low) & 0xffff
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: F) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { to.add(i).write(x.round_ties_even() as i16) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(self, from: *const f32, places: [i32; 8]) -> F {
+        // SAFETY: the caller's promise.
+        places.map(|place| unsafe { from.add(place as usize).read() })
     }
 
     #[inline(always)]
