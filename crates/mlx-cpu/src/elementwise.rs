@@ -30,6 +30,39 @@ pub fn multiply<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: 
     each(cpu, Product, a, Some(b), out, 4);
 }
 
+/// `x - b` with one number of `b` for each row, rounded once: MLX's bits. What makes log-probabilities of
+/// logits.
+///
+/// # Shapes
+///
+/// `x` and the output `[N, D]`, `b` `[N]`.
+///
+/// # Panics
+///
+/// Where the shapes do not agree, or the elements of a row lie apart.
+pub fn subtract_from_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, b: &[T], mut out: MatrixMut<'_, T>) {
+    assert_eq!(
+        (x.rows(), x.columns(), x.rows()),
+        (out.rows(), out.columns(), b.len()),
+        "shapes of a difference"
+    );
+    for (row, b) in b.iter().enumerate() {
+        let x = Matrix::contiguous(x.row(row), 1, x.columns());
+        let columns = x.columns();
+        each(cpu, Less(b.widen()), x, None, MatrixMut::contiguous(out.row_mut(row), 1, columns), 4);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Less(f32);
+
+impl Map for Less {
+    #[inline(always)]
+    fn map<S: Simd, T: Element>(self, s: S, a: S::F, _: S::F) -> S::F {
+        s.sub(a, s.splat(self.0))
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Sum;
 

@@ -40,7 +40,7 @@ pub use attention::{Mask, attention};
 pub use copy::copy_strided;
 pub use cpu::Cpu;
 pub use element::Element;
-pub use elementwise::{add, multiply};
+pub use elementwise::{add, multiply, subtract_from_rows};
 pub use gates::{geglu, gelu_tanh, silu, swiglu};
 pub use isa::{Isa, Kernel};
 pub use lookup::{lookup, lookup_quantized};

@@ -128,6 +128,16 @@ impl<'a, T> MatrixMut<'a, T> {
         self.row_stride
     }
 
+    /// The elements of a row.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such row.
+    pub fn row_mut(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        &mut self.data[row * self.row_stride..][..self.columns]
+    }
+
     /// Element (0, 0).
     pub const fn as_mut_ptr(&mut self) -> *mut T {
         self.data.as_mut_ptr()

@@ -1,8 +1,10 @@
 //! The gates of feed-forward networks.
 
-use mlx_rs::Array;
+use std::cell::RefCell;
+
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::{sigmoid, tanh};
+use mlx_rs::{Array, Dtype};
 
 /// The gate of a SwiGLU feed-forward network: `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`.
 ///
@@ -76,7 +78,7 @@ pub fn geglu(gate: &Array, up: &Array) -> Result<Array> {
 
 fn gelu_tanh(x: &Array) -> Result<Array> {
     // In the dtype of x: a float32 scalar would widen half precision.
-    let number = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
+    let number = |value: f32| number(value, x.dtype());
     let slope = (2.0 / std::f64::consts::PI).sqrt() as f32;
     let cube = x.power(number(3.0)?)?;
     let bent = x.add(cube.multiply(number(0.044_715)?)?)?; // the paper's constant, fitted
@@ -84,10 +86,24 @@ fn gelu_tanh(x: &Array) -> Result<Array> {
     x.multiply(number(0.5)?)?.multiply(share)
 }
 
+/// A scalar, made once for each thread, not for each token.
+fn number(value: f32, dtype: Dtype) -> Result<Array> {
+    thread_local!(static MADE: RefCell<Vec<(u32, Array)>> = const { RefCell::new(Vec::new()) });
+    MADE.with_borrow_mut(|made| {
+        let is = |(bits, array): &&(u32, Array)| *bits == value.to_bits() && array.dtype() == dtype;
+        if let Some((_, array)) = made.iter().find(is) {
+            return Ok(array.clone());
+        }
+        let array = Array::from_f32(value).as_dtype(dtype)?;
+        array.eval()?;
+        made.push((value.to_bits(), array.clone()));
+        Ok(array)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mlx_rs::Dtype;
 
     #[test]
     fn swiglu_is_silu_times_up() {

@@ -26,6 +26,10 @@ pub fn split(x: &Array, heads: i32) -> Result<Array> {
     let [batch, length, _] = *x.shape() else {
         return Err(Exception::custom(format!("heads are cut from [B, L, features], not {:?}", x.shape())));
     };
+    if length == 1 {
+        // The same order; one step less for each token that is generated.
+        return x.reshape(&[batch, heads, 1, -1]);
+    }
     x.reshape(&[batch, length, heads, -1])?.transpose_axes(&[0, 2, 1, 3])
 }
 
@@ -66,6 +70,9 @@ pub fn merge(x: &Array) -> Result<Array> {
     let [batch, _, length, _] = *x.shape() else {
         return Err(Exception::custom(format!("heads are merged from [B, H, L, D], not {:?}", x.shape())));
     };
+    if length == 1 {
+        return x.reshape(&[batch, 1, -1]);
+    }
     x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, length, -1])
 }
 

@@ -54,6 +54,7 @@ const HANDED: &[&str] = &[
     "mlx_multiply",
     "mlx_quantized_matmul",
     "mlx_softmax_axis",
+    "mlx_subtract",
 ];
 
 /// Whether operations are handed to kernels of ours.

@@ -49,6 +49,7 @@ decltype(mlx_logsumexp_axis) stock_mlx_logsumexp_axis;
 decltype(mlx_argmax_axis) stock_mlx_argmax_axis;
 decltype(mlx_add) stock_mlx_add;
 decltype(mlx_multiply) stock_mlx_multiply;
+decltype(mlx_subtract) stock_mlx_subtract;
 }
 
 namespace {
@@ -103,6 +104,13 @@ enum class Layout {
   heads_inside, // [B, H, L, D] as the transpose of [B, L, H, D]
 };
 
+// What a kernel is called with.
+struct Call {
+  Run run;
+  Settings settings;
+  std::array<Tensor, 6> tensors;
+};
+
 class Kernel : public mx::UnaryPrimitive {
  public:
   Kernel(
@@ -130,20 +138,23 @@ class Kernel : public mx::UnaryPrimitive {
     } else {
       out.set_data(buffer);
     }
+    // Shared, since a task is copied on its way to the stream's thread.
+    auto call = std::make_shared<Call>();
+    call->run = run_;
+    call->settings = settings_;
     // At most five inputs; an optional one that is not there is not among them.
-    std::array<Tensor, 6> tensors{};
     size_t count = 0;
     for (auto& input : inputs) {
-      tensors[count++] = tensor_of(input);
+      call->tensors[count++] = tensor_of(input);
     }
-    tensors[count++] = tensor_of(out);
-    for (; count < tensors.size(); count++) {
-      tensors[count].dims = -1;
+    call->tensors[count++] = tensor_of(out);
+    for (; count < call->tensors.size(); count++) {
+      call->tensors[count].dims = -1;
     }
     // MLX keeps the inputs' memory until tasks that were sent before the next operation are done.
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [tensors, run = run_, settings = settings_] {
-          if (const char* error = run(tensors.data(), &settings)) {
+        [call = std::move(call)] {
+          if (const char* error = call->run(call->tensors.data(), &call->settings)) {
             throw std::runtime_error(error);
           }
         });
@@ -231,7 +242,7 @@ const std::vector<mx::array>* pending(const mx::array& x, const char* name) {
   return is ? &x.inputs() : nullptr;
 }
 
-// Whether x is this number, given as a float32 constant that may have been cast and broadcast.
+// Whether x is this number, given as a constant that may have been cast and broadcast.
 bool is_number(mx::array x, float number) {
   while (true) {
     if (auto inputs = pending(x, "Broadcast")) {
@@ -242,8 +253,19 @@ bool is_number(mx::array x, float number) {
       break;
     }
   }
-  return x.size() == 1 && x.dtype() == mx::float32 && x.is_available() &&
-      *x.data<float>() == number;
+  if (x.size() != 1 || !x.is_available()) {
+    return false;
+  }
+  switch (x.dtype().val()) {
+    case mx::Dtype::Val::float32:
+      return *x.data<float>() == number;
+    case mx::Dtype::Val::float16:
+      return *x.data<mx::float16_t>() == mx::float16_t(number);
+    case mx::Dtype::Val::bfloat16:
+      return *x.data<mx::bfloat16_t>() == mx::bfloat16_t(number);
+    default:
+      return false;
+  }
 }
 
 // The two inputs of a sum or a product, of which `number` is one: the other.
@@ -306,6 +328,20 @@ std::optional<mx::array> sum(
     return std::nullopt;
   }
   return make("Add", run, stream, a.shape(), a.dtype(), {a, b});
+}
+
+// One number is subtracted from all of a row.
+std::optional<mx::array> difference(
+    const mx::array& x,
+    const mx::array& b,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::subtract_from_rows, stream, {&x, &b});
+  if (!run || x.ndim() == 0 || x.ndim() != b.ndim() || b.shape(-1) != 1 ||
+      x.dtype() != b.dtype() || !is_float(x) || x.size() < WORTH_IT ||
+      !std::equal(x.shape().begin(), x.shape().end() - 1, b.shape().begin())) {
+    return std::nullopt;
+  }
+  return make("Subtract", run, stream, x.shape(), x.dtype(), {x, b});
 }
 
 std::optional<mx::array> product(
@@ -697,6 +733,13 @@ int mlx_multiply(mlx_array* res, const mlx_array a, const mlx_array b, const mlx
       res,
       [&] { return product(mlx_array_get_(a), mlx_array_get_(b), mlx_stream_get_(s)); },
       [&] { return stock_mlx_multiply(res, a, b, s); });
+}
+
+int mlx_subtract(mlx_array* res, const mlx_array a, const mlx_array b, const mlx_stream s) {
+  return handed(
+      res,
+      [&] { return difference(mlx_array_get_(a), mlx_array_get_(b), mlx_stream_get_(s)); },
+      [&] { return stock_mlx_subtract(res, a, b, s); });
 }
 
 int mlx_fast_rms_norm(

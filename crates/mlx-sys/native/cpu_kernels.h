@@ -46,6 +46,7 @@ struct Table {
   Run argmax;
   Run add;
   Run multiply;
+  Run subtract_from_rows;
   Run silu;
   Run swiglu;
   Run gelu;

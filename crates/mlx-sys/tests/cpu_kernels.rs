@@ -368,6 +368,7 @@ fn reductions() {
             assert_like_stock("precise softmax", 16.0, || softmax_axis(&x, -1, true));
             assert_like_stock("log of the sum", 4.0, || x.logsumexp_axis(-1, true));
             assert_like_stock("log of the sum, flat", 4.0, || x.logsumexp_axis(-1, None));
+            assert_like_stock("a number less", 0.0, || x.subtract(x.max_axis(-1, true)?));
             let largest = |keep: bool| {
                 move |x: &Array| {
                     let y = mlx_rs::ops::indexing::argmax_axis(x, -1, keep)?;
@@ -516,6 +517,7 @@ fn every_operation_reaches_its_kernel() {
         check("ArgMax", &|| mlx_rs::ops::indexing::argmax_axis(&x, -1, false));
         check("Add", &|| x.add(&x));
         check("Multiply", &|| x.multiply(&x));
+        check("Subtract", &|| x.subtract(x.logsumexp_axis(-1, true)?));
         let silu = || x.multiply(sigmoid(&x)?);
         let gelu = || {
             let bent = x.add(power(&x, number(3.0)?)?.multiply(number(0.044_715)?)?)?;

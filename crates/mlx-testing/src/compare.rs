@@ -129,8 +129,13 @@ pub fn compare(found: &Array, expected: &Array, tolerance: Tolerance) -> Result<
     Ok(Comparison::Elements { differing, of: found.len(), worst, at })
 }
 
-/// Every float of MLX's on this device, and every small integer, is exact in float64.
-fn to_f64(array: &Array) -> Result<Vec<f64>, Exception> {
+/// The elements of an array, row by row: every float of MLX's on this device, and every small integer, is
+/// exact in float64.
+///
+/// # Errors
+///
+/// Where the array cannot be computed, or holds something else.
+pub fn to_f64(array: &Array) -> Result<Vec<f64>, Exception> {
     // A copy in row order: what comes here may be a view with strides.
     let array = array.contiguous()?;
     if array.size() == 0 {

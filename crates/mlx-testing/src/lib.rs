@@ -9,7 +9,7 @@ mod compare;
 pub mod models;
 mod random;
 
-pub use compare::{Comparison, Tolerance, compare};
+pub use compare::{Comparison, Tolerance, compare, to_f64};
 pub use random::RandomParameters;
 
 /// Has stock MLX compute from now on, in the whole process: for what is compared with the bits of a program

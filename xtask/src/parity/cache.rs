@@ -30,9 +30,9 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
                 match &comparison {
                     Comparison::Equal { worst: this } => worst = worst.max(*this),
                     Comparison::Elements { worst, .. } => {
-                        return Ok(Found { worst: Some(*worst), difference: difference() });
+                        return Ok(Found { worst: Some(*worst), difference: difference(), compared: None });
                     }
-                    _ => return Ok(Found { worst: None, difference: difference() }),
+                    _ => return Ok(Found { worst: None, difference: difference(), compared: None }),
                 }
                 update += 1;
             }
@@ -60,7 +60,7 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
             problem: "ops has no update, so nothing is compared".to_owned(),
         });
     }
-    Ok(Found { worst: Some(worst), difference: None })
+    Ok(Found { worst: Some(worst), difference: None, compared: None })
 }
 
 fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {

@@ -8,6 +8,7 @@ mod case;
 mod checkpoint;
 mod document;
 mod model;
+mod nearer;
 mod rope;
 pub(crate) mod weights;
 
@@ -52,6 +53,8 @@ struct Found {
     worst: Option<f64>,
     /// The first difference beyond the tolerance.
     difference: Option<String>,
+    /// How else it was compared than the case says.
+    compared: Option<String>,
 }
 
 /// One line of the report.
@@ -240,7 +243,7 @@ fn run_case(folder: &Path, arguments: &Arguments) -> Option<Row> {
         Ok(found) => Row {
             name: case.name.clone(),
             oracle,
-            compare,
+            compare: found.compared.unwrap_or(compare),
             worst: found.worst,
             passed: found.difference.is_none(),
             differs: found.difference.is_some(),

@@ -41,10 +41,16 @@ pub(super) fn run(case: &Case, spec: &RopeCase) -> Result<Found, CaseError> {
             Comparison::Equal { worst: this } => worst = worst.max(this),
             Comparison::Elements { worst: this, .. } => {
                 let difference = Some(format!("call {i}: {comparison}"));
-                return Ok(Found { worst: Some(this), difference });
+                return Ok(Found { worst: Some(this), difference, compared: None });
             }
-            other => return Ok(Found { worst: None, difference: Some(format!("call {i}: {other}")) }),
+            other => {
+                return Ok(Found {
+                    worst: None,
+                    difference: Some(format!("call {i}: {other}")),
+                    compared: None,
+                });
+            }
         }
     }
-    Ok(Found { worst: Some(worst), difference: None })
+    Ok(Found { worst: Some(worst), difference: None, compared: None })
 }

@@ -52,31 +52,29 @@ fn as_whole(numbers: &mut [f32]) -> &mut [i16] {
 /// sum of each group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
-    pub(super) columns: usize,
-    pub(super) group: usize,
-    pub(super) bits: usize,
-    pub(super) lanes: usize,
+    columns: usize,
+    group: usize,
+    bits: usize,
+    /// Where the powers of two begin.
+    pub(super) units: usize,
+    /// Where the sums begin.
+    pub(super) sums: usize,
+    /// The length of all.
+    pub(super) length: usize,
 }
 
 impl Row {
-    /// Vectors of words.
-    pub(super) const fn blocks(&self) -> usize {
-        (self.columns * self.bits / 32).div_ceil(self.lanes)
+    /// The layout beside rows of so many codes of so many bits, in vectors of so many words.
+    pub(super) const fn new(columns: usize, group: usize, bits: usize, lanes: usize) -> Self {
+        let words = (columns * bits / 32).next_multiple_of(lanes);
+        let units = words * (16 / bits);
+        let sums = units + words;
+        Self { columns, group, bits, units, sums, length: sums + columns / group }
     }
 
-    /// Where the powers of two begin.
-    pub(super) const fn units(&self) -> usize {
-        self.blocks() * self.lanes * (16 / self.bits)
-    }
-
-    /// Where the sums begin.
-    pub(super) const fn sums(&self) -> usize {
-        self.units() + self.blocks() * self.lanes
-    }
-
-    /// The length of all.
-    pub(super) const fn length(&self) -> usize {
-        self.sums() + self.columns / self.group
+    /// Codes in a row.
+    pub(super) const fn columns(&self) -> usize {
+        self.columns
     }
 
     /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
@@ -98,11 +96,13 @@ impl Row {
         scratch: &mut [f32],
         to: &mut [f32],
     ) {
-        let (pairs, rest) = to.split_at_mut(self.units());
-        let (units, sums) = rest.split_at_mut(self.sums() - self.units());
+        let (pairs, rest) = to.split_at_mut(self.units);
+        let (units, sums) = rest.split_at_mut(self.sums - self.units);
         let whole = as_whole(scratch);
         let lanes = self.group * self.bits / 32;
-        for (index, (x, whole)) in x.chunks_exact(self.group).zip(whole.chunks_exact_mut(self.group)).enumerate() {
+        for (index, (x, whole)) in
+            x.chunks_exact(self.group).zip(whole.chunks_exact_mut(self.group)).enumerate()
+        {
             let (power, sum) = fix(s, x, whole);
             units[index * lanes..][..lanes].fill(power * unit);
             sums[index] = sum;
@@ -174,7 +174,8 @@ impl Paired {
         for (x, to) in x.chunks_exact(self.group).zip(to.chunks_exact_mut(self.group_length())) {
             let (power, sum) = fix(s, x, whole);
             let (pairs, floats) = to.split_at_mut(self.group / 2);
-            for (to, word) in as_whole(pairs).chunks_exact_mut(2 * FIELDS).zip(whole.chunks_exact(2 * FIELDS)) {
+            for (to, word) in as_whole(pairs).chunks_exact_mut(2 * FIELDS).zip(whole.chunks_exact(2 * FIELDS))
+            {
                 for field in 0..FIELDS {
                     to[2 * field] = word[field];
                     to[2 * field + 1] = word[FIELDS + field];

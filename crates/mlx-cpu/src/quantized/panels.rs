@@ -20,7 +20,11 @@ pub(super) struct Activations<'a, T> {
 
 impl<'a, T: Element> Activations<'a, T> {
     pub(super) fn new(x: Matrix<'a, T>, w: &QuantizedMatrix<'_, T>) -> Self {
-        Self { x, paired: Paired { columns: w.columns, group: w.group, bits: w.bits() }, unit: w.codes.unit() }
+        Self {
+            x,
+            paired: Paired { columns: w.columns, group: w.group, bits: w.bits() },
+            unit: w.codes.unit(),
+        }
     }
 }
 

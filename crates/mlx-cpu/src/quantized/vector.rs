@@ -22,22 +22,19 @@ pub(super) fn rows_by_rows<T: Element>(
     w: &QuantizedMatrix<'_, T>,
     out: &Output<'_, T>,
 ) {
-    let whole = w.is_whole().then(|| fixed::Row {
-        columns: w.columns,
-        group: w.group,
-        bits: w.bits(),
-        lanes: cpu.isa().lanes(),
-    });
+    let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.bits(), cpu.isa().lanes()));
     // Each row of x, and behind it its sums over groups; or, as it is then not looked at any more, what
     // it is in whole numbers.
     let at = w.columns.next_multiple_of(16);
-    let padded = at + whole.map_or(w.groups(), |row| row.length()).next_multiple_of(16);
+    let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(16);
     with_rows(cpu, x, padded, |x| {
         match whole {
             Some(row) => with_scratch(Purpose::Right, halved(w.columns), |scratch| {
                 cpu.run(PrepareWhole { x, padded, row, at, unit: w.codes.unit(), scratch });
             }),
-            None => cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 }),
+            None => {
+                cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 })
+            }
         }
         let x = &x[whole.map_or(0, |_| at)..];
         let size = piece(w.rows, w.row_bytes());
@@ -68,7 +65,7 @@ impl Kernel for PrepareWhole<'_> {
     fn run<S: Simd>(self, s: S) {
         for x in self.x.chunks_exact_mut(self.padded) {
             let (x, to) = x.split_at_mut(self.at);
-            self.row.write(s, self.unit, &x[..self.row.columns], self.scratch, to);
+            self.row.write(s, self.unit, &x[..self.row.columns()], self.scratch, to);
         }
     }
 }
@@ -230,7 +227,7 @@ impl Dots<'_> {
     fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         assert!(self.x_rows == X && X <= MOST);
-        let sums_at = self.whole.map_or(columns, |row| row.sums());
+        let sums_at = self.whole.map_or(columns, |row| row.sums);
         assert!(self.x.len() >= (X - 1) * self.padded + sums_at + groups);
         assert!(self.scales.len() == self.rows * groups + 16 && self.rows <= ROWS);
         assert!(self.biases.is_none_or(|biases| biases.len() == self.rows * groups));
@@ -277,6 +274,7 @@ impl Dots<'_> {
         let (row_bytes, lanes) = (self.columns * F::BITS / 8, self.group * F::BITS / 32);
         let blocks = words.div_ceil(S::LANES);
         let units = blocks * S::LANES * fields;
+        debug_assert!(self.whole.is_some_and(|row| row.units == units));
         // Behind the last row, that row again.
         let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
         let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));

@@ -70,15 +70,18 @@ fn sums<T: Format>(rows: usize, columns: usize, gap: usize, repeats: bool, seed:
     let a = Matrix::new(&a, rows, columns, stride, 1);
     let b = Matrix::new(&b, rows, columns, if repeats { 0 } else { stride }, 1);
     for cpu in cpus() {
-        let mut out = [vec![T::default(); rows * columns], vec![T::default(); rows * columns]];
-        let [sum, product] = &mut out;
+        let mut out = [(); 3].map(|()| vec![T::default(); rows * columns]);
+        let [sum, product, difference] = &mut out;
         add(cpu, a, b, MatrixMut::contiguous(sum, rows, columns));
         multiply(cpu, a, b, MatrixMut::contiguous(product, rows, columns));
+        let numbers = random::<T>(seed + 2, rows);
+        subtract_from_rows(cpu, a, &numbers, MatrixMut::contiguous(difference, rows, columns));
         for i in 0..rows {
             for (j, (&x, &y)) in a.row(i).iter().zip(b.row(i)).enumerate() {
                 let (x, y) = (x.widen(), y.widen());
                 let at = i * columns + j;
-                assert_same(&[out[0][at], out[1][at]], &[T::narrow(x + y), T::narrow(x * y)], "sum, product");
+                let expected = [x + y, x * y, x - numbers[i].widen()].map(T::narrow);
+                assert_same(&[0, 1, 2].map(|which| out[which][at]), &expected, "sum, product, difference");
             }
         }
     }

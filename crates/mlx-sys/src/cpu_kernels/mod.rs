@@ -48,6 +48,7 @@ struct Table {
     argmax: Option<Run>,
     add: Option<Run>,
     multiply: Option<Run>,
+    subtract_from_rows: Option<Run>,
     silu: Option<Run>,
     swiglu: Option<Run>,
     gelu: Option<Run>,

@@ -86,6 +86,7 @@ pub(super) const NONE: Table = Table {
     argmax: None,
     add: None,
     multiply: None,
+    subtract_from_rows: None,
     silu: None,
     swiglu: None,
     gelu: None,
@@ -95,6 +96,7 @@ pub(super) const NONE: Table = Table {
 operations! {
     add: "Add" = run::add;
     multiply: "Multiply" = run::multiply;
+    subtract_from_rows: "Subtract" = run::subtract_from_rows;
     softmax: "Softmax" = run::softmax;
     logsumexp: "LogSumExp" = run::logsumexp;
     argmax: "ArgMax" = run::argmax;

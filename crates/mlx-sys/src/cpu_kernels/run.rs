@@ -68,6 +68,18 @@ on_two! {
     geglu = mlx_cpu::geglu;
 }
 
+pub(super) fn subtract_from_rows([x, b, out, ..]: &Tensors, _: &Settings) -> Answer {
+    with_float!(x.format(), T => {
+        let (mut copy, mut numbers) = (Vec::<T>::new(), Vec::<T>::new());
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            b.gather(&mut numbers);
+            mlx_cpu::subtract_from_rows(Cpu::global(), x.rows(&mut copy)?, &numbers, rows_of(out));
+        }
+        Ok(())
+    })
+}
+
 pub(super) fn logsumexp([x, out, ..]: &Tensors, _: &Settings) -> Answer {
     with_float!(x.format(), T => {
         let mut copy = Vec::<T>::new();
