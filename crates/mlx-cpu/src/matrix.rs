@@ -71,6 +71,17 @@ impl<'a, T> Matrix<'a, T> {
         if self.columns == 0 { &[] } else { &self.data[i * self.row_stride..][..self.columns] }
     }
 
+    /// `count` rows from row `first` on.
+    ///
+    /// # Panics
+    ///
+    /// Where there are fewer.
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows, "rows {first} to {} of {}", first + count, self.rows);
+        let from = if count == 0 { 0 } else { first * self.row_stride };
+        Self { data: &self.data[from.min(self.data.len())..], rows: count, ..*self }
+    }
+
     /// Rows and columns exchanged.
     pub const fn transposed(self) -> Self {
         Self {

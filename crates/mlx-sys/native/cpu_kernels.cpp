@@ -612,20 +612,27 @@ std::optional<mx::array> quantized_matmul(
     const char* mode,
     const mx::Stream& stream) {
   auto run = kernel(&Table::quantized_matmul, stream, {&x, &w, &scales, biases});
-  if (!run || x.ndim() < 2 || x.size() == 0 || !is_float(x) || w.ndim() != 2 ||
-      scales.ndim() != 2) {
+  if (!run || x.ndim() < 2 || x.size() == 0 || !is_float(x) ||
+      (w.ndim() != 2 && w.ndim() != x.ndim())) {
     return std::nullopt;
+  }
+  // A stack of matrices: one for each matrix of x, or one for all along a dimension.
+  for (int i = 0; i < int(w.ndim()) - 2; i++) {
+    if (w.shape(i) != x.shape(i) && w.shape(i) != 1) {
+      return std::nullopt;
+    }
   }
   auto q = quantization(group_size, bits, mode, w, scales, biases);
   if (!q || (biases && scales.dtype() != x.dtype())) {
     return std::nullopt;
   }
-  int columns = scales.shape(1) * q->group_size;
-  if (x.shape(-1) != (transpose ? columns : w.shape(0))) {
+  int columns = scales.shape(-1) * q->group_size;
+  int rows = w.shape(-2);
+  if (x.shape(-1) != (transpose ? columns : rows)) {
     return std::nullopt;
   }
   mx::Shape shape = x.shape();
-  shape.back() = transpose ? w.shape(0) : columns;
+  shape.back() = transpose ? rows : columns;
   std::vector<mx::array> inputs{x, w, scales};
   if (biases) {
     inputs.push_back(*biases);

@@ -242,6 +242,45 @@ fn quantized_products() {
     }
 }
 
+/// As attention has them whose keys and values are quantized: a matrix for each head, which several heads of
+/// queries share, in a part of a larger buffer.
+#[test]
+fn stacks_of_quantized_matrices() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+        for bits in [4, 8] {
+            let buffer = normal(&[2, 3, 40, 64], 1, dtype);
+            let [q, scales, biases] = <[Array; 3]>::from(quantize(&buffer, 32, bits).unwrap())
+                .map(|all| all.try_index((.., .., 5..38, ..)).unwrap());
+            let weights = || dequantize(&q, wide(&scales)?, &wide(&biases)?, 32, bits);
+            let shared = |x: &Array| x.expand_dims_axes(&[2]);
+            for repeats in [1, 4] {
+                for length in [1, 6, 20] {
+                    for (transpose, depth) in [(true, 64), (false, 33)] {
+                        let name = format!("{dtype:?} {bits} {repeats} {length} {transpose}");
+                        let x = normal(&[2, 3, repeats, length, depth], 2, dtype);
+                        assert_like(
+                            &name,
+                            4.0,
+                            || {
+                                let [q, scales, biases] = [&q, &scales, &biases].map(|x| shared(x).unwrap());
+                                quantized_matmul(&x, q, scales, &biases, transpose, 32, bits)
+                            },
+                            || {
+                                let weights = shared(&weights()?)?;
+                                let weights = if transpose { weights.swap_axes(-1, -2)? } else { weights };
+                                matmul(wide(&x)?, weights)?.as_dtype(dtype)
+                            },
+                        );
+                    }
+                }
+            }
+            assert_like_stock("dequantized stack", 0.0, || dequantize(&q, &scales, &biases, 32, bits));
+        }
+    }
+}
+
 /// What `docs/performance.md` says of quantized products in half precision.
 #[test]
 fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
@@ -511,6 +550,11 @@ fn every_operation_reaches_its_kernel() {
         check("Matmul", &|| matmul(&x, square.transpose()?));
         check("AddMM", &|| addmm(&weight, &x, &square, 1.0, 1.0));
         check("QuantizedMatmul", &|| quantized_matmul(&x, &q, &scales, &biases, true, 32, 4));
+        let (keys, key_scales, key_biases) = quantize(normal(&[1, 2, 9, 32], 7, dtype), 32, 8).unwrap();
+        let queries = normal(&[1, 2, 3, 32], 8, dtype);
+        check("QuantizedMatmul", &|| {
+            quantized_matmul(&queries, &keys, &key_scales, &key_biases, true, 32, 8)
+        });
         check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
         check("Softmax", &|| softmax_axis(&x, -1, true));
         check("LogSumExp", &|| x.logsumexp_axis(-1, true));

@@ -29,7 +29,7 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         Comparison::Equal { worst } | Comparison::Elements { worst, .. } => Some(*worst),
         _ => None,
     };
-    // Kernels need not give the bits of stock MLX, and are to be at least as near to the exact answer.
+    // Kernels need not give the bits of stock MLX, and are to be as near to the exact answer.
     let with_kernels = case.is_exact() && cpu_kernels::is_enabled();
     let mut in_float32 = with_kernels.then(|| InFloat32::load(checkpoint.path(), &options)).transpose()?;
     let mut compared = None;

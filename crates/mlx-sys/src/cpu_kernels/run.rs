@@ -13,7 +13,7 @@ use mlx_cpu::{
 
 use super::Settings;
 use super::operations::{Answer, TENSORS};
-use super::tensor::{Format, Tensor, with_float};
+use super::tensor::{Format, MAX_DIMS, Tensor, with_float};
 
 type Tensors = [Tensor; TENSORS];
 
@@ -323,53 +323,147 @@ pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
     })
 }
 
-/// All elements in one piece: where they do not lie so, in a copy.
-///
-/// # Safety
-///
-/// The tensor is an input of MLX's, of the format of `T`.
-unsafe fn whole<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<&'a [T], String> {
-    let in_one_piece = x.collapsed(0).is_some_and(|(count, step)| step == 1 || count == 1);
-    if in_one_piece {
-        // SAFETY: the caller's promise.
-        return unsafe { x.reach() };
-    }
-    // SAFETY: the caller's promise.
-    unsafe { x.gather(copy) };
-    Ok(copy)
+/// Matrices `[.., R, C]`, each in one piece of memory.
+struct Stack<'a, T> {
+    data: &'a [T],
+    /// How far apart they lie along each dimension before the last two.
+    steps: [usize; MAX_DIMS],
+    size: usize,
 }
 
-/// Calls `body` with the matrix that packed weights, scales and maybe biases are. Settings: `i` the mode, `j` the
-/// size of a group, `k` the bits.
-///
-/// # Safety
-///
-/// The tensors are inputs of MLX's; biases and, in the affine mode, scales of the format of `T`.
-unsafe fn with_quantized<T: Element>(
-    [weights, scales]: [&Tensor; 2],
-    biases: &Tensor,
-    settings: &Settings,
-    body: impl FnOnce(&QuantizedMatrix<'_, T>),
-) -> Answer {
-    let (group, bits) = (settings.j as usize, settings.k as usize);
-    let columns = scales.last() * group;
-    let rows = scales.len() / scales.last().max(1);
-    let (mut copy_weights, mut copy_codes) = (Vec::new(), Vec::new());
-    let [mut copy_scales, mut copy_biases] = [const { Vec::<T>::new() }; 2];
-    // SAFETY: the caller's promise.
-    let matrix = unsafe {
-        let weights: &[u32] = whole(weights, &mut copy_weights)?;
-        match settings.i {
-            0 => {
-                let (scales, biases) = (whole(scales, &mut copy_scales)?, whole(biases, &mut copy_biases)?);
+impl<'a, T: Copy> Stack<'a, T> {
+    /// The matrices of a tensor: where their elements do not follow each other, of a copy.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is an input of MLX's, of the format of `T`, and of at least two dimensions.
+    unsafe fn new(x: &Tensor, copy: &'a mut Vec<T>) -> Result<Self, String> {
+        let dims = x.strides().len();
+        let follow = |(i, &stride): (usize, &i64)| {
+            let step: usize = x.shape().skip(i + 1).product();
+            x.size(i) == 1 || if i + 2 < dims { stride >= 0 } else { stride == step as i64 }
+        };
+        let mut steps = [0; MAX_DIMS];
+        // SAFETY: the caller's promise.
+        let data = if x.strides().iter().enumerate().all(follow) {
+            for (step, &stride) in steps.iter_mut().zip(x.strides()) {
+                *step = usize::try_from(stride).unwrap_or(0);
+            }
+            // SAFETY: as above.
+            unsafe { x.reach()? }
+        } else {
+            for (i, step) in steps.iter_mut().enumerate().take(dims) {
+                *step = x.shape().skip(i + 1).product();
+            }
+            // SAFETY: as above.
+            unsafe { x.gather(copy) };
+            copy
+        };
+        Ok(Self { data, steps, size: x.size(dims - 2) * x.size(dims - 1) })
+    }
+
+    /// The matrix at this place.
+    fn at(&self, place: &[usize]) -> &'a [T] {
+        let first: usize = place.iter().zip(self.steps).map(|(index, step)| index * step).sum();
+        &self.data[first..][..self.size]
+    }
+}
+
+/// Quantized matrices `[.., R, C]`. Settings: `i` the mode, `j` the size of a group, `k` the bits.
+struct QuantizedStack<'a, T> {
+    weights: Stack<'a, u32>,
+    scales: QuantizedScales<'a, T>,
+    rows: usize,
+    columns: usize,
+    group: usize,
+    bits: usize,
+}
+
+enum QuantizedScales<'a, T> {
+    Affine { scales: Stack<'a, T>, biases: Stack<'a, T> },
+    Mxfp4(Stack<'a, u8>),
+    Mxfp8(Stack<'a, u8>),
+    Nvfp4(Stack<'a, u8>),
+}
+
+/// Copies of what lies oddly.
+struct Copies<T> {
+    weights: Vec<u32>,
+    codes: Vec<u8>,
+    scales: Vec<T>,
+    biases: Vec<T>,
+}
+
+impl<T> Copies<T> {
+    const fn new() -> Self {
+        Self { weights: Vec::new(), codes: Vec::new(), scales: Vec::new(), biases: Vec::new() }
+    }
+}
+
+impl<'a, T: Element> QuantizedStack<'a, T> {
+    /// Of packed weights, scales and, in the affine mode, biases.
+    ///
+    /// # Safety
+    ///
+    /// The tensors are inputs of MLX's; biases and, in the affine mode, scales of the format of `T`.
+    unsafe fn new(
+        [weights, scales, biases]: [&Tensor; 3],
+        settings: &Settings,
+        copies: &'a mut Copies<T>,
+    ) -> Result<Self, String> {
+        let (group, bits) = (settings.j as usize, settings.k as usize);
+        let rows = weights.shape().nth_back(1).unwrap_or(1);
+        let columns = scales.last() * group;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = &mut copies.codes;
+            let scales = match settings.i {
+                0 => QuantizedScales::Affine {
+                    scales: Stack::new(scales, &mut copies.scales)?,
+                    biases: Stack::new(biases, &mut copies.biases)?,
+                },
+                1 => QuantizedScales::Mxfp4(Stack::new(scales, codes)?),
+                2 => QuantizedScales::Mxfp8(Stack::new(scales, codes)?),
+                _ => QuantizedScales::Nvfp4(Stack::new(scales, codes)?),
+            };
+            let weights = Stack::new(weights, &mut copies.weights)?;
+            Ok(Self { weights, scales, rows, columns, group, bits })
+        }
+    }
+
+    /// The matrix at this place.
+    fn at(&self, place: &[usize]) -> Result<QuantizedMatrix<'a, T>, String> {
+        let &Self { rows, columns, group, bits, .. } = self;
+        let weights = self.weights.at(place);
+        match &self.scales {
+            QuantizedScales::Affine { scales, biases } => {
+                let (scales, biases) = (scales.at(place), biases.at(place));
                 QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)
             }
-            1 => QuantizedMatrix::mxfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
-            2 => QuantizedMatrix::mxfp8(weights, whole(scales, &mut copy_codes)?, rows, columns),
-            _ => QuantizedMatrix::nvfp4(weights, whole(scales, &mut copy_codes)?, rows, columns),
+            QuantizedScales::Mxfp4(scales) => {
+                QuantizedMatrix::mxfp4(weights, scales.at(place), rows, columns)
+            }
+            QuantizedScales::Mxfp8(scales) => {
+                QuantizedMatrix::mxfp8(weights, scales.at(place), rows, columns)
+            }
+            QuantizedScales::Nvfp4(scales) => {
+                QuantizedMatrix::nvfp4(weights, scales.at(place), rows, columns)
+            }
         }
-    };
-    body(&matrix.map_err(|e| e.to_string())?);
+        .map_err(|e| e.to_string())
+    }
+}
+
+/// Calls `body` with each place of a stack whose outer dimensions have these sizes, and its number.
+fn places(sizes: &[usize], mut body: impl FnMut(usize, &[usize]) -> Answer) -> Answer {
+    let mut place = [0; MAX_DIMS];
+    for number in 0..sizes.iter().product() {
+        let mut rest = number;
+        for (index, size) in place.iter_mut().zip(sizes).rev() {
+            (*index, rest) = (rest % size, rest / size);
+        }
+        body(number, &place[..sizes.len()])?;
+    }
     Ok(())
 }
 
@@ -377,24 +471,46 @@ pub(super) fn quantized_matmul(tensors: &Tensors, settings: &Settings) -> Answer
     let [x, weights, scales, biases, ..] = tensors;
     let out = if settings.i == 0 { &tensors[4] } else { biases };
     with_float!(out.format(), T => {
-        let mut copy = Vec::<T>::new();
+        let (mut copy, mut copies) = (Vec::<T>::new(), Copies::new());
         // SAFETY: MLX's arrays, of these formats.
-        unsafe {
-            let x = x.rows(&mut copy)?;
-            with_quantized::<T>([weights, scales], biases, settings, |w| {
-                mlx_cpu::quantized_matmul(Cpu::global(), x, w, settings.l != 0, rows_of(out));
-            })
-        }
+        let (rows, stack, out) = unsafe {
+            let stack = QuantizedStack::new([weights, scales, biases], settings, &mut copies)?;
+            (x.rows(&mut copy)?, stack, out.output::<T>())
+        };
+        // Along the last of the outer dimensions one matrix may be for all, as a head's keys are for several
+        // heads of queries: then all rows of x are multiplied with it at once.
+        let outer = weights.strides().len() - 2;
+        let own = (0..outer).rev().find(|&i| weights.size(i) != 1).map_or(0, |i| i + 1);
+        let sizes: Vec<usize> = x.shape().take(own).collect();
+        let count: usize = sizes.iter().product();
+        let (each, columns) = (rows.rows() / count, out.len() / rows.rows());
+        places(&sizes, |number, place| {
+            // A dimension of one matrix for all does not move.
+            let mut of_weights = [0; MAX_DIMS];
+            for (i, (to, index)) in of_weights.iter_mut().zip(place).enumerate() {
+                *to = if weights.size(i) == 1 { 0 } else { *index };
+            }
+            let x = rows.part(number * each, each);
+            let out = MatrixMut::contiguous(&mut out[number * each * columns..], each, columns);
+            mlx_cpu::quantized_matmul(Cpu::global(), x, &stack.at(&of_weights[..own])?, settings.l != 0, out);
+            Ok(())
+        })
     })
 }
 
 pub(super) fn dequantize([weights, scales, biases, out, ..]: &Tensors, settings: &Settings) -> Answer {
     with_float!(out.format(), T => {
+        let mut copies = Copies::<T>::new();
         // SAFETY: MLX's arrays, of these formats.
-        unsafe {
-            with_quantized::<T>([weights, scales], biases, settings, |w| {
-                mlx_cpu::dequantize(Cpu::global(), w, rows_of(out));
-            })
-        }
+        let (stack, out) = unsafe {
+            (QuantizedStack::new([weights, scales, biases], settings, &mut copies)?, out.output::<T>())
+        };
+        let outer: Vec<usize> = weights.shape().take(weights.strides().len() - 2).collect();
+        let size = stack.rows * stack.columns;
+        places(&outer, |number, place| {
+            let out = MatrixMut::contiguous(&mut out[number * size..], stack.rows, stack.columns);
+            mlx_cpu::dequantize(Cpu::global(), &stack.at(place)?, out);
+            Ok(())
+        })
     })
 }
