@@ -52,6 +52,7 @@ const HANDED: &[&str] = &[
     "mlx_logsumexp_axis",
     "mlx_matmul",
     "mlx_multiply",
+    "mlx_quantize",
     "mlx_quantized_matmul",
     "mlx_softmax_axis",
     "mlx_subtract",

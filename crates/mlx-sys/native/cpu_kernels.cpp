@@ -16,6 +16,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -50,6 +51,7 @@ decltype(mlx_argmax_axis) stock_mlx_argmax_axis;
 decltype(mlx_add) stock_mlx_add;
 decltype(mlx_multiply) stock_mlx_multiply;
 decltype(mlx_subtract) stock_mlx_subtract;
+decltype(mlx_quantize) stock_mlx_quantize;
 }
 
 namespace {
@@ -111,6 +113,35 @@ struct Call {
   std::array<Tensor, 6> tensors;
 };
 
+// Has a kernel run on the stream's thread. An optional input that is not there is not among the inputs.
+void send(
+    mx::Stream stream,
+    Run run,
+    const Settings& settings,
+    const std::vector<mx::array>& inputs,
+    std::span<mx::array> outputs) {
+  // Shared, since a task is copied on its way.
+  auto call = std::make_shared<Call>();
+  call->run = run;
+  call->settings = settings;
+  size_t count = 0;
+  for (auto& input : inputs) {
+    call->tensors.at(count++) = tensor_of(input);
+  }
+  for (auto& output : outputs) {
+    call->tensors.at(count++) = tensor_of(output);
+  }
+  for (; count < call->tensors.size(); count++) {
+    call->tensors[count].dims = -1;
+  }
+  // MLX keeps the inputs' memory until tasks that were sent before the next operation are done.
+  mx::cpu::get_command_encoder(stream).dispatch([call = std::move(call)] {
+    if (const char* error = call->run(call->tensors.data(), &call->settings)) {
+      throw std::runtime_error(error);
+    }
+  });
+}
+
 class Kernel : public mx::UnaryPrimitive {
  public:
   Kernel(
@@ -138,26 +169,7 @@ class Kernel : public mx::UnaryPrimitive {
     } else {
       out.set_data(buffer);
     }
-    // Shared, since a task is copied on its way to the stream's thread.
-    auto call = std::make_shared<Call>();
-    call->run = run_;
-    call->settings = settings_;
-    // At most five inputs; an optional one that is not there is not among them.
-    size_t count = 0;
-    for (auto& input : inputs) {
-      call->tensors[count++] = tensor_of(input);
-    }
-    call->tensors[count++] = tensor_of(out);
-    for (; count < call->tensors.size(); count++) {
-      call->tensors[count].dims = -1;
-    }
-    // MLX keeps the inputs' memory until tasks that were sent before the next operation are done.
-    mx::cpu::get_command_encoder(stream()).dispatch(
-        [call = std::move(call)] {
-          if (const char* error = call->run(call->tensors.data(), &call->settings)) {
-            throw std::runtime_error(error);
-          }
-        });
+    send(stream(), run_, settings_, inputs, {&out, 1});
   }
 
   void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
@@ -173,6 +185,35 @@ class Kernel : public mx::UnaryPrimitive {
   Run run_;
   Settings settings_;
   Layout layout_;
+};
+
+// A kernel with several outputs, which all lie row by row.
+class KernelOfSeveral : public mx::Primitive {
+ public:
+  KernelOfSeveral(mx::Stream stream, const char* name, Run run, const Settings& settings)
+      : Primitive(stream), name_(name), run_(run), settings_(settings) {}
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override {
+    for (auto& output : outputs) {
+      output.set_data(mx::allocator::malloc(output.nbytes()));
+    }
+    send(stream(), run_, settings_, inputs, outputs);
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
+  }
+
+  const char* name() const override {
+    return name_;
+  }
+
+ private:
+  const char* name_;
+  Run run_;
+  Settings settings_;
 };
 
 // The kernel that `member` names, where operations on these arrays may be handed to kernels.
@@ -210,12 +251,20 @@ mx::array make(
       std::move(inputs));
 }
 
+void set(mlx_array& res, mx::array&& y) {
+  mlx_array_set_(res, std::move(y));
+}
+
+void set(mlx_vector_array& res, std::vector<mx::array>&& y) {
+  mlx_vector_array_set_(res, std::move(y));
+}
+
 // What a function of mlx-c does: what `attempt` makes, or where it makes nothing, the original.
-template <typename Attempt, typename Original>
-int handed(mlx_array* res, Attempt attempt, Original original) {
+template <typename Result, typename Attempt, typename Original>
+int handed(Result* res, Attempt attempt, Original original) {
   try {
-    if (std::optional<mx::array> y = attempt()) {
-      mlx_array_set_(*res, std::move(*y));
+    if (auto y = attempt()) {
+      set(*res, std::move(*y));
       return 0;
     }
   } catch (std::exception& e) {
@@ -647,6 +696,33 @@ std::optional<mx::array> quantized_matmul(
       {.i = q->mode, .j = q->group_size, .k = q->bits, .l = transpose});
 }
 
+std::optional<std::vector<mx::array>> quantize(
+    const mx::array& w,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const std::string& mode,
+    const mx::array* global_scale,
+    const mx::Stream& stream) {
+  auto run = kernel(&Table::quantize, stream, {&w});
+  int group = group_size.has_value ? group_size.value : 64;
+  int width = bits.has_value ? bits.value : 4;
+  if (!run || mode != "affine" || global_scale || w.ndim() < 2 || w.size() == 0 ||
+      !is_float(w) || (group != 32 && group != 64 && group != 128) || width < 2 ||
+      width > 8 || width == 7 || w.shape(-1) % group != 0) {
+    return std::nullopt;
+  }
+  auto packed = w.shape();
+  packed.back() = w.shape(-1) / 32 * width;
+  auto groups = w.shape();
+  groups.back() = w.shape(-1) / group;
+  return mx::array::make_arrays(
+      {packed, groups, groups},
+      {mx::uint32, w.dtype(), w.dtype()},
+      std::make_shared<KernelOfSeveral>(
+          stream, "Quantize", run, Settings{.j = group, .k = width}),
+      {w});
+}
+
 std::optional<mx::array> dequantize(
     const mx::array& w,
     const mx::array& scales,
@@ -851,6 +927,23 @@ int mlx_addmm(
             mlx_array_get_(c), mlx_array_get_(a), mlx_array_get_(b), alpha, beta, mlx_stream_get_(s));
       },
       [&] { return stock_mlx_addmm(res, c, a, b, alpha, beta, s); });
+}
+
+int mlx_quantize(
+    mlx_vector_array* res,
+    const mlx_array w,
+    mlx_optional_int group_size,
+    mlx_optional_int bits,
+    const char* mode,
+    const mlx_array global_scale,
+    const mlx_stream s) {
+  return handed(
+      res,
+      [&] {
+        return quantize(
+            mlx_array_get_(w), group_size, bits, mode, maybe(global_scale), mlx_stream_get_(s));
+      },
+      [&] { return stock_mlx_quantize(res, w, group_size, bits, mode, global_scale, s); });
 }
 
 int mlx_quantized_matmul(

@@ -41,6 +41,7 @@ struct Table {
   Run addmm;
   Run quantized_matmul;
   Run dequantize;
+  Run quantize;
   Run softmax;
   Run logsumexp;
   Run argmax;

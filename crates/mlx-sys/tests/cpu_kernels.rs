@@ -236,6 +236,12 @@ fn quantized_products() {
                     || quantized_matmul(&x, &q, &scales, &biases, false, group_size, bits),
                     || matmul(wide(&x)?, weights()?)?.as_dtype(dtype),
                 );
+                for part in 0..3 {
+                    assert_like_stock("quantize", 0.0, || {
+                        let parts = quantize(normal(&[2, n, k], 1, dtype), group_size, bits)?;
+                        <[Array; 3]>::from(parts)[part].as_dtype(Dtype::Float32)
+                    });
+                }
                 assert_like_stock("dequantize", 0.0, || dequantize(&q, &scales, &biases, group_size, bits));
             }
         }
@@ -555,6 +561,7 @@ fn every_operation_reaches_its_kernel() {
         check("QuantizedMatmul", &|| {
             quantized_matmul(&queries, &keys, &key_scales, &key_biases, true, 32, 8)
         });
+        check("Quantize", &|| Ok(quantize(&square, 32, 4)?.1));
         check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
         check("Softmax", &|| softmax_axis(&x, -1, true));
         check("LogSumExp", &|| x.logsumexp_axis(-1, true));

@@ -43,6 +43,7 @@ struct Table {
     addmm: Option<Run>,
     quantized_matmul: Option<Run>,
     dequantize: Option<Run>,
+    quantize: Option<Run>,
     softmax: Option<Run>,
     logsumexp: Option<Run>,
     argmax: Option<Run>,

@@ -81,6 +81,7 @@ pub(super) const NONE: Table = Table {
     addmm: None,
     quantized_matmul: None,
     dequantize: None,
+    quantize: None,
     softmax: None,
     logsumexp: None,
     argmax: None,
@@ -111,4 +112,5 @@ operations! {
     attention: "Attention" = run::attention;
     quantized_matmul: "QuantizedMatmul" = run::quantized_matmul;
     dequantize: "Dequantize" = run::dequantize;
+    quantize: "Quantize" = run::quantize;
 }

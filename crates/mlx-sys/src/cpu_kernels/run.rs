@@ -514,3 +514,15 @@ pub(super) fn dequantize([weights, scales, biases, out, ..]: &Tensors, settings:
         })
     })
 }
+
+pub(super) fn quantize([w, weights, scales, biases, ..]: &Tensors, settings: &Settings) -> Answer {
+    let (group, bits) = (settings.j as usize, settings.k as usize);
+    with_float!(w.format(), T => {
+        let mut copy = Vec::<T>::new();
+        // SAFETY: MLX's arrays, of these formats.
+        let (w, weights, scales, biases) = unsafe {
+            (w.rows(&mut copy)?, weights.output(), scales.output::<T>(), biases.output::<T>())
+        };
+        mlx_cpu::quantize(Cpu::global(), w, bits, group, weights, scales, biases).map_err(|e| e.to_string())
+    })
+}
