@@ -15,8 +15,8 @@ mod sealed {
 pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     /// The lowest finite number.
     const LOWEST: f32;
-    /// How many bits a number has behind its sign and exponent, the leading one among them.
-    const DIGITS: u32;
+    /// How many bits a significand has, the leading one among them.
+    const PRECISION: u32;
 
     /// The same number as float32; exact.
     fn widen(self) -> f32;
@@ -44,7 +44,7 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Deb
 
 impl Element for f32 {
     const LOWEST: f32 = f32::MIN;
-    const DIGITS: u32 = 24;
+    const PRECISION: u32 = 24;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -76,7 +76,7 @@ impl Element for f32 {
 
 impl Element for f16 {
     const LOWEST: f32 = -65_504.0;
-    const DIGITS: u32 = 11;
+    const PRECISION: u32 = 11;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -108,7 +108,7 @@ impl Element for f16 {
 
 impl Element for bf16 {
     const LOWEST: f32 = -3.389_531_4e38;
-    const DIGITS: u32 = 8;
+    const PRECISION: u32 = 8;
 
     #[inline(always)]
     fn widen(self) -> f32 {

@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compute exact cases too with the kernels that take the place of MLX's code for the CPU, and compare them
-    /// with the tolerance of their dtype
+    /// Compute exact cases too with the kernels that take the place of MLX's code for the CPU: within the tolerance
+    /// of their dtype, or as near as the reference to what float32 gives
     #[arg(long, conflicts_with_all = ["document", "model"])]
     kernels: bool,
     /// Write the results of the project's own cases into docs/parity.md, if all passed

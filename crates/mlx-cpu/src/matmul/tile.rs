@@ -1,6 +1,10 @@
 //! The kernel in the middle of every large product.
 
+use crate::simd::prefetch;
 use crate::{Isa, Kernel, Simd};
+
+/// So many steps of the depth ahead panels are asked for: they come from the second-level cache.
+const AHEAD: usize = 12;
 
 /// How much of a product is held in registers: rows by columns.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +94,9 @@ unsafe fn tile<S: Simd, const ROWS: usize>(s: S, depth: usize, a: *const f32, b:
         // SAFETY: the caller's promise; the pointers move by one step of the panels.
         unsafe {
             let right = [s.load_f32(b), s.load_f32(b.add(S::LANES))];
+            prefetch(b.wrapping_add(AHEAD * 2 * S::LANES));
+            prefetch(b.wrapping_add((AHEAD * 2 + 1) * S::LANES));
+            prefetch(a.wrapping_add(AHEAD * ROWS));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let left = s.splat(*a.add(i));
                 sums[0] = s.mul_add(left, right[0], sums[0]);
@@ -135,6 +142,9 @@ unsafe fn whole_tile<S: Simd, const ROWS: usize>(
             // SAFETY: the caller's promise; the pointers move by one step of the panels.
             unsafe {
                 let right = [s.bits(s.load_f32(b)), s.bits(s.load_f32(b.add(S::LANES)))];
+                prefetch(b.wrapping_add(AHEAD * width));
+                prefetch(b.wrapping_add(AHEAD * width + S::LANES));
+                prefetch(a.wrapping_add(AHEAD * ROWS));
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let left = s.bits(s.splat(*a.add(i)));
                     sums[0] = s.dot(left, right[0], sums[0]);
@@ -146,14 +156,16 @@ unsafe fn whole_tile<S: Simd, const ROWS: usize>(
         }
         // SAFETY: as above; a step of scales, and one of what is added.
         unsafe {
-            for (v, at) in [0, S::LANES].into_iter().enumerate() {
-                let (scale, added) = (s.load_f32(b.add(at)), s.load_f32(b.add(width + at)));
-                for (i, sums) in sums.iter().enumerate() {
-                    let to = to.add(i * width + at);
-                    let product = s.mul(s.to_float(sums[v]), s.splat(*a.add(i)));
-                    let total = s.mul_add(product, scale, s.load_f32(to));
-                    s.store_f32(to, s.mul_add(s.splat(*a.add(ROWS + i)), added, total));
-                }
+            let scales = [s.load_f32(b), s.load_f32(b.add(S::LANES))];
+            let added = [s.load_f32(b.add(width)), s.load_f32(b.add(width + S::LANES))];
+            // By value: what a loop picks from by number is not kept in registers.
+            for (i, [low, high]) in sums.into_iter().enumerate() {
+                let (unit, sum) = (s.splat(*a.add(i)), s.splat(*a.add(ROWS + i)));
+                let to = [to.add(i * width), to.add(i * width + S::LANES)];
+                let low = s.mul_add(s.mul(s.to_float(low), unit), scales[0], s.load_f32(to[0]));
+                let high = s.mul_add(s.mul(s.to_float(high), unit), scales[1], s.load_f32(to[1]));
+                s.store_f32(to[0], s.mul_add(sum, added[0], low));
+                s.store_f32(to[1], s.mul_add(sum, added[1], high));
             }
             a = a.add(2 * ROWS);
             b = b.add(2 * width);

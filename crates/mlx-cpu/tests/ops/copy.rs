@@ -1,6 +1,6 @@
 //! The kernels of `copy.rs`, beside values of MLX and sums in float64.
 
-use mlx_cpu::{Matrix, MatrixMut, View, ViewMut, add, copy_strided, multiply};
+use mlx_cpu::{Matrix, MatrixMut, View, ViewMut, add, copy_strided, multiply, subtract_from_rows};
 use proptest::prelude::*;
 
 use crate::support::{Format, assert_same, cpus, each_format, few, random};
