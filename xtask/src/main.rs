@@ -20,6 +20,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// As the program for users: MLX makes thousands of small objects for each token on one thread and frees them on another, which this
+/// allocator does in a fraction of the time; MLX itself gets it too.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Maintenance commands of mlx-models")]
 struct Arguments {

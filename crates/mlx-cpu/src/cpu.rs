@@ -34,9 +34,18 @@ impl Cpu {
     pub fn global() -> &'static Self {
         static GLOBAL: OnceLock<Cpu> = OnceLock::new();
         GLOBAL.get_or_init(|| {
-            let named = std::env::var("MLX_CPU_ISA").ok();
-            let isa = Isa::available().find(|isa| Some(isa.name()) == named.as_deref().map(str::trim));
-            Self::new(isa.unwrap_or_else(Isa::best), default_threads())
+            let named = std::env::var("MLX_CPU_ISA").unwrap_or_default();
+            let isa = match Isa::available().find(|isa| isa.name() == named.trim()) {
+                Some(isa) => isa,
+                None => {
+                    if !named.trim().is_empty() {
+                        let here: Vec<_> = Isa::available().map(Isa::name).collect();
+                        eprintln!("MLX_CPU_ISA={named} is not there: this processor has {}", here.join(", "));
+                    }
+                    Isa::best()
+                }
+            };
+            Self::new(isa, default_threads())
         })
     }
 

@@ -211,11 +211,16 @@ impl Drop for Pool {
 pub fn default_threads() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| {
-        std::env::var("MLX_CPU_THREADS")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .filter(|&count| count > 0)
-            .unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get))
+        let named = std::env::var("MLX_CPU_THREADS").unwrap_or_default();
+        match named.trim().parse() {
+            Ok(count) if count > 0 => count,
+            _ => {
+                if !named.trim().is_empty() {
+                    eprintln!("MLX_CPU_THREADS={named} is no number of threads");
+                }
+                thread::available_parallelism().map_or(1, std::num::NonZero::get)
+            }
+        }
     })
 }
 

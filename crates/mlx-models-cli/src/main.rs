@@ -24,6 +24,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;
 
+/// MLX makes thousands of small objects for each token on one thread and frees them on another, which this
+/// allocator does in a fraction of the time; MLX itself gets it too.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "mlx-models", version, about = "Language models on MLX")]
 #[command(after_help = "Exit status: 0 done, 1 an error, 2 wrong arguments, 130 interrupted.")]

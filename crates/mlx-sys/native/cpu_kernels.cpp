@@ -291,8 +291,10 @@ const std::vector<mx::array>* pending(const mx::array& x, const char* name) {
   return is ? &x.inputs() : nullptr;
 }
 
-// Whether x is this number, given as a constant that may have been cast and broadcast.
+// Whether x is this number, given as a constant of its own dtype or of float32 that may have been cast and
+// broadcast. One that was rounded to another dtype before is another number.
 bool is_number(mx::array x, float number) {
+  auto dtype = x.dtype();
   while (true) {
     if (auto inputs = pending(x, "Broadcast")) {
       x = mx::array((*inputs)[0]);
@@ -302,7 +304,7 @@ bool is_number(mx::array x, float number) {
       break;
     }
   }
-  if (x.size() != 1 || !x.is_available()) {
+  if (x.size() != 1 || !x.is_available() || (x.dtype() != mx::float32 && x.dtype() != dtype)) {
     return false;
   }
   switch (x.dtype().val()) {

@@ -1,7 +1,7 @@
 //! Which of two answers is nearer to the one that float32 gives.
 //!
 //! Stock MLX on the CPU adds quantized products up in the dtype of the activations, and our kernels in
-//! float32. So with kernels an answer may lie outside a reference's tolerance because the reference is
+//! float32 or in whole numbers. So with kernels an answer may lie outside a reference's tolerance because the reference is
 //! off. Then the same weights, codes and all, are run in float32 by stock MLX, and ours has to be as
 //! near to that as the reference.
 
@@ -27,14 +27,16 @@ pub(super) struct InFloat32 {
 
 impl InFloat32 {
     pub(super) fn load(checkpoint: &Path, options: &LoadOptions) -> Result<Self, CaseError> {
-        let mut model = mlx_models::load_with(checkpoint, options)?;
-        for (_, parameter) in model.parameters_mut().flatten() {
-            // Codes stay as they are; their scales and biases are widened.
-            if matches!(parameter.dtype(), Dtype::Float16 | Dtype::Bfloat16) {
-                *parameter = parameter.as_dtype(Dtype::Float32)?;
+        on_stock(|| {
+            let mut model = mlx_models::load_with(checkpoint, options)?;
+            for (_, parameter) in model.parameters_mut().flatten() {
+                // Codes stay as they are; their scales and biases are widened.
+                if matches!(parameter.dtype(), Dtype::Float16 | Dtype::Bfloat16) {
+                    *parameter = parameter.as_dtype(Dtype::Float32)?;
+                }
             }
-        }
-        Ok(Self { model })
+            Ok(Self { model })
+        })
     }
 
     /// Compares logits of a case's tokens: what to say where `found` is as near as `expected`,
@@ -51,6 +53,12 @@ impl InFloat32 {
         let said = format!("{ours:.1e} from float32, the reference {theirs:.1e}");
         // Written so that NaN is not near.
         Ok(if ours <= CHANCE * theirs { Ok(said) } else { Err(said) })
+    }
+
+    /// The likeliest token after each of `ids`.
+    #[cfg(test)]
+    pub(super) fn choices(&mut self, ids: &[u32]) -> Result<Vec<u32>, CaseError> {
+        on_stock(|| choices(&mut *self.model, ids))
     }
 
     /// Whether, after these tokens, it is a matter of rounding to choose `found` and not `expected`, or right.
@@ -77,6 +85,18 @@ impl InFloat32 {
         };
         Ok(expected - found <= allowed)
     }
+}
+
+/// The likeliest token after each of `ids`, by one pass over all.
+#[cfg(test)]
+pub(super) fn choices(model: &mut dyn CausalLm, ids: &[u32]) -> Result<Vec<u32>, CaseError> {
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]);
+    let logits = model::logits(model, &tokens, &[ids.len()])?;
+    let best = mlx_rs::ops::indexing::argmax_axis(&logits, -1, false)?.reshape(&[-1])?;
+    best.try_as_slice::<u32>()
+        .map(<[u32]>::to_vec)
+        .map_err(|e| CaseError::Reference { problem: e.to_string() })
 }
 
 /// Has stock MLX compute. The caller is the only one who computes; see `computing`.

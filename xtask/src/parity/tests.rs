@@ -535,3 +535,55 @@ fn results_do_not_depend_on_who_reads_the_lines() {
     assert!(error.to_string().contains("folder.json"), "{error}");
     assert!(lines.ends_with(b"2 passed, 0 failed\n"));
 }
+
+/// The text that mlx-lm chooses greedily parts from ours where two tokens are almost equally likely. So along its
+/// own text it is asked which token float32 would choose: the kernels choose that at least as often as mlx-lm, and
+/// what mlx-lm chose almost everywhere.
+#[test]
+fn kernels_choose_greedily_as_float32_does() {
+    let fixture = crate::root().join("crates/mlx-models-cli/tests/fixtures/greedy_500.json");
+    let fixture: serde_json::Value = serde_json::from_slice(&fs::read(fixture).unwrap()).unwrap();
+    for case in fixture["cases"].as_array().unwrap() {
+        let name = case["demo"].as_str().unwrap();
+        let demo = crate::root().join("crates/mlx-models-cli/demo").join(name);
+        let scratch = tempfile::tempdir().unwrap();
+        let mut folder = demo.clone();
+        if let Some(bits) = case["bits"].as_i64() {
+            folder = scratch.path().join("quantized");
+            let group_size = case["group_size"].as_i64().unwrap() as i32;
+            let quantization = mlx_models::Quantization::named("affine", bits as i32, group_size).unwrap();
+            let weights = mlx_models::Weights::Quantized(mlx_models::QuantizeOptions {
+                quantization,
+                recipe: None,
+                layers: Vec::new(),
+            });
+            let options = mlx_models::ConvertOptions { weights, ..Default::default() };
+            mlx_models::convert(&demo, None, &folder, &options, |_| std::ops::ControlFlow::Continue(()))
+                .unwrap();
+        }
+        let tokenizer = mlx_models::tokenizer::Tokenizer::from_folder(&demo).unwrap();
+        let prompt = tokenizer.encode(case["prompt"].as_str().unwrap()).unwrap();
+        let chosen = case["tokens"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32);
+        let chosen: Vec<u32> = chosen.collect();
+        let read: Vec<u32> = prompt.iter().chain(&chosen[..chosen.len() - 1]).copied().collect();
+
+        let options = mlx_models::LoadOptions::default();
+        let _computing = computing(true);
+        let mut model = mlx_models::load(&folder).unwrap();
+        let ours = nearer::choices(&mut *model, &read).unwrap().split_off(prompt.len() - 1);
+        let mut exact = nearer::InFloat32::load(&folder, &options).unwrap();
+        let exact = exact.choices(&read).unwrap().split_off(prompt.len() - 1);
+        let same = |a: &[u32], b: &[u32]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+        let [us, them, both] = [same(&ours, &exact), same(&chosen, &exact), same(&ours, &chosen)];
+        let all = chosen.len();
+        println!(
+            "{name} {} bits: float32 and kernels {us}, float32 and mlx-lm {them}, kernels and mlx-lm {both} of {all}",
+            case["bits"]
+        );
+        assert!(
+            us >= them && both * 20 >= all * 19,
+            "{name} {}: {us}, {them}, {both} of {all}",
+            case["bits"]
+        );
+    }
+}

@@ -13,7 +13,7 @@
 use super::output::Output;
 use super::pack::{Lines, Panels};
 use super::scratch::{Purpose, with_scratch};
-use super::tile::{Product, Shape, Tile};
+use super::tile::{MOST_ROWS, Product, Shape, Tile};
 use crate::cpu::Shared;
 use crate::{Cpu, Element, Isa, Kernel, Simd};
 
@@ -125,7 +125,7 @@ impl<T: Element> Kernel for Strip<'_, T> {
             let lines = Lines { first, count: width.min(columns - first), width };
             self.b.pack(self.isa, lines, to, self.scratch);
         }
-        let mut product = Product([0.0; 14 * 32]);
+        let mut product = Product([0.0; MOST_ROWS * 32]);
         // Blocks of rows that stay in the second-level cache while all panels of columns pass.
         let height = self.cut.rows.div_ceil(self.cut.count);
         let block = (STRIP / (depth * height)).max(1);

@@ -16,6 +16,7 @@ pub(crate) use blocked::blocked;
 pub(crate) use output::Output;
 pub(crate) use pack::{Lines, Panels, copy, pack_transposing};
 pub(crate) use scratch::{Purpose, with_scratch};
+pub(crate) use tile::MOST_ROWS;
 pub(crate) use vector::{FEW, MOST, piece, portions, widen_row, with_rows};
 
 use crate::{Cpu, Element, Matrix, MatrixMut};

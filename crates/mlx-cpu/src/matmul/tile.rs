@@ -21,7 +21,7 @@ impl Shape {
     /// loads for each product.
     pub(super) const fn of(isa: Isa) -> Self {
         match isa {
-            Isa::Avx512 => Self { rows: 14, columns: 32 },
+            Isa::Avx512 => Self { rows: MOST_ROWS, columns: 32 },
             Isa::Avx2 => Self { rows: 6, columns: 16 },
             Isa::Neon => Self { rows: 12, columns: 8 },
             Isa::Portable => Self { rows: 4, columns: 16 },
@@ -45,9 +45,12 @@ pub(super) struct Tile<'a> {
     pub(super) to: &'a mut Product,
 }
 
+/// No panel of the left factor has more rows.
+pub(crate) const MOST_ROWS: usize = 14;
+
 /// The largest product of two panels.
 #[repr(align(64))]
-pub(super) struct Product(pub(super) [f32; 14 * 32]);
+pub(super) struct Product(pub(super) [f32; MOST_ROWS * 32]);
 
 impl Kernel for Tile<'_> {
     type Output = ();

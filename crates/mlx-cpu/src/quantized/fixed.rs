@@ -5,7 +5,7 @@
 //! So a group of halves is brought to fixed point, with a power of two for each group that lets its
 //! largest number have 15 bits. A bfloat16 has 8 bits: it keeps all of them where it is at least
 //! 1/128 of the largest, a float16 of 11 bits where it is at least 1/16; what is smaller is off by at
-//! most 2^-15 of the largest.
+//! most 2^-15 of the largest. No unit is below 2^-126, the smallest normal number.
 
 use crate::Simd;
 
@@ -111,20 +111,13 @@ impl Row {
         units[used..].fill(0.0);
         let blocks = as_whole(pairs).chunks_exact_mut(S::LANES * FIELDS * 2);
         for (to, whole) in blocks.zip(whole[..self.columns].chunks(S::LANES * FIELDS * 2)) {
-            if whole.len() == to.len() {
-                for lane in 0..S::LANES {
-                    for field in 0..FIELDS {
-                        to[(field * S::LANES + lane) * 2] = whole[lane * 2 * FIELDS + field];
-                        to[(field * S::LANES + lane) * 2 + 1] = whole[lane * 2 * FIELDS + FIELDS + field];
-                    }
-                }
-            } else {
+            if whole.len() < to.len() {
                 to.fill(0);
-                for (lane, word) in whole.chunks_exact(2 * FIELDS).enumerate() {
-                    for field in 0..FIELDS {
-                        to[(field * S::LANES + lane) * 2] = word[field];
-                        to[(field * S::LANES + lane) * 2 + 1] = word[FIELDS + field];
-                    }
+            }
+            for (lane, word) in whole.chunks_exact(2 * FIELDS).enumerate() {
+                for field in 0..FIELDS {
+                    to[(field * S::LANES + lane) * 2] = word[field];
+                    to[(field * S::LANES + lane) * 2 + 1] = word[FIELDS + field];
                 }
             }
         }

@@ -15,14 +15,16 @@
 //! `nvfp4` is computed in whole numbers: each group of x is brought to fixed point, 16 bits with a power of
 //! two for the group, and what it sums up to with the codes is exact. A bfloat16 that is at least 1/128 of
 //! the largest of its group loses nothing, nor does a float16 of at least 1/16; what is smaller is off by at
-//! most 2^-15 of the largest. So with `m_g` the largest |x| of group g the error is at most
-//! `2^-15 sum_g m_g sum |scale_k code_k|` more: a fraction of what rounding x to its format has cost, where
+//! most 2^-15 of the largest. So with `m_g` the largest |x| of group g, or 2^-112 where that is larger, the
+//! error is at most `2^-15 sum_g m_g sum |scale_k code_k|` more: a fraction of what rounding x to its format has cost, where
 //! the numbers of a group are of similar size. `proptest` holds products to the first bound, against float64
 //! sums of the fixed-point numbers.
 //!
 //! In whole numbers, and with a few rows of x, codes of a group are summed before they are scaled, and
-//! biases are multiplied with sums of x. Where x is infinite the result then may be NaN where MLX has
-//! infinity; it is never a finite number.
+//! biases are multiplied with sums of x. Where x or a scale is infinite the result then may be NaN where MLX
+//! has infinity; it is never a finite number. And where x of bfloat16 or float32 is so large, from 2.6e36 on,
+//! that the sum of a group, or of its products with codes, is no float32, the result may be infinite or NaN
+//! although a small scale would bring it back.
 
 mod decode;
 mod dequantize;
@@ -332,7 +334,7 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
 /// products to sum, the error is at most `(K + 8) e sum |x_k| (|scale_k code_k| + |bias_k|)`, beside the last
 /// rounding. Where `x` has half precision, `transpose` is set, and codes are whole numbers of 2, 4 or 8 bits or
 /// floats of 4, groups of `x` are multiplied as whole numbers of 16 bits and a power of two; with `m_g` the largest
-/// of group g that adds at most `2^-15 sum_g m_g sum |scale_k code_k|`.
+/// of group g (at least 2^-112) that adds at most `2^-15 sum_g m_g sum |scale_k code_k|`.
 ///
 /// # Shapes
 ///

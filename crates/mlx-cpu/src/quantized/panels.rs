@@ -4,7 +4,7 @@
 use super::fixed::{Paired, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{Lines, Panels, pack_transposing, widen_row};
+use crate::matmul::{Lines, MOST_ROWS, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
@@ -42,8 +42,7 @@ impl<T: Element> Panels for Activations<'_, T> {
     }
 
     fn scratch(&self, _: usize) -> usize {
-        // A panel has at most 14 rows.
-        self.x.columns() + halved(self.x.columns()) + 14 * self.depth()
+        self.x.columns() + halved(self.x.columns()) + MOST_ROWS * self.depth()
     }
 
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {

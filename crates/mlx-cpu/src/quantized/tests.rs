@@ -116,19 +116,22 @@ struct Case {
     groups: usize,
     other: usize,
     transpose: bool,
+    /// Of x: rows with a gap, columns that follow each other, elements apart, one row for all.
+    layout: usize,
     seed: u64,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let x_rows = prop_oneof![4 => 1_usize..=5, 2 => 1_usize..40];
     let other = prop_oneof![4 => 1_usize..70, 1 => 70_usize..300];
-    (modes(), x_rows, 0_usize..8, other, any::<bool>(), any::<u64>()).prop_map(
-        |(mode, x_rows, groups, other, transpose, seed)| Case {
+    (modes(), x_rows, 0_usize..8, other, any::<bool>(), 0_usize..4, any::<u64>()).prop_map(
+        |(mode, x_rows, groups, other, transpose, layout, seed)| Case {
             mode,
             x_rows,
             groups,
             other,
             transpose,
+            layout,
             seed,
         },
     )
@@ -138,30 +141,36 @@ fn cases() -> impl Strategy<Value = Case> {
 /// have 15 bits.
 fn fixed(group: &[f64]) -> Vec<f64> {
     let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
-    let unit = if largest == 0.0 { 1.0 } else { (largest.log2().floor() - 14.0).exp2() };
+    let unit = if largest == 0.0 { 1.0 } else { (largest.log2().floor() - 14.0).max(-126.0).exp2() };
     group.iter().map(|x| (x / unit).round_ties_even() * unit).collect()
 }
 
 fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
-    let Case { mode, x_rows, groups, other, transpose, seed } = *case;
+    let Case { mode, x_rows, groups, other, transpose, layout, seed } = *case;
     let memory = Memory::<T>::new(mode, other, groups * mode.bits_and_group().1, seed);
     let w = memory.matrix();
     let (depth, columns) = if transpose { (w.columns(), w.rows()) } else { (w.rows(), w.columns()) };
-    // One element more than a row needs, so that rows are not aligned.
+    let (row_stride, column_stride) = [(depth + 1, 1), (1, x_rows), (2 * depth + 1, 2), (0, 1)][layout];
+    let length = x_rows * row_stride.max(1) + depth * column_stride;
     // Of different sizes, so that some lose digits in whole numbers.
-    let x: Vec<T> = numbers(seed ^ 9, x_rows * (depth + 1))
+    let x: Vec<T> = numbers(seed ^ 9, length)
         .into_iter()
         .enumerate()
         .map(|(k, x)| T::narrow(x * 2_f32.powi(-(k as i32 * 5 % 13))))
         .collect();
-    let x = Matrix::new(&x, x_rows, depth, depth + 1, 1);
-    let mut out = vec![T::narrow(77.0); x_rows * columns];
-    quantized_matmul(cpu, x, &w, transpose, MatrixMut::contiguous(&mut out, x_rows, columns));
+    let x = Matrix::new(&x, x_rows, depth, row_stride, column_stride);
+    let mut out = vec![T::narrow(77.0); x_rows * (columns + 3)];
+    quantized_matmul(cpu, x, &w, transpose, MatrixMut::new(&mut out, x_rows, columns, columns + 3));
+    for row in out.chunks(columns + 3) {
+        prop_assert!(row[columns..].iter().all(|x| x.widen() == 77.0), "written between rows");
+    }
+    let out: Vec<T> = out.chunks(columns + 3).flat_map(|row| &row[..columns]).copied().collect();
     let halves = size_of::<T>() == 2;
     let odd = matches!(mode, Mode::Mxfp8 | Mode::Affine { bits: 3 | 5 | 6, .. });
     let whole = halves && transpose && !odd;
     for i in 0..x_rows {
-        let x: Vec<f64> = x.row(i).iter().map(|x| f64::from(x.widen())).collect();
+        let x: Vec<f64> =
+            (0..depth).map(|k| f64::from(x.data()[i * row_stride + k * column_stride].widen())).collect();
         let multiplied = if whole { x.chunks(w.group).flat_map(fixed).collect() } else { x.clone() };
         for j in 0..columns {
             let (mut exact, mut sizes) = (0.0, 0.0);
@@ -381,6 +390,47 @@ fn not_finite<T: Element>() {
                 }
             }
         }
+    }
+}
+
+/// The largest sums of whole numbers, and the smallest numbers: what a product of a scale of 1 is known to be.
+#[test]
+fn the_ends_of_the_formats() {
+    fn run<T: Element>(x: f32) {
+        for isa in Isa::available() {
+            let cpu = Cpu::new(isa, 2);
+            for (bits, group) in [(2, 32), (4, 64), (4, 128), (8, 64), (8, 128)] {
+                let columns = 9 * group;
+                let (words, groups) = (vec![u32::MAX; 3 * columns * bits / 32], 3 * 9);
+                let (scales, biases) =
+                    (vec![T::narrow(2_f32.powi(-10)); groups], vec![T::narrow(0.0); groups]);
+                let w = QuantizedMatrix::affine(&words, &scales, &biases, 3, columns, bits, group).unwrap();
+                for x_rows in [1, 3, 17] {
+                    let all = vec![T::narrow(x); x_rows * columns];
+                    let mut out = vec![T::default(); x_rows * 3];
+                    let from = Matrix::contiguous(&all, x_rows, columns);
+                    quantized_matmul(&cpu, from, &w, true, MatrixMut::contiguous(&mut out, x_rows, 3));
+                    let code = f64::from((1 << bits) - 1);
+                    let exact = f64::from(T::narrow(x).widen()) * code * columns as f64 * 2_f64.powi(-10);
+                    for y in out {
+                        let name = isa.name();
+                        let overflows = exact.abs() > 65504.0 && T::PRECISION == 11;
+                        let right = if overflows {
+                            y.widen() == f32::INFINITY.copysign(x)
+                        } else {
+                            is_close(y, exact, exact.abs(), columns)
+                        };
+                        assert!(right, "{name} {bits} {group} {x_rows} {x}: {y:?} for {exact}");
+                    }
+                }
+            }
+        }
+    }
+    for x in [65504.0, -65504.0, 1.0, 6e-8] {
+        run::<f16>(x);
+    }
+    for x in [1e30, -1e30, 1.0, 2_f32.powi(-110), 2_f32.powi(-126)] {
+        run::<bf16>(x);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::Simd;
 
+/// e to the power of `x`, within 2 units in the last place; 0 below -104, infinity above 88.73.
+///
 /// Splits `x` into `k ln 2 + r` with whole `k` and `|r| <= ln 2 / 2`, and sums the series of
 /// `exp(r)`; Cody and Waite, *Software Manual for the Elementary Functions*, chapter 6.
 #[inline(always)]
@@ -21,12 +23,6 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let half = s.round(s.mul(k, s.splat(0.5)));
     let y = s.scale(s.scale(y, half), s.sub(k, half));
     s.unless_nan(x, y)
-}
-
-#[inline(always)]
-pub(super) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
-    let one = s.splat(1.0);
-    s.div(one, s.add(one, exp(s, s.sub(s.zero(), x))))
 }
 
 /// `1 - 2 / (exp(2 x) + 1)`, and near 0, where that loses digits, the series.

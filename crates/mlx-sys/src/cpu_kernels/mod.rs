@@ -84,7 +84,12 @@ fn is_allowed() -> bool {
     *ALLOWED.get_or_init(|| match std::env::var("MLX_CPU_KERNELS").as_deref().map(str::trim) {
         Ok("off" | "0" | "false" | "no") => false,
         Ok("on" | "1" | "true" | "yes") => true,
-        _ => !cfg!(unoptimized),
+        Ok("") | Err(_) => !cfg!(unoptimized),
+        Ok(other) => {
+            // A word that was meant to turn them off must not go unnoticed.
+            eprintln!("MLX_CPU_KERNELS={other} says nothing: it is \"off\" or \"on\"");
+            !cfg!(unoptimized)
+        }
     })
 }
 
