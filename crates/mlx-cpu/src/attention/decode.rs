@@ -10,7 +10,7 @@ const BLOCK: usize = 128;
 
 /// Less than this many nanoseconds of work is done by one thread.
 /// Miri's cases are small, and threads are what it is to see.
-const WORTHWHILE: usize = if cfg!(miri) { 100 } else { 20_000 };
+const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 20_000 };
 
 pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
     let [batch, heads, length, size] = problem.queries.shape();

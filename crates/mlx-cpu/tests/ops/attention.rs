@@ -264,6 +264,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long there")]
     fn is_what_float64_gives(
         (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
         (length, count) in (1_usize..40, 0_usize..150),
@@ -291,6 +292,15 @@ const LARGE: Case = Case {
     sinks: false,
     seed: 4,
 };
+
+/// Few and many queries, small enough for Miri.
+#[test]
+fn small_shapes_that_threads_share() {
+    for (length, mask) in [(2, Kind::Causal), (17, Kind::Additive)] {
+        let size = Case { length, count: 9, size: 5, out_size: 9, ..LARGE };
+        each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, sinks: true, ..size }));
+    }
+}
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
