@@ -66,6 +66,18 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     docs.command.env("RUSTDOCFLAGS", "--deny warnings");
     steps.push(docs);
 
+    // Finds where a kernel reads or writes outside of its tensors. The compiler's option is not stable, but
+    // the stable toolchain brings what it needs, where Miri and a standard library with checks of its own
+    // would take a nightly one. A folder of its own: RUSTC_BOOTSTRAP makes cargo build what others built.
+    if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
+        let target = "x86_64-unknown-linux-gnu";
+        let mut memory =
+            cargo("kernels with AddressSanitizer", &format!("test --package mlx-cpu --target {target}"));
+        memory.command.env("CARGO_TARGET_DIR", root.join("target/asan"));
+        memory.command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
+        steps.push(memory);
+    }
+
     // Each feature alone, and none. Its tests run too, since they differ by feature.
     for (package, feature) in tidy::features(metadata) {
         // The features of mlx-sys are the original's, which change nothing but on Apple, and one without kernels.

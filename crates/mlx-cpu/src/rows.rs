@@ -4,7 +4,8 @@ use crate::cpu::Shared;
 use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
 
 /// Less than this many nanoseconds of work is not worth the threads: waking one costs that much.
-const WORTHWHILE: usize = 20_000;
+/// Miri's cases are small, and threads are what it is to see.
+const WORTHWHILE: usize = if cfg!(miri) { 100 } else { 20_000 };
 
 /// Into how many tasks work is split, of which there are `items` of some `nanoseconds` each: one where
 /// threads would not pay, and never more than a few for each thread.

@@ -9,7 +9,8 @@ use crate::{Cpu, Element, Kernel, Simd, formula};
 const BLOCK: usize = 128;
 
 /// Less than this many nanoseconds of work is done by one thread.
-const WORTHWHILE: usize = 20_000;
+/// Miri's cases are small, and threads are what it is to see.
+const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 20_000 };
 
 pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
     let [batch, heads, length, size] = problem.queries.shape();

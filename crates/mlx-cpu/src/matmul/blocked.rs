@@ -24,7 +24,10 @@ const ROWS: usize = 1024;
 /// of a second-level cache of 2 MiB together.
 const STRIP: usize = 128 << 10;
 /// So many products are done by one thread: some 20 microseconds.
-const SMALL: usize = 1 << 21;
+/// Miri's cases are small, and threads are what it is to see.
+const SMALL: usize = if cfg!(miri) { 1 << 7 } else { 1 << 21 };
+/// So many numbers of the left factor are packed by one thread.
+const PACKED: usize = if cfg!(miri) { 1 << 4 } else { 1 << 14 };
 
 /// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
 pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
@@ -59,7 +62,7 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
                     a.pack(cpu.isa(), lines, to, scratch);
                 });
             };
-            if threads == 1 || cut.rows * depth < 1 << 14 {
+            if threads == 1 || cut.rows * depth < PACKED {
                 (0..cut.count).for_each(pack);
             } else {
                 cpu.parallel(cut.count, pack);

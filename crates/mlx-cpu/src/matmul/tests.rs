@@ -68,7 +68,8 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let small = || prop_oneof![4 => 1_usize..40, 1 => 40_usize..150, 1 => Just(0_usize)];
+    let (most, all) = if cfg!(miri) { (12_usize, 36_usize) } else { (40, 150) };
+    let small = move || prop_oneof![4 => 1..most, 1 => most..all, 1 => Just(0_usize)];
     (small(), small(), small(), (layouts(), 0_usize..3), (layouts(), 0_usize..3), 0_usize..3, any::<u64>())
         .prop_map(|(rows, depth, columns, a, b, gap, seed)| Case { rows, depth, columns, a, b, gap, seed })
 }
@@ -147,7 +148,7 @@ pub(crate) fn on_all_processors(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
 
     #[test]
     fn products_are_those_of_float64(case in cases()) {
@@ -157,7 +158,9 @@ proptest! {
     }
 
     #[test]
-    fn a_few_rows(mut case in cases(), rows in 1_usize..=6, columns in 1_usize..600) {
+    fn a_few_rows(
+        mut case in cases(), rows in 1_usize..=6, columns in 1_usize..if cfg!(miri) { 40 } else { 600 },
+    ) {
         case.rows = rows;
         case.columns = columns;
         case.b.0 = Layout::Columns;
@@ -169,6 +172,7 @@ proptest! {
 /// Shapes that are cut in every direction: rows into thousands, the depth beyond what caches hold,
 /// weights into pieces.
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn large_shapes() {
     for (rows, depth, columns) in [(1030, 5, 33), (30, 10_000, 33), (2, 130, 3000), (60, 130, 300)] {
         let case =

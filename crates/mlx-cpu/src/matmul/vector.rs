@@ -15,9 +15,10 @@ pub(crate) const FEW: usize = 16;
 /// So many rows are worked on at a time: their sums stay in registers.
 pub(crate) const MOST: usize = 4;
 /// Bytes of weights that one task reads: some 5 microseconds.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 64 << 10 };
 /// Bytes of weights that are one task. To share fewer costs more than it brings.
-const SMALL: usize = 256 << 10;
+/// Miri's cases are small, and threads are what it is to see.
+const SMALL: usize = if cfg!(miri) { 1 << 9 } else { 256 << 10 };
 
 /// How many rows of weights of `bytes` each one task takes.
 pub(crate) fn piece(rows: usize, bytes: usize) -> usize {

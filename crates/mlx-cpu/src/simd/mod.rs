@@ -333,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long there")]
     fn functions_are_as_exact_as_documented() {
         let x: Vec<f32> = (-880_000..=880_000).map(|i| i as f32 * 1e-4).collect();
         for isa in Isa::available() {
@@ -402,6 +403,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long there")]
     fn half_precision_rounds_as_the_half_crate_does() {
         // All the patterns of the upper half, with lower halves around the tie.
         let x: Vec<f32> = (0..=u16::MAX)

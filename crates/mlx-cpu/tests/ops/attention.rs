@@ -64,6 +64,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn gives_what_mlx_gives() {
     each_format!(as_mlx());
 }
@@ -263,6 +264,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes long there")]
     fn is_what_float64_gives(
         (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
         (length, count) in (1_usize..40, 0_usize..150),
@@ -291,7 +293,17 @@ const LARGE: Case = Case {
     seed: 4,
 };
 
+/// Few and many queries, small enough for Miri.
 #[test]
+fn small_shapes_that_threads_share() {
+    for (length, mask) in [(2, Kind::Causal), (17, Kind::Additive)] {
+        let size = Case { length, count: 9, size: 5, out_size: 9, ..LARGE };
+        each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, sinks: true, ..size }));
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn blocks_of_keys_that_threads_share() {
     for (length, mask) in
         [(1, Kind::None), (1, Kind::Window(50)), (4, Kind::Causal), (3, Kind::Additive), (2, Kind::Bool)]
@@ -301,6 +313,7 @@ fn blocks_of_keys_that_threads_share() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn tiles_that_threads_share() {
     for mask in [Kind::None, Kind::Causal, Kind::Window(100), Kind::Bool, Kind::Additive] {
         each_format!(as_float64(&Case { length: 150, count: 310, mask, ..LARGE }));
@@ -345,6 +358,7 @@ fn nothing_finite<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn infinities_and_no_keys() {
     each_format!(nothing_finite());
 }
@@ -386,6 +400,7 @@ fn as_one_by_one<T: Format>(length: usize) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn up_to_16_queries_have_the_bits_that_each_has_alone() {
     for length in [2, 7, 16] {
         each_format!(as_one_by_one(length));

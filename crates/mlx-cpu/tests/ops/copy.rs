@@ -88,6 +88,7 @@ fn sums<T: Format>(rows: usize, columns: usize, gap: usize, repeats: bool, seed:
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn large_copies_that_threads_share() {
     let memory: Vec<u16> = (0..1_200_000_u32).map(|x| x as u16).collect();
     for cpu in cpus() {

@@ -42,6 +42,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn give_what_mlx_gives() {
     each_format!(as_mlx());
 }

@@ -25,6 +25,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn gives_what_mlx_gives() {
     each_format!(as_mlx());
 }
@@ -52,6 +53,7 @@ proptest! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn many_rows_that_threads_share() {
     let memory: Vec<u32> = (0..100 * 1000).collect();
     let ids: Vec<u32> = (0..300).map(|i| i * 7 % 100).collect();

@@ -30,6 +30,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn gives_what_mlx_gives() {
     each_format!(as_mlx());
 }
@@ -82,6 +83,7 @@ proptest! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn rows_that_threads_share() {
     each_format!(as_float64(70, 2000, 1, 0, 5));
 }

@@ -34,6 +34,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn gives_what_mlx_gives() {
     each_format!(as_mlx());
 }
@@ -117,6 +118,7 @@ proptest! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn positions_that_threads_share() {
     let shape = Shape { batch: 2, heads: 3, length: 150, size: 70, gap: 1 };
     each_format!(as_float64(shape, 64, RopeLayout::Halves, &[3], 8));

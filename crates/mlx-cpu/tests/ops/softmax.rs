@@ -32,6 +32,7 @@ fn as_mlx<T: Format>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn give_what_mlx_gives() {
     each_format!(as_mlx());
 }
@@ -100,6 +101,7 @@ fn long_rows_that_threads_share() {
 
 /// The place of the largest in a later piece, beside NaN and its equal.
 #[test]
+#[cfg_attr(miri, ignore = "takes long there")]
 fn the_first_of_equals_in_later_pieces() {
     for cpu in cpus() {
         let find = |changes: &[(usize, f32)]| {
