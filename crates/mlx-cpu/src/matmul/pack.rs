@@ -3,6 +3,9 @@
 use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
+/// So many steps of the depth ahead memory is asked for where they lie far apart.
+const AHEAD: usize = 12;
+
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
 /// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
 pub(crate) trait Panels: Sync {
@@ -71,7 +74,12 @@ impl<T: Element> Kernel for Pack<'_, T> {
             pack_transposing(s, S::LANES * from.row_stride(), line, count, depth, width, to);
         } else if from.row_stride() == 1 {
             for (p, to) in to.chunks_exact_mut(width).enumerate() {
-                copy(s, &data[p * from.column_stride() + first..][..count], to);
+                let at = p * from.column_stride() + first;
+                // Every step lies in another page.
+                for line in (0..count).step_by(64 / size_of::<T>()) {
+                    prefetch(data.as_ptr().wrapping_add(at + AHEAD * from.column_stride() + line));
+                }
+                copy(s, &data[at..][..count], to);
                 to[count..].fill(0.0);
             }
         } else {

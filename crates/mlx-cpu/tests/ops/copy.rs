@@ -76,11 +76,11 @@ fn sums<T: Format>(rows: usize, columns: usize, gap: usize, repeats: bool, seed:
         multiply(cpu, a, b, MatrixMut::contiguous(product, rows, columns));
         let numbers = random::<T>(seed + 2, rows);
         subtract_from_rows(cpu, a, &numbers, MatrixMut::contiguous(difference, rows, columns));
-        for i in 0..rows {
+        for (i, number) in numbers.iter().enumerate() {
             for (j, (&x, &y)) in a.row(i).iter().zip(b.row(i)).enumerate() {
                 let (x, y) = (x.widen(), y.widen());
                 let at = i * columns + j;
-                let expected = [x + y, x * y, x - numbers[i].widen()].map(T::narrow);
+                let expected = [x + y, x * y, x - number.widen()].map(T::narrow);
                 assert_same(&[0, 1, 2].map(|which| out[which][at]), &expected, "sum, product, difference");
             }
         }
