@@ -2,7 +2,7 @@
 //!
 //! `mlx-cpu`'s own tests compare its kernels with float64; these show that every way of calling an operation
 //! reaches the right kernel with the right arrays, or stock MLX.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
