@@ -16,7 +16,6 @@
 #include <cstring>
 #include <initializer_list>
 #include <optional>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -100,7 +99,7 @@ Tensor tensor_of(const mx::array& x) {
   return tensor;
 }
 
-// How the output lies in memory.
+// How outputs lie in memory.
 enum class Layout {
   rows, // row by row
   heads_inside, // [B, H, L, D] as the transpose of [B, L, H, D]
@@ -119,7 +118,7 @@ void send(
     Run run,
     const Settings& settings,
     const std::vector<mx::array>& inputs,
-    std::span<mx::array> outputs) {
+    std::vector<mx::array>& outputs) {
   // Shared, since a task is copied on its way.
   auto call = std::make_shared<Call>();
   call->run = run;
@@ -142,62 +141,36 @@ void send(
   });
 }
 
-class Kernel : public mx::UnaryPrimitive {
+class Kernel : public mx::Primitive {
  public:
   Kernel(
       mx::Stream stream,
       const char* name,
       Run run,
       const Settings& settings,
-      Layout layout)
-      : UnaryPrimitive(stream),
+      Layout layout = Layout::rows)
+      : Primitive(stream),
         name_(name),
         run_(run),
         settings_(settings),
         layout_(layout) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    auto buffer = mx::allocator::malloc(out.nbytes());
-    if (layout_ == Layout::heads_inside) {
-      int64_t heads = out.shape(1), length = out.shape(2), width = out.shape(3);
-      mx::Strides strides{length * heads * width, width, heads * width, 1};
-      mx::array::Flags flags{};
-      flags.contiguous = true;
-      flags.row_contiguous = heads == 1 || length == 1;
-      flags.col_contiguous = out.size() == 1;
-      out.set_data(buffer, out.size(), strides, flags);
-    } else {
-      out.set_data(buffer);
-    }
-    send(stream(), run_, settings_, inputs, {&out, 1});
-  }
-
-  void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
-    throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
-  }
-
-  const char* name() const override {
-    return name_;
-  }
-
- private:
-  const char* name_;
-  Run run_;
-  Settings settings_;
-  Layout layout_;
-};
-
-// A kernel with several outputs, which all lie row by row.
-class KernelOfSeveral : public mx::Primitive {
- public:
-  KernelOfSeveral(mx::Stream stream, const char* name, Run run, const Settings& settings)
-      : Primitive(stream), name_(name), run_(run), settings_(settings) {}
-
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override {
-    for (auto& output : outputs) {
-      output.set_data(mx::allocator::malloc(output.nbytes()));
+    for (auto& out : outputs) {
+      auto buffer = mx::allocator::malloc(out.nbytes());
+      if (layout_ == Layout::heads_inside) {
+        int64_t heads = out.shape(1), length = out.shape(2), width = out.shape(3);
+        mx::Strides strides{length * heads * width, width, heads * width, 1};
+        mx::array::Flags flags{};
+        flags.contiguous = true;
+        flags.row_contiguous = heads == 1 || length == 1;
+        flags.col_contiguous = out.size() == 1;
+        out.set_data(buffer, out.size(), strides, flags);
+      } else {
+        out.set_data(buffer);
+      }
     }
     send(stream(), run_, settings_, inputs, outputs);
   }
@@ -214,6 +187,7 @@ class KernelOfSeveral : public mx::Primitive {
   const char* name_;
   Run run_;
   Settings settings_;
+  Layout layout_;
 };
 
 // The kernel that `member` names, where operations on these arrays may be handed to kernels.
@@ -381,15 +355,15 @@ std::optional<mx::array> sum(
   return make("Add", run, stream, a.shape(), a.dtype(), {a, b});
 }
 
-// One number is subtracted from all of a row.
+// One number is subtracted from all of a row, and rows are long: each is a call of its own.
 std::optional<mx::array> difference(
     const mx::array& x,
     const mx::array& b,
     const mx::Stream& stream) {
   auto run = kernel(&Table::subtract_from_rows, stream, {&x, &b});
   if (!run || x.ndim() == 0 || x.ndim() != b.ndim() || b.shape(-1) != 1 ||
-      x.dtype() != b.dtype() || !is_float(x) || x.size() < WORTH_IT ||
-      !std::equal(x.shape().begin(), x.shape().end() - 1, b.shape().begin())) {
+      x.dtype() != b.dtype() || !is_float(x) || size_t(x.shape(-1)) < WORTH_IT ||
+      x.size() == 0 || !std::equal(x.shape().begin(), x.shape().end() - 1, b.shape().begin())) {
     return std::nullopt;
   }
   return make("Subtract", run, stream, x.shape(), x.dtype(), {x, b});
@@ -720,7 +694,7 @@ std::optional<std::vector<mx::array>> quantize(
   return mx::array::make_arrays(
       {packed, groups, groups},
       {mx::uint32, w.dtype(), w.dtype()},
-      std::make_shared<KernelOfSeveral>(
+      std::make_shared<Kernel>(
           stream, "Quantize", run, Settings{.j = group, .k = width}),
       {w});
 }

@@ -8,7 +8,8 @@
 )]
 
 use mlx_cpu::{
-    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedMatrix, Rope, RopeLayout, View, ViewMut,
+    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedLayoutError, QuantizedMatrix, Rope,
+    RopeLayout, View, ViewMut,
 };
 
 use super::Settings;
@@ -326,7 +327,7 @@ pub(super) fn attention(tensors: &Tensors, settings: &Settings) -> Answer {
 /// Matrices `[.., R, C]`, each in one piece of memory.
 struct Stack<'a, T> {
     data: &'a [T],
-    /// How far apart they lie along each dimension before the last two.
+    /// How far apart they lie along each dimension before the last two: 0 where there is one for all.
     steps: [usize; MAX_DIMS],
     size: usize,
 }
@@ -346,13 +347,13 @@ impl<'a, T: Copy> Stack<'a, T> {
         let mut steps = [0; MAX_DIMS];
         // SAFETY: the caller's promise.
         let data = if x.strides().iter().enumerate().all(follow) {
-            for (step, &stride) in steps.iter_mut().zip(x.strides()) {
-                *step = usize::try_from(stride).unwrap_or(0);
+            for (i, (step, &stride)) in steps.iter_mut().zip(x.strides()).enumerate() {
+                *step = if x.size(i) == 1 { 0 } else { usize::try_from(stride).unwrap_or(0) };
             }
             // SAFETY: as above.
             unsafe { x.reach()? }
         } else {
-            for (i, step) in steps.iter_mut().enumerate().take(dims) {
+            for (i, step) in steps.iter_mut().enumerate().take(dims).filter(|&(i, _)| x.size(i) != 1) {
                 *step = x.shape().skip(i + 1).product();
             }
             // SAFETY: as above.
@@ -381,10 +382,12 @@ struct QuantizedStack<'a, T> {
 
 enum QuantizedScales<'a, T> {
     Affine { scales: Stack<'a, T>, biases: Stack<'a, T> },
-    Mxfp4(Stack<'a, u8>),
-    Mxfp8(Stack<'a, u8>),
-    Nvfp4(Stack<'a, u8>),
+    Floats { scales: Stack<'a, u8>, matrix: FloatMatrix<'a, T> },
 }
+
+/// [`QuantizedMatrix::mxfp4`] and its like.
+type FloatMatrix<'a, T> =
+    fn(&'a [u32], &'a [u8], usize, usize) -> Result<QuantizedMatrix<'a, T>, QuantizedLayoutError>;
 
 /// Copies of what lies oddly.
 struct Copies<T> {
@@ -416,15 +419,18 @@ impl<'a, T: Element> QuantizedStack<'a, T> {
         let columns = scales.last() * group;
         // SAFETY: the caller's promise.
         unsafe {
-            let codes = &mut copies.codes;
-            let scales = match settings.i {
-                0 => QuantizedScales::Affine {
+            let scales = if settings.i == 0 {
+                QuantizedScales::Affine {
                     scales: Stack::new(scales, &mut copies.scales)?,
                     biases: Stack::new(biases, &mut copies.biases)?,
-                },
-                1 => QuantizedScales::Mxfp4(Stack::new(scales, codes)?),
-                2 => QuantizedScales::Mxfp8(Stack::new(scales, codes)?),
-                _ => QuantizedScales::Nvfp4(Stack::new(scales, codes)?),
+                }
+            } else {
+                let matrix: FloatMatrix<'a, T> = match settings.i {
+                    1 => QuantizedMatrix::mxfp4,
+                    2 => QuantizedMatrix::mxfp8,
+                    _ => QuantizedMatrix::nvfp4,
+                };
+                QuantizedScales::Floats { scales: Stack::new(scales, &mut copies.codes)?, matrix }
             };
             let weights = Stack::new(weights, &mut copies.weights)?;
             Ok(Self { weights, scales, rows, columns, group, bits })
@@ -440,15 +446,7 @@ impl<'a, T: Element> QuantizedStack<'a, T> {
                 let (scales, biases) = (scales.at(place), biases.at(place));
                 QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)
             }
-            QuantizedScales::Mxfp4(scales) => {
-                QuantizedMatrix::mxfp4(weights, scales.at(place), rows, columns)
-            }
-            QuantizedScales::Mxfp8(scales) => {
-                QuantizedMatrix::mxfp8(weights, scales.at(place), rows, columns)
-            }
-            QuantizedScales::Nvfp4(scales) => {
-                QuantizedMatrix::nvfp4(weights, scales.at(place), rows, columns)
-            }
+            QuantizedScales::Floats { scales, matrix } => matrix(weights, scales.at(place), rows, columns),
         }
         .map_err(|e| e.to_string())
     }
@@ -485,14 +483,9 @@ pub(super) fn quantized_matmul(tensors: &Tensors, settings: &Settings) -> Answer
         let count: usize = sizes.iter().product();
         let (each, columns) = (rows.rows() / count, out.len() / rows.rows());
         places(&sizes, |number, place| {
-            // A dimension of one matrix for all does not move.
-            let mut of_weights = [0; MAX_DIMS];
-            for (i, (to, index)) in of_weights.iter_mut().zip(place).enumerate() {
-                *to = if weights.size(i) == 1 { 0 } else { *index };
-            }
             let x = rows.part(number * each, each);
             let out = MatrixMut::contiguous(&mut out[number * each * columns..], each, columns);
-            mlx_cpu::quantized_matmul(Cpu::global(), x, &stack.at(&of_weights[..own])?, settings.l != 0, out);
+            mlx_cpu::quantized_matmul(Cpu::global(), x, &stack.at(place)?, settings.l != 0, out);
             Ok(())
         })
     })
