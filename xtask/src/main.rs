@@ -20,8 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// As the program for users: MLX makes thousands of small objects for each token on one thread and frees them on another, which this
-/// allocator does in a fraction of the time; MLX itself gets it too.
+/// That of the program for users, so that what is measured is what they get.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

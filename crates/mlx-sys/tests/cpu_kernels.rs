@@ -590,6 +590,48 @@ fn every_operation_reaches_its_kernel() {
     }
 }
 
+/// The formula of GELU with constants that were rounded to another dtype is not GELU.
+#[test]
+fn a_rounded_constant_is_another_number() {
+    let _turn = turn();
+    let x = normal(&[2, 200], 1, Dtype::Float32);
+    let rounded = |value: f32| {
+        let number = Array::from_f32(value).as_dtype(Dtype::Bfloat16)?;
+        number.eval()?;
+        Ok::<_, mlx_rs::error::Exception>(number)
+    };
+    let gelu = || {
+        let bent = x.add(power(&x, rounded(3.0)?)?.multiply(rounded(0.044_715)?)?)?;
+        let share = tanh(bent.multiply(rounded((2.0 / std::f64::consts::PI).sqrt() as f32)?)?)?;
+        x.multiply(rounded(0.5)?)?.multiply(share.add(rounded(1.0)?)?)
+    };
+    assert_like_stock("rounded constants", 2.0, gelu);
+}
+
+/// A parent process: what its child finds in the environment and cannot use is named, and the rest goes on.
+#[test]
+fn words_in_the_environment_that_say_nothing_are_named() {
+    let _turn = turn();
+    let name = "CPU_KERNELS_TEST_WORDS";
+    if std::env::var_os(name).is_some() {
+        let x = normal(&[64, 64], 1, Dtype::Float32);
+        matmul(&x, &x).unwrap().eval().unwrap();
+        return;
+    }
+    let words = [("MLX_CPU_KERNELS", "of"), ("MLX_CPU_ISA", "avx9"), ("MLX_CPU_THREADS", "two")];
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "words_in_the_environment_that_say_nothing_are_named"])
+        .env(name, "1")
+        .envs(words)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{said}");
+    for (variable, word) in words {
+        assert!(said.contains(&format!("{variable}={word} ")), "{variable}: {said}");
+    }
+}
+
 /// A parent process: what its child, with kernels turned off by the environment, computes.
 #[test]
 fn off_by_environment_means_stock_mlx() {

@@ -44,6 +44,32 @@ fn as_whole(numbers: &mut [f32]) -> &mut [i16] {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
 }
 
+/// How a row of activations is laid out in whole numbers.
+pub(super) trait Layout {
+    /// Bits of the codes beside them: 2, 4 or 8.
+    fn bits(&self) -> usize;
+
+    /// [`write`](Self::write) where a word of 16 bits has `FIELDS` codes.
+    fn write_fields<S: Simd, const FIELDS: usize>(
+        &self,
+        s: S,
+        unit: f32,
+        x: &[f32],
+        scratch: &mut [f32],
+        to: &mut [f32],
+    );
+
+    /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
+        match self.bits() {
+            2 => self.write_fields::<S, 8>(s, unit, x, scratch, to),
+            4 => self.write_fields::<S, 4>(s, unit, x, scratch, to),
+            _ => self.write_fields::<S, 2>(s, unit, x, scratch, to),
+        }
+    }
+}
+
 /// A row beside codes in memory, as few rows are multiplied: vector after vector.
 ///
 /// A word of 32 bits has two times `fields` codes, and a vector of words is taken apart into `fields`
@@ -76,15 +102,11 @@ impl Row {
     pub(super) const fn columns(&self) -> usize {
         self.columns
     }
+}
 
-    /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
-    #[inline(always)]
-    pub(super) fn write<S: Simd>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
-        match self.bits {
-            2 => self.write_fields::<S, 8>(s, unit, x, scratch, to),
-            4 => self.write_fields::<S, 4>(s, unit, x, scratch, to),
-            _ => self.write_fields::<S, 2>(s, unit, x, scratch, to),
-        }
+impl Layout for Row {
+    fn bits(&self) -> usize {
+        self.bits
     }
 
     #[inline(always)]
@@ -143,15 +165,11 @@ impl Paired {
     pub(super) const fn length(&self) -> usize {
         self.columns / self.group * self.group_length()
     }
+}
 
-    /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
-    #[inline(always)]
-    pub(super) fn write<S: Simd>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
-        match self.bits {
-            2 => self.write_fields::<S, 8>(s, unit, x, scratch, to),
-            4 => self.write_fields::<S, 4>(s, unit, x, scratch, to),
-            _ => self.write_fields::<S, 2>(s, unit, x, scratch, to),
-        }
+impl Layout for Paired {
+    fn bits(&self) -> usize {
+        self.bits
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Quantized matrices in products with many rows: decoded while they are packed, to floats or, where
 //! activations are halves, to whole numbers.
 
-use super::fixed::{Paired, halved};
+use super::fixed::{Layout, Paired, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{Lines, MOST_ROWS, Panels, pack_transposing, widen_row};

@@ -3,7 +3,7 @@
 //! A group is summed over its codes and then multiplied with its scale; biases are multiplied with
 //! the sums of `x` over groups, which are the same for all rows of weights.
 
-use super::fixed::{self, halved};
+use super::fixed::{self, Layout, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
@@ -236,8 +236,10 @@ impl Dots<'_> {
             let mut totals = [[s.zero(); X]; W];
             // Several vectors without a loop; as many as the group has for the most frequent sizes.
             let vectors = self.group / S::LANES;
-            if const { F::WHOLE } && self.whole.is_some() {
-                self.blocks::<S, F, X, W>(s, row, &mut totals);
+            if const { F::WHOLE }
+                && let Some(layout) = &self.whole
+            {
+                self.blocks::<S, F, X, W>(s, layout, row, &mut totals);
             } else if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
                 self.groups::<S, F, X, W, 1>(s, row, &mut totals);
             } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
@@ -266,6 +268,7 @@ impl Dots<'_> {
     fn blocks<S: Simd, F: Format, const X: usize, const W: usize>(
         &self,
         s: S,
+        layout: &fixed::Row,
         row: usize,
         totals: &mut [[S::F; X]; W],
     ) {
@@ -273,8 +276,6 @@ impl Dots<'_> {
         let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
         let (row_bytes, lanes) = (self.columns * F::BITS / 8, self.group * F::BITS / 32);
         let blocks = words.div_ceil(S::LANES);
-        let units = blocks * S::LANES * fields;
-        debug_assert!(self.whole.is_some_and(|row| row.units == units));
         // Behind the last row, that row again.
         let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
         let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));
@@ -307,7 +308,7 @@ impl Dots<'_> {
                         }
                     }
                 }
-                let at = self.x.as_ptr().add(units + first);
+                let at = self.x.as_ptr().add(layout.units + first);
                 let units: [S::F; X] = std::array::from_fn(|i| s.load_f32(at.add(i * self.padded)));
                 for ((scales, sums), totals) in scales.iter().zip(sums).zip(&mut *totals) {
                     let scale = s.spread(scales.add(first / lanes), places);
