@@ -3,14 +3,21 @@
 use super::{Mask, Problem, Query, with_scratch};
 use crate::cpu::Shared;
 use crate::rows::{load, store};
+use crate::simd::prefetch;
 use crate::{Cpu, Element, Kernel, Simd, formula};
 
 /// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
 const BLOCK: usize = 128;
 
+/// Keys whose products with a query are added up across their vectors together: what all instruction sets
+/// have lanes for.
+const TOGETHER: usize = 16;
+/// So many keys or values ahead memory is asked for.
+const AHEAD: usize = 16;
+
 /// Less than this many nanoseconds of work is done by one thread.
 /// Miri's cases are small, and threads are what it is to see.
-const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 20_000 };
+const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 6_000 };
 
 pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
     let [batch, heads, length, size] = problem.queries.shape();
@@ -37,7 +44,7 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
             }
         };
         // Bytes to read, and products.
-        let work = count * (size + out_size) * (size_of::<T>() + layout.rows) / 40;
+        let work = count * (size + out_size) * (size_of::<T>() + layout.rows) / 32;
         if cpu.threads() == 1 || groups * work < WORTHWHILE {
             return all(0..groups);
         }
@@ -61,9 +68,9 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
 /// How many queries are computed together, of so many.
 const fn together<S: Simd>(rows: usize) -> usize {
     match rows {
-        1 => 1,
         _ if formula::has_arrays::<S>() => 1,
-        2 | 3 => 2,
+        ..=5 => rows,
+        6 => 3,
         _ => 4,
     }
 }
@@ -204,7 +211,9 @@ impl<T: Element> Part<'_, T> {
                     }
                     1 => self.products::<S, 1, 8>(s, group, row, &keys),
                     2 => self.products::<S, 2, 4>(s, group, row, &keys),
-                    _ => self.products::<S, 4, 2>(s, group, row, &keys),
+                    3 => self.products::<S, 3, 2>(s, group, row, &keys),
+                    4 => self.products::<S, 4, 2>(s, group, row, &keys),
+                    _ => self.products::<S, 5, 2>(s, group, row, &keys),
                 }
                 row += rows;
             }
@@ -252,41 +261,51 @@ impl<T: Element> Part<'_, T> {
         let mut scores: [&mut [f32]; ROWS] =
             std::array::from_fn(|row| self.scores_of(group, first + row, keys));
 
-        let mut key = 0;
-        while key < keys.len() {
-            // The last ones are computed again where the keys are no multiple.
-            let ours: [&[T]; KEYS] = std::array::from_fn(|i| {
-                self.problem.key(batch, head, (keys.start + key + i).min(keys.end - 1))
-            });
-            let mut sums = [[s.zero(); ROWS]; KEYS];
-            for at in (0..whole).step_by(S::LANES) {
-                let mut query = [s.zero(); ROWS];
-                for (query, from) in query.iter_mut().zip(queries) {
-                    // SAFETY: `at + LANES <= whole`, and a query is at least that long.
-                    *query = unsafe { s.load_f32(from.as_ptr().add(at)) };
+        let ahead = AHEAD * self.problem.keys.strides()[2];
+        for first in (0..keys.len()).step_by(TOGETHER) {
+            let count = TOGETHER.min(keys.len() - first);
+            let mut sums = [[s.zero(); TOGETHER]; ROWS];
+            for key in (0..count).step_by(KEYS) {
+                // The last ones are computed again where the keys are no multiple.
+                let ours: [&[T]; KEYS] = std::array::from_fn(|i| {
+                    self.problem.key(batch, head, (keys.start + first + key + i).min(keys.end - 1))
+                });
+                let mut products = [[s.zero(); ROWS]; KEYS];
+                for at in (0..whole).step_by(S::LANES) {
+                    let mut query = [s.zero(); ROWS];
+                    for (query, from) in query.iter_mut().zip(queries) {
+                        // SAFETY: `at + LANES <= whole`, and a query is at least that long.
+                        *query = unsafe { s.load_f32(from.as_ptr().add(at)) };
+                    }
+                    for (products, key) in products.iter_mut().zip(ours) {
+                        prefetch(key.as_ptr().wrapping_add(at + ahead));
+                        // SAFETY: as for the query.
+                        let x = unsafe { T::load(s, key.as_ptr().add(at)) };
+                        for (product, query) in products.iter_mut().zip(query) {
+                            *product = s.mul_add(x, query, *product);
+                        }
+                    }
                 }
-                for (sums, key) in sums.iter_mut().zip(ours) {
-                    // SAFETY: as for the query.
-                    let x = unsafe { T::load(s, key.as_ptr().add(at)) };
-                    for (sum, query) in sums.iter_mut().zip(query) {
-                        *sum = s.mul_add(x, query, *sum);
+                if whole < length {
+                    for (products, key) in products.iter_mut().zip(ours) {
+                        let x = s.load_some(&key[whole..], 0.0);
+                        for (product, query) in products.iter_mut().zip(queries) {
+                            *product = s.mul_add(x, s.load(&query[whole..]), *product);
+                        }
+                    }
+                }
+                for (i, products) in products.into_iter().enumerate() {
+                    for (sums, product) in sums.iter_mut().zip(products) {
+                        sums[key + i] = product;
                     }
                 }
             }
-            if whole < length {
-                for (sums, key) in sums.iter_mut().zip(ours) {
-                    let x = s.load_some(&key[whole..], 0.0);
-                    for (sum, query) in sums.iter_mut().zip(queries) {
-                        *sum = s.mul_add(x, s.load(&query[whole..]), *sum);
-                    }
+            for (scores, sums) in scores.iter_mut().zip(&sums) {
+                let scores = scores[first..first + count].chunks_mut(S::LANES);
+                for (scores, sums) in scores.zip(sums.chunks_exact(S::LANES)) {
+                    store(s, scores, T::rounded(s, s.sums(sums)));
                 }
             }
-            for (i, sums) in sums.into_iter().enumerate().take(keys.len() - key) {
-                for (scores, sum) in scores.iter_mut().zip(sums) {
-                    scores[key + i] = T::narrow(s.sum(sum)).widen();
-                }
-            }
-            key += KEYS;
         }
     }
 
@@ -356,7 +375,9 @@ impl<T: Element> Part<'_, T> {
                     }
                     1 => self.weighted::<S, 1>(s, group, row, &keys, sums),
                     2 => self.weighted::<S, 2>(s, group, row, &keys, sums),
-                    _ => self.weighted::<S, 4>(s, group, row, &keys, sums),
+                    3 => self.weighted::<S, 3>(s, group, row, &keys, sums),
+                    4 => self.weighted::<S, 4>(s, group, row, &keys, sums),
+                    _ => self.weighted::<S, 5>(s, group, row, &keys, sums),
                 }
                 (row, rest) = (row + rows, more);
             }
@@ -376,15 +397,18 @@ impl<T: Element> Part<'_, T> {
         let (batch, head) = self.shared_head(group);
         let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
         let value = |i: usize| self.problem.value(batch, head, keys.start + i);
+        let ahead = AHEAD * self.problem.values.strides()[2];
         let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
         if const { !formula::has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
                 let values: [&[T]; 8] = std::array::from_fn(|i| value(from + i));
-                add_values(s, values, weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+                let weights = weights.map(|weights| &weights[from..]);
+                add_values(s, values, ahead, weights, sums, self.layout.out_size);
             }
         }
         for from in whole..keys.len() {
-            add_values(s, [value(from)], weights.map(|weights| &weights[from..]), sums, self.layout.out_size);
+            let weights = weights.map(|weights| &weights[from..]);
+            add_values(s, [value(from)], ahead, weights, sums, self.layout.out_size);
         }
     }
 
@@ -414,6 +438,7 @@ impl<T: Element> Part<'_, T> {
 fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
     s: S,
     values: [&[T]; VALUES],
+    ahead: usize,
     weights: [&[f32]; ROWS],
     sums: &mut [f32],
     width: usize,
@@ -428,6 +453,7 @@ fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
             *sum = s.load(&sums[row * width + at..]);
         }
         for (i, value) in values.into_iter().enumerate() {
+            prefetch(value.as_ptr().wrapping_add(at + ahead));
             // SAFETY: `at + LANES <= whole`, and a value is at least that long.
             let x = unsafe { T::load(s, value.as_ptr().add(at)) };
             for (sum, weights) in sum.iter_mut().zip(weights) {

@@ -18,7 +18,7 @@ pub(crate) const MOST: usize = 4;
 const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 64 << 10 };
 /// Bytes of weights that are one task. To share fewer costs more than it brings.
 /// Miri's cases are small, and threads are what it is to see.
-const SMALL: usize = if cfg!(miri) { 1 << 9 } else { 256 << 10 };
+const SMALL: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
 
 /// How many rows of weights of `bytes` each one task takes.
 pub(crate) fn piece(rows: usize, bytes: usize) -> usize {

@@ -151,6 +151,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, x: &[__m256]) -> __m256 {
+        let x = &x[..8];
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            // In both halves, the sums of four vectors.
+            let mut fours = [_mm256_setzero_ps(); 2];
+            for (four, x) in fours.iter_mut().zip(x.chunks_exact(4)) {
+                *four = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+            }
+            let [a, b] = fours;
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        }
+    }
+
+    #[inline(always)]
     fn largest(self, a: __m256) -> f32 {
         // SAFETY: `self` is proof of the instructions.
         unsafe {

@@ -140,6 +140,37 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sums(self, x: &[__m512]) -> __m512 {
+        let x = &x[..16];
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            // In every quarter of 128 bits: two sums of two vectors, then the sums of four.
+            let mut twos = [_mm512_setzero_pd(); 8];
+            for (two, x) in twos.iter_mut().zip(x.chunks_exact(2)) {
+                let sum = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+                *two = _mm512_castps_pd(sum);
+            }
+            let mut fours = [_mm512_setzero_ps(); 4];
+            for (four, x) in fours.iter_mut().zip(twos.chunks_exact(2)) {
+                *four = _mm512_add_ps(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(x[0], x[1])),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(x[0], x[1])),
+                );
+            }
+            // Then the quarters.
+            let mut eights = [_mm512_setzero_ps(); 2];
+            for (eight, x) in eights.iter_mut().zip(fours.chunks_exact(2)) {
+                *eight = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0x88>(x[0], x[1]),
+                    _mm512_shuffle_f32x4::<0xdd>(x[0], x[1]),
+                );
+            }
+            let [a, b] = eights;
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+        }
+    }
+
+    #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         // SAFETY: `self` is proof of the instructions.
         unsafe { _mm512_reduce_max_ps(a) }

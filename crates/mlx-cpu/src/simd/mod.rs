@@ -76,6 +76,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn where_less(self, a: Self::F, b: Self::F, then: Self::F, other: Self::F) -> Self::F;
     /// Sum of all lanes, in pairs: halves, quarters and so on.
     fn sum(self, a: Self::F) -> f32;
+    /// In lane `i`, the sum of all lanes of vector `i`, of `LANES` vectors; in pairs, in an order of its own.
+    ///
+    /// # Panics
+    ///
+    /// Where there are fewer.
+    #[inline(always)]
+    fn sums(self, x: &[Self::F]) -> Self::F {
+        let mut all = [0.0; 16];
+        for (to, x) in all.iter_mut().zip(&x[..Self::LANES]) {
+            *to = self.sum(*x);
+        }
+        // SAFETY: no instruction set has more than 16 lanes.
+        unsafe { self.load_f32(all.as_ptr()) }
+    }
     /// The largest of all lanes.
     fn largest(self, a: Self::F) -> f32;
 
@@ -399,6 +413,35 @@ mod tests {
                 isa.run(Each(&[f32::NAN], name, &mut y));
                 assert!(y[0].is_nan(), "{} {name}", isa.name());
             }
+        }
+    }
+
+    struct Sums<'a>(&'a [f32], &'a mut Vec<f32>);
+
+    impl Kernel for Sums<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let mut vectors = [s.zero(); 16];
+            for (vector, from) in vectors.iter_mut().zip(self.0.chunks_exact(S::LANES)) {
+                *vector = s.load(from);
+            }
+            self.1.resize(S::LANES, 0.0);
+            s.store(self.1, s.sums(&vectors));
+        }
+    }
+
+    #[test]
+    fn sums_of_many_vectors_are_in_their_order() {
+        // Small whole numbers: exact in any order.
+        let x: Vec<f32> = (0..256).map(|i| ((i * i) % 211) as f32).collect();
+        for isa in Isa::available() {
+            let mut y = Vec::new();
+            isa.run(Sums(&x, &mut y));
+            let expected: Vec<f32> =
+                x.chunks_exact(isa.lanes()).map(|x| x.iter().sum()).take(isa.lanes()).collect();
+            assert_eq!(y, expected, "{}", isa.name());
         }
     }
 

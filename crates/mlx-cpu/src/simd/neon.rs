@@ -159,6 +159,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn sums(self, x: &[float32x4_t]) -> float32x4_t {
+        let x = &x[..4];
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])) }
+    }
+
+    #[inline(always)]
     fn largest(self, a: float32x4_t) -> f32 {
         // SAFETY: NEON is part of the architecture.
         unsafe { vmaxvq_f32(a) }
