@@ -16,6 +16,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -105,57 +106,51 @@ enum class Layout {
   heads_inside, // [B, H, L, D] as the transpose of [B, L, H, D]
 };
 
-// What a kernel is called with.
+// A kernel that a node runs.
+struct Step {
+  const char* name;
+  Run run;
+  Settings settings;
+  // The node's inputs by their number from 0 on, and the results of the steps before this one: ~0 of the
+  // first, ~1 of the second. None: all inputs in their order.
+  std::vector<int> operands;
+};
+
+// A step whose result the node keeps to itself.
+struct Inner : Step {
+  mx::Shape shape;
+  mx::Dtype dtype;
+};
+
+constexpr size_t MOST_TENSORS = 6;
+
+// What a kernel is called with. A tensor that is not there has -1 dimensions.
 struct Call {
   Run run;
   Settings settings;
-  std::array<Tensor, 6> tensors;
-};
+  std::array<Tensor, MOST_TENSORS> tensors;
 
-// Has a kernel run on the stream's thread. An optional input that is not there is not among the inputs.
-void send(
-    mx::Stream stream,
-    Run run,
-    const Settings& settings,
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
-  // Shared, since a task is copied on its way.
-  auto call = std::make_shared<Call>();
-  call->run = run;
-  call->settings = settings;
-  size_t count = 0;
-  for (auto& input : inputs) {
-    call->tensors.at(count++) = tensor_of(input);
+  Call(Run run, const Settings& settings) : run(run), settings(settings) {
+    for (auto& tensor : tensors) {
+      tensor.dims = -1;
+    }
   }
-  for (auto& output : outputs) {
-    call->tensors.at(count++) = tensor_of(output);
-  }
-  for (; count < call->tensors.size(); count++) {
-    call->tensors[count].dims = -1;
-  }
-  // MLX keeps the inputs' memory until tasks that were sent before the next operation are done.
-  // Not counted among the tasks of which MLX lets few wait: what it sends behind each operation is, and
-  // the thread that builds the graph is stopped and woken half as often.
-  mx::scheduler::enqueue(stream, [call = std::move(call)] {
-    if (const char* error = call->run(call->tensors.data(), &call->settings)) {
+
+  void operator()() const {
+    if (const char* error = run(tensors.data(), &settings)) {
       throw std::runtime_error(error);
     }
-  });
-}
+  }
+};
 
+// One or more kernels as an operation of MLX's graph.
 class Kernel : public mx::Primitive {
  public:
-  Kernel(
-      mx::Stream stream,
-      const char* name,
-      Run run,
-      const Settings& settings,
-      Layout layout = Layout::rows)
+  Kernel(mx::Stream stream, Step last, Layout layout, std::vector<Inner> before = {})
       : Primitive(stream),
-        name_(name),
-        run_(run),
-        settings_(settings),
-        layout_(layout) {}
+        last_(std::move(last)),
+        layout_(layout),
+        before_(std::move(before)) {}
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -174,7 +169,37 @@ class Kernel : public mx::Primitive {
         out.set_data(buffer);
       }
     }
-    send(stream(), run_, settings_, inputs, outputs);
+    std::vector<mx::array> results;
+    std::vector<Call> calls;
+    for (auto& step : before_) {
+      size_t size = mx::size_of(step.dtype);
+      for (auto length : step.shape) {
+        size *= length;
+      }
+      mx::array result(mx::allocator::malloc(size), step.shape, step.dtype);
+      calls.push_back(call(step, inputs, results, {&result, 1}));
+      results.push_back(std::move(result));
+    }
+    auto last = call(last_, inputs, results, outputs);
+    // Not counted among the tasks of which MLX lets few wait: what it sends behind each operation is, and
+    // the thread that builds the graph is stopped and woken half as often. That keeps the inputs' memory
+    // until tasks that were sent before are done. Shared, since a task is copied on its way.
+    if (calls.empty()) {
+      auto one = std::make_shared<const Call>(last);
+      mx::scheduler::enqueue(stream(), [one = std::move(one)] { (*one)(); });
+      return;
+    }
+    calls.push_back(last);
+    struct Calls {
+      std::vector<Call> calls;
+      std::vector<mx::array> results;
+    };
+    auto all = std::make_shared<const Calls>(std::move(calls), std::move(results));
+    mx::scheduler::enqueue(stream(), [all = std::move(all)] {
+      for (auto& call : all->calls) {
+        call();
+      }
+    });
   }
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
@@ -182,14 +207,39 @@ class Kernel : public mx::Primitive {
   }
 
   const char* name() const override {
-    return name_;
+    return last_.name;
+  }
+
+  // What it runs, where that is one kernel that writes rows.
+  const Step* single() const {
+    return before_.empty() && layout_ == Layout::rows ? &last_ : nullptr;
   }
 
  private:
-  const char* name_;
-  Run run_;
-  Settings settings_;
+  static Call call(
+      const Step& step,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::array>& results,
+      std::span<const mx::array> outputs) {
+    Call call(step.run, step.settings);
+    size_t count = 0;
+    if (step.operands.empty()) {
+      for (auto& input : inputs) {
+        call.tensors.at(count++) = tensor_of(input);
+      }
+    }
+    for (int operand : step.operands) {
+      call.tensors.at(count++) = tensor_of(operand < 0 ? results[~operand] : inputs[operand]);
+    }
+    for (auto& output : outputs) {
+      call.tensors.at(count++) = tensor_of(output);
+    }
+    return call;
+  }
+
+  Step last_;
   Layout layout_;
+  std::vector<Inner> before_;
 };
 
 // The kernel that `member` names, where operations on these arrays may be handed to kernels.
@@ -223,7 +273,7 @@ mx::array make(
   return mx::array(
       std::move(shape),
       dtype,
-      std::make_shared<Kernel>(stream, name, run, settings, layout),
+      std::make_shared<Kernel>(stream, Step{name, run, settings, {}}, layout),
       std::move(inputs));
 }
 
@@ -339,11 +389,106 @@ std::optional<mx::array> gelu_argument(
   return x;
 }
 
+// Names that are looked for.
 constexpr const char* SILU = "SiLU";
 constexpr const char* GELU = "GELU";
+constexpr const char* SWIGLU = "SwiGLU";
+constexpr const char* GEGLU = "GeGLU";
+constexpr const char* RMS_NORM = "RMSNorm";
+constexpr const char* MATMUL = "Matmul";
+constexpr const char* QUANTIZED_MATMUL = "QuantizedMatmul";
 
 // Below this many numbers MLX's own loop is done before a kernel has begun.
 constexpr size_t WORTH_IT = 128;
+
+// Whether y is made from x, in so many steps that nothing has computed yet.
+bool depends(const mx::array& y, const mx::array& x, int steps) {
+  if (y.id() == x.id()) {
+    return true;
+  }
+  if (steps == 0 || !y.has_primitive() || y.status() != mx::array::Status::unscheduled) {
+    return false;
+  }
+  return std::any_of(y.inputs().begin(), y.inputs().end(), [&](auto& input) {
+    return depends(input, x, steps - 1);
+  });
+}
+
+// A sum and what it is a sum of, as one node: for few rows a node costs as much as a small kernel.
+//
+// Taken in are products, norms and gated units that nothing has computed yet: a block's whole feed-forward
+// network behind its first norm. A result that something else uses too is computed there once more.
+class Fused {
+ public:
+  explicit Fused(const mx::Stream& stream) : stream_(stream) {
+    steps_.reserve(MOST_STEPS);
+    inputs_.reserve(2 * MOST_STEPS);
+    known_.reserve(3 * MOST_STEPS);
+  }
+
+  // What x is to the node's steps.
+  int operand(const mx::array& x) {
+    for (auto& [id, operand] : known_) {
+      if (id == x.id()) {
+        return operand;
+      }
+    }
+    auto step = taken(x);
+    if (!step) {
+      return input(x);
+    }
+    taken_++;
+    std::vector<int> operands;
+    operands.reserve(x.inputs().size());
+    for (auto& input : x.inputs()) {
+      operands.push_back(operand(input));
+    }
+    steps_.push_back({{step->name, step->run, step->settings, std::move(operands)}, x.shape(), x.dtype()});
+    known_.push_back({x.id(), ~int(steps_.size() - 1)});
+    return known_.back().second;
+  }
+
+  // The operand that x is as an input of the node.
+  int input(const mx::array& x) {
+    inputs_.push_back(x);
+    known_.push_back({x.id(), int(inputs_.size() - 1)});
+    return known_.back().second;
+  }
+
+  mx::array made(Step last, mx::Shape shape, mx::Dtype dtype) && {
+    auto kernel = std::make_shared<Kernel>(stream_, std::move(last), Layout::rows, std::move(steps_));
+    return mx::array(std::move(shape), dtype, std::move(kernel), std::move(inputs_));
+  }
+
+ private:
+  // Rows of more are worth nodes of their own.
+  static constexpr int64_t FEW = 16;
+  // A gated network between two norms has six.
+  static constexpr size_t MOST_STEPS = 8;
+
+  const Step* taken(const mx::array& x) const {
+    if (taken_ == MOST_STEPS || !x.has_primitive() || x.status() != mx::array::Status::unscheduled ||
+        x.is_tracer() || x.primitive().stream() != stream_) {
+      return nullptr;
+    }
+    auto kernel = dynamic_cast<const Kernel*>(&x.primitive());
+    auto step = kernel ? kernel->single() : nullptr;
+    if (step && int64_t(x.size()) <= FEW * x.shape(-1)) {
+      for (auto name : {RMS_NORM, MATMUL, QUANTIZED_MATMUL, SWIGLU, GEGLU}) {
+        if (step->name == name) {
+          return step;
+        }
+      }
+    }
+    return nullptr;
+  }
+
+  mx::Stream stream_;
+  size_t taken_ = 0;
+  std::vector<mx::array> inputs_;
+  std::vector<Inner> steps_;
+  std::vector<std::pair<std::uintptr_t, int>> known_;
+};
 
 std::optional<mx::array> sum(
     const mx::array& a,
@@ -354,7 +499,12 @@ std::optional<mx::array> sum(
       !is_float(a) || a.size() < WORTH_IT) {
     return std::nullopt;
   }
-  return make("Add", run, stream, a.shape(), a.dtype(), {a, b});
+  // What both are made from has other uses: x + x^3 of GELU.
+  Fused fused(stream);
+  std::vector<int> operands{
+      depends(b, a, 3) ? fused.input(a) : fused.operand(a),
+      depends(a, b, 3) ? fused.input(b) : fused.operand(b)};
+  return std::move(fused).made({"Add", run, {}, std::move(operands)}, a.shape(), a.dtype());
 }
 
 // One number is subtracted from all of a row, and rows are long: each is a call of its own.
@@ -392,13 +542,13 @@ std::optional<mx::array> product(
     return made(SILU, &Table::silu, {a});
   }
   if (auto gate = pending(a, SILU)) {
-    return made("SwiGLU", &Table::swiglu, {(*gate)[0], b});
+    return made(SWIGLU, &Table::swiglu, {(*gate)[0], b});
   }
   if (auto x = gelu_argument(a, b)) {
     return made(GELU, &Table::gelu, {*x});
   }
   if (auto gate = pending(a, GELU)) {
-    return made("GeGLU", &Table::geglu, {(*gate)[0], b});
+    return made(GEGLU, &Table::geglu, {(*gate)[0], b});
   }
   if (a.size() < WORTH_IT) {
     return std::nullopt;
@@ -424,7 +574,7 @@ std::optional<mx::array> rms_norm(
   }
   Settings settings{.a = eps, .i = weight != nullptr};
   return make(
-      "RMSNorm", run, stream, x.shape(), x.dtype(), std::move(inputs), settings);
+      RMS_NORM, run, stream, x.shape(), x.dtype(), std::move(inputs), settings);
 }
 
 std::optional<mx::array> rope(
@@ -553,7 +703,7 @@ matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
   if (!shape) {
     return std::nullopt;
   }
-  return make("Matmul", run, stream, std::move(*shape), a.dtype(), {a, b});
+  return make(MATMUL, run, stream, std::move(*shape), a.dtype(), {a, b});
 }
 
 std::optional<mx::array> addmm(
@@ -665,7 +815,7 @@ std::optional<mx::array> quantized_matmul(
     inputs.push_back(*biases);
   }
   return make(
-      "QuantizedMatmul",
+      QUANTIZED_MATMUL,
       run,
       stream,
       std::move(shape),
@@ -697,7 +847,7 @@ std::optional<std::vector<mx::array>> quantize(
       {packed, groups, groups},
       {mx::uint32, w.dtype(), w.dtype()},
       std::make_shared<Kernel>(
-          stream, "Quantize", run, Settings{.j = group, .k = width}),
+          stream, Step{"Quantize", run, {.j = group, .k = width}, {}}, Layout::rows),
       {w});
 }
 

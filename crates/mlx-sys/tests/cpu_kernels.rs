@@ -588,6 +588,64 @@ fn every_operation_reaches_its_kernel() {
         check("GELU", &gelu);
         check("GeGLU", &|| gelu()?.multiply(&x));
     }
+    // A sum of few rows computes what it is a sum of itself, and does not know that others do too.
+    for (rows, times) in [(16, 2), (17, 1)] {
+        let x = normal(&[rows, 128], 1, Dtype::Float32);
+        let [sum, down] = network(&x, Dtype::Float32, false, false).unwrap();
+        let before = calls("Matmul");
+        transforms::eval([&sum, &down]).unwrap();
+        assert_eq!(calls("Matmul"), before + 3 * times, "{rows} rows");
+    }
+}
+
+/// A gated network between two norms, added to what came in: with `at_once`, every step is evaluated as soon
+/// as it is made, so that none is part of another.
+fn network(x: &Array, dtype: Dtype, packed: bool, at_once: bool) -> Result<[Array; 2]> {
+    let step = |y: Result<Array>| -> Result<Array> {
+        let y = y?;
+        if at_once {
+            y.eval()?;
+        }
+        Ok(y)
+    };
+    let product = |x: &Array, seed, rows, columns| {
+        let w = normal(&[rows, columns], seed, dtype);
+        if !packed {
+            return step(matmul(x, w.transpose()?));
+        }
+        let (q, scales, biases) = quantize(&w, 32, 4)?;
+        step(quantized_matmul(x, &q, &scales, &biases, true, 32, 4))
+    };
+    let weight = normal(&[128], 2, dtype);
+    let normed = step(rms_norm(x, Some(&weight), 1e-5))?;
+    let (gate, up) = (product(&normed, 3, 64, 128)?, product(&normed, 4, 64, 128)?);
+    let gated = step(gate.multiply(sigmoid(&gate)?)?.multiply(up))?;
+    let down = product(&gated, 5, 128, 64)?;
+    let normed = step(rms_norm(&down, Some(&weight), 1e-5))?;
+    Ok([step(x.add(&normed))?, down])
+}
+
+#[test]
+fn a_sum_takes_in_the_steps_before_it_and_keeps_their_bits() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (rows, packed) in [(1, true), (1, false), (16, true), (17, true)] {
+            let x = normal(&[1, rows, 128], 1, dtype);
+            let [fused, _] = network(&x, dtype, packed, false).unwrap();
+            let [each, _] = network(&x, dtype, packed, true).unwrap();
+            let what = format!("{dtype:?}, {rows} rows, packed: {packed}");
+            assert_eq!(fused.evaluated_slice(), each.evaluated_slice(), "{what}");
+            // A step that something else uses too is right in both places.
+            let [fused, down] = network(&x, dtype, packed, false).unwrap();
+            let twice = down.add(&fused).unwrap();
+            transforms::eval([&twice, &down, &fused]).unwrap();
+            let [each, expected] = network(&x, dtype, packed, true).unwrap();
+            assert_eq!(down.evaluated_slice(), expected.evaluated_slice(), "{what}");
+            assert_eq!(fused.evaluated_slice(), each.evaluated_slice(), "{what}");
+            let sum = expected.add(&each).unwrap();
+            assert_eq!(twice.evaluated_slice(), sum.evaluated_slice(), "{what}");
+        }
+    }
 }
 
 /// The formula of GELU with constants that were rounded to another dtype is not GELU.
