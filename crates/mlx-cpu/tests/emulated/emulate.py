@@ -1,0 +1,129 @@
+"""Runs a static x86-64 Linux program on a processor that Bochs emulates.
+
+The program is the first process of a real Linux kernel: it and its arguments go into a bootable CD, whose only other
+contents are the kernel and a boot loader. What it prints comes over the emulated serial line. The exit status is that
+of the program, or 99 where it did not come to an end.
+"""
+
+import argparse
+import gzip
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import pycdlib
+
+# The kernel says this when its first process ends; a wait status, as of waitpid.
+ENDED = re.compile(r"Attempted to kill init! exitcode=0x([0-9a-f]{8})")
+
+
+def archive(files):
+    """An initial file system in the format newc of cpio, of executable files by name."""
+    out = io.BytesIO()
+    for number, (name, data) in enumerate([*files.items(), ("TRAILER!!!", b"")], 1):
+        # Number, mode, owner, group, links, time, size, device twice, length of the name, no checksum.
+        fields = [number, 0o100755, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        for part in (b"070701" + b"".join(b"%08x" % x for x in fields) + name.encode() + b"\0", data):
+            out.write(part + b"\0" * (-len(part) % 4))
+    return gzip.compress(out.getvalue(), 1)
+
+
+def disc(to, kernel, isolinux, modules, program, arguments, environment):
+    """A CD that boots into the program."""
+    # What the kernel does not know goes to the first process: names with values before the dashes as environment.
+    line = ["console=ttyS0", "earlyprintk=serial", "mitigations=off", "no5lvl", "random.trust_cpu=on", "rdinit=/program"]
+    line = " ".join([*line, *environment, "--", *arguments])
+    config = f"DEFAULT run\nLABEL run\n  KERNEL /LINUX\n  INITRD /FILES\n  APPEND {line}\n"
+    iso = pycdlib.PyCdlib()
+    iso.new()
+    iso.add_directory("/ISOLINUX")
+    for name, data in {
+        "/LINUX": kernel.read_bytes(),
+        "/FILES": archive({"program": program.read_bytes()}),
+        "/ISOLINUX/ISOLINUX.BIN": isolinux.read_bytes(),
+        "/ISOLINUX/LDLINUX.C32": modules.joinpath("ldlinux.c32").read_bytes(),
+        "/ISOLINUX/ISOLINUX.CFG": config.encode(),
+    }.items():
+        iso.add_fp(io.BytesIO(data), len(data), f"{name if '.' in name else name + '.'};1")
+    iso.add_eltorito("/ISOLINUX/ISOLINUX.BIN;1", "/ISOLINUX/BOOT.CAT;1", boot_load_size=4, boot_info_table=True)
+    iso.write(str(to))
+    iso.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bochs", type=pathlib.Path, required=True, help="folder in which Bochs was built")
+    parser.add_argument("--kernel", type=pathlib.Path, required=True, help="a Linux kernel (bzImage)")
+    parser.add_argument("--isolinux", type=pathlib.Path, default="/usr/lib/ISOLINUX/isolinux.bin")
+    parser.add_argument("--modules", type=pathlib.Path, default="/usr/lib/syslinux/modules/bios")
+    parser.add_argument("--model", default="sapphire_rapids", help="processor, as Bochs names it")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the program")
+    parser.add_argument("--seconds", type=float, default=3600, help="how long it may take")
+    parser.add_argument("program", type=pathlib.Path)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        disc(
+            folder / "disc.iso",
+            given.kernel,
+            given.isolinux,
+            given.modules,
+            given.program,
+            given.arguments,
+            given.env,
+        )
+        (folder / "bochsrc").write_text(
+            f"""
+romimage: file={given.bochs / "bios/BIOS-bochs-latest"}
+vgaromimage: file={given.bochs / "bios/VGABIOS-lgpl/VGABIOS-lgpl-latest.bin"}
+display_library: nogui
+cpu: model={given.model}, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+memory: guest=512, host=512
+ata0-master: type=cdrom, path={folder / "disc.iso"}, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev={folder / "serial"}
+log: {folder / "log"}
+panic: action=fatal
+error: action=ignore
+info: action=report
+speaker: enabled=0
+"""
+        )
+        bochs = subprocess.Popen(
+            [given.bochs / "bochs", "-q", "-f", folder / "bochsrc"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        status, text, end = 99, "", time.monotonic() + given.seconds
+        try:
+            while time.monotonic() < end:
+                ended = bochs.poll() is not None
+                serial = folder / "serial"
+                # The last line may not be whole yet, nor its last character.
+                now = serial.read_bytes().decode(errors="replace").replace("\r", "") if serial.exists() else ""
+                print(now[len(text) :], end="", flush=True)
+                text = now
+                if found := ENDED.search(text):
+                    wait = int(found[1], 16)
+                    status = os.waitstatus_to_exitcode(wait)
+                    break
+                if ended or "Kernel panic" in text:
+                    print((folder / "log").read_text(errors="replace")[-2000:], file=sys.stderr)
+                    break
+                time.sleep(0.5)
+        finally:
+            bochs.kill()
+            bochs.wait()
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    main()
