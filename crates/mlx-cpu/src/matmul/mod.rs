@@ -1,13 +1,4 @@
-//! Products of matrices.
-//!
-//! All sums are float32 in one order that depends on the shapes and the instruction set alone, and
-//! each is rounded once, to the format of the output. With K the number of products that are summed
-//! and e = 2^-24 the error of an element is at most `(K + 2) e sum |a_k b_k|`, beside that last
-//! rounding and what underflows.
-//!
-//! With [`Isa::Avx512Bf16`](crate::Isa::Avx512Bf16) and [`Isa::Amx`](crate::Isa::Amx) products of two bfloat16
-//! matrices with many rows stay below the same bound, but for numbers below 2^-126: elements so small count as zeros,
-//! and so does a sum that is so small on its way, which adds at most `2 K 2^-126` to the error.
+//! Products of matrices. [`matmul`] says how exact they are.
 
 mod bf16;
 mod blocked;
@@ -35,6 +26,16 @@ use crate::{Cpu, Element, Matrix, MatrixMut};
 ///
 /// `a` [M, K], `b` [K, N], `out` [M, N]; any strides. The fastest is a `b` that is the transpose of
 /// a matrix whose rows are contiguous: weights [N, K]. K = 0 gives zeros.
+///
+/// # Numbers
+///
+/// All sums are float32 in one order that depends on the shapes and the instruction set alone, and
+/// each is rounded once, to the format of the output. With e = 2^-24 the error of an element is at most
+/// `(K + 2) e sum |a_k b_k|`, beside that last rounding and what underflows.
+///
+/// With [`Isa::Avx512Bf16`](crate::Isa::Avx512Bf16) and [`Isa::Amx`](crate::Isa::Amx) products of bfloat16 with more
+/// than a few rows keep to the same bound, but for what is smaller than 2^-126: such an element counts as zero, and so
+/// does a sum on its way, which adds at most `2 K 2^-126` to the error.
 ///
 /// # Panics
 ///
