@@ -40,7 +40,7 @@ mod there {
                 return None;
             }
             assert!(isa.multiplies_bf16() && isa.is_available(), "this processor has no {}", isa.name());
-            // SAFETY: as was just asserted.
+            // SAFETY: as was just asserted; a thread works on one product at a time.
             Some(if isa == Isa::Amx { Self::Tiles(unsafe { Tiles::new() }) } else { Self::Vectors })
         }
 
@@ -72,9 +72,10 @@ mod there {
                 }
                 Self::Tiles(_) => {
                     assert!(depth > 0 && depth.is_multiple_of(TILE));
-                    // SAFETY: as above, and the tiles of this thread are set up as long as there is `self`.
                     match rows {
+                        // SAFETY: as above, and the tiles of this thread are set up as long as there is `self`.
                         16 => unsafe { tiles_of_16_rows(depth / TILE, left, right, to) },
+                        // SAFETY: as above.
                         32 => unsafe { tiles_of_32_rows(depth / TILE, left, right, to) },
                         _ => unreachable!("tiles of {rows} rows"),
                     }
@@ -149,7 +150,7 @@ mod there {
     impl Tiles {
         /// # Safety
         ///
-        /// The processor has tiles, and the system grants them.
+        /// The processor has tiles, the system grants them, and this thread has no other value of this type.
         unsafe fn new() -> Self {
             // SAFETY: the caller's promise. Compiled code does not use tiles.
             unsafe {

@@ -24,12 +24,19 @@ KERNEL = re.compile(rb"\[ *\d+\.\d{6}\].*\n")
 ENDED = re.compile(rb"Attempted to kill init! exitcode=0x([0-9a-f]{8})")
 
 
-def archive(files):
-    """An initial file system in the format newc of cpio, of executable files by name."""
+def archive(program):
+    """The initial file system, in the format newc of cpio: the program, and random numbers for proptest."""
+    # By name: mode, major and minor number of a device, contents. The kernel itself brings /dev and its console.
+    files = {
+        "program": (0o100755, 0, 0, program),
+        "dev/random": (0o020666, 1, 8, b""),
+        "dev/urandom": (0o020666, 1, 9, b""),
+        "TRAILER!!!": (0, 0, 0, b""),
+    }
     out = io.BytesIO()
-    for number, (name, data) in enumerate([*files.items(), ("TRAILER!!!", b"")], 1):
+    for number, (name, (mode, major, minor, data)) in enumerate(files.items(), 1):
         # Number, mode, owner, group, links, time, size, device twice, length of the name, no checksum.
-        fields = [number, 0o100755, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name) + 1, 0]
         for part in (b"070701" + b"".join(b"%08x" % x for x in fields) + name.encode() + b"\0", data):
             out.write(part + b"\0" * (-len(part) % 4))
     return gzip.compress(out.getvalue(), 1)
@@ -47,7 +54,7 @@ def disc(to, kernel, isolinux, modules, program, arguments, environment):
     iso.add_directory("/ISOLINUX")
     for name, data in {
         "/LINUX": kernel.read_bytes(),
-        "/FILES": archive({"program": program.read_bytes()}),
+        "/FILES": archive(program.read_bytes()),
         "/ISOLINUX/ISOLINUX.BIN": isolinux.read_bytes(),
         "/ISOLINUX/LDLINUX.C32": modules.joinpath("ldlinux.c32").read_bytes(),
         "/ISOLINUX/ISOLINUX.CFG": config.encode(),
