@@ -14,10 +14,11 @@ pub enum Isa {
     Avx2,
     /// x86-64 with the AVX-512 of Ice Lake (2019) and Zen 4: F, BW, DQ, VL, VBMI, VNNI.
     Avx512,
-    /// [`Avx512`](Self::Avx512) and BF16: Cooper Lake (2020), Zen 4. Products of bfloat16 with many rows use it.
+    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Products of bfloat16 with many rows use it; all else is
+    /// as with `Avx512`.
     Avx512Bf16,
-    /// [`Avx512Bf16`](Self::Avx512Bf16) and AMX with BF16: Sapphire Rapids (2023). Products of bfloat16 with many rows
-    /// use its tiles.
+    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Products of
+    /// bfloat16 with many rows use them; all else is as with `Avx512`.
     Amx,
     /// AArch64.
     Neon,

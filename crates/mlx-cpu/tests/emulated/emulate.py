@@ -45,7 +45,7 @@ def archive(program):
 def disc(to, kernel, isolinux, modules, program, arguments, environment):
     """A CD that boots into the program."""
     # What the kernel does not know goes to the first process: names with values before the dashes as environment.
-    # Without five levels of pages and the feature FSRM (number 580): with them the kernel does not come up in Bochs 3.0.
+    # Without pages in five levels and the feature FSRM (number 580), with which the kernel does not come up in Bochs 3.0.
     line = ["console=ttyS0", "quiet", "mitigations=off", "no5lvl", "clearcpuid=580", "rdinit=/program"]
     line = " ".join([*line, *environment, "--", *arguments])
     config = f"DEFAULT run\nLABEL run\n  KERNEL /LINUX\n  INITRD /FILES\n  APPEND {line}\n"
