@@ -4,7 +4,7 @@ use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// So many steps of the depth ahead memory is asked for where they lie far apart.
-const AHEAD: usize = 12;
+pub(super) const AHEAD: usize = 12;
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
 /// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.

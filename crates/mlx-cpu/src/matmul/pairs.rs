@@ -2,7 +2,8 @@
 
 use half::bf16;
 
-use super::pack::{Lines, Numbers, Panels, pack_transposing};
+use super::pack::{AHEAD, Lines, Numbers, Panels, pack_transposing};
+use crate::simd::prefetch;
 use crate::{Isa, Kernel, Matrix, Simd};
 
 /// A tile has so many pairs of a line, and panels for tiles are zeros from the end of a line up to a multiple of it.
@@ -90,17 +91,22 @@ impl Kernel for PackPairs<'_> {
                 }
             }
             Order::Steps if matrix.row_stride() == 1 && matrix.column_stride() != 1 => {
+                let zeros = [bf16::ZERO; 32];
+                let step = |k: usize| {
+                    if k >= matrix.columns() {
+                        return &zeros[..count];
+                    }
+                    let at = k * matrix.column_stride() + first;
+                    // Every step lies in another page.
+                    prefetch(matrix.as_ptr().wrapping_add(at + 2 * AHEAD * matrix.column_stride()));
+                    &matrix.data()[at..][..count]
+                };
                 for (p, to) in to.chunks_exact_mut(width).enumerate() {
-                    let (to, rest) = halves(to).split_at_mut(2 * count);
-                    rest.fill(bf16::ZERO);
-                    for (k, half) in [(2 * p, 0), (2 * p + 1, 1)] {
-                        let to = to.iter_mut().skip(half).step_by(2);
-                        if k < matrix.columns() {
-                            let from = &matrix.data()[k * matrix.column_stride() + first..][..count];
-                            to.zip(from).for_each(|(to, from)| *to = *from);
-                        } else {
-                            to.for_each(|to| *to = bf16::ZERO);
-                        }
+                    let (to, rest) = to.split_at_mut(count);
+                    rest.fill(0.0);
+                    let (to, _) = halves(to).as_chunks_mut::<2>();
+                    for ((to, low), high) in to.iter_mut().zip(step(2 * p)).zip(step(2 * p + 1)) {
+                        *to = [*low, *high];
                     }
                 }
             }

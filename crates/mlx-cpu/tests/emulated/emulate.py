@@ -1,4 +1,4 @@
-"""Runs a static x86-64 Linux program on a processor that Bochs emulates.
+"""Runs a static x86-64 Linux program on a Sapphire Rapids that Bochs emulates.
 
 The program is the first process of a real Linux kernel: it and its arguments go into a bootable CD, whose only other
 contents are the kernel and a boot loader. What it prints comes over the emulated serial line. The exit status is that
@@ -45,10 +45,10 @@ def archive(program):
 def disc(to, kernel, isolinux, modules, program, arguments, environment):
     """A CD that boots into the program."""
     # What the kernel does not know goes to the first process: names with values before the dashes as environment.
-    # Without pages in five levels and the feature FSRM (number 580), with which the kernel does not come up in Bochs 3.0.
-    line = ["console=ttyS0", "quiet", "mitigations=off", "no5lvl", "clearcpuid=580", "rdinit=/program"]
+    # Without FSRM, number 580: with it the kernel does not come up in Bochs 3.0.
+    line = ["initrd=/FILES", "rdinit=/program", "console=ttyS0", "quiet", "mitigations=off", "clearcpuid=580"]
     line = " ".join([*line, *environment, "--", *arguments])
-    config = f"DEFAULT run\nLABEL run\n  KERNEL /LINUX\n  INITRD /FILES\n  APPEND {line}\n"
+    config = f"DEFAULT run\nLABEL run\n  KERNEL /LINUX\n  APPEND {line}\n"
     iso = pycdlib.PyCdlib()
     iso.new()
     iso.add_directory("/ISOLINUX")
@@ -71,7 +71,6 @@ def main():
     parser.add_argument("--kernel", type=pathlib.Path, required=True, help="a Linux kernel (bzImage)")
     parser.add_argument("--isolinux", type=pathlib.Path, default="/usr/lib/ISOLINUX/isolinux.bin")
     parser.add_argument("--modules", type=pathlib.Path, default="/usr/lib/syslinux/modules/bios")
-    parser.add_argument("--model", default="sapphire_rapids", help="processor, as Bochs names it")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the program")
     parser.add_argument("--seconds", type=float, default=3600, help="how long it may take")
     parser.add_argument("program", type=pathlib.Path)
@@ -80,23 +79,17 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        disc(
-            folder / "disc.iso",
-            given.kernel,
-            given.isolinux,
-            given.modules,
-            given.program,
-            given.arguments,
-            given.env,
-        )
+        iso = folder / "disc.iso"
+        disc(iso, given.kernel, given.isolinux, given.modules, given.program, given.arguments, given.env)
+        # Without pages in five levels (LA57), of which the system management mode of Bochs 3.0 knows nothing.
         (folder / "bochsrc").write_text(
             f"""
 romimage: file={given.bochs / "bios/BIOS-bochs-latest"}
 vgaromimage: file={given.bochs / "bios/VGABIOS-lgpl-latest.bin"}
 display_library: nogui
-cpu: model={given.model}, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model=sapphire_rapids, exclude_features="la57", ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest=512, host=512
-ata0-master: type=cdrom, path={folder / "disc.iso"}, status=inserted
+ata0-master: type=cdrom, path={iso}, status=inserted
 boot: cdrom
 com1: enabled=1, mode=file, dev={folder / "serial"}
 log: {folder / "log"}
