@@ -67,11 +67,7 @@ fn limits(criterion: &mut Criterion) {
     group.finish();
     let mut group = criterion.benchmark_group("multiply and add");
     let (tasks, times) = (cpu.threads() * 8, 100_000);
-    let lanes = match cpu.isa() {
-        mlx_cpu::Isa::Avx512 => 16,
-        mlx_cpu::Isa::Neon => 4,
-        _ => 8,
-    };
+    let lanes = cpu.isa().lanes();
     group.throughput(Throughput::Elements((2 * 12 * lanes * times * tasks) as u64));
     group.bench_function("float32", |bencher| {
         bencher.iter(|| {

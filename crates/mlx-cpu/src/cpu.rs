@@ -29,7 +29,7 @@ impl Cpu {
     }
 
     /// The one that a program shares: the fastest instruction set, or the one that the environment
-    /// variable `MLX_CPU_ISA` names (`portable`, `avx2`, `avx512`, `neon`) where it is available, and a
+    /// variable `MLX_CPU_ISA` names (see [`Isa::name`]) where it is available, and a
     /// thread for every core that the process may use, or `MLX_CPU_THREADS`.
     pub fn global() -> &'static Self {
         static GLOBAL: OnceLock<Cpu> = OnceLock::new();

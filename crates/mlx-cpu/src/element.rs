@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Simd;
+use crate::{Matrix, Simd};
 
 mod sealed {
     pub trait Sealed {}
@@ -40,6 +40,11 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Deb
 
     /// `x` rounded to this format, as float32.
     fn rounded<S: Simd>(s: S, x: S::F) -> S::F;
+
+    /// The same matrix where this is [`bf16`].
+    fn as_bf16(_: Matrix<'_, Self>) -> Option<Matrix<'_, bf16>> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -135,5 +140,9 @@ impl Element for bf16 {
     #[inline(always)]
     fn rounded<S: Simd>(s: S, x: S::F) -> S::F {
         s.round_bf16(x)
+    }
+
+    fn as_bf16(matrix: Matrix<'_, Self>) -> Option<Matrix<'_, bf16>> {
+        Some(matrix)
     }
 }

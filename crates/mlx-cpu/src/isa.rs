@@ -14,6 +14,12 @@ pub enum Isa {
     Avx2,
     /// x86-64 with the AVX-512 of Ice Lake (2019) and Zen 4: F, BW, DQ, VL, VBMI, VNNI.
     Avx512,
+    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Products of bfloat16 with many rows use it; all else is
+    /// as with `Avx512`.
+    Avx512Bf16,
+    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Products of
+    /// bfloat16 with many rows use them; all else is as with `Avx512`.
+    Amx,
     /// AArch64.
     Neon,
 }
@@ -30,7 +36,8 @@ pub trait Kernel {
 
 impl Isa {
     /// All there are, the fastest last.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Its name, as the environment variable `MLX_CPU_ISA` has it.
     pub const fn name(self) -> &'static str {
@@ -38,6 +45,8 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
             Self::Neon => "neon",
         }
     }
@@ -46,12 +55,20 @@ impl Isa {
     pub const fn lanes(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 => 8,
-            Self::Avx512 => 16,
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => 16,
             Self::Neon => 4,
         }
     }
 
-    /// Whether this processor has it.
+    /// Whether it has products of bfloat16, which panels then keep.
+    pub(crate) const fn multiplies_bf16(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
+    }
+
+    /// Whether this processor has it and the operating system lets this process use it.
+    ///
+    /// Of tiles that has to be asked for. Linux grants them to the whole process, once and for all; other systems are
+    /// not asked.
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
@@ -71,10 +88,14 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Amx => Self::Avx512Bf16.is_available() && has_tiles(),
             #[cfg(all(target_arch = "aarch64", not(miri)))]
             Self::Neon => true,
             #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => false,
             #[cfg(not(all(target_arch = "aarch64", not(miri))))]
             Self::Neon => false,
         }
@@ -106,7 +127,7 @@ impl Isa {
                 unsafe { with_avx2(kernel) }
             }
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Self::Avx512 => {
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => {
                 // SAFETY: the processor has the instructions, as was just asserted.
                 unsafe { with_avx512(kernel) }
             }
@@ -138,4 +159,45 @@ fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
 fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function is entered only where the instructions are there.
     kernel.run(unsafe { crate::simd::Avx512::new() })
+}
+
+/// Whether there are tiles and products of bfloat16 in them, and Linux grants them.
+///
+/// Intel, *Architecture Instruction Set Extensions Programming Reference*, chapter 3; Linux, *Using XSTATE features in
+/// user space applications* (Documentation/arch/x86/xstate.rst).
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+fn has_tiles() -> bool {
+    static HAS_TILES: OnceLock<bool> = OnceLock::new();
+    *HAS_TILES.get_or_init(|| {
+        /// Of EDX of CPUID's leaf 7: AMX-BF16 and AMX-TILE.
+        const FEATURES: u32 = 1 << 22 | 1 << 24;
+        // A processor with AVX-512 has this leaf.
+        std::arch::x86_64::__cpuid_count(7, 0).edx & FEATURES == FEATURES && tiles_are_granted()
+    })
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+fn tiles_are_granted() -> bool {
+    const SYS_ARCH_PRCTL: u64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const XFEATURE_XTILEDATA: u64 = 18;
+    let mut result = SYS_ARCH_PRCTL;
+    // SAFETY: a system call that touches no memory of this process. Linux before 5.16 answers with an error.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inout("rax") result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack)
+        );
+    }
+    result == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux"), not(miri)))]
+const fn tiles_are_granted() -> bool {
+    false
 }

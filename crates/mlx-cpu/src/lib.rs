@@ -13,7 +13,8 @@
 //! # Numbers
 //!
 //! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest even
-//! when they are stored; sums are float32, or, of quantized weights with half-precision activations,
+//! when they are stored, but for [products of bfloat16](matmul()#numbers) where a processor has them; sums are
+//! float32, or, of quantized weights with half-precision activations,
 //! [whole numbers](quantized_matmul#numbers). Where MLX's own graph of an operation rounds
 //! between two steps, the kernel rounds there too, so that what differs is the order of sums.
 

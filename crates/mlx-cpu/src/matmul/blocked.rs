@@ -5,15 +5,17 @@
 //! loops around it are cut so that what it reads comes from the caches. Different here: the left
 //! factor (activations) is small beside the right one (weights), which is read once and used up at
 //! once. So the left one is packed as a whole, and each task packs and uses a strip of columns of
-//! the right one, widening halves and decoding quantized weights on the way.
+//! the right one, decoding quantized weights and widening halves on the way, but for bfloat16 where
+//! there are products of it.
 //!
 //! Every sum runs over the whole depth in one register, in order. How the work is cut does not
 //! change a result.
 
+use super::bf16::Multiplier;
 use super::output::Output;
 use super::pack::{Lines, Panels};
 use super::scratch::{Purpose, with_scratch};
-use super::tile::{MOST_ROWS, Product, Shape, Tile};
+use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
 use crate::{Cpu, Element, Isa, Kernel, Simd};
 
@@ -33,14 +35,14 @@ const PACKED: usize = if cfg!(miri) { 1 << 4 } else { 1 << 14 };
 pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
     let (rows, columns, depth) = (a.lines(), b.lines(), a.depth());
     assert_eq!((rows, columns, depth), (out.rows(), out.columns(), b.depth()), "shapes of a product");
-    assert_eq!(a.group(), b.group(), "groups of a product");
+    assert_eq!(a.numbers(), b.numbers(), "numbers of a product");
     if rows == 0 || columns == 0 {
         return;
     }
     if depth == 0 {
         return out.put_zeros();
     }
-    let shape = Shape::of(cpu.isa());
+    let shape = Shape::of(cpu.isa(), b.numbers());
     let panels = columns.div_ceil(shape.columns);
     // As many strips as threads, or a multiple of that, so that all are busy to the end.
     let at_most = (STRIP / (depth * shape.columns)).max(1);
@@ -50,15 +52,15 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
     let strips = panels.div_ceil(strip);
 
     for first in (0..rows).step_by(ROWS) {
-        let cut = Cut::new(ROWS.min(rows - first), shape.rows);
-        with_scratch(Purpose::Left, cut.rows * depth, |left| {
+        let cut = Cut::new(ROWS.min(rows - first), shape);
+        with_scratch(Purpose::Left, cut.padded() * depth, |left| {
             let to = Shared(left.as_mut_ptr());
             let pack = |index: usize| {
-                let (row, count) = cut.panel(index);
+                let Panel { row, count, width } = cut.panel(index);
                 // SAFETY: panels do not overlap, and each is packed by one task.
-                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * depth), count * depth) };
+                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * depth), width * depth) };
                 with_scratch(Purpose::Right, a.scratch(shape.columns / 2), |scratch| {
-                    let lines = Lines { first: first + row, count, width: count };
+                    let lines = Lines { first: first + row, count, width };
                     a.pack(cpu.isa(), lines, to, scratch);
                 });
             };
@@ -85,20 +87,39 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     rows: usize,
+    /// Of the height of a panel; see [`Shape::unit`].
+    unit: usize,
+    /// The number of panels.
     count: usize,
+}
+
+struct Panel {
+    /// The first row.
+    row: usize,
+    /// So many rows.
+    count: usize,
+    /// So many, with those that are filled with zeros.
+    width: usize,
 }
 
 impl Cut {
     /// Equal heights and not full ones and a rest: a low tile has too few sums to keep the
     /// multipliers busy.
-    const fn new(rows: usize, most: usize) -> Self {
-        Self { rows, count: rows.div_ceil(most) }
+    const fn new(rows: usize, shape: Shape) -> Self {
+        Self { rows, unit: shape.unit, count: rows.div_ceil(shape.rows) }
     }
 
-    /// The first row of a panel and its height.
-    const fn panel(self, index: usize) -> (usize, usize) {
-        let (height, higher) = (self.rows / self.count, self.rows % self.count);
-        if index < higher { (index * (height + 1), height + 1) } else { (index * height + higher, height) }
+    /// The rows of all panels.
+    const fn padded(self) -> usize {
+        self.rows.next_multiple_of(self.unit)
+    }
+
+    fn panel(self, index: usize) -> Panel {
+        let units = self.padded() / self.unit;
+        let (height, higher) = (units / self.count, units % self.count);
+        let row = (index * height + index.min(higher)) * self.unit;
+        let width = (height + usize::from(index < higher)) * self.unit;
+        Panel { row, count: width.min(self.rows - row), width }
     }
 }
 
@@ -122,23 +143,27 @@ impl<T: Element> Kernel for Strip<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (depth, width, columns) = (self.b.depth(), 2 * S::LANES, self.b.lines());
-        let group = self.b.group();
+        let numbers = self.b.numbers();
         for (panel, to) in self.panels.clone().zip(self.right.chunks_exact_mut(depth * width)) {
             let first = panel * width;
             let lines = Lines { first, count: width.min(columns - first), width };
             self.b.pack(self.isa, lines, to, self.scratch);
         }
-        let mut product = Product([0.0; MOST_ROWS * 32]);
+        let mut product = Product([0.0; 32 * 32]);
+        let multiplier = Multiplier::of(self.isa, numbers);
         // Blocks of rows that stay in the second-level cache while all panels of columns pass.
         let height = self.cut.rows.div_ceil(self.cut.count);
         let block = (STRIP / (depth * height)).max(1);
         for from in (0..self.cut.count).step_by(block) {
             for (panel, right) in self.panels.clone().zip(self.right.chunks_exact(depth * width)) {
                 for index in from..self.cut.count.min(from + block) {
-                    let (row, count) = self.cut.panel(index);
-                    let left = &self.left[row * depth..][..count * depth];
+                    let Panel { row, count, width: rows } = self.cut.panel(index);
+                    let left = &self.left[row * depth..][..rows * depth];
                     let to = &mut product;
-                    self.isa.run(Tile { left, right, depth, group, rows: count, to });
+                    match &multiplier {
+                        Some(multiplier) => multiplier.multiply(left, right, depth, rows, to),
+                        None => self.isa.run(Tile { left, right, depth, numbers, rows, to }),
+                    }
                     self.put(s, &product, self.first + row, count, panel * width);
                 }
             }

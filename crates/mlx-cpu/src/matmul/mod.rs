@@ -1,23 +1,22 @@
-//! Products of matrices.
-//!
-//! All sums are float32 in one order that depends on the shapes and the instruction set alone, and
-//! each is rounded once, to the format of the output. With K the number of products that are summed
-//! and e = 2^-24 the error of an element is at most `(K + 2) e sum |a_k b_k|`, beside that last
-//! rounding and what underflows.
+//! Products of matrices. [`matmul`] says how exact they are.
 
+mod bf16;
 mod blocked;
 mod output;
 mod pack;
+mod pairs;
 mod scratch;
 mod tile;
 mod vector;
 
 pub(crate) use blocked::blocked;
 pub(crate) use output::Output;
-pub(crate) use pack::{Lines, Panels, copy, pack_transposing};
+pub(crate) use pack::{Lines, Numbers, Panels, copy, pack_transposing};
 pub(crate) use scratch::{Purpose, with_scratch};
 pub(crate) use tile::MOST_ROWS;
 pub(crate) use vector::{FEW, MOST, piece, portions, widen_row, with_rows};
+
+use pairs::Pairs;
 
 use crate::{Cpu, Element, Matrix, MatrixMut};
 
@@ -27,6 +26,16 @@ use crate::{Cpu, Element, Matrix, MatrixMut};
 ///
 /// `a` [M, K], `b` [K, N], `out` [M, N]; any strides. The fastest is a `b` that is the transpose of
 /// a matrix whose rows are contiguous: weights [N, K]. K = 0 gives zeros.
+///
+/// # Numbers
+///
+/// All sums are float32 in one order that depends on the shapes and the instruction set alone, and
+/// each is rounded once, to the format of the output. With e = 2^-24 the error of an element is at most
+/// `(K + 2) e sum |a_k b_k|`, beside that last rounding and what underflows.
+///
+/// With [`Isa::Avx512Bf16`](crate::Isa::Avx512Bf16) and [`Isa::Amx`](crate::Isa::Amx) products of bfloat16 with more
+/// than a few rows keep to the same bound, but for what is smaller than 2^-126: such an element counts as zero, and so
+/// does a sum on its way, which adds at most `2 K 2^-126` to the error.
 ///
 /// # Panics
 ///
@@ -76,6 +85,8 @@ fn product<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: &Outp
     let w = b.transposed();
     if a.rows() <= vector::FEW && (w.column_stride() == 1 || w.columns() == 1) {
         vector::rows_by_rows(cpu, a, w, out);
+    } else if let (true, Some(a), Some(w)) = (cpu.isa().multiplies_bf16(), T::as_bf16(a), T::as_bf16(w)) {
+        blocked(cpu, &Pairs::left(a, cpu.isa()), &Pairs::right(w, cpu.isa()), out);
     } else {
         blocked(cpu, &a, &w, out);
     }

@@ -4,7 +4,7 @@ use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// So many steps of the depth ahead memory is asked for where they lie far apart.
-const AHEAD: usize = 12;
+pub(super) const AHEAD: usize = 12;
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
 /// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
@@ -15,12 +15,9 @@ pub(crate) trait Panels: Sync {
     /// The length of a line, in numbers of 4 bytes.
     fn depth(&self) -> usize;
 
-    /// Where elements are whole numbers: how much of the depth a group of them takes. A number of 4 bytes
-    /// is a pair of elements there, and behind the pairs of a group there are two floats: one that the
-    /// elements are multiplied with and, in one factor, something to add, in the other, the sum of the
-    /// group, with which that is multiplied.
-    fn group(&self) -> Option<usize> {
-        None
+    /// What the numbers of 4 bytes are; the same for both factors of a product.
+    fn numbers(&self) -> Numbers {
+        Numbers::Float32
     }
 
     /// How many numbers of scratch memory [`pack`](Self::pack) wants.
@@ -31,6 +28,22 @@ pub(crate) trait Panels: Sync {
     /// Writes element `p` of line `first + i` to `to[p * width + i]` for all `p` and `i < count`, and
     /// zeros for `i` in `count..width`.
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]);
+}
+
+/// What the numbers of 4 bytes in panels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Elements.
+    Float32,
+    /// Pairs of elements, which are whole numbers, in groups. Behind the pairs of a group there are two floats:
+    /// one that the elements are multiplied with and, in one factor, something to add, in the other, the sum of
+    /// the group, with which that is multiplied.
+    Whole {
+        /// How much of the depth a group takes.
+        group: usize,
+    },
+    /// Pairs of elements; see [`Pairs`](super::pairs::Pairs).
+    Bfloat16,
 }
 
 /// Which lines to pack.

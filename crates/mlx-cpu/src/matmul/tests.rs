@@ -178,29 +178,36 @@ fn large_shapes() {
         let case =
             Case { rows, depth, columns, a: (Layout::Rows, 0), b: (Layout::Columns, 0), gap: 0, seed: 1 };
         on_all_processors(|cpu| run::<f32>(&case, cpu)).unwrap();
+        on_all_processors(|cpu| run::<bf16>(&case, cpu)).unwrap();
     }
 }
 
-/// NaN and infinity reach the elements that they are part of and no others; denormals are numbers.
+/// NaN and infinity reach the elements that they are part of and no others.
 #[test]
 fn what_is_not_finite_stays_in_its_row_and_column() {
+    not_finite::<f32>();
+    not_finite::<bf16>();
+}
+
+fn not_finite<T: Element>() {
     let (depth, columns) = (37, 45);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2);
-        for rows in [1, 3, 20] {
-            let mut a = numbers(1, rows * depth);
-            let mut b = numbers(2, columns * depth);
-            a[(rows - 1) * depth + 36] = f32::NAN;
-            b[7 * depth] = f32::INFINITY;
-            b[44 * depth + 36] = f32::NEG_INFINITY;
-            let mut out = vec![0.0; rows * columns];
+        for rows in [1, 3, 20, 40] {
+            let mut a: Vec<_> = numbers(1, rows * depth).into_iter().map(T::narrow).collect();
+            let mut b: Vec<_> = numbers(2, columns * depth).into_iter().map(T::narrow).collect();
+            a[(rows - 1) * depth + 36] = T::narrow(f32::NAN);
+            b[7 * depth] = T::narrow(f32::INFINITY);
+            b[44 * depth + 36] = T::narrow(f32::NEG_INFINITY);
+            let mut out = vec![T::default(); rows * columns];
             let (x, w) = (Matrix::contiguous(&a, rows, depth), Matrix::contiguous(&b, columns, depth));
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
             for i in 0..rows {
                 for j in 0..columns {
-                    let exact: f64 =
-                        (0..depth).map(|k| f64::from(a[i * depth + k]) * f64::from(b[j * depth + k])).sum();
-                    let found = out[i * columns + j];
+                    let product =
+                        |k: usize| f64::from(a[i * depth + k].widen()) * f64::from(b[j * depth + k].widen());
+                    let exact: f64 = (0..depth).map(product).sum();
+                    let found = out[i * columns + j].widen();
                     let same = if exact.is_finite() {
                         found.is_finite()
                     } else {
@@ -209,12 +216,82 @@ fn what_is_not_finite_stays_in_its_row_and_column() {
                     assert!(same, "{} {rows} rows, ({i}, {j}): {found} for {exact}", isa.name());
                 }
             }
+        }
+    }
+}
+
+/// Denormals are numbers, but where instructions that multiply bfloat16 take them as zeros.
+#[test]
+fn denormals() {
+    let columns = 45;
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        for rows in [1, 3, 20, 40] {
             let tiny = vec![f32::from_bits(3); rows * 5];
-            let ones = vec![2.0; 5 * columns];
+            let twos = vec![2.0; 5 * columns];
             let mut out = vec![0.0; rows * columns];
-            let (x, w) = (Matrix::contiguous(&tiny, rows, 5), Matrix::contiguous(&ones, columns, 5));
+            let (x, w) = (Matrix::contiguous(&tiny, rows, 5), Matrix::contiguous(&twos, columns, 5));
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
-            assert!(out.iter().all(|x| x.to_bits() == 30), "{} {rows} rows: denormals", isa.name());
+            assert!(out.iter().all(|x| x.to_bits() == 30), "{} {rows} rows", isa.name());
+
+            let is_zero = isa.multiplies_bf16() && rows > vector::FEW;
+            let tiny = vec![bf16::from_bits(3); rows * 5];
+            for (factor, product) in
+                [(2.0, 30), (2_f32.powi(40), bf16::from_f32(15.0 * 2_f32.powi(-93)).to_bits())]
+            {
+                let factors = vec![bf16::from_f32(factor); 5 * columns];
+                let mut out = vec![bf16::ONE; rows * columns];
+                let (x, w) = (Matrix::contiguous(&tiny, rows, 5), Matrix::contiguous(&factors, columns, 5));
+                matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
+                let expected = if is_zero { 0 } else { product };
+                assert!(
+                    out.iter().all(|x| x.to_bits() == expected),
+                    "{} {rows} rows: {factor:e}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+/// Around the smallest normal number bfloat16 keeps to the bound that the module states.
+#[test]
+fn small_numbers() {
+    let (depth, columns) = (75, 35);
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        for rows in [2, 20, 40] {
+            // Elements from 2^-137 on, products from 2^-147 to 2^-107.
+            let spread = |seed, count, from: i32| -> Vec<_> {
+                let exponents =
+                    numbers(seed ^ 0x55, count).into_iter().map(|x| from + (10.0 * x + 10.0) as i32);
+                let scaled = numbers(seed, count).into_iter().zip(exponents);
+                scaled.map(|(x, exponent)| bf16::from_f64(f64::from(x) * 2_f64.powi(exponent))).collect()
+            };
+            let (a, b) = (spread(3, rows * depth, -130), spread(4, columns * depth, -10));
+            let mut out = vec![bf16::ZERO; rows * columns];
+            let (x, w) = (Matrix::contiguous(&a, rows, depth), Matrix::contiguous(&b, columns, depth));
+            matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
+            let flushes = isa.multiplies_bf16() && rows > vector::FEW;
+            for (at, found) in out.iter().enumerate() {
+                let (i, j) = (at / columns, at % columns);
+                let (mut exact, mut sizes) = (0.0, 0.0);
+                for k in 0..depth {
+                    let a = f64::from(a[i * depth + k]);
+                    let a = if flushes && a.abs() < 2_f64.powi(-126) { 0.0 } else { a };
+                    let x = a * f64::from(b[j * depth + k]);
+                    exact += x;
+                    sizes += x.abs();
+                }
+                let steps = depth as f64 + 2.0;
+                // What underflows: the stated bound, or half a step between denormal float32, at each step.
+                let smallest =
+                    if flushes { 2.0 * depth as f64 * 2_f64.powi(-126) } else { steps * 2_f64.powi(-150) };
+                let bound = steps * 2_f64.powi(-24) * sizes + smallest;
+                let bound = bound + (exact.abs() + bound) * rounding::<bf16>() + 2_f64.powi(-134);
+                let error = (f64::from(*found) - exact).abs();
+                assert!(error <= bound, "{} {rows} rows, ({i}, {j}): {found:e} for {exact:e}", isa.name());
+            }
         }
     }
 }
@@ -236,6 +313,51 @@ fn beta_zero_does_not_read_c() {
                 MatrixMut::contiguous(&mut out, rows, 40),
             );
             assert!(out.iter().all(|x| *x == 3.0), "{} {rows}", isa.name());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+
+    /// Panels of pairs hold what the instructions read, also where the processor does not have them.
+    #[test]
+    fn pairs(case in cases()) {
+        let Case { rows: lines, columns, .. } = case;
+        let stride = strides(case.a.0, lines, columns, case.a.1);
+        let size = lines.saturating_sub(1) * stride.0 + columns.saturating_sub(1) * stride.1 + 1;
+        let data: Vec<_> = numbers(case.seed, size).into_iter().map(bf16::from_f32).collect();
+        let matrix = Matrix::new(&data, lines, columns, stride.0, stride.1);
+        let element = |line: usize, k: usize| {
+            let inside = line < lines && k < columns;
+            if inside { data[line * stride.0 + k * stride.1].to_bits() } else { 0 }
+        };
+        for isa in Isa::available() {
+            for (of, left) in [(Isa::Avx512Bf16, true), (Isa::Amx, true), (Isa::Avx512Bf16, false), (Isa::Amx, false)] {
+                let pairs = if left { Pairs::left(matrix, of) } else { Pairs::right(matrix, of) };
+                let depth = pairs.depth();
+                prop_assert!(2 * depth >= columns && (of != Isa::Amx || depth.is_multiple_of(16)));
+                let width = match (left, of) { (false, _) => 32, (_, Isa::Amx) => 16, _ => 13 };
+                for first in (0..lines).step_by(width) {
+                    let mut to = vec![f32::NAN; width * depth];
+                    let lines = Lines { first, count: width.min(lines - first), width };
+                    pairs.pack(isa, lines, &mut to, &mut vec![f32::NAN; pairs.scratch(16)]);
+                    for line in 0..width {
+                        for p in 0..depth {
+                            let at = if left && of == Isa::Amx {
+                                (p / 16 * width + line) * 16 + p % 16
+                            } else {
+                                p * width + line
+                            };
+                            let [low, high] = [element(first + line, 2 * p), element(first + line, 2 * p + 1)];
+                            let expected = u32::from(low) | u32::from(high) << 16;
+                            // Lines of the next panel are not of this one.
+                            let expected = if line < lines.count { expected } else { 0 };
+                            prop_assert_eq!(to[at].to_bits(), expected, "{}: {:?} {} {}", isa.name(), of, line, p);
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,16 +1,19 @@
 //! The kernel in the middle of every large product.
 
+use super::pack::Numbers;
 use crate::simd::prefetch;
 use crate::{Isa, Kernel, Simd};
 
 /// So many steps of the depth ahead panels are asked for: they come from the second-level cache.
-const AHEAD: usize = 12;
+pub(super) const AHEAD: usize = 12;
 
-/// How much of a product is held in registers: rows by columns.
+/// How much of a product is held in registers (of AMX: in tiles): rows by columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     /// At most so many rows.
     pub(super) rows: usize,
+    /// The rows of a panel are a multiple of this; what is missing is filled with zeros.
+    pub(super) unit: usize,
     /// Two vectors of columns.
     pub(super) columns: usize,
 }
@@ -18,13 +21,14 @@ pub(super) struct Shape {
 impl Shape {
     /// As large as the registers allow: of 32 (AVX-512) or 16 (AVX2) all but those that hold two
     /// vectors of the right factor and a number of the left one. The larger the tile, the fewer
-    /// loads for each product.
-    pub(super) const fn of(isa: Isa) -> Self {
-        match isa {
-            Isa::Avx512 => Self { rows: MOST_ROWS, columns: 32 },
-            Isa::Avx2 => Self { rows: 6, columns: 16 },
-            Isa::Neon => Self { rows: 12, columns: 8 },
-            Isa::Portable => Self { rows: 4, columns: 16 },
+    /// loads for each product. Of eight tiles four hold sums.
+    pub(super) const fn of(isa: Isa, numbers: Numbers) -> Self {
+        match (isa, numbers) {
+            (Isa::Amx, Numbers::Bfloat16) => Self { rows: 32, unit: 16, columns: 32 },
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => Self { rows: MOST_ROWS, unit: 1, columns: 32 },
+            (Isa::Avx2, _) => Self { rows: 6, unit: 1, columns: 16 },
+            (Isa::Neon, _) => Self { rows: 12, unit: 1, columns: 8 },
+            (Isa::Portable, _) => Self { rows: 4, unit: 1, columns: 16 },
         }
     }
 }
@@ -37,41 +41,43 @@ pub(super) struct Tile<'a> {
     /// Two vectors for each step of the depth.
     pub(super) right: &'a [f32],
     pub(super) depth: usize,
-    /// As [`Panels::group`](super::Panels::group) says.
-    pub(super) group: Option<usize>,
+    /// Not bfloat16.
+    pub(super) numbers: Numbers,
     /// 1 to 14.
     pub(super) rows: usize,
     /// Where the product goes, row by row.
     pub(super) to: &'a mut Product,
 }
 
-/// No panel of the left factor has more rows.
+/// No panel of the left factor has more rows, but those for tiles.
 pub(crate) const MOST_ROWS: usize = 14;
 
 /// The largest product of two panels.
 #[repr(align(64))]
-pub(super) struct Product(pub(super) [f32; MOST_ROWS * 32]);
+pub(super) struct Product(pub(super) [f32; 32 * 32]);
 
 impl Kernel for Tile<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { left, right, depth, group, rows, to } = self;
+        let Self { left, right, depth, numbers, rows, to } = self;
         assert!(left.len() == depth * rows && right.len() == depth * 2 * S::LANES);
-        assert!(group.is_none_or(|group| group > 2 && depth.is_multiple_of(group)));
+        if let Numbers::Whole { group } = numbers {
+            assert!(group > 2 && depth.is_multiple_of(group));
+        }
         let (left, right, to) = (left.as_ptr(), right.as_ptr(), to.0.as_mut_ptr());
         macro_rules! rows {
             ($($rows:literal)*) => {
-                match (rows, group) {
+                match (rows, numbers) {
                     // SAFETY: the lengths are those that were just asserted, and no product is
                     // larger than 14 rows of two vectors of 16.
-                    $(($rows, None) => unsafe { tile::<S, $rows>(s, depth, left, right, to) },)*
+                    $(($rows, Numbers::Float32) => unsafe { tile::<S, $rows>(s, depth, left, right, to) },)*
                     // SAFETY: as above.
-                    $(($rows, Some(group)) => unsafe {
+                    $(($rows, Numbers::Whole { group }) => unsafe {
                         whole_tile::<S, $rows>(s, depth / group, group - 2, left, right, to);
                     })*
-                    _ => unreachable!("a panel of {rows} rows"),
+                    _ => unreachable!("a panel of {rows} rows of {numbers:?}"),
                 }
             };
         }

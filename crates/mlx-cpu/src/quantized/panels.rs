@@ -4,7 +4,7 @@
 use super::fixed::{Layout, Paired, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{Lines, MOST_ROWS, Panels, pack_transposing, widen_row};
+use crate::matmul::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
@@ -37,8 +37,8 @@ impl<T: Element> Panels for Activations<'_, T> {
         self.paired.length()
     }
 
-    fn group(&self) -> Option<usize> {
-        Some(self.paired.group_length())
+    fn numbers(&self) -> Numbers {
+        Numbers::Whole { group: self.paired.group_length() }
     }
 
     fn scratch(&self, _: usize) -> usize {
@@ -89,11 +89,14 @@ impl<T: Element> Panels for Rows<'_, T> {
     }
 
     fn depth(&self) -> usize {
-        self.group().map_or(self.w.columns, |group| self.w.groups() * group)
+        match self.numbers() {
+            Numbers::Whole { group } => self.w.groups() * group,
+            _ => self.w.columns,
+        }
     }
 
-    fn group(&self) -> Option<usize> {
-        self.whole.then(|| self.w.group / 2 + 2)
+    fn numbers(&self) -> Numbers {
+        if self.whole { Numbers::Whole { group: self.w.group / 2 + 2 } } else { Numbers::Float32 }
     }
 
     fn scratch(&self, lanes: usize) -> usize {
