@@ -133,16 +133,27 @@ impl<S: Simd> ForFormat for Rows<'_, S> {
             let mut at = first;
             for (index, scale) in scales[row * groups..][..groups].iter().enumerate() {
                 let scale = s.splat(*scale);
-                let bias = biases.map(|biases| s.splat(biases[row * groups + index]));
+                // A sum with -0 changes nothing.
+                let bias = s.splat(biases.map_or(-0.0, |biases| biases[row * groups + index]));
                 let last = ((first / group + index + 1) * group).min(end);
+                // Without a loop as far as there are four vectors.
+                while at + 4 * S::LANES <= last {
+                    for i in 0..4 {
+                        let at = at + i * S::LANES;
+                        // SAFETY: a multiple of `LANES` within the row, and as far from the first to write.
+                        unsafe {
+                            let code = F::unpack(s, codes.as_ptr(), at);
+                            s.store_f32(to.as_mut_ptr().add(at - first), s.mul_add(code, scale, bias));
+                        }
+                    }
+                    at += 4 * S::LANES;
+                }
                 while at < last {
-                    // SAFETY: a multiple of `LANES` within the row.
-                    let code = unsafe { F::unpack(s, codes.as_ptr(), at) };
-                    let x = match bias {
-                        Some(bias) => s.mul_add(code, scale, bias),
-                        None => s.mul(code, scale),
-                    };
-                    s.store(&mut to[at - first..], x);
+                    // SAFETY: as above.
+                    unsafe {
+                        let code = F::unpack(s, codes.as_ptr(), at);
+                        s.store_f32(to.as_mut_ptr().add(at - first), s.mul_add(code, scale, bias));
+                    }
                     at += S::LANES;
                 }
             }
