@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -109,7 +110,7 @@ enum class Layout {
 struct Call {
   Run run;
   Settings settings;
-  std::array<Tensor, 6> tensors;
+  std::array<Tensor, 9> tensors;
 };
 
 // Has a kernel run on the stream's thread. An optional input that is not there is not among the inputs.
@@ -181,6 +182,10 @@ class Kernel : public mx::Primitive {
 
   const char* name() const override {
     return name_;
+  }
+
+  const Settings& settings() const {
+    return settings_;
   }
 
  private:
@@ -626,6 +631,82 @@ std::optional<Quantization> quantization(
   return std::nullopt;
 }
 
+float lowest(mx::Dtype dtype) {
+  switch (dtype.val()) {
+    case mx::Dtype::Val::float16:
+      return -65504.0f;
+    case mx::Dtype::Val::bfloat16:
+      return -0x1.fep127f;
+    default:
+      return std::numeric_limits<float>::lowest();
+  }
+}
+
+// Attention, given the product of the weights with the values: of softmax over the products of scaled queries with
+// the keys, of which a mask hides some, or to which it is added. [B, H, L, _], or [B, H, G, L, _] with one head of
+// keys and values for G of queries. Settings: how keys and values are quantized, and whether there is a mask.
+std::optional<mx::array> quantized_attention(
+    const mx::array& weights,
+    const mx::array& values,
+    const mx::array& scales,
+    const mx::array* biases,
+    const Quantization& q,
+    const mx::Shape& shape,
+    const mx::Stream& stream) {
+  auto softmax = pending(weights, "Softmax");
+  if (!softmax || weights.ndim() < 4 || weights.ndim() > 5) {
+    return std::nullopt;
+  }
+  mx::array scores = (*softmax)[0];
+  std::optional<mx::array> mask;
+  if (auto chosen = pending(scores, "Select"); chosen && is_number((*chosen)[2], lowest(scores.dtype()))) {
+    mask = (*chosen)[0];
+    scores = mx::array((*chosen)[1]);
+  } else if (auto parts = pending(scores, "Add")) {
+    int own = pending((*parts)[0], "QuantizedMatmul") ? 0 : 1;
+    mask = (*parts)[1 - own];
+    scores = mx::array((*parts)[own]);
+  }
+  if (auto whole = mask ? pending(*mask, "Broadcast") : nullptr) {
+    mask = mx::array((*whole)[0]);
+  }
+  auto parts = pending(scores, "QuantizedMatmul");
+  auto product = parts ? dynamic_cast<const Kernel*>(&scores.primitive()) : nullptr;
+  if (!product) {
+    return std::nullopt;
+  }
+  auto& of_keys = product->settings();
+  auto &queries = (*parts)[0], &keys = (*parts)[1];
+  int dims = queries.ndim();
+  if (!of_keys.l || of_keys.i != q.mode || of_keys.j != q.group_size || of_keys.k != q.bits ||
+      keys.ndim() != dims || values.ndim() != dims || !same_start(keys, 1, values, 1) ||
+      keys.shape(0) != queries.shape(0) || (keys.shape(1) != queries.shape(1) && (dims == 5 || keys.shape(1) != 1)) ||
+      (dims == 5 && keys.shape(2) != 1)) {
+    return std::nullopt;
+  }
+  auto run = kernel(
+      &Table::quantized_attention, stream, {&queries, &keys, &values, &scales, mask ? &*mask : nullptr});
+  if (!run) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> inputs = *parts;
+  inputs.insert(inputs.end(), {values, scales});
+  if (biases) {
+    inputs.push_back(*biases);
+  }
+  if (mask) {
+    inputs.push_back(*mask);
+  }
+  return make(
+      "QuantizedAttention",
+      run,
+      stream,
+      shape,
+      queries.dtype(),
+      std::move(inputs),
+      {.i = q.mode, .j = q.group_size, .k = q.bits, .l = mask.has_value()});
+}
+
 std::optional<mx::array> quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -658,6 +739,10 @@ std::optional<mx::array> quantized_matmul(
   }
   mx::Shape shape = x.shape();
   shape.back() = transpose ? rows : columns;
+  if (auto whole = transpose ? std::nullopt
+                             : quantized_attention(x, w, scales, biases, *q, shape, stream)) {
+    return whole;
+  }
   std::vector<mx::array> inputs{x, w, scales};
   if (biases) {
     inputs.push_back(*biases);
