@@ -65,7 +65,7 @@ fn main() {
 /// memory between them, and beside attention over bfloat16.
 fn quantized_attention(cpu: &Cpu) {
     for (heads, shared, size) in [(10, 5, 64), (4, 1, 256)] {
-        for (length, count) in [(1, 1024), (1, 4096), (1, 16384), (512, 4096)] {
+        for (length, count) in [(1, 1024), (1, 4096), (1, 16384), (16, 1024), (512, 4096)] {
             let q = numbers(heads * length * size, 1);
             let rows = shared * count;
             let [k, v] = [2, 3].map(|seed| numbers(rows * size, seed));

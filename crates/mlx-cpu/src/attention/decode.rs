@@ -296,9 +296,26 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                     }
                 }
             }
-            for (i, sums) in sums.into_iter().enumerate().take(keys.len() - key) {
-                for (scores, sum) in scores.iter_mut().zip(sums) {
-                    scores[key + i] = T::narrow(s.sum(sum)).widen();
+            if const { ROWS * KEYS != 8 } {
+                for (i, sums) in sums.into_iter().enumerate().take(keys.len() - key) {
+                    for (scores, sum) in scores.iter_mut().zip(sums) {
+                        scores[key + i] = T::narrow(s.sum(sum)).widen();
+                    }
+                }
+            } else {
+                let mut all = [s.zero(); 8];
+                for (to, from) in all.chunks_exact_mut(ROWS).zip(sums) {
+                    to.copy_from_slice(&from);
+                }
+                let mut all = s.sums(all);
+                for some in all.chunks_mut(S::LANES) {
+                    let x = load(s, some, 0.0);
+                    store(s, some, T::rounded(s, x));
+                }
+                for (i, sums) in all.chunks_exact(ROWS).enumerate().take(keys.len() - key) {
+                    for (scores, sum) in scores.iter_mut().zip(sums) {
+                        scores[key + i] = *sum;
+                    }
                 }
             }
             key += KEYS;

@@ -151,6 +151,33 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, all: [__m256; 8]) -> [f32; 8] {
+        let mut sums = [0.0; 8];
+        // SAFETY: `self` is proof of the instructions; eight numbers are written.
+        unsafe {
+            // Halves of two vectors, pairs of four.
+            let [a, b, c, d, e, f, g, h] = all;
+            let (mut halves, mut pairs) = ([_mm256_setzero_pd(); 4], [a; 2]);
+            for (half, (x, y)) in halves.iter_mut().zip([(a, c), (b, d), (e, g), (f, h)]) {
+                let (low, high) =
+                    (_mm256_permute2f128_ps::<0x20>(x, y), _mm256_permute2f128_ps::<0x31>(x, y));
+                *half = _mm256_castps_pd(_mm256_add_ps(low, high));
+            }
+            for (pair, two) in pairs.iter_mut().zip(halves.chunks_exact(2)) {
+                let (low, high) = (_mm256_unpacklo_pd(two[0], two[1]), _mm256_unpackhi_pd(two[0], two[1]));
+                *pair = _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+            }
+            let [low, high] = pairs;
+            let each =
+                _mm256_add_ps(_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high));
+            // Those of a, b, e, f, c, d, g, h.
+            let each = _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(each)));
+            _mm256_storeu_ps(sums.as_mut_ptr(), each);
+        }
+        sums
+    }
+
+    #[inline(always)]
     fn largest(self, a: __m256) -> f32 {
         // SAFETY: `self` is proof of the instructions.
         unsafe {

@@ -140,6 +140,40 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sums(self, all: [__m512; 8]) -> [f32; 8] {
+        let mut sums = [0.0; 8];
+        // SAFETY: `self` is proof of the instructions; eight numbers are written.
+        unsafe {
+            // Halves of two vectors, quarters of four, pairs of eight.
+            let (mut halves, mut quarters) = ([all[0]; 4], [_mm512_setzero_pd(); 2]);
+            for (half, two) in halves.iter_mut().zip(all.chunks_exact(2)) {
+                let (low, high) = (
+                    _mm512_shuffle_f32x4::<0x44>(two[0], two[1]),
+                    _mm512_shuffle_f32x4::<0xee>(two[0], two[1]),
+                );
+                *half = _mm512_add_ps(low, high);
+            }
+            for (quarter, two) in quarters.iter_mut().zip(halves.chunks_exact(2)) {
+                let (low, high) = (
+                    _mm512_shuffle_f32x4::<0x88>(two[0], two[1]),
+                    _mm512_shuffle_f32x4::<0xdd>(two[0], two[1]),
+                );
+                *quarter = _mm512_castps_pd(_mm512_add_ps(low, high));
+            }
+            let [low, high] = quarters;
+            let pairs = _mm512_add_ps(
+                _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)),
+            );
+            let each = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+            let places = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+            let each = _mm512_permutexvar_ps(places, each);
+            _mm256_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps256(each));
+        }
+        sums
+    }
+
+    #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         // SAFETY: `self` is proof of the instructions.
         unsafe { _mm512_reduce_max_ps(a) }

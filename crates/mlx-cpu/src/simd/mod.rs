@@ -76,6 +76,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn where_less(self, a: Self::F, b: Self::F, then: Self::F, other: Self::F) -> Self::F;
     /// Sum of all lanes, in pairs: halves, quarters and so on.
     fn sum(self, a: Self::F) -> f32;
+    /// The sums of eight vectors, each with the bits of [`sum`](Self::sum).
+    #[inline(always)]
+    fn sums(self, all: [Self::F; 8]) -> [f32; 8] {
+        let mut sums = [0.0; 8];
+        for (sum, a) in sums.iter_mut().zip(all) {
+            *sum = self.sum(a);
+        }
+        sums
+    }
     /// The largest of all lanes.
     fn largest(self, a: Self::F) -> f32;
 
@@ -343,6 +352,35 @@ mod tests {
             ] {
                 let (worst, at) = isa.run(Map(&x, exact, name));
                 assert!(worst <= units, "{} {name}: {worst} units at {at}", isa.name());
+            }
+        }
+    }
+
+    struct Sums<'a>(&'a [f32; 128]);
+
+    impl Kernel for Sums<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let mut all = [s.zero(); 8];
+            for (i, a) in all.iter_mut().enumerate() {
+                *a = s.load(&self.0[i * S::LANES..]);
+            }
+            for (sum, a) in s.sums(all).into_iter().zip(all) {
+                assert_eq!(sum.to_bits(), s.sum(a).to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn eight_sums_have_the_bits_that_each_has_alone() {
+        for isa in Isa::available() {
+            for seed in 1..20_u32 {
+                isa.run(Sums(&std::array::from_fn(|i| {
+                    (seed.wrapping_mul(0x9e37_79b9) ^ (i as u32).wrapping_mul(0x85eb_ca6b)) as i32 as f32
+                        * 1e-3
+                })));
             }
         }
     }
