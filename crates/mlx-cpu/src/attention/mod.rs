@@ -43,6 +43,9 @@ pub enum Mask<'a, T> {
 ///
 /// Up to 16 queries of a head each get the bits that they get alone.
 ///
+/// Quantized keys and values ([`QuantizedHeads`]) are decoded a few rows at a time, which stay in the cache of a
+/// core while they are multiplied.
+///
 /// # Shapes
 ///
 /// `queries` `[B, Hq, L, D]`, `keys` `[B, Hkv, S, D]`, `values` `[B, Hkv, S, Dv]`, `sinks` `[Hq]`, `out`
@@ -51,7 +54,8 @@ pub enum Mask<'a, T> {
 /// # Error
 ///
 /// Sums are float32, of `D` products for a score and of `S` for a result: off by at most `2^-24` times the
-/// number of terms times the sum of their sizes. Exponentials are MLX's own. A key or value that is not
+/// number of terms times the sum of their sizes. A quantized number is float32 too, not rounded to `T`: of it
+/// `|scale code| + |bias|` counts as its size, and one more term. Exponentials are MLX's own. A key or value that is not
 /// seen may be skipped, infinite or NaN or not, where MLX multiplies it by 0.
 ///
 /// # Panics
