@@ -53,8 +53,85 @@ fn main() {
             100.0 * products / peak
         );
     }
+    if "quantized attention".contains(&filter) {
+        quantized_attention(cpu);
+    }
     if "rows".contains(&filter) {
         rows(cpu);
+    }
+}
+
+/// Attention over quantized keys and values beside the kernels that it is made of otherwise, with all scores in
+/// memory between them, and beside attention over bfloat16.
+fn quantized_attention(cpu: &Cpu) {
+    for (heads, shared, size) in [(10, 5, 64), (4, 1, 256)] {
+        for (length, count) in [(1, 1024), (1, 4096), (1, 16384), (16, 1024), (512, 4096)] {
+            let q = numbers(heads * length * size, 1);
+            let rows = shared * count;
+            let [k, v] = [2, 3].map(|seed| numbers(rows * size, seed));
+            let mut out = q.clone();
+            let queries = View::contiguous(&q, [1, heads, length, size]);
+            let shape = [1, heads, length, size];
+            let dense = best(|| {
+                let [k, v] = [&k, &v].map(|x| View::contiguous(x, [1, shared, count, size]));
+                attention(cpu, queries, k, v, 1.0, Mask::None, None, ViewMut::contiguous(&mut out, shape));
+            });
+            for bits in [4, 8] {
+                let [k, v] = [&k, &v].map(|x| {
+                    let (mut words, groups) = (vec![0; rows * size * bits / 32], rows * size / 64);
+                    let [mut scales, mut biases] = [(); 2].map(|()| vec![bf16::ZERO; groups]);
+                    let x = Matrix::contiguous(x, rows, size);
+                    quantize(cpu, x, bits, 64, &mut words, &mut scales, &mut biases).unwrap();
+                    (words, scales, biases)
+                });
+                let [k, v] = [&k, &v].map(|(words, scales, biases)| -> Vec<_> {
+                    let heads = words.chunks(words.len() / shared);
+                    let groups =
+                        scales.chunks(scales.len() / shared).zip(biases.chunks(scales.len() / shared));
+                    let matrix = |(words, (scales, biases))| {
+                        QuantizedMatrix::affine(words, scales, biases, count, size, bits, 64).unwrap()
+                    };
+                    heads.zip(groups).map(matrix).collect()
+                });
+                let one = best(|| {
+                    let [k, v] = [&k, &v].map(|x| QuantizedHeads::new(x, 1));
+                    attention(
+                        cpu,
+                        queries,
+                        k,
+                        v,
+                        1.0,
+                        Mask::None,
+                        None,
+                        ViewMut::contiguous(&mut out, shape),
+                    );
+                });
+                let (each, rows) = (heads / shared * length, heads * length);
+                let several = best(|| {
+                    let [mut scores, mut weights] = [(); 2].map(|()| vec![bf16::ZERO; rows * count]);
+                    for (head, k) in k.iter().enumerate() {
+                        let q = Matrix::contiguous(&q[head * each * size..], each, size);
+                        let to = MatrixMut::contiguous(&mut scores[head * each * count..], each, count);
+                        quantized_matmul(cpu, q, k, true, to);
+                    }
+                    let from = Matrix::contiguous(&scores, rows, count);
+                    softmax(cpu, from, MatrixMut::contiguous(&mut weights, rows, count));
+                    for (head, v) in v.iter().enumerate() {
+                        let weights = Matrix::contiguous(&weights[head * each * count..], each, count);
+                        let to = MatrixMut::contiguous(&mut out[head * each * size..], each, size);
+                        quantized_matmul(cpu, weights, v, false, to);
+                    }
+                });
+                let name = format!(
+                    "attention, {length} of {heads}/{shared} heads of {size}, {count} keys of {bits} bits"
+                );
+                println!(
+                    "{name:64} {one:10.2?}; as separate kernels {several:10.2?}, {:5.2}; bfloat16 {dense:10.2?}, {:5.2}",
+                    several.as_secs_f64() / one.as_secs_f64(),
+                    dense.as_secs_f64() / one.as_secs_f64(),
+                );
+            }
+        }
     }
 }
 

@@ -38,7 +38,7 @@ mod simd;
 mod softmax;
 mod view;
 
-pub use attention::{Mask, attention};
+pub use attention::{Heads, Mask, QuantizedHeads, attention};
 pub use copy::copy_strided;
 pub use cpu::Cpu;
 pub use element::Element;

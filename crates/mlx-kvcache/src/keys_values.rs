@@ -78,7 +78,7 @@ impl KeysValues {
 }
 
 /// Attention over quantized keys and values. MLX has no kernel of its own for it; the operations
-/// and their dtypes are mlx-lm's.
+/// and their dtypes are mlx-lm's, and where there are kernels for the CPU they become one (`mlx-sys`).
 fn quantized_attention(
     queries: &Array,
     keys: &QuantizedArray,

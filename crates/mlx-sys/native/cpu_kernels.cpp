@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -122,7 +123,7 @@ struct Inner : Step {
   mx::Dtype dtype;
 };
 
-constexpr size_t MOST_TENSORS = 6;
+constexpr size_t MOST_TENSORS = 9;
 
 // What a kernel is called with. A tensor that is not there has -1 dimensions.
 struct Call {
@@ -473,14 +474,13 @@ class Fused {
     }
     auto kernel = dynamic_cast<const Kernel*>(&x.primitive());
     auto step = kernel ? kernel->single() : nullptr;
-    if (step && int64_t(x.size()) <= FEW * x.shape(-1)) {
-      for (auto name : {RMS_NORM, MATMUL, QUANTIZED_MATMUL, SWIGLU, GEGLU}) {
-        if (step->name == name) {
-          return step;
-        }
-      }
+    if (!step || x.ndim() == 0 || int64_t(x.size()) > FEW * x.shape(-1)) {
+      return nullptr;
     }
-    return nullptr;
+    bool product = step->name == MATMUL || step->name == QUANTIZED_MATMUL;
+    bool by_weights = product && x.inputs()[1].ndim() == 2;
+    bool other = step->name == RMS_NORM || step->name == SWIGLU || step->name == GEGLU;
+    return by_weights || other ? step : nullptr;
   }
 
   mx::Stream stream_;
@@ -778,6 +778,82 @@ std::optional<Quantization> quantization(
   return std::nullopt;
 }
 
+float lowest(mx::Dtype dtype) {
+  switch (dtype.val()) {
+    case mx::Dtype::Val::float16:
+      return -65504.0f;
+    case mx::Dtype::Val::bfloat16:
+      return -0x1.fep127f;
+    default:
+      return std::numeric_limits<float>::lowest();
+  }
+}
+
+// Attention, given the product of the weights with the values: of softmax over the products of scaled queries with
+// the keys, of which a mask hides some, or to which it is added. [B, H, L, _], or [B, H, G, L, _] with one head of
+// keys and values for G of queries. Settings: how keys and values are quantized, and whether there is a mask.
+std::optional<mx::array> quantized_attention(
+    const mx::array& weights,
+    const mx::array& values,
+    const mx::array& scales,
+    const mx::array* biases,
+    const Quantization& q,
+    const mx::Shape& shape,
+    const mx::Stream& stream) {
+  auto softmax = pending(weights, "Softmax");
+  if (!softmax || weights.ndim() < 4 || weights.ndim() > 5) {
+    return std::nullopt;
+  }
+  mx::array scores = (*softmax)[0];
+  std::optional<mx::array> mask;
+  if (auto chosen = pending(scores, "Select"); chosen && is_number((*chosen)[2], lowest(scores.dtype()))) {
+    mask = (*chosen)[0];
+    scores = mx::array((*chosen)[1]);
+  } else if (auto parts = pending(scores, "Add"); parts && parts->size() == 2) {
+    int own = pending((*parts)[0], QUANTIZED_MATMUL) ? 0 : 1;
+    mask = (*parts)[1 - own];
+    scores = mx::array((*parts)[own]);
+  }
+  if (auto whole = mask ? pending(*mask, "Broadcast") : nullptr) {
+    mask = mx::array((*whole)[0]);
+  }
+  auto parts = pending(scores, QUANTIZED_MATMUL);
+  auto product = parts ? dynamic_cast<const Kernel*>(&scores.primitive()) : nullptr;
+  if (!product) {
+    return std::nullopt;
+  }
+  auto& of_keys = product->single()->settings;
+  auto &queries = (*parts)[0], &keys = (*parts)[1];
+  auto dims = queries.ndim();
+  if (!of_keys.l || of_keys.i != q.mode || of_keys.j != q.group_size || of_keys.k != q.bits ||
+      keys.ndim() != dims || values.ndim() != dims || !same_start(keys, 1, values, 1) ||
+      keys.shape(0) != queries.shape(0) || (keys.shape(1) != queries.shape(1) && (dims == 5 || keys.shape(1) != 1)) ||
+      (dims == 5 && keys.shape(2) != 1)) {
+    return std::nullopt;
+  }
+  auto run = kernel(
+      &Table::quantized_attention, stream, {&queries, &keys, &values, &scales, mask ? &*mask : nullptr});
+  if (!run) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> inputs = *parts;
+  inputs.insert(inputs.end(), {values, scales});
+  if (biases) {
+    inputs.push_back(*biases);
+  }
+  if (mask) {
+    inputs.push_back(*mask);
+  }
+  return make(
+      "QuantizedAttention",
+      run,
+      stream,
+      shape,
+      queries.dtype(),
+      std::move(inputs),
+      {.i = q.mode, .j = q.group_size, .k = q.bits, .l = mask.has_value()});
+}
+
 std::optional<mx::array> quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -810,6 +886,10 @@ std::optional<mx::array> quantized_matmul(
   }
   mx::Shape shape = x.shape();
   shape.back() = transpose ? rows : columns;
+  if (auto whole = transpose ? std::nullopt
+                             : quantized_attention(x, w, scales, biases, *q, shape, stream)) {
+    return whole;
+  }
   std::vector<mx::array> inputs{x, w, scales};
   if (biases) {
     inputs.push_back(*biases);

@@ -40,6 +40,7 @@ struct Table {
   Run matmul;
   Run addmm;
   Run quantized_matmul;
+  Run quantized_attention;
   Run dequantize;
   Run quantize;
   Run softmax;

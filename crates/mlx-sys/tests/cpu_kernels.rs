@@ -11,9 +11,10 @@ use mlx_rs::error::Result;
 use mlx_rs::fast::{
     ScaledDotProductAttentionMask as Mask, rms_norm, rope, rope_dynamic, scaled_dot_product_attention,
 };
-use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexOp};
+use mlx_rs::ops::indexing::{Ellipsis, IntoStrideBy, TryIndexOp};
 use mlx_rs::ops::{
-    addmm, concatenate, dequantize, matmul, power, quantize, quantized_matmul, sigmoid, softmax_axis, tanh,
+    addmm, concatenate, dequantize, matmul, power, quantize, quantized_matmul, select, sigmoid, softmax_axis,
+    tanh,
 };
 use mlx_rs::{Array, Dtype, random, transforms};
 use mlx_sys::cpu_kernels::set_enabled;
@@ -294,6 +295,174 @@ fn stacks_of_quantized_matrices() {
     }
 }
 
+/// How a mask is applied to scores.
+#[derive(Debug, Clone, Copy)]
+enum Hiding<'a> {
+    Nothing,
+    /// Where this is false, this number.
+    Chosen(&'a Array, f32),
+    Added(&'a Array),
+}
+
+impl Hiding<'_> {
+    fn apply(self, scores: Array) -> Result<Array> {
+        match self {
+            Self::Nothing => Ok(scores),
+            Self::Chosen(mask, number) => {
+                select(mask, &scores, Array::from_f32(number).as_dtype(scores.dtype())?)
+            }
+            Self::Added(mask) => scores.add(mask),
+        }
+    }
+}
+
+/// The lowest finite number.
+fn lowest(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::Float16 => -65504.0,
+        Dtype::Bfloat16 => f32::from_bits(0xff7f_0000),
+        _ => f32::MIN,
+    }
+}
+
+/// Attention as mlx-lm writes it where keys and values are quantized.
+fn quantized_attention(
+    queries: &Array,
+    keys: &[Array; 3],
+    values: &[Array; 3],
+    [group, bits]: [i32; 2],
+    hiding: Hiding<'_>,
+) -> Result<Array> {
+    let product = |x: &Array, [w, scales, biases]: &[Array; 3], transpose| {
+        quantized_matmul(x, w, scales, biases, transpose, group, bits)
+    };
+    product(&softmax_axis(hiding.apply(product(queries, keys, true)?)?, -1, true)?, values, false)
+}
+
+/// The same over what keys and values stand for, in float32; rounded where the operations round.
+fn attention_of_wide(
+    queries: &Array,
+    keys: &[Array; 3],
+    values: &[Array; 3],
+    [group, bits]: [i32; 2],
+    hiding: Hiding<'_>,
+) -> Result<Array> {
+    let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+    let dtype = queries.dtype();
+    let plain = |[w, scales, biases]: &[Array; 3]| dequantize(w, wide(scales)?, &wide(biases)?, group, bits);
+    let scores = matmul(wide(queries)?, plain(keys)?.swap_axes(-1, -2)?)?.as_dtype(dtype)?;
+    let weights = softmax_axis(wide(&hiding.apply(scores)?)?, -1, true)?.as_dtype(dtype)?;
+    matmul(wide(&weights)?, plain(values)?)?.as_dtype(dtype)
+}
+
+/// Keys and values `[B, H, S, _]` as part of a longer cache, and of grouped heads `[B, H, 1, S, _]`.
+fn cached(
+    [batch, heads, count, size]: [i32; 4],
+    seed: u64,
+    [group, bits]: [i32; 2],
+    grouped: bool,
+    dtype: Dtype,
+) -> [Array; 3] {
+    <[Array; 3]>::from(quantize(normal(&[batch, heads, count + 20, size], seed, dtype), group, bits).unwrap())
+        .map(|all| {
+            let part = all.try_index((.., .., 5..5 + count, ..)).unwrap();
+            if grouped { part.expand_dims_axes(&[2]).unwrap() } else { part }
+        })
+}
+
+#[test]
+fn attentions_over_quantized_keys_and_values() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (of_keys, repeats, length, count, size) in
+            [(1, 1, 1, 1, 32), (2, 1, 1, 37, 64), (2, 3, 1, 150, 64), (1, 4, 5, 70, 32), (2, 2, 33, 130, 64)]
+        {
+            for format in [[32, 4], [32, 8], [32, 3]] {
+                let grouped = repeats > 1;
+                let k = cached([2, of_keys, count, size], 1, format, grouped, dtype);
+                let v = cached([2, of_keys, count, size + 32], 2, format, grouped, dtype);
+                let heads = if grouped { vec![2, of_keys, repeats] } else { vec![2, of_keys] };
+                let q = normal(&[&heads[..], &[length, size]].concat(), 3, dtype);
+                let q = q.multiply(Array::from_f32(0.125).as_dtype(dtype).unwrap()).unwrap();
+                let check = |what: &str, hiding: Hiding<'_>| {
+                    assert_like(
+                        &format!("{dtype:?} {of_keys} {repeats} {length} {count} {size} {format:?} {what}"),
+                        4.0,
+                        || quantized_attention(&q, &k, &v, format, hiding),
+                        || attention_of_wide(&q, &k, &v, format, hiding),
+                    );
+                };
+                check("all", Hiding::Nothing);
+                let mut shapes = vec![vec![length, count], [&heads[..], &[length, count]].concat()];
+                // For each row of the batch; for each head of keys; for the heads of a group.
+                if grouped {
+                    shapes.extend([
+                        vec![2, 1, 1, 1, count],
+                        vec![of_keys, 1, length, count],
+                        vec![repeats, 1, count],
+                    ]);
+                } else {
+                    shapes.extend([vec![2, 1, length, count], vec![of_keys, 1, 1]]);
+                }
+                for shape in shapes {
+                    // Some queries see no key.
+                    let mask = normal(&shape, 5, Dtype::Float32).gt(Array::from_f32(0.3)).unwrap();
+                    check(&format!("{shape:?}"), Hiding::Chosen(&mask, lowest(dtype)));
+                    // Not the lowest, and so not a mask.
+                    check(&format!("{shape:?} another number"), Hiding::Chosen(&mask, 3.0));
+                    let added = normal(&shape, 6, dtype);
+                    check(&format!("{shape:?} added"), Hiding::Added(&added));
+                }
+                let turned =
+                    normal(&[&heads[..], &[count, length]].concat(), 7, dtype).swap_axes(-1, -2).unwrap();
+                check("turned", Hiding::Added(&turned));
+                let backwards = turned.try_index((Ellipsis, (..).stride_by(-1))).unwrap();
+                check("backwards", Hiding::Added(&backwards));
+            }
+        }
+    }
+}
+
+/// Queries as a projection leaves them, heads apart; all heads with the same keys.
+#[test]
+fn attentions_over_quantized_keys_of_queries_that_lie_oddly() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        let [k, v] = [1, 2].map(|seed| cached([2, 1, 50, 32], seed, [32, 4], false, dtype));
+        let projected = normal(&[2, 6, 4, 32], 3, dtype).transpose_axes(&[0, 2, 1, 3]).unwrap();
+        let compare = |what: &str, q: &Array, k: &[Array; 3], v: &[Array; 3]| {
+            assert_like(
+                what,
+                4.0,
+                || quantized_attention(q, k, v, [32, 4], Hiding::Nothing),
+                || attention_of_wide(q, k, v, [32, 4], Hiding::Nothing),
+            );
+        };
+        compare("one head of keys", &projected, &k, &v);
+        let [k, v] = [1, 2].map(|seed| cached([2, 2, 50, 32], seed, [32, 4], true, dtype));
+        let apart = normal(&[2, 2, 4, 6, 32], 4, dtype).try_index((.., .., (..).stride_by(2))).unwrap();
+        compare("heads apart", &apart, &k, &v);
+        let turned = normal(&[2, 2, 2, 32, 6], 4, dtype).swap_axes(-1, -2).unwrap();
+        compare("numbers apart", &turned, &k, &v);
+        let crossed = normal(&[2, 2, 2, 6, 32], 5, dtype).swap_axes(1, 2).unwrap();
+        compare("heads crossed", &crossed, &k, &v);
+    }
+}
+
+/// The weights are wanted too, and so are computed beside.
+#[test]
+fn attention_over_quantized_keys_whose_parts_are_wanted() {
+    let _turn = turn();
+    let [k, v] = [1, 2].map(|seed| cached([1, 2, 40, 64], seed, [64, 8], false, Dtype::Float32));
+    let q = normal(&[1, 2, 3, 64], 3, Dtype::Float32);
+    assert_like_stock("result and weights", 8.0, || {
+        let scores = quantized_matmul(&q, &k[0], &k[1], &k[2], true, 64, 8)?;
+        let weights = softmax_axis(&scores, -1, true)?;
+        let result = quantized_matmul(&weights, &v[0], &v[1], &v[2], false, 64, 8)?;
+        concatenate(&[result, weights, scores], -1)
+    });
+}
+
 /// What `docs/performance.md` says of quantized products in half precision.
 #[test]
 fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
@@ -495,6 +664,23 @@ fn gradients_beside_constants() {
     });
 }
 
+/// Of queries, through quantized keys and values.
+#[test]
+fn gradients_of_attention_over_quantized_keys() {
+    let _turn = turn();
+    let [k, v] = [1, 2].map(|seed| cached([1, 2, 40, 64], seed, [64, 8], true, Dtype::Float32));
+    let mask = normal(&[3, 40], 4, Dtype::Float32).gt(Array::from_f32(0.0)).unwrap();
+    let hiding = Hiding::Chosen(&mask, f32::MIN);
+    assert_like_stock("gradient", 16.0, || {
+        let (_, gradients) = transforms::vjp(
+            |inputs: &[Array]| vec![quantized_attention(&inputs[0], &k, &v, [64, 8], hiding).unwrap()],
+            &[normal(&[1, 2, 2, 3, 64], 3, Dtype::Float32)],
+            &[normal(&[1, 2, 2, 3, 64], 5, Dtype::Float32)],
+        )?;
+        Ok(gradients[0].clone())
+    });
+}
+
 #[test]
 fn compiled_functions() {
     let _turn = turn();
@@ -568,6 +754,32 @@ fn every_operation_reaches_its_kernel() {
         check("QuantizedMatmul", &|| {
             quantized_matmul(&queries, &keys, &key_scales, &key_biases, true, 32, 8)
         });
+        for grouped in [false, true] {
+            let [k, v] = [1, 2].map(|seed| cached([1, 2, 60, 32], seed, [32, 4], grouped, dtype));
+            let q = normal(if grouped { &[1, 2, 2, 3, 32] } else { &[1, 2, 3, 32] }, 9, dtype);
+            let mask = normal(&[3, 60], 4, Dtype::Float32).gt(Array::from_f32(0.0)).unwrap();
+            let added = normal(&[3, 60], 5, dtype);
+            k.iter().chain(&v).chain([&q, &mask, &added]).for_each(|array| array.eval().unwrap());
+            let products = calls("QuantizedMatmul");
+            let masked = |hiding| quantized_attention(&q, &k, &v, [32, 4], hiding);
+            check("QuantizedAttention", &|| masked(Hiding::Nothing));
+            check("QuantizedAttention", &|| masked(Hiding::Chosen(&mask, lowest(dtype))));
+            check("QuantizedAttention", &|| masked(Hiding::Added(&added)));
+            // So few scores that MLX computes their softmax itself.
+            let few = |x: &[Array; 3]| {
+                x.clone().map(|x| x.take_axis(Array::from_slice(&[0, 1], &[2]), -2).unwrap())
+            };
+            let (few_keys, few_values) = (few(&k), few(&v));
+            few_keys.iter().chain(&few_values).for_each(|array| array.eval().unwrap());
+            check("QuantizedAttention", &|| {
+                quantized_attention(&q, &few_keys, &few_values, [32, 4], Hiding::Nothing)
+            });
+            assert_eq!(calls("QuantizedMatmul"), products, "beside the attention that they are part of");
+            let attentions = calls("QuantizedAttention");
+            masked(Hiding::Chosen(&mask, -1e9)).unwrap().eval().unwrap();
+            assert_eq!(calls("QuantizedMatmul"), products + 2, "with another number than the lowest");
+            assert_eq!(calls("QuantizedAttention"), attentions);
+        }
         check("Quantize", &|| Ok(quantize(&square, 32, 4)?.1));
         check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
         check("Softmax", &|| softmax_axis(&x, -1, true));

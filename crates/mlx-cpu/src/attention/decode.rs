@@ -1,10 +1,14 @@
 //! Few queries: keys and values are read once, as a stream.
 
+use std::ops::Range;
+
+use super::Heads;
 use super::{Mask, Problem, Query, with_scratch};
 use crate::cpu::Shared;
+use crate::matmul::{self, Purpose};
 use crate::rows::{load, store};
 use crate::simd::prefetch;
-use crate::{Cpu, Element, Kernel, Simd, formula};
+use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd, formula};
 
 /// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
 const BLOCK: usize = 128;
@@ -19,7 +23,7 @@ const AHEAD: usize = 16;
 /// Miri's cases are small, and threads are what it is to see.
 const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 6_000 };
 
-pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
+pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>) {
     let [batch, heads, length, size] = problem.queries.shape();
     let [_, _, count, out_size] = problem.values.shape();
     let groups = batch * heads / problem.group;
@@ -31,12 +35,15 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
         count,
         blocks: count.div_ceil(BLOCK),
     };
+    let decoded = problem.keys.scratch().max(problem.values.scratch());
     with_scratch(groups * layout.all(), |scratch| {
         let scratch = Shared(scratch.as_mut_ptr());
-        let phase = |phase: Phase, groups: std::ops::Range<usize>, blocks: std::ops::Range<usize>| {
-            cpu.run(Part { problem, layout, scratch, phase, groups, blocks });
+        let phase = |phase: Phase, groups: Range<usize>, blocks: Range<usize>| {
+            matmul::with_scratch(Purpose::Right, decoded, |decoded| {
+                cpu.run(Part { problem, layout, isa: cpu.isa(), scratch, phase, groups, blocks, decoded });
+            });
         };
-        let all = |groups: std::ops::Range<usize>| {
+        let all = |groups: Range<usize>| {
             for group in groups {
                 for one in [Phase::Queries, Phase::Scores, Phase::Weights, Phase::Sums, Phase::Results] {
                     phase(one, group..group + 1, 0..layout.blocks);
@@ -44,7 +51,8 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
             }
         };
         // Bytes to read, and products.
-        let work = count * (size + out_size) * (size_of::<T>() + layout.rows) / 32;
+        let read = problem.keys.row_bytes() + problem.values.row_bytes();
+        let work = count * (read + (size + out_size) * layout.rows) / 32;
         if cpu.threads() == 1 || groups * work < WORTHWHILE {
             return all(0..groups);
         }
@@ -124,33 +132,37 @@ impl Layout {
 }
 
 /// A phase of some groups and, where it goes by blocks, some blocks.
-struct Part<'a, T> {
-    problem: &'a Problem<'a, T>,
+struct Part<'a, T, H> {
+    problem: &'a Problem<'a, T, H>,
     layout: Layout,
+    isa: Isa,
     scratch: Shared<f32>,
     phase: Phase,
-    groups: std::ops::Range<usize>,
-    blocks: std::ops::Range<usize>,
+    groups: Range<usize>,
+    blocks: Range<usize>,
+    /// For rows of keys or values.
+    decoded: &'a mut [f32],
 }
 
-impl<T: Element> Kernel for Part<'_, T> {
+impl<T: Element, H: Heads<T>> Kernel for Part<'_, T, H> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
+        let decoded = std::mem::take(&mut self.decoded);
         for group in self.groups.clone() {
             match self.phase {
                 Phase::Queries => self.queries(s, group),
-                Phase::Scores => self.scores(s, group),
+                Phase::Scores => self.scores(s, group, decoded),
                 Phase::Weights => self.weights(s, group),
-                Phase::Sums => self.sums(s, group),
+                Phase::Sums => self.sums(s, group, decoded),
                 Phase::Results => self.results(s, group),
             }
         }
     }
 }
 
-impl<T: Element> Part<'_, T> {
+impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     /// Where the queries, the scores and the sums of a group begin.
     #[inline(always)]
     fn parts(&self, group: usize) -> (*mut f32, *mut f32, *mut f32) {
@@ -168,9 +180,9 @@ impl<T: Element> Part<'_, T> {
 
     /// The row of the batch and the head of the keys.
     #[inline(always)]
-    fn shared_head(&self, group: usize) -> (usize, usize) {
+    fn shared_head(&self, group: usize) -> [usize; 2] {
         let heads = self.problem.keys.shape()[1];
-        (group / heads, group % heads)
+        [group / heads, group % heads]
     }
 
     #[inline(always)]
@@ -193,7 +205,7 @@ impl<T: Element> Part<'_, T> {
     }
 
     #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, group: usize) {
+    fn scores<S: Simd>(&self, s: S, group: usize, decoded: &mut [f32]) {
         for block in self.blocks.clone() {
             let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
             if !self.is_seen(group, &keys) {
@@ -202,27 +214,31 @@ impl<T: Element> Part<'_, T> {
                 }
                 continue;
             }
-            let mut row = 0;
-            while row < self.layout.rows {
-                let rows = together::<S>(self.layout.rows - row);
-                match rows {
-                    _ if const { formula::has_arrays::<S>() } => {
-                        self.products::<S, 1, 1>(s, group, row, &keys);
+            for keys in pieces(keys, self.problem.keys.at_once()) {
+                let head = self.shared_head(group);
+                let from = self.problem.keys.rows(s, self.isa, head, keys.clone(), decoded);
+                let mut row = 0;
+                while row < self.layout.rows {
+                    let rows = together::<S>(self.layout.rows - row);
+                    match rows {
+                        _ if const { formula::has_arrays::<S>() } => {
+                            self.products::<S, 1, 1>(s, group, row, &keys, from);
+                        }
+                        1 => self.products::<S, 1, 8>(s, group, row, &keys, from),
+                        2 => self.products::<S, 2, 4>(s, group, row, &keys, from),
+                        3 => self.products::<S, 3, 2>(s, group, row, &keys, from),
+                        4 => self.products::<S, 4, 2>(s, group, row, &keys, from),
+                        _ => self.products::<S, 5, 2>(s, group, row, &keys, from),
                     }
-                    1 => self.products::<S, 1, 8>(s, group, row, &keys),
-                    2 => self.products::<S, 2, 4>(s, group, row, &keys),
-                    3 => self.products::<S, 3, 2>(s, group, row, &keys),
-                    4 => self.products::<S, 4, 2>(s, group, row, &keys),
-                    _ => self.products::<S, 5, 2>(s, group, row, &keys),
+                    row += rows;
                 }
-                row += rows;
             }
         }
     }
 
     /// Whether any query of the group sees any of these keys.
     #[inline(always)]
-    fn is_seen(&self, group: usize, keys: &std::ops::Range<usize>) -> bool {
+    fn is_seen(&self, group: usize, keys: &Range<usize>) -> bool {
         let Mask::Bool(mask) = &self.problem.mask else { return true };
         (0..self.layout.rows).any(|row| {
             let Query { batch, head, place } = self.query(group, row);
@@ -233,7 +249,7 @@ impl<T: Element> Part<'_, T> {
     /// Scores of a query.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "each task asks for keys of its own")]
-    fn scores_of(&self, group: usize, row: usize, keys: &std::ops::Range<usize>) -> &mut [f32] {
+    fn scores_of(&self, group: usize, row: usize, keys: &Range<usize>) -> &mut [f32] {
         debug_assert!(row < self.layout.rows && keys.end <= self.layout.count);
         let at = row * self.layout.count + keys.start;
         // SAFETY: the scores of this group, within the scratch; tasks that run at the same time ask for
@@ -248,10 +264,10 @@ impl<T: Element> Part<'_, T> {
         s: S,
         group: usize,
         first: usize,
-        keys: &std::ops::Range<usize>,
+        keys: &Range<usize>,
+        from: Matrix<'_, H::Number>,
     ) {
-        let (batch, head) = self.shared_head(group);
-        let length = self.problem.keys.shape()[3];
+        let length = from.columns();
         let whole = length / S::LANES * S::LANES;
         // SAFETY: the queries of this group, within the scratch, written in the phase before.
         let queries =
@@ -261,15 +277,14 @@ impl<T: Element> Part<'_, T> {
         let mut scores: [&mut [f32]; ROWS] =
             std::array::from_fn(|row| self.scores_of(group, first + row, keys));
 
-        let ahead = AHEAD * self.problem.keys.strides()[2];
+        let ahead = AHEAD * from.row_stride();
         for first in (0..keys.len()).step_by(TOGETHER) {
             let count = TOGETHER.min(keys.len() - first);
             let mut sums = [[s.zero(); TOGETHER]; ROWS];
             for key in (0..count).step_by(KEYS) {
                 // The last ones are computed again where the keys are no multiple.
-                let ours: [&[T]; KEYS] = std::array::from_fn(|i| {
-                    self.problem.key(batch, head, (keys.start + first + key + i).min(keys.end - 1))
-                });
+                let ours: [&[H::Number]; KEYS] =
+                    std::array::from_fn(|i| from.row((first + key + i).min(from.rows() - 1)));
                 let mut products = [[s.zero(); ROWS]; KEYS];
                 for at in (0..whole).step_by(S::LANES) {
                     let mut query = [s.zero(); ROWS];
@@ -280,7 +295,7 @@ impl<T: Element> Part<'_, T> {
                     for (products, key) in products.iter_mut().zip(ours) {
                         prefetch(key.as_ptr().wrapping_add(at + ahead));
                         // SAFETY: as for the query.
-                        let x = unsafe { T::load(s, key.as_ptr().add(at)) };
+                        let x = unsafe { H::Number::load(s, key.as_ptr().add(at)) };
                         for (product, query) in products.iter_mut().zip(query) {
                             *product = s.mul_add(x, query, *product);
                         }
@@ -351,7 +366,7 @@ impl<T: Element> Part<'_, T> {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, s: S, group: usize) {
+    fn sums<S: Simd>(&self, s: S, group: usize, decoded: &mut [f32]) {
         let width = self.layout.out_size;
         for block in self.blocks.clone() {
             let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
@@ -365,21 +380,25 @@ impl<T: Element> Part<'_, T> {
             if matches!(self.problem.mask, Mask::Bool(_)) && (0..self.layout.rows).all(is_zero) {
                 continue;
             }
-            let (mut row, mut rest) = (0, sums);
-            while !rest.is_empty() {
-                let rows = together::<S>(self.layout.rows - row);
-                let (sums, more) = rest.split_at_mut(rows * width);
-                match rows {
-                    _ if const { formula::has_arrays::<S>() } => {
-                        self.weighted::<S, 1>(s, group, row, &keys, sums);
+            for keys in pieces(keys, self.problem.values.at_once()) {
+                let head = self.shared_head(group);
+                let values = self.problem.values.rows(s, self.isa, head, keys.clone(), decoded);
+                let (mut row, mut rest) = (0, &mut *sums);
+                while !rest.is_empty() {
+                    let rows = together::<S>(self.layout.rows - row);
+                    let (sums, more) = rest.split_at_mut(rows * width);
+                    match rows {
+                        _ if const { formula::has_arrays::<S>() } => {
+                            self.weighted::<S, 1>(s, group, row, &keys, values, sums);
+                        }
+                        1 => self.weighted::<S, 1>(s, group, row, &keys, values, sums),
+                        2 => self.weighted::<S, 2>(s, group, row, &keys, values, sums),
+                        3 => self.weighted::<S, 3>(s, group, row, &keys, values, sums),
+                        4 => self.weighted::<S, 4>(s, group, row, &keys, values, sums),
+                        _ => self.weighted::<S, 5>(s, group, row, &keys, values, sums),
                     }
-                    1 => self.weighted::<S, 1>(s, group, row, &keys, sums),
-                    2 => self.weighted::<S, 2>(s, group, row, &keys, sums),
-                    3 => self.weighted::<S, 3>(s, group, row, &keys, sums),
-                    4 => self.weighted::<S, 4>(s, group, row, &keys, sums),
-                    _ => self.weighted::<S, 5>(s, group, row, &keys, sums),
+                    (row, rest) = (row + rows, more);
                 }
-                (row, rest) = (row + rows, more);
             }
         }
     }
@@ -391,24 +410,23 @@ impl<T: Element> Part<'_, T> {
         s: S,
         group: usize,
         first: usize,
-        keys: &std::ops::Range<usize>,
+        keys: &Range<usize>,
+        values: Matrix<'_, H::Number>,
         sums: &mut [f32],
     ) {
-        let (batch, head) = self.shared_head(group);
         let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
-        let value = |i: usize| self.problem.value(batch, head, keys.start + i);
-        let ahead = AHEAD * self.problem.values.strides()[2];
+        let ahead = AHEAD * values.row_stride();
         let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
         if const { !formula::has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
-                let values: [&[T]; 8] = std::array::from_fn(|i| value(from + i));
+                let ours: [_; 8] = std::array::from_fn(|i| values.row(from + i));
                 let weights = weights.map(|weights| &weights[from..]);
-                add_values(s, values, ahead, weights, sums, self.layout.out_size);
+                add_values(s, ours, ahead, weights, sums, self.layout.out_size);
             }
         }
         for from in whole..keys.len() {
             let weights = weights.map(|weights| &weights[from..]);
-            add_values(s, [value(from)], ahead, weights, sums, self.layout.out_size);
+            add_values(s, [values.row(from)], ahead, weights, sums, self.layout.out_size);
         }
     }
 
@@ -431,6 +449,11 @@ impl<T: Element> Part<'_, T> {
             }
         }
     }
+}
+
+/// Ranges of up to `size` numbers that cover a range.
+fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |first| first..range.end.min(first.saturating_add(size)))
 }
 
 /// Adds `VALUES` values by the weights of `ROWS` queries to their sums, which lie `width` apart.

@@ -1,9 +1,12 @@
 //! Attention without the full matrix of scores.
 
 mod decode;
+mod heads;
 mod prompt;
 
 use std::cell::Cell;
+
+pub use heads::{Heads, QuantizedHeads};
 
 use crate::cpu::Shared;
 use crate::matmul::FEW;
@@ -40,6 +43,9 @@ pub enum Mask<'a, T> {
 ///
 /// Up to 16 queries of a head each get the bits that they get alone.
 ///
+/// Quantized keys and values ([`QuantizedHeads`]) are decoded a few rows at a time, which stay in the cache of a
+/// core while they are multiplied.
+///
 /// # Shapes
 ///
 /// `queries` `[B, Hq, L, D]`, `keys` `[B, Hkv, S, D]`, `values` `[B, Hkv, S, Dv]`, `sinks` `[Hq]`, `out`
@@ -48,18 +54,19 @@ pub enum Mask<'a, T> {
 /// # Error
 ///
 /// Sums are float32, of `D` products for a score and of `S` for a result: off by at most `2^-24` times the
-/// number of terms times the sum of their sizes. Exponentials are MLX's own. A key or value that is not
+/// number of terms times the sum of their sizes. A quantized number is float32 too, not rounded to `T`: of it
+/// `|scale code| + |bias|` counts as its size, and one more term. Exponentials are MLX's own. A key or value that is not
 /// seen may be skipped, infinite or NaN or not, where MLX multiplies it by 0.
 ///
 /// # Panics
 ///
 /// Where shapes do not agree, or numbers of a head lie apart.
 #[expect(clippy::too_many_arguments, reason = "what attention is made of")]
-pub fn attention<T: Element>(
+pub fn attention<T: Element, H: Heads<T>>(
     cpu: &Cpu,
     queries: View<'_, T, 4>,
-    keys: View<'_, T, 4>,
-    values: View<'_, T, 4>,
+    keys: H,
+    values: H,
     scale: f32,
     mask: Mask<'_, T>,
     sinks: Option<&[T]>,
@@ -87,14 +94,14 @@ pub fn attention<T: Element>(
         queries.shape(),
         values.shape()
     );
-    for (name, tensor) in [("queries", &queries), ("keys", &keys), ("values", &values)] {
-        assert!(
-            tensor.has_rows() || tensor.is_empty(),
-            "the numbers of a head of {name} lie {} apart",
-            tensor.strides()[3]
-        );
+    for (name, has_rows) in [
+        ("queries", queries.has_rows() || queries.is_empty()),
+        ("keys", keys.has_rows()),
+        ("values", values.has_rows()),
+        ("the output", out.has_rows()),
+    ] {
+        assert!(has_rows, "the numbers of a head of {name} lie apart");
     }
-    assert!(out.has_rows(), "the numbers of a head of the output lie {} apart", out.strides()[3]);
     if let Some(sinks) = sinks {
         assert!(sinks.len() == heads, "{} sinks for {heads} heads", sinks.len());
     }
@@ -137,10 +144,10 @@ pub fn attention<T: Element>(
 }
 
 /// The arguments of [`attention`], checked.
-struct Problem<'a, T> {
+struct Problem<'a, T, H> {
     queries: View<'a, T, 4>,
-    keys: View<'a, T, 4>,
-    values: View<'a, T, 4>,
+    keys: H,
+    values: H,
     /// Rounded to `T`.
     scale: f32,
     mask: Mask<'a, T>,
@@ -159,25 +166,12 @@ struct Query {
     place: usize,
 }
 
-impl<T: Element> Problem<'_, T> {
+impl<T: Element, H: Heads<T>> Problem<'_, T, H> {
     /// The numbers of a query.
     #[inline(always)]
     fn query(&self, Query { batch, head, place }: Query) -> &[T] {
         let size = self.queries.shape()[3];
         &self.queries.data()[self.queries.at([batch, head, place, 0])..][..size]
-    }
-
-    /// Where the numbers of key `index` begin, in the data of the keys, and those of the next key.
-    #[inline(always)]
-    fn key(&self, batch: usize, head: usize, index: usize) -> &[T] {
-        let size = self.keys.shape()[3];
-        &self.keys.data()[self.keys.at([batch, head, index, 0])..][..size]
-    }
-
-    #[inline(always)]
-    fn value(&self, batch: usize, head: usize, index: usize) -> &[T] {
-        let size = self.values.shape()[3];
-        &self.values.data()[self.values.at([batch, head, index, 0])..][..size]
     }
 
     /// The result of a query.

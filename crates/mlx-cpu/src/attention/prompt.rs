@@ -5,8 +5,11 @@
 //! broadcasting numbers of keys, results by broadcasting numbers of values; neither needs a sum across a
 //! vector, and softmax runs down the lanes.
 
+use std::ops::Range;
+
+use super::Heads;
 use super::{Mask, Problem, Query, with_scratch};
-use crate::{Cpu, Element, Kernel, Simd, formula};
+use crate::{Cpu, Element, Isa, Kernel, Simd, formula};
 
 /// Keys that are widened to float32 at a time.
 const BLOCK: usize = 64;
@@ -15,7 +18,7 @@ const STEP: usize = 8;
 /// Bytes that the scores of a tile may have: what fits beside the rest into a core's cache.
 const SCORES: usize = 1 << 20;
 
-pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
+pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>) {
     let [batch, heads, length, _] = problem.queries.shape();
     let count = problem.keys.shape()[2];
     let groups = batch * heads / problem.group;
@@ -30,7 +33,9 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
         let (tile, group) = (tiles - 1 - index / groups, index % groups);
         let places = tile * places..length.min((tile + 1) * places);
         let shape = Shape::new(problem, places.len(), MOST_LANES);
-        with_scratch(shape.all(), |scratch| cpu.run(Tile { problem, group, places, scratch }));
+        with_scratch(shape.all(), |scratch| {
+            cpu.run(Tile { problem, isa: cpu.isa(), group, places, scratch })
+        });
     });
 }
 
@@ -38,10 +43,11 @@ pub(super) fn run<T: Element>(cpu: &Cpu, problem: &Problem<'_, T>) {
 const MOST_LANES: usize = 32;
 
 /// Some places of the heads of a group.
-struct Tile<'a, T> {
-    problem: &'a Problem<'a, T>,
+struct Tile<'a, T, H> {
+    problem: &'a Problem<'a, T, H>,
+    isa: Isa,
     group: usize,
-    places: std::ops::Range<usize>,
+    places: Range<usize>,
     /// Room for a [`Shape`].
     scratch: &'a mut [f32],
 }
@@ -54,14 +60,15 @@ enum Seen {
     All,
 }
 
-impl<T: Element> Kernel for Tile<'_, T> {
+impl<T: Element, H: Heads<T>> Kernel for Tile<'_, T, H> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let shape = Shape::new(self.problem, self.places.len(), 2 * S::LANES);
-        let mut tile = Places { problem: self.problem, group: self.group, places: self.places, skips: true };
-        let mut parts = shape.split(self.scratch);
+        let Self { problem, isa, group, places, scratch } = self;
+        let mut tile = Places { problem, isa, group, places, skips: true };
+        let shape = Shape::new(problem, tile.places.len(), 2 * S::LANES);
+        let mut parts = shape.split(scratch);
         tile.queries(s, &shape, parts.queries);
         let blocks = tile.problem.keys.shape()[2].div_ceil(BLOCK);
         let mut seen: Vec<Seen> = (0..blocks).map(|block| tile.seen(block)).collect();
@@ -75,10 +82,11 @@ impl<T: Element> Kernel for Tile<'_, T> {
 }
 
 /// The queries of a tile.
-struct Places<'a, T> {
-    problem: &'a Problem<'a, T>,
+struct Places<'a, T, H> {
+    problem: &'a Problem<'a, T, H>,
+    isa: Isa,
     group: usize,
-    places: std::ops::Range<usize>,
+    places: Range<usize>,
     /// Whether keys that no query sees are left out.
     skips: bool,
 }
@@ -119,7 +127,7 @@ struct Parts<'a> {
 }
 
 impl Shape {
-    fn new<T>(problem: &Problem<'_, T>, places: usize, lanes: usize) -> Self {
+    fn new<T: Element, H: Heads<T>>(problem: &Problem<'_, T, H>, places: usize, lanes: usize) -> Self {
         let [_, _, count, size] = problem.keys.shape();
         let out_size = problem.values.shape()[3];
         let rows = problem.group * places;
@@ -166,7 +174,7 @@ impl Shape {
     }
 }
 
-impl<T: Element> Places<'_, T> {
+impl<T: Element, H: Heads<T>> Places<'_, T, H> {
     fn query(&self, row: usize) -> Query {
         let heads = self.problem.queries.shape()[1];
         let head = self.group * self.problem.group + row / self.places.len();
@@ -175,13 +183,13 @@ impl<T: Element> Places<'_, T> {
     }
 
     /// The row of the batch and the head of the keys.
-    fn shared_head(&self) -> (usize, usize) {
+    fn shared_head(&self) -> [usize; 2] {
         let heads = self.problem.keys.shape()[1];
-        (self.group / heads, self.group % heads)
+        [self.group / heads, self.group % heads]
     }
 
     /// The keys of a block, without those after the last that is seen.
-    fn keys(&self, block: usize) -> std::ops::Range<usize> {
+    fn keys(&self, block: usize) -> Range<usize> {
         let end = match self.problem.mask {
             Mask::Causal if self.skips => self.problem.causal_end(self.places.end - 1),
             _ => self.problem.keys.shape()[2],
@@ -265,10 +273,23 @@ impl<T: Element> Places<'_, T> {
         }
     }
 
+    /// Writes the numbers of some keys or values as float32, with zeros up to the next multiple of [`STEP`].
+    #[inline(always)]
+    fn widen<S: Simd>(&self, s: S, shape: &Shape, from: &H, keys: Range<usize>, block: &mut [f32]) {
+        let (count, size) = (keys.len(), from.shape()[3]);
+        from.widen(s, self.isa, self.shared_head(), keys, block, shape.block_stride);
+        let mut rows = block.chunks_exact_mut(shape.block_stride);
+        for row in rows.by_ref().take(count) {
+            row[size..].fill(0.0);
+        }
+        for row in rows.take(count.next_multiple_of(STEP) - count) {
+            row.fill(0.0);
+        }
+    }
+
     /// Computes the sums. Returns whether what was skipped has no weight in any row.
     #[inline(always)]
     fn try_with<S: Simd>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> bool {
-        let (batch, head) = self.shared_head();
         for (row, largest) in parts.largest.iter_mut().enumerate() {
             let sink = self.problem.sinks.filter(|_| row < shape.rows);
             *largest = sink.map_or(f32::NEG_INFINITY, |sinks| sinks[self.query(row).head].widen());
@@ -278,9 +299,7 @@ impl<T: Element> Places<'_, T> {
         let mut place = 0;
         for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
             let keys = self.keys(block);
-            widen(s, parts.block, shape.block_stride, shape.size, keys.clone(), |key| {
-                self.problem.key(batch, head, key)
-            });
+            self.widen(s, shape, &self.problem.keys, keys.clone(), parts.block);
             for panel in 0..shape.panels {
                 let queries = &parts.queries[panel * shape.size * shape.lanes..][..shape.size * shape.lanes];
                 let scores = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
@@ -323,10 +342,7 @@ impl<T: Element> Places<'_, T> {
         let mut place = 0;
         for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
             let keys = self.keys(block);
-            let out_size = self.problem.values.shape()[3];
-            widen(s, parts.block, shape.block_stride, out_size, keys.clone(), |key| {
-                self.problem.value(batch, head, key)
-            });
+            self.widen(s, shape, &self.problem.values, keys.clone(), parts.block);
             for panel in 0..shape.panels {
                 let weights = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
                     [..keys.len() * shape.lanes];
@@ -413,31 +429,6 @@ impl<T: Element> Places<'_, T> {
                 crate::rows::store(s, out, s.load(&some));
             }
         }
-    }
-}
-
-/// Widens the numbers of some keys or values to float32, with zeros up to the next multiple of [`STEP`].
-#[inline(always)]
-fn widen<'a, S: Simd, T: Element>(
-    s: S,
-    block: &mut [f32],
-    stride: usize,
-    size: usize,
-    keys: std::ops::Range<usize>,
-    from: impl Fn(usize) -> &'a [T],
-) {
-    let count = keys.len();
-    let mut rows = block.chunks_exact_mut(stride);
-    for (key, to) in keys.zip(&mut rows) {
-        let from = from(key);
-        for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
-            let x = crate::rows::load(s, from, 0.0);
-            crate::rows::store(s, to, x);
-        }
-        to[size..].fill(0.0);
-    }
-    for row in rows.take(count.next_multiple_of(STEP) - count) {
-        row.fill(0.0);
     }
 }
 

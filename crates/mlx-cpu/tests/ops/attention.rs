@@ -1,9 +1,10 @@
 //! The kernels of `attention`, beside values of MLX and sums in float64.
 
-use mlx_cpu::{Cpu, Mask, View, ViewMut, attention};
+use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, View, ViewMut, attention};
 use proptest::prelude::*;
 
 use crate::fixture::Fixture;
+use crate::quantized::{Memory, Mode, modes};
 use crate::support::{Format, assert_near, assert_same, cpus, each_format, few, random, same, unit};
 
 fn four(shape: Vec<usize>) -> [usize; 4] {
@@ -81,6 +82,8 @@ struct Case {
     gap: usize,
     mask: Kind,
     sinks: bool,
+    /// Of keys and of values, where they are quantized.
+    modes: Option<[Mode; 2]>,
     seed: u64,
 }
 
@@ -100,6 +103,7 @@ struct Tensors<T> {
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
+    quantized: Option<[Memory<T>; 2]>,
     seen: Vec<bool>,
     added: Vec<T>,
     sinks: Vec<T>,
@@ -134,22 +138,38 @@ impl Case {
                 self.seed + 2,
                 self.batch * self.shared_heads * (self.count * self.out_size + self.gap) + 1,
             ),
+            quantized: self.modes.map(|[keys, values]| {
+                let heads = self.batch * self.shared_heads;
+                [
+                    Memory::new(keys, heads, self.count, self.size, self.seed + 1),
+                    Memory::new(values, heads, self.count, self.out_size, self.seed + 5),
+                ]
+            }),
             seen,
             added: random(self.seed + 3, all + 1),
             sinks: random(self.seed + 4, self.heads()),
         }
     }
 
-    /// Queries and results lie as projections leave them, keys and values as caches do.
     fn run<T: Format>(&self, cpu: &Cpu, t: &Tensors<T>) -> Vec<T> {
-        let Self { batch, shared_heads, length, count, size, out_size, gap, .. } = *self;
-        let heads = self.heads();
-        let width = heads * size + gap;
-        let q = View::new(&t.q, [batch, heads, length, size], [length * width, size, width, 1]);
+        let Self { batch, shared_heads, count, gap, .. } = *self;
+        if let Some([k, v]) = &t.quantized {
+            let (k, v) = (k.matrices(count), v.matrices(count));
+            return self.with(cpu, t, QuantizedHeads::new(&k, batch), QuantizedHeads::new(&v, batch));
+        }
         let cached = |data, size: usize| {
             let all = count * size + gap;
             View::new(data, [batch, shared_heads, count, size], [shared_heads * all, all, size, 1])
         };
+        self.with(cpu, t, cached(&t.k, self.size), cached(&t.v, self.out_size))
+    }
+
+    /// Queries and results lie as projections leave them, keys and values as caches do.
+    fn with<T: Format, H: Heads<T>>(&self, cpu: &Cpu, t: &Tensors<T>, keys: H, values: H) -> Vec<T> {
+        let Self { batch, length, count, size, out_size, gap, .. } = *self;
+        let heads = self.heads();
+        let width = heads * size + gap;
+        let q = View::new(&t.q, [batch, heads, length, size], [length * width, size, width, 1]);
         let shape = [batch, heads, length, count];
         let mask = match self.mask {
             Kind::None => Mask::None,
@@ -162,8 +182,8 @@ impl Case {
         attention(
             cpu,
             q,
-            cached(&t.k, size),
-            cached(&t.v, out_size),
+            keys,
+            values,
             0.7,
             mask,
             self.sinks.then_some(&t.sinks[..]),
@@ -181,6 +201,15 @@ impl Case {
         let Self { batch, shared_heads, group, length, count, size, out_size, gap, .. } = *self;
         let heads = self.heads();
         let wide = |x: &[T], at: usize| f64::from(x[at].widen());
+        // An element, and the sum of the sizes of what it is added up from.
+        let element = |which: usize, head: usize, j: usize, d: usize| match &t.quantized {
+            Some(both) => both[which].element(head, j, d),
+            None => {
+                let (x, size) = if which == 0 { (&t.k, size) } else { (&t.v, out_size) };
+                let x = wide(x, head * (count * size + gap) + j * size + d);
+                (x, x.abs())
+            }
+        };
         let ulp = 2_f64.powi(-T::DIGITS);
         let mut all = vec![(0.0, 0.0); batch * length * heads * out_size];
         for b in 0..batch {
@@ -192,9 +221,9 @@ impl Case {
                         let (mut sum, mut large) = (0.0, 0.0);
                         for d in 0..size {
                             let q = wide(&t.q, (b * length + i) * (heads * size + gap) + h * size + d);
-                            let k = wide(&t.k, shared * (count * size + gap) + j * size + d);
+                            let (k, parts) = element(0, shared, j, d);
                             sum += 0.7 * q * k;
-                            large += (0.7 * q * k).abs();
+                            large += (0.7 * q).abs() * parts;
                         }
                         let at = ((b * heads + h) * length + i) * count + j;
                         let shown = match self.mask {
@@ -220,9 +249,9 @@ impl Case {
                     for d in 0..out_size {
                         let (mut result, mut large) = (0.0, 0.0);
                         for (j, score) in scores.iter().enumerate() {
-                            let v = wide(&t.v, shared * (count * out_size + gap) + j * out_size + d);
+                            let (v, parts) = element(1, shared, j, d);
                             result += (score - top).exp() / sum * v;
-                            large += (score - top).exp() / sum * v.abs();
+                            large += (score - top).exp() / sum * parts;
                         }
                         let error = large * (2.0 * error.exp_m1() + ulp + count as f64 * 1e-7)
                             + unit::<T>(0.0) * count as f64;
@@ -273,8 +302,28 @@ proptest! {
         sinks in any::<bool>(),
         seed in 0_u64..1000,
     ) {
-        let case =
-            Case { batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, seed };
+        let case = Case {
+            batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, modes: None, seed,
+        };
+        each_format!(as_float64(&case));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "takes long there")]
+    fn of_quantized_keys_and_values_is_what_float64_gives(
+        (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
+        (length, count) in (1_usize..40, 0_usize..150),
+        (keys, key_groups, values, value_groups) in (modes(), 1_usize..3, modes(), 1_usize..3),
+        mask in kinds(),
+        sinks in any::<bool>(),
+        seed in 0_u64..1000,
+    ) {
+        let (size, out_size) =
+            (keys.bits_and_group().1 * key_groups, values.bits_and_group().1 * value_groups);
+        let modes = Some([keys, values]);
+        let case = Case {
+            batch, shared_heads, group, length, count, size, out_size, gap: 0, mask, sinks, modes, seed,
+        };
         each_format!(as_float64(&case));
     }
 }
@@ -290,7 +339,15 @@ const LARGE: Case = Case {
     gap: 1,
     mask: Kind::None,
     sinks: false,
+    modes: None,
     seed: 4,
+};
+
+const QUANTIZED: Case = Case {
+    size: 64,
+    out_size: 96,
+    modes: Some([Mode::Affine { bits: 8, group: 64 }, Mode::Affine { bits: 4, group: 32 }]),
+    ..LARGE
 };
 
 /// Few and many queries, small enough for Miri.
@@ -299,6 +356,9 @@ fn small_shapes_that_threads_share() {
     for (length, mask) in [(2, Kind::Causal), (17, Kind::Additive)] {
         let size = Case { length, count: 9, size: 5, out_size: 9, ..LARGE };
         each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, sinks: true, ..size }));
+        let modes = Some([Mode::Nvfp4; 2]);
+        let size = Case { length, count: 9, size: 16, out_size: 16, modes, ..LARGE };
+        each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, ..size }));
     }
 }
 
@@ -309,7 +369,11 @@ fn blocks_of_keys_that_threads_share() {
         [(1, Kind::None), (1, Kind::Window(50)), (4, Kind::Causal), (3, Kind::Additive), (2, Kind::Bool)]
     {
         each_format!(as_float64(&Case { length, mask, ..LARGE }));
+        each_format!(as_float64(&Case { length, mask, ..QUANTIZED }));
     }
+    // More groups than are decoded with one call.
+    let modes = Some([Mode::Nvfp4, Mode::Affine { bits: 3, group: 32 }]);
+    each_format!(as_float64(&Case { count: 40, size: 1040, out_size: 2080, modes, ..LARGE }));
 }
 
 #[test]
@@ -317,6 +381,7 @@ fn blocks_of_keys_that_threads_share() {
 fn tiles_that_threads_share() {
     for mask in [Kind::None, Kind::Causal, Kind::Window(100), Kind::Bool, Kind::Additive] {
         each_format!(as_float64(&Case { length: 150, count: 310, mask, ..LARGE }));
+        each_format!(as_float64(&Case { length: 150, count: 310, mask, ..QUANTIZED }));
     }
     // Queries before the first key see none.
     each_format!(as_float64(&Case { length: 150, count: 70, mask: Kind::Causal, ..LARGE }));
@@ -363,29 +428,64 @@ fn infinities_and_no_keys() {
     each_format!(nothing_finite());
 }
 
+/// A quantized key that is not seen may be anything; one that is seen makes its queries NaN.
+fn nothing_finite_quantized<T: Format>() {
+    for length in [1, 20] {
+        let case = Case { length, count: 300, mask: Kind::Window(5), ..QUANTIZED };
+        let mut tensors = case.tensors::<T>();
+        let clean: Vec<_> = cpus().iter().map(|cpu| case.run(cpu, &tensors)).collect();
+        let Some([keys, values]) = &mut tensors.quantized else { unreachable!("of keys and values") };
+        keys.scales[3] = T::narrow(f32::NAN);
+        values.scales[7] = T::narrow(f32::INFINITY);
+        for (cpu, clean) in cpus().iter().zip(clean) {
+            assert_same(&case.run(cpu, &tensors), &clean, &format!("{cpu:?}"));
+            let all = Case { mask: Kind::None, ..case.clone() }.run(cpu, &tensors);
+            assert!(all.iter().all(|x| x.widen().is_nan()), "{cpu:?}");
+        }
+        let none = Case { count: 0, mask: Kind::None, ..case };
+        for cpu in cpus() {
+            assert!(none.run(cpu, &none.tensors::<T>()).iter().all(|x| x.widen() == 0.0), "{cpu:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes long there")]
+fn infinities_among_quantized_keys_and_no_keys() {
+    each_format!(nothing_finite_quantized());
+}
+
+#[test]
+#[should_panic(expected = "quantized heads of different shapes")]
+fn quantized_heads_have_one_shape() {
+    let [a, b] = [3, 4].map(|rows| Memory::<f32>::new(Mode::Mxfp4, 1, rows, 32, 1));
+    QuantizedHeads::new(&[a.matrices(3)[0], b.matrices(4)[0]], 1);
+}
+
 /// A draft that is checked in one call gives what its tokens give one by one.
-fn as_one_by_one<T: Format>(length: usize) {
-    let (heads, shared, count, size) = (4, 2, 300, 40);
+fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
+    let (heads, shared, count) = (4, 2, 300);
     let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (
         random(1, heads * length * size),
         random(2, shared * count * size),
         random(3, shared * count * size),
     );
+    let [keys, values] = [Mode::Affine { bits: 4, group: 32 }, Mode::Mxfp8]
+        .map(|mode| Memory::<T>::new(mode, shared, count, size / 32 * 32, 2));
     for cpu in cpus() {
         let run = |first: usize, length: usize, seen: usize| {
             let mut out = vec![T::default(); heads * length * size];
             let all = q.len() / heads / size;
-            let cached = |data| View::new(data, [1, shared, seen, size], [0, count * size, size, 1]);
-            attention(
-                cpu,
-                View::new(&q[first * size..], [1, heads, length, size], [0, all * size, size, 1]),
-                cached(&k),
-                cached(&v),
-                0.3,
-                Mask::Causal,
-                None,
-                ViewMut::contiguous(&mut out, [1, heads, length, size]),
-            );
+            let queries = View::new(&q[first * size..], [1, heads, length, size], [0, all * size, size, 1]);
+            let to = ViewMut::contiguous(&mut out, [1, heads, length, size]);
+            if quantized {
+                let (k, v) = (keys.matrices(seen), values.matrices(seen));
+                let (k, v) = (QuantizedHeads::new(&k, 1), QuantizedHeads::new(&v, 1));
+                attention(cpu, queries, k, v, 0.3, Mask::Causal, None, to);
+            } else {
+                let cached = |data| View::new(data, [1, shared, seen, size], [0, count * size, size, 1]);
+                attention(cpu, queries, cached(&k), cached(&v), 0.3, Mask::Causal, None, to);
+            }
             out
         };
         let together = run(0, length, count);
@@ -393,7 +493,8 @@ fn as_one_by_one<T: Format>(length: usize) {
             let alone = run(i, 1, count - length + 1 + i);
             for head in 0..heads {
                 let ours = &together[(head * length + i) * size..][..size];
-                assert_same(ours, &alone[head * size..][..size], &format!("query {i} of {length} {cpu:?}"));
+                let what = format!("query {i} of {length} {cpu:?} quantized {quantized}");
+                assert_same(ours, &alone[head * size..][..size], &what);
             }
         }
     }
@@ -403,6 +504,7 @@ fn as_one_by_one<T: Format>(length: usize) {
 #[cfg_attr(miri, ignore = "takes long there")]
 fn up_to_16_queries_have_the_bits_that_each_has_alone() {
     for length in [2, 7, 16] {
-        each_format!(as_one_by_one(length));
+        each_format!(as_one_by_one(length, 40, false));
+        each_format!(as_one_by_one(length, 64, true));
     }
 }

@@ -9,6 +9,7 @@ mod fixture;
 mod gates;
 mod lookup;
 mod norm;
+mod quantized;
 mod rope;
 mod softmax;
 mod support;

@@ -42,6 +42,7 @@ struct Table {
     matmul: Option<Run>,
     addmm: Option<Run>,
     quantized_matmul: Option<Run>,
+    quantized_attention: Option<Run>,
     dequantize: Option<Run>,
     quantize: Option<Run>,
     softmax: Option<Run>,

@@ -9,7 +9,7 @@ use super::tensor::Tensor;
 use super::{Run, Settings, Table, run};
 
 /// How many tensors the C++ side gives: inputs, output, and placeholders.
-pub(super) const TENSORS: usize = 6;
+pub(super) const TENSORS: usize = 9;
 
 pub(super) type Answer = Result<(), String>;
 
@@ -80,6 +80,7 @@ pub(super) const NONE: Table = Table {
     matmul: None,
     addmm: None,
     quantized_matmul: None,
+    quantized_attention: None,
     dequantize: None,
     quantize: None,
     softmax: None,
@@ -111,6 +112,7 @@ operations! {
     addmm: "AddMM" = run::addmm;
     attention: "Attention" = run::attention;
     quantized_matmul: "QuantizedMatmul" = run::quantized_matmul;
+    quantized_attention: "QuantizedAttention" = run::quantized_attention;
     dequantize: "Dequantize" = run::dequantize;
     quantize: "Quantize" = run::quantize;
 }

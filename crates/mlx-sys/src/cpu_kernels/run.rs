@@ -8,8 +8,8 @@
 )]
 
 use mlx_cpu::{
-    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedLayoutError, QuantizedMatrix, Rope,
-    RopeLayout, View, ViewMut,
+    Cpu, Element, Frequencies, Mask, Matrix, MatrixMut, QuantizedHeads, QuantizedLayoutError,
+    QuantizedMatrix, Rope, RopeLayout, View, ViewMut,
 };
 
 use super::Settings;
@@ -113,21 +113,25 @@ pub(super) fn rms_norm([x, second, third, ..]: &Tensors, settings: &Settings) ->
     })
 }
 
-/// A tensor of four dimensions whose last one's elements follow each other: where they do not, a copy.
+/// A tensor `[B, H, L, D]`, or `[B, H, G, L, D]` with `H * G` heads, the elements of whose last dimension follow
+/// each other: where they do not, or heads lie apart, a copy.
 ///
 /// # Safety
 ///
 /// The tensor is an input of MLX's, of the format of `T`.
 unsafe fn heads<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<View<'a, T, 4>, String> {
-    let shape = std::array::from_fn(|i| x.size(i));
-    let strides = x.strides();
-    if strides.iter().all(|&stride| stride >= 0) && (strides[3] == 1 || shape[3] == 1) {
-        // SAFETY: the caller's promise.
-        return Ok(View::new(unsafe { x.reach()? }, shape, std::array::from_fn(|i| strides[i] as usize)));
+    if let Some(x) = x.with_merged_heads() {
+        let (shape, strides) = (std::array::from_fn(|i| x.size(i)), x.strides());
+        if strides.iter().all(|&stride| stride >= 0) && (strides[3] == 1 || shape[3] == 1) {
+            // SAFETY: the caller's promise.
+            return Ok(View::new(unsafe { x.reach()? }, shape, std::array::from_fn(|i| strides[i] as usize)));
+        }
     }
     // SAFETY: the caller's promise.
     unsafe { x.gather(copy) };
-    Ok(View::contiguous(copy, shape))
+    let dims = x.strides().len();
+    let heads = x.shape().take(dims - 2).skip(1).product();
+    Ok(View::contiguous(copy, [x.size(0), heads, x.size(dims - 2), x.size(dims - 1)]))
 }
 
 pub(super) fn rope(tensors: &Tensors, settings: &Settings) -> Answer {
@@ -488,6 +492,67 @@ pub(super) fn quantized_matmul(tensors: &Tensors, settings: &Settings) -> Answer
             mlx_cpu::quantized_matmul(Cpu::global(), x, &stack.at(place)?, settings.l != 0, out);
             Ok(())
         })
+    })
+}
+
+/// The matrices of a stack, in order.
+///
+/// # Safety
+///
+/// As for [`QuantizedStack::new`].
+unsafe fn quantized_heads<'a, T: Element>(
+    parts: &[Tensor],
+    settings: &Settings,
+    copies: &'a mut Copies<T>,
+) -> Result<Vec<QuantizedMatrix<'a, T>>, String> {
+    // Without biases in other modes than the affine.
+    let [weights, scales, biases] = [0, 1, parts.len() - 1].map(|i| &parts[i]);
+    // SAFETY: the caller's promise.
+    let stack = unsafe { QuantizedStack::new([weights, scales, biases], settings, copies)? };
+    let outer: Vec<usize> = weights.shape().take(weights.strides().len() - 2).collect();
+    let mut matrices = Vec::with_capacity(outer.iter().product());
+    places(&outer, |_, place| {
+        matrices.push(stack.at(place)?);
+        Ok(())
+    })?;
+    Ok(matrices)
+}
+
+pub(super) fn quantized_attention([queries, rest @ ..]: &Tensors, settings: &Settings) -> Answer {
+    let parts = if settings.i == 0 { 3 } else { 2 };
+    let ((keys, rest), has_mask) = (rest.split_at(parts), settings.l != 0);
+    let (values, rest) = rest.split_at(parts);
+    let (mask, out) = (has_mask.then_some(&rest[0]), &rest[usize::from(has_mask)]);
+    with_float!(out.format(), T => {
+        let [mut copy, mut copy_mask] = [const { Vec::<T>::new() }; 2];
+        let (mut copy_bools, [mut copy_keys, mut copy_values]) = (Vec::new(), [const { Copies::<T>::new() }; 2]);
+        let mut scores: Vec<usize> = queries.shape().collect();
+        // SAFETY: MLX's arrays, of these formats.
+        unsafe {
+            let keys = quantized_heads(keys, settings, &mut copy_keys)?;
+            let values = quantized_heads(values, settings, &mut copy_values)?;
+            let queries = heads(queries, &mut copy)?;
+            let [batch, count, length, _] = queries.shape();
+            if let Some(last) = scores.last_mut() {
+                *last = keys.first().map_or(0, QuantizedMatrix::rows);
+            }
+            let mask = match mask.map(|mask| mask.broadcast(&scores)) {
+                Some(mask) if mask.format() == Format::Bool => Mask::Bool(heads(&mask, &mut copy_bools)?),
+                Some(mask) => Mask::Additive(heads(&mask, &mut copy_mask)?),
+                None => Mask::None,
+            };
+            mlx_cpu::attention(
+                Cpu::global(),
+                queries,
+                QuantizedHeads::new(&keys, batch),
+                QuantizedHeads::new(&values, batch),
+                1.0, // queries are scaled
+                mask,
+                None,
+                ViewMut::contiguous(out.output(), [batch, count, length, out.last()]),
+            );
+        }
+        Ok(())
     })
 }
 

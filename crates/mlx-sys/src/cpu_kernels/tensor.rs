@@ -131,6 +131,35 @@ impl Tensor {
         Some((count, step.unwrap_or(0).try_into().ok()?))
     }
 
+    /// Itself with these sizes: repeated along dimensions that it lacks, or of which it has one.
+    pub(crate) fn broadcast(&self, sizes: &[usize]) -> Self {
+        let mut whole = Self { dims: sizes.len() as i32, ..*self };
+        let missing = sizes.len() - self.strides().len();
+        for (i, &size) in sizes.iter().enumerate() {
+            let own = i.checked_sub(missing).filter(|&own| self.size(own) > 1);
+            whole.shape[i] = size as i32;
+            whole.strides[i] = own.map_or(0, |own| self.strides[own]);
+        }
+        whole
+    }
+
+    /// `[B, H, G, L, D]` as `[B, H * G, L, D]`, where it can be; four dimensions as they are.
+    pub(crate) fn with_merged_heads(&self) -> Option<Self> {
+        if self.dims == 4 {
+            return Some(*self);
+        }
+        let ([batch, heads, group, length, size, _], [of_batch, of_head, of_group, of_length, of_number, _]) =
+            (self.shape, self.strides);
+        let of_head = match (heads, group) {
+            (_, 1) => of_head,
+            (1, _) => of_group,
+            _ if of_head == of_group * i64::from(group) => of_group,
+            _ => return None,
+        };
+        let shape = [batch, heads * group, length, size, 0, 0];
+        Some(Self { dims: 4, shape, strides: [of_batch, of_head, of_length, of_number, 0, 0], ..*self })
+    }
+
     /// Itself, or where a dimension runs backwards, as that of a reversed array does, a copy in `copy`.
     ///
     /// # Safety

@@ -1,0 +1,196 @@
+//! Keys and values: where their rows come from.
+
+use std::ops::Range;
+
+use crate::{Element, Isa, Matrix, QuantizedMatrix, Simd, View};
+
+/// Keys or values `[B, H, S, D]`: a [`View`] or [`QuantizedHeads`].
+pub trait Heads<T: Element>: Rows<T> {}
+
+impl<T: Element, H: Rows<T>> Heads<T> for H {}
+
+/// What attention asks of [`Heads`].
+pub trait Rows<T: Element>: Copy + Sync {
+    /// What rows are read as: numbers as they lie, or float32.
+    type Number: Element;
+
+    /// `[B, H, S, D]`.
+    fn shape(&self) -> [usize; 4];
+
+    /// Whether the numbers of each row follow each other.
+    fn has_rows(&self) -> bool;
+
+    /// Bytes that are read in the time that a row takes.
+    fn row_bytes(&self) -> usize;
+
+    /// Into how many rows those of a block are cut, so that they are decoded once and stay in the
+    /// first-level cache.
+    fn at_once(&self) -> usize;
+
+    /// How many numbers [`rows`](Self::rows) asks for.
+    fn scratch(&self) -> usize;
+
+    /// Up to [`at_once`](Self::at_once) rows of head `[b, h]`, as they lie or decoded to `scratch`.
+    fn rows<'b, S: Simd>(
+        &'b self,
+        s: S,
+        isa: Isa,
+        head: [usize; 2],
+        rows: Range<usize>,
+        scratch: &'b mut [f32],
+    ) -> Matrix<'b, Self::Number>;
+
+    /// Writes rows of head `[b, h]` as float32, each `stride` behind the one before; what is between is
+    /// anything, up to a vector behind each row.
+    fn widen<S: Simd>(
+        &self,
+        s: S,
+        isa: Isa,
+        head: [usize; 2],
+        rows: Range<usize>,
+        to: &mut [f32],
+        stride: usize,
+    );
+}
+
+impl<T: Element> Rows<T> for View<'_, T, 4> {
+    type Number = T;
+
+    fn shape(&self) -> [usize; 4] {
+        View::shape(self)
+    }
+
+    fn has_rows(&self) -> bool {
+        View::has_rows(self) || self.is_empty()
+    }
+
+    fn row_bytes(&self) -> usize {
+        View::shape(self)[3] * size_of::<T>()
+    }
+
+    fn at_once(&self) -> usize {
+        usize::MAX
+    }
+
+    fn scratch(&self) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn rows<'b, S: Simd>(
+        &'b self,
+        _: S,
+        _: Isa,
+        [batch, head]: [usize; 2],
+        rows: Range<usize>,
+        _: &'b mut [f32],
+    ) -> Matrix<'b, T> {
+        let data = &self.data()[self.at([batch, head, rows.start, 0])..];
+        Matrix::new(data, rows.len(), View::shape(self)[3], self.strides()[2], 1)
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(
+        &self,
+        s: S,
+        isa: Isa,
+        head: [usize; 2],
+        rows: Range<usize>,
+        to: &mut [f32],
+        stride: usize,
+    ) {
+        let rows = self.rows(s, isa, head, rows, &mut []);
+        for (i, to) in to.chunks_mut(stride).enumerate().take(rows.rows()) {
+            for (from, to) in rows.row(i).chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
+                let x = crate::rows::load(s, from, 0.0);
+                crate::rows::store(s, to, x);
+            }
+        }
+    }
+}
+
+/// Quantized keys or values: a matrix `[S, D]` for each head.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedHeads<'a, T> {
+    matrices: &'a [QuantizedMatrix<'a, T>],
+    shape: [usize; 4],
+}
+
+/// Numbers that are decoded at a time: 16 KiB, a third or half of a first-level cache.
+const DECODED: usize = 4096;
+
+impl<'a, T: Element> QuantizedHeads<'a, T> {
+    /// Those of `batch` rows, of each of them all heads before the next.
+    ///
+    /// # Panics
+    ///
+    /// Where matrices differ in shape, or are not as many in each row.
+    pub fn new(matrices: &'a [QuantizedMatrix<'a, T>], batch: usize) -> Self {
+        let heads = matrices.len().checked_div(batch).unwrap_or(0);
+        assert!(batch * heads == matrices.len(), "{} heads in {batch} rows", matrices.len());
+        let size = |matrix: &QuantizedMatrix<'_, T>| (matrix.rows(), matrix.columns());
+        let (count, columns) = matrices.first().map_or((0, 0), size);
+        assert!(
+            matrices.iter().all(|matrix| size(matrix) == (count, columns)),
+            "quantized heads of different shapes"
+        );
+        Self { matrices, shape: [batch, heads, count, columns] }
+    }
+
+    fn matrix(&self, [batch, head]: [usize; 2]) -> &QuantizedMatrix<'a, T> {
+        &self.matrices[batch * self.shape[1] + head]
+    }
+}
+
+impl<T: Element> Rows<T> for QuantizedHeads<'_, T> {
+    type Number = f32;
+
+    fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    fn has_rows(&self) -> bool {
+        true
+    }
+
+    fn row_bytes(&self) -> usize {
+        // Decoding takes as long as reading what it gives.
+        self.shape[3] * size_of::<f32>()
+    }
+
+    fn at_once(&self) -> usize {
+        // Eight, of which there are whole ones: values are summed by eight.
+        (DECODED / self.shape[3].max(1) / 8 * 8).max(8)
+    }
+
+    fn scratch(&self) -> usize {
+        self.at_once() * self.shape[3]
+    }
+
+    #[inline(always)]
+    fn rows<'b, S: Simd>(
+        &'b self,
+        s: S,
+        isa: Isa,
+        head: [usize; 2],
+        rows: Range<usize>,
+        scratch: &'b mut [f32],
+    ) -> Matrix<'b, f32> {
+        let (count, size) = (rows.len(), self.shape[3]);
+        self.matrix(head).decode_rows(s, isa, rows, scratch, size);
+        Matrix::contiguous(scratch, count, size)
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(
+        &self,
+        s: S,
+        isa: Isa,
+        head: [usize; 2],
+        rows: Range<usize>,
+        to: &mut [f32],
+        stride: usize,
+    ) {
+        self.matrix(head).decode_rows(s, isa, rows, to, stride);
+    }
+}
