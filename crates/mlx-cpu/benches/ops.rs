@@ -3,6 +3,8 @@
 //! One thread, or `MLX_CPU_THREADS`; the best of many runs, so that what else the machine does shows little. The
 //! peak is that of one core.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
