@@ -1,11 +1,13 @@
-"""Makes the fixture of the program's greedy text: 500 tokens of mlx-lm from each demo checkpoint, plain and in 4 bits.
+"""Makes the fixtures of the program's greedy text: 500 tokens of mlx-lm from each demo checkpoint, plain and in 4 bits.
 
-What: `greedy_500.json`, one case per line: the demo, the bits of its weights (null as it is, 4 as mlx-lm's `convert` makes
-them, in groups of 32), the prompt, and the 500 ids that `generate_step` answers, whatever ends a text. `ties` counts the
-tokens at which two log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes the one with the lower
-id, so that a program that takes another differs from here on.
+What: `greedy_500.json`, and `greedy_500_float32.json` of the same checkpoints as `convert --dtype float32` makes them. One
+case per line: the demo, the bits of its weights (null as it is, 4 as mlx-lm's `convert` makes them, in groups of 32), the
+prompt, and the 500 ids that `generate_step` answers, whatever ends a text. `ties` counts the tokens at which two
+log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes the one with the lower id, so that a program
+that takes another differs from here on.
 
-Why: `cargo test -p mlx-models-cli` demands the same ids from the program `mlx-models`.
+Why: `cargo test -p mlx-models-cli` demands the same ids from the program `mlx-models`: of the first file on stock MLX, of
+the second with the kernels of `mlx-cpu`, which add up in another order.
 
 How to run, from the repository root:
 
@@ -19,6 +21,7 @@ import io
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -27,7 +30,10 @@ from mlx_lm.convert import convert
 from mlx_lm.generate import generate_step
 from parity_cases import ROOT, argument_parser, demand_own_blas, finish, origin
 
-FILE = "crates/mlx-models-cli/tests/fixtures/greedy_500.json"
+FILES = {
+    "crates/mlx-models-cli/tests/fixtures/greedy_500.json": None,
+    "crates/mlx-models-cli/tests/fixtures/greedy_500_float32.json": "float32",
+}
 DEMOS = ROOT / "crates/mlx-models-cli/demo"
 PROMPT, TOKENS = "Once upon a time", 500
 # None is the checkpoint as it is, in bfloat16. Gemma 3's 224 features are no multiple of 64.
@@ -46,20 +52,21 @@ def generated(folder: Path) -> dict:
     return {"ties": ties, "tokens": tokens}
 
 
-def case(demo: Path, bits: int | None) -> dict:
+def case(demo: Path, bits: int | None, dtype: str | None) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         folder = demo
-        if bits:
+        if bits or dtype:
             folder = Path(scratch) / "converted"
+            quantized = {"quantize": True, "q_bits": bits, "q_group_size": GROUP_SIZE} if bits else {}
             with contextlib.redirect_stdout(io.StringIO()):
-                convert(str(demo), str(folder), quantize=True, q_bits=bits, q_group_size=GROUP_SIZE)
+                convert(str(demo), str(folder), dtype=dtype, **quantized)
         group_size = GROUP_SIZE if bits else None
         return {"demo": demo.name, "bits": bits, "group_size": group_size, "prompt": PROMPT} | generated(folder)
 
 
-def make(file: Path) -> None:
+def make(file: Path, dtype: str | None) -> None:
     demos = sorted(config.parent for config in DEMOS.glob("*/config.json"))
-    lines = [json.dumps(case(demo, bits)) for demo in demos for bits in BITS]
+    lines = [json.dumps(case(demo, bits, dtype)) for demo in demos for bits in BITS]
     head = json.dumps(origin("xtask/python/make_greedy_fixtures.py"))[:-1]
     file.write_text(head + ', "cases": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
@@ -69,7 +76,7 @@ def main() -> int:
     args = parser.parse_args()
     demand_own_blas(parser)
     mx.set_default_device(mx.cpu)
-    return finish({FILE: make}, args)
+    return finish({file: partial(make, dtype=dtype) for file, dtype in FILES.items()}, args)
 
 
 if __name__ == "__main__":

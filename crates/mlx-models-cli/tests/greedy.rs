@@ -1,4 +1,5 @@
-//! The program says 500 tokens as mlx-lm says them, from each demo checkpoint, as it is and in 4 bits.
+//! The program says 500 tokens as mlx-lm says them, from each demo checkpoint, as it is and in 4 bits: on stock MLX in
+//! bfloat16, where rounding decides between tokens, and with the kernels of `mlx-cpu` in float32, where it does not.
 //!
 //! The expected ids were written by `xtask/python/make_greedy_fixtures.py`. The checkpoints of 4 bits are made by our own
 //! `convert`, whose bits are mlx-lm's (a test of `mlx-models`).
@@ -30,31 +31,47 @@ struct Answer {
     finish_reason: String,
 }
 
-fn run(arguments: &[&str]) -> Vec<u8> {
+/// What computes, and what the checkpoint is made of.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Stock MLX, bit for bit, and the checkpoint as it is.
+    Stock,
+    /// The kernels of `mlx-cpu`, and float32.
+    Kernels,
+}
+
+fn run(way: Way, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
-    // Stock MLX, bit for bit; and not the cache of whoever runs the tests.
-    command.env("MLX_CPU_KERNELS", "off").env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    // Not the cache of whoever runs the tests.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command.env("MLX_CPU_KERNELS", if way == Way::Stock { "off" } else { "on" });
     let output = command.args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
-fn check(case: &Case) {
+fn check(way: Way, case: &Case) {
     let demo = format!("demo:{}", case.demo);
     let converted = tempfile::tempdir().unwrap();
     let folder = converted.path().to_str().unwrap();
-    let model = match (case.bits, case.group_size) {
-        (Some(bits), Some(group_size)) => {
-            let (bits, group_size) = (bits.to_string(), group_size.to_string());
-            let sizes = ["--quantize", "--bits", &bits, "--group-size", &group_size];
-            run(&[&["convert", "--model", &demo, "--out", folder], &sizes[..]].concat());
-            folder
-        }
-        _ => &demo,
+    let mut how: Vec<String> = Vec::new();
+    if let (Some(bits), Some(group_size)) = (case.bits, case.group_size) {
+        how.extend(["--quantize".into(), format!("--bits={bits}"), format!("--group-size={group_size}")]);
+    }
+    if way == Way::Kernels {
+        how.push("--dtype=float32".into());
+    }
+    let model = if how.is_empty() {
+        &demo
+    } else {
+        let mut arguments = vec!["convert", "--model", &demo, "--out", folder];
+        arguments.extend(how.iter().map(String::as_str));
+        run(way, &arguments);
+        folder
     };
     let count = case.tokens.len().to_string();
     let options = ["--prompt", &case.prompt, "--max-tokens", &count, "--ignore-eos", "--json"];
-    let answer = run(&[&["generate", "--model", model], &options[..]].concat());
+    let answer = run(way, &[&["generate", "--model", model], &options[..]].concat());
     let answer: Answer = serde_json::from_slice(&answer).unwrap();
     let same =
         answer.tokens.iter().zip(&case.tokens).take_while(|(found, expected)| found == expected).count();
@@ -62,15 +79,16 @@ fn check(case: &Case) {
     assert_eq!(answer.finish_reason, "max_tokens");
 }
 
-/// The cases of checkpoints as they are, or of those in 4 bits.
-fn check_all(quantized: bool) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/greedy_500.json");
+/// The cases of checkpoints that are not quantized, or of those in 4 bits.
+fn check_all(way: Way, quantized: bool) {
+    let name = if way == Way::Stock { "greedy_500.json" } else { "greedy_500_float32.json" };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     let expected: Expected = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let cases = expected.cases.iter().filter(|case| case.bits.is_some() == quantized);
     let mut demos = Vec::new();
     for case in cases {
         assert_eq!(case.tokens.len(), 500);
-        check(case);
+        check(way, case);
         demos.push(&*case.demo);
     }
     assert_eq!(demos, ["gemma3", "lille-130m", "olmo3", "phi3"]);
@@ -84,7 +102,7 @@ fn check_all(quantized: bool) {
     ignore = "the last bit decides, on another device"
 )]
 fn five_hundred_tokens_are_those_of_mlx_lm() {
-    check_all(false);
+    check_all(Way::Stock, false);
 }
 
 #[test]
@@ -93,5 +111,18 @@ fn five_hundred_tokens_are_those_of_mlx_lm() {
     ignore = "the last bit decides, on another device"
 )]
 fn five_hundred_tokens_in_four_bits_are_those_of_mlx_lm() {
-    check_all(true);
+    check_all(Way::Stock, true);
+}
+
+/// Elsewhere there are no kernels.
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "the kernels are for Linux")]
+fn five_hundred_tokens_with_kernels_are_those_of_mlx_lm() {
+    check_all(Way::Kernels, false);
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "the kernels are for Linux")]
+fn five_hundred_tokens_with_kernels_in_four_bits_are_those_of_mlx_lm() {
+    check_all(Way::Kernels, true);
 }
