@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "mlx/backend/cpu/encoder.h"
 #include "mlx/c/error.h"
 #include "mlx/c/fast.h"
 #include "mlx/c/ops.h"
@@ -182,12 +183,10 @@ class Kernel : public mx::Primitive {
       results.push_back(std::move(result));
     }
     auto last = call(last_, inputs, results, outputs);
-    // Not counted among the tasks of which MLX lets few wait: what it sends behind each operation is, and
-    // the thread that builds the graph is stopped and woken half as often. That keeps the inputs' memory
-    // until tasks that were sent before are done. Shared, since a task is copied on its way.
+    // Tasks are shared, since they are copied on their way. MLX keeps the inputs' memory by a task of its own
+    // behind each operation.
     if (calls.empty()) {
-      auto one = std::make_shared<const Call>(last);
-      mx::scheduler::enqueue(stream(), [one = std::move(one)] { (*one)(); });
+      send([one = std::make_shared<const Call>(last)] { (*one)(); }, outputs);
       return;
     }
     calls.push_back(last);
@@ -196,11 +195,12 @@ class Kernel : public mx::Primitive {
       std::vector<mx::array> results;
     };
     auto all = std::make_shared<const Calls>(std::move(calls), std::move(results));
-    mx::scheduler::enqueue(stream(), [all = std::move(all)] {
+    auto run = [all = std::move(all)] {
       for (auto& call : all->calls) {
         call();
       }
-    });
+    };
+    send(std::move(run), outputs);
   }
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
@@ -217,6 +217,22 @@ class Kernel : public mx::Primitive {
   }
 
  private:
+  // Bytes of an output.
+  static constexpr size_t SMALL = 64 << 10;
+
+  // MLX stops the thread that builds the graph where too many tasks wait, since what they write is allocated
+  // before. What is small is not counted, so that the thread is stopped and woken half as often.
+  template <typename Task>
+  void send(Task task, const std::vector<mx::array>& outputs) {
+    bool is_small = std::all_of(
+        outputs.begin(), outputs.end(), [](auto& output) { return output.nbytes() <= SMALL; });
+    if (is_small) {
+      mx::scheduler::enqueue(stream(), std::move(task));
+    } else {
+      mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+    }
+  }
+
   static Call call(
       const Step& step,
       const std::vector<mx::array>& inputs,
