@@ -278,9 +278,9 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
             std::array::from_fn(|row| self.scores_of(group, first + row, keys));
 
         let ahead = AHEAD * from.row_stride();
+        let mut sums = [[s.zero(); TOGETHER]; ROWS];
         for first in (0..keys.len()).step_by(TOGETHER) {
             let count = TOGETHER.min(keys.len() - first);
-            let mut sums = [[s.zero(); TOGETHER]; ROWS];
             for key in (0..count).step_by(KEYS) {
                 // The last ones are computed again where the keys are no multiple.
                 let ours: [&[H::Number]; KEYS] =
@@ -293,7 +293,9 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                         *query = unsafe { s.load_f32(from.as_ptr().add(at)) };
                     }
                     for (products, key) in products.iter_mut().zip(ours) {
-                        prefetch(key.as_ptr().wrapping_add(at + ahead));
+                        if const { H::IN_MEMORY } {
+                            prefetch(key.as_ptr().wrapping_add(at + ahead));
+                        }
                         // SAFETY: as for the query.
                         let x = unsafe { H::Number::load(s, key.as_ptr().add(at)) };
                         for (product, query) in products.iter_mut().zip(query) {
@@ -415,7 +417,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         sums: &mut [f32],
     ) {
         let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
-        let ahead = AHEAD * values.row_stride();
+        let ahead = const { H::IN_MEMORY }.then(|| AHEAD * values.row_stride());
         let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
         if const { !formula::has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
@@ -461,7 +463,7 @@ fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
     s: S,
     values: [&[T]; VALUES],
-    ahead: usize,
+    ahead: Option<usize>,
     weights: [&[f32]; ROWS],
     sums: &mut [f32],
     width: usize,
@@ -476,7 +478,9 @@ fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
             *sum = s.load(&sums[row * width + at..]);
         }
         for (i, value) in values.into_iter().enumerate() {
-            prefetch(value.as_ptr().wrapping_add(at + ahead));
+            if let Some(ahead) = ahead {
+                prefetch(value.as_ptr().wrapping_add(at + ahead));
+            }
             // SAFETY: `at + LANES <= whole`, and a value is at least that long.
             let x = unsafe { T::load(s, value.as_ptr().add(at)) };
             for (sum, weights) in sum.iter_mut().zip(weights) {

@@ -13,6 +13,8 @@ impl<T: Element, H: Rows<T>> Heads<T> for H {}
 pub trait Rows<T: Element>: Copy + Sync {
     /// What rows are read as: numbers as they lie, or float32.
     type Number: Element;
+    /// Whether [`rows`](Self::rows) are read where they lie, and are not decoded.
+    const IN_MEMORY: bool;
 
     /// `[B, H, S, D]`.
     fn shape(&self) -> [usize; 4];
@@ -55,6 +57,7 @@ pub trait Rows<T: Element>: Copy + Sync {
 
 impl<T: Element> Rows<T> for View<'_, T, 4> {
     type Number = T;
+    const IN_MEMORY: bool = true;
 
     fn shape(&self) -> [usize; 4] {
         View::shape(self)
@@ -144,6 +147,7 @@ impl<'a, T: Element> QuantizedHeads<'a, T> {
 
 impl<T: Element> Rows<T> for QuantizedHeads<'_, T> {
     type Number = f32;
+    const IN_MEMORY: bool = false;
 
     fn shape(&self) -> [usize; 4] {
         self.shape
