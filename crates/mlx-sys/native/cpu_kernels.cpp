@@ -211,9 +211,19 @@ class Kernel : public mx::Primitive {
     return last_.name;
   }
 
-  // What it runs, where that is one kernel that writes rows.
-  const Step* single() const {
-    return before_.empty() && layout_ == Layout::rows ? &last_ : nullptr;
+  // Whether a node's inputs are those of the operation that it is named after.
+  bool is_single() const {
+    return before_.empty();
+  }
+
+  // What a node of one step runs.
+  const Step& step() const {
+    return last_;
+  }
+
+  // Whether no other node computes this one's result itself; after this one does.
+  bool is_first_to_take() const {
+    return !is_taken_.exchange(true, std::memory_order_relaxed);
   }
 
  private:
@@ -257,6 +267,7 @@ class Kernel : public mx::Primitive {
   Step last_;
   Layout layout_;
   std::vector<Inner> before_;
+  mutable std::atomic<bool> is_taken_{false};
 };
 
 // The kernel that `member` names, where operations on these arrays may be handed to kernels.
@@ -331,7 +342,8 @@ bool same_start(const mx::array& a, int a_last, const mx::array& b, int b_last) 
 const std::vector<mx::array>* pending(const mx::array& x, const char* name) {
   bool is = x.has_primitive() && x.status() == mx::array::Status::unscheduled &&
       !x.is_tracer() && std::strcmp(x.primitive().name(), name) == 0;
-  return is ? &x.inputs() : nullptr;
+  auto kernel = is ? dynamic_cast<const Kernel*>(&x.primitive()) : nullptr;
+  return is && (!kernel || kernel->is_single()) ? &x.inputs() : nullptr;
 }
 
 // Whether x is this number, given as a constant of its own dtype or of float32 that may have been cast and
@@ -341,7 +353,7 @@ bool is_number(mx::array x, float number) {
   while (true) {
     if (auto inputs = pending(x, "Broadcast")) {
       x = mx::array((*inputs)[0]);
-    } else if (auto inputs = pending(x, "AsType")) {
+    } else if (auto inputs = x.dtype() == dtype ? pending(x, "AsType") : nullptr) {
       x = mx::array((*inputs)[0]);
     } else {
       break;
@@ -418,23 +430,29 @@ constexpr const char* QUANTIZED_MATMUL = "QuantizedMatmul";
 // Below this many numbers MLX's own loop is done before a kernel has begun.
 constexpr size_t WORTH_IT = 128;
 
-// Whether y is made from x, in so many steps that nothing has computed yet.
-bool depends(const mx::array& y, const mx::array& x, int steps) {
-  if (y.id() == x.id()) {
+// Whether y is made from x, in so many steps that nothing has computed yet; or perhaps, where that is more
+// than a short look.
+bool depends(const mx::array& y, const mx::array& x, int steps, int& looks) {
+  if (y.id() == x.id() || looks-- == 0) {
     return true;
   }
   if (steps == 0 || !y.has_primitive() || y.status() != mx::array::Status::unscheduled) {
     return false;
   }
   return std::any_of(y.inputs().begin(), y.inputs().end(), [&](auto& input) {
-    return depends(input, x, steps - 1);
+    return depends(input, x, steps - 1, looks);
   });
+}
+
+bool depends(const mx::array& y, const mx::array& x) {
+  int looks = 256;
+  return depends(y, x, 3, looks);
 }
 
 // A sum and what it is a sum of, as one node: for few rows a node costs as much as a small kernel.
 //
 // Taken in are products, norms and gated units that nothing has computed yet: a block's whole feed-forward
-// network behind its first norm. A result that something else uses too is computed there once more.
+// network behind its first norm. One that something else uses too is computed once more, for all others.
 class Fused {
  public:
   explicit Fused(const mx::Stream& stream) : stream_(stream) {
@@ -489,14 +507,13 @@ class Fused {
       return nullptr;
     }
     auto kernel = dynamic_cast<const Kernel*>(&x.primitive());
-    auto step = kernel ? kernel->single() : nullptr;
-    if (!step || x.ndim() == 0 || int64_t(x.size()) > FEW * x.shape(-1)) {
+    if (!kernel || !kernel->is_single() || x.ndim() == 0 || int64_t(x.size()) > FEW * x.shape(-1)) {
       return nullptr;
     }
-    bool product = step->name == MATMUL || step->name == QUANTIZED_MATMUL;
-    bool by_weights = product && x.inputs()[1].ndim() == 2;
-    bool other = step->name == RMS_NORM || step->name == SWIGLU || step->name == GEGLU;
-    return by_weights || other ? step : nullptr;
+    auto name = kernel->name();
+    bool by_weights = (name == MATMUL || name == QUANTIZED_MATMUL) && x.inputs()[1].ndim() == 2;
+    bool other = name == RMS_NORM || name == SWIGLU || name == GEGLU;
+    return (by_weights || other) && kernel->is_first_to_take() ? &kernel->step() : nullptr;
   }
 
   mx::Stream stream_;
@@ -518,8 +535,8 @@ std::optional<mx::array> sum(
   // What both are made from has other uses: x + x^3 of GELU.
   Fused fused(stream);
   std::vector<int> operands{
-      depends(b, a, 3) ? fused.input(a) : fused.operand(a),
-      depends(a, b, 3) ? fused.input(b) : fused.operand(b)};
+      depends(b, a) ? fused.input(a) : fused.operand(a),
+      depends(a, b) ? fused.input(b) : fused.operand(b)};
   return std::move(fused).made({"Add", run, {}, std::move(operands)}, a.shape(), a.dtype());
 }
 
@@ -838,7 +855,7 @@ std::optional<mx::array> quantized_attention(
   if (!product) {
     return std::nullopt;
   }
-  auto& of_keys = product->single()->settings;
+  auto& of_keys = product->step().settings;
   auto &queries = (*parts)[0], &keys = (*parts)[1];
   auto dims = queries.ndim();
   if (!of_keys.l || of_keys.i != q.mode || of_keys.j != q.group_size || of_keys.k != q.bits ||

@@ -800,7 +800,15 @@ fn every_operation_reaches_its_kernel() {
         check("GELU", &gelu);
         check("GeGLU", &|| gelu()?.multiply(&x));
     }
-    // A sum of few rows computes what it is a sum of itself, and does not know that others do too.
+    // A sum of few rows computes what it is a sum of itself, and does not know that others do too. A product
+    // that many sums have is computed once more, for all others.
+    let (x, w) = (normal(&[1, 128], 1, Dtype::Float32), normal(&[128, 128], 2, Dtype::Float32));
+    let y = matmul(&x, &w).unwrap();
+    let sums: Vec<Array> =
+        (3..43).map(|seed| normal(&[1, 128], seed, Dtype::Float32).add(&y).unwrap()).collect();
+    let before = calls("Matmul");
+    transforms::eval(&sums).unwrap();
+    assert_eq!(calls("Matmul"), before + 2);
     for (rows, times) in [(16, 2), (17, 1)] {
         let x = normal(&[rows, 128], 1, Dtype::Float32);
         let [sum, down] = network(&x, Dtype::Float32, false, false).unwrap();
@@ -876,6 +884,42 @@ fn a_rounded_constant_is_another_number() {
         x.multiply(rounded(0.5)?)?.multiply(share.add(rounded(1.0)?)?)
     };
     assert_like_stock("rounded constants", 2.0, gelu);
+}
+
+/// The inputs of a sum that has taken in other steps are not what it is a sum of.
+#[test]
+fn a_sum_with_steps_in_it_is_not_taken_for_another() {
+    let _turn = turn();
+    let format = [32, 4];
+    let [keys, values] = [1, 2].map(|seed| cached([1, 2, 60, 32], seed, format, false, Dtype::Float32));
+    let queries = normal(&[1, 2, 3, 32], 3, Dtype::Float32);
+    let bias = normal(&[1, 2, 3, 60], 4, Dtype::Float32).multiply(Array::from_f32(5.0)).unwrap();
+    bias.eval().unwrap();
+    let norm = || rms_norm(&bias, None, 1e-5);
+    let gate = || bias.multiply(sigmoid(&bias)?)?.multiply(&bias);
+    let added: [(&str, &dyn Fn() -> Result<Array>); 2] = [("a norm", &norm), ("a gate", &gate)];
+    for (what, added) in added {
+        assert_like(
+            what,
+            8.0,
+            || quantized_attention(&queries, &keys, &values, format, Hiding::Added(&added()?)),
+            || attention_of_wide(&queries, &keys, &values, format, Hiding::Added(&added()?)),
+        );
+    }
+    let x = normal(&[2, 200], 1, Dtype::Float32);
+    let number = Array::from_f32;
+    assert_like_stock("GELU with a norm in it", 4.0, || {
+        let cube = power(&x, number(3.0))?.multiply(number(0.044_715))?;
+        let bent = x.add(rms_norm(&cube, None, 1e-5)?)?;
+        let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32))?)?;
+        x.multiply(number(0.5))?.multiply(share.add(number(1.0))?)
+    });
+    assert_like_stock("GELU with a half that was a whole number", 4.0, || {
+        let bent = x.add(power(&x, number(3.0))?.multiply(number(0.044_715))?)?;
+        let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32))?)?;
+        let half = number(0.5).as_dtype(Dtype::Int32)?.as_dtype(Dtype::Float32)?;
+        x.multiply(half)?.multiply(share.add(number(1.0))?)
+    });
 }
 
 /// A parent process: what its child finds in the environment and cannot use is named, and the rest goes on.
