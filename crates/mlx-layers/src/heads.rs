@@ -49,9 +49,15 @@ pub fn split_fused(qkv: &Array, query_heads: i32, key_heads: i32) -> Result<[Arr
     if heads <= 0 || features % heads != 0 {
         return Err(Exception::custom(format!("{features} features cannot be cut into {heads} heads")));
     }
-    // Cut into heads first, which is one step for all three.
-    let parts = split(qkv, heads)?.split_at_indices(&[query_heads, query_heads + key_heads], 1)?;
-    parts.try_into().map_err(|_| Exception::custom("MLX did not cut the heads into three parts"))
+    // All into heads first, which is one step, and not one for each part.
+    let [queries, keys, values] = cut(&split(qkv, heads)?, &[query_heads, query_heads + key_heads])?;
+    Ok([queries, keys, values])
+}
+
+/// Cuts `[B, H, L, D]` between these heads: `N - 1` places, N parts.
+fn cut<const N: usize>(x: &Array, at: &[i32]) -> Result<[Array; N]> {
+    let parts = x.split_at_indices(at, 1)?;
+    parts.try_into().map_err(|_| Exception::custom(format!("MLX did not cut an axis into {N} parts")))
 }
 
 /// Puts the heads of each token side by side again: `[B, H, L, D]` to `[B, L, H * D]`.
