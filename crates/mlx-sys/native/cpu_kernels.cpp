@@ -173,6 +173,8 @@ class Kernel : public mx::Primitive {
     }
     std::vector<mx::array> results;
     std::vector<Call> calls;
+    results.reserve(before_.size());
+    calls.reserve(before_.empty() ? 0 : before_.size() + 1);
     for (auto& step : before_) {
       size_t size = mx::size_of(step.dtype);
       for (auto length : step.shape) {
@@ -221,8 +223,8 @@ class Kernel : public mx::Primitive {
     return last_;
   }
 
-  // Whether no other node computes this one's result itself; after this one does.
-  bool is_first_to_take() const {
+  // Lets one node compute this one's result itself; no other after it.
+  bool take() const {
     return !is_taken_.exchange(true, std::memory_order_relaxed);
   }
 
@@ -513,7 +515,7 @@ class Fused {
     auto name = kernel->name();
     bool by_weights = (name == MATMUL || name == QUANTIZED_MATMUL) && x.inputs()[1].ndim() == 2;
     bool other = name == RMS_NORM || name == SWIGLU || name == GEGLU;
-    return (by_weights || other) && kernel->is_first_to_take() ? &kernel->step() : nullptr;
+    return (by_weights || other) && kernel->take() ? &kernel->step() : nullptr;
   }
 
   mx::Stream stream_;
