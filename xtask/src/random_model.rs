@@ -108,6 +108,20 @@ impl Shape {
         }
     }
 
+    /// Bytes of keys and values in half precision that the token behind so many reads: its own and theirs.
+    pub(crate) fn key_value_bytes(self, tokens_before: usize) -> usize {
+        let tokens = tokens_before + 1;
+        let numbers = match self {
+            Self::Gemma3 => gemma3_key_values(&GEMMA3_270M, tokens),
+            Self::Tiny => gemma3_key_values(&TINY, tokens),
+            Self::Lille => {
+                let [_, features, _, layers, heads, kv_heads] = LILLE;
+                2 * layers * kv_heads * (features / heads) * tokens
+            }
+        };
+        2 * numbers
+    }
+
     fn config(self) -> Value {
         let mut config = match self {
             Self::Gemma3 => gemma3_config(&GEMMA3_270M),
@@ -134,6 +148,13 @@ impl Shape {
             Self::Lille => lille_tensors(),
         }
     }
+}
+
+/// Numbers in the keys and values of the last tokens: one head of each in a layer, which sees its window or everything.
+fn gemma3_key_values(sizes: &Gemma3, tokens: usize) -> usize {
+    let full = sizes.layers / PATTERN;
+    let seen = full * tokens + (sizes.layers - full) * tokens.min(sizes.sliding_window);
+    2 * sizes.head_dim * seen
 }
 
 impl Width {
@@ -349,6 +370,15 @@ mod tests {
         // The tiny model: six layers of width 64.
         let config = Shape::Tiny.config();
         assert_eq!((&config["num_hidden_layers"], &config["hidden_size"]), (&json!(6), &json!(64)));
+    }
+
+    #[test]
+    fn a_token_reads_the_keys_and_values_that_its_layers_see() {
+        // 24 layers of 2 heads of 64, in 2 bytes.
+        assert_eq!(Shape::Lille.key_value_bytes(1023), 12_582_912);
+        // 3 layers see everything, 15 the last 512; one head of 256.
+        assert_eq!(Shape::Gemma3.key_value_bytes(1023), 11_010_048);
+        assert_eq!(Shape::Gemma3.key_value_bytes(0), 18_432);
     }
 
     #[test]
