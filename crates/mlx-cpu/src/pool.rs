@@ -2,7 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
@@ -21,8 +21,9 @@ const JOINED: u64 = OPEN - 1;
 
 /// Worker threads beside the one that calls.
 ///
-/// A call does not wait for workers that sleep: it starts with those that are awake, wakes the
-/// others, and whoever comes takes the next task that nobody has taken.
+/// Each thread has a part of the tasks, which it takes in order: what follows each other in memory is then read by one
+/// thread, as one stream. Who has none left takes the last one of another's. So a call does not wait for workers that
+/// sleep: it starts with those that are awake, and wakes the others.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
@@ -38,8 +39,8 @@ struct Worker {
 struct Shared {
     /// The number of the job in the upper half, [`OPEN`], and how many workers are in it.
     state: AtomicU64,
-    /// The next task that nobody has taken.
-    next: AtomicUsize,
+    /// The tasks that nobody has taken: a part for each thread, the caller's first.
+    parts: Vec<Part>,
     /// Written while no job is open and nobody is in one.
     job: UnsafeCell<Job>,
     /// What a task panicked with.
@@ -52,7 +53,6 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Job {
     task: Option<*const (dyn Fn(usize) + Sync)>,
-    count: usize,
 }
 
 // SAFETY: `job` is read by a worker only between joining an open job and leaving it, and written by
@@ -67,8 +67,8 @@ impl Pool {
         let count = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            job: UnsafeCell::new(Job { task: None, count: 0 }),
+            parts: (0..=count).map(|_| Part::default()).collect(),
+            job: UnsafeCell::new(Job { task: None }),
             panic: Mutex::new(None),
             sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -104,14 +104,18 @@ impl Pool {
             return alone();
         };
         let shared = &*self.shared;
+        // More tasks than that have nothing to win.
+        let Ok(tasks) = u32::try_from(count) else {
+            return alone();
+        };
         // SAFETY: only the lifetime changes. No worker is in a job after this function returns, so
         // none uses the task later.
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
         };
         // SAFETY: no job is open and nobody is in one: the previous call has waited for that.
-        unsafe { *shared.job.get() = Job { task: Some(task), count } };
-        shared.next.store(0, Ordering::Relaxed);
+        unsafe { *shared.job.get() = Job { task: Some(task) } };
+        shared.share_out(tasks);
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
         for (index, worker) in self.workers.iter().enumerate().take(count - 1) {
@@ -120,7 +124,7 @@ impl Pool {
             }
         }
 
-        shared.take_tasks(Job { task: Some(task), count });
+        shared.take_tasks(Job { task: Some(task) }, 0);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0_u32;
         while shared.state.load(Ordering::Acquire) & JOINED != 0 {
@@ -168,7 +172,7 @@ impl Shared {
             if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 last = state >> 32;
                 // SAFETY: joined an open job: it is not written until this worker has left.
-                self.take_tasks(unsafe { *self.job.get() });
+                self.take_tasks(unsafe { *self.job.get() }, index + 1);
                 self.state.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -185,17 +189,64 @@ impl Shared {
         self.sleeps[index].store(false, Ordering::SeqCst);
     }
 
-    fn take_tasks(&self, job: Job) {
+    /// Gives each thread its part of so many tasks.
+    fn share_out(&self, tasks: u32) {
+        let threads = self.parts.len().min(tasks as usize) as u64;
+        for (part, index) in self.parts.iter().zip(0..) {
+            let border = |index: u64| (u64::from(tasks) * index.min(threads) / threads) as u32;
+            part.set(border(index), border(index + 1));
+        }
+    }
+
+    /// Runs the tasks of this thread's part, and then those that are left of the others'.
+    fn take_tasks(&self, job: Job, own: usize) {
         let Some(task) = job.task else { return };
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= job.count {
-                return;
-            }
+        let (before, from) = self.parts.split_at(own);
+        let own = std::iter::from_fn(|| from.first().and_then(Part::take_first));
+        let others = from.iter().skip(1).chain(before);
+        let left = others.flat_map(|part| std::iter::from_fn(|| part.take_last()));
+        for index in own.chain(left) {
             // SAFETY: the task outlives the job, which this thread is in.
             let task = unsafe { &*task };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index as usize))) {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+        }
+    }
+}
+
+/// Tasks that follow each other: the first in the upper half, and the one behind the last. In a cache line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Part(AtomicU64);
+
+impl Part {
+    /// While nobody takes any.
+    fn set(&self, first: u32, end: u32) {
+        self.0.store(u64::from(first) << 32 | u64::from(end), Ordering::Relaxed);
+    }
+
+    fn take_first(&self) -> Option<u32> {
+        self.take(|first, end| (first, first + 1, end))
+    }
+
+    fn take_last(&self) -> Option<u32> {
+        self.take(|first, end| (end - 1, first, end - 1))
+    }
+
+    /// Takes the task, and leaves those between, that `which` says of a part with tasks.
+    fn take(&self, which: impl Fn(u32, u32) -> (u32, u32, u32)) -> Option<u32> {
+        let mut part = self.0.load(Ordering::Relaxed);
+        loop {
+            let (first, end) = ((part >> 32) as u32, part as u32);
+            if first >= end {
+                return None;
+            }
+            let (task, first, end) = which(first, end);
+            let left = u64::from(first) << 32 | u64::from(end);
+            match self.0.compare_exchange_weak(part, left, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(task),
+                Err(other) => part = other,
             }
         }
     }
@@ -234,7 +285,30 @@ pub fn default_threads() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+
+    #[test]
+    fn a_part_is_taken_from_both_ends() {
+        let part = Part::default();
+        assert_eq!((part.take_first(), part.take_last()), (None, None));
+        part.set(3, 7);
+        assert_eq!((part.take_first(), part.take_last(), part.take_first()), (Some(3), Some(6), Some(4)));
+        assert_eq!((part.take_last(), part.take_last(), part.take_first()), (Some(5), None, None));
+    }
+
+    #[test]
+    fn who_is_alone_takes_its_own_tasks_in_order_and_then_the_others() {
+        static RAN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+        let pool = Pool::new(3);
+        for (tasks, expected) in [(7, vec![0, 1, 3, 2, 6, 5, 4]), (2, vec![0, 1]), (1, vec![0])] {
+            pool.shared.share_out(tasks);
+            // Nobody else: no job is open.
+            pool.shared.take_tasks(Job { task: Some(&|index| RAN.lock().unwrap().push(index)) }, 0);
+            assert_eq!(std::mem::take(&mut *RAN.lock().unwrap()), expected);
+        }
+    }
 
     #[test]
     fn every_task_runs_once() {
