@@ -71,6 +71,27 @@ impl<'a, T> Matrix<'a, T> {
         if self.columns == 0 { &[] } else { &self.data[i * self.row_stride..][..self.columns] }
     }
 
+    /// Where `N` rows from row `first` on begin; behind the last row, that row again. From each on [`columns`](Self::columns)
+    /// elements follow each other.
+    ///
+    /// # Panics
+    ///
+    /// Where they do not follow each other, or there is no row.
+    #[inline(always)]
+    pub(crate) fn row_starts<const N: usize>(&self, first: usize) -> [*const T; N] {
+        assert!(self.column_stride == 1 || self.columns <= 1, "the elements of a row lie apart");
+        assert!(self.rows > 0, "there is no row");
+        let mut starts = [self.data.as_ptr(); N];
+        // No closure, which may become a function of its own.
+        let mut row = first;
+        for start in &mut starts {
+            // Within the memory, or nothing is read there, since rows are empty.
+            *start = start.wrapping_add(row.min(self.rows - 1) * self.row_stride);
+            row += 1;
+        }
+        starts
+    }
+
     /// `count` rows from row `first` on.
     ///
     /// # Panics

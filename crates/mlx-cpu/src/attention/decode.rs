@@ -16,8 +16,9 @@ const BLOCK: usize = 128;
 /// Keys whose products with a query are added up across their vectors together: what all instruction sets
 /// have lanes for.
 const TOGETHER: usize = 16;
-/// So many keys or values ahead memory is asked for.
-const AHEAD: usize = 16;
+/// Memory is asked for so many keys or values before it is used, and at least so many bytes: with fewer it comes too late,
+/// with more it makes room where it is still needed.
+const AHEAD: (usize, usize) = (16, 4096);
 
 /// Less than this many nanoseconds of work is done by one thread.
 /// Miri's cases are small, and threads are what it is to see.
@@ -227,7 +228,13 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                         1 => self.products::<S, 1, 8>(s, group, row, &keys, from),
                         2 => self.products::<S, 2, 4>(s, group, row, &keys, from),
                         3 => self.products::<S, 3, 2>(s, group, row, &keys, from),
+                        4 if const { S::REGISTERS >= 32 } => {
+                            self.products::<S, 4, 4>(s, group, row, &keys, from)
+                        }
                         4 => self.products::<S, 4, 2>(s, group, row, &keys, from),
+                        _ if const { S::REGISTERS >= 32 } => {
+                            self.products::<S, 5, 4>(s, group, row, &keys, from)
+                        }
                         _ => self.products::<S, 5, 2>(s, group, row, &keys, from),
                     }
                     row += rows;
@@ -269,46 +276,40 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     ) {
         let length = from.columns();
         let whole = length / S::LANES * S::LANES;
-        // SAFETY: the queries of this group, within the scratch, written in the phase before.
-        let queries =
-            unsafe { std::slice::from_raw_parts(self.parts(group).0.cast_const(), self.layout.queries()) };
-        let queries: [&[f32]; ROWS] =
-            std::array::from_fn(|row| &queries[(first + row) * self.layout.size..][..self.layout.size]);
+        assert!(self.layout.size >= length.next_multiple_of(S::LANES) && first + ROWS <= self.layout.rows);
+        let queries = self.parts(group).0.cast_const().wrapping_add(first * self.layout.size);
         let mut scores: [&mut [f32]; ROWS] =
             std::array::from_fn(|row| self.scores_of(group, first + row, keys));
 
-        let ahead = AHEAD * from.row_stride();
+        let ahead = ahead(from);
         let mut sums = [[s.zero(); TOGETHER]; ROWS];
         for first in (0..keys.len()).step_by(TOGETHER) {
             let count = TOGETHER.min(keys.len() - first);
             for key in (0..count).step_by(KEYS) {
                 // The last ones are computed again where the keys are no multiple.
-                let ours: [&[H::Number]; KEYS] =
-                    std::array::from_fn(|i| from.row((first + key + i).min(from.rows() - 1)));
+                let ours = from.row_starts::<KEYS>(first + key);
                 let mut products = [[s.zero(); ROWS]; KEYS];
-                for at in (0..whole).step_by(S::LANES) {
-                    let mut query = [s.zero(); ROWS];
-                    for (query, from) in query.iter_mut().zip(queries) {
-                        // SAFETY: `at + LANES <= whole`, and a query is at least that long.
-                        *query = unsafe { s.load_f32(from.as_ptr().add(at)) };
-                    }
-                    for (products, key) in products.iter_mut().zip(ours) {
+                // SAFETY: keys have `length` numbers, and queries, which the phase before wrote, zeros up to a whole
+                // vector.
+                unsafe {
+                    for at in (0..whole).step_by(S::LANES) {
                         if const { H::IN_MEMORY } {
-                            prefetch(key.as_ptr().wrapping_add(at + ahead));
+                            for key in ours {
+                                prefetch(key.wrapping_add(at + ahead));
+                            }
                         }
-                        // SAFETY: as for the query.
-                        let x = unsafe { H::Number::load(s, key.as_ptr().add(at)) };
-                        for (product, query) in products.iter_mut().zip(query) {
-                            *product = s.mul_add(x, query, *product);
+                        let mut keys = [s.zero(); KEYS];
+                        for (to, key) in keys.iter_mut().zip(ours) {
+                            *to = H::Number::load(s, key.add(at));
                         }
+                        multiply(s, keys, queries.add(at), self.layout.size, &mut products);
                     }
-                }
-                if whole < length {
-                    for (products, key) in products.iter_mut().zip(ours) {
-                        let x = s.load_some(&key[whole..], 0.0);
-                        for (product, query) in products.iter_mut().zip(queries) {
-                            *product = s.mul_add(x, s.load(&query[whole..]), *product);
+                    if whole < length {
+                        let mut keys = [s.zero(); KEYS];
+                        for (to, key) in keys.iter_mut().zip(ours) {
+                            *to = load_rest(s, key.add(whole), length - whole);
                         }
+                        multiply(s, keys, queries.add(whole), self.layout.size, &mut products);
                     }
                 }
                 for (i, products) in products.into_iter().enumerate() {
@@ -416,19 +417,23 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         values: Matrix<'_, H::Number>,
         sums: &mut [f32],
     ) {
-        let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &*self.scores_of(group, first + row, keys));
-        let ahead = const { H::IN_MEMORY }.then(|| AHEAD * values.row_stride());
+        let Layout { count, out_size, .. } = self.layout;
+        // SAFETY: the weights of this group, within the scratch, written in the phase before.
+        let weights = unsafe {
+            let start = self.parts(group).1.add(first * count + keys.start);
+            std::slice::from_raw_parts(start.cast_const(), (ROWS - 1) * count + keys.len())
+        };
+        let ahead = const { H::IN_MEMORY }.then(|| ahead(values));
         let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
         if const { !formula::has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
-                let ours: [_; 8] = std::array::from_fn(|i| values.row(from + i));
-                let weights = weights.map(|weights| &weights[from..]);
-                add_values(s, ours, ahead, weights, sums, self.layout.out_size);
+                let weights = weights_at::<ROWS, 8>(&weights[from..], count);
+                add_values(s, values, from, ahead, &weights, sums, out_size);
             }
         }
         for from in whole..keys.len() {
-            let weights = weights.map(|weights| &weights[from..]);
-            add_values(s, [values.row(from)], ahead, weights, sums, self.layout.out_size);
+            let weights = weights_at::<ROWS, 1>(&weights[from..], count);
+            add_values(s, values, from, ahead, &weights, sums, out_size);
         }
     }
 
@@ -458,49 +463,123 @@ fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
     range.clone().step_by(size).map(move |first| first..range.end.min(first.saturating_add(size)))
 }
 
-/// Adds `VALUES` values by the weights of `ROWS` queries to their sums, which lie `width` apart.
+/// How many numbers ahead of one that is used memory is asked for.
+#[inline(always)]
+fn ahead<T: Element>(rows: Matrix<'_, T>) -> usize {
+    let (rows_ahead, bytes_ahead) = AHEAD;
+    (rows_ahead * rows.row_stride()).max(bytes_ahead / size_of::<T>())
+}
+
+/// `VALUES` weights of `ROWS` queries, whose weights begin `count` apart. In an array, so that a loop over all of them has
+/// nothing to check.
+#[inline(always)]
+fn weights_at<const ROWS: usize, const VALUES: usize>(
+    weights: &[f32],
+    count: usize,
+) -> [[f32; VALUES]; ROWS] {
+    let mut all = [[0.0; VALUES]; ROWS];
+    for (row, all) in all.iter_mut().enumerate() {
+        all.copy_from_slice(&weights[row * count..][..VALUES]);
+    }
+    all
+}
+
+/// Adds `VALUES` values from row `first` on by the weights of `ROWS` queries to their sums, which lie `width` apart.
 #[inline(always)]
 fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
     s: S,
-    values: [&[T]; VALUES],
+    values: Matrix<'_, T>,
+    first: usize,
     ahead: Option<usize>,
-    weights: [&[f32]; ROWS],
+    weights: &[[f32; VALUES]; ROWS],
     sums: &mut [f32],
     width: usize,
 ) {
-    let weights: [&[f32]; ROWS] = weights.map(|weights| &weights[..VALUES]);
-    let length = values[0].len();
+    let length = values.columns();
     let whole = length / S::LANES * S::LANES;
-    assert!(whole <= width && sums.len() == ROWS * width && values.iter().all(|x| x.len() == length));
-    for at in (0..whole).step_by(S::LANES) {
-        let mut sum = [s.zero(); ROWS];
-        for (row, sum) in sum.iter_mut().enumerate() {
-            *sum = s.load(&sums[row * width + at..]);
-        }
-        for (i, value) in values.into_iter().enumerate() {
+    assert!(length.next_multiple_of(S::LANES) <= width && sums.len() == ROWS * width);
+    let sums = sums.as_mut_ptr();
+    let values = values.row_starts::<VALUES>(first);
+    // SAFETY: values have `length` numbers, and there are `ROWS` sums of `width`, which is a whole vector or more.
+    unsafe {
+        for at in (0..whole).step_by(S::LANES) {
             if let Some(ahead) = ahead {
-                prefetch(value.as_ptr().wrapping_add(at + ahead));
+                for value in values {
+                    prefetch(value.wrapping_add(at + ahead));
+                }
             }
-            // SAFETY: `at + LANES <= whole`, and a value is at least that long.
-            let x = unsafe { T::load(s, value.as_ptr().add(at)) };
-            for (sum, weights) in sum.iter_mut().zip(weights) {
-                *sum = s.mul_add(s.splat(weights[i]), x, *sum);
+            let mut numbers = [s.zero(); VALUES];
+            for (to, value) in numbers.iter_mut().zip(values) {
+                *to = T::load(s, value.add(at));
             }
+            add(s, numbers, weights, sums.add(at), width);
         }
-        for (row, sum) in sum.into_iter().enumerate() {
-            s.store(&mut sums[row * width + at..], sum);
-        }
-    }
-    if whole < length {
-        for (i, value) in values.into_iter().enumerate() {
-            let x = s.load_some(&value[whole..], 0.0);
-            for (row, weights) in weights.into_iter().enumerate() {
-                let sum = &mut sums[row * width + whole..];
-                let more = s.mul_add(s.splat(weights[i]), x, s.load(sum));
-                s.store(sum, more);
+        if whole < length {
+            let mut numbers = [s.zero(); VALUES];
+            for (to, value) in numbers.iter_mut().zip(values) {
+                *to = load_rest(s, value.add(whole), length - whole);
             }
+            add(s, numbers, weights, sums.add(whole), width);
         }
     }
+}
+
+/// Adds a vector of each value by its weights to a vector of each sum, which lie `width` apart.
+///
+/// # Safety
+///
+/// A vector can be read and written at each of the sums.
+#[inline(always)]
+unsafe fn add<S: Simd, const ROWS: usize, const VALUES: usize>(
+    s: S,
+    values: [S::F; VALUES],
+    weights: &[[f32; VALUES]; ROWS],
+    sums: *mut f32,
+    width: usize,
+) {
+    for (row, weights) in weights.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sum = s.load_f32(sums.add(row * width));
+            for (value, weight) in values.into_iter().zip(weights) {
+                sum = s.mul_add(s.splat(*weight), value, sum);
+            }
+            s.store_f32(sums.add(row * width), sum);
+        }
+    }
+}
+
+/// Adds to each product that of a vector of its key and its query. Queries lie `size` apart.
+///
+/// # Safety
+///
+/// A vector can be read at each of the queries.
+#[inline(always)]
+unsafe fn multiply<S: Simd, const ROWS: usize, const KEYS: usize>(
+    s: S,
+    keys: [S::F; KEYS],
+    queries: *const f32,
+    size: usize,
+    products: &mut [[S::F; ROWS]; KEYS],
+) {
+    for row in 0..ROWS {
+        // SAFETY: the caller's promise.
+        let query = unsafe { s.load_f32(queries.add(row * size)) };
+        for (key, products) in keys.into_iter().zip(&mut *products) {
+            products[row] = s.mul_add(key, query, products[row]);
+        }
+    }
+}
+
+/// Fewer numbers than a vector has lanes, and zeros behind them.
+///
+/// # Safety
+///
+/// So many numbers can be read.
+#[inline(always)]
+unsafe fn load_rest<S: Simd, T: Element>(s: S, from: *const T, count: usize) -> S::F {
+    // SAFETY: the caller's promise.
+    s.load_some(unsafe { std::slice::from_raw_parts(from, count) }, 0.0)
 }
 
 /// Softmax in place, of scores and a sink that has no place; each rounded to `T`.
