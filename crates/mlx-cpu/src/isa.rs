@@ -69,7 +69,15 @@ impl Isa {
     ///
     /// Of tiles that has to be asked for. Linux grants them to the whole process, once and for all; other systems are
     /// not asked.
+    #[inline]
     pub fn is_available(self) -> bool {
+        // Kernels ask again and again.
+        static ANSWERS: [OnceLock<bool>; Isa::ALL.len()] = [const { OnceLock::new() }; Isa::ALL.len()];
+        *ANSWERS[self as usize].get_or_init(|| self.is_there())
+    }
+
+    /// What [`is_available`](Self::is_available) answers, asked of the processor and the operating system.
+    fn is_there(self) -> bool {
         match self {
             Self::Portable => true,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
