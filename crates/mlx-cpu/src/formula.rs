@@ -62,6 +62,14 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y)
 }
 
+/// e to the power of `x`, the weight of a score that lies `-x` below the largest: 0 below -69, so less than 2^-99. Such
+/// a weight times a value would be denormal, or make a sum of such products so, and processors take many times
+/// as long over those.
+#[inline(always)]
+pub(crate) fn weight<S: Simd>(s: S, x: S::F) -> S::F {
+    s.where_less(x, s.splat(-69.0), s.zero(), exp(s, x))
+}
+
 /// `1 / (1 + exp(-x))` as MLX has it for `T`, which rounds the exponential to `T`. Not yet rounded itself.
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd, T: Element>(s: S, x: S::F) -> S::F {

@@ -592,7 +592,7 @@ fn softmax<S: Simd, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
     let largest = s.splat(s.largest(largest));
     let mut sums = s.zero();
     for scores in scores.chunks_mut(S::LANES) {
-        let power = formula::exp(s, s.sub(load(s, scores, f32::NEG_INFINITY), largest));
+        let power = formula::weight(s, s.sub(load(s, scores, f32::NEG_INFINITY), largest));
         sums = s.add(sums, power);
         store(s, scores, power);
     }

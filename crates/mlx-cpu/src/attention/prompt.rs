@@ -522,7 +522,7 @@ fn powers<S: Simd>(
         }
         let mut sum = s.load(&sums);
         for scores in scores.chunks_exact_mut(lanes) {
-            let power = formula::exp(s, s.sub(s.load(&scores[first..]), top));
+            let power = formula::weight(s, s.sub(s.load(&scores[first..]), top));
             sum = s.add(sum, power);
             s.store(&mut scores[first..], power);
         }

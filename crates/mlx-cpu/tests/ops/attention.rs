@@ -289,6 +289,32 @@ fn kinds() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// A weight of 1e-26 counts, one of 4e-31 does not.
+#[test]
+fn a_score_far_below_the_largest_has_no_weight() {
+    for (score, expected) in [(-60.0_f64, 0.5 + (-60.0_f64).exp() * 1e30), (-70.0, 0.5)] {
+        let (keys, values) = ([0.0, score as f32], [0.5, 1e30]);
+        // As few queries, and as many.
+        for (length, cpu) in
+            [1, 20].into_iter().flat_map(|length| cpus().iter().map(move |cpu| (length, cpu)))
+        {
+            let mut out = vec![0.0_f32; length];
+            attention(
+                cpu,
+                View::contiguous(&vec![1.0; length], [1, 1, length, 1]),
+                View::contiguous(&keys, [1, 1, 2, 1]),
+                View::contiguous(&values, [1, 1, 2, 1]),
+                1.0,
+                Mask::None,
+                None,
+                ViewMut::contiguous(&mut out, [1, 1, length, 1]),
+            );
+            let near = |x: &f32| (f64::from(*x) - expected).abs() <= 1e-4 * (expected - 0.5).abs();
+            assert!(out.iter().all(near), "{score}, {length} queries, {cpu:?}: {out:?}, {expected}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(few())]
 
