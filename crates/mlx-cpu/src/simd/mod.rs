@@ -99,8 +99,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_f16(self, from: *const half::f16) -> Self::F;
     /// `LANES` bfloat16, widened.
     unsafe fn load_bf16(self, from: *const half::bf16) -> Self::F;
-    /// `LANES` bytes, as numbers 0 to 255.
-    unsafe fn load_u8(self, from: *const u8) -> Self::F;
     /// Writes `LANES` float32.
     unsafe fn store_f32(self, to: *mut f32, x: Self::F);
     /// Writes `LANES` float16.
