@@ -133,9 +133,13 @@ pub(crate) fn on_all_processors(
     test: impl Fn(&Cpu) -> Result<Vec<f32>, TestCaseError>,
 ) -> Result<(), TestCaseError> {
     for isa in Isa::available() {
-        let one = test(&Cpu::new(isa, 1))?;
+        let run = |threads| {
+            let named = |error| TestCaseError::fail(format!("{}: {error}", isa.name()));
+            test(&Cpu::new(isa, threads)).map_err(named)
+        };
+        let one = run(1)?;
         for threads in [2, 3] {
-            let several = test(&Cpu::new(isa, threads))?;
+            let several = run(threads)?;
             prop_assert!(
                 one.iter().zip(&several).all(|(a, b)| a.to_bits() == b.to_bits()),
                 "{} with {} threads differs",

@@ -197,12 +197,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(self, from: *const u8) -> __m256 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
-    }
-
-    #[inline(always)]
     unsafe fn store_f32(self, to: *mut f32, x: __m256) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_ps(to, x) }
@@ -239,7 +233,7 @@ impl Simd for Avx2 {
         unsafe {
             let from = from.add(first / 8 * BITS);
             if BITS == 8 {
-                return self.load_u8(from);
+                return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())));
             }
             _mm256_cvtepi32_ps(fields::<BITS>(from))
         }

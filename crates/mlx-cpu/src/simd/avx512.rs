@@ -198,12 +198,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(self, from: *const u8) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-
-    #[inline(always)]
     unsafe fn store_f32(self, to: *mut f32, x: __m512) {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_ps(to, x) }
@@ -233,7 +227,7 @@ impl Simd for Avx512 {
         unsafe {
             let from = from.add(first / 8 * BITS);
             if BITS == 8 {
-                return self.load_u8(from);
+                return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())));
             }
             let mask = _mm512_set1_epi32((1 << BITS) - 1);
             _mm512_cvtepi32_ps(_mm512_and_si512(fields::<BITS>(from), mask))

@@ -99,8 +99,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_f16(self, from: *const half::f16) -> Self::F;
     /// `LANES` bfloat16, widened.
     unsafe fn load_bf16(self, from: *const half::bf16) -> Self::F;
-    /// `LANES` bytes, as numbers 0 to 255.
-    unsafe fn load_u8(self, from: *const u8) -> Self::F;
     /// Writes `LANES` float32.
     unsafe fn store_f32(self, to: *mut f32, x: Self::F);
     /// Writes `LANES` float16.
@@ -413,6 +411,174 @@ mod tests {
                 isa.run(Each(&[f32::NAN], name, &mut y));
                 assert!(y[0].is_nan(), "{} {name}", isa.name());
             }
+        }
+    }
+
+    /// An operation on as many pairs as there are.
+    struct Pairs<'a>(&'a [(f32, f32)], &'static str, &'a mut [f32]);
+
+    impl Kernel for Pairs<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (pairs, to) in self.0.chunks(S::LANES).zip(self.2.chunks_mut(S::LANES)) {
+                let (mut a, mut b) = ([0.0_f32; 16], [0.0_f32; 16]);
+                for (i, pair) in pairs.iter().enumerate() {
+                    (a[i], b[i]) = *pair;
+                }
+                let (a, b) = (s.load(&a), s.load(&b));
+                let y = match self.1 {
+                    "div" => s.div(a, b),
+                    "round" => s.round(a),
+                    "scale" => s.scale(a, b),
+                    "unless_nan" => s.unless_nan(a, b),
+                    "where_less" => s.where_less(a, b, s.splat(1.0), s.splat(2.0)),
+                    "max" => s.max(a, b),
+                    _ => s.min(a, b),
+                };
+                s.store_some(to, y);
+            }
+        }
+    }
+
+    #[test]
+    fn each_lane_by_itself() {
+        /// Two numbers and the result.
+        type Cases = [(f32, f32, f32)];
+        let (inf, nan, large) = (f32::INFINITY, f32::NAN, 8_388_607.5);
+        let cases: [(&str, &Cases); 7] = [
+            // The first three are off by one unit where the inverse is rounded too.
+            (
+                "div",
+                &[
+                    (5.0, 3.0, 5.0 / 3.0),
+                    (-7.0, 49.0, -1.0 / 7.0),
+                    (9.0, 11.0, 9.0 / 11.0),
+                    (1.0, 0.0, inf),
+                    (-6.0, 2.0, -3.0),
+                    (0.0, 0.0, nan),
+                ],
+            ),
+            (
+                "round",
+                &[
+                    (0.5, 0.0, 0.0),
+                    (1.5, 0.0, 2.0),
+                    (2.5, 0.0, 2.0),
+                    (-0.5, 0.0, 0.0),
+                    (-1.5, 0.0, -2.0),
+                    (-2.5, 0.0, -2.0),
+                    (0.499_999_97, 0.0, 0.0),
+                    (-2.75, 0.0, -3.0),
+                    (3.25, 0.0, 3.0),
+                    (large, 0.0, 8_388_608.0),
+                    (-2e9, 0.0, -2e9),
+                ],
+            ),
+            (
+                "scale",
+                &[
+                    (1.5, 0.0, 1.5),
+                    (-1.5, 3.0, -12.0),
+                    (3.0, -2.0, 0.75),
+                    (1.0, 127.0, f32::from_bits(254 << 23)),
+                    (1.0, -126.0, f32::MIN_POSITIVE),
+                    (0.75, -126.0, f32::from_bits(0x60_0000)),
+                    (2.0, 127.0, inf),
+                    (0.0, 5.0, 0.0),
+                    (-inf, -5.0, -inf),
+                ],
+            ),
+            (
+                "unless_nan",
+                &[(1.0, 2.0, 2.0), (nan, 2.0, nan), (0.0, nan, nan), (inf, -3.0, -3.0), (-nan, 5.0, nan)],
+            ),
+            (
+                "where_less",
+                &[
+                    (1.0, 2.0, 1.0),
+                    (2.0, 1.0, 2.0),
+                    (2.0, 2.0, 2.0),
+                    (-0.0, 0.0, 2.0),
+                    (nan, 1.0, 2.0),
+                    (1.0, nan, 2.0),
+                    (-inf, inf, 1.0),
+                    (-2.0, -1.0, 1.0),
+                    (inf, inf, 2.0),
+                ],
+            ),
+            (
+                "max",
+                &[(1.0, 2.0, 2.0), (2.0, 1.0, 2.0), (-inf, -5.0, -5.0), (-1.0, -2.0, -1.0), (inf, 3.0, inf)],
+            ),
+            (
+                "min",
+                &[(1.0, 2.0, 1.0), (2.0, 1.0, 1.0), (inf, 5.0, 5.0), (-1.0, -2.0, -2.0), (3.0, -inf, -inf)],
+            ),
+        ];
+        for isa in Isa::available() {
+            for (name, cases) in cases {
+                let pairs: Vec<_> = cases.iter().map(|&(a, b, _)| (a, b)).collect();
+                let mut y = vec![0.0; pairs.len()];
+                isa.run(Pairs(&pairs, name, &mut y));
+                for (&(a, b, expected), y) in cases.iter().zip(y) {
+                    let same = y == expected || y.is_nan() && expected.is_nan();
+                    assert!(same, "{} {name} of {a} and {b} is {y}, expected {expected}", isa.name());
+                }
+            }
+        }
+    }
+
+    struct All<'a>(&'a [f32]);
+
+    impl Kernel for All<'_> {
+        /// The largest and the sum.
+        type Output = (f32, f32);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> (f32, f32) {
+            let x = s.load(self.0);
+            (s.largest(x), s.sum(x))
+        }
+    }
+
+    #[test]
+    fn the_largest_and_the_sum_are_of_all_lanes() {
+        for isa in Isa::available() {
+            for lane in 0..isa.lanes() {
+                let mut x = [-3.0; 16];
+                x[lane] = 2.0;
+                let expected = (2.0, 2.0 - 3.0 * (isa.lanes() as f32 - 1.0));
+                assert_eq!(isa.run(All(&x)), expected, "{} lane {lane}", isa.name());
+            }
+        }
+    }
+
+    /// Numbers, in the opposite order.
+    struct Spread<'a>(&'a [f32], &'a mut [f32]);
+
+    impl Kernel for Spread<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let places: [u32; 16] = std::array::from_fn(|lane| S::LANES.saturating_sub(lane + 1) as u32);
+            assert!(self.0.len() >= S::LANES);
+            // SAFETY: no instruction set has more than 16 lanes, and `LANES` numbers are there.
+            let y = unsafe { s.spread(self.0.as_ptr(), s.bits(s.load_f32(places.as_ptr().cast()))) };
+            s.store(self.1, y);
+        }
+    }
+
+    #[test]
+    fn numbers_are_spread_to_all_lanes() {
+        let x: [f32; 16] = std::array::from_fn(|i| i as f32);
+        for isa in Isa::available() {
+            let mut y = vec![-1.0; isa.lanes()];
+            isa.run(Spread(&x, &mut y));
+            let expected: Vec<_> = x[..isa.lanes()].iter().rev().copied().collect();
+            assert_eq!(y, expected, "{}", isa.name());
         }
     }
 

@@ -193,14 +193,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(self, from: *const u8) -> float32x4_t {
-        // SAFETY: the caller's promise.
-        let all: [f32; 4] = std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() }));
-        // SAFETY: an array of four.
-        unsafe { vld1q_f32(all.as_ptr()) }
-    }
-
-    #[inline(always)]
     unsafe fn store_f32(self, to: *mut f32, x: float32x4_t) {
         // SAFETY: the caller's promise.
         unsafe { vst1q_f32(to, x) }

@@ -185,12 +185,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(self, from: *const u8) -> F {
-        // SAFETY: the caller's promise.
-        std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() }))
-    }
-
-    #[inline(always)]
     unsafe fn store_f32(self, to: *mut f32, x: F) {
         // SAFETY: the caller's promise.
         unsafe { store(to, x) }
