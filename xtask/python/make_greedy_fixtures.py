@@ -4,10 +4,12 @@ What: `greedy_500.json`, and `greedy_500_float32.json` of the same checkpoints a
 case per line: the demo, the bits of its weights (null as it is, 4 as mlx-lm's `convert` makes them, in groups of 32), the
 prompt, and the 500 ids that `generate_step` answers, whatever ends a text. `ties` counts the tokens at which two
 log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes the one with the lower id, so that a program
-that takes another differs from here on.
+that takes another differs from here on. `near` has the places at which other logits than the largest are at most one step of
+their dtype below it, with the ids of all those: what another rounding can turn.
 
 Why: `cargo test -p mlx-models-cli` demands the same ids from the program `mlx-models`: of the first file on stock MLX, of
-the second with the kernels of `mlx-cpu`, which add up in another order.
+the second with the kernels of `mlx-cpu`, which add up in another order. With those and the checkpoints as they are, ids may
+part from the first file's where some are near.
 
 How to run, from the repository root:
 
@@ -19,6 +21,7 @@ Nothing in it is random.
 import contextlib
 import io
 import json
+import math
 import sys
 import tempfile
 from functools import partial
@@ -40,16 +43,33 @@ PROMPT, TOKENS = "Once upon a time", 500
 BITS, GROUP_SIZE = (None, 4), 32
 
 
+def near_ids(logits: mx.array) -> list[int]:
+    """The ids whose logits are at most one step of their dtype below the largest."""
+    digits = {mx.bfloat16: 8, mx.float32: 24}[logits.dtype]
+    logits = logits.reshape(-1).astype(mx.float32)
+    largest = logits.max().item()
+    step = 2.0 ** (math.frexp(largest)[1] - digits)
+    return [index for index, near in enumerate((logits >= largest - step).tolist()) if near]
+
+
 def generated(folder: Path) -> dict:
     """What mlx-lm's `generate_step` answers from the checkpoint in `folder`."""
     model, tokenizer = load(str(folder))
-    tokens, ties = [], 0
-    for token, logprobs in generate_step(mx.array(tokenizer.encode(PROMPT)), model, max_tokens=TOKENS):
+    tokens, ties, logits = [], 0, []
+
+    def keep(_: mx.array, found: mx.array) -> mx.array:
+        logits.append(found)
+        return found
+
+    prompt = mx.array(tokenizer.encode(PROMPT))
+    for token, logprobs in generate_step(prompt, model, max_tokens=TOKENS, logits_processors=[keep]):
         tokens.append(token)
         first = logprobs == logprobs.max()
         assert token == mx.argmax(first).item(), "argmax takes the lowest id"
         ties += first.sum().item() > 1
-    return {"ties": ties, "tokens": tokens}
+    # The loop computes one step more than it answers.
+    near = [[place, ids] for place, ids in enumerate(map(near_ids, logits[:TOKENS])) if len(ids) > 1]
+    return {"ties": ties, "near": near, "tokens": tokens}
 
 
 def case(demo: Path, bits: int | None, dtype: str | None) -> dict:

@@ -1,5 +1,6 @@
 //! The program says 500 tokens as mlx-lm says them, from each demo checkpoint, as it is and in 4 bits: on stock MLX in
-//! bfloat16, where rounding decides between tokens, and with the kernels of `mlx-cpu` in float32, where it does not.
+//! bfloat16, where rounding decides between tokens, and with the kernels of `mlx-cpu` in float32, where it does not. With
+//! those in bfloat16 it parts only where another token's logit is, for mlx-lm, within one step of bfloat16 of the largest.
 //!
 //! The expected ids were written by `xtask/python/make_greedy_fixtures.py`. The checkpoints of 4 bits are made by our own
 //! `convert`, whose bits are mlx-lm's (a test of `mlx-models`).
@@ -22,6 +23,8 @@ struct Case {
     group_size: Option<u32>,
     prompt: String,
     tokens: Vec<u32>,
+    /// Places, and the tokens whose logits mlx-lm finds within one step of the largest there.
+    near: Vec<(usize, Vec<u32>)>,
 }
 
 /// What `--json` writes.
@@ -38,6 +41,8 @@ enum Way {
     Stock,
     /// The kernels of `mlx-cpu`, and float32.
     Kernels,
+    /// The kernels, and the checkpoint as it is.
+    KernelsInBfloat16,
 }
 
 fn run(way: Way, arguments: &[&str]) -> Vec<u8> {
@@ -73,15 +78,23 @@ fn check(way: Way, case: &Case) {
     let options = ["--prompt", &case.prompt, "--max-tokens", &count, "--ignore-eos", "--json"];
     let answer = run(way, &[&["generate", "--model", model], &options[..]].concat());
     let answer: Answer = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((answer.tokens.len(), &*answer.finish_reason), (case.tokens.len(), "max_tokens"));
     let same =
         answer.tokens.iter().zip(&case.tokens).take_while(|(found, expected)| found == expected).count();
-    assert_eq!(answer.tokens, case.tokens, "{demo}, {:?} bits: alike up to token {same}", case.bits);
-    assert_eq!(answer.finish_reason, "max_tokens");
+    let may_part = way == Way::KernelsInBfloat16
+        && case.near.iter().any(|(place, ids)| *place == same && ids.contains(&answer.tokens[same]));
+    assert!(
+        same == case.tokens.len() || may_part,
+        "{demo}, {:?} bits: alike up to token {same}, then {} where mlx-lm has {}",
+        case.bits,
+        answer.tokens[same],
+        case.tokens[same]
+    );
 }
 
 /// The cases of checkpoints that are not quantized, or of those in 4 bits.
 fn check_all(way: Way, quantized: bool) {
-    let name = if way == Way::Stock { "greedy_500.json" } else { "greedy_500_float32.json" };
+    let name = if way == Way::Kernels { "greedy_500_float32.json" } else { "greedy_500.json" };
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     let expected: Expected = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let cases = expected.cases.iter().filter(|case| case.bits.is_some() == quantized);
@@ -125,4 +138,15 @@ fn five_hundred_tokens_with_kernels_are_those_of_mlx_lm() {
 #[cfg_attr(not(target_os = "linux"), ignore = "the kernels are for Linux")]
 fn five_hundred_tokens_with_kernels_in_four_bits_are_those_of_mlx_lm() {
     check_all(Way::Kernels, true);
+}
+
+/// At most 18 of the 500 places of a text are such. In 4 bits mlx-lm's products are themselves too coarse to ask this (see
+/// docs/performance.md).
+#[test]
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    ignore = "the last bit decides, on another device"
+)]
+fn tokens_with_kernels_in_bfloat16_part_where_mlx_lm_is_undecided() {
+    check_all(Way::KernelsInBfloat16, false);
 }
