@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle, Thread};
 /// How often a worker looks for work before it sleeps: 130 microseconds where it was measured, longer than what lies between
 /// two products of a decoding model, and too short to burn a core while a program is idle. To sleep and
 /// be woken costs both threads time, on a virtual machine above all.
-const LOOKS: u32 = 2000;
+/// Few for Miri, so that workers sleep and are woken there too.
+const LOOKS: u32 = if cfg!(miri) { 8 } else { 2000 };
 /// After so many looks a worker lets other threads have its core: the one that builds the next step's graph
 /// among them.
 const YIELDS: u32 = 4;
@@ -315,7 +316,7 @@ mod tests {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads);
             for count in [0, 1, 2, 7, 100] {
-                for _ in 0..50 {
+                for _ in 0..if cfg!(miri) { 5 } else { 50 } {
                     let ran: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                     pool.run(count, &|index| {
                         ran[index].fetch_add(1, Ordering::Relaxed);
@@ -329,11 +330,11 @@ mod tests {
     #[test]
     fn jobs_from_several_threads_and_from_within_a_task() {
         let pool = Pool::new(3);
-        let sum = AtomicUsize::new(0);
+        let (sum, times) = (AtomicUsize::new(0), if cfg!(miri) { 10 } else { 100 });
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..100 {
+                    for _ in 0..times {
                         pool.run(4, &|_| {
                             pool.run(3, &|index| {
                                 sum.fetch_add(index, Ordering::Relaxed);
@@ -343,7 +344,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(sum.into_inner(), 4 * 100 * 4 * 3);
+        assert_eq!(sum.into_inner(), 4 * times * 4 * 3);
     }
 
     #[test]

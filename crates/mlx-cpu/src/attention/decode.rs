@@ -11,7 +11,8 @@ use crate::simd::prefetch;
 use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd, formula};
 
 /// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
-const BLOCK: usize = 128;
+/// Miri's cases are small, and blocks are what it is to see.
+const BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
 
 /// Keys whose products with a query are added up across their vectors together: what all instruction sets
 /// have lanes for.

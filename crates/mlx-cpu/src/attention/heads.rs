@@ -120,7 +120,8 @@ pub struct QuantizedHeads<'a, T> {
 }
 
 /// Numbers that are decoded at a time: 16 KiB, a third or half of a first-level cache.
-const DECODED: usize = 4096;
+/// Miri's cases are small, and more than one part is what it is to see.
+const DECODED: usize = if cfg!(miri) { 256 } else { 4096 };
 
 impl<'a, T: Element> QuantizedHeads<'a, T> {
     /// Those of `batch` rows, of each of them all heads before the next.

@@ -12,9 +12,12 @@ use super::{Mask, Problem, Query, with_scratch};
 use crate::{Cpu, Element, Isa, Kernel, Simd, formula};
 
 /// Keys that are widened to float32 at a time.
-const BLOCK: usize = 64;
+/// Miri's cases are small, and blocks and tiles are what it is to see.
+const BLOCK: usize = if cfg!(miri) { 8 } else { 64 };
 /// Keys or numbers of a result that are computed at a time fill blocks of this many.
 const STEP: usize = 8;
+/// So many queries of a tile at least, and at most.
+const ROWS: [usize; 2] = if cfg!(miri) { [20, 40] } else { [64, 128] };
 /// Bytes that the scores of a tile may have: what fits beside the rest into a core's cache.
 const SCORES: usize = 1 << 20;
 
@@ -24,7 +27,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     let groups = batch * heads / problem.group;
     // Large tiles widen keys less often; small ones leave work for all threads. The same for any number
     // of threads.
-    let rows = (groups * problem.group * length / 16).clamp(64, 128);
+    let rows = (groups * problem.group * length / 16).clamp(ROWS[0], ROWS[1]);
     let rows = rows.min((SCORES / size_of::<f32>() / count.max(1)).max(32));
     let places = (rows / problem.group).clamp(1, length);
     let tiles = length.div_ceil(places);

@@ -21,12 +21,12 @@ use crate::{Cpu, Element, Isa, Kernel, Simd};
 
 /// So many rows of the left factor are worked on at a time: their panels stay in the second- or
 /// third-level cache, and packing the right factor again for the next rows costs little.
-const ROWS: usize = 1024;
+/// Miri's cases are small, and cuts and threads are what it is to see.
+const ROWS: usize = if cfg!(miri) { 16 } else { 1024 };
 /// A strip of the right factor, and the block of the left one that is used with it, in numbers: half
 /// of a second-level cache of 2 MiB together.
-const STRIP: usize = 128 << 10;
+const STRIP: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
 /// So many products are done by one thread: some 20 microseconds.
-/// Miri's cases are small, and threads are what it is to see.
 const SMALL: usize = if cfg!(miri) { 1 << 7 } else { 1 << 21 };
 /// So many numbers of the left factor are packed by one thread.
 const PACKED: usize = if cfg!(miri) { 1 << 4 } else { 1 << 14 };

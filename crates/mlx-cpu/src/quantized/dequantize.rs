@@ -5,9 +5,10 @@ use crate::cpu::Shared;
 use crate::{Cpu, Element, Isa, Kernel, MatrixMut, Simd};
 
 /// Elements that one task decodes.
-const PIECE: usize = 1 << 16;
+/// Miri's cases are small, and threads and parts are what it is to see.
+const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 1 << 16 };
 /// Elements that are decoded before they are scaled.
-const CHUNK: usize = 512;
+const CHUNK: usize = if cfg!(miri) { 128 } else { 512 };
 
 /// Writes the elements of `w`, each bit as MLX's CPU device has it: the product of scale and code is
 /// rounded to the format of `out`, and then the sum with the bias.

@@ -9,7 +9,8 @@ use crate::simd::prefetch;
 use crate::{Element, Isa, Kernel, Matrix, Simd};
 
 /// So much of a row is decoded before it is packed: all rows of a panel stay in the first-level cache.
-const DEPTH: usize = 256;
+/// Miri's cases are small, and more than one part is what it is to see.
+const DEPTH: usize = if cfg!(miri) { 32 } else { 256 };
 
 /// The left factor of a product with codes that are whole numbers; rows are the lines.
 pub(super) struct Activations<'a, T> {

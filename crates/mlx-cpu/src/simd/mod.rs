@@ -221,7 +221,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
             unsafe { self.store_f32(to.as_mut_ptr(), *row) };
         }
         for (i, row) in rows[..Self::LANES].iter_mut().enumerate() {
-            let column: [f32; 16] = std::array::from_fn(|j| all[j][i]);
+            let mut column = [0.0; 16];
+            if cfg!(miri) {
+                // The same in a tenth of the time.
+                for (to, row) in column.iter_mut().zip(&all[..Self::LANES]) {
+                    *to = row[i];
+                }
+            } else {
+                column = std::array::from_fn(|j| all[j][i]);
+            }
             // SAFETY: as above.
             *row = unsafe { self.load_f32(column.as_ptr()) };
         }

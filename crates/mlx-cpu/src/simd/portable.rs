@@ -12,24 +12,47 @@ pub struct Portable;
 
 type F = [f32; 8];
 
+/// What `f` gives for each lane. Miri takes many times as long for the one of the standard library.
 #[inline(always)]
-fn each(a: F, f: impl Fn(f32) -> f32) -> F {
-    a.map(f)
+fn lanes<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; 8] {
+    if !cfg!(miri) {
+        return std::array::from_fn(f);
+    }
+    let mut all = [T::default(); 8];
+    let mut i = 0;
+    while i < 8 {
+        all[i] = f(i);
+        i += 1;
+    }
+    all
+}
+
+#[inline(always)]
+fn each<T: Copy, U: Copy + Default>(a: [T; 8], f: impl Fn(T) -> U) -> [U; 8] {
+    if cfg!(miri) { lanes(|i| f(a[i])) } else { a.map(f) }
 }
 
 #[inline(always)]
 fn both(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    lanes(|i| f(a[i], b[i]))
 }
 
 #[inline(always)]
 unsafe fn load<T: Element>(from: *const T) -> F {
-    // SAFETY: the caller's promise; tensors may lie at odd addresses.
-    std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }.widen())
+    if cfg!(miri) {
+        // SAFETY: the caller's promise; tensors may lie at odd addresses.
+        return each(unsafe { from.cast::<[T; 8]>().read_unaligned() }, T::widen);
+    }
+    // SAFETY: as above.
+    lanes(|i| unsafe { from.add(i).read_unaligned() }.widen())
 }
 
 #[inline(always)]
 unsafe fn store<T: Element>(to: *mut T, x: F) {
+    if cfg!(miri) {
+        // SAFETY: the caller's promise.
+        return unsafe { to.cast::<[T; 8]>().write_unaligned(each(x, T::narrow)) };
+    }
     for (i, x) in x.into_iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe { to.add(i).write_unaligned(T::narrow(x)) }
@@ -70,7 +93,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn mul_add(self, a: F, b: F, c: F) -> F {
         // Rounded twice: without the instruction a fused one is a call of a library.
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
+        lanes(|i| a[i] * b[i] + c[i])
     }
 
     #[inline(always)]
@@ -100,12 +123,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn where_less(self, a: F, b: F, then: F, other: F) -> F {
-        std::array::from_fn(|i| if a[i] < b[i] { then[i] } else { other[i] })
+        lanes(|i| if a[i] < b[i] { then[i] } else { other[i] })
     }
 
     #[inline(always)]
     fn bits(self, x: F) -> [i32; 8] {
-        x.map(|x| x.to_bits() as i32)
+        each(x, |x| x.to_bits() as i32)
     }
 
     #[inline(always)]
@@ -116,13 +139,13 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn to_float(self, x: [i32; 8]) -> F {
-        x.map(|x| x as f32)
+        each(x, |x| x as f32)
     }
 
     #[inline(always)]
     fn dot(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
         let pair = |x: i32| (i32::from(x as i16), x >> 16);
-        std::array::from_fn(|i| {
+        lanes(|i| {
             let (a, b) = (pair(a[i]), pair(b[i]));
             sums[i].wrapping_add(a.0 * b.0).wrapping_add(a.1 * b.1)
         })
@@ -131,12 +154,12 @@ impl Simd for Portable {
     #[inline(always)]
     fn field16<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
         let mask = (1 << BITS) - 1;
-        words.map(|word| word >> (index * BITS) & (mask << 16 | mask))
+        each(words, |word| word >> (index * BITS) & (mask << 16 | mask))
     }
 
     #[inline(always)]
     fn field16_e2m1(self, words: [i32; 8], index: usize) -> [i32; 8] {
-        self.field16::<4>(words, index).map(|word| {
+        each(self.field16::<4>(words, index), |word| {
             let [low, high] = [word, word >> 16].map(|code| E2M1_TWICE[(code & 15) as usize]);
             i32::from(high) << 16 | i32::from(low) & 0xffff
         })
@@ -153,7 +176,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn spread(self, from: *const f32, places: [i32; 8]) -> F {
         // SAFETY: the caller's promise.
-        places.map(|place| unsafe { from.add(place as usize).read() })
+        each(places, |place| unsafe { from.add(place as usize).read() })
     }
 
     #[inline(always)]

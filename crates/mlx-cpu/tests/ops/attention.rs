@@ -1,5 +1,6 @@
 //! The kernels of `attention`, beside values of MLX and sums in float64.
 
+use half::bf16;
 use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, View, ViewMut, attention};
 use proptest::prelude::*;
 
@@ -201,9 +202,15 @@ impl Case {
         let Self { batch, shared_heads, group, length, count, size, out_size, gap, .. } = *self;
         let heads = self.heads();
         let wide = |x: &[T], at: usize| f64::from(x[at].widen());
+        let elements = t.quantized.as_ref().map(|both| {
+            [(0, size), (1, out_size)].map(|(which, size)| {
+                let at = |at: usize| both[which].element(at / size / count, at / size % count, at % size);
+                (0..batch * shared_heads * count * size).map(at).collect::<Vec<_>>()
+            })
+        });
         // An element, and the sum of the sizes of what it is added up from.
-        let element = |which: usize, head: usize, j: usize, d: usize| match &t.quantized {
-            Some(both) => both[which].element(head, j, d),
+        let element = |which: usize, head: usize, j: usize, d: usize| match &elements {
+            Some(both) => both[which][(head * count + j) * [size, out_size][which] + d],
             None => {
                 let (x, size) = if which == 0 { (&t.k, size) } else { (&t.v, out_size) };
                 let x = wide(x, head * (count * size + gap) + j * size + d);
@@ -279,6 +286,15 @@ fn as_float64<T: Format>(case: &Case) {
     }
 }
 
+/// For Miri with one format.
+fn as_float64_of_some(case: &Case) {
+    if cfg!(miri) {
+        as_float64::<bf16>(case);
+    } else {
+        each_format!(as_float64(case));
+    }
+}
+
 fn kinds() -> impl Strategy<Value = Kind> {
     prop_oneof![
         Just(Kind::None),
@@ -315,15 +331,30 @@ fn a_score_far_below_the_largest_has_no_weight() {
     }
 }
 
+/// What random sizes are below.
+struct Sizes {
+    batch: usize,
+    group: usize,
+    length: usize,
+    count: usize,
+    size: usize,
+    groups: usize,
+}
+
+const MOST: Sizes = if cfg!(miri) {
+    Sizes { batch: 2, group: 3, length: 20, count: 12, size: 12, groups: 2 }
+} else {
+    Sizes { batch: 3, group: 6, length: 40, count: 150, size: 40, groups: 3 }
+};
+
 proptest! {
     #![proptest_config(few())]
 
     #[test]
-    #[cfg_attr(miri, ignore = "takes long there")]
     fn is_what_float64_gives(
-        (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
-        (length, count) in (1_usize..40, 0_usize..150),
-        (size, out_size, gap) in (1_usize..40, 1_usize..40, 0_usize..3),
+        (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..MOST.group),
+        (length, count) in (1_usize..MOST.length, 0_usize..MOST.count),
+        (size, out_size, gap) in (1_usize..MOST.size, 1_usize..MOST.size, 0_usize..3),
         mask in kinds(),
         sinks in any::<bool>(),
         seed in 0_u64..1000,
@@ -331,15 +362,15 @@ proptest! {
         let case = Case {
             batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, modes: None, seed,
         };
-        each_format!(as_float64(&case));
+        as_float64_of_some(&case);
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "takes long there")]
     fn of_quantized_keys_and_values_is_what_float64_gives(
-        (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..6),
-        (length, count) in (1_usize..40, 0_usize..150),
-        (keys, key_groups, values, value_groups) in (modes(), 1_usize..3, modes(), 1_usize..3),
+        (batch, shared_heads, group) in (1_usize..MOST.batch, 1_usize..3, 1_usize..MOST.group),
+        (length, count) in (1_usize..MOST.length, 0_usize..MOST.count),
+        (keys, values) in (modes(), modes()),
+        (key_groups, value_groups) in (1_usize..MOST.groups, 1_usize..MOST.groups),
         mask in kinds(),
         sinks in any::<bool>(),
         seed in 0_u64..1000,
@@ -350,18 +381,18 @@ proptest! {
         let case = Case {
             batch, shared_heads, group, length, count, size, out_size, gap: 0, mask, sinks, modes, seed,
         };
-        each_format!(as_float64(&case));
+        as_float64_of_some(&case);
     }
 }
 
 const LARGE: Case = Case {
     batch: 1,
     shared_heads: 1,
-    group: 3,
+    group: if cfg!(miri) { 2 } else { 3 },
     length: 1,
-    count: 700,
-    size: 72,
-    out_size: 80,
+    count: if cfg!(miri) { 20 } else { 700 },
+    size: if cfg!(miri) { 11 } else { 72 },
+    out_size: if cfg!(miri) { 9 } else { 80 },
     gap: 1,
     mask: Kind::None,
     sinks: false,
@@ -370,9 +401,12 @@ const LARGE: Case = Case {
 };
 
 const QUANTIZED: Case = Case {
-    size: 64,
-    out_size: 96,
-    modes: Some([Mode::Affine { bits: 8, group: 64 }, Mode::Affine { bits: 4, group: 32 }]),
+    size: if cfg!(miri) { 32 } else { 64 },
+    out_size: if cfg!(miri) { 32 } else { 96 },
+    modes: Some([
+        Mode::Affine { bits: 8, group: if cfg!(miri) { 32 } else { 64 } },
+        Mode::Affine { bits: 4, group: 32 },
+    ]),
     ..LARGE
 };
 
@@ -389,28 +423,33 @@ fn small_shapes_that_threads_share() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes long there")]
 fn blocks_of_keys_that_threads_share() {
+    let window = if cfg!(miri) { 3 } else { 50 };
     for (length, mask) in
-        [(1, Kind::None), (1, Kind::Window(50)), (4, Kind::Causal), (3, Kind::Additive), (2, Kind::Bool)]
+        [(1, Kind::None), (1, Kind::Window(window)), (4, Kind::Causal), (3, Kind::Additive), (2, Kind::Bool)]
     {
-        each_format!(as_float64(&Case { length, mask, ..LARGE }));
-        each_format!(as_float64(&Case { length, mask, ..QUANTIZED }));
+        as_float64_of_some(&Case { length, mask, ..LARGE });
+        if !cfg!(miri) || matches!(mask, Kind::Window(_) | Kind::Causal) {
+            as_float64_of_some(&Case { length, mask, ..QUANTIZED });
+        }
     }
     // More groups than are decoded with one call.
     let modes = Some([Mode::Nvfp4, Mode::Affine { bits: 3, group: 32 }]);
-    each_format!(as_float64(&Case { count: 40, size: 1040, out_size: 2080, modes, ..LARGE }));
+    let (count, size) = if cfg!(miri) { (3, 80) } else { (40, 1040) };
+    as_float64_of_some(&Case { count, size, out_size: 2 * size, modes, ..LARGE });
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes long there")]
 fn tiles_that_threads_share() {
-    for mask in [Kind::None, Kind::Causal, Kind::Window(100), Kind::Bool, Kind::Additive] {
-        each_format!(as_float64(&Case { length: 150, count: 310, mask, ..LARGE }));
-        each_format!(as_float64(&Case { length: 150, count: 310, mask, ..QUANTIZED }));
+    let (length, count, window, few) = if cfg!(miri) { (17, 12, 5, 6) } else { (150, 310, 100, 70) };
+    for mask in [Kind::None, Kind::Causal, Kind::Window(window), Kind::Bool, Kind::Additive] {
+        as_float64_of_some(&Case { length, count, mask, ..LARGE });
+        if !cfg!(miri) || matches!(mask, Kind::Causal) {
+            as_float64_of_some(&Case { length, count, mask, ..QUANTIZED });
+        }
     }
     // Queries before the first key see none.
-    each_format!(as_float64(&Case { length: 150, count: 70, mask: Kind::Causal, ..LARGE }));
+    as_float64_of_some(&Case { length, count: few, mask: Kind::Causal, ..LARGE });
 }
 
 fn nothing_finite<T: Format>() {
@@ -450,7 +489,6 @@ fn nothing_finite<T: Format>() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes long there")]
 fn infinities_and_no_keys() {
     each_format!(nothing_finite());
 }
@@ -458,7 +496,8 @@ fn infinities_and_no_keys() {
 /// A quantized key that is not seen may be anything; one that is seen makes its queries NaN.
 fn nothing_finite_quantized<T: Format>() {
     for length in [1, 20] {
-        let case = Case { length, count: 300, mask: Kind::Window(5), ..QUANTIZED };
+        let count = if cfg!(miri) { 33 } else { 300 };
+        let case = Case { length, count, mask: Kind::Window(5), ..QUANTIZED };
         let mut tensors = case.tensors::<T>();
         let clean: Vec<_> = cpus().iter().map(|cpu| case.run(cpu, &tensors)).collect();
         let Some([keys, values]) = &mut tensors.quantized else { unreachable!("of keys and values") };
@@ -477,9 +516,12 @@ fn nothing_finite_quantized<T: Format>() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes long there")]
 fn infinities_among_quantized_keys_and_no_keys() {
-    each_format!(nothing_finite_quantized());
+    if cfg!(miri) {
+        nothing_finite_quantized::<bf16>();
+    } else {
+        each_format!(nothing_finite_quantized());
+    }
 }
 
 #[test]
@@ -491,7 +533,7 @@ fn quantized_heads_have_one_shape() {
 
 /// A draft that is checked in one call gives what its tokens give one by one.
 fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
-    let (heads, shared, count) = (4, 2, 300);
+    let (heads, shared, count) = if cfg!(miri) { (2, 1, length + 2) } else { (4, 2, 300) };
     let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (
         random(1, heads * length * size),
         random(2, shared * count * size),
@@ -528,10 +570,16 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes long there")]
 fn up_to_16_queries_have_the_bits_that_each_has_alone() {
-    for length in [2, 7, 16] {
-        each_format!(as_one_by_one(length, 40, false));
-        each_format!(as_one_by_one(length, 64, true));
+    let (lengths, size, quantized) =
+        if cfg!(miri) { (&[2, 5][..], 10, 32) } else { (&[2, 7, 16][..], 40, 64) };
+    for &length in lengths {
+        if cfg!(miri) {
+            as_one_by_one::<bf16>(length, size, false);
+            as_one_by_one::<bf16>(length, quantized, true);
+        } else {
+            each_format!(as_one_by_one(length, size, false));
+            each_format!(as_one_by_one(length, quantized, true));
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! The kernels of `lookup.rs`, beside values of MLX and sums in float64.
 
-use mlx_cpu::{Matrix, MatrixMut, QuantizedMatrix, lookup, lookup_quantized};
+use mlx_cpu::{Matrix, MatrixMut, QuantizedMatrix, dequantize, lookup, lookup_quantized};
 use proptest::prelude::*;
 
 use crate::fixture::Fixture;
+use crate::quantized::{Memory, Mode};
 use crate::support::{Format, assert_same, cpus, each_format, few};
 
 fn as_mlx<T: Format>() {
@@ -28,6 +29,24 @@ fn as_mlx<T: Format>() {
 #[cfg_attr(miri, ignore = "takes long there")]
 fn gives_what_mlx_gives() {
     each_format!(as_mlx());
+}
+
+fn as_dequantized<T: Format>() {
+    let memory = Memory::<T>::new(Mode::Affine { bits: 3, group: 32 }, 1, 3, 160, 1);
+    let table = memory.matrices(3)[0];
+    for cpu in cpus() {
+        let (mut all, mut out) = ([T::default(); 3 * 160], [T::default(); 3 * 160]);
+        dequantize(cpu, &table, MatrixMut::contiguous(&mut all, 3, 160));
+        lookup_quantized(cpu, &table, &[2, 0, 9], MatrixMut::contiguous(&mut out, 3, 160));
+        let expected = [2, 0, 2].map(|row| &all[row * 160..][..160]).concat();
+        assert_same(&out, &expected, &format!("{cpu:?}"));
+    }
+}
+
+/// Small enough for Miri.
+#[test]
+fn quantized_rows_are_those_of_the_dequantized_table() {
+    each_format!(as_dequantized());
 }
 
 proptest! {
