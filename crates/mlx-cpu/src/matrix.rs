@@ -83,11 +83,9 @@ impl<'a, T> Matrix<'a, T> {
         assert!(self.rows > 0, "there is no row");
         let mut starts = [self.data.as_ptr(); N];
         // No closure, which may become a function of its own.
-        let mut row = first;
-        for start in &mut starts {
+        for (start, row) in starts.iter_mut().zip(first..) {
             // Within the memory, or nothing is read there, since rows are empty.
             *start = start.wrapping_add(row.min(self.rows - 1) * self.row_stride);
-            row += 1;
         }
         starts
     }
