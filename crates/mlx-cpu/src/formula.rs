@@ -69,9 +69,9 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y)
 }
 
-/// e to the power of `x`, the weight of a score that lies `-x` below the largest: 0 below -69, so less than 2^-99. Such
-/// a weight times a value would be denormal, or make a sum of such products so, and processors take many times
-/// as long over those.
+/// e to the power of `x`, the weight of a score that lies `-x` below the largest, but 0 where that is less than
+/// 2^-99. Of smaller weights, products with values and their sums may be denormal, over which processors take many
+/// times as long.
 #[inline(always)]
 pub(crate) fn weight<S: Simd>(s: S, x: S::F) -> S::F {
     s.where_less(x, s.splat(-69.0), s.zero(), exp(s, x))

@@ -175,13 +175,10 @@ fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
 /// user space applications* (Documentation/arch/x86/xstate.rst).
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn has_tiles() -> bool {
-    static HAS_TILES: OnceLock<bool> = OnceLock::new();
-    *HAS_TILES.get_or_init(|| {
-        /// Of EDX of CPUID's leaf 7: AMX-BF16 and AMX-TILE.
-        const FEATURES: u32 = 1 << 22 | 1 << 24;
-        // A processor with AVX-512 has this leaf.
-        std::arch::x86_64::__cpuid_count(7, 0).edx & FEATURES == FEATURES && tiles_are_granted()
-    })
+    /// Of EDX of CPUID's leaf 7: AMX-BF16 and AMX-TILE.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    // A processor with AVX-512 has this leaf.
+    std::arch::x86_64::__cpuid_count(7, 0).edx & FEATURES == FEATURES && tiles_are_granted()
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]

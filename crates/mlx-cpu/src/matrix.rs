@@ -71,8 +71,8 @@ impl<'a, T> Matrix<'a, T> {
         if self.columns == 0 { &[] } else { &self.data[i * self.row_stride..][..self.columns] }
     }
 
-    /// Where `N` rows from row `first` on begin; behind the last row, that row again. From each on [`columns`](Self::columns)
-    /// elements follow each other.
+    /// Where `N` rows from row `first` on begin; behind the last row, that row again. From each on
+    /// [`columns`](Self::columns) elements follow each other.
     ///
     /// # Panics
     ///
@@ -85,7 +85,7 @@ impl<'a, T> Matrix<'a, T> {
         // No closure, which may become a function of its own.
         for (start, row) in starts.iter_mut().zip(first..) {
             // Within the memory, or nothing is read there, since rows are empty.
-            *start = start.wrapping_add(row.min(self.rows - 1) * self.row_stride);
+            *start = start.wrapping_add(row.min(self.rows - 1).wrapping_mul(self.row_stride));
         }
         starts
     }

@@ -33,6 +33,8 @@ pub struct Pool {
 }
 
 struct Worker {
+    /// Its place among those that should have been started.
+    index: usize,
     thread: Thread,
     handle: Option<JoinHandle<()>>,
 }
@@ -82,7 +84,7 @@ impl Pool {
                     .spawn(move || shared.work(index))
                     // Without threads to spare the caller does it all.
                     .ok()?;
-                Some(Worker { thread: handle.thread().clone(), handle: Some(handle) })
+                Some(Worker { index, thread: handle.thread().clone(), handle: Some(handle) })
             })
             .collect();
         Self { shared, workers, busy: Mutex::new(()) }
@@ -100,15 +102,15 @@ impl Pool {
         if count <= 1 || self.workers.is_empty() {
             return alone();
         }
+        // A part has its numbers in 32 bits each.
+        let Ok(tasks) = u32::try_from(count) else {
+            return alone();
+        };
         // Held by another thread, or by this one, further up: a task that starts tasks.
         let Ok(_busy) = self.busy.try_lock() else {
             return alone();
         };
         let shared = &*self.shared;
-        // More tasks than that have nothing to win.
-        let Ok(tasks) = u32::try_from(count) else {
-            return alone();
-        };
         // SAFETY: only the lifetime changes. No worker is in a job after this function returns, so
         // none uses the task later.
         let task = unsafe {
@@ -119,8 +121,8 @@ impl Pool {
         shared.share_out(tasks);
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
-        for (index, worker) in self.workers.iter().enumerate().take(count - 1) {
-            if shared.sleeps[index].load(Ordering::SeqCst) {
+        for worker in self.workers.iter().take(count - 1) {
+            if shared.sleeps[worker.index].load(Ordering::SeqCst) {
                 worker.thread.unpark();
             }
         }

@@ -47,7 +47,7 @@ struct Summary {
     prefill_tps: Spread,
     /// Tokens after the first in a second.
     decode_tps: Spread,
-    /// Bytes that a token after the first has to read: all weights, and the keys and values of the tokens before it.
+    /// Bytes that a token after the first has to read: all weights, and the keys and values that its layers see.
     read_bytes: f64,
     /// The part of the memory's bandwidth that reading them takes.
     share_of_bandwidth: f64,

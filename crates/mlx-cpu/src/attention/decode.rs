@@ -17,8 +17,8 @@ const BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
 /// Keys whose products with a query are added up across their vectors together: what all instruction sets
 /// have lanes for.
 const TOGETHER: usize = 16;
-/// Memory is asked for so many keys or values before it is used, and at least so many bytes: with fewer it comes too late,
-/// with more it makes room where it is still needed.
+/// How far ahead of its use memory is asked for: so many keys or values, and at least so many bytes. Less comes too
+/// late, and more drives out of the cache what is yet to be used.
 const AHEAD: (usize, usize) = (16, 4096);
 
 /// Less than this many nanoseconds of work is done by one thread.
@@ -254,7 +254,19 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         })
     }
 
-    /// Scores of a query.
+    /// The weights of these keys for `rows` queries, which begin `count` apart, and what is between.
+    #[inline(always)]
+    fn weights_of(&self, group: usize, first: usize, rows: usize, keys: &Range<usize>) -> &[f32] {
+        let Layout { count, .. } = self.layout;
+        debug_assert!(rows > 0 && first + rows <= self.layout.rows && keys.end <= count);
+        // SAFETY: within the scores of this group, in the phase after those that write them: now all tasks read.
+        unsafe {
+            let start = self.parts(group).1.add(first * count + keys.start);
+            std::slice::from_raw_parts(start.cast_const(), (rows - 1) * count + keys.len())
+        }
+    }
+
+    /// Scores of a query, in a phase that writes them.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "each task asks for keys of its own")]
     fn scores_of(&self, group: usize, row: usize, keys: &Range<usize>) -> &mut [f32] {
@@ -282,7 +294,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         let mut scores: [&mut [f32]; ROWS] =
             std::array::from_fn(|row| self.scores_of(group, first + row, keys));
 
-        let ahead = ahead(from);
+        let ahead = numbers_ahead(from);
         let mut sums = [[s.zero(); TOGETHER]; ROWS];
         for first in (0..keys.len()).step_by(TOGETHER) {
             let count = TOGETHER.min(keys.len() - first);
@@ -296,21 +308,21 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                     for at in (0..whole).step_by(S::LANES) {
                         if const { H::IN_MEMORY } {
                             for key in ours {
-                                prefetch(key.wrapping_add(at + ahead));
+                                prefetch(key.wrapping_add(at).wrapping_add(ahead));
                             }
                         }
                         let mut keys = [s.zero(); KEYS];
                         for (to, key) in keys.iter_mut().zip(ours) {
                             *to = H::Number::load(s, key.add(at));
                         }
-                        multiply(s, keys, queries.add(at), self.layout.size, &mut products);
+                        add_products(s, keys, queries.add(at), self.layout.size, &mut products);
                     }
                     if whole < length {
                         let mut keys = [s.zero(); KEYS];
                         for (to, key) in keys.iter_mut().zip(ours) {
                             *to = load_rest(s, key.add(whole), length - whole);
                         }
-                        multiply(s, keys, queries.add(whole), self.layout.size, &mut products);
+                        add_products(s, keys, queries.add(whole), self.layout.size, &mut products);
                     }
                 }
                 for (i, products) in products.into_iter().enumerate() {
@@ -380,7 +392,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                 std::slice::from_raw_parts_mut(start, self.layout.rows * width)
             };
             sums.fill(0.0);
-            let is_zero = |row| self.scores_of(group, row, &keys).iter().all(|&weight| weight == 0.0);
+            let is_zero = |row| self.weights_of(group, row, 1, &keys).iter().all(|&weight| weight == 0.0);
             if matches!(self.problem.mask, Mask::Bool(_)) && (0..self.layout.rows).all(is_zero) {
                 continue;
             }
@@ -419,12 +431,8 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         sums: &mut [f32],
     ) {
         let Layout { count, out_size, .. } = self.layout;
-        // SAFETY: the weights of this group, within the scratch, written in the phase before.
-        let weights = unsafe {
-            let start = self.parts(group).1.add(first * count + keys.start);
-            std::slice::from_raw_parts(start.cast_const(), (ROWS - 1) * count + keys.len())
-        };
-        let ahead = const { H::IN_MEMORY }.then(|| ahead(values));
+        let weights = self.weights_of(group, first, ROWS, keys);
+        let ahead = const { H::IN_MEMORY }.then(|| numbers_ahead(values));
         let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
         if const { !formula::has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
@@ -466,13 +474,13 @@ fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 
 /// How many numbers ahead of one that is used memory is asked for.
 #[inline(always)]
-fn ahead<T: Element>(rows: Matrix<'_, T>) -> usize {
+fn numbers_ahead<T: Element>(rows: Matrix<'_, T>) -> usize {
     let (rows_ahead, bytes_ahead) = AHEAD;
-    (rows_ahead * rows.row_stride()).max(bytes_ahead / size_of::<T>())
+    rows_ahead.saturating_mul(rows.row_stride()).max(bytes_ahead / size_of::<T>())
 }
 
-/// `VALUES` weights of `ROWS` queries, whose weights begin `count` apart. In an array, so that a loop over all of them has
-/// nothing to check.
+/// `VALUES` weights of `ROWS` queries, whose weights begin `count` apart. In an array, so that a loop over all of
+/// them has nothing to check.
 #[inline(always)]
 fn weights_at<const ROWS: usize, const VALUES: usize>(
     weights: &[f32],
@@ -501,26 +509,26 @@ fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
     assert!(length.next_multiple_of(S::LANES) <= width && sums.len() == ROWS * width);
     let sums = sums.as_mut_ptr();
     let values = values.row_starts::<VALUES>(first);
-    // SAFETY: values have `length` numbers, and there are `ROWS` sums of `width`, which is a whole vector or more.
+    // SAFETY: values have `length` numbers, and there are `ROWS` sums of `width`: `length` or more, in whole vectors.
     unsafe {
         for at in (0..whole).step_by(S::LANES) {
             if let Some(ahead) = ahead {
                 for value in values {
-                    prefetch(value.wrapping_add(at + ahead));
+                    prefetch(value.wrapping_add(at).wrapping_add(ahead));
                 }
             }
             let mut numbers = [s.zero(); VALUES];
             for (to, value) in numbers.iter_mut().zip(values) {
                 *to = T::load(s, value.add(at));
             }
-            add(s, numbers, weights, sums.add(at), width);
+            add_weighted(s, numbers, weights, sums.add(at), width);
         }
         if whole < length {
             let mut numbers = [s.zero(); VALUES];
             for (to, value) in numbers.iter_mut().zip(values) {
                 *to = load_rest(s, value.add(whole), length - whole);
             }
-            add(s, numbers, weights, sums.add(whole), width);
+            add_weighted(s, numbers, weights, sums.add(whole), width);
         }
     }
 }
@@ -531,7 +539,7 @@ fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
 ///
 /// A vector can be read and written at each of the sums.
 #[inline(always)]
-unsafe fn add<S: Simd, const ROWS: usize, const VALUES: usize>(
+unsafe fn add_weighted<S: Simd, const ROWS: usize, const VALUES: usize>(
     s: S,
     values: [S::F; VALUES],
     weights: &[[f32; VALUES]; ROWS],
@@ -556,7 +564,7 @@ unsafe fn add<S: Simd, const ROWS: usize, const VALUES: usize>(
 ///
 /// A vector can be read at each of the queries.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const ROWS: usize, const KEYS: usize>(
+unsafe fn add_products<S: Simd, const ROWS: usize, const KEYS: usize>(
     s: S,
     keys: [S::F; KEYS],
     queries: *const f32,

@@ -55,9 +55,10 @@ pub enum Mask<'a, T> {
 ///
 /// Sums are float32, of `D` products for a score and of `S` for a result: off by at most `2^-24` times the
 /// number of terms times the sum of their sizes. A quantized number is float32 too, not rounded to `T`: of it
-/// `|scale code| + |bias|` counts as its size, and one more term. Exponentials are MLX's own, but 0 where a score lies more than 69 below
-/// the largest: what such a value would add is less than 2^-99 of it, and may be denormal, which takes processors long. A key or value that is not
-/// seen may be skipped, infinite or NaN or not, where MLX multiplies it by 0.
+/// `|scale code| + |bias|` counts as its size, and one more term. Exponentials are MLX's own, but 0 where a key's
+/// score lies more than 69 below the largest: what such a value would add is less than 2^-99 of it, and may be
+/// denormal, which takes processors long. A key or value that is not seen may be skipped, infinite or NaN or not,
+/// where MLX multiplies it by 0.
 ///
 /// # Panics
 ///

@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lane_by_itself() {
+    fn operations_on_two_numbers_are_as_described() {
         /// Two numbers and the result.
         type Cases = [(f32, f32, f32)];
         let (inf, nan, large) = (f32::INFINITY, f32::NAN, 8_388_607.5);
