@@ -75,10 +75,15 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     });
 }
 
+/// Whether vectors are arrays (see [`formula::has_arrays`]). Not for Miri, which is to see what others do.
+const fn has_arrays<S: Simd>() -> bool {
+    formula::has_arrays::<S>() && !cfg!(miri)
+}
+
 /// How many queries are computed together, of so many.
 const fn together<S: Simd>(rows: usize) -> usize {
     match rows {
-        _ if formula::has_arrays::<S>() => 1,
+        _ if has_arrays::<S>() => 1,
         ..=5 => rows,
         6 => 3,
         _ => 4,
@@ -223,7 +228,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                 while row < self.layout.rows {
                     let rows = together::<S>(self.layout.rows - row);
                     match rows {
-                        _ if const { formula::has_arrays::<S>() } => {
+                        _ if const { has_arrays::<S>() } => {
                             self.products::<S, 1, 1>(s, group, row, &keys, from);
                         }
                         1 => self.products::<S, 1, 8>(s, group, row, &keys, from),
@@ -404,7 +409,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                     let rows = together::<S>(self.layout.rows - row);
                     let (sums, more) = rest.split_at_mut(rows * width);
                     match rows {
-                        _ if const { formula::has_arrays::<S>() } => {
+                        _ if const { has_arrays::<S>() } => {
                             self.weighted::<S, 1>(s, group, row, &keys, values, sums);
                         }
                         1 => self.weighted::<S, 1>(s, group, row, &keys, values, sums),
@@ -433,8 +438,8 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         let Layout { count, out_size, .. } = self.layout;
         let weights = self.weights_of(group, first, ROWS, keys);
         let ahead = const { H::IN_MEMORY }.then(|| numbers_ahead(values));
-        let whole = if const { formula::has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
-        if const { !formula::has_arrays::<S>() } {
+        let whole = if const { has_arrays::<S>() } { 0 } else { keys.len() / 8 * 8 };
+        if const { !has_arrays::<S>() } {
             for from in (0..whole).step_by(8) {
                 let weights = weights_at::<ROWS, 8>(&weights[from..], count);
                 add_values(s, values, from, ahead, &weights, sums, out_size);
