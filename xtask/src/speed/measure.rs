@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use mlx_cpu::{Isa, Kernel, Simd};
 use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::{CacheOptions, CausalLm};
 use mlx_rs::ops::matmul;
@@ -76,14 +77,14 @@ pub(super) fn products(size: i32, count: usize) -> Result<Products> {
 
 /// How fast memory is read with so many threads: the sum of an array that no cache holds.
 pub(super) fn bandwidth(threads: usize) -> Bandwidth {
-    let memory: Vec<u64> = (0..(MEMORY / size_of::<u64>()) as u64).collect();
+    let memory = vec![1.0_f32; MEMORY / size_of::<f32>()];
     let part = memory.len().div_ceil(threads);
     let bytes_per_second = (0..READINGS)
         .map(|_| {
             let started = Instant::now();
             thread::scope(|scope| {
                 for part in memory.chunks(part) {
-                    scope.spawn(move || black_box(sum(part)));
+                    scope.spawn(move || black_box(Isa::best().run(Sum(part))));
                 }
             });
             MEMORY as f64 / started.elapsed().as_secs_f64()
@@ -92,18 +93,25 @@ pub(super) fn bandwidth(threads: usize) -> Bandwidth {
     Bandwidth { bytes_per_second }
 }
 
-/// In so many sums that additions wait for memory only.
-fn sum(numbers: &[u64]) -> u64 {
-    const SUMS: usize = 32;
-    let mut sums = [0_u64; SUMS];
-    let chunks = numbers.chunks_exact(SUMS);
-    let rest: u64 = chunks.remainder().iter().fold(0, |sum, &number| sum.wrapping_add(number));
-    for chunk in chunks {
-        for (sum, &number) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(number);
+/// A sum in the widest vectors there are, and in so many that additions wait for memory only: with narrower ones a core
+/// asks for less memory at a time than it can.
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.zero(); 4];
+        let chunks = self.0.chunks_exact(4 * S::LANES);
+        let rest: f32 = chunks.remainder().iter().sum();
+        for chunk in chunks {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = s.add(*sum, s.load(&chunk[i * S::LANES..]));
+            }
         }
+        sums.into_iter().fold(rest, |total, sum| total + s.sum(sum))
     }
-    sums.iter().fold(rest, |total, &sum| total.wrapping_add(sum))
 }
 
 #[cfg(test)]
@@ -119,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_number_is_read() {
-        let numbers: Vec<u64> = (0..1001).collect();
-        assert_eq!(sum(&numbers), 500_500);
+        let numbers: Vec<f32> = (0..1001_u16).map(f32::from).collect();
+        assert!((Isa::best().run(Sum(&numbers)) - 500_500.0).abs() < 0.5);
     }
 }
