@@ -22,16 +22,9 @@ pub(crate) fn fused<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
     s.store(&mut x, a);
     s.store(&mut y, b);
     s.store(&mut z, c);
-    if cfg!(miri) {
-        // The same, in the time that Miri needs for fewer and simpler loops.
-        for i in 0..S::LANES {
-            x[i] = (f64::from(x[i]) * f64::from(y[i]) + f64::from(z[i])) as f32;
-        }
-        return s.load(&x);
-    }
-    for (x, (y, z)) in x.iter_mut().zip(y.into_iter().zip(z)) {
+    for i in 0..S::LANES {
         // The product is exact in float64; only a tie of the two roundings is off by one.
-        *x = (f64::from(*x) * f64::from(y) + f64::from(z)) as f32;
+        x[i] = (f64::from(x[i]) * f64::from(y[i]) + f64::from(z[i])) as f32;
     }
     s.load(&x)
 }

@@ -45,7 +45,7 @@ struct Shared {
     /// The tasks that nobody has taken: a part for each thread, the caller's first.
     parts: Vec<Part>,
     /// Written while no job is open and nobody is in one.
-    job: UnsafeCell<Job>,
+    job: UnsafeCell<Option<Task>>,
     /// What a task panicked with.
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     /// For each worker whether it sleeps.
@@ -53,10 +53,8 @@ struct Shared {
     stop: AtomicBool,
 }
 
-#[derive(Clone, Copy)]
-struct Job {
-    task: Option<*const (dyn Fn(usize) + Sync)>,
-}
+/// What the tasks of a job call with their numbers.
+type Task = *const (dyn Fn(usize) + Sync);
 
 // SAFETY: `job` is read by a worker only between joining an open job and leaving it, and written by
 // the caller only when none is open and all have left; `state` orders the two. The task is Sync.
@@ -71,7 +69,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             parts: (0..=count).map(|_| Part::default()).collect(),
-            job: UnsafeCell::new(Job { task: None }),
+            job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -117,7 +115,7 @@ impl Pool {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
         };
         // SAFETY: no job is open and nobody is in one: the previous call has waited for that.
-        unsafe { *shared.job.get() = Job { task: Some(task) } };
+        unsafe { *shared.job.get() = Some(task) };
         shared.share_out(tasks);
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
@@ -127,7 +125,7 @@ impl Pool {
             }
         }
 
-        shared.take_tasks(Job { task: Some(task) }, 0);
+        shared.take_tasks(task, 0);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0_u32;
         while shared.state.load(Ordering::Acquire) & JOINED != 0 {
@@ -175,7 +173,9 @@ impl Shared {
             if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 last = state >> 32;
                 // SAFETY: joined an open job: it is not written until this worker has left.
-                self.take_tasks(unsafe { *self.job.get() }, index + 1);
+                if let Some(task) = unsafe { *self.job.get() } {
+                    self.take_tasks(task, index + 1);
+                }
                 self.state.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -202,8 +202,7 @@ impl Shared {
     }
 
     /// Runs the tasks of this thread's part, and then those that are left of the others'.
-    fn take_tasks(&self, job: Job, own: usize) {
-        let Some(task) = job.task else { return };
+    fn take_tasks(&self, task: Task, own: usize) {
         let (before, from) = self.parts.split_at(own);
         let own = std::iter::from_fn(|| from.first().and_then(Part::take_first));
         let others = from.iter().skip(1).chain(before);
@@ -308,7 +307,7 @@ mod tests {
         for (tasks, expected) in [(7, vec![0, 1, 3, 2, 6, 5, 4]), (2, vec![0, 1]), (1, vec![0])] {
             pool.shared.share_out(tasks);
             // Nobody else: no job is open.
-            pool.shared.take_tasks(Job { task: Some(&|index| RAN.lock().unwrap().push(index)) }, 0);
+            pool.shared.take_tasks(&|index| RAN.lock().unwrap().push(index), 0);
             assert_eq!(std::mem::take(&mut *RAN.lock().unwrap()), expected);
         }
     }

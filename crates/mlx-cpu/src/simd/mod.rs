@@ -222,13 +222,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         for (i, row) in rows[..Self::LANES].iter_mut().enumerate() {
             let mut column = [0.0; 16];
-            if cfg!(miri) {
-                // The same in a tenth of the time.
-                for (to, row) in column.iter_mut().zip(&all[..Self::LANES]) {
-                    *to = row[i];
-                }
-            } else {
-                column = std::array::from_fn(|j| all[j][i]);
+            for (to, row) in column.iter_mut().zip(&all[..Self::LANES]) {
+                *to = row[i];
             }
             // SAFETY: as above.
             *row = unsafe { self.load_f32(column.as_ptr()) };
