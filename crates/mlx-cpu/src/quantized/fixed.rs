@@ -2,12 +2,18 @@
 //!
 //! Codes are whole numbers. Where activations are whole numbers too, a processor multiplies twice as
 //! many of them at a time as of float32, without converting codes, and the sum of a group is exact.
-//! So a group of halves is brought to fixed point, with a power of two for each group that lets its
-//! largest number have 15 bits. A bfloat16 has 8 bits: it keeps all of them where it is at least
-//! 1/128 of the largest, a float16 of 11 bits where it is at least 1/16; what is smaller is off by at
-//! most 2^-15 of the largest. No unit is below 2^-126, the smallest normal number.
+//! So a group of halves is brought to fixed point, with the smallest power of two for each group that lets its
+//! largest number be less than 32640 = 127 * 256 + 128 units, the first that is no two bytes with signs. A
+//! bfloat16 has 8 bits: it keeps all of them where it is at least 1/127 of the largest, a float16 of 11 bits where
+//! it is at least 1/15; what is smaller is off by at most 1/32640 of the largest. No unit is below 2^-126, the
+//! smallest normal number.
 
+use super::Codes;
 use crate::Simd;
+
+/// Added to the bits of a float32, makes its exponent the next one where it is at least 255/256 of the next power of
+/// two, as 32640 is.
+const UP: u32 = 1 << 16;
 
 /// Brings a group to fixed point: gives the power of two that one unit is, and the sum of the group.
 ///
@@ -22,8 +28,8 @@ fn fix<S: Simd>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
         // 0 for every finite number.
         poison = s.mul_add(x, s.zero(), poison);
     }
-    // The largest is below 2^15 units. Both this power and its inverse are normal numbers.
-    let exponent = (s.largest(largest).to_bits() >> 23 & 0xff).clamp(15, 254) - 14;
+    // The largest is below 32640 units. Both this power and its inverse are normal numbers.
+    let exponent = (s.largest(largest).to_bits().wrapping_add(UP) >> 23 & 0xff).clamp(15, 254) - 14;
     let (unit, inverse) = (f32::from_bits(exponent << 23), f32::from_bits((254 - exponent) << 23));
     for (x, to) in x.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
         // SAFETY: a chunk of `LANES`.
@@ -42,6 +48,13 @@ pub(super) const fn halved(columns: usize) -> usize {
 fn as_whole(numbers: &mut [f32]) -> &mut [i16] {
     // SAFETY: the same memory; a whole number has any bits.
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
+}
+
+/// Numbers of 4 bytes as these bytes.
+#[inline(always)]
+fn as_bytes(numbers: &mut [f32]) -> &mut [i8] {
+    // SAFETY: the same memory; a byte has any bits.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
 }
 
 /// How a row of activations is laid out in whole numbers.
@@ -74,13 +87,19 @@ pub(super) trait Layout {
 ///
 /// A word of 32 bits has two times `fields` codes, and a vector of words is taken apart into `fields`
 /// vectors of pairs; in lane `i` of the `j`-th are codes `j` and `fields + j` of word `i`. Activations
-/// lie in the same order. Behind them the power of two for each lane of each vector of words, then the
-/// sum of each group.
+/// lie in the same order.
+///
+/// Where products of bytes are used ([`Simd::BYTES`], [`Codes::are_plain`]), a vector of words is taken apart into half as
+/// many vectors of bytes; in lane `i` of the `j`-th are codes `j`, `fields / 2 + j` and so on of word `i`.
+/// Activations lie in the same order, first the upper bytes of all these vectors, then the lower ones: a
+/// number is 256 times the one and the other, both with a sign.
+///
+/// Behind them the power of two for each lane of each vector of words, then the sum of each group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     columns: usize,
     group: usize,
-    bits: usize,
+    codes: Codes,
     /// Where the powers of two begin.
     pub(super) units: usize,
     /// Where the sums begin.
@@ -90,12 +109,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The layout beside rows of so many codes of so many bits, in vectors of so many words.
-    pub(super) const fn new(columns: usize, group: usize, bits: usize, lanes: usize) -> Self {
+    /// The layout beside rows of so many codes of this kind, in vectors of so many words.
+    pub(super) const fn new(columns: usize, group: usize, codes: Codes, lanes: usize) -> Self {
+        let bits = codes.bits();
         let words = (columns * bits / 32).next_multiple_of(lanes);
         let units = words * (16 / bits);
         let sums = units + words;
-        Self { columns, group, bits, units, sums, length: sums + columns / group }
+        Self { columns, group, codes, units, sums, length: sums + columns / group }
     }
 
     /// Codes in a row.
@@ -106,7 +126,7 @@ impl Row {
 
 impl Layout for Row {
     fn bits(&self) -> usize {
-        self.bits
+        self.codes.bits()
     }
 
     #[inline(always)]
@@ -121,7 +141,7 @@ impl Layout for Row {
         let (pairs, rest) = to.split_at_mut(self.units);
         let (units, sums) = rest.split_at_mut(self.sums - self.units);
         let whole = as_whole(scratch);
-        let lanes = self.group * self.bits / 32;
+        let lanes = self.group * self.bits() / 32;
         for (index, (x, whole)) in
             x.chunks_exact(self.group).zip(whole.chunks_exact_mut(self.group)).enumerate()
         {
@@ -131,6 +151,26 @@ impl Layout for Row {
         }
         let used = self.columns / self.group * lanes;
         units[used..].fill(0.0);
+        if const { S::BYTES } && self.codes.are_plain() {
+            // Of each half.
+            let (bytes, fields) = (S::LANES * FIELDS * 2, FIELDS / 2);
+            let blocks = as_bytes(pairs).chunks_exact_mut(2 * bytes);
+            for (to, whole) in blocks.zip(whole[..self.columns].chunks(bytes)) {
+                if whole.len() < bytes {
+                    to.fill(0);
+                }
+                let (upper, lower) = to.split_at_mut(bytes);
+                let vectors = upper.chunks_exact_mut(4 * S::LANES).zip(lower.chunks_exact_mut(4 * S::LANES));
+                for (field, (upper, lower)) in vectors.enumerate() {
+                    for ((upper, lower), x) in upper.iter_mut().zip(lower).zip(whole.chunks_exact(fields)) {
+                        *lower = x[field] as i8;
+                        // Around where a number was infinite or NaN, which the power says.
+                        *upper = (x[field].wrapping_sub(i16::from(*lower)) >> 8) as i8;
+                    }
+                }
+            }
+            return;
+        }
         let blocks = as_whole(pairs).chunks_exact_mut(S::LANES * FIELDS * 2);
         for (to, whole) in blocks.zip(whole[..self.columns].chunks(S::LANES * FIELDS * 2)) {
             if whole.len() < to.len() {

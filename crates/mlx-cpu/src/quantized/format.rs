@@ -13,6 +13,9 @@ pub(super) trait Format: Copy + Send + Sync {
     /// words of 16 bits have whole codes: then [`field16`](Self::field16) is there.
     const WHOLE: bool;
 
+    /// Whether codes are these whole numbers themselves, from 0 on: then [`field8`](Self::field8) is there.
+    const PLAIN: bool = false;
+
     /// `LANES` numbers, as codes from number `first` on say.
     ///
     /// # Safety
@@ -35,6 +38,12 @@ pub(super) trait Format: Copy + Send + Sync {
     /// that do not go on in the next word.
     fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F;
 
+    /// Of each byte, the code with this index.
+    #[inline(always)]
+    fn field8<S: Simd>(_: S, _: S::I, _: usize) -> S::I {
+        unreachable!("codes that are no whole numbers")
+    }
+
     /// Of each word of 16 bits, what the code with this index stands for, in [`Codes::unit`].
     fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I;
 }
@@ -54,6 +63,12 @@ pub(super) struct E4m3;
 impl<const BITS: usize> Format for Whole<BITS> {
     const BITS: usize = BITS;
     const WHOLE: bool = 16 % BITS == 0;
+    const PLAIN: bool = Self::WHOLE;
+
+    #[inline(always)]
+    fn field8<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+        s.field8::<BITS>(words, index)
+    }
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
@@ -131,6 +146,11 @@ impl Codes {
     /// Whether [`Format::field16`] is there.
     pub(super) const fn are_whole(self) -> bool {
         matches!(self, Self::Whole(2 | 4 | 8) | Self::E2m1)
+    }
+
+    /// Whether they are whole numbers from 0 on in bytes that have whole codes: then [`Format::field8`] is there.
+    pub(super) const fn are_plain(self) -> bool {
+        matches!(self, Self::Whole(2 | 4 | 8))
     }
 
     /// What one unit of [`Format::field16`] is.

@@ -13,10 +13,10 @@
 //!
 //! Where x has half precision, `x w^T` with codes of 2, 4 and 8 bits of the mode `affine`, of `mxfp4` and
 //! `nvfp4` is computed in whole numbers: each group of x is brought to fixed point, 16 bits with a power of
-//! two for the group, and what it sums up to with the codes is exact. A bfloat16 that is at least 1/128 of
-//! the largest of its group loses nothing, nor does a float16 of at least 1/16; what is smaller is off by at
-//! most 2^-15 of the largest. So with `m_g` the largest |x| of group g, or 2^-112 where that is larger, the
-//! error is at most `2^-15 sum_g m_g sum |scale_k code_k|` more: a fraction of what rounding x to its format has cost, where
+//! two for the group, and what it sums up to with the codes is exact. A bfloat16 that is at least 1/127 of
+//! the largest of its group loses nothing, nor does a float16 of at least 1/15; what is smaller is off by at
+//! most 1/32640 of the largest. So with `m_g` the largest |x| of group g, or 2^-112 where that is larger, the
+//! error is at most `1/32640 sum_g m_g sum |scale_k code_k|` more: a fraction of what rounding x to its format has cost, where
 //! the numbers of a group are of similar size. `proptest` holds products to the first bound, against float64
 //! sums of the fixed-point numbers.
 //!

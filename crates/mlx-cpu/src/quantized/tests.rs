@@ -139,11 +139,12 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// What a group of halves is multiplied as: whole multiples of the power of two that lets the largest
-/// have 15 bits.
+/// What a group of halves is multiplied as: whole multiples of the smallest power of two that lets the largest
+/// be less than 32640 of them.
 fn fixed(group: &[f64]) -> Vec<f64> {
     let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
-    let unit = if largest == 0.0 { 1.0 } else { (largest.log2().floor() - 14.0).max(-126.0).exp2() };
+    let unit = (-126..127).map(|power| f64::from(power).exp2()).find(|unit| largest < 32640.0 * unit);
+    let unit = unit.unwrap_or(f64::INFINITY);
     group.iter().map(|x| (x / unit).round_ties_even() * unit).collect()
 }
 
@@ -472,7 +473,8 @@ fn the_ends_of_the_formats() {
     for x in [65504.0, -65504.0, 1.0, 6e-8].into_iter().step_by(step) {
         run::<f16>(x);
     }
-    for x in [1e30, -1e30, 1.0, 2_f32.powi(-110), 2_f32.powi(-126)].into_iter().step_by(step) {
+    // The second is the largest below a power of two.
+    for x in [1e30, -1.992_187_5, 1.0, 2_f32.powi(-110), 2_f32.powi(-126), -1e30].into_iter().step_by(step) {
         run::<bf16>(x);
     }
 }

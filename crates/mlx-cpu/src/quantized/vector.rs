@@ -10,8 +10,8 @@ use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scra
 use crate::simd::prefetch;
 use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd};
 
-/// Memory is asked for at least so many bytes before it is used, in whole rounds of rows.
-const AHEAD: usize = 2048;
+/// Memory is asked for so many bytes before it is used.
+const AHEAD: usize = 4096;
 /// Rows of weights that are worked on with one call.
 const ROWS: usize = 16;
 
@@ -22,7 +22,7 @@ pub(super) fn rows_by_rows<T: Element>(
     w: &QuantizedMatrix<'_, T>,
     out: &Output<'_, T>,
 ) {
-    let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.bits(), cpu.isa().lanes()));
+    let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.codes, cpu.isa().lanes()));
     // Each row of x, and behind it its sums over groups; or, as it is then not looked at any more, what
     // it is in whole numbers.
     let at = w.columns.next_multiple_of(16);
@@ -232,32 +232,69 @@ impl Dots<'_> {
         assert!(self.scales.len() == self.rows * groups + 16 && self.rows <= ROWS);
         assert!(self.biases.is_none_or(|biases| biases.len() == self.rows * groups));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
-        for row in (0..self.rows).step_by(W) {
-            let mut totals = [[s.zero(); X]; W];
-            // Several vectors without a loop; as many as the group has for the most frequent sizes.
-            let vectors = self.group / S::LANES;
-            if const { F::WHOLE }
-                && let Some(layout) = &self.whole
-            {
-                self.blocks::<S, F, X, W>(s, layout, row, &mut totals);
-            } else if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
-                self.groups::<S, F, X, W, 1>(s, row, &mut totals);
-            } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
-                self.groups::<S, F, X, W, 2>(s, row, &mut totals);
-            } else if const { S::REGISTERS >= 16 } {
-                self.groups::<S, F, X, W, 4>(s, row, &mut totals);
+        let mut all = [[s.zero(); ROWS]; X];
+        let mut row = 0;
+        while row < self.rows {
+            let left = self.rows - row;
+            if left >= W {
+                self.some::<S, F, X, W>(s, row, sums_at, &mut all);
+                row += W;
+            } else {
+                self.some::<S, F, X, 1>(s, row, sums_at, &mut all);
+                row += 1;
             }
-            for (w, totals) in totals.into_iter().enumerate().take(self.rows - row) {
-                for (i, mut total) in totals.into_iter().enumerate() {
-                    if let Some(biases) = self.biases {
-                        let biases = &biases[(row + w) * groups..][..groups];
-                        let sums = &self.x[i * self.padded + sums_at..][..groups];
-                        for (biases, sums) in biases.chunks(S::LANES).zip(sums.chunks(S::LANES)) {
-                            total = s.mul_add(some(s, biases), some(s, sums), total);
+        }
+        for (vectors, sums) in all.iter().zip(&mut *self.sums) {
+            for (vectors, sums) in vectors.chunks_exact(S::LANES).zip(sums.chunks_exact_mut(S::LANES)) {
+                s.store(sums, s.sums(vectors));
+            }
+        }
+    }
+
+    /// `W` rows of weights from `row` on, each with all rows of x: vectors whose lanes have still to be summed.
+    #[inline(always)]
+    fn some<S: Simd, F: Format, const X: usize, const W: usize>(
+        &self,
+        s: S,
+        row: usize,
+        sums_at: usize,
+        all: &mut [[S::F; ROWS]; X],
+    ) {
+        let mut totals = [[s.zero(); X]; W];
+        // Several vectors without a loop; as many as the group has for the most frequent sizes.
+        let vectors = self.group / S::LANES;
+        if const { F::WHOLE }
+            && let Some(layout) = &self.whole
+        {
+            self.blocks::<S, F, X, W>(s, layout, row, &mut totals);
+        } else if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
+            self.groups::<S, F, X, W, 1>(s, row, &mut totals);
+        } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
+            self.groups::<S, F, X, W, 2>(s, row, &mut totals);
+        } else if const { S::REGISTERS >= 16 } {
+            self.groups::<S, F, X, W, 4>(s, row, &mut totals);
+        }
+        if let Some(biases) = self.biases {
+            let groups = self.columns / self.group;
+            for first in (0..groups).step_by(S::LANES) {
+                let count = S::LANES.min(groups - first);
+                // SAFETY: as many biases of each row, and sums of each of x, are there: `go` has asserted it.
+                unsafe {
+                    let at = self.x.as_ptr().add(sums_at + first);
+                    let sums: [S::F; X] =
+                        std::array::from_fn(|i| s.load_first(at.add(i * self.padded), count));
+                    for (w, totals) in totals.iter_mut().enumerate() {
+                        let biases = s.load_first(biases.as_ptr().add((row + w) * groups + first), count);
+                        for (sum, total) in sums.iter().zip(totals) {
+                            *total = s.mul_add(biases, *sum, *total);
                         }
                     }
-                    self.sums[i][row + w] = s.sum(total);
                 }
+            }
+        }
+        for (w, totals) in totals.iter().enumerate() {
+            for (all, total) in all.iter_mut().zip(totals) {
+                all[row + w] = *total;
             }
         }
     }
@@ -272,49 +309,89 @@ impl Dots<'_> {
         row: usize,
         totals: &mut [[S::F; X]; W],
     ) {
-        let fields = 16 / F::BITS;
         let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
-        let (row_bytes, lanes) = (self.columns * F::BITS / 8, self.group * F::BITS / 32);
-        let blocks = words.div_ceil(S::LANES);
-        // Behind the last row, that row again.
-        let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
-        let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));
-        let scales = rows.map(|row| self.scales.as_ptr().wrapping_add(row * groups));
-        let round = W * row_bytes;
-        let ahead = AHEAD.next_multiple_of(round.max(1));
+        // Both are powers of two.
+        let lanes = (self.group * F::BITS / 32).trailing_zeros();
+        let scales = &self.scales[row * groups..][..W * groups + 16];
+        let codes = &self.codes[row * words * 4..][..W * words * 4];
         let inner = places(s, lanes, 16);
-        let last = places(s, lanes, groups - (blocks - 1) * S::LANES / lanes);
-        for block in 0..blocks {
-            let first = block * S::LANES;
-            let some = S::LANES.min(words - first);
-            let places = if block + 1 == blocks { last } else { inner };
-            let mut sums = [[s.bits(s.zero()); X]; W];
-            // SAFETY: `some` words of each row are there from `first` on, and `x` is as long as its
-            // layout says: `go` has asserted it. Behind the scales there are 16 more numbers.
-            unsafe {
-                let mut words = [s.bits(s.zero()); W];
-                for (codes, words) in codes.iter().zip(&mut words) {
-                    let at = codes.cast::<f32>().add(first);
-                    prefetch(at.cast::<u8>().wrapping_add(ahead));
-                    *words = s.bits(if some == S::LANES { s.load_f32(at) } else { s.load_first(at, some) });
+        let mut first = 0;
+        // SAFETY: the words of each row are within its codes, and `x` is as long as its layout says: `go` has asserted
+        // it. Behind the scales there are 16 more numbers.
+        unsafe {
+            while first + S::LANES <= words {
+                let mut block = [s.bits(s.zero()); W];
+                for (w, block) in block.iter_mut().enumerate() {
+                    let at = codes.as_ptr().add((w * words + first) * 4);
+                    if (first * 4).is_multiple_of(64) {
+                        prefetch(at.wrapping_add(AHEAD));
+                    }
+                    *block = s.bits(s.load_f32(at.cast()));
                 }
-                for field in 0..fields {
-                    let at = self.x.as_ptr().add((block * fields + field) * S::LANES);
-                    let x: [S::I; X] = std::array::from_fn(|i| s.bits(s.load_f32(at.add(i * self.padded))));
-                    for (words, sums) in words.iter().zip(&mut sums) {
+                let scales: [S::F; W] = std::array::from_fn(|w| {
+                    let at = scales.as_ptr().add(w * groups + (first >> lanes));
+                    if 1 << lanes >= S::LANES { s.splat(*at) } else { s.spread(at, inner) }
+                });
+                self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
+                first += S::LANES;
+            }
+            if first < words {
+                let last = places(s, lanes, groups - (first >> lanes));
+                let block = std::array::from_fn(|w| {
+                    let at = codes.as_ptr().add((w * words + first) * 4);
+                    s.bits(s.load_first(at.cast(), words - first))
+                });
+                let scales = std::array::from_fn(|w| {
+                    s.spread(scales.as_ptr().add(w * groups + (first >> lanes)), last)
+                });
+                self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
+            }
+        }
+    }
+
+    /// One vector of words of each of `W` rows, from word `first` on, with the rows of x.
+    ///
+    /// # Safety
+    ///
+    /// `x` is as long as its layout says, and has the word.
+    #[inline(always)]
+    unsafe fn block<S: Simd, F: Format, const X: usize, const W: usize>(
+        &self,
+        s: S,
+        layout: &fixed::Row,
+        first: usize,
+        words: [S::I; W],
+        scales: [S::F; W],
+        totals: &mut [[S::F; X]; W],
+    ) {
+        let fields = 16 / F::BITS;
+        let mut sums = [[s.bits(s.zero()); X]; W];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for field in 0..fields {
+                let at = self.x.as_ptr().add(first * fields + field * S::LANES);
+                let x: [S::I; X] = std::array::from_fn(|i| s.bits(s.load_f32(at.add(i * self.padded))));
+                for (words, sums) in words.iter().zip(&mut sums) {
+                    if const { S::BYTES && F::PLAIN } {
+                        // The upper bytes of x, then the lower ones.
+                        let codes = F::field8(s, *words, field % (fields / 2));
+                        for (x, sum) in x.iter().zip(sums) {
+                            let before = if field == fields / 2 { s.times_256(*sum) } else { *sum };
+                            *sum = s.dot_bytes(codes, *x, before);
+                        }
+                    } else {
                         let codes = F::field16(s, *words, field);
                         for (x, sum) in x.iter().zip(sums) {
                             *sum = s.dot(codes, *x, *sum);
                         }
                     }
                 }
-                let at = self.x.as_ptr().add(layout.units + first);
-                let units: [S::F; X] = std::array::from_fn(|i| s.load_f32(at.add(i * self.padded)));
-                for ((scales, sums), totals) in scales.iter().zip(sums).zip(&mut *totals) {
-                    let scale = s.spread(scales.add(first / lanes), places);
-                    for ((sum, unit), total) in sums.into_iter().zip(units).zip(totals) {
-                        *total = s.mul_add(s.to_float(sum), s.mul(scale, unit), *total);
-                    }
+            }
+            let at = self.x.as_ptr().add(layout.units + first);
+            let units: [S::F; X] = std::array::from_fn(|i| s.load_f32(at.add(i * self.padded)));
+            for ((scale, sums), totals) in scales.into_iter().zip(sums).zip(totals) {
+                for ((sum, unit), total) in sums.into_iter().zip(units).zip(totals) {
+                    *total = s.mul_add(s.to_float(sum), s.mul(scale, unit), *total);
                 }
             }
         }
@@ -330,17 +407,15 @@ impl Dots<'_> {
     ) {
         let groups = self.columns / self.group;
         let row_bytes = self.columns * F::BITS / 8;
-        // Behind the last row, that row again.
-        let rows: [usize; W] = std::array::from_fn(|w| (row + w).min(self.rows - 1));
-        let codes = rows.map(|row| self.codes.as_ptr().wrapping_add(row * row_bytes));
-        let scales = rows.map(|row| self.scales.as_ptr().wrapping_add(row * groups));
-        let round = W * row_bytes;
-        let ahead = AHEAD.next_multiple_of(round.max(1));
+        let codes: [*const u8; W] =
+            std::array::from_fn(|w| self.codes.as_ptr().wrapping_add((row + w) * row_bytes));
+        let scales: [*const f32; W] =
+            std::array::from_fn(|w| self.scales.as_ptr().wrapping_add((row + w) * groups));
         for group in 0..groups {
             let mut sums = [[s.zero(); X]; W];
             let first = group * self.group;
             for codes in codes {
-                prefetch(codes.wrapping_add(first * F::BITS / 8 + ahead));
+                prefetch(codes.wrapping_add(first * F::BITS / 8 + AHEAD));
             }
             for time in 0..self.group / (S::LANES * N) {
                 for part in 0..N {
@@ -370,11 +445,11 @@ impl Dots<'_> {
     }
 }
 
-/// Which of the groups of a vector of codes each lane belongs to, where a group has `lanes`; those
+/// Which of the groups of a vector of codes each lane belongs to, where a group has 2^`lanes`; those
 /// behind the last of `groups` count for it.
 #[inline(always)]
-fn places<S: Simd>(s: S, lanes: usize, groups: usize) -> S::I {
-    let places: [u32; 16] = std::array::from_fn(|lane| (lane / lanes).min(groups - 1) as u32);
+fn places<S: Simd>(s: S, lanes: u32, groups: usize) -> S::I {
+    let places: [u32; 16] = std::array::from_fn(|lane| (lane >> lanes).min(groups - 1) as u32);
     // SAFETY: no instruction set has more than 16 lanes.
     s.bits(unsafe { s.load_f32(places.as_ptr().cast()) })
 }

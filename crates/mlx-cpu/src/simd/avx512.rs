@@ -101,6 +101,32 @@ impl Simd for Avx512 {
         unsafe { dot(a, b, sums) }
     }
 
+    const BYTES: bool = true;
+
+    #[inline(always)]
+    fn dot_bytes(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_dpbusd_epi32(sums, a, b) }
+    }
+
+    #[inline(always)]
+    fn field8<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
+        if BITS == 8 {
+            return words;
+        }
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi8((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    fn times_256(self, x: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_slli_epi32::<8>(x) }
+    }
+
     #[inline(always)]
     fn field16<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
         // SAFETY: `self` is proof of the instructions.

@@ -237,6 +237,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_float(self, x: Self::I) -> Self::F;
     /// The sum of the products of the two numbers of each pair, added to `sums` of 32 bits.
     fn dot(self, a: Self::I, b: Self::I, sums: Self::I) -> Self::I;
+    /// Whether products of bytes are there: [`dot_bytes`](Self::dot_bytes) and the two functions behind it.
+    const BYTES: bool = false;
+    /// The sum of the products of the four bytes of each lane, added to `sums` of 32 bits. Those of `a` are from 0 to
+    /// 255, those of `b` from -128 to 127.
+    fn dot_bytes(self, _a: Self::I, _b: Self::I, _sums: Self::I) -> Self::I {
+        unreachable!("there are no products of bytes")
+    }
+    /// Of each byte, the field of `BITS` bits with this index, as a byte; `BITS` is 2, 4 or 8.
+    fn field8<const BITS: usize>(self, _words: Self::I, _index: usize) -> Self::I {
+        unreachable!("there are no products of bytes")
+    }
+    /// Whole numbers of 32 bits times 256.
+    fn times_256(self, _x: Self::I) -> Self::I {
+        unreachable!("there are no products of bytes")
+    }
     /// Of each word of 16 bits, the field of `BITS` bits with this index, as a word; `BITS` is 2, 4 or 8.
     fn field16<const BITS: usize>(self, words: Self::I, index: usize) -> Self::I;
     /// As [`field16`](Self::field16) for 4 bits of the format E2M1: twice the number.
@@ -582,6 +597,63 @@ mod tests {
             isa.run(Spread(&x, &mut y));
             let expected: Vec<_> = x[..isa.lanes()].iter().rev().copied().collect();
             assert_eq!(y, expected, "{}", isa.name());
+        }
+    }
+
+    /// Codes of `BITS` bits, beside bytes with a sign: for each lane the sum of the products, and 256 times that and it.
+    struct Bytes<'a, const BITS: usize>(&'a [u8; 64], &'a [i8; 64], &'a mut Vec<i32>);
+
+    impl<const BITS: usize> Kernel for Bytes<'_, BITS> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            if const { !S::BYTES } {
+                return;
+            }
+            // SAFETY: no vector has more than 64 bytes.
+            let (words, x) =
+                unsafe { (s.load_f32(self.0.as_ptr().cast()), s.load_f32(self.1.as_ptr().cast())) };
+            let mut sums = s.bits(s.zero());
+            for field in 0..8 / BITS {
+                sums = s.dot_bytes(s.field8::<BITS>(s.bits(words), field), s.bits(x), sums);
+            }
+            for sums in [sums, s.times_256(sums)] {
+                let mut all = [0_i32; 16];
+                // SAFETY: no vector has more than 64 bytes.
+                unsafe { s.store_bits(all.as_mut_ptr().cast(), sums) };
+                self.2.extend(&all[..S::LANES]);
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_bytes_are_summed_in_fours() {
+        let codes: [u8; 64] = std::array::from_fn(|i| [255, 0x1b, 128, 0, 0xe4][i % 5]);
+        let x: [i8; 64] = std::array::from_fn(|i| [127, -128, -1, 77, 0, -128, 3][i % 7]);
+        for isa in Isa::available().filter(|isa| !matches!(isa, Isa::Avx2 | Isa::Neon)) {
+            for bits in [2, 4, 8] {
+                let mut y = Vec::new();
+                match bits {
+                    2 => isa.run(Bytes::<2>(&codes, &x, &mut y)),
+                    4 => isa.run(Bytes::<4>(&codes, &x, &mut y)),
+                    _ => isa.run(Bytes::<8>(&codes, &x, &mut y)),
+                }
+                let product = |(code, x): (&u8, &i8)| {
+                    let fields =
+                        (0..8 / bits).map(|field| i32::from(*code) >> (field * bits) & ((1 << bits) - 1));
+                    i32::from(*x) * fields.sum::<i32>()
+                };
+                let sums: Vec<i32> = codes
+                    .chunks_exact(4)
+                    .zip(x.chunks_exact(4))
+                    .map(|(codes, x)| codes.iter().zip(x).map(product).sum())
+                    .take(isa.lanes())
+                    .collect();
+                let expected: Vec<i32> =
+                    sums.iter().copied().chain(sums.iter().map(|sum| sum * 256)).collect();
+                assert_eq!(y, expected, "{} {bits}", isa.name());
+            }
         }
     }
 

@@ -138,6 +138,27 @@ impl Simd for Portable {
         })
     }
 
+    const BYTES: bool = true;
+
+    #[inline(always)]
+    fn dot_bytes(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
+        lanes(|i| {
+            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            a.into_iter().zip(b).fold(sums[i], |sum, (a, b)| sum + i32::from(a) * i32::from(b as i8))
+        })
+    }
+
+    #[inline(always)]
+    fn field8<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        let mask = i32::from_ne_bytes([((1_u32 << BITS) - 1) as u8; 4]);
+        each(words, |word| word >> (index * BITS) & mask)
+    }
+
+    #[inline(always)]
+    fn times_256(self, x: [i32; 8]) -> [i32; 8] {
+        each(x, |x| x << 8)
+    }
+
     #[inline(always)]
     fn field16<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
         let mask = (1 << BITS) - 1;
