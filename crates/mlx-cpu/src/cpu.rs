@@ -70,6 +70,15 @@ impl Cpu {
         self.pool.run(count, &task);
     }
 
+    /// Takes part in what other threads run with [`parallel`](Self::parallel), until `until` answers yes: for a thread
+    /// that waits for them anyway, so that no more threads want to run than there are.
+    ///
+    /// Returns earlier where another thread does so already, there is only one thread, or nothing was to be done for
+    /// about a millisecond. The caller then waits in its own way. `until` is called often.
+    pub fn help(&self, until: &dyn Fn() -> bool) {
+        self.pool.help(until);
+    }
+
     /// Calls `task` for each piece of `size` elements of `out` (the last may be shorter) with its
     /// number, shared among the threads.
     pub fn parallel_pieces<T: Send>(

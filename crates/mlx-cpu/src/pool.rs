@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::Instant;
 
 /// How often a worker looks for work before it sleeps: 130 microseconds where it was measured, longer than what lies between
 /// two products of a decoding model, and too short to burn a core while a program is idle. To sleep and
@@ -14,6 +15,13 @@ const LOOKS: u32 = if cfg!(miri) { 8 } else { 2000 };
 /// After so many looks a worker lets other threads have its core: the one that builds the next step's graph
 /// among them.
 const YIELDS: u32 = 4;
+
+/// How often a helper looks for work before it leaves: a millisecond or so, longer than what a model does in between
+/// on one thread.
+const HELPER_LOOKS: u32 = if cfg!(miri) { 8 } else { 20_000 };
+/// So many microseconds a helper that left is waited for: it builds the next part of a graph meanwhile, and the first
+/// worker would take its core.
+const BACK_SOON: u64 = 4000;
 
 /// Of `state`: a job is there to be joined.
 const OPEN: u64 = 1 << 31;
@@ -25,6 +33,9 @@ const JOINED: u64 = OPEN - 1;
 /// Each thread has a part of the tasks, which it takes in order: what follows each other in memory is then read by one
 /// thread, as one stream. Who has none left takes the last one of another's. So a call does not wait for workers that
 /// sleep: it starts with those that are awake, and wakes the others.
+///
+/// A thread that waits for what others compute can be in the first worker's place meanwhile: with as many threads as
+/// cores, the system then takes none away in the middle of a task.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
@@ -50,6 +61,11 @@ struct Shared {
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     /// For each worker whether it sleeps.
     sleeps: Vec<AtomicBool>,
+    /// Whether a helper is in the first worker's place, which then sleeps.
+    helped: AtomicBool,
+    /// Until when the first worker's place is kept for a helper, in microseconds since `start`.
+    kept: AtomicU64,
+    start: Instant,
     stop: AtomicBool,
 }
 
@@ -72,6 +88,9 @@ impl Pool {
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            helped: AtomicBool::new(false),
+            kept: AtomicU64::new(0),
+            start: Instant::now(),
             stop: AtomicBool::new(false),
         });
         let workers = (0..count)
@@ -119,13 +138,14 @@ impl Pool {
         shared.share_out(tasks);
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
-        for worker in self.workers.iter().take(count - 1) {
-            if shared.sleeps[worker.index].load(Ordering::SeqCst) {
-                worker.thread.unpark();
+        let (first, others) = self.workers.split_at(1);
+        others.iter().take(count - 2).for_each(|worker| shared.wake(worker));
+        // Before each task: who is waited for may stay away.
+        shared.take_tasks(task, 0, || {
+            if !shared.is_kept() {
+                first.iter().for_each(|worker| shared.wake(worker));
             }
-        }
-
-        shared.take_tasks(task, 0);
+        });
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0_u32;
         while shared.state.load(Ordering::Acquire) & JOINED != 0 {
@@ -142,9 +162,69 @@ impl Pool {
             resume_unwind(panic);
         }
     }
+
+    /// Works on other threads' jobs until `until` answers yes, in the first worker's place. Returns earlier where that
+    /// is taken or not there, or nothing is to be done for a while.
+    pub fn help(&self, until: &dyn Fn() -> bool) {
+        let shared = &*self.shared;
+        if !self.workers.is_empty() && !shared.helped.swap(true, Ordering::SeqCst) {
+            shared.help(until);
+            shared.helped.store(false, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Shared {
+    fn wake(&self, worker: &Worker) {
+        if self.sleeps[worker.index].load(Ordering::SeqCst) {
+            worker.thread.unpark();
+        }
+    }
+
+    /// Whether the first worker's place is a helper's.
+    fn is_kept(&self) -> bool {
+        let kept = || self.kept.load(Ordering::Relaxed);
+        self.helped.load(Ordering::SeqCst) || kept() > 0 && kept() > self.now()
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+
+    /// Runs the job that `state` says is open, if it still is.
+    fn join(&self, state: u64, index: usize) -> bool {
+        // Fails where the job was closed or another worker joined: look again.
+        if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        // SAFETY: joined an open job: it is not written until this worker has left.
+        if let Some(task) = unsafe { *self.job.get() } {
+            self.take_tasks(task, index + 1, || ());
+        }
+        self.state.fetch_sub(1, Ordering::AcqRel);
+        true
+    }
+
+    fn help(&self, until: &dyn Fn() -> bool) {
+        let (mut last, mut looks) = (0, 0);
+        while !until() {
+            let state = self.state.load(Ordering::SeqCst);
+            if state & OPEN != 0 && state >> 32 != last {
+                if self.join(state, 0) {
+                    last = state >> 32;
+                    looks = 0;
+                }
+            } else if looks < HELPER_LOOKS {
+                looks += 1;
+                std::hint::spin_loop();
+            } else {
+                // It will sleep elsewhere.
+                return self.kept.store(0, Ordering::Relaxed);
+            }
+        }
+        self.kept.store(self.now() + BACK_SOON, Ordering::Relaxed);
+    }
+
     fn work(&self, index: usize) {
         let mut last = 0;
         loop {
@@ -157,7 +237,8 @@ impl Shared {
                 if state & OPEN != 0 && state >> 32 != last {
                     break state;
                 }
-                if looks < LOOKS {
+                let is_replaced = index == 0 && self.helped.load(Ordering::Relaxed);
+                if looks < LOOKS && !is_replaced {
                     looks += 1;
                     if looks.is_multiple_of(YIELDS) {
                         thread::yield_now();
@@ -169,14 +250,8 @@ impl Shared {
                     looks = 0;
                 }
             };
-            // Fails where the job was closed or another worker joined: look again.
-            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if self.join(state, index) {
                 last = state >> 32;
-                // SAFETY: joined an open job: it is not written until this worker has left.
-                if let Some(task) = unsafe { *self.job.get() } {
-                    self.take_tasks(task, index + 1);
-                }
-                self.state.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
@@ -201,13 +276,14 @@ impl Shared {
         }
     }
 
-    /// Runs the tasks of this thread's part, and then those that are left of the others'.
-    fn take_tasks(&self, task: Task, own: usize) {
-        let (before, from) = self.parts.split_at(own);
+    /// Runs the tasks of this thread's part, and then those that are left of the others'; `before` each, that.
+    fn take_tasks(&self, task: Task, own: usize, before: impl Fn()) {
+        let (earlier, from) = self.parts.split_at(own);
         let own = std::iter::from_fn(|| from.first().and_then(Part::take_first));
-        let others = from.iter().skip(1).chain(before);
+        let others = from.iter().skip(1).chain(earlier);
         let left = others.flat_map(|part| std::iter::from_fn(|| part.take_last()));
         for index in own.chain(left) {
+            before();
             // SAFETY: the task outlives the job, which this thread is in.
             let task = unsafe { &*task };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index as usize))) {
@@ -307,7 +383,7 @@ mod tests {
         for (tasks, expected) in [(7, vec![0, 1, 3, 2, 6, 5, 4]), (2, vec![0, 1]), (1, vec![0])] {
             pool.shared.share_out(tasks);
             // Nobody else: no job is open.
-            pool.shared.take_tasks(&|index| RAN.lock().unwrap().push(index), 0);
+            pool.shared.take_tasks(&|index| RAN.lock().unwrap().push(index), 0, || ());
             assert_eq!(std::mem::take(&mut *RAN.lock().unwrap()), expected);
         }
     }
@@ -365,6 +441,53 @@ mod tests {
             ran.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(ran.into_inner(), 15);
+    }
+
+    /// Runs jobs until a task has run on a thread with this property.
+    fn run_until(pool: &Pool, is_it: impl Fn(thread::ThreadId) -> bool + Sync) {
+        let seen = AtomicBool::new(false);
+        while !seen.load(Ordering::Relaxed) {
+            pool.run(4, &|_| {
+                if is_it(thread::current().id()) {
+                    seen.store(true, Ordering::Relaxed);
+                }
+                thread::yield_now();
+            });
+        }
+    }
+
+    #[test]
+    fn who_waits_works_in_the_first_workers_place_and_gives_it_back() {
+        let (pool, done) = (Pool::new(2), AtomicBool::new(false));
+        let (caller, worker) = (thread::current().id(), pool.workers[0].thread.id());
+        run_until(&pool, |id| id == worker);
+        thread::scope(|scope| {
+            let helper = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    pool.help(&|| done.load(Ordering::Relaxed));
+                }
+            });
+            run_until(&pool, |id| id == helper.thread().id());
+            done.store(true, Ordering::Relaxed);
+        });
+        // It left with what it waited for: its place is kept for a while, and not longer.
+        run_until(&pool, |id| id != caller);
+    }
+
+    #[test]
+    fn a_helper_leaves_where_it_is_not_needed() {
+        // No place: not even asked.
+        Pool::new(1).help(&|| unreachable!());
+        let pool = Pool::new(2);
+        // Nothing to do, and nothing that it waits for.
+        pool.help(&|| false);
+        assert!(!pool.shared.is_kept());
+        // Another is there already.
+        pool.help(&|| {
+            pool.help(&|| unreachable!());
+            true
+        });
+        assert!(!pool.shared.helped.load(Ordering::Relaxed));
     }
 
     #[test]

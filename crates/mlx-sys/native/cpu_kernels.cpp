@@ -7,6 +7,9 @@
 //
 // Where a gradient, a vmap or a compilation is being traced, the original runs, which MLX knows how to
 // transform.
+//
+// A thread that waits, for arrays or since MLX has too many tasks, works on kernels meanwhile: mlx-cpu has as many
+// threads as there are cores, and one more would take a core from a kernel in the middle of its work.
 
 #include "cpu_kernels.h"
 
@@ -14,6 +17,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -27,8 +31,10 @@
 #include "mlx/c/fast.h"
 #include "mlx/c/ops.h"
 #include "mlx/c/private/mlx.h"
+#include "mlx/c/transforms.h"
 #include "mlx/primitives.h"
 #include "mlx/scheduler.h"
+#include "mlx/transforms.h"
 
 namespace mx = mlx::core;
 using kernels::Format;
@@ -54,6 +60,19 @@ decltype(mlx_add) stock_mlx_add;
 decltype(mlx_multiply) stock_mlx_multiply;
 decltype(mlx_subtract) stock_mlx_subtract;
 decltype(mlx_quantize) stock_mlx_quantize;
+decltype(mlx_eval) stock_mlx_eval;
+decltype(mlx_array_eval) stock_mlx_array_eval;
+decltype(mlx_array_item_bool) stock_mlx_array_item_bool;
+decltype(mlx_array_item_uint8) stock_mlx_array_item_uint8;
+decltype(mlx_array_item_uint16) stock_mlx_array_item_uint16;
+decltype(mlx_array_item_uint32) stock_mlx_array_item_uint32;
+decltype(mlx_array_item_uint64) stock_mlx_array_item_uint64;
+decltype(mlx_array_item_int8) stock_mlx_array_item_int8;
+decltype(mlx_array_item_int16) stock_mlx_array_item_int16;
+decltype(mlx_array_item_int32) stock_mlx_array_item_int32;
+decltype(mlx_array_item_int64) stock_mlx_array_item_int64;
+decltype(mlx_array_item_float32) stock_mlx_array_item_float32;
+decltype(mlx_array_item_float64) stock_mlx_array_item_float64;
 }
 
 namespace {
@@ -145,6 +164,56 @@ struct Call {
   }
 };
 
+// Works on kernels until `until` answers yes or there is nothing to do.
+template <typename Until>
+void help(Until until) {
+  const Table* kernels = table.load(std::memory_order_acquire);
+  if (kernels && kernels->help) {
+    kernels->help([](void* of) { return (*static_cast<Until*>(of))(); }, &until);
+  }
+}
+
+// Where MLX would soon stop this thread, works with the one that runs the tasks, until few wait. To be stopped and
+// woken some forty times for a token of a small model costs both threads more than the kernels of a layer do.
+void help_with_tasks() {
+  // MLX stops it where more than 10 wait.
+  constexpr int MANY = 9, FEW = 4;
+  if (mx::scheduler::n_active_tasks() >= MANY) {
+    help([] { return mx::scheduler::n_active_tasks() <= FEW; });
+  }
+}
+
+// Works with the thread that computes these arrays, until it is done or there is nothing to do for two: before a
+// function of MLX in which this thread sleeps.
+void help_with(const std::vector<mx::array>& arrays) {
+  if (!table.load(std::memory_order_acquire)) {
+    return;
+  }
+  mx::async_eval(arrays);
+  auto is_there = [&] {
+    return std::all_of(arrays.begin(), arrays.end(), [](auto& x) { return x.is_available(); });
+  };
+  bool on_cpu = std::all_of(arrays.begin(), arrays.end(), [](auto& x) {
+    return !x.event().valid() || x.event().stream().device == mx::Device::cpu;
+  });
+  if (!on_cpu || is_there()) {
+    return;
+  }
+  // What went wrong in a kernel; not through Rust.
+  std::exception_ptr error;
+  help([&] {
+    try {
+      return is_there();
+    } catch (...) {
+      error = std::current_exception();
+      return true;
+    }
+  });
+  if (error) {
+    std::rethrow_exception(error);
+  }
+}
+
 // One or more kernels as an operation of MLX's graph.
 class Kernel : public mx::Primitive {
  public:
@@ -233,7 +302,7 @@ class Kernel : public mx::Primitive {
   static constexpr size_t SMALL = 64 << 10;
 
   // MLX stops the thread that builds the graph where too many tasks wait, since what they write is allocated
-  // before. What is small is not counted, so that the thread is stopped and woken half as often.
+  // before. What is small is not counted, so that the thread is stopped half as often.
   template <typename Task>
   void send(Task task, const std::vector<mx::array>& outputs) {
     bool is_small = std::all_of(
@@ -243,6 +312,7 @@ class Kernel : public mx::Primitive {
     } else {
       mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
     }
+    help_with_tasks();
   }
 
   static Call call(
@@ -1039,6 +1109,18 @@ std::optional<mx::array> reduced(
   return make(name, run, stream, std::move(shape), dtype, {x});
 }
 
+// What a function of mlx-c does that waits for arrays.
+template <typename Original>
+int waited(const std::vector<mx::array>& arrays, Original original) {
+  try {
+    help_with(arrays);
+  } catch (std::exception& e) {
+    mlx_error(e.what());
+    return 1;
+  }
+  return original();
+}
+
 } // namespace
 
 extern "C" {
@@ -1171,6 +1253,33 @@ int mlx_addmm(
       },
       [&] { return stock_mlx_addmm(res, c, a, b, alpha, beta, s); });
 }
+
+int mlx_eval(const mlx_vector_array outputs) {
+  return waited(mlx_vector_array_get_(outputs), [&] { return stock_mlx_eval(outputs); });
+}
+
+int mlx_array_eval(mlx_array arr) {
+  return waited({mlx_array_get_(arr)}, [&] { return stock_mlx_array_eval(arr); });
+}
+
+#define ITEM(name, type)                                                                           \
+  int mlx_array_item_##name(type* res, const mlx_array arr) {                                      \
+    return waited({mlx_array_get_(arr)}, [&] { return stock_mlx_array_item_##name(res, arr); });   \
+  }
+
+ITEM(bool, bool)
+ITEM(uint8, uint8_t)
+ITEM(uint16, uint16_t)
+ITEM(uint32, uint32_t)
+ITEM(uint64, uint64_t)
+ITEM(int8, int8_t)
+ITEM(int16, int16_t)
+ITEM(int32, int32_t)
+ITEM(int64, int64_t)
+ITEM(float32, float)
+ITEM(float64, double)
+
+#undef ITEM
 
 int mlx_quantize(
     mlx_vector_array* res,

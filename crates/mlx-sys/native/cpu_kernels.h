@@ -33,6 +33,10 @@ struct Settings {
 // The tensors are the inputs, then the output.
 using Run = const char* (*)(const Tensor* tensors, const Settings* settings);
 
+// Lets the calling thread work on kernels that other threads run, until `until` answers yes. Returns earlier where
+// there is nothing to do.
+using Help = void (*)(bool (*until)(void* of), void* of);
+
 struct Table {
   Run rms_norm;
   Run rope;
@@ -53,6 +57,7 @@ struct Table {
   Run swiglu;
   Run gelu;
   Run geglu;
+  Help help;
 };
 
 } // namespace kernels

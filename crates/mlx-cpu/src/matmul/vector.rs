@@ -6,7 +6,7 @@
 use super::output::Output;
 use super::pack::copy;
 use super::scratch::{Purpose, with_scratch};
-use crate::simd::prefetch;
+use crate::simd::prefetch_stream;
 use crate::{Cpu, Element, Kernel, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay. Up to here each row has the bits that it has alone, so that
@@ -149,7 +149,7 @@ impl<T: Element> Dot<'_, T> {
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let at = weights.as_ptr().add(k);
                     if (k * size_of::<T>()).is_multiple_of(64) {
-                        prefetch(at.wrapping_add(W * self.w.row_stride()));
+                        prefetch_stream(at);
                     }
                     let weights = T::load(s, at);
                     for (x, sum) in x.iter().zip(sums) {

@@ -7,11 +7,9 @@ use super::fixed::{self, Layout, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
-use crate::simd::prefetch;
+use crate::simd::prefetch_stream;
 use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd};
 
-/// Memory is asked for so many bytes before it is used.
-const AHEAD: usize = 4096;
 /// Rows of weights that are worked on with one call.
 const ROWS: usize = 16;
 
@@ -324,7 +322,7 @@ impl Dots<'_> {
                 for (w, block) in block.iter_mut().enumerate() {
                     let at = codes.as_ptr().add((w * words + first) * 4);
                     if (first * 4).is_multiple_of(64) {
-                        prefetch(at.wrapping_add(AHEAD));
+                        prefetch_stream(at);
                     }
                     *block = s.bits(s.load_f32(at.cast()));
                 }
@@ -415,7 +413,7 @@ impl Dots<'_> {
             let mut sums = [[s.zero(); X]; W];
             let first = group * self.group;
             for codes in codes {
-                prefetch(codes.wrapping_add(first * F::BITS / 8 + AHEAD));
+                prefetch_stream(codes.wrapping_add(first * F::BITS / 8));
             }
             for time in 0..self.group / (S::LANES * N) {
                 for part in 0..N {

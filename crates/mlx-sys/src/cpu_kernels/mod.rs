@@ -12,7 +12,7 @@ mod profile;
 mod run;
 mod tensor;
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,7 +33,10 @@ pub(crate) struct Settings {
 
 type Run = unsafe extern "C" fn(*const Tensor, *const Settings) -> *const c_char;
 
-/// The kernels, by operation, in the order of `Table` in `native/cpu_kernels.h`.
+/// Whether what a thread waits for is there.
+type Until = unsafe extern "C" fn(*mut c_void) -> bool;
+
+/// The kernels, by operation, and what a thread does that waits for them, in the order of `Table` in `native/cpu_kernels.h`.
 #[repr(C)]
 struct Table {
     rms_norm: Option<Run>,
@@ -55,6 +58,7 @@ struct Table {
     swiglu: Option<Run>,
     gelu: Option<Run>,
     geglu: Option<Run>,
+    help: Option<unsafe extern "C" fn(Until, *mut c_void)>,
 }
 
 unsafe extern "C" {

@@ -1,12 +1,14 @@
 //! What the C++ side calls: each takes the inputs and the output of one operation.
 
 use std::cell::RefCell;
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mlx_cpu::Cpu;
 
 use super::profile::Counter;
 use super::tensor::Tensor;
-use super::{Run, Settings, Table, run};
+use super::{Run, Settings, Table, Until, run};
 
 /// How many tensors the C++ side gives: inputs, output, and placeholders.
 pub(super) const TENSORS: usize = 9;
@@ -67,6 +69,7 @@ macro_rules! operations {
 
         pub(super) static TABLE: Table = Table {
             $($entry: Some(entries::$entry as Run),)*
+            help: Some(help),
         };
     };
 }
@@ -93,7 +96,14 @@ pub(super) const NONE: Table = Table {
     swiglu: None,
     gelu: None,
     geglu: None,
+    help: None,
 };
+
+/// Works on kernels that other threads run, until `until` answers yes or there is nothing to do.
+unsafe extern "C" fn help(until: Until, of: *mut c_void) {
+    // SAFETY: C++ gives a function and what it is to be called with, during this call and on this thread.
+    Cpu::global().help(&|| unsafe { until(of) });
+}
 
 operations! {
     add: "Add" = run::add;
