@@ -73,8 +73,9 @@ impl Cpu {
     /// Takes part in what other threads run with [`parallel`](Self::parallel), until `until` answers yes: for a thread
     /// that waits for them anyway, so that no more threads want to run than there are.
     ///
-    /// Returns earlier where another thread does so already, there is only one thread, or nothing was to be done for
-    /// about a millisecond. The caller then waits in its own way. `until` is called often.
+    /// Returns earlier where another thread does so already or wants to, there is only one thread, or nothing was to be
+    /// done for about a millisecond. The caller then waits in its own way. `until` is called often. Tasks get this
+    /// thread's stack and floating-point mode, and its scratch memory stays with it.
     pub fn help(&self, until: &dyn Fn() -> bool) {
         self.pool.help(until);
     }

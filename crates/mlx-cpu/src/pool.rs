@@ -13,15 +13,15 @@ use std::time::Instant;
 /// Few for Miri, so that workers sleep and are woken there too.
 const LOOKS: u32 = if cfg!(miri) { 8 } else { 2000 };
 /// After so many looks a worker lets other threads have its core: the one that builds the next step's graph
-/// among them.
+/// among them, or the one that runs the jobs and was woken on the same core.
 const YIELDS: u32 = 4;
 
 /// How often a helper looks for work before it leaves: a millisecond or so, longer than what a model does in between
 /// on one thread.
-const HELPER_LOOKS: u32 = if cfg!(miri) { 8 } else { 20_000 };
+const HELPER_LOOKS: u32 = if cfg!(miri) { 8 } else { 10_000 };
 /// So many microseconds a helper that left is waited for: it builds the next part of a graph meanwhile, and the first
 /// worker would take its core.
-const BACK_SOON: u64 = 4000;
+const BACK_SOON: u64 = 2000;
 
 /// Of `state`: a job is there to be joined.
 const OPEN: u64 = 1 << 31;
@@ -63,6 +63,8 @@ struct Shared {
     sleeps: Vec<AtomicBool>,
     /// Whether a helper is in the first worker's place, which then sleeps.
     helped: AtomicBool,
+    /// Whether another thread would help.
+    wanted: AtomicBool,
     /// Until when the first worker's place is kept for a helper, in microseconds since `start`.
     kept: AtomicU64,
     start: Instant,
@@ -89,6 +91,7 @@ impl Pool {
             panic: Mutex::new(None),
             sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
             helped: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             kept: AtomicU64::new(0),
             start: Instant::now(),
             stop: AtomicBool::new(false),
@@ -138,12 +141,14 @@ impl Pool {
         shared.share_out(tasks);
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
-        let (first, others) = self.workers.split_at(1);
-        others.iter().take(count - 2).for_each(|worker| shared.wake(worker));
+        let needed = self.workers.iter().take(count - 1);
+        needed.filter(|worker| worker.index > 0).for_each(|worker| shared.wake(worker));
         // Before each task: who is waited for may stay away.
         shared.take_tasks(task, 0, || {
-            if !shared.is_kept() {
-                first.iter().for_each(|worker| shared.wake(worker));
+            if let Some(first) = self.workers.first().filter(|worker| worker.index == 0)
+                && !shared.is_kept()
+            {
+                shared.wake(first);
             }
         });
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
@@ -166,11 +171,26 @@ impl Pool {
     /// Works on other threads' jobs until `until` answers yes, in the first worker's place. Returns earlier where that
     /// is taken or not there, or nothing is to be done for a while.
     pub fn help(&self, until: &dyn Fn() -> bool) {
-        let shared = &*self.shared;
-        if !self.workers.is_empty() && !shared.helped.swap(true, Ordering::SeqCst) {
-            shared.help(until);
-            shared.helped.store(false, Ordering::SeqCst);
+        /// The first worker's place.
+        struct Place<'a>(&'a Shared);
+
+        impl Drop for Place<'_> {
+            fn drop(&mut self) {
+                self.0.helped.store(false, Ordering::SeqCst);
+            }
         }
+
+        let shared = &*self.shared;
+        if self.workers.is_empty() {
+            return;
+        }
+        if shared.helped.swap(true, Ordering::SeqCst) {
+            // Two threads that wait take turns, or one could keep the other from ever going on.
+            return shared.wanted.store(true, Ordering::Relaxed);
+        }
+        let _place = Place(shared);
+        shared.wanted.store(false, Ordering::Relaxed);
+        shared.help(until);
     }
 }
 
@@ -214,11 +234,15 @@ impl Shared {
                     last = state >> 32;
                     looks = 0;
                 }
-            } else if looks < HELPER_LOOKS {
+            } else if looks < HELPER_LOOKS && !self.wanted.load(Ordering::Relaxed) {
                 looks += 1;
-                std::hint::spin_loop();
+                if looks.is_multiple_of(YIELDS) {
+                    thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
             } else {
-                // It will sleep elsewhere.
+                // It may sleep elsewhere.
                 return self.kept.store(0, Ordering::Relaxed);
             }
         }
@@ -482,12 +506,15 @@ mod tests {
         // Nothing to do, and nothing that it waits for.
         pool.help(&|| false);
         assert!(!pool.shared.is_kept());
-        // Another is there already.
+        // Another is there already: that one goes.
         pool.help(&|| {
             pool.help(&|| unreachable!());
-            true
+            false
         });
-        assert!(!pool.shared.helped.load(Ordering::Relaxed));
+        assert!(!pool.shared.is_kept());
+        // What it asks breaks.
+        let broken = catch_unwind(AssertUnwindSafe(|| pool.help(&|| panic!("until"))));
+        assert!(broken.is_err() && !pool.shared.is_kept());
     }
 
     #[test]

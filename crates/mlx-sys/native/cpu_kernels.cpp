@@ -34,7 +34,6 @@
 #include "mlx/c/transforms.h"
 #include "mlx/primitives.h"
 #include "mlx/scheduler.h"
-#include "mlx/transforms.h"
 
 namespace mx = mlx::core;
 using kernels::Format;
@@ -173,30 +172,27 @@ void help(Until until) {
   }
 }
 
-// Where MLX would soon stop this thread, works with the one that runs the tasks, until few wait. To be stopped and
+// Where MLX would soon stop this thread, works with the one that runs the tasks, until fewer wait. To be stopped and
 // woken some forty times for a token of a small model costs both threads more than the kernels of a layer do.
 void help_with_tasks() {
   // MLX stops it where more than 10 wait.
-  constexpr int MANY = 9, FEW = 4;
+  constexpr int MANY = 9;
   if (mx::scheduler::n_active_tasks() >= MANY) {
-    help([] { return mx::scheduler::n_active_tasks() <= FEW; });
+    help([] { return mx::scheduler::n_active_tasks() < MANY; });
   }
 }
 
 // Works with the thread that computes these arrays, until it is done or there is nothing to do for two: before a
-// function of MLX in which this thread sleeps.
+// function of MLX in which this thread sleeps. Arrays that have not been sent off are that function's affair.
 void help_with(const std::vector<mx::array>& arrays) {
-  if (!table.load(std::memory_order_acquire)) {
-    return;
-  }
-  mx::async_eval(arrays);
+  bool is_sent = std::all_of(arrays.begin(), arrays.end(), [](auto& x) {
+    bool is_on_cpu = !x.event().valid() || x.event().stream().device == mx::Device::cpu;
+    return x.status() != mx::array::Status::unscheduled && is_on_cpu;
+  });
   auto is_there = [&] {
     return std::all_of(arrays.begin(), arrays.end(), [](auto& x) { return x.is_available(); });
   };
-  bool on_cpu = std::all_of(arrays.begin(), arrays.end(), [](auto& x) {
-    return !x.event().valid() || x.event().stream().device == mx::Device::cpu;
-  });
-  if (!on_cpu || is_there()) {
+  if (!is_sent || is_there()) {
     return;
   }
   // What went wrong in a kernel; not through Rust.
@@ -1110,10 +1106,12 @@ std::optional<mx::array> reduced(
 }
 
 // What a function of mlx-c does that waits for arrays.
-template <typename Original>
-int waited(const std::vector<mx::array>& arrays, Original original) {
+template <typename Arrays, typename Original>
+int waited(Arrays arrays, Original original) {
   try {
-    help_with(arrays);
+    if (table.load(std::memory_order_acquire)) {
+      help_with(arrays());
+    }
   } catch (std::exception& e) {
     mlx_error(e.what());
     return 1;
@@ -1255,16 +1253,20 @@ int mlx_addmm(
 }
 
 int mlx_eval(const mlx_vector_array outputs) {
-  return waited(mlx_vector_array_get_(outputs), [&] { return stock_mlx_eval(outputs); });
+  return waited(
+      [&] { return mlx_vector_array_get_(outputs); }, [&] { return stock_mlx_eval(outputs); });
 }
 
 int mlx_array_eval(mlx_array arr) {
-  return waited({mlx_array_get_(arr)}, [&] { return stock_mlx_array_eval(arr); });
+  return waited(
+      [&] { return std::vector{mlx_array_get_(arr)}; }, [&] { return stock_mlx_array_eval(arr); });
 }
 
-#define ITEM(name, type)                                                                           \
-  int mlx_array_item_##name(type* res, const mlx_array arr) {                                      \
-    return waited({mlx_array_get_(arr)}, [&] { return stock_mlx_array_item_##name(res, arr); });   \
+#define ITEM(name, type)                                         \
+  int mlx_array_item_##name(type* res, const mlx_array arr) {    \
+    return waited(                                               \
+        [&] { return std::vector{mlx_array_get_(arr)}; },        \
+        [&] { return stock_mlx_array_item_##name(res, arr); });  \
   }
 
 ITEM(bool, bool)

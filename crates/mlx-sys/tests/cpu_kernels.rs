@@ -922,6 +922,88 @@ fn a_sum_with_steps_in_it_is_not_taken_for_another() {
     });
 }
 
+/// Every function that waits for one number waits for its own type, behind a kernel that is not done yet.
+#[test]
+fn single_numbers_of_every_type() {
+    let _turn = turn();
+    let sum = || {
+        let x = normal(&[300, 300], 1, Dtype::Float32);
+        let zero = matmul(&x, &x)?.multiply(Array::from_f32(0.0))?.sum(None)?;
+        zero.add(Array::from_f32(77.0))
+    };
+    let of = |dtype| {
+        let y = sum().unwrap().as_dtype(dtype).unwrap();
+        transforms::async_eval([&y]).unwrap();
+        y
+    };
+    assert!(of(Dtype::Bool).item_exact::<bool>());
+    assert_eq!(of(Dtype::Uint8).item_exact::<u8>(), 77);
+    assert_eq!(of(Dtype::Uint16).item_exact::<u16>(), 77);
+    assert_eq!(of(Dtype::Uint32).item_exact::<u32>(), 77);
+    assert_eq!(of(Dtype::Uint64).item_exact::<u64>(), 77);
+    assert_eq!(of(Dtype::Int8).item_exact::<i8>(), 77);
+    assert_eq!(of(Dtype::Int16).item_exact::<i16>(), 77);
+    assert_eq!(of(Dtype::Int32).item_exact::<i32>(), 77);
+    assert_eq!(of(Dtype::Int64).item_exact::<i64>(), 77);
+    assert_eq!(of(Dtype::Float32).item_exact::<f32>(), 77.0);
+}
+
+/// Inside of a gradient numbers that are being traced can be looked at, as with stock MLX.
+#[test]
+fn evaluation_inside_of_a_gradient() {
+    let _turn = turn();
+    let seen = Mutex::new(Vec::new());
+    let function = |x: &Array| -> Result<Array> {
+        let y = x.multiply(Array::from_f32(3.0))?;
+        y.eval()?;
+        seen.lock().unwrap().push(y.item_exact::<f32>());
+        y.multiply(Array::from_f32(2.0))
+    };
+    let gradient = transforms::grad(function)(&Array::from_f32(5.0)).unwrap();
+    assert_eq!((gradient.item_exact::<f32>(), seen.into_inner().unwrap()), (6.0, vec![15.0]));
+}
+
+/// What is no array is an error, here as in stock MLX.
+#[test]
+fn waiting_for_no_array() {
+    let _turn = turn();
+    // mlx-rs turns the error into a message of its own, of the thread.
+    transforms::eval([&Array::from_f32(1.0)]).unwrap();
+    // SAFETY: calls of mlx-c with what its functions made.
+    unsafe {
+        let nothing = mlx_sys::mlx_array_new();
+        assert_ne!(mlx_sys::mlx_array_eval(nothing), 0);
+        let mut number = 0_u32;
+        assert_ne!(mlx_sys::mlx_array_item_uint32(&mut number, nothing), 0);
+    }
+}
+
+/// Several threads build graphs that are longer than MLX lets them get ahead, and wait for them: one of them works on
+/// kernels meanwhile, the others sleep.
+#[test]
+fn threads_that_wait_for_long_graphs() {
+    let _turn = turn();
+    std::thread::scope(|scope| {
+        for seed in 0..4_u16 {
+            scope.spawn(move || {
+                let start = f32::from(seed);
+                // Large enough to be shared among threads; exact in float32.
+                let (mut y, step) = (
+                    Array::from_slice(&[start; 40_000], &[40, 1000]),
+                    Array::from_slice(&[0.5; 40_000], &[40, 1000]),
+                );
+                for _ in 0..400 {
+                    y = y.add(&step).unwrap();
+                }
+                let last = y.try_index((39, 999)).unwrap();
+                transforms::async_eval([&last, &y]).unwrap();
+                assert_eq!(last.item_exact::<f32>(), start + 200.0);
+                assert!(y.as_slice::<f32>().iter().all(|y| *y == start + 200.0));
+            });
+        }
+    });
+}
+
 /// A parent process: what its child finds in the environment and cannot use is named, and the rest goes on.
 #[test]
 fn words_in_the_environment_that_say_nothing_are_named() {

@@ -29,7 +29,7 @@ fn fix<S: Simd>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
         poison = s.mul_add(x, s.zero(), poison);
     }
     // The largest is below 32640 units. Both this power and its inverse are normal numbers.
-    let exponent = (s.largest(largest).to_bits().wrapping_add(UP) >> 23 & 0xff).clamp(15, 254) - 14;
+    let exponent = (s.largest(largest).to_bits().wrapping_add(UP) >> 23 & 0xff).max(15) - 14;
     let (unit, inverse) = (f32::from_bits(exponent << 23), f32::from_bits((254 - exponent) << 23));
     for (x, to) in x.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
         // SAFETY: a chunk of `LANES`.

@@ -334,7 +334,7 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
 /// products to sum, the error is at most `(K + 8) e sum |x_k| (|scale_k code_k| + |bias_k|)`, beside the last
 /// rounding. Where `x` has half precision, `transpose` is set, and codes are whole numbers of 2, 4 or 8 bits or
 /// floats of 4, groups of `x` are multiplied as whole numbers of 16 bits and a power of two; with `m_g` the largest
-/// of group g (at least 2^-112) that adds at most `2^-15 sum_g m_g sum |scale_k code_k|`.
+/// of group g (at least 2^-112) that adds at most `1/32640 sum_g m_g sum |scale_k code_k|`.
 ///
 /// # Shapes
 ///

@@ -479,6 +479,36 @@ fn the_ends_of_the_formats() {
     }
 }
 
+/// The largest bfloat16, alone in its group: its exponent has no next one in float32.
+#[test]
+fn the_largest_number_keeps_its_sign() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        for bits in [2, 4, 8] {
+            let words = vec![u32::MAX; 64 * bits / 32];
+            let (scales, biases) = ([bf16::from_f32(2_f32.powi(-20))], [bf16::ZERO]);
+            let w = QuantizedMatrix::affine(&words, &scales, &biases, 1, 64, bits, 64).unwrap();
+            // More rows give infinity, as documented: the sum of the group is no float32.
+            for (at, x_rows) in [(0, 1), (63, 1), (17, 3)] {
+                for largest in [bf16::MAX, bf16::MIN] {
+                    let mut x = vec![bf16::ZERO; 64 * x_rows];
+                    x[at] = largest;
+                    let mut out = vec![bf16::ONE; x_rows];
+                    let to = MatrixMut::contiguous(&mut out, x_rows, 1);
+                    quantized_matmul(&cpu, Matrix::contiguous(&x, x_rows, 64), &w, true, to);
+                    let exact = f64::from(largest) * f64::from((1 << bits) - 1) * 2_f64.powi(-20);
+                    assert!(
+                        is_close(out[0], exact, exact.abs(), 64),
+                        "{} {bits} {at}: {:?}",
+                        isa.name(),
+                        out[0]
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// So that a model which checks guessed tokens answers as one that decodes them one by one.
 #[test]
 fn up_to_sixteen_rows_have_the_bits_that_each_has_alone() {

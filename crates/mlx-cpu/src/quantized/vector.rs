@@ -218,8 +218,8 @@ impl<S: Simd> ForFormat for All<'_, S> {
     }
 }
 
-// No closures here: the compiler may put one that is called in several places into a function of
-// its own, which then lacks the instructions.
+// No closures but those that `from_fn` calls: the compiler may put one that is called in several places into a
+// function of its own, which then lacks the instructions.
 impl Dots<'_> {
     #[inline(always)]
     fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
