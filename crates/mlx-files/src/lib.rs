@@ -1,0 +1,175 @@
+//! Files from outside are read within limits, and files are written whole or not at all.
+//!
+//! API for crates that read or write checkpoints, caches and conversations. A model's folder may hold anything: a
+//! named pipe in place of `config.json` would block a program forever, and a link to an endless device would fill its
+//! memory. So everything here works on regular files only, and reading has a limit in bytes.
+//!
+//! | | |
+//! |---|---|
+//! | [`open`] | a regular file, to read from |
+//! | [`read`], [`read_to_string`] | all of a regular file, up to a limit |
+//! | [`is_present`] | whether a file is there, where a link that leads nowhere is an error |
+//! | [`check_replaceable`] | whether a path is free or a regular file |
+//! | [`Partial`] | a file or folder that is written beside its place, and takes its place when it is whole |
+//!
+//! ```
+//! use std::io::Write;
+//!
+//! # let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("notes.txt");
+//! let partial = mlx_files::Partial::file(&path)?;
+//! partial.as_file().write_all(b"all of it")?;
+//! partial.commit()?;
+//! assert_eq!(mlx_files::read_to_string(&path, 100)?, "all of it");
+//! assert!(mlx_files::read_to_string(&path, 8).is_err());
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod partial;
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+pub use partial::Partial;
+
+/// The largest JSON file that describes a model: a config, an index of shards. Those of released models have at most
+/// a few megabytes.
+pub const LARGEST_CONFIG: u64 = 64 << 20;
+
+/// The largest `tokenizer.json`. Those of released models have up to 35 MB.
+pub const LARGEST_TOKENIZER: u64 = 512 << 20;
+
+/// The largest text that a user hands over as a whole: a prompt, a conversation, a text to score.
+pub const LARGEST_TEXT: u64 = 256 << 20;
+
+/// Opens a regular file, or a link to one, to read from it.
+///
+/// # Errors
+///
+/// Those of [`File::open`]; [`ErrorKind::InvalidInput`] for what is no regular file (a folder, a named pipe, a device,
+/// a socket), and [`ErrorKind::Other`] for a link that leads nowhere. Nothing blocks.
+pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
+    let path = path.as_ref();
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // A named pipe without a writer would block here, before anybody can look at what it is. Regular files do
+        // not know the flag.
+        options.custom_flags(O_NONBLOCK);
+    }
+    // Devices may do something when they are opened, so that they are refused before.
+    match fs::metadata(path) {
+        Ok(about) => check_regular(about.file_type())?,
+        Err(e) => return Err(absent(path, e)),
+    }
+    let file = options.open(path)?;
+    check_regular(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const O_NONBLOCK: i32 = 0o4000;
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const O_NONBLOCK: i32 = 0x4;
+
+/// All bytes of a regular file, if they are at most `limit`.
+///
+/// # Errors
+///
+/// Those of [`open`] and of reading; [`ErrorKind::FileTooLarge`] above the limit, of which no more is read.
+pub fn read(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let size = file.metadata()?.len();
+    if size > limit {
+        return Err(too_large(size, limit));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    // One more than the limit: a file may grow, and files of the kernel say that they are empty.
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64, limit));
+    }
+    Ok(bytes)
+}
+
+/// [`read`], as text.
+///
+/// # Errors
+///
+/// Those of [`read`], and [`ErrorKind::InvalidData`] where the bytes are not UTF-8.
+pub fn read_to_string(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
+    String::from_utf8(read(path, limit)?).map_err(|e| {
+        let place = e.utf8_error().valid_up_to();
+        io::Error::new(ErrorKind::InvalidData, format!("it is not UTF-8 text: byte {place} is wrong"))
+    })
+}
+
+/// Whether a regular file is there.
+///
+/// # Errors
+///
+/// As of [`open`], but that a file that is not there is none: a link that leads nowhere is an error, since whoever
+/// made it meant a file.
+pub fn is_present(path: impl AsRef<Path>) -> io::Result<bool> {
+    let path = path.as_ref();
+    match fs::metadata(path) {
+        Ok(about) => check_regular(about.file_type()).map(|()| true),
+        Err(e) => match absent(path, e) {
+            e if e.kind() == ErrorKind::NotFound => Ok(false),
+            e => Err(e),
+        },
+    }
+}
+
+/// Whether a file may be written to this path: nothing is there, or a regular file (or a link to one).
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`] where a folder, a device, a named pipe or a socket would be replaced.
+pub fn check_replaceable(path: impl AsRef<Path>) -> io::Result<()> {
+    is_present(path).map(drop)
+}
+
+fn check_regular(file_type: FileType) -> io::Result<()> {
+    if file_type.is_file() {
+        return Ok(());
+    }
+    let problem = format!("it is {}, and must be a regular file", kind_of(file_type));
+    Err(io::Error::new(ErrorKind::InvalidInput, problem))
+}
+
+fn kind_of(file_type: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if file_type.is_fifo() {
+            return "a named pipe";
+        }
+        if file_type.is_socket() {
+            return "a socket";
+        }
+        if file_type.is_char_device() || file_type.is_block_device() {
+            return "a device";
+        }
+    }
+    if file_type.is_dir() { "a folder" } else { "no file" }
+}
+
+/// What is said of a file that is not there, where `e` is what the system says.
+fn absent(path: &Path, e: io::Error) -> io::Error {
+    if e.kind() == ErrorKind::NotFound
+        && let Ok(target) = fs::read_link(path)
+    {
+        let problem = format!("it is a link to {}, and there is no such file", target.display());
+        return io::Error::other(problem);
+    }
+    e
+}
+
+fn too_large(size: u64, limit: u64) -> io::Error {
+    let problem = format!("it has {size} bytes or more, and such a file may have {limit}");
+    io::Error::new(ErrorKind::FileTooLarge, problem)
+}
