@@ -154,12 +154,7 @@ impl Pool {
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0_u32;
         while shared.state.load(Ordering::Acquire) & JOINED != 0 {
-            looks += 1;
-            if looks.is_multiple_of(64) {
-                thread::yield_now();
-            } else {
-                std::hint::spin_loop();
-            }
+            pause(&mut looks, 64);
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -203,8 +198,8 @@ impl Shared {
 
     /// Whether the first worker's place is a helper's.
     fn is_kept(&self) -> bool {
-        let kept = || self.kept.load(Ordering::Relaxed);
-        self.helped.load(Ordering::SeqCst) || kept() > 0 && kept() > self.now()
+        let kept = self.kept.load(Ordering::Relaxed);
+        self.helped.load(Ordering::SeqCst) || kept > 0 && kept > self.now()
     }
 
     fn now(&self) -> u64 {
@@ -229,18 +224,13 @@ impl Shared {
         let (mut last, mut looks) = (0, 0);
         while !until() {
             let state = self.state.load(Ordering::SeqCst);
-            if state & OPEN != 0 && state >> 32 != last {
+            if is_new(state, last) {
                 if self.join(state, 0) {
                     last = state >> 32;
                     looks = 0;
                 }
             } else if looks < HELPER_LOOKS && !self.wanted.load(Ordering::Relaxed) {
-                looks += 1;
-                if looks.is_multiple_of(YIELDS) {
-                    thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
-                }
+                pause(&mut looks, YIELDS);
             } else {
                 // It may sleep elsewhere.
                 return self.kept.store(0, Ordering::Relaxed);
@@ -258,17 +248,12 @@ impl Shared {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                if state & OPEN != 0 && state >> 32 != last {
+                if is_new(state, last) {
                     break state;
                 }
                 let is_replaced = index == 0 && self.helped.load(Ordering::Relaxed);
                 if looks < LOOKS && !is_replaced {
-                    looks += 1;
-                    if looks.is_multiple_of(YIELDS) {
-                        thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
+                    pause(&mut looks, YIELDS);
                 } else {
                     self.sleep(index, last);
                     looks = 0;
@@ -284,8 +269,7 @@ impl Shared {
     fn sleep(&self, index: usize, last: u64) {
         self.sleeps[index].store(true, Ordering::SeqCst);
         let state = self.state.load(Ordering::SeqCst);
-        let has_work = state & OPEN != 0 && state >> 32 != last;
-        if !has_work && !self.stop.load(Ordering::SeqCst) {
+        if !is_new(state, last) && !self.stop.load(Ordering::SeqCst) {
             thread::park();
         }
         self.sleeps[index].store(false, Ordering::SeqCst);
@@ -314,6 +298,21 @@ impl Shared {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
         }
+    }
+}
+
+/// Whether `state` says that a job is open, and not the `last` one.
+fn is_new(state: u64, last: u64) -> bool {
+    state & OPEN != 0 && state >> 32 != last
+}
+
+/// Waits between two looks, of which every `yields`-th lets other threads have the core.
+fn pause(looks: &mut u32, yields: u32) {
+    *looks += 1;
+    if looks.is_multiple_of(yields) {
+        thread::yield_now();
+    } else {
+        std::hint::spin_loop();
     }
 }
 

@@ -61,17 +61,6 @@ decltype(mlx_subtract) stock_mlx_subtract;
 decltype(mlx_quantize) stock_mlx_quantize;
 decltype(mlx_eval) stock_mlx_eval;
 decltype(mlx_array_eval) stock_mlx_array_eval;
-decltype(mlx_array_item_bool) stock_mlx_array_item_bool;
-decltype(mlx_array_item_uint8) stock_mlx_array_item_uint8;
-decltype(mlx_array_item_uint16) stock_mlx_array_item_uint16;
-decltype(mlx_array_item_uint32) stock_mlx_array_item_uint32;
-decltype(mlx_array_item_uint64) stock_mlx_array_item_uint64;
-decltype(mlx_array_item_int8) stock_mlx_array_item_int8;
-decltype(mlx_array_item_int16) stock_mlx_array_item_int16;
-decltype(mlx_array_item_int32) stock_mlx_array_item_int32;
-decltype(mlx_array_item_int64) stock_mlx_array_item_int64;
-decltype(mlx_array_item_float32) stock_mlx_array_item_float32;
-decltype(mlx_array_item_float64) stock_mlx_array_item_float64;
 }
 
 namespace {
@@ -184,7 +173,7 @@ void help_with_tasks() {
 
 // Works with the thread that computes these arrays, until it is done or there is nothing to do for two: before a
 // function of MLX in which this thread sleeps. Arrays that have not been sent off are that function's affair.
-void help_with(const std::vector<mx::array>& arrays) {
+void help_with(std::span<const mx::array> arrays) {
   bool is_sent = std::all_of(arrays.begin(), arrays.end(), [](auto& x) {
     bool is_on_cpu = !x.event().valid() || x.event().stream().device == mx::Device::cpu;
     return x.status() != mx::array::Status::unscheduled && is_on_cpu;
@@ -1105,7 +1094,7 @@ std::optional<mx::array> reduced(
   return make(name, run, stream, std::move(shape), dtype, {x});
 }
 
-// What a function of mlx-c does that waits for arrays.
+// What a function of mlx-c does that waits for arrays. mlx-rs calls one of them before it looks at numbers.
 template <typename Arrays, typename Original>
 int waited(Arrays arrays, Original original) {
   try {
@@ -1254,34 +1243,15 @@ int mlx_addmm(
 
 int mlx_eval(const mlx_vector_array outputs) {
   return waited(
-      [&] { return mlx_vector_array_get_(outputs); }, [&] { return stock_mlx_eval(outputs); });
+      [&] { return std::span<const mx::array>(mlx_vector_array_get_(outputs)); },
+      [&] { return stock_mlx_eval(outputs); });
 }
 
 int mlx_array_eval(mlx_array arr) {
   return waited(
-      [&] { return std::vector{mlx_array_get_(arr)}; }, [&] { return stock_mlx_array_eval(arr); });
+      [&] { return std::span<const mx::array>(&mlx_array_get_(arr), 1); },
+      [&] { return stock_mlx_array_eval(arr); });
 }
-
-#define ITEM(name, type)                                         \
-  int mlx_array_item_##name(type* res, const mlx_array arr) {    \
-    return waited(                                               \
-        [&] { return std::vector{mlx_array_get_(arr)}; },        \
-        [&] { return stock_mlx_array_item_##name(res, arr); });  \
-  }
-
-ITEM(bool, bool)
-ITEM(uint8, uint8_t)
-ITEM(uint16, uint16_t)
-ITEM(uint32, uint32_t)
-ITEM(uint64, uint64_t)
-ITEM(int8, int8_t)
-ITEM(int16, int16_t)
-ITEM(int32, int32_t)
-ITEM(int64, int64_t)
-ITEM(float32, float)
-ITEM(float64, double)
-
-#undef ITEM
 
 int mlx_quantize(
     mlx_vector_array* res,

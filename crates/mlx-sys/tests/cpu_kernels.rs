@@ -922,32 +922,6 @@ fn a_sum_with_steps_in_it_is_not_taken_for_another() {
     });
 }
 
-/// Every function that waits for one number waits for its own type, behind a kernel that is not done yet.
-#[test]
-fn single_numbers_of_every_type() {
-    let _turn = turn();
-    let sum = || {
-        let x = normal(&[300, 300], 1, Dtype::Float32);
-        let zero = matmul(&x, &x)?.multiply(Array::from_f32(0.0))?.sum(None)?;
-        zero.add(Array::from_f32(77.0))
-    };
-    let of = |dtype| {
-        let y = sum().unwrap().as_dtype(dtype).unwrap();
-        transforms::async_eval([&y]).unwrap();
-        y
-    };
-    assert!(of(Dtype::Bool).item_exact::<bool>());
-    assert_eq!(of(Dtype::Uint8).item_exact::<u8>(), 77);
-    assert_eq!(of(Dtype::Uint16).item_exact::<u16>(), 77);
-    assert_eq!(of(Dtype::Uint32).item_exact::<u32>(), 77);
-    assert_eq!(of(Dtype::Uint64).item_exact::<u64>(), 77);
-    assert_eq!(of(Dtype::Int8).item_exact::<i8>(), 77);
-    assert_eq!(of(Dtype::Int16).item_exact::<i16>(), 77);
-    assert_eq!(of(Dtype::Int32).item_exact::<i32>(), 77);
-    assert_eq!(of(Dtype::Int64).item_exact::<i64>(), 77);
-    assert_eq!(of(Dtype::Float32).item_exact::<f32>(), 77.0);
-}
-
 /// Inside of a gradient numbers that are being traced can be looked at, as with stock MLX.
 #[test]
 fn evaluation_inside_of_a_gradient() {
@@ -973,8 +947,6 @@ fn waiting_for_no_array() {
     unsafe {
         let nothing = mlx_sys::mlx_array_new();
         assert_ne!(mlx_sys::mlx_array_eval(nothing), 0);
-        let mut number = 0_u32;
-        assert_ne!(mlx_sys::mlx_array_item_uint32(&mut number, nothing), 0);
     }
 }
 

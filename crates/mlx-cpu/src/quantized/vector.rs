@@ -235,10 +235,10 @@ impl Dots<'_> {
         while row < self.rows {
             let left = self.rows - row;
             if left >= W {
-                self.some::<S, F, X, W>(s, row, sums_at, &mut all);
+                self.rows::<S, F, X, W>(s, row, sums_at, &mut all);
                 row += W;
             } else {
-                self.some::<S, F, X, 1>(s, row, sums_at, &mut all);
+                self.rows::<S, F, X, 1>(s, row, sums_at, &mut all);
                 row += 1;
             }
         }
@@ -251,7 +251,7 @@ impl Dots<'_> {
 
     /// `W` rows of weights from `row` on, each with all rows of x: vectors whose lanes have still to be summed.
     #[inline(always)]
-    fn some<S: Simd, F: Format, const X: usize, const W: usize>(
+    fn rows<S: Simd, F: Format, const X: usize, const W: usize>(
         &self,
         s: S,
         row: usize,
