@@ -25,6 +25,8 @@ mod layers;
 pub use error::ConfigError;
 pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike};
 
+use mlx_rope::RopeKeys;
+
 /// A size, which is between 1 and `max`: a generous limit, which only keeps a typing error from
 /// filling the memory.
 ///
@@ -45,6 +47,16 @@ pub fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError>
 /// [`ConfigError::Multiple`].
 pub fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -> Result<(), ConfigError> {
     if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
+}
+
+/// The context length of a model whose config states `found` under `key`. What a scaling of the rotation makes of it is
+/// decided by [`RopeKeys::context_length`], for every architecture.
+///
+/// # Errors
+///
+/// [`ConfigError::Size`], and [`ConfigError::Rope`] where the config contradicts itself.
+pub fn context_length(key: &'static str, found: i64, rope: &RopeKeys) -> Result<i32, ConfigError> {
+    Ok(rope.context_length(size(key, found, 1 << 28)?)?)
 }
 
 /// How many heads there are, of queries and of keys and values: the first number is a multiple of the second.

@@ -3,7 +3,8 @@
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    Bases, ConfigError, Layer, LayerTypes, epsilon, grouped_heads, layers, off, only, positive, size,
+    Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers, off, only,
+    positive, size,
 };
 use mlx_rope::RopeKeys;
 use serde::Deserialize;
@@ -38,7 +39,7 @@ pub struct Config {
     /// Tokens in the vocabulary, V.
     pub vocab_size: i32,
     /// The context length, in tokens.
-    pub max_position_embeddings: i32,
+    pub context_length: i32,
     /// The epsilon of every norm.
     pub rms_norm_eps: f32,
     /// What scores are multiplied by: `query_pre_attn_scalar^(-1/2)`.
@@ -193,10 +194,10 @@ impl TryFrom<Sources> for Config {
             num_key_value_heads,
             head_dim,
             vocab_size: size("vocab_size", needed("vocab_size", raw.vocab_size)?, 1 << 24)?,
-            max_position_embeddings: size(
+            context_length: context_length(
                 "max_position_embeddings",
                 needed("max_position_embeddings", raw.max_position_embeddings)?,
-                1 << 28,
+                &rope,
             )?,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?,
             attention_scale: scalar.powf(-0.5) as f32,

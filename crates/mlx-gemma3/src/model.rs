@@ -129,7 +129,7 @@ impl Gemma3 {
         let info = ModelInfo {
             model_type: config.model_type.to_owned(),
             vocab_size: config.vocab_size,
-            context_length: config.max_position_embeddings,
+            context_length: config.context_length,
             layers: config.layers.iter().map(layer).collect(),
             dtype: activation_dtype(&text),
         };

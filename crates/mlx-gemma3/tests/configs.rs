@@ -83,7 +83,7 @@ fn the_released_config() {
 fn a_config_with_a_vision_part_relies_on_defaults() {
     let config = read(&released_multimodal()).unwrap();
     assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.head_dim), (8, 4, 256));
-    assert_eq!((config.vocab_size, config.max_position_embeddings), (262_208, 131_072));
+    assert_eq!((config.vocab_size, config.context_length), (262_208, 131_072));
     assert_eq!(global_layers(&config), [5, 11, 17, 23, 29]);
     assert_eq!(config.keys, KeyLayout::LanguageModel);
     let plain = read(&with(released_multimodal(), "/text_config/rope_scaling", None)).unwrap();

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, epsilon, multiple, off, only, size};
+use mlx_config::{ConfigError, context_length, epsilon, multiple, off, only, size};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
@@ -27,7 +27,7 @@ pub struct Config {
     /// Tokens in the vocabulary, V.
     pub vocab_size: i32,
     /// The context length, in tokens.
-    pub block_size: i32,
+    pub context_length: i32,
     /// The epsilon of every norm.
     pub norm_eps: f32,
     /// The rotation of queries and keys.
@@ -80,7 +80,7 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
         let n_kv_heads = size("n_kv_heads", raw.n_kv_heads, 1 << 12)?;
         let n_layer = size("n_layer", raw.n_layer, 1 << 12)? as usize;
         let vocab_size = size("vocab_size", raw.vocab_size, 1 << 24)?;
-        let block_size = size("block_size", raw.block_size, 1 << 28)?;
+        let context_length = context_length("block_size", raw.block_size, &rope)?;
 
         multiple("n_embd", n_embd, "n_head", n_head)?;
         multiple("n_head", n_head, "n_kv_heads", n_kv_heads)?;
@@ -114,7 +114,7 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
             hidden_dim,
             n_layer,
             vocab_size,
-            block_size,
+            context_length,
             norm_eps,
             rope: rotation.rope(head_dim, RopeLayout::Interleaved)?,
         })

@@ -138,7 +138,7 @@ impl Lille130m {
         let info = ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size: config.vocab_size,
-            context_length: config.block_size,
+            context_length: config.context_length,
             layers: vec![layer; config.n_layer],
             dtype: activation_dtype(&transformer),
         };

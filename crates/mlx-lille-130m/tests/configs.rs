@@ -31,7 +31,7 @@ fn the_released_config() {
     let config = read(&released()).unwrap();
     assert_eq!((config.n_embd, config.n_head, config.n_kv_heads, config.head_dim), (640, 10, 2, 64));
     assert_eq!(
-        (config.hidden_dim, config.n_layer, config.vocab_size, config.block_size),
+        (config.hidden_dim, config.n_layer, config.vocab_size, config.context_length),
         (1792, 24, 32768, 512)
     );
     assert_eq!(config.rope.dims(), 64);

@@ -139,7 +139,7 @@ impl Olmo3 {
         let info = ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size,
-            context_length: config.max_position_embeddings,
+            context_length: config.context_length,
             layers: config.layers.iter().map(layer).collect(),
             dtype: Dtype::Float32,
         };

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::{LoadError, LoadOptions};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, epsilon, grouped_heads, multiple, off, only, size};
+use mlx_config::{ConfigError, context_length, epsilon, grouped_heads, multiple, off, only, size};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
 use serde::Deserialize;
 
@@ -31,7 +31,7 @@ pub struct Config {
     /// Tokens in the vocabulary, V (32064).
     pub vocab_size: i32,
     /// The context length, in tokens (4096).
-    pub max_position_embeddings: i32,
+    pub context_length: i32,
     /// How many tokens a query sees, itself included, if not all (2047).
     pub sliding_window: Option<i32>,
     /// The epsilon of every norm (1e-5).
@@ -134,7 +134,7 @@ impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
             num_key_value_heads,
             head_dim,
             vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
-            max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
+            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, &rope)?,
             sliding_window,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             has_own_head,

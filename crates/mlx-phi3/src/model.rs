@@ -154,7 +154,7 @@ impl Phi3 {
         let info = ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size,
-            context_length: config.max_position_embeddings,
+            context_length: config.context_length,
             layers: vec![layer; config.num_hidden_layers],
             dtype: Dtype::Float32,
         };

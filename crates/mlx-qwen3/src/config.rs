@@ -2,7 +2,9 @@
 
 use mlx_causal_lm::LoadError;
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, Layer, LayerTypes, epsilon, grouped_heads, layers_alike, off, only, size};
+use mlx_config::{
+    ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers_alike, off, only, size,
+};
 use mlx_kvcache::LayerKind;
 use mlx_rope::RopeKeys;
 use serde::Deserialize;
@@ -27,7 +29,7 @@ pub struct Config {
     /// Tokens in the vocabulary, V (151936).
     pub vocab_size: i32,
     /// The context length, in tokens (40960).
-    pub max_position_embeddings: i32,
+    pub context_length: i32,
     /// The epsilon of every norm (1e-6).
     pub rms_norm_eps: f32,
     /// Whether the projections of attention have a bias. No released model has.
@@ -95,7 +97,7 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
             num_key_value_heads,
             head_dim,
             vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
-            max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings, 1 << 28)?,
+            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, &rope)?,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,

@@ -58,6 +58,17 @@ fn the_released_config() {
     assert_eq!(rope.attention_factor(1), 1.0);
 }
 
+/// The model card: add this `rope_scaling` and leave `max_position_embeddings` as it is; the context is 131072.
+#[test]
+fn the_context_that_yarn_extends() {
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
+    assert_eq!(read(&released()).unwrap().context_length, 40_960);
+    for stated in [40_960, 131_072] {
+        let config = with(json!({ "rope_scaling": yarn, "max_position_embeddings": stated }));
+        assert_eq!(read(&config).unwrap().context_length, 131_072);
+    }
+}
+
 /// YaRN as the model card tells users to switch it on, in both forms.
 #[test]
 fn both_forms_say_the_same() {

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::scaling::{RawScaling, fraction, original_length};
+use crate::context::context_length;
+use crate::scaling::{ORIGINAL, RawScaling, fraction, original_length};
 use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, initialize_rope};
 
 /// The keys of a Hugging Face config that describe rotations, in both of its forms.
@@ -145,6 +146,35 @@ impl RopeKeys {
         self.settings(Some(plain), self.rope_local_base_freq.or(default_base).or(base_of_full), None)
     }
 
+    /// The longest sequence that the model serves, in tokens, where its config states `stated`
+    /// (`max_position_embeddings`, or the key that the architecture has in its place).
+    ///
+    /// Some configs state the length before the extension and some the one after it, so it is the larger of what is
+    /// stated and what the scaling says: `factor * original_max_position_embeddings` for the kinds `yarn`, `linear`,
+    /// `dynamic` and `proportional`, where both are given. With every other kind, and without an original length, it
+    /// is what is stated. In a model with two kinds of layers those with full attention decide.
+    ///
+    /// # Errors
+    ///
+    /// Where the config contradicts itself or leaves out what is needed, and where the length is beyond 2^28.
+    pub fn context_length(&self, stated: i32) -> Result<i32, RopeError> {
+        let scaling = match self.rope_parameters.clone() {
+            // Windows end long before the context does.
+            Some(parameters)
+                if parameters.full_attention.is_none() && parameters.sliding_attention.is_some() =>
+            {
+                None
+            }
+            Some(parameters) => Some(of_kind(parameters, FULL)?),
+            None => self.rope_scaling.clone(),
+        };
+        let Some(mut raw) = scaling else { return Ok(stated) };
+        let inner = raw.original_max_position_embeddings;
+        let original = one_of(ORIGINAL, inner, self.original_max_position_embeddings)?;
+        (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
+        context_length(&RopeScaling::try_from(raw)?, original, stated)
+    }
+
     /// Puts the keys inside and outside of `scaling` together.
     fn settings(
         &self,
@@ -161,8 +191,7 @@ impl RopeKeys {
         let fraction_of_heads =
             one_of("partial_rotary_factor", raw.partial_rotary_factor.take(), self.partial_rotary_factor)?;
         let inner_length = raw.original_max_position_embeddings.take();
-        let original =
-            one_of("original_max_position_embeddings", inner_length, self.original_max_position_embeddings)?;
+        let original = one_of(ORIGINAL, inner_length, self.original_max_position_embeddings)?;
         let original = original.map(original_length).transpose()?;
         // Where it stands inside, a kind that has no use for it refuses it; outside, other parts of
         // a config may mean it.

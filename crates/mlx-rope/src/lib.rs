@@ -23,6 +23,7 @@
 //! ```
 
 mod config;
+mod context;
 mod error;
 mod periods;
 mod rope;

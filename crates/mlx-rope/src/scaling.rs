@@ -485,7 +485,7 @@ impl LongRopeScaling {
     }
 }
 
-const ORIGINAL: &str = "original_max_position_embeddings";
+pub(crate) const ORIGINAL: &str = "original_max_position_embeddings";
 
 fn at_least_one(key: &'static str, found: f64) -> Result<(), RopeError> {
     check(key, found, found >= 1.0, "a finite number from 1 on")
