@@ -1,0 +1,32 @@
+//! How long the texts are that a model serves.
+
+use crate::scaling::original_length;
+use crate::{RopeError, RopeScaling};
+
+/// The longest context that anything here counts with, in tokens: 2^28.
+const LONGEST: f64 = (1_u32 << 28) as f64;
+
+/// The context length: see [`RopeKeys::context_length`](crate::RopeKeys::context_length).
+pub(crate) fn context_length(
+    scaling: &RopeScaling,
+    original: Option<f64>,
+    stated: i32,
+) -> Result<i32, RopeError> {
+    let factor = match scaling {
+        RopeScaling::Yarn(yarn) => yarn.factor,
+        RopeScaling::Linear { factor }
+        | RopeScaling::Proportional { factor, .. }
+        | RopeScaling::Dynamic { factor } => *factor,
+        // The factor of Llama 3 slows pairs down by more than the context grows: 32 for 8192 and 131072 tokens.
+        // LongRoPE's is the quotient of the two lengths, which the config states.
+        RopeScaling::Llama3(_) | RopeScaling::LongRope(_) => return Ok(stated),
+        RopeScaling::Default | RopeScaling::Mrope { .. } => return Ok(stated),
+    };
+    let Some(original) = original else { return Ok(stated) };
+    let extended = (f64::from(original_length(original)?) * factor).floor();
+    if extended > LONGEST {
+        let expected = "such that factor * original_max_position_embeddings is at most 2^28";
+        return Err(RopeError::Number { key: "factor", found: factor, expected });
+    }
+    Ok(stated.max(extended as i32))
+}
