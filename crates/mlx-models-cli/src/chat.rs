@@ -1,9 +1,12 @@
 //! `mlx-models chat`: a conversation at a terminal.
 
+mod conversation;
+
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
+use mlx_files::{LARGEST_TEXT, Partial};
 use mlx_models::generate::Reuse;
 use mlx_models::tokenizer::{ChatEnd, Message, TokenizerError};
 use rustyline::error::ReadlineError;
@@ -14,7 +17,8 @@ use crate::engine::{DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
 use crate::prompt::ChatArguments;
 use crate::style::Style;
-use crate::{interrupt, prompt};
+use crate::interrupt;
+use conversation::Conversation;
 
 /// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
 /// in another way than the model did.
@@ -52,11 +56,9 @@ Ctrl-C stops an answer.";
 struct Chat {
     engine: Engine,
     arguments: ChatArguments,
-    messages: Vec<Message>,
+    conversation: Conversation,
     /// Without a chat template the conversation is one text, which the model continues.
     has_template: bool,
-    /// The ids of that text, message by message.
-    plain: Vec<Vec<u32>>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -71,7 +73,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         say("note: the tokenizer has no chat template; the model continues one common text");
     }
-    let mut chat = Chat { engine, arguments: chat_arguments, messages, has_template, plain: Vec::new() };
+    let conversation = Conversation::new(messages);
+    let mut chat = Chat { engine, arguments: chat_arguments, conversation, has_template };
     if let Some(name) = resume {
         chat.load(&name)?;
     }
@@ -108,6 +111,10 @@ impl Chat {
                 // A line that is given up, and not the conversation.
                 Err(ReadlineError::Interrupted) => continue,
                 Err(ReadlineError::Eof) => break,
+                Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
+                    say("note: a byte came that is not UTF-8 text; the line is given up");
+                    continue;
+                }
                 Err(e) => return Err(failed(e)),
             };
             if text.trim().is_empty() {
@@ -128,27 +135,28 @@ impl Chat {
         if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
         }
-        // Beside, then in its place: two conversations may end at once.
-        let partial = file.with_extension(std::process::id().to_string());
-        if editor.save_history(&partial).is_err() || fs::rename(&partial, &file).is_err() {
-            let _ = fs::remove_file(&partial);
+        // Beside, then in its place: two conversations may end at once. A history that cannot be kept ends nothing.
+        if let Ok(partial) = Partial::file(&file)
+            && editor.save_history(partial.path()).is_ok()
+        {
+            let _ = partial.commit();
         }
         Ok(())
     }
 
     /// Lines of a script: the first thing that goes wrong ends it.
     fn talk_through_pipe(&mut self) -> Result<(), Failure> {
-        let mut lines = io::stdin().lines();
-        let mut next = |_: &str| match lines.next() {
-            None => Err(ReadlineError::Eof),
-            Some(line) => line.map_err(ReadlineError::Io),
+        let mut input = io::stdin().lock();
+        let mut next = |_: &str| match line(&mut input) {
+            Ok(None) => Err(ReadlineError::Eof),
+            Ok(Some(line)) => Ok(line),
+            Err(e) => Err(ReadlineError::Io(e)),
         };
         loop {
             let text = match read_message(&mut next) {
                 Ok(text) => text,
                 Err(ReadlineError::Io(source)) => {
-                    let doing = "reading standard input, which must be UTF-8 text".to_owned();
-                    return Err(Failure::Io { doing, source });
+                    return Err(Failure::Io { doing: "reading standard input".to_owned(), source });
                 }
                 Err(_) => return Ok(()),
             };
@@ -164,11 +172,11 @@ impl Chat {
     /// A message, or a command.
     fn hear(&mut self, text: &str) -> Result<Next, Failure> {
         let Some(command) = text.strip_prefix('/') else {
-            self.messages.push(Message::user(text));
+            self.conversation.push(Message::user(text));
             let answered = self.answer();
             if answered.is_err() {
                 // As if it had not been said.
-                self.messages.pop();
+                self.conversation.pop();
             }
             return answered.map(|()| Next::GoOn);
         };
@@ -178,7 +186,7 @@ impl Chat {
             ("help", _) => say(HELP),
             ("quit" | "exit", _) => return Ok(Next::Quit),
             ("reset", _) => {
-                self.messages = self.arguments.beginning();
+                self.conversation = Conversation::new(self.arguments.beginning());
                 self.engine.reset()?;
             }
             ("system", text) => {
@@ -186,18 +194,16 @@ impl Chat {
                     return Err(TokenizerError::NoChatTemplate.into());
                 }
                 self.arguments.system_prompt = (!text.is_empty()).then(|| text.to_owned());
-                self.messages = self.arguments.beginning();
+                self.conversation = Conversation::new(self.arguments.beginning());
                 self.engine.reset()?;
             }
             ("undo", _) => {
-                self.take_back_answer();
-                if self.messages.last().is_some_and(|message| message.role().as_deref() == Some("user")) {
-                    self.messages.pop();
-                }
+                self.conversation.pop_if("assistant");
+                self.conversation.pop_if("user");
             }
             ("retry", _) => {
-                self.take_back_answer();
-                if self.messages.last().is_none_or(|message| message.role().as_deref() != Some("user")) {
+                self.conversation.pop_if("assistant");
+                if !self.conversation.last_is("user") {
                     return Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()));
                 }
                 self.answer()?;
@@ -217,12 +223,6 @@ impl Chat {
         Ok(Next::GoOn)
     }
 
-    fn take_back_answer(&mut self) {
-        if self.messages.last().is_some_and(|message| message.role().as_deref() == Some("assistant")) {
-            self.messages.pop();
-        }
-    }
-
     /// Answers the last message.
     fn answer(&mut self) -> Result<(), Failure> {
         let text = self.text()?;
@@ -240,44 +240,31 @@ impl Chat {
         if answer.finish_reason == "context_full" {
             say("note: the model's context is full; /reset begins anew, and --slide goes on");
         }
-        self.messages.push(Message::assistant(&answer.text));
-        if !self.has_template {
-            // What was read stays, token for token; an end of the text would be one of the conversation.
-            let stops = self.engine.tokenizer.stop_tokens();
-            self.plain.push(answer.tokens.iter().copied().filter(|id| !stops.contains(id)).collect());
-        }
+        // What was read stays, token for token; an end of the text would be one of the conversation.
+        let stops = self.engine.tokenizer.stop_tokens();
+        let tokens = answer.tokens.into_iter().filter(|id| !stops.contains(id)).collect();
+        self.conversation.push_answer(&answer.text, tokens);
         Ok(())
     }
 
     /// The whole conversation as the model reads it.
     fn text(&mut self) -> Result<Vec<u32>, Failure> {
+        let tokenizer = &self.engine.tokenizer;
         if self.has_template {
             let options = self.arguments.options(ChatEnd::Answer)?;
-            return Ok(self.engine.tokenizer.chat(&self.messages, &options)?.tokens);
+            return Ok(tokenizer.chat(&self.conversation.messages(), &options)?.tokens);
         }
-        self.plain.truncate(self.messages.len());
-        for message in &self.messages[self.plain.len()..] {
-            let content = message.content().unwrap_or_default();
-            let tokenizer = &self.engine.tokenizer;
-            self.plain.push(match (self.plain.is_empty(), message.role().as_deref()) {
-                (true, _) => tokenizer.encode(&content)?,
-                (false, Some("user")) => prompt::behind(tokenizer, &format!(" {content}"))?,
-                (false, _) => prompt::behind(tokenizer, &content)?,
-            });
-        }
-        Ok(self.plain.concat())
+        self.conversation.plain_text(tokenizer)
     }
 
     fn save(&self, name: &Path) -> Result<(), Failure> {
         let (conversation, cache) = files(name);
-        let text = serde_json::to_string_pretty(&self.messages).map_err(io::Error::from)?;
-        let doing = format!("writing {}", conversation.display());
-        let partial = conversation.with_extension(format!("json-{}", std::process::id()));
-        let written = fs::write(&partial, text + "\n").and_then(|()| fs::rename(&partial, &conversation));
-        if let Err(source) = written {
-            let _ = fs::remove_file(&partial);
-            return Err(Failure::Io { doing, source });
-        }
+        let text = serde_json::to_string_pretty(&self.conversation.messages()).map_err(io::Error::from)?;
+        let io = |source| Failure::Io { doing: format!("writing {}", conversation.display()), source };
+        check_is_conversation(&conversation).map_err(io)?;
+        let partial = Partial::file(&conversation).map_err(io)?;
+        writeln!(partial.as_file(), "{text}").map_err(io)?;
+        partial.commit().map_err(io)?;
         self.engine.session.save(&*self.engine.model, &cache)?;
         say(&format!("saved in {} and {}", conversation.display(), cache.display()));
         Ok(())
@@ -286,17 +273,15 @@ impl Chat {
     fn load(&mut self, name: &Path) -> Result<(), Failure> {
         let (conversation, cache) = files(name);
         let io = |source| Failure::Io { doing: format!("reading {}", conversation.display()), source };
-        let text = fs::read_to_string(&conversation).map_err(io)?;
-        let messages: Vec<Message> = serde_json::from_str(&text).map_err(|e| io(e.into()))?;
+        let messages = read_messages(&conversation).map_err(io)?;
         // Without it, everything is read again.
         if cache.is_file() {
             self.engine.load_session(&cache)?;
         } else {
             self.engine.reset()?;
         }
-        self.messages = messages;
-        self.plain.clear();
-        say(&format!("{} messages, {} tokens", self.messages.len(), self.engine.session.offset()));
+        self.conversation = Conversation::new(messages);
+        say(&format!("{} messages, {} tokens", self.conversation.len(), self.engine.session.offset()));
         Ok(())
     }
 }
@@ -310,25 +295,64 @@ fn files(name: &Path) -> (PathBuf, PathBuf) {
     (with(".json"), with(".safetensors"))
 }
 
-/// One message of one or several lines.
+fn read_messages(file: &Path) -> io::Result<Vec<Message>> {
+    Ok(serde_json::from_str(&mlx_files::read_to_string(file, LARGEST_TEXT)?)?)
+}
+
+/// `/save` replaces conversations and no other files.
+fn check_is_conversation(file: &Path) -> io::Result<()> {
+    if mlx_files::is_present(file)? && read_messages(file).is_err() {
+        let problem = "it holds something other than a conversation, and is kept; choose another name";
+        return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
+    }
+    Ok(())
+}
+
+/// One message of one or several lines. Where the input ends in the middle of one, it is what has come.
 fn read_message(
     mut line: impl FnMut(&str) -> Result<String, ReadlineError>,
 ) -> Result<String, ReadlineError> {
-    let first = line("> ")?;
-    if first.trim() == "\"\"\"" {
+    let mut text = line("> ")?;
+    if text.trim() == "\"\"\"" {
         let mut lines = Vec::new();
         loop {
-            match line(". ")? {
-                end if end.trim() == "\"\"\"" => return Ok(lines.join("\n")),
-                next => lines.push(next),
+            match line(". ") {
+                Ok(end) if end.trim() == "\"\"\"" => return Ok(lines.join("\n")),
+                Ok(next) => lines.push(next),
+                Err(ReadlineError::Eof) if !lines.is_empty() => return Ok(lines.join("\n")),
+                Err(e) => return Err(e),
             }
         }
     }
-    let mut text = first;
     while let Some(open) = text.strip_suffix('\\') {
-        text = format!("{open}\n{}", line(". ")?);
+        text = match line(". ") {
+            Ok(next) => format!("{open}\n{next}"),
+            Err(ReadlineError::Eof) => return Ok(open.to_owned()),
+            Err(e) => return Err(e),
+        };
     }
     Ok(text)
+}
+
+/// The next line of a file or pipe, without its end. Bytes that are not UTF-8 become replacement characters, and a
+/// note says so.
+fn line(input: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    input.take(LARGEST_TEXT).read_until(b'\n', &mut bytes)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if bytes.len() as u64 == LARGEST_TEXT && bytes.last() != Some(&b'\n') {
+        let problem = format!("a line is longer than {LARGEST_TEXT} bytes");
+        return Err(io::Error::new(ErrorKind::InvalidData, problem));
+    }
+    let end = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let end = end.strip_suffix(b"\r").unwrap_or(end);
+    let text = String::from_utf8_lossy(end);
+    if matches!(text, std::borrow::Cow::Owned(_)) {
+        say("note: a line has bytes that are not UTF-8 text; they are read as replacement characters");
+    }
+    Ok(Some(text.into_owned()))
 }
 
 /// On standard error, so that a pipe gets the answers alone.

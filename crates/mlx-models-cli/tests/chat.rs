@@ -1,0 +1,108 @@
+//! Conversations through a pipe.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
+    command.env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command
+}
+
+fn chat(options: &[&str], input: &[u8]) -> Output {
+    let mut command = program();
+    command.args(["chat", "--model", "demo:gemma3"]).args(options);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// The answers, a line each.
+fn answers(options: &[&str], input: &[u8]) -> Vec<String> {
+    let output = chat(options, input);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// What `generate` continues a text with.
+fn generate(prompt: &str) -> String {
+    let output = program()
+        .args(["generate", "--model", "demo:gemma3", "--verbose", "false", "-m", "8", "--prompt", prompt])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_owned()
+}
+
+const FIRST: &str = "Once upon a time";
+const SECOND: &str = "The dog and the cat";
+
+#[test]
+fn what_was_taken_back_is_not_answered() {
+    let (first, second) = (generate(FIRST), generate(SECOND));
+    assert_ne!(first, second);
+    for command in ["/reset", "/undo"] {
+        let input = format!("{FIRST}\n{command}\n{SECOND}\n");
+        assert_eq!(answers(&["-m", "8"], input.as_bytes()), [&*first, &*second], "{command}");
+    }
+    // Answered anew, by another seed's or by the same tokens: the message is the same.
+    let input = format!("{FIRST}\n/undo\n{SECOND}\n/retry\n");
+    assert_eq!(answers(&["-m", "8"], input.as_bytes()), [&*first, &*second, &*second]);
+}
+
+#[test]
+fn a_message_that_the_input_ends_in_is_answered() {
+    let (first, second) = (generate(FIRST), generate(SECOND));
+    assert_eq!(answers(&["-m", "8"], format!("\"\"\"\n{FIRST}").as_bytes()), [&*first]);
+    assert_eq!(answers(&["-m", "8"], format!("{SECOND}\\").as_bytes()), [&*second]);
+    assert_eq!(answers(&["-m", "8"], b"\"\"\""), [""; 0]);
+}
+
+#[test]
+fn a_byte_that_is_no_text_ends_nothing() {
+    let output = chat(&["-m", "8"], format!("{FIRST}\n/undo\nab").as_bytes());
+    assert!(output.status.success());
+    let input = [FIRST.as_bytes(), b"\n/undo\n\xff\xfe\n/undo\n", SECOND.as_bytes(), b"\r\n"].concat();
+    let found = answers(&["-m", "8"], &input);
+    assert_eq!((&*found[0], &**found.last().unwrap()), (&*generate(FIRST), &*generate(SECOND)));
+    assert_eq!(found.len(), 3);
+    let errors = chat(&["-m", "1"], b"\xff\n").stderr;
+    assert!(String::from_utf8(errors).unwrap().contains("not UTF-8 text"));
+}
+
+#[test]
+fn a_conversation_replaces_no_other_file() {
+    let folder = TempDir::new().unwrap();
+    let name = folder.path().join("kept");
+    let save = format!("{FIRST}\n/save {}\n", name.display());
+    // Twice: a conversation is replaced.
+    for _ in 0..2 {
+        assert!(chat(&["-m", "2"], save.as_bytes()).status.success());
+    }
+    let (conversation, cache) = (name.with_extension("json"), name.with_extension("safetensors"));
+    assert!(conversation.is_file() && cache.is_file());
+    let files = || fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(files(), 2);
+
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/gemma3/model.safetensors");
+    fs::copy(&weights, &cache).unwrap();
+    let output = chat(&["-m", "2"], save.as_bytes());
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("kept.safetensors"));
+    assert_eq!(fs::read(&cache).unwrap(), fs::read(&weights).unwrap());
+
+    fs::remove_file(&cache).unwrap();
+    fs::write(&conversation, "{\"model_type\": \"gemma3\"}").unwrap();
+    let output = chat(&["-m", "2"], save.as_bytes());
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("something other than a conversation"));
+    assert_eq!(fs::read_to_string(&conversation).unwrap(), "{\"model_type\": \"gemma3\"}");
+    assert_eq!(files(), 1);
+}
