@@ -44,6 +44,7 @@ mod chat;
 mod config;
 mod decoder;
 mod json;
+mod shared_tokens;
 mod stop_strings;
 mod template;
 mod text_stream;
@@ -56,6 +57,7 @@ use tokenizers::{AddedToken, Model as _, OffsetType, PreTokenizer as _};
 pub use chat::{ChatEnd, ChatOptions, ChatPrompt, ChatTemplate, Message};
 pub use jiff::civil::DateTime;
 pub use json::{Json, JsonError};
+pub use shared_tokens::{SharedTokens, TokenMismatch};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
 
