@@ -367,21 +367,35 @@ impl Drop for Pool {
 }
 
 /// How many threads a program should use: `MLX_CPU_THREADS` if it is a number above 0, else as many as
-/// the cores that the process may use.
+/// the cores that the process may use. More than these are never of use, and so not had; standard error says it.
 pub fn default_threads() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| {
-        let named = std::env::var("MLX_CPU_THREADS").unwrap_or_default();
-        match named.trim().parse() {
-            Ok(count) if count > 0 => count,
-            _ => {
-                if !named.trim().is_empty() {
-                    eprintln!("MLX_CPU_THREADS={named} is no number of threads");
-                }
-                thread::available_parallelism().map_or(1, std::num::NonZero::get)
-            }
+        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let named = std::env::var_os("MLX_CPU_THREADS").unwrap_or_default();
+        let (count, problem) = threads_named(&named.to_string_lossy(), cores);
+        if let Some(problem) = problem {
+            eprintln!("{problem}");
         }
+        count
     })
+}
+
+/// The number of threads that `MLX_CPU_THREADS` stands for where there are so many cores, and what is to be said of it.
+fn threads_named(named: &str, cores: usize) -> (usize, Option<String>) {
+    let named = named.trim();
+    match named.parse() {
+        Ok(count) if (1..=cores).contains(&count) => (count, None),
+        Ok(0) => (cores, Some("MLX_CPU_THREADS=0 is no number of threads; it must be 1 or more".to_owned())),
+        Ok(count) => {
+            let problem =
+                format!("MLX_CPU_THREADS={count} is more than the {cores} cores of this process, and {cores} threads are used");
+            (cores, Some(problem))
+        }
+        Err(_) if named.is_empty() => (cores, None),
+        // Whoever set it may have put anything there, control sequences too.
+        Err(_) => (cores, Some(format!("MLX_CPU_THREADS={} is no number of threads", named.escape_debug()))),
+    }
 }
 
 #[cfg(test)]
@@ -389,6 +403,24 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+
+    #[test]
+    fn there_are_no_more_threads_than_cores() {
+        for (named, count) in [("", 4), (" 3 ", 3), ("4", 4), ("1", 1)] {
+            assert_eq!(threads_named(named, 4), (count, None), "{named}");
+        }
+        for (named, needle) in [
+            ("5", "more than the 4 cores"),
+            ("100000", "more than the 4 cores"),
+            ("0", "1 or more"),
+            ("-1", "no number"),
+            ("99999999999999999999999", "no number"),
+            ("\u{1b}[2J", "MLX_CPU_THREADS=\\u{1b}[2J is no number"),
+        ] {
+            let (count, problem) = threads_named(named, 4);
+            assert!(count == 4 && problem.as_ref().is_some_and(|said| said.contains(needle)), "{problem:?}");
+        }
+    }
 
     #[test]
     fn a_part_is_taken_from_both_ends() {
