@@ -60,6 +60,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_sampling_fixtures.py", Environment::MlxLm),
     ("make_options_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),
+    ("make_peft_cases.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
     ("make_rope_transformers_cases.py", Environment::Transformers),

@@ -1,7 +1,8 @@
-//! Adapter folders: what mlx-lm's fine-tuning leaves, and what it loads.
+//! Adapter folders: what mlx-lm's fine-tuning leaves, and what it loads; and those of PEFT, by `peft.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use mlx_layers::{AdaptedLayer, AdapterParameters, Magnitudes};
@@ -11,9 +12,10 @@ use mlx_rs::random::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::safetensors_file::{mlx_reads, read_header, without_place};
-use crate::write::write_in_place;
-use crate::{CheckpointError, TensorDtype, TensorInfo, TensorProblem};
+use crate::peft::{self, Peft, PeftConfig};
+use crate::safetensors_file::{check_regular, mlx_reads, read_header, without_place};
+use crate::write::{commit, partial_file, write_safetensors};
+use crate::{CheckpointError, TensorDtype, TensorInfo, TensorProblem, is_present, read_text};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapters.safetensors";
@@ -59,9 +61,6 @@ struct RawConfig {
     num_layers: Option<i32>,
     #[serde(default)]
     lora_parameters: Option<RawLora>,
-    /// In the configs of the library PEFT, which have the same file name.
-    #[serde(default)]
-    peft_type: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -70,6 +69,7 @@ struct RawLora {
     rank: i32,
     #[serde(default)]
     scale: Option<f32>,
+    /// Of older versions of mlx-lm; the newer have `scale` alone.
     #[serde(default)]
     alpha: Option<Value>,
     #[serde(default)]
@@ -83,16 +83,21 @@ fn lora() -> String {
 }
 
 impl AdapterConfig {
-    fn from_raw(raw: RawConfig, kind: AdapterKind) -> Result<Self, String> {
+    fn from_raw(raw: RawConfig, kind: AdapterKind, file: &Path) -> Result<Self, String> {
         let num_layers = raw.num_layers.ok_or("num_layers is missing")?;
         let RawLora { rank, scale, alpha, dropout, keys } =
             raw.lora_parameters.ok_or("lora_parameters is missing")?;
-        if alpha.is_some() {
-            return Err(
-                "lora_parameters.alpha is not mlx-lm's: it has scale, which is alpha / rank".to_owned()
-            );
-        }
-        let scale = scale.ok_or("lora_parameters.scale is missing")?;
+        let scale = match (scale, &alpha) {
+            (Some(scale), None) => scale,
+            (Some(scale), Some(_)) => {
+                crate::warn_ignored(file, "lora_parameters.alpha");
+                scale
+            }
+            (None, None) => return Err("lora_parameters.scale is missing".to_owned()),
+            (None, Some(_)) => {
+                return Err("lora_parameters.scale is missing; it is alpha / rank".to_owned());
+            }
+        };
         let config = Self { kind, rank, scale, dropout, num_layers, keys };
         config.check()?;
         Ok(config)
@@ -142,6 +147,8 @@ enum Content {
     Fresh(AdapterConfig, u64),
     /// Weights that take the place of a checkpoint's.
     Full(BTreeMap<String, TensorInfo>),
+    /// Trained adapters as PEFT saves them.
+    Peft(Box<PeftConfig>, BTreeMap<String, TensorInfo>),
 }
 
 impl Adapters {
@@ -149,7 +156,8 @@ impl Adapters {
     ///
     /// The folder is one of mlx-lm's: `adapter_config.json` and `adapters.safetensors`. Its `fine_tune_type` may be
     /// `lora`, which it is where there is none, `dora`, or `full`, where the tensors are weights that take the
-    /// place of the checkpoint's.
+    /// place of the checkpoint's. Or it is one of PEFT's, whose config has a `peft_type`, with `LORA` in it, and whose
+    /// tensors are in `adapter_model.safetensors`.
     ///
     /// # Errors
     ///
@@ -158,21 +166,31 @@ impl Adapters {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let folder = folder.as_ref().to_path_buf();
         let (config, tensors) = (folder.join(CONFIG), folder.join(TENSORS));
-        if let Some(missing) = [&config, &tensors].into_iter().find(|file| !file.is_file()) {
-            return Err(CheckpointError::NoAdapters { folder: folder.clone(), missing: missing.clone() });
-        }
-        let text = fs::read_to_string(&config)
-            .map_err(|source| CheckpointError::Io { file: config.clone(), source })?;
+        let absent = |missing: &Path| CheckpointError::NoAdapters {
+            folder: folder.clone(),
+            missing: missing.to_path_buf(),
+        };
+        let text = read_text(&config, |_| absent(&config))?;
         let json: Value = serde_json::from_str(&text)
             .map_err(|source| CheckpointError::Json { file: config.clone(), source })?;
         let refused = |problem: String| CheckpointError::AdapterConfig { file: config.clone(), problem };
         // What serde derives would read a list as well, its values in the order of the fields.
         if !json.is_object() {
             return Err(refused(
-                "it must be a JSON object with fine_tune_type and lora_parameters".to_owned(),
+                "it must be a JSON object with fine_tune_type and lora_parameters, or with peft_type"
+                    .to_owned(),
             ));
         }
+        if json.get("peft_type").is_some() {
+            let config = PeftConfig::read(&text, &config, &folder)?;
+            let header = read_adapter_header(&folder, &folder.join(peft::TENSORS))?;
+            return Ok(Self { folder, content: Content::Peft(Box::new(config), header) });
+        }
+        if !is_present(&tensors)? {
+            return Err(absent(&tensors));
+        }
         if let Some(list @ Value::Array(_)) = json.get("lora_parameters") {
+            let list = crate::error::shortened(&list.to_string()).into_owned();
             return Err(refused(format!(
                 "lora_parameters is {list}, and must be an object with rank and scale"
             )));
@@ -183,11 +201,6 @@ impl Adapters {
                 key: e.path().to_string(),
                 source: e.into_inner(),
             })?;
-        if let Some(peft) = raw.peft_type {
-            return Err(refused(format!(
-                "peft_type is {peft}: this folder is PEFT's, and mlx-lm's is needed"
-            )));
-        }
         let kind = match raw.fine_tune_type.as_str() {
             "lora" => Some(AdapterKind::Lora),
             "dora" => Some(AdapterKind::Dora),
@@ -198,7 +211,9 @@ impl Adapters {
         };
         let header = read_adapter_header(&folder, &tensors)?;
         let content = match kind {
-            Some(kind) => Content::Trained(AdapterConfig::from_raw(raw, kind).map_err(refused)?, header),
+            Some(kind) => {
+                Content::Trained(AdapterConfig::from_raw(raw, kind, &config).map_err(refused)?, header)
+            }
             None => Content::Full(header),
         };
         Ok(Self { folder, content })
@@ -216,11 +231,12 @@ impl Adapters {
         Ok(Self { folder: PathBuf::new(), content: Content::Fresh(config, seed) })
     }
 
-    /// Which layers have them, and of what kind; `None` where whole weights were fine-tuned.
+    /// Which layers have them, and of what kind, as mlx-lm says it; `None` where whole weights were fine-tuned, and
+    /// for adapters of PEFT.
     pub fn config(&self) -> Option<&AdapterConfig> {
         match &self.content {
             Content::Trained(config, _) | Content::Fresh(config, _) => Some(config),
-            Content::Full(_) => None,
+            Content::Full(_) | Content::Peft(..) => None,
         }
     }
 
@@ -251,11 +267,19 @@ impl Adapters {
             file: folder.to_path_buf(),
             problem: source.to_string(),
         })?;
-        write_in_place(&folder.join(TENSORS), |file| {
-            Array::save_safetensors(&tensors, None, file).map_err(|e| without_place(&e.to_string()))
-        })?;
-        let text = format!("{:#}\n", config.to_json());
-        write_in_place(&file, |file| fs::write(file, text).map_err(|e| e.to_string()))
+        let target = folder.join(TENSORS);
+        let partial = partial_file(&target)?;
+        let tensors = tensors.into_iter().map(|(key, array)| (key, array.clone())).collect();
+        let mut out = BufWriter::new(partial.as_file());
+        write_safetensors(&mut out, tensors, &mut |_| Ok(()))
+            .and_then(|()| out.flush())
+            .map_err(|e| CheckpointError::Write { file: target.clone(), problem: e.to_string() })?;
+        drop(out);
+        commit(partial, &target)?;
+        let partial = partial_file(&file)?;
+        let written = writeln!(partial.as_file(), "{:#}", config.to_json());
+        written.map_err(|e| CheckpointError::Write { file: file.clone(), problem: e.to_string() })?;
+        commit(partial, &file)
     }
 }
 
@@ -281,12 +305,50 @@ fn adapter_leaf(key: &str) -> Option<(&str, &str)> {
     key.rsplit_once('.').filter(|(_, leaf)| LEAVES.contains(leaf))
 }
 
+/// One tensor of an adapter, as its file has to hold it.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) key: String,
+    pub(crate) shape: Vec<i32>,
+    /// Whether it is used with its axes swapped.
+    pub(crate) transposed: bool,
+}
+
+/// What the adapter of a layer is made of.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) a: Part,
+    pub(crate) b: Part,
+    /// DoRA's.
+    pub(crate) m: Option<Part>,
+    pub(crate) rank: i32,
+    pub(crate) scale: f32,
+    /// Why there cannot be one.
+    pub(crate) refused: Option<&'static str>,
+}
+
+/// Which layers have adapters.
+#[derive(Debug)]
+enum Rule {
+    MlxLm(Plan),
+    Peft(Box<Peft>),
+}
+
+impl Rule {
+    fn wanted(&mut self, layer: &str, kind: AdaptedLayer) -> Option<Wanted> {
+        match self {
+            Self::MlxLm(plan) => plan.wanted(layer, kind),
+            Self::Peft(peft) => peft.wanted(layer, kind),
+        }
+    }
+}
+
 /// Adapters while a model is built.
 #[derive(Debug)]
 pub(crate) struct AdapterTensors {
     folder: PathBuf,
     /// Which layers have them; none where whole weights were fine-tuned.
-    plan: Option<Plan>,
+    rule: Option<Rule>,
     header: BTreeMap<String, TensorInfo>,
     left: HashMap<String, Array>,
     /// Where fresh ones come from.
@@ -331,6 +393,25 @@ impl Plan {
         keys.iter().any(|key| key == layer || late && block.as_ref().is_some_and(|block| block.rest == key))
     }
 
+    /// The adapter of a layer, if the config gives it one.
+    fn wanted(&mut self, layer: &str, kind: AdaptedLayer) -> Option<Wanted> {
+        if !self.covers(layer) {
+            return None;
+        }
+        let AdapterConfig { kind: adapter, rank, scale, .. } = self.config;
+        let dora = adapter == AdapterKind::Dora;
+        let part = |leaf: &str, shape: &[i32]| Part {
+            key: format!("{layer}.{leaf}"),
+            shape: shape.to_vec(),
+            transposed: false,
+        };
+        let [a, b] = kind.shapes(rank);
+        let refused = (dora && matches!(kind, AdaptedLayer::Embedding { quantized: true, .. }))
+            .then_some("DoRA has no adapters for quantized embeddings");
+        let m = dora.then(|| part("m", &[kind.magnitudes()]));
+        Some(Wanted { a: part("lora_a", &a), b: part("lora_b", &b), m, rank, scale, refused })
+    }
+
     /// Whether a block is one of the last that the config counts.
     fn is_late(&self, block: &Block<'_>) -> bool {
         let count = self.blocks.get(block.list).copied().unwrap_or(0);
@@ -363,41 +444,74 @@ impl AdapterTensors {
         checkpoint: &BTreeMap<String, TensorInfo>,
     ) -> Result<Self, CheckpointError> {
         let Adapters { folder, content } = adapters;
-        let load = || {
-            let file = folder.join(TENSORS);
+        let load = |name: &str| {
+            let file = folder.join(name);
+            check_regular(&file)?; // MLX opens whatever is there
             Array::load_safetensors(&file)
                 .map_err(|e| CheckpointError::Unreadable { file, problem: without_place(&e.to_string()) })
         };
-        let plan = |config: &AdapterConfig| Some(Plan::new(config.clone(), checkpoint.keys()));
-        let (plan, header, left, random) = match content {
-            Content::Trained(config, header) => (plan(config), header.clone(), load()?, None),
-            Content::Full(header) => (None, header.clone(), load()?, None),
+        let plan = |config: &AdapterConfig| Some(Rule::MlxLm(Plan::new(config.clone(), checkpoint.keys())));
+        let mut problems = Vec::new();
+        let (rule, header, left, random) = match content {
+            Content::Trained(config, header) => (plan(config), header.clone(), load(TENSORS)?, None),
+            Content::Full(header) => (None, header.clone(), load(TENSORS)?, None),
+            Content::Peft(config, header) => {
+                let peft = Peft::new(PeftConfig::clone(config), header);
+                problems.extend(peft.twice.as_ref().map(|[first, second]| TensorProblem::Refused {
+                    key: first.clone(),
+                    problem: format!("{second} is another name of the same layer"),
+                }));
+                (Some(Rule::Peft(Box::new(peft))), header.clone(), load(peft::TENSORS)?, None)
+            }
             Content::Fresh(config, seed) => {
                 let random = RandomState::with_seed(*seed).map_err(|e| unreadable(folder, &e))?;
                 (plan(config), BTreeMap::new(), HashMap::new(), Some(random))
             }
         };
-        Ok(Self { folder: folder.clone(), plan, header, left, random, problems: Vec::new() })
+        Ok(Self { folder: folder.clone(), rule, header, left, random, problems })
     }
 
-    /// Where whole weights were fine-tuned: those that take the place of the checkpoint's, with how each is stored.
+    /// Whole weights that were fine-tuned: those that take the place of the checkpoint's, with how each is stored.
     pub(crate) fn replacements(
         &mut self,
         checkpoint: &BTreeMap<String, TensorInfo>,
     ) -> Vec<(String, Array, TensorDtype)> {
-        if self.plan.is_some() {
-            return Vec::new();
-        }
+        let whole: Vec<(String, String)> = match &mut self.rule {
+            Some(Rule::MlxLm(_)) => Vec::new(),
+            None => self.left.keys().map(|key| (key.clone(), key.clone())).collect(),
+            Some(Rule::Peft(peft)) => {
+                let names: HashMap<String, &String> =
+                    checkpoint.keys().map(|key| (peft::canonical_key(key), key)).collect();
+                let found = self.left.keys().filter_map(|key| {
+                    let name = peft.whole(key)?;
+                    Some((key.clone(), names.get(&name).map_or(name, |&key| key.clone())))
+                });
+                found.collect()
+            }
+        };
         let mut replacements = Vec::new();
-        for (key, tensor) in self.left.drain() {
-            match (checkpoint.get(&key), self.header.get(&key)) {
+        for (key, name) in whole {
+            let Some(tensor) = self.left.remove(&key) else { continue };
+            let quantized = || {
+                name.strip_suffix(".weight").is_some_and(|l| checkpoint.contains_key(&format!("{l}.scales")))
+            };
+            match (checkpoint.get(&name), self.header.get(&key)) {
                 (Some(base), Some(info)) if base.shape == info.shape => {
-                    replacements.push((key, tensor, info.dtype));
+                    replacements.push((name, tensor, info.dtype));
+                }
+                (Some(_), _) if self.rule.is_some() && quantized() => {
+                    let problem = "the checkpoint's weight is quantized, and cannot be replaced by this one; use a \
+                                   checkpoint in full precision";
+                    self.refuse(&key, problem.to_owned());
                 }
                 (Some(base), Some(info)) => {
                     let dims = |shape: &[usize]| shape.iter().map(|&size| size as i32).collect();
                     let (expected, found) = (dims(&base.shape), dims(&info.shape));
                     self.problems.push(TensorProblem::Shape { key, expected, found });
+                }
+                _ if self.rule.is_some() => {
+                    let problem = format!("the checkpoint has no {name} that it could replace");
+                    self.refuse(&key, problem);
                 }
                 _ => self.problems.push(TensorProblem::Unexpected { key }),
             }
@@ -416,21 +530,18 @@ impl AdapterTensors {
 
     /// The adapter of a layer, if the config gives it one and the file has it as it should be.
     pub(crate) fn take(&mut self, layer: &str, kind: AdaptedLayer) -> Option<AdapterParameters> {
-        let plan = self.plan.as_mut()?;
-        if !plan.covers(layer) {
+        let Wanted { a, b, m, rank, scale, refused } = self.rule.as_mut()?.wanted(layer, kind)?;
+        if let Some(problem) = refused {
+            self.refuse(layer, problem.to_owned());
+            [Some(&a), Some(&b), m.as_ref()].into_iter().flatten().for_each(|part| {
+                self.left.remove(&part.key);
+            });
             return None;
         }
-        let AdapterConfig { kind: adapter, rank, scale, .. } = plan.config;
-        let dora = adapter == AdapterKind::Dora;
-        if dora && matches!(kind, AdaptedLayer::Embedding { quantized: true, .. }) {
-            self.refuse(layer, "DoRA has no adapters for quantized embeddings".to_owned());
-            LEAVES.iter().for_each(|leaf| drop(self.left.remove(&format!("{layer}.{leaf}"))));
-            return None;
-        }
-        let [a, b] = kind.shapes(rank);
         if let Some(random) = &mut self.random {
+            let [a, b] = kind.shapes(rank);
             let made = fresh(random, a, b);
-            let magnitudes = if dora { Magnitudes::OfTheWeight } else { Magnitudes::None };
+            let magnitudes = if m.is_some() { Magnitudes::OfTheWeight } else { Magnitudes::None };
             return match made {
                 Ok([lora_a, lora_b]) => Some(AdapterParameters { lora_a, lora_b, magnitudes, scale }),
                 Err(e) => {
@@ -439,51 +550,72 @@ impl AdapterTensors {
                 }
             };
         }
-        let lora_a = self.tensor(&format!("{layer}.lora_a"), &a);
-        let lora_b = self.tensor(&format!("{layer}.lora_b"), &b);
-        let magnitudes = if dora {
-            self.tensor(&format!("{layer}.m"), &[kind.magnitudes()]).map(Magnitudes::Given)
-        } else {
-            Some(Magnitudes::None)
+        let (lora_a, lora_b) = (self.tensor(a), self.tensor(b));
+        let magnitudes = match m {
+            Some(m) => self.tensor(m).map(Magnitudes::Given),
+            None => Some(Magnitudes::None),
         };
         Some(AdapterParameters { lora_a: lora_a?, lora_b: lora_b?, magnitudes: magnitudes?, scale })
     }
 
-    fn tensor(&mut self, key: &str, shape: &[i32]) -> Option<Array> {
-        let owned = key.to_owned();
-        let (Some(tensor), Some(info)) = (self.left.remove(key), self.header.get(key)) else {
-            self.problems.push(TensorProblem::Missing { key: owned, shape: shape.to_vec() });
+    fn tensor(&mut self, Part { key, shape, transposed }: Part) -> Option<Array> {
+        let (Some(tensor), Some(info)) = (self.left.remove(&key), self.header.get(&key)) else {
+            self.problems.push(TensorProblem::Missing { key, shape });
             return None;
         };
         if tensor.shape() != shape {
-            let (expected, found) = (shape.to_vec(), tensor.shape().to_vec());
-            self.problems.push(TensorProblem::Shape { key: owned, expected, found });
+            let found = tensor.shape().to_vec();
+            self.problems.push(TensorProblem::Shape { key, expected: shape, found });
             return None;
         }
         if !matches!(info.dtype, TensorDtype::F32 | TensorDtype::F16 | TensorDtype::BF16) {
             let found = format!("{:?}", info.dtype);
-            self.problems.push(TensorProblem::Dtype { key: owned, expected: crate::tensors::FLOATS, found });
+            self.problems.push(TensorProblem::Dtype { key, expected: crate::tensors::FLOATS, found });
             return None;
         }
-        Some(tensor)
+        if !transposed {
+            return Some(tensor);
+        }
+        let turned = tensor.transpose();
+        turned.map_err(|e| self.refuse(&key, without_place(&e.to_string()))).ok()
     }
 
-    /// Everything that was missing, left over or wrong.
-    pub(crate) fn finish(mut self) -> Result<(), CheckpointError> {
+    /// Everything that was missing, left over or wrong. `has_head` is whether the model has a head of its own, and
+    /// `ignored` names the tensors of a checkpoint that the model has no use for.
+    pub(crate) fn finish(
+        mut self,
+        has_head: bool,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<(), CheckpointError> {
         let refused = |key, problem| TensorProblem::Refused { key, problem };
         for key in self.left.into_keys() {
-            let Some(plan) = &mut self.plan else { continue };
-            let outside = adapter_leaf(&key).is_some_and(|(layer, _)| !plan.covers(layer));
-            self.problems.push(if outside {
-                refused(key, format!("{CONFIG} gives this layer no adapter"))
-            } else {
-                TensorProblem::Unexpected { key }
+            let problem = match &mut self.rule {
+                None => continue,
+                Some(Rule::MlxLm(plan)) => adapter_leaf(&key)
+                    .filter(|(layer, _)| !plan.covers(layer))
+                    .map(|_| format!("{CONFIG} gives this layer no adapter")),
+                Some(Rule::Peft(_)) if Peft::is_ignored(&key, &ignored) => continue,
+                Some(Rule::Peft(peft)) => peft.left_over(&key),
+            };
+            self.problems.push(match problem {
+                Some(problem) => refused(key, problem),
+                None => TensorProblem::Unexpected { key },
             });
         }
-        if let Some(Plan { config: AdapterConfig { keys: Some(keys), .. }, met, .. }) = &self.plan {
-            let unmet = keys.iter().zip(met).filter(|(_, met)| !**met);
-            let unmet = unmet.map(|(key, _)| refused(key.clone(), "the model has no such layer".to_owned()));
-            self.problems.extend(unmet);
+        match &self.rule {
+            Some(Rule::MlxLm(Plan { config: AdapterConfig { keys: Some(keys), .. }, met, .. })) => {
+                let unmet = keys.iter().zip(met).filter(|(_, met)| !**met);
+                let unmet =
+                    unmet.map(|(key, _)| refused(key.clone(), "the model has no such layer".to_owned()));
+                self.problems.extend(unmet);
+            }
+            Some(Rule::Peft(peft)) if !has_head => {
+                let problem = "the model's head is this table, too, which PEFT leaves as it is; merge the adapters into \
+                               the model with PEFT (merge_and_unload) and load the result";
+                let changed = peft.embedding.clone();
+                self.problems.extend(changed.map(|layer| refused(layer, problem.to_owned())));
+            }
+            _ => {}
         }
         if self.problems.is_empty() {
             return Ok(());

@@ -263,7 +263,7 @@ impl Checkpoint {
     ) -> Result<Converted, CheckpointError> {
         let out = out.as_ref();
         crate::write::is_free(out)?;
-        let mut config = self.saved_config();
+        let mut config = self.saved_config()?;
         if parameters.iter().any(|(key, _)| key.starts_with(INNER)) {
             for key in ["quantization", "quantization_config"] {
                 config.get_mut(key).and_then(Value::as_object_mut).map(rename_layers);

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -42,7 +43,7 @@ pub enum CheckpointError {
         file: PathBuf,
     },
     /// A key of the config is missing or has the wrong type.
-    #[error("{}{}", file.display(), under(key))]
+    #[error("{}{}", file.display(), under(&shortened(key)))]
     Config {
         /// The config.
         file: PathBuf,
@@ -52,7 +53,7 @@ pub enum CheckpointError {
         source: serde_json::Error,
     },
     /// The config's quantization is one that this crate cannot read.
-    #[error("config.json: quantization of {layer}: {problem}")]
+    #[error("config.json: quantization of {}: {problem}", shortened(layer))]
     Quantization {
         /// The layer's key, or `every layer`.
         layer: String,
@@ -65,6 +66,16 @@ pub enum CheckpointError {
         /// The folder.
         folder: PathBuf,
     },
+    /// What was named is a model in a form that is not read.
+    #[error("{}: {form}; {advice}", place.display())]
+    OtherForm {
+        /// The file or folder.
+        place: PathBuf,
+        /// What it is.
+        form: String,
+        /// What to do.
+        advice: String,
+    },
     /// The index is JSON but no index.
     #[error("{} has no weight_map from tensor keys to safetensors files beside it", file.display())]
     Index {
@@ -72,7 +83,7 @@ pub enum CheckpointError {
         file: PathBuf,
     },
     /// The index names a file that is not there.
-    #[error("{} puts {key} into {shard}, and there is no such file beside it", index.display())]
+    #[error("{} puts {} into {}, and there is no such file beside it", index.display(), shortened(key), shortened(shard))]
     NoShard {
         /// The index.
         index: PathBuf,
@@ -82,7 +93,7 @@ pub enum CheckpointError {
         key: String,
     },
     /// Two files hold a tensor of the same key.
-    #[error("tensor {key} is in {} and in {}", first.display(), second.display())]
+    #[error("tensor {} is in {} and in {}", shortened(key), first.display(), second.display())]
     TensorTwice {
         /// The key.
         key: String,
@@ -92,7 +103,7 @@ pub enum CheckpointError {
         second: PathBuf,
     },
     /// The index puts a tensor into a file that does not hold it.
-    #[error("the index puts {key} into {}, which does not hold it", shard.display())]
+    #[error("the index puts {} into {}, which does not hold it", shortened(key), shard.display())]
     NotInShard {
         /// The tensor's key.
         key: String,
@@ -227,14 +238,15 @@ impl TensorProblem {
 
 impl fmt::Display for TensorProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = shortened(self.key());
         match self {
-            Self::Missing { key, shape } => write!(f, "{key}: missing, {shape:?} is needed"),
-            Self::Unexpected { key } => write!(f, "{key}: unexpected, the model has no such parameter"),
-            Self::Shape { key, expected, found } => {
-                write!(f, "{key}: shape {found:?}, {expected:?} is needed")
+            Self::Missing { shape, .. } => write!(f, "{key}: missing, {shape:?} is needed"),
+            Self::Unexpected { .. } => write!(f, "{key}: unexpected, the model has no such parameter"),
+            Self::Shape { expected, found, .. } => {
+                write!(f, "{key}: shape {}, {expected:?} is needed", shortened(&format!("{found:?}")))
             }
-            Self::Dtype { key, expected, found } => write!(f, "{key}: dtype {found}, {expected} is needed"),
-            Self::Refused { key, problem } => write!(f, "{key}: {problem}"),
+            Self::Dtype { expected, found, .. } => write!(f, "{key}: dtype {found}, {expected} is needed"),
+            Self::Refused { problem, .. } => write!(f, "{key}: {problem}"),
         }
     }
 }
@@ -247,6 +259,25 @@ fn of(folder: &Path) -> String {
     if folder.as_os_str().is_empty() { String::new() } else { format!(" in {}", folder.display()) }
 }
 
+/// The first of them, and how many more there are.
 fn list(problems: &[TensorProblem]) -> String {
-    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+    const SHOWN: usize = 20;
+    let mut text: String = problems.iter().take(SHOWN).map(|problem| format!("\n  {problem}")).collect();
+    if let more @ 1.. = problems.len().saturating_sub(SHOWN) {
+        text += &format!("\n  and {more} more");
+    }
+    text
+}
+
+/// A text of a file as messages show it: all of it, or the beginning and the end of a very long one.
+pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 240;
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let start = (0..=LONGEST / 2).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    let end =
+        (text.len() - LONGEST / 4..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+    let left_out = end - start;
+    format!("{}... ({left_out} bytes) ...{}", &text[..start], &text[end..]).into()
 }

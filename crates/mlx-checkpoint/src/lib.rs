@@ -27,6 +27,8 @@
 mod adapters;
 mod convert;
 mod error;
+mod forms;
+mod peft;
 mod quantization;
 mod safetensors_file;
 mod tensors;
@@ -93,9 +95,10 @@ impl Checkpoint {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let folder = folder.as_ref().to_path_buf();
         if !folder.is_dir() {
-            return Err(CheckpointError::NoFolder { folder });
+            return Err(forms::of_file(&folder).unwrap_or(CheckpointError::NoFolder { folder }));
         }
-        let config = read_json(&folder.join("config.json"), |file| CheckpointError::NoConfig { file })?;
+        let absent = |file| forms::without_config(&folder).unwrap_or(CheckpointError::NoConfig { file });
+        let config = read_json(&folder.join("config.json"), absent)?;
         let model_type = config
             .get("model_type")
             .and_then(serde_json::Value::as_str)
@@ -150,6 +153,13 @@ impl Checkpoint {
     /// `model_type` of the config.
     pub fn model_type(&self) -> &str {
         &self.model_type
+    }
+
+    /// Says through `tracing` that keys of the config have no use, and are ignored. An architecture calls it for keys
+    /// that transformers and mlx-lm ignore, too, and that no answer depends on.
+    pub fn warn_ignored(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) {
+        let file = self.folder.join("config.json");
+        keys.into_iter().for_each(|key| warn_ignored(&file, key.as_ref()));
     }
 
     /// The config as a type of the architecture's.
@@ -238,12 +248,30 @@ fn read_json(
     path: &Path,
     absent: impl FnOnce(PathBuf) -> CheckpointError,
 ) -> Result<serde_json::Value, CheckpointError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(absent(path.to_path_buf())),
-        Err(source) => return Err(CheckpointError::Io { file: path.to_path_buf(), source }),
-    };
+    let text = read_text(path, absent)?;
     serde_json::from_str(&text).map_err(|source| CheckpointError::Json { file: path.to_path_buf(), source })
+}
+
+/// The text of a JSON file that describes a model, within limits.
+fn read_text(
+    path: &Path,
+    absent: impl FnOnce(PathBuf) -> CheckpointError,
+) -> Result<String, CheckpointError> {
+    mlx_files::read_to_string(path, mlx_files::LARGEST_CONFIG).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => absent(path.to_path_buf()),
+        _ => CheckpointError::Io { file: path.to_path_buf(), source },
+    })
+}
+
+/// Whether a regular file is there; anything else at its place is an error.
+fn is_present(path: &Path) -> Result<bool, CheckpointError> {
+    mlx_files::is_present(path).map_err(|source| CheckpointError::Io { file: path.to_path_buf(), source })
+}
+
+/// Says that a key of a file has no use, and goes on. That is for keys that the references ignore, too, and that no
+/// answer depends on; docs/differences.md has the rule.
+fn warn_ignored(file: &Path, key: &str) {
+    tracing::warn!("{}: {} has no use, and is ignored", file.display(), error::shortened(key));
 }
 
 /// Which files hold the tensors.
@@ -258,9 +286,9 @@ impl TensorFiles {
     fn find(folder: &Path) -> Result<Self, CheckpointError> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
-        if single.is_file() {
+        if is_present(&single)? {
             Ok(Self { files: vec![single], promised: Vec::new() })
-        } else if index.is_file() {
+        } else if is_present(&index)? {
             Self::of_index(folder, index)
         } else {
             Self::without_index(folder)
@@ -272,17 +300,24 @@ impl TensorFiles {
         let not_an_index = || CheckpointError::Index { file: index.clone() };
         let map = json.get("weight_map").and_then(serde_json::Value::as_object).ok_or_else(not_an_index)?;
         let mut promised = Vec::with_capacity(map.len());
+        let mut files = BTreeSet::new();
         for (key, shard) in map {
             // A shard is a file beside the index; anything else would lead out of the folder.
             let is_name = |name: &&str| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
             let shard = shard.as_str().filter(is_name).ok_or_else(not_an_index)?;
             let file = folder.join(shard);
-            if !file.is_file() {
-                return Err(CheckpointError::NoShard { shard: shard.to_owned(), key: key.clone(), index });
+            if !files.contains(&file) {
+                if !is_present(&file)? {
+                    return Err(CheckpointError::NoShard {
+                        shard: shard.to_owned(),
+                        key: key.clone(),
+                        index,
+                    });
+                }
+                files.insert(file.clone());
             }
             promised.push((key.clone(), file));
         }
-        let files: BTreeSet<PathBuf> = promised.iter().map(|(_, file)| file.clone()).collect();
         if files.is_empty() {
             return Err(not_an_index());
         }
@@ -295,12 +330,13 @@ impl TensorFiles {
         for entry in fs::read_dir(folder).map_err(io)? {
             let file = entry.map_err(io)?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("model") && name.ends_with(".safetensors") && file.is_file() {
+            if name.starts_with("model") && name.ends_with(".safetensors") && is_present(&file)? {
                 files.push(file);
             }
         }
         if files.is_empty() {
-            return Err(CheckpointError::NoTensors { folder: folder.to_path_buf() });
+            let absent = CheckpointError::NoTensors { folder: folder.to_path_buf() };
+            return Err(forms::without_tensors(folder).unwrap_or(absent));
         }
         files.sort();
         Ok(Self { files, promised: Vec::new() })

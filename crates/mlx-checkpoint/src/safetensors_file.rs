@@ -1,6 +1,5 @@
 //! The header of a safetensors file.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -19,7 +18,7 @@ pub(crate) fn read_header(path: &Path, number: usize) -> Result<Vec<(String, Ten
     let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
     let broken = |problem: String| CheckpointError::Safetensors { file: path.to_path_buf(), problem };
 
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = mlx_files::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     if size < 8 {
         return Err(broken(format!("it has {size} bytes, and the length of the header alone takes 8")));
@@ -57,6 +56,12 @@ pub(crate) fn read_header(path: &Path, number: usize) -> Result<Vec<(String, Ten
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
+}
+
+/// Checks that a file is still a regular one, before MLX opens it by its path.
+pub(crate) fn check_regular(path: &Path) -> Result<(), CheckpointError> {
+    let opened = mlx_files::open(path);
+    opened.map(drop).map_err(|source| CheckpointError::Io { file: path.to_path_buf(), source })
 }
 
 /// Whether MLX opens a file that holds a tensor of this dtype. Because of a single one of another it refuses the
@@ -97,7 +102,7 @@ pub(crate) fn read_tensor(path: &Path, info: &TensorInfo) -> Result<Array, Strin
         other => return Err(format!("dtype {other:?} is none of a parameter")),
     };
     let mut bytes = vec![0; info.elements() * info.dtype.bitsize() / 8];
-    let mut file = File::open(path).map_err(|e| e.to_string())?;
+    let mut file = mlx_files::open(path).map_err(|e| e.to_string())?;
     file.seek(SeekFrom::Start(info.start)).map_err(|e| e.to_string())?;
     file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
     let length = i32::try_from(bytes.len()).map_err(|_| format!("{} bytes are too many", bytes.len()))?;

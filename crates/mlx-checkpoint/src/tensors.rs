@@ -7,7 +7,8 @@ use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use crate::adapters::AdapterTensors;
-use crate::safetensors_file::{mlx_reads, read_tensor, without_place};
+use crate::error::shortened;
+use crate::safetensors_file::{check_regular, mlx_reads, read_tensor, without_place};
 use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
 
 /// The tensors of a checkpoint while a model is built from them.
@@ -49,6 +50,7 @@ impl<'a> CheckpointTensors<'a> {
                 left.extend(of_file.map(|(key, _)| (key.clone(), Held::InFile)));
                 continue;
             }
+            check_regular(file)?; // MLX opens whatever is there
             // MLX opens the file and reads a tensor's bytes when the tensor is evaluated.
             let tensors = Array::load_safetensors(file).map_err(|e| CheckpointError::Unreadable {
                 file: file.clone(),
@@ -91,7 +93,17 @@ impl<'a> CheckpointTensors<'a> {
         if let Some(adapters) = &mut self.adapters {
             replaced.for_each(|key| adapters.unused(key.clone()));
         }
-        let left = self.left.into_keys().filter(|key| !self.replaced.contains_key(key) && !ignored(key));
+        let mut left: Vec<String> = self.left.into_keys().collect();
+        left.retain(|key| !self.replaced.contains_key(key) && !ignored(key));
+        let (frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
+        if let Some(key) = frequencies.first() {
+            let (folder, count) = (self.checkpoint.folder().display(), frequencies.len());
+            let key = shortened(key);
+            tracing::warn!(
+                "{folder}: {key} and {count} such tensors in all have no use, and are ignored: the config says how the model rotates"
+            );
+        }
+        let left = left.into_iter();
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
         let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
         self.problems.extend(self.checkpoint.quantization.named_layers().filter(strange).map(|layer| {
@@ -99,7 +111,8 @@ impl<'a> CheckpointTensors<'a> {
             TensorProblem::Refused { key: layer.to_owned(), problem }
         }));
         if self.problems.is_empty() {
-            self.adapters.map_or(Ok(()), AdapterTensors::finish)?;
+            let has_head = self.layers.iter().any(|layer| layer.rsplit('.').next() == Some("lm_head"));
+            self.adapters.map_or(Ok(()), |adapters| adapters.finish(has_head, &ignored))?;
             // Last, since a layer is also refused where its tensors are wrong.
             self.problems = self.refused;
         }
@@ -161,6 +174,13 @@ impl<'a> CheckpointTensors<'a> {
             }
         }
     }
+}
+
+/// Whether a tensor holds the frequencies of a rotation, as older versions of transformers saved them. They follow from
+/// the config, and nothing reads them.
+fn is_frequencies(key: &str) -> bool {
+    let module = key.strip_suffix(".inv_freq").and_then(|path| path.rsplit('.').next());
+    module.is_some_and(|module| module.starts_with("rotary_emb"))
 }
 
 /// What parameters may be that are not quantized.

@@ -7,13 +7,14 @@ use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use mlx_files::Partial;
 use mlx_layers::Quantization;
 use mlx_rs::{Array, Dtype};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::safetensors_file::without_place;
-use crate::{Checkpoint, CheckpointError, TensorDtype};
+use crate::{Checkpoint, CheckpointError, TensorDtype, is_present, read_text};
 
 /// Bytes of one tensor file, as in mlx-lm.
 pub(crate) const LARGEST_SHARD: u64 = 5 << 30;
@@ -61,7 +62,7 @@ impl Checkpoint {
     ) -> Result<(), CheckpointError> {
         let tensors: Vec<_> =
             tensors.into_iter().map(|(key, array)| (key.as_ref().to_owned(), array.clone())).collect();
-        let mut config = self.saved_config();
+        let mut config = self.saved_config()?;
         if let Some(config) = config.as_object_mut().filter(|_| self.is_dequantized()) {
             config.remove("quantization");
             config.remove("quantization_config");
@@ -74,13 +75,18 @@ impl Checkpoint {
 
     /// The config as mlx-lm saves it: without what only names another place or a part that is not written, and with
     /// the ends of a turn that the generation config names.
-    pub(crate) fn saved_config(&self) -> Value {
+    pub(crate) fn saved_config(&self) -> Result<Value, CheckpointError> {
+        let generation = self.folder.join("generation_config.json");
+        let generation = if is_present(&generation)? {
+            let read = |file| CheckpointError::NoConfig { file };
+            serde_json::from_str(&read_text(&generation, read)?).unwrap_or_default()
+        } else {
+            Value::Null
+        };
         let mut config = self.config.clone();
-        let Some(keys) = config.as_object_mut() else { return config };
+        let Some(keys) = config.as_object_mut() else { return Ok(config) };
         keys.remove("_name_or_path");
         keys.remove("vision_config");
-        let generation = fs::read_to_string(self.folder.join("generation_config.json")).unwrap_or_default();
-        let generation: Value = serde_json::from_str(&generation).unwrap_or_default();
         if let Some(eos) = generation.get("eos_token_id").filter(|eos| is_given(eos)) {
             keys.insert("eos_token_id".to_owned(), eos.clone());
         }
@@ -89,7 +95,7 @@ impl Checkpoint {
             keys.insert("quantization".to_owned(), quantization.clone());
             keys.insert("quantization_config".to_owned(), quantization);
         }
-        config
+        Ok(config)
     }
 
     /// Writes everything beside `folder`, and renames it. Returns the names of the tensor files.
@@ -100,19 +106,17 @@ impl Checkpoint {
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>, CheckpointError> {
         is_free(folder)?;
-        // Without a slash at its end, behind which the other name would lie inside.
+        // Without a slash at its end.
         let folder = &*folder.components().collect::<PathBuf>();
-        let mut partial = folder.as_os_str().to_owned();
-        partial.push(format!(".partial-{}", std::process::id()));
-        let partial = PathBuf::from(partial);
-        let written = self.write_into(&partial, contents, progress);
-        let written = written
-            .and_then(|files| fs::rename(&partial, folder).map(|()| files).map_err(|e| failed(folder, &e)));
-        if written.is_err() {
-            // What could not be written whole is of no use, and that it may stay is no other error.
-            let _ = fs::remove_dir_all(&partial);
+        let write = |e| failed(folder, &e);
+        if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(write)?;
         }
-        written
+        // What could not be written whole is removed again.
+        let partial = Partial::folder(folder).map_err(write)?;
+        let written = self.write_into(partial.path(), contents, progress)?;
+        partial.commit().map_err(write)?;
+        Ok(written)
     }
 
     fn write_into(
@@ -121,7 +125,6 @@ impl Checkpoint {
         contents: Contents,
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>, CheckpointError> {
-        fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
         write_json(&folder.join("config.json"), &contents.config)?;
         let Contents { tensors, parameters, largest_shard, .. } = contents;
         let files = write_tensors(folder, tensors, parameters, largest_shard, progress)?;
@@ -136,9 +139,14 @@ impl Checkpoint {
             let extension = file.extension().unwrap_or_default().to_string_lossy();
             let name = file.file_name().unwrap_or_default();
             let ours = name == "config.json" || name.to_string_lossy().ends_with(".index.json");
-            if file.is_file() && !ours && COMPANIONS.contains(&&*extension) {
-                fs::copy(&file, folder.join(name)).map_err(|e| failed(&file, &e))?;
+            if ours || !COMPANIONS.contains(&&*extension) || file.is_dir() {
+                continue;
             }
+            let read = |source| CheckpointError::Io { file: file.clone(), source };
+            let mut from = mlx_files::open(&file).map_err(read)?;
+            let copy = folder.join(name);
+            let copied = File::create_new(&copy).and_then(|mut to| io::copy(&mut from, &mut to));
+            copied.map_err(|e| failed(&copy, &e))?;
         }
         Ok(())
     }
@@ -290,7 +298,7 @@ fn write_tensors(
 }
 
 /// Writes one file, tensor by tensor, and says so before each.
-fn write_safetensors(
+pub(crate) fn write_safetensors(
     out: &mut impl Write,
     tensors: Vec<(String, Array)>,
     writing: &mut dyn FnMut(&str) -> io::Result<()>,
@@ -342,20 +350,14 @@ fn write_json(file: &Path, json: &Value) -> Result<(), CheckpointError> {
     fs::write(file, format!("{json:#}\n")).map_err(|e| failed(file, &e))
 }
 
-/// Writes a file beside its place and then puts it there, so that nobody sees half of it. `write` is given a path
-/// with the same extension.
-pub(crate) fn write_in_place(
-    file: &Path,
-    write: impl FnOnce(&Path) -> Result<(), String>,
-) -> Result<(), CheckpointError> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let partial = file.with_file_name(format!("partial-{}-{name}", std::process::id()));
-    let written = write(&partial).and_then(|()| fs::rename(&partial, file).map_err(|e| e.to_string()));
-    written.map_err(|problem| {
-        // Nothing is left to do for a file that cannot be removed.
-        let _ = fs::remove_file(&partial);
-        CheckpointError::Write { file: file.to_path_buf(), problem }
-    })
+/// A file that is written beside its place; only a regular file is replaced.
+pub(crate) fn partial_file(file: &Path) -> Result<Partial, CheckpointError> {
+    Partial::file(file).map_err(|e| failed(file, &e))
+}
+
+/// Puts what was written into its place.
+pub(crate) fn commit(partial: Partial, file: &Path) -> Result<(), CheckpointError> {
+    partial.commit().map_err(|e| failed(file, &e))
 }
 
 fn failed(file: &Path, e: &io::Error) -> CheckpointError {

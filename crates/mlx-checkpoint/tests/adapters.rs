@@ -311,12 +311,12 @@ fn configs_that_describe_no_adapters() {
         ("\"rank\": 4", "\"rank\": 0", "rank is 0, and must be positive"),
         ("\"rank\": 4", "\"rank\": 1.5", "lora_parameters.rank"),
         ("\"scale\": 1.5", "\"seed\": 1.5", "lora_parameters"),
-        ("\"scale\": 1.5", "\"alpha\": 6", "alpha is not mlx-lm's: it has scale"),
+        ("\"scale\": 1.5", "\"alpha\": 6", "scale is missing; it is alpha / rank"),
         (",\n    \"scale\": 1.5", "", "scale is missing"),
         ("\"scale\": 1.5", "\"scale\": 1e39", "scale"),
         ("\"dropout\": 0.0", "\"dropout\": 1.0", "dropout is 1, and must be in 0..1"),
         ("\"up\"", "", "keys names no layer"),
-        ("\"num_layers\": 2", "\"num_layers\": 2, \"peft_type\": \"LORA\"", "this folder is PEFT's"),
+        ("\"num_layers\": 2", "\"num_layers\": 2, \"peft_type\": \"LORA\"", "there is no"),
     ] {
         let folder = trained(&base, &config(AdapterKind::Lora, &["up"], 2));
         edit(folder.path(), from, to);

@@ -1,0 +1,108 @@
+//! Models in forms that are not read: what they are, and what to do.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::shortened;
+use crate::{CheckpointError, read_json};
+
+/// What a GGUF file begins with.
+const GGUF: [u8; 4] = *b"GGUF";
+
+/// What the names of PyTorch's files end with.
+const PICKLED: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+
+/// What is said of a file that was named in the place of a checkpoint folder.
+pub(crate) fn of_file(file: &Path) -> Option<CheckpointError> {
+    if is_gguf(file) {
+        return Some(gguf(file));
+    }
+    let advice = match extension(file)?.as_str() {
+        "safetensors" => "name the folder that it is in, with config.json beside it",
+        pickled if PICKLED.contains(&pickled) => {
+            return is_file(file).then(|| self::pickled(file, "it is a file of PyTorch"));
+        }
+        _ => return None,
+    };
+    is_file(file).then(|| other(file, "it is a file of tensors, and a checkpoint is a folder", advice))
+}
+
+/// What is said of a folder without a config.
+pub(crate) fn without_config(folder: &Path) -> Option<CheckpointError> {
+    let adapters = folder.join("adapter_config.json");
+    if is_file(&adapters) {
+        let config = read_json(&adapters, |file| CheckpointError::NoConfig { file }).unwrap_or_default();
+        // PEFT and mlx-lm name the base in their own ways.
+        let base = ["base_model_name_or_path", "model"].iter().find_map(|key| config.get(*key)?.as_str());
+        let base = base.map_or_else(String::new, |base| format!(", which is {}", shortened(base)));
+        let advice = format!("load the model that they are for{base}, with --adapters {}", folder.display());
+        return Some(other(folder, "it holds adapters, and no model", &advice));
+    }
+    with_gguf(folder).or_else(|| without_tensors(folder)).or_else(|| {
+        let advice = "name the folder that config.json and the weights are in";
+        tokenizer_alone(folder).then(|| other(folder, "it holds a tokenizer, and no model", advice))
+    })
+}
+
+/// What is said of a folder without tensors that are read.
+pub(crate) fn without_tensors(folder: &Path) -> Option<CheckpointError> {
+    with_gguf(folder).or_else(|| {
+        // Trainers leave other files of these kinds, such as training_args.bin.
+        let is_weights = |name: &str, extension: &str| {
+            let weights =
+                ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
+            weights && PICKLED.contains(&extension)
+        };
+        files(folder, is_weights).then(|| pickled(folder, "its weights are files of PyTorch"))
+    })
+}
+
+fn with_gguf(folder: &Path) -> Option<CheckpointError> {
+    files(folder, |_, extension| extension == "gguf").then(|| gguf(folder))
+}
+
+fn tokenizer_alone(folder: &Path) -> bool {
+    ["tokenizer.model", "tokenizer.json"].iter().any(|name| is_file(&folder.join(name)))
+}
+
+fn gguf(place: &Path) -> CheckpointError {
+    let advice = "GGUF is not supported yet; take the model's checkpoint in safetensors, which `convert --quantize` \
+                  makes as small";
+    other(place, "it is a model in llama.cpp's format GGUF", advice)
+}
+
+fn pickled(place: &Path, form: &str) -> CheckpointError {
+    let advice = "they are not read, since unpickling runs code; load the model with transformers and save it anew \
+                  (save_pretrained), which writes safetensors";
+    other(place, form, advice)
+}
+
+fn other(place: &Path, form: &str, advice: &str) -> CheckpointError {
+    let (form, advice) = (form.to_owned(), advice.to_owned());
+    CheckpointError::OtherForm { place: place.to_path_buf(), form, advice }
+}
+
+fn is_gguf(file: &Path) -> bool {
+    let mut start = [0; GGUF.len()];
+    mlx_files::open(file).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == GGUF
+}
+
+fn is_file(file: &Path) -> bool {
+    mlx_files::is_present(file).unwrap_or(false)
+}
+
+fn extension(file: &Path) -> Option<String> {
+    Some(file.extension()?.to_string_lossy().to_lowercase())
+}
+
+/// Whether a folder has a file with such a name and extension.
+fn files(folder: &Path, wanted: impl Fn(&str, &str) -> bool) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    entries.flatten().any(|entry| {
+        let file = entry.path();
+        let name = entry.file_name();
+        extension(&file).is_some_and(|extension| wanted(&name.to_string_lossy(), &extension))
+            && is_file(&file)
+    })
+}

@@ -1,0 +1,214 @@
+//! Adapters as PEFT saves them answer as in PEFT, beside the weights and fused into them.
+//!
+//! The cases are those of `xtask/python/make_peft_cases.py`.
+#![cfg(feature = "architectures")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlx_models::{CheckpointError, FuseOptions, LoadError, LoadOptions, fuse, load, load_with};
+use mlx_rs::Array;
+use mlx_testing::models::all_logits;
+use mlx_testing::{Tolerance, compare};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Float32 of two programs that add in another order.
+const CLOSE: Tolerance = Tolerance::Close { rtol: 2e-4, atol: 2e-4 };
+
+const CASES: [&str; 6] = [
+    "peft_dora_phi3",
+    "peft_dora_qwen3",
+    "peft_lora_olmo3_saved",
+    "peft_lora_phi3",
+    "peft_lora_qwen3_one_layer",
+    "peft_rslora_qwen3",
+];
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases").join(name)
+}
+
+fn with_adapters(folder: &Path, adapters: &Path) -> Result<Box<dyn mlx_models::CausalLm>, LoadError> {
+    load_with(folder, &LoadOptions { adapters: Some(adapters.to_path_buf()), ..LoadOptions::default() })
+}
+
+#[track_caller]
+fn assert_close(name: &str, found: &Array, expected: &Array) {
+    let result = compare(found, expected, CLOSE).unwrap();
+    assert!(result.is_equal(), "{name}: {result}");
+}
+
+#[test]
+fn the_answers_are_those_of_peft() {
+    for name in CASES {
+        let folder = case(name);
+        let reference = Array::load_safetensors(folder.join("reference.safetensors")).unwrap();
+        let mut adapted = with_adapters(&folder, &folder.join("adapters")).unwrap();
+        assert_close(name, &all_logits(&mut *adapted, &reference["tokens"]), &reference["logits"]);
+
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("fused");
+        fuse(&folder, folder.join("adapters"), &out, &FuseOptions::default()).unwrap();
+        let mut fused = load(&out).unwrap();
+        assert_close(name, &all_logits(&mut *fused, &reference["tokens"]), &reference["logits"]);
+    }
+}
+
+/// What `merge_and_unload` makes of the weights.
+#[test]
+fn the_fused_weights_are_those_of_peft() {
+    for name in CASES {
+        let folder = case(name);
+        if !folder.join("fused").is_dir() {
+            continue;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("fused");
+        fuse(&folder, folder.join("adapters"), &out, &FuseOptions::default()).unwrap();
+        let read = |folder: &Path| Array::load_safetensors(folder.join("model.safetensors")).unwrap();
+        let (found, expected) = (read(&out), read(&folder.join("fused")));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (key, expected) in &expected {
+            let result = compare(&found[key], expected, Tolerance::Close { rtol: 1e-5, atol: 1e-6 }).unwrap();
+            assert!(result.is_equal(), "{name}: {key}: {result}");
+        }
+    }
+}
+
+/// A copy of a case's adapters with an edited config.
+fn edited(name: &str, edit: impl FnOnce(&mut Value)) -> TempDir {
+    let (from, folder) = (case(name).join("adapters"), tempfile::tempdir().unwrap());
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
+    let file = folder.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    edit(&mut config);
+    fs::write(&file, config.to_string()).unwrap();
+    folder
+}
+
+/// The same with tensors under other names, without those that get none.
+fn renamed(name: &str, rename: impl Fn(&str) -> Option<String>) -> TempDir {
+    let folder = edited(name, |_| {});
+    let file = folder.path().join("adapter_model.safetensors");
+    let tensors = Array::load_safetensors(&file).unwrap();
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .filter_map(|(key, array)| {
+            // In memory, since the file is written anew.
+            array.eval().unwrap();
+            Some((rename(&key)?, array))
+        })
+        .collect();
+    Array::save_safetensors(tensors, None, &file).unwrap();
+    folder
+}
+
+#[test]
+fn other_names_of_the_same_layers_answer_alike() {
+    let rename = |from: &'static str, to: &'static str| {
+        renamed("peft_dora_qwen3", move |key| Some(key.replace(from, to)))
+    };
+    for adapters in [
+        // As models with a vision part have them, in the two orders of transformers.
+        rename("base_model.model.model.", "base_model.model.model.language_model."),
+        rename("base_model.model.model.", "base_model.model.language_model.model."),
+        // As PEFT wrote it for some time.
+        rename("lora_magnitude_vector", "lora_magnitude_vector.weight"),
+    ] {
+        let folder = case("peft_dora_qwen3");
+        let reference = Array::load_safetensors(folder.join("reference.safetensors")).unwrap();
+        let mut adapted = with_adapters(&folder, adapters.path()).unwrap();
+        assert_close("renamed", &all_logits(&mut *adapted, &reference["tokens"]), &reference["logits"]);
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    let set = |key: &'static str, value: Value| edited("peft_lora_phi3", move |config| config[key] = value);
+    for (adapters, needle) in [
+        (set("peft_type", json!("LOHA")), "peft_type is \"LOHA\", and only LORA is supported; merge"),
+        (set("peft_type", json!(7)), "peft_type"),
+        (set("r", json!(0)), "r is 0, and a rank must be positive"),
+        (set("r", json!(2.5)), "adapter_config.json: r"),
+        (set("r", json!(1_i64 << 40)), "adapter_config.json: r"),
+        (set("lora_alpha", json!(1e300)), "lora_alpha is 1"),
+        (set("bias", json!("some")), "bias is \"some\", and must be none, all or lora_only"),
+        (set("lora_bias", json!(true)), "lora_bias is true, and such adapters are not supported"),
+        (set("layer_replication", json!([[0, 1]])), "layer_replication is [[0,1]]"),
+        (set("trainable_token_indices", json!([3])), "trainable_token_indices is [3]"),
+        (set("init_lora_weights", json!("pissa")), "path_initial_model_for_weight_conversion"),
+        (set("alpha_pattern", json!({ "(?=q)": 3 })), "alpha_pattern has a pattern that cannot be read"),
+        (set("rank_pattern", json!({ "o_proj": -1 })), "rank_pattern is -1, and a rank must be positive"),
+        (
+            set("rank_pattern", json!({ "o_proj": 3 })),
+            "o_proj.lora_A.weight: shape [4, 32], [3, 32] is needed",
+        ),
+        (set("use_dora", json!(true)), "qkv_proj.lora_magnitude_vector: missing, [64] is needed"),
+        (
+            set("target_modules", json!(["o_proj"])),
+            "qkv_proj.lora_A.weight: adapter_config.json gives this layer no adapter",
+        ),
+        (set("target_modules", json!(".*o_proj")), "adapter_config.json gives this layer no adapter"),
+        (
+            set("layers_to_transform", json!([0])),
+            "layers.1.self_attn.o_proj.lora_B.weight: adapter_config.json gives",
+        ),
+        (
+            renamed("peft_lora_phi3", |key| {
+                (!key.contains("1.mlp.down_proj.lora_B")).then(|| key.to_owned())
+            }),
+            "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight: missing, [32, 4] is needed",
+        ),
+        (
+            renamed("peft_lora_phi3", |key| Some(key.replace("layers.1", "layers.7"))),
+            "layers.7.mlp.down_proj.lora_A.weight: the model has no such layer",
+        ),
+        (
+            renamed("peft_lora_phi3", |key| {
+                Some(key.replace("o_proj.lora_A.weight", "o_proj.lora_A.default.weight"))
+            }),
+            "o_proj.lora_A.default.weight: unexpected",
+        ),
+    ] {
+        let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err().to_string();
+        assert!(error.contains(needle), "{needle}: {error}");
+    }
+}
+
+#[test]
+fn pickled_adapters_are_not_read() {
+    let adapters = edited("peft_lora_phi3", |_| {});
+    let file = adapters.path().join("adapter_model.safetensors");
+    fs::rename(&file, adapters.path().join("adapter_model.bin")).unwrap();
+    let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err();
+    assert!(error.to_string().contains("load them with PEFT and save them anew"), "{error}");
+    fs::remove_file(adapters.path().join("adapter_model.bin")).unwrap();
+    let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err();
+    assert!(matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapters { .. })), "{error}");
+}
+
+/// PEFT leaves a head that is tied to an embedding as it is, and here both are one table.
+#[test]
+fn an_embedding_that_is_the_head_too_cannot_have_an_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = case("peft_lora_olmo3_saved");
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(from.join("config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = json!(true);
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let mut tensors = Array::load_safetensors(from.join("model.safetensors")).unwrap();
+    tensors.remove("lm_head.weight").unwrap();
+    Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
+    let error = with_adapters(folder.path(), &from.join("adapters")).unwrap_err().to_string();
+    assert!(error.contains("model.embed_tokens: the model's head is this table, too"), "{error}");
+    assert!(
+        error.contains(
+            "base_model.model.lm_head.weight: the checkpoint has no lm_head.weight that it could replace"
+        ),
+        "{error}"
+    );
+}
