@@ -4,18 +4,20 @@
 //! publishes an [`Architecture`]; a runtime (a token loop, a server, a parity check) uses them and
 //! never names a model.
 
+mod origin;
 mod trace;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
 
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_kvcache::{CacheError, CacheOptions, LayerSpec, ModelCache};
+use mlx_kvcache::{CacheError, CacheOptions, LayerKind, LayerSpec, ModelCache};
 pub use mlx_rope::LongRopeMode;
 use mlx_rs::error::Exception;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
+pub use origin::{digest, made_by};
 pub use trace::{Traced, trace};
 
 /// Which positions of a call need logits.
@@ -72,6 +74,12 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
         true
     }
 
+    /// Why mlx-lm's model of this type computes other keys and values for a sequence of so many `tokens`, as the end of
+    /// a sentence; none where it computes the same, which is the rule. Caches of the two cannot be exchanged then.
+    fn unlike_mlx_lm(&self, _tokens: i32) -> Option<String> {
+        None
+    }
+
     /// An empty cache for this model.
     ///
     /// # Errors
@@ -121,6 +129,8 @@ pub struct ModelInfo {
     pub layers: Vec<LayerSpec>,
     /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
+    /// A [`digest`] of the config that the model was built from.
+    pub config_digest: String,
 }
 
 impl ModelInfo {
@@ -132,6 +142,19 @@ impl ModelInfo {
         };
         self.layers.iter().map(LayerSpec::values_per_token).sum::<usize>() * bytes
     }
+}
+
+/// [`CausalLm::unlike_mlx_lm`] of a model whose windows mlx-lm does not know: it reads all tokens in all layers.
+pub fn windows_unlike_mlx_lm(layers: &[LayerSpec], tokens: i32) -> Option<String> {
+    let windows = layers.iter().filter_map(|layer| match layer.kind {
+        LayerKind::Sliding { window } => Some(window),
+        LayerKind::Full => None,
+    });
+    let window = windows.min().filter(|&window| tokens > window)?;
+    Some(format!(
+        "mlx-lm does not apply this model's window of {window} tokens, so that behind more tokens its keys and values are \
+         other ones; make it again"
+    ))
 }
 
 /// The dtype that the activations of a model take on: the one that all of its floating parameters
@@ -175,6 +198,12 @@ pub enum LoadError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// MLX could not read the weights.
+    #[error("reading the weights")]
+    Weights {
+        /// Why not.
+        source: Exception,
+    },
     /// No architecture is known for this `model_type`.
     #[error("unknown model_type {found:?}; known are {}", known.join(", "))]
     UnknownModelType {
@@ -196,6 +225,10 @@ pub enum LoadError {
 /// What a user wants of a model, whichever it is. A model that has no use for an option is the same without.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadOptions {
+    /// Leaves the weights on disk until they are first used, by the thread that loaded the model: MLX reads them there
+    /// and nowhere else. Without it, `mlx_models::load_with` reads them into memory before it answers, and the model
+    /// works on every thread. An architecture that is asked directly does not look here, and never reads them.
+    pub lazy: bool,
     /// Which of its lists LongRoPE uses when.
     pub long_rope: LongRopeMode,
     /// A folder of adapters for the model, in mlx-lm's format: [`Adapters`](mlx_checkpoint::Adapters). `mlx_models::load_with` puts them

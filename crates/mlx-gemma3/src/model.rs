@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
@@ -132,6 +132,7 @@ impl Gemma3 {
             context_length: config.context_length,
             layers: config.layers.iter().map(layer).collect(),
             dtype: activation_dtype(&text),
+            config_digest: digest(config),
         };
         let Config { keys, final_logit_softcapping, .. } = *config;
         Self { text, keys, final_logit_softcapping, info }

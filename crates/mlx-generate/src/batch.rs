@@ -6,6 +6,7 @@ use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheOptions, ModelCache};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::async_eval;
 
 use crate::chooser::Chooser;
 use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, as_i32, prefill};
@@ -13,6 +14,13 @@ use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, as_i32
 /// Names a sequence of a [`Batch`], also after others have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId(u64);
+
+impl RowId {
+    /// The how-manieth sequence it was, from 0.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// A token of one of the sequences.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +65,10 @@ pub struct Batch {
     /// In the order of the cache's rows.
     rows: Vec<Row>,
     added: u64,
+    /// Rows that failed in the last step and were not told of yet.
+    failed: Vec<(RowId, GenerateError)>,
+    /// The tokens of the others in that step.
+    kept_back: Vec<BatchToken>,
 }
 
 #[derive(Debug)]
@@ -75,7 +87,14 @@ impl Batch {
     /// A batch without rows. `options` are those of the cache; its padding is not looked at.
     pub fn new(options: CacheOptions) -> Self {
         let options = CacheOptions { left_padding: Vec::new(), ..options };
-        Self { options, cache: None, rows: Vec::new(), added: 0 }
+        Self {
+            options,
+            cache: None,
+            rows: Vec::new(),
+            added: 0,
+            failed: Vec::new(),
+            kept_back: Vec::new(),
+        }
     }
 
     /// How many sequences there are.
@@ -83,9 +102,9 @@ impl Batch {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is none, and [`step`](Self::step) has nothing to tell of those that were.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.is_empty() && self.failed.is_empty() && self.kept_back.is_empty()
     }
 
     /// The tokens of a sequence so far, prompt and answer; none where it has ended.
@@ -131,8 +150,15 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// What the model reports.
+    /// What the model reports; [`GenerateError::Row`] where no token can be chosen for one sequence, which then has
+    /// left the batch. The tokens of the others come with the next call.
     pub fn step(&mut self, model: &mut dyn CausalLm) -> Result<Vec<BatchToken>, GenerateError> {
+        if let Some(failure) = self.next_failure() {
+            return Err(failure);
+        }
+        if !self.kept_back.is_empty() {
+            return Ok(std::mem::take(&mut self.kept_back));
+        }
         // A row that was asked for no token at all.
         self.keep(|row| row.options.max_tokens > 0)?;
         self.read_again_over_borders(model)?;
@@ -148,7 +174,13 @@ impl Batch {
         }
         let mut answers = Vec::with_capacity(steps.len());
         for (row, step) in self.rows.iter_mut().zip(&steps) {
-            let token = step.read()?;
+            let token = match step.read() {
+                Ok(token) => token,
+                Err(e) => {
+                    self.failed.push((row.id, e));
+                    continue;
+                }
+            };
             row.decoded += 1;
             row.tokens.push(token.id);
             let finish = if row.options.stop_tokens.contains(&token.id) {
@@ -164,10 +196,23 @@ impl Batch {
             };
             answers.push(BatchToken { row: row.id, token, finish });
         }
-        let ended = |row: &Row| answers.iter().any(|answer| answer.row == row.id && answer.finish.is_some());
-        self.keep(|row| !ended(row))?;
+        let ended: Vec<RowId> = answers.iter().filter(|answer| answer.finish.is_some()).map(|answer| answer.row)
+            .chain(self.failed.iter().map(|(row, _)| *row))
+            .collect();
+        self.keep(|row| !ended.contains(&row.id))?;
         answers.sort_by_key(|answer| answer.row);
-        Ok(answers)
+        match self.next_failure() {
+            None => Ok(answers),
+            Some(failure) => {
+                self.kept_back = answers;
+                Err(failure)
+            }
+        }
+    }
+
+    fn next_failure(&mut self) -> Option<GenerateError> {
+        let (row, source) = self.failed.pop()?;
+        Some(GenerateError::Row { row, source: Box::new(source) })
     }
 
     /// Rows whose next token comes over a border between two rotations (LongRoPE) are read anew.
@@ -203,7 +248,7 @@ impl Batch {
             none => *none = Some(cache),
         }
         self.rows.push(row);
-        Ok(())
+        self.start()
     }
 
     fn keep(&mut self, wanted: impl Fn(&Row) -> bool) -> Result<(), GenerateError> {
@@ -222,7 +267,12 @@ impl Batch {
             Some(cache) if !rows.is_empty() => cache.filter(rows)?,
             cache => *cache = None,
         }
-        Ok(())
+        self.start()
+    }
+
+    /// As [`Session::start`].
+    fn start(&self) -> Result<(), GenerateError> {
+        Ok(async_eval(self.cache.iter().flat_map(ModelCache::arrays))?)
     }
 
     fn new_session(&self, model: &dyn CausalLm) -> Result<Session, GenerateError> {

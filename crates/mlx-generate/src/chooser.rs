@@ -30,6 +30,8 @@ pub(crate) struct Step {
     pub(crate) id: Array,
     logprob: Array,
     alternatives: Option<Alternatives>,
+    /// What the model answered, to say what was wrong with it.
+    logits: Array,
 }
 
 impl Chooser {
@@ -64,11 +66,13 @@ impl Chooser {
     /// Chooses the token after `token`, an id of shape `[1]`, from its logits `[1, V]`, and starts the device on
     /// it.
     pub(crate) fn step(&mut self, token: &Array, logits: Array) -> Result<Step, Exception> {
-        let logprobs = self.logprobs(token, logits)?;
+        let logprobs = self.logprobs(token, logits.clone())?;
         let id = self.sampler.sample(&logprobs)?; // [1]
         let logprob = take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(Dtype::Float32)?;
-        let step = Step { id, logprob, alternatives: Alternatives::new(&logprobs, self.top_logprobs)? };
-        async_eval(step.arrays())?;
+        let alternatives = Alternatives::new(&logprobs, self.top_logprobs)?;
+        let step = Step { id, logprob, alternatives, logits };
+        // With the state of the random numbers, so that the next step may be another thread's.
+        async_eval(step.arrays().chain(self.sampler.state()))?;
         Ok(step)
     }
 
@@ -115,6 +119,11 @@ impl Chooser {
         Ok(())
     }
 
+    /// The state of the random numbers, which MLX may not have computed yet.
+    pub(crate) fn state(&self) -> Option<&Array> {
+        self.sampler.state()
+    }
+
     /// Whether the likeliest token is taken.
     pub(crate) fn is_greedy(&self) -> bool {
         self.sampler.is_greedy()
@@ -127,14 +136,20 @@ impl Chooser {
         concatenate(&rows.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
-    /// Tokens that were chosen by the first rows of these log-probabilities `[n, V]`.
-    pub(crate) fn tokens(&self, ids: &[u32], logprobs: &Array) -> Result<Vec<Token>, Exception> {
+    /// Tokens that were chosen by the first rows of these log-probabilities `[n, V]`, which are those of these logits.
+    pub(crate) fn tokens(
+        &self,
+        ids: &[u32],
+        logprobs: &Array,
+        logits: &Array,
+    ) -> Result<Vec<Token>, GenerateError> {
         let count = ids.len() as i32;
         let logprobs = logprobs.try_index(..count)?;
         let chosen = take_along_axis(&logprobs, Array::from_slice(ids, &[count, 1]), -1)?;
         let chosen = chosen.as_dtype(Dtype::Float32)?;
         let chosen = chosen.try_as_slice::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
         let tokens = (0..).zip(ids.iter().zip(chosen)).map(|(row, (&id, &logprob))| {
+            check_possible(logprob, &logits.try_index(row..row + 1)?)?;
             let alternatives = Alternatives::new(&logprobs.try_index(row..row + 1)?, self.top_logprobs)?;
             let alternatives = alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?;
             Ok(Token { id, logprob, alternatives, guessed: false })
@@ -145,11 +160,13 @@ impl Chooser {
 
 impl Step {
     /// Waits for the device.
-    pub(crate) fn read(&self) -> Result<Token, Exception> {
+    pub(crate) fn read(&self) -> Result<Token, GenerateError> {
         let read = |e: ConversionError| Exception::custom(e.to_string());
+        let logprob = self.logprob.try_item_exact::<f32>().map_err(read)?;
+        check_possible(logprob, &self.logits)?;
         Ok(Token {
             id: self.id.try_item_exact::<u32>().map_err(read)?,
-            logprob: self.logprob.try_item_exact::<f32>().map_err(read)?,
+            logprob,
             alternatives: self.alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?,
             guessed: false,
         })
@@ -158,6 +175,18 @@ impl Step {
     fn arrays(&self) -> impl Iterator<Item = &Array> {
         [&self.id, &self.logprob].into_iter().chain(self.alternatives.iter().flat_map(Alternatives::arrays))
     }
+}
+
+/// Whether the token that was chosen has a probability: not where the logits `[1, V]` were no numbers, and not where
+/// every token was made impossible.
+fn check_possible(logprob: f32, logits: &Array) -> Result<(), GenerateError> {
+    if logprob.is_finite() {
+        return Ok(());
+    }
+    // NaN and infinity alone are not below infinity.
+    let is_number = logits.lt(Array::from_f32(f32::INFINITY))?.all(None)?;
+    let is_number = is_number.try_item_exact::<bool>().map_err(|e| Exception::custom(e.to_string()))?;
+    Err(if is_number { GenerateError::NoTokenPossible } else { GenerateError::NotANumber })
 }
 
 /// Waits until it is computed, also where nobody will ask for it. A program that ends while the device's

@@ -87,20 +87,39 @@ pub enum GenerateError {
         /// What it has to hold.
         expected: i32,
     },
-    /// There is nothing to foretell.
-    #[error("{tokens} tokens, and at least 2 are needed: the first one is foretold by nothing")]
+    /// There is no token to score.
+    #[error("a piece of {tokens} tokens, and at least {needed} are needed to score one")]
     TooFewTokens {
         /// How many there are in a piece.
         tokens: usize,
+        /// How many are needed.
+        needed: usize,
     },
-    /// A draft whose tokens are not the model's.
-    #[error("the draft model has a vocabulary of {found} tokens, and the model one of {expected}")]
-    DraftVocabulary {
-        /// Of the draft.
-        found: i32,
-        /// Of the model.
-        expected: i32,
+    /// The model's answer is no probability.
+    #[error(
+        "the model's logits are not finite numbers: its weights are damaged, or its dtype is too narrow for them"
+    )]
+    NotANumber,
+    /// Every token was made impossible.
+    #[error(
+        "no token is possible here: logit biases, penalties and the minimum number of tokens forbid all of them; \
+         allow at least one"
+    )]
+    NoTokenPossible,
+    /// A sequence of a [`Batch`] failed, and has left it.
+    #[error("row {} of the batch", row.number())]
+    Row {
+        /// Which one.
+        row: RowId,
+        /// Why.
+        source: Box<GenerateError>,
     },
+    /// An array that was not computed yet has come from another thread.
+    #[error(
+        "MLX computes an array on the thread that made it, and this one came from another thread before it was \
+         computed; evaluate it before it is sent (a model is, unless it was loaded with `lazy`)"
+    )]
+    OtherThread,
     /// Something that one sequence has was asked of a batch.
     #[error("this needs a session of one row, and there are {rows}")]
     Rows {
@@ -118,8 +137,17 @@ pub enum GenerateError {
     Cache(#[from] CacheError),
     /// MLX refused an operation.
     #[error(transparent)]
-    Mlx(#[from] Exception),
+    Mlx(Exception),
 }
+
+impl From<Exception> for GenerateError {
+    fn from(error: Exception) -> Self {
+        if error.what().contains(OTHER_THREAD) { Self::OtherThread } else { Self::Mlx(error) }
+    }
+}
+
+/// What MLX says where an array waits for work of a thread that is not this one.
+const OTHER_THREAD: &str = "There is no Stream(";
 
 fn already(cached: usize) -> String {
     if cached == 0 { String::new() } else { format!(" after the {cached} that were read before") }

@@ -1,6 +1,6 @@
-//! How well a model foretells a text.
+//! Perplexity: how well a model predicts a text.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::CacheOptions;
@@ -14,11 +14,11 @@ use crate::{GenerateError, Session, check_ids};
 /// What [`perplexity`] found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
-    /// The mean of `-ln p` over the foretold tokens, in nats.
+    /// The mean of `-ln p` over the scored tokens, in nats.
     pub mean_nll: f64,
-    /// The standard error of that mean, for tokens as independent as they are not: a lower bound.
+    /// The standard error of that mean. It takes the tokens for independent, which they are not: a lower bound.
     pub standard_error: f64,
-    /// Tokens that were foretold: all but the first of each piece.
+    /// Tokens that were scored.
     pub tokens: usize,
 }
 
@@ -29,31 +29,73 @@ impl Perplexity {
     }
 }
 
-/// How a text is cut for [`perplexity`].
+/// How a text is cut into pieces for [`perplexity`]. Each piece is read with an empty cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerplexityOptions {
-    /// Tokens of a piece. Each piece is read with an empty cache, so that its first tokens are foretold from
-    /// little; 512 tokens and whole pieces alone are mlx-lm's `perplexity` command, so figures compare.
+    /// Tokens of a piece, [`begin`](Self::begin) and [`context`](Self::context) included.
     pub piece: usize,
-    /// Whether the rest of the text, shorter than a piece, counts as well. A text of less than a piece always
-    /// does.
+    /// The token that every piece begins with, for models that were trained so: the beginning-of-text token. Without
+    /// one, the first token of a piece is predicted from nothing and not scored.
+    pub begin: Option<u32>,
+    /// How many tokens of a piece are those at the end of the piece before it, which are read again and not scored
+    /// again: every token, but those at the beginning of the text, is scored behind at least so many. 0 reads each
+    /// token once.
+    pub context: usize,
+    /// Whether the rest of the text, shorter than a piece, is scored as well. A text shorter than a piece always is.
     pub with_rest: bool,
 }
 
 impl Default for PerplexityOptions {
+    /// Pieces of 512 tokens without a token of their own, and the rest: without the rest, the figures are those of
+    /// mlx-lm's `perplexity` command.
     fn default() -> Self {
-        Self { piece: 512, with_rest: true }
+        Self { piece: 512, begin: None, context: 0, with_rest: true }
     }
 }
 
-/// The perplexity of a text of these ids, with a callback that hears how many tokens were read, of how many,
-/// and may stop it.
+impl PerplexityOptions {
+    /// The pieces of a text of so many tokens: where each begins and ends, and from where on it is scored.
+    fn pieces(&self, length: usize) -> Result<Vec<(Range<usize>, usize)>, GenerateError> {
+        let has_begin = usize::from(self.begin.is_some());
+        let room = self.piece.saturating_sub(has_begin);
+        let shortest = 2 - has_begin;
+        let tokens = room.min(length);
+        if tokens < shortest {
+            return Err(GenerateError::TooFewTokens { tokens, needed: shortest });
+        }
+        if self.context >= room {
+            return Err(GenerateError::Option {
+                option: "context",
+                found: self.context.to_string(),
+                expected: format!("less than the {room} tokens of a piece"),
+            });
+        }
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < length {
+            let start = done.saturating_sub(self.context);
+            let end = (start + room).min(length);
+            let is_whole = end - start == room || start == 0;
+            // Nothing comes before the first token of a piece, unless it has a beginning of its own.
+            let scored = done.max(start + 1 - has_begin);
+            if (is_whole || self.with_rest) && scored < end {
+                pieces.push((start..end, scored));
+            }
+            done = end;
+        }
+        Ok(pieces)
+    }
+}
+
+/// The perplexity of a text of these ids, without a token that is put around it. The callback hears how many tokens
+/// were read, of how many, and may stop it.
 ///
 /// The log-probabilities are computed in float32 whatever the dtype of the logits, and added in float64.
 ///
 /// # Errors
 ///
-/// [`GenerateError::TooFewTokens`] where there is no token to foretell: a text or a piece of less than two;
+/// [`GenerateError::TooFewTokens`] where there is no token to score; [`GenerateError::Option`] for a context that
+/// fills a piece; [`GenerateError::NotANumber`] where the model answers with NaN;
 /// [`GenerateError::OutsideVocabulary`]; [`GenerateError::Cancelled`] where the callback asked to stop.
 ///
 /// # Reference
@@ -66,34 +108,38 @@ pub fn perplexity(
     options: PerplexityOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Perplexity, GenerateError> {
-    let piece = options.piece.min(text.len());
-    if piece < 2 {
-        return Err(GenerateError::TooFewTokens { tokens: piece });
-    }
+    let pieces = options.pieces(text.len())?;
     check_ids(model, text)?;
-    let pieces = text.chunks(piece).filter(|piece_of_text| {
-        piece_of_text.len() == piece || (options.with_rest && piece_of_text.len() >= 2)
-    });
-    let (mut sum, mut squares, mut tokens, mut read) = (0.0_f64, 0.0_f64, 0, 0);
+    check_ids(model, options.begin.as_slice())?;
+    let (mut sum, mut squares, mut tokens) = (0.0_f64, 0.0_f64, 0);
     let mut tell = |read| match progress(read, text.len()) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
     };
     tell(0)?;
-    for piece in pieces {
+    for (place, scored) in pieces {
         let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-        // Token i + 1 is foretold at position i, by a pass over the whole piece.
-        let (read_now, next) = (&piece[..piece.len() - 1], &piece[1..]);
-        session.prepare(model, read_now.len() as i32)?;
-        for (part, next) in read_now.chunks(PREFILL_CHUNK).zip(next.chunks(PREFILL_CHUNK)) {
+        let piece: Vec<u32> = options.begin.iter().chain(&text[place.clone()]).copied().collect();
+        // The token at `i + 1` of the piece is predicted at `i`. Before the first that is scored no logits are needed.
+        let unscored = piece.len() - (place.end - scored) - 1;
+        let (context, read) = piece[..piece.len() - 1].split_at(unscored);
+        session.prepare(model, context.len() as i32 + read.len() as i32)?;
+        for part in context.chunks(PREFILL_CHUNK) {
+            session.append(model, &row(part), Logits::None)?;
+            session.tidy()?;
+        }
+        let next = &piece[unscored + 1..];
+        for (part, next) in read.chunks(PREFILL_CHUNK).zip(next.chunks(PREFILL_CHUNK)) {
             for nll in surprise(&mut session, model, part, next)? {
+                if nll.is_nan() {
+                    return Err(GenerateError::NotANumber);
+                }
                 (sum, squares, tokens) = (sum + nll, squares + nll * nll, tokens + 1);
             }
             session.tidy()?;
-            read += part.len();
-            tell(read)?;
+            tell((scored + tokens).min(place.end))?;
         }
-        read += 1;
+        tell(place.end)?;
     }
     tell(text.len())?;
     let count = tokens as f64;
@@ -110,10 +156,14 @@ fn surprise(
     next: &[u32],
 ) -> Result<Vec<f64>, GenerateError> {
     let length = part.len() as i32;
-    let logits = session.append(model, &Array::from_slice(part, &[1, length]), Logits::All)?;
+    let logits = session.append(model, &row(part), Logits::All)?;
     let logits = logits.squeeze_axes(&[0])?.as_dtype(Dtype::Float32)?; // [L, V]
     let chosen = take_along_axis(&logits, Array::from_slice(next, &[length, 1]), -1)?;
     let nll = logits.logsumexp_axis(-1, true)?.subtract(chosen)?;
     let nll = nll.try_as_slice::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
     Ok(nll.iter().map(|&nll| f64::from(nll)).collect())
+}
+
+fn row(tokens: &[u32]) -> Array {
+    Array::from_slice(tokens, &[1, tokens.len() as i32])
 }

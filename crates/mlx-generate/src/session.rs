@@ -31,6 +31,9 @@ const MOST_PARTS: usize = 512;
 /// so it then reads them again, and its answers are always those of one pass over the whole sequence.
 /// All models are used in the same way; most of them never read anything twice.
 ///
+/// A session may move to another thread at any time, and so may a [`Batch`](crate::Batch) and the streams: everything
+/// that they hold is computed, or the device works on it.
+///
 /// A batch is a session of several rows, which get their tokens together.
 ///
 /// ```no_run
@@ -92,7 +95,10 @@ impl Session {
         }
         let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
         let empty = Some(empty.snapshot());
-        Ok(Self { cache, empty, unknown: 0, tokens, length, quantization: None, is_quantized: false })
+        let session =
+            Self { cache, empty, unknown: 0, tokens, length, quantization: None, is_quantized: false };
+        session.start()?;
+        Ok(session)
     }
 
     /// The tokens of the sequence, of the longest row: the position of the next one.
@@ -161,7 +167,10 @@ impl Session {
         while self.catch_up(model, piece)? > 0 {}
         let piece = piece_length(piece);
         if length <= piece {
-            return self.append(model, tokens, logits);
+            let answer = self.append(model, tokens, logits)?;
+            async_eval([&answer])?;
+            self.start()?;
+            return Ok(answer);
         }
         let mut answers = Vec::new();
         let mut start = 0;
@@ -176,7 +185,16 @@ impl Session {
             self.tidy()?;
             start = end;
         }
-        Ok(concatenate(&answers, 1)?)
+        let answer = concatenate(&answers, 1)?;
+        async_eval([&answer])?;
+        self.start()?;
+        Ok(answer)
+    }
+
+    /// Starts the device on everything that the session holds. What was started can be used by another thread, and
+    /// what was not only by the thread that asked for it.
+    pub(crate) fn start(&self) -> Result<(), GenerateError> {
+        Ok(async_eval(self.cache.arrays().chain(&self.tokens))?)
     }
 
     /// Reads the next tokens of a session of one row without looking at what they are answered with, in pieces of
@@ -260,6 +278,7 @@ impl Session {
         if left == 0 && self.empty.is_none() {
             self.empty = Some(self.cache.snapshot());
         }
+        self.start()?;
         Ok(gone)
     }
 

@@ -13,6 +13,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_along_axis};
 use mlx_rs::ops::{concatenate, maximum, select};
 use mlx_rs::random::{RandomState, categorical, uniform};
+use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::chooser::Chooser;
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Something that guesses how a text goes on.
-pub trait Draft {
+pub trait Draft: Send {
     /// At most `most` tokens that may follow `text`, the whole sequence so far; none is an answer too.
     ///
     /// # Errors
@@ -29,20 +30,17 @@ pub trait Draft {
     /// What the guessing needs.
     fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError>;
 
-    /// Whether its guesses are tokens of this model.
-    ///
-    /// # Errors
-    ///
-    /// [`GenerateError::DraftVocabulary`] where they are not.
-    fn check(&self, model: &ModelInfo) -> Result<(), GenerateError>;
+    /// Hears of the model that it guesses for, before the first guess.
+    fn begin(&mut self, _model: &ModelInfo) {}
 }
 
 /// What a [`Draft`] guesses.
 #[derive(Debug, Clone, Default)]
 pub struct Guess {
-    /// The tokens.
+    /// The tokens. Those from the first on that the model does not have are left out.
     pub tokens: Vec<u32>,
-    /// The distribution that each was drawn from, `[n, V]` in float32; none where each was certain.
+    /// The distribution that each was drawn from, `[n, V]` in float32, with as many columns as the draft has tokens;
+    /// none where each was certain.
     pub probabilities: Option<Array>,
 }
 
@@ -81,13 +79,13 @@ impl Draft for PromptLookup {
         }
         Ok(Guess::default())
     }
-
-    fn check(&self, _model: &ModelInfo) -> Result<(), GenerateError> {
-        Ok(())
-    }
 }
 
-/// A small model that guesses for a large one with the same vocabulary.
+/// A small model that guesses for a large one with the same tokens.
+///
+/// What counts is that an id means the same token in both. Their tables may have different lengths, which often differ in
+/// rows behind the last token: ids that the large model does not have are never proposed, nor are those of
+/// [`never_proposing`](Self::never_proposing).
 ///
 /// # Reference
 ///
@@ -99,6 +97,9 @@ pub struct DraftModel<'a> {
     session: Session,
     sampler: Sampler,
     random: RandomState,
+    never: Vec<u32>,
+    /// Which tokens may be proposed, bool `[1, V]`; none where all may.
+    possible: Option<Array>,
 }
 
 impl<'a> DraftModel<'a> {
@@ -118,7 +119,13 @@ impl<'a> DraftModel<'a> {
         let seed = options.sampling.seed;
         let sampling = Sampling { seed: seed.wrapping_add(1), ..options.sampling.clone() };
         let random = RandomState::with_seed(seed.wrapping_add(2))?;
-        Ok(Self { model, session, sampler: Sampler::new(sampling)?, random })
+        Ok(Self { model, session, sampler: Sampler::new(sampling)?, random, never: Vec::new(), possible: None })
+    }
+
+    /// The same draft without these tokens: those that mean nothing to the large model's tokenizer.
+    #[must_use]
+    pub fn never_proposing(self, ids: Vec<u32>) -> Self {
+        Self { never: ids, ..self }
     }
 
     /// Its session, for the draft of the next answer.
@@ -131,14 +138,20 @@ impl Draft for DraftModel<'_> {
     fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
         let context = usize::try_from(self.model.info().context_length).unwrap_or(usize::MAX);
         let most = most.min((context + 1).saturating_sub(text.len()));
-        if most == 0 {
+        let vocab_size = self.model.info().vocab_size;
+        let is_known = |id: &u32| i64::from(*id) < i64::from(vocab_size);
+        if most == 0 || !text.iter().all(is_known) {
             return Ok(Guess::default());
         }
         let (_, rest) = self.session.turn_to(self.model, text)?;
         let mut input = row(rest);
         let (mut tokens, mut probabilities) = (Vec::with_capacity(most), Vec::new());
         for _ in 0..most {
-            let logits = self.session.read(self.model, &input, Logits::Last)?.squeeze_axes(&[1])?;
+            let mut logits = self.session.read(self.model, &input, Logits::Last)?.squeeze_axes(&[1])?;
+            if let Some(possible) = &self.possible {
+                let never = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
+                logits = select(possible, &logits, never)?;
+            }
             let logprobs = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
             let token = if self.sampler.is_greedy() {
                 self.sampler.sample(&logprobs)?
@@ -155,12 +168,18 @@ impl Draft for DraftModel<'_> {
             [] => None,
             rows => Some(concatenate(rows, 0)?),
         };
+        async_eval([self.random.as_array()].into_iter().chain(self.sampler.state()))?;
         Ok(Guess { tokens, probabilities })
     }
 
-    fn check(&self, model: &ModelInfo) -> Result<(), GenerateError> {
-        let (found, expected) = (self.model.info().vocab_size, model.vocab_size);
-        if found == expected { Ok(()) } else { Err(GenerateError::DraftVocabulary { found, expected }) }
+    fn begin(&mut self, model: &ModelInfo) {
+        let ours = self.model.info().vocab_size.max(0);
+        let never: std::collections::HashSet<u32> = self.never.iter().copied().collect();
+        let possible: Vec<bool> = (0..ours as u32)
+            .map(|id| i64::from(id) < i64::from(model.vocab_size) && !never.contains(&id))
+            .collect();
+        self.possible =
+            possible.contains(&false).then(|| Array::from_slice(&possible, &[1, possible.len() as i32]));
     }
 }
 
@@ -183,8 +202,7 @@ pub struct Speculation<'a> {
 ///
 /// # Errors
 ///
-/// Those of [`generate`](crate::generate); [`GenerateError::DraftVocabulary`]; [`GenerateError::UnknownTokens`] where the
-/// session's cache came with tokens that it does not know.
+/// Those of [`generate`](crate::generate); [`GenerateError::UnknownTokens`] where the session's cache came with tokens that it does not know.
 pub fn generate_speculative<'a>(
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
@@ -193,7 +211,7 @@ pub fn generate_speculative<'a>(
     Speculation { draft, most }: Speculation<'a>,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<SpeculativeStream<'a>, GenerateError> {
-    draft.check(model.info())?;
+    draft.begin(model.info());
     let text = [session.all_ids()?, prompt.to_vec()].concat();
     let chooser = Chooser::new(&options, model.info().vocab_size)?;
     let chooser = chooser.after(|| Ok(text[..text.len().saturating_sub(1)].to_vec()))?;
@@ -263,14 +281,17 @@ impl SpeculativeStream<'_> {
             0 => Guess::default(),
             _ => self.draft.guess(&self.text, most)?,
         };
-        guess.tokens.truncate(most);
+        let vocab_size = self.model.info().vocab_size;
+        let known = guess.tokens.iter().take_while(|&&id| i64::from(id) < i64::from(vocab_size)).count();
+        guess.tokens.truncate(most.min(known));
+        guess.probabilities = guess.probabilities.map(|q| with_columns(&q, vocab_size)).transpose()?;
 
         let mut call: Vec<u32> = self.text.last().copied().into_iter().collect();
         call.extend(&guess.tokens);
         let piece = self.options.prefill_chunk;
         let logits = self.session.read_in_pieces(self.model, &row(&call), Logits::All, piece)?;
         let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
-        let logprobs = self.chooser.logprobs_if(&call, logits)?;
+        let logprobs = self.chooser.logprobs_if(&call, logits.clone())?;
         let mut chosen = if self.chooser.is_greedy() {
             likeliest(&logprobs, &guess.tokens)?
         } else {
@@ -291,11 +312,12 @@ impl SpeculativeStream<'_> {
         }
 
         self.chooser.remember(&call[..chosen.len()])?;
-        for (index, mut token) in self.chooser.tokens(&chosen, &logprobs)?.into_iter().enumerate() {
+        for (index, mut token) in self.chooser.tokens(&chosen, &logprobs, &logits)?.into_iter().enumerate() {
             token.guessed = guess.tokens.get(index) == Some(&token.id);
             self.ready.push_back(token);
         }
         self.text.extend(chosen);
+        async_eval([self.random.as_array()].into_iter().chain(self.chooser.state()))?;
         self.forget(self.text.len() - 1)
     }
 
@@ -392,6 +414,17 @@ fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Resu
     let token = draw(&from, random)?;
     tokens.push(token.try_item_exact::<u32>().map_err(|e| Exception::custom(e.to_string()))?);
     Ok(tokens)
+}
+
+/// Probabilities `[n, V]` with as many columns as another model has tokens: more are cut off, and what is missing is
+/// never drawn.
+fn with_columns(probabilities: &Array, columns: i32) -> Result<Array, Exception> {
+    let (rows, found) = (probabilities.dim(0), probabilities.dim(1));
+    if found >= columns {
+        return probabilities.try_index((.., ..columns));
+    }
+    let none = mlx_rs::ops::zeros_dtype(&[rows, columns - found], probabilities.dtype())?;
+    concatenate(&[probabilities.clone(), none], 1)
 }
 
 /// A token by these probabilities, `[1, V]`, which may have any sum: uint32 `[1]`.

@@ -27,7 +27,7 @@ fn oracle(model: &mut Phi3, piece: &[u32]) -> Vec<f64> {
 }
 
 #[test]
-fn every_piece_is_foretold_from_its_own_beginning() {
+fn every_piece_is_predicted_from_its_own_beginning() {
     for (window, border) in [(None, None), (Some(6), None), (None, Some(16))] {
         let mut model = model(window, border);
         let text = text(50);
@@ -38,7 +38,7 @@ fn every_piece_is_foretold_from_its_own_beginning() {
                     nll.extend(oracle(&mut model, part));
                 }
             }
-            let options = PerplexityOptions { piece, with_rest };
+            let options = PerplexityOptions { piece, with_rest, ..PerplexityOptions::default() };
             let found = perplexity(&mut model, &text, options, |_, _| ControlFlow::Continue(())).unwrap();
             let count = nll.len() as f64;
             let mean = nll.iter().sum::<f64>() / count;
@@ -51,8 +51,64 @@ fn every_piece_is_foretold_from_its_own_beginning() {
     }
 }
 
+/// Each token of the text is scored once, behind the token that every piece begins with and at least so many others.
 #[test]
-fn texts_without_a_token_to_foretell_are_refused() {
+fn pieces_begin_with_a_token_and_overlap() {
+    const BOS: u32 = 5;
+    for (window, border) in [(None, None), (Some(6), None), (None, Some(16))] {
+        let mut model = model(window, border);
+        let text = text(50);
+        for (piece, context, begin, with_rest) in [
+            (64, 0, Some(BOS), true),
+            (20, 0, Some(BOS), true),
+            (20, 0, Some(BOS), false),
+            (20, 7, Some(BOS), true),
+            (20, 7, None, true),
+            (20, 18, Some(BOS), true),
+            (10, 1, None, false),
+        ] {
+            let room = piece - usize::from(begin.is_some());
+            let mut nll = Vec::new();
+            // The last token that was scored, and so the end of a piece.
+            let mut done = 0;
+            while done < text.len() {
+                let start = done.saturating_sub(context);
+                let end = text.len().min(start + room);
+                if end - start == room || start == 0 || with_rest {
+                    let part: Vec<u32> = begin.iter().chain(&text[start..end]).copied().collect();
+                    let scored = if done == 0 && begin.is_none() { end - 1 } else { end - done };
+                    let of_part = oracle(&mut model, &part);
+                    nll.extend(&of_part[of_part.len() - scored..]);
+                }
+                done = end;
+            }
+            let options = PerplexityOptions { piece, begin, context, with_rest };
+            let found = perplexity(&mut model, &text, options, |_, _| ControlFlow::Continue(())).unwrap();
+            let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+            assert_eq!(found.tokens, nll.len(), "{options:?}");
+            assert!((found.mean_nll - mean).abs() < 1e-5, "{options:?}: {} {mean}", found.mean_nll);
+            if with_rest {
+                assert_eq!(found.tokens, 50 - usize::from(begin.is_none()), "{options:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_context_that_fills_a_piece_is_refused() {
+    let mut model = model(None, None);
+    for (context, begin) in [(20, None), (19, Some(1))] {
+        let options = PerplexityOptions { piece: 20, context, begin, with_rest: true };
+        let error = perplexity(&mut model, &text(50), options, |_, _| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, GenerateError::Option { option: "context", .. }), "{error}");
+    }
+    let options = PerplexityOptions { begin: Some(96), ..PerplexityOptions::default() };
+    let error = perplexity(&mut model, &text(50), options, |_, _| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, GenerateError::OutsideVocabulary { id: 96, .. }), "{error}");
+}
+
+#[test]
+fn texts_without_a_token_to_score_are_refused() {
     let mut model = model(None, None);
     let mut of = |text: &[u32], piece| {
         let options = PerplexityOptions { piece, ..PerplexityOptions::default() };
@@ -69,7 +125,7 @@ fn texts_without_a_token_to_foretell_are_refused() {
 fn progress_counts_to_the_end_and_may_stop() {
     let mut model = model(None, None);
     let mut heard = Vec::new();
-    let options = PerplexityOptions { piece: 20, with_rest: true };
+    let options = PerplexityOptions { piece: 20, ..PerplexityOptions::default() };
     perplexity(&mut model, &text(50), options, |read, total| {
         heard.push((read, total));
         ControlFlow::Continue(())

@@ -1,6 +1,7 @@
 //! The caches of all layers as one.
 
 use mlx_attn_masks::AttentionMask;
+use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
 use crate::{CacheError, CacheState, FullKvCache, KvCache, Quantization, RotatingKvCache};
@@ -353,7 +354,12 @@ impl ModelCache {
     ///
     /// What MLX reports from any operation of those calls.
     pub fn eval(&self) -> Result<(), Exception> {
-        mlx_rs::transforms::eval(self.layers.iter().flat_map(|layer| layer.arrays()))
+        mlx_rs::transforms::eval(self.arrays())
+    }
+
+    /// The arrays of all layers, for evaluating them together with others.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flat_map(|layer| layer.arrays())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{
@@ -141,6 +141,7 @@ impl Lille130m {
             context_length: config.context_length,
             layers: vec![layer; config.n_layer],
             dtype: activation_dtype(&transformer),
+            config_digest: digest(config),
         };
         Self { transformer, info }
     }

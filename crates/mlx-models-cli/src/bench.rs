@@ -7,7 +7,6 @@ use mlx_models::CacheOptions;
 use mlx_models::generate::{GenerateOptions, PREFILL_CHUNK, Session, generate};
 use serde::Serialize;
 
-use crate::demo::Source;
 use crate::engine::ModelArguments;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -16,9 +15,8 @@ use crate::progress::{Progress, Unit};
 /// Arguments of `mlx-models bench`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder, demo:NAME, or hub id (owner/name); without it, a small demo model
-    #[arg(long, value_name = "DIR")]
-    model: Option<Source>,
+    #[command(flatten)]
+    model: ModelArguments,
     /// Length of the prompt
     #[arg(long, short, value_name = "P", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
@@ -82,9 +80,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         bar.set(round.into(), arguments.repeats.into(), "rounds");
         mlx_rs::memory::reset_peak_memory()?;
         let started = Instant::now();
-        let mut loaded = ModelArguments { model: arguments.model.clone(), adapters: None }.load()?;
+        let mut loaded = arguments.model.clone().load_model()?;
         load.push(started.elapsed().as_secs_f64());
-        let model = &mut *loaded.model;
+        let model = &mut *loaded;
         let vocab_size = u32::try_from(model.info().vocab_size).unwrap_or(1);
         // Spread over the vocabulary: 7919 is a prime.
         let prompt: Vec<u32> =
@@ -114,7 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if count < gen_tokens {
             return Err(Failure::Arguments(format!(
                 "the model's context of {} tokens ends after {count} of {gen_tokens}; ask for fewer --gen-tokens",
-                loaded.model.info().context_length
+                loaded.info().context_length
             )));
         }
         decode.push((count - 1) as f64 / began.elapsed().as_secs_f64());

@@ -59,6 +59,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let mut session = Session::new(model.new_cache(&arguments.cache.options(model, 0))?);
     arguments.cache.quantize(model, &mut session)?;
+    arguments.cache.say_kv_group_size(model);
 
     interrupt::install();
     let step = arguments.cache.prefill_step_size().max(1);

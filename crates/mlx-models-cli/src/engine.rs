@@ -12,7 +12,7 @@ use mlx_models::generate::{
 };
 use mlx_models::text::{TextFinish, TextPiece, with_text};
 use mlx_models::tokenizer::Tokenizer;
-use mlx_models::{CacheOptions, CausalLm, Limit, LoadOptions, Quantization};
+use mlx_models::{CacheError, CacheOptions, CausalLm, Limit, LoadOptions, LongRopeMode, Quantization};
 use serde::Serialize;
 
 use crate::demo::Source;
@@ -26,7 +26,7 @@ use crate::style::Style;
 const SINKS: i32 = 4;
 
 /// Which model.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ModelArguments {
     /// Checkpoint folder, demo:NAME, or hub id (owner/name); without it, a small demo model that tells stories
     #[arg(long, value_name = "DIR")]
@@ -34,6 +34,27 @@ pub(crate) struct ModelArguments {
     /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
     #[arg(long, alias = "adapter-path", value_name = "DIR")]
     pub(crate) adapters: Option<PathBuf>,
+    /// Choose LongRoPE's factors (Phi-3) by the length of the text, as the paper does, or always take the long ones, as
+    /// mlx-lm does
+    #[arg(long, value_name = "RULE", default_value = "by-length")]
+    pub(crate) longrope: LongRope,
+}
+
+/// Which of its factors LongRoPE uses when.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LongRope {
+    #[default]
+    ByLength,
+    MlxLm,
+}
+
+impl From<LongRope> for LongRopeMode {
+    fn from(rule: LongRope) -> Self {
+        match rule {
+            LongRope::ByLength => Self::ByLength,
+            LongRope::MlxLm => Self::MlxLm,
+        }
+    }
 }
 
 /// A model and its tokenizer.
@@ -45,34 +66,41 @@ pub(crate) struct Loaded {
 
 impl ModelArguments {
     pub(crate) fn load(self) -> Result<Loaded, Failure> {
-        load(self.model.unwrap_or_default(), self.adapters)
+        let (folder, options) = self.resolved()?;
+        let started = Instant::now();
+        // The tokenizer first: what is wrong with it is said before gigabytes are read.
+        let tokenizer = Tokenizer::from_folder(&folder)?;
+        let model = mlx_models::load_with(&folder, &options)?;
+        Ok(Loaded { model, tokenizer, time: started.elapsed() })
     }
-}
 
-fn load(source: Source, adapters: Option<PathBuf>) -> Result<Loaded, Failure> {
-    let folder = source.folder()?;
-    let started = Instant::now();
-    let options = LoadOptions { adapters, ..LoadOptions::default() };
-    let model = mlx_models::load_with(&folder, &options)?;
-    let tokenizer = Tokenizer::from_folder(&folder)?;
-    // Now, and not during the prompt, so that the times mean what they say.
-    mlx_rs::transforms::eval_params(model.parameters())?;
-    Ok(Loaded { model, tokenizer, time: started.elapsed() })
+    /// The model without its tokenizer.
+    pub(crate) fn load_model(self) -> Result<Box<dyn CausalLm>, Failure> {
+        let (folder, options) = self.resolved()?;
+        Ok(mlx_models::load_with(folder, &options)?)
+    }
+
+    fn resolved(self) -> Result<(PathBuf, LoadOptions), Failure> {
+        let Self { model, adapters, longrope } = self;
+        let options = LoadOptions { adapters, long_rope: longrope.into(), ..LoadOptions::default() };
+        Ok((model.unwrap_or_default().folder()?, options))
+    }
 }
 
 /// How an answer is decoded.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Length and end of the text")]
 pub(crate) struct DecodingArguments {
     /// Stop after this many tokens
     #[arg(long, short, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
-    /// Not stop before this many tokens
+    /// Generate at least this many tokens
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
-    /// End the text before this; may be given several times
+    /// End the text before this text or special token; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// End the text at this token, by its text or its id, too; may be several
+    /// End the text at this token, named by its text or its id, as well as at the model's own; may be given several times
     #[arg(long, value_name = "TOKEN", num_args = 1..)]
     extra_eos_token: Vec<String>,
     /// Go on where the model ends the text
@@ -82,13 +110,13 @@ pub(crate) struct DecodingArguments {
     pub(crate) sampling: SamplingArguments,
     #[command(flatten)]
     pub(crate) cache: CacheArguments,
-    /// A smaller model with the same vocabulary, whose guesses are checked several at a time
+    /// Let a smaller model with the same tokens propose several tokens at a time
     #[arg(long, value_name = "DIR", help_heading = "Speculative decoding", conflicts_with = "prompt_lookup")]
     draft_model: Option<Source>,
-    /// Guess that the text goes on as it did before
+    /// Propose that the text goes on as it did before
     #[arg(long, help_heading = "Speculative decoding")]
     prompt_lookup: bool,
-    /// How many tokens are guessed at a time
+    /// Propose up to this many tokens at a time; 0 proposes none
     #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Speculative decoding")]
     num_draft_tokens: usize,
 }
@@ -106,9 +134,9 @@ pub(crate) struct CacheArguments {
     /// Keep keys and values in so many bits
     #[arg(long, value_name = "BITS")]
     kv_bits: Option<i32>,
-    /// Numbers that share a scale, with --kv-bits
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    kv_group_size: i32,
+    /// Let this many numbers share a scale, with --kv-bits [default: 64, or 32 where the model's heads need it]
+    #[arg(long, value_name = "N")]
+    kv_group_size: Option<i32>,
     /// Begin with --kv-bits at this length
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: i32,
@@ -130,16 +158,52 @@ impl CacheArguments {
     /// Makes the session's cache few bits when that is due.
     pub(crate) fn quantize(&self, model: &dyn CausalLm, session: &mut Session) -> Result<(), Failure> {
         if let Some(bits) = self.kv_bits {
-            let quantization = Quantization::affine(bits, self.kv_group_size)
+            let quantization = Quantization::affine(bits, self.kv_group_size(model))
                 .map_err(|e| Failure::Arguments(format!("--kv-bits {bits}: {e}")))?;
-            session.quantize_from(model, KvQuantization { quantization, from: self.quantized_kv_start })?;
+            let from = self.quantized_kv_start;
+            session.quantize_from(model, KvQuantization { quantization, from }).map_err(|e| match e {
+                CacheError::Groups { .. } => {
+                    let fits = largest_kv_group(model).map_or_else(
+                        || "no group size fits this model; leave --kv-bits out".to_owned(),
+                        |fits| format!("--kv-group-size {fits} fits"),
+                    );
+                    Failure::Arguments(format!("--kv-bits {bits}: {e}; {fits}"))
+                }
+                e => e.into(),
+            })?;
         }
         Ok(())
+    }
+
+    /// The group size that was asked for, or the largest up to mlx-lm's that fits the model's heads.
+    fn kv_group_size(&self, model: &dyn CausalLm) -> i32 {
+        self.kv_group_size.or_else(|| largest_kv_group(model)).unwrap_or(KV_GROUP_SIZE)
+    }
+
+    /// Says where the default of --kv-group-size is not the usual one.
+    pub(crate) fn say_kv_group_size(&self, model: &dyn CausalLm) {
+        let found = self.kv_group_size(model);
+        if self.kv_bits.is_some() && self.kv_group_size.is_none() && found != KV_GROUP_SIZE {
+            let text = format!("note: --kv-group-size {found}, since groups of {KV_GROUP_SIZE} do not fit this model's heads");
+            // Nothing is left to do for a closed standard error.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
     }
 
     pub(crate) fn prefill_step_size(&self) -> usize {
         self.prefill_step_size
     }
+}
+
+/// mlx-lm's default of --kv-group-size.
+const KV_GROUP_SIZE: i32 = 64;
+
+/// The largest group size up to the default that the heads of all layers can be cut into.
+fn largest_kv_group(model: &dyn CausalLm) -> Option<i32> {
+    let fits = |size: &i32| {
+        model.info().layers.iter().all(|layer| layer.key_dim % size == 0 && layer.value_dim % size == 0)
+    };
+    [KV_GROUP_SIZE, 32].into_iter().find(fits)
 }
 
 /// A model with a session that goes on from answer to answer.
@@ -151,9 +215,10 @@ pub(crate) struct Engine {
     cache: CacheArguments,
     cache_options: CacheOptions,
     stop: Vec<String>,
-    /// A model that guesses, and what it has read.
+    /// A model that proposes tokens, what it has read, and the tokens that it must not propose.
     draft: Option<Box<dyn CausalLm>>,
     draft_session: Option<Session>,
+    never_proposed: Vec<u32>,
     prompt_lookup: bool,
     guesses: usize,
 }
@@ -189,10 +254,21 @@ impl Engine {
         for token in &arguments.extra_eos_token {
             tokenizer.add_stop_token(token)?;
         }
-        let guesses = arguments.num_draft_tokens.max(1);
-        let draft = arguments.draft_model.map(|source| load(source, None)).transpose()?;
-        let draft = draft.map(|loaded| loaded.model);
-        let prompt_lookup = arguments.prompt_lookup;
+        let guesses = arguments.num_draft_tokens;
+        let draft = arguments.draft_model.filter(|_| guesses > 0);
+        let draft = draft.map(|model| {
+            ModelArguments { model: Some(model), ..ModelArguments::default() }.load()
+        });
+        let (draft, never_proposed) = match draft.transpose()? {
+            Some(draft) => {
+                let shared = tokenizer.shared_tokens(&draft.tokenizer).map_err(|e| {
+                    Failure::Arguments(format!("the draft model has other tokens than the model: {e}"))
+                })?;
+                (Some(draft.model), shared.theirs_only().to_vec())
+            }
+            None => (None, Vec::new()),
+        };
+        let prompt_lookup = arguments.prompt_lookup && guesses > 0;
         let guessed = if draft.is_some() || prompt_lookup { guesses } else { 0 };
         let cache_options = arguments.cache.options(&*model, rewind + guessed);
         let options = GenerateOptions {
@@ -217,10 +293,12 @@ impl Engine {
             stop,
             draft,
             draft_session: None,
+            never_proposed,
             prompt_lookup,
             guesses,
         };
         engine.cache.quantize(&*engine.model, &mut engine.session)?;
+        engine.cache.say_kv_group_size(&*engine.model);
         Ok(engine)
     }
 
@@ -278,7 +356,7 @@ impl Engine {
     ) -> Result<Answer, Failure> {
         let mut answer = Answer { finish_reason: "interrupted", ..Answer::default() };
         let Self { model, tokenizer, session, options, cache_options, stop, guesses, .. } = self;
-        let Self { draft, draft_session, prompt_lookup, .. } = self;
+        let Self { draft, draft_session, never_proposed, prompt_lookup, .. } = self;
         let started = Instant::now();
         let mut bar = Progress::new(Unit::Count).worth_lines_above(options.prefill_chunk);
         let progress = |read: usize, total: usize| {
@@ -292,7 +370,8 @@ impl Engine {
                 let rewind = cache_options.rewind;
                 let empty = || model.new_cache(&CacheOptions { rewind, ..CacheOptions::default() });
                 let session = draft_session.take().map_or_else(|| empty().map(Session::new), Ok)?;
-                Some(DraftModel::new(&mut **model, session, options)?)
+                let draft = DraftModel::new(&mut **model, session, options)?;
+                Some(draft.never_proposing(never_proposed.clone()))
             }
             None => None,
         };

@@ -15,10 +15,13 @@ use crate::{interrupt, prompt};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// The text to continue, or the question where the tokenizer has a chat template; - reads it from standard
-    /// input
+    /// The text to continue, or the question where the tokenizer has a chat template; \n and \t in it are a line break
+    /// and a tab; - reads it from standard input
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
+    /// Keep \n and \t in --prompt as they are written
+    #[arg(long)]
+    no_escape: bool,
     /// Continue the prompt as it is, also where the tokenizer has a chat template
     #[arg(long, conflicts_with_all = ["system_prompt", "prefill_response"])]
     ignore_chat_template: bool,
@@ -47,7 +50,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { model, chat, decoding, prefill_response, .. } = arguments;
-    let text = prompt::read(arguments.prompt)?;
+    let text = match &*arguments.prompt {
+        "-" => prompt::read_stdin()?,
+        text if arguments.no_escape => text.to_owned(),
+        text => prompt::unescaped(text),
+    };
     let loaded = model.load()?;
     let load = loaded.time;
     let mut engine = Engine::new(loaded, decoding, 0)?;
@@ -59,6 +66,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let has_template = engine.tokenizer.chat_templates().next().is_some();
     let asks_for_template = chat.system_prompt.is_some() || prefill_response.is_some();
     let with_template = !arguments.ignore_chat_template && (has_template || asks_for_template);
+    if with_template && arguments.verbose {
+        // Nothing is left to do for a closed standard error.
+        let _ = writeln!(
+            io::stderr(),
+            "note: chat template applied; --ignore-chat-template continues the text as it is"
+        );
+    }
     let prompt = if with_template && engine.session.offset() > 0 {
         if chat.system_prompt.is_some() {
             return Err(Failure::Usage(

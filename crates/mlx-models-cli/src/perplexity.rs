@@ -1,12 +1,13 @@
-//! `mlx-models perplexity`: how well a model foretells a text.
+//! `mlx-models perplexity`: measures how well a model predicts a text.
 
-use std::fs;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use mlx_files::LARGEST_TEXT;
 use mlx_models::generate::{PerplexityOptions, perplexity};
+use mlx_models::tokenizer::Tokenizer;
 use serde_json::json;
 
 use crate::engine::{ModelArguments, unless_cancelled};
@@ -22,9 +23,15 @@ pub(crate) struct Arguments {
     /// The file with the text; - reads standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Tokens of a piece; each is read with an empty cache
+    /// Cut the text into pieces of this many tokens, each of which is read alone
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_length: usize,
+    /// Let pieces overlap, so that each token is scored behind at least this many others
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    stride: usize,
+    /// Begin pieces without the beginning-of-text token, as mlx-lm does
+    #[arg(long)]
+    no_bos: bool,
     /// Leave out the rest of the text that is shorter than a piece, as mlx-lm does
     #[arg(long)]
     whole_pieces: bool,
@@ -37,12 +44,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = if arguments.file.as_os_str() == "-" {
         prompt::read("-".to_owned())?
     } else {
-        let doing = format!("reading {}, which must be UTF-8 text", arguments.file.display());
-        fs::read_to_string(&arguments.file).map_err(|source| Failure::Io { doing, source })?
+        let doing = format!("reading {}", arguments.file.display());
+        let text = mlx_files::read_to_string(&arguments.file, LARGEST_TEXT);
+        text.map_err(|source| Failure::Io { doing, source })?
     };
     let mut loaded = arguments.model.load()?;
-    let tokens = loaded.tokenizer.encode(&text)?;
-    let options = PerplexityOptions { piece: arguments.sequence_length, with_rest: !arguments.whole_pieces };
+    let mut tokens = loaded.tokenizer.encode(&text)?;
+    let begin = if arguments.no_bos { None } else { beginning(&loaded.tokenizer, &tokens) };
+    if begin.is_some() {
+        // Each piece gets its own.
+        tokens.remove(0);
+    }
+    let options = PerplexityOptions {
+        piece: arguments.sequence_length,
+        begin,
+        context: arguments.stride,
+        with_rest: !arguments.whole_pieces,
+    };
     interrupt::install();
     let started = Instant::now();
     let mut bar = Progress::new(Unit::Count).worth_lines_above(8 * arguments.sequence_length);
@@ -61,6 +79,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             "standard_error": found.standard_error,
             "tokens": found.tokens,
             "tokens_per_second": rate,
+            "sequence_length": arguments.sequence_length,
+            "stride": arguments.stride,
+            "bos": begin.is_some(),
+            "whole_pieces": arguments.whole_pieces,
         });
         serde_json::to_writer(&mut out, &object).map_err(io::Error::from)?;
         writeln!(out)?;
@@ -73,4 +95,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     writeln!(out, "tokens                {}", found.tokens)?;
     writeln!(out, "speed                 {rate:.1} tokens/s")?;
     Ok(())
+}
+
+/// The beginning-of-text token, where the tokenizer puts it before a text and these are such a text's tokens.
+fn beginning(tokenizer: &Tokenizer, tokens: &[u32]) -> Option<u32> {
+    let bos = tokenizer.token_id(tokenizer.special_token("bos_token")?)?;
+    let adds_it = tokenizer.encode("a").is_ok_and(|tokens| tokens.first() == Some(&bos));
+    (adds_it && tokens.first() == Some(&bos)).then_some(bos)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use mlx_files::LARGEST_TEXT;
 use mlx_models::tokenizer::{
     Around, ChatEnd, ChatOptions, ChatTemplate, EncodeOptions, Json, Message, Tokenizer,
 };
@@ -92,15 +93,29 @@ pub(crate) fn rest_of_message(
 
 /// The text of a prompt; `-` is standard input.
 pub(crate) fn read(prompt: String) -> Result<String, Failure> {
-    if prompt != "-" {
-        return Ok(prompt);
-    }
-    let mut text = String::new();
-    io::stdin().lock().read_to_string(&mut text).map_err(|source| Failure::Io {
-        doing: "reading the prompt from standard input, which must be UTF-8 text".to_owned(),
+    if prompt == "-" { read_stdin() } else { Ok(prompt) }
+}
+
+/// All of standard input.
+pub(crate) fn read_stdin() -> Result<String, Failure> {
+    let failed = |source| Failure::Io {
+        doing: "reading standard input, which must be UTF-8 text".to_owned(),
         source,
-    })?;
+    };
+    let mut text = String::new();
+    io::stdin().lock().take(LARGEST_TEXT + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LARGEST_TEXT {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("a text may have {LARGEST_TEXT} bytes"),
+        )));
+    }
     Ok(text)
+}
+
+/// `\n` and `\t` as a line break and a tab, as in mlx-lm.
+pub(crate) fn unescaped(prompt: &str) -> String {
+    prompt.replace("\\n", "\n").replace("\\t", "\t")
 }
 
 /// The ids of a text that goes behind others, without what a tokenizer puts around a whole text.

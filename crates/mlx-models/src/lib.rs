@@ -46,16 +46,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use mlx_rs::transforms::eval_params;
+
 pub use mlx_causal_lm::{
-    Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, trace,
+    Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, made_by, trace,
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
     Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, Weights,
 };
 pub use mlx_kvcache::{
-    CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, ModelCache, Quantization,
-    SavedCache, Snapshot, UnknownQuantization,
+    CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,
+    Quantization, SavedCache, Snapshot, UnknownQuantization,
 };
 
 #[cfg(all(feature = "generate", feature = "tokenizer"))]
@@ -102,8 +104,7 @@ pub fn known_model_types() -> Vec<&'static str> {
     TABLE.iter().flat_map(|row| row.model_types).copied().collect()
 }
 
-/// Loads the model of a checkpoint folder. The weights are read from disk when they are first
-/// used, so this takes no time and little memory whatever the size of the model.
+/// Loads the model of a checkpoint folder, with its weights, so that it can be sent to another thread.
 ///
 /// # Errors
 ///
@@ -113,7 +114,8 @@ pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
     load_with(folder, &LoadOptions::default())
 }
 
-/// [`load`] with options.
+/// [`load`] with options. With [`LoadOptions::lazy`] the weights are read from disk when they are first used, so that
+/// loading takes no time and little memory, whatever the size of the model.
 ///
 /// # Errors
 ///
@@ -139,12 +141,21 @@ pub fn load_checkpoint(
         model_type: model_type.to_owned(),
         feature: row.feature,
     })?;
-    match &options.adapters {
+    let model = match &options.adapters {
         None => (architecture.load)(checkpoint, options),
         Some(adapters) => {
             (architecture.load)(&checkpoint.clone().with_adapters(Adapters::open(adapters)?), options)
         }
+    }?;
+    if !options.lazy {
+        eval_params(model.parameters()).map_err(|source| LoadError::Weights { source })?;
     }
+    Ok(model)
+}
+
+/// For those who write the weights one by one: all together they may not fit.
+fn lazily() -> LoadOptions {
+    LoadOptions { lazy: true, ..LoadOptions::default() }
 }
 
 /// How [`fuse`] writes a model.
@@ -170,7 +181,7 @@ pub fn fuse(
 ) -> Result<(), LoadError> {
     let adapters = Adapters::open(adapters)?;
     let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
-    let model = load_checkpoint(&checkpoint, &LoadOptions::default())?;
+    let model = load_checkpoint(&checkpoint, &lazily())?;
     Ok(checkpoint.save_as(out, model.parameters().flatten())?)
 }
 
@@ -197,7 +208,7 @@ pub fn convert(
         let dequantize = matches!(options.weights, Weights::Dequantized);
         checkpoint = checkpoint.with_adapters(Adapters::open(adapters)?).fused(dequantize);
     }
-    let model = load_checkpoint(&checkpoint, &LoadOptions::default())?;
+    let model = load_checkpoint(&checkpoint, &lazily())?;
     let parameters = model.parameters().flatten();
     let parameters = parameters.into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect();
     drop(model);

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype};
+use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{
@@ -97,6 +97,14 @@ impl CausalLm for Phi3 {
     fn rotates_alike(&self, a: i32, b: i32) -> bool {
         self.rope.rotates_alike(a, b)
     }
+
+    fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
+        let rotation = self.rope.has_short_factors_at(tokens).then(|| {
+            "mlx-lm rotates with LongRoPE's long factors at every length, this model with the short ones; make it again, or \
+             load the model with mlx-lm's rotation (`--longrope mlx-lm`)"
+        });
+        rotation.map(str::to_owned).or_else(|| windows_unlike_mlx_lm(&self.info.layers, tokens))
+    }
 }
 
 impl Module<(AttentionInput<'_>, &Rope)> for Block {
@@ -157,6 +165,7 @@ impl Phi3 {
             context_length: config.context_length,
             layers: vec![layer; config.num_hidden_layers],
             dtype: Dtype::Float32,
+            config_digest: digest(config),
         };
         let mut phi3 = Self { model, lm_head, rope: config.rope.clone(), info };
         phi3.info.dtype = activation_dtype(&phi3);

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
@@ -68,6 +68,10 @@ impl CausalLm for Qwen3 {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
+
+    fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
+        windows_unlike_mlx_lm(&self.info.layers, tokens)
+    }
 }
 
 impl Module<AttentionInput<'_>> for Block {
@@ -102,6 +106,7 @@ impl Qwen3 {
             context_length: config.context_length,
             layers: config.layers.iter().map(layer).collect(),
             dtype: Dtype::Float32,
+            config_digest: digest(config),
         };
         let mut qwen3 = Self { model, lm_head, info };
         qwen3.info.dtype = activation_dtype(&qwen3);

@@ -252,6 +252,11 @@ impl Rope {
         }
     }
 
+    /// Whether LongRoPE's short factors hold for a sequence of this length.
+    pub fn has_short_factors_at(&self, length: i32) -> bool {
+        matches!(self.kind, Kind::ByLength { original, .. } if length <= original)
+    }
+
     /// Whether reading `length` more tokens after `offset` makes the cached keys wrong, so that the
     /// sequence has to be read again, with [`for_length`](Self::for_length) of its whole length.
     ///

@@ -120,6 +120,11 @@ impl Sampler {
         Ok(Some(divide(&self.filter(logprobs)?, self.sampling.temperature)?))
     }
 
+    /// What the next random numbers follow from, which MLX may not have computed yet.
+    pub(crate) fn state(&self) -> Option<&Array> {
+        self.random.as_ref().map(RandomState::as_array)
+    }
+
     fn next_key(&mut self) -> Result<Option<Array>, Exception> {
         self.random.as_mut().map(RandomState::next_key).transpose()
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mlx_causal_lm::CausalLm;
+use mlx_causal_lm::{CausalLm, made_by};
 use mlx_kvcache::{CacheError, CacheOptions, SavedCache};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
+use mlx_rs::transforms::async_eval;
 
 use super::Session;
 use crate::{GenerateError, as_i32, check_ids};
@@ -39,7 +40,7 @@ impl Session {
     /// always without windows, and within [`CacheOptions::rewind`] tokens with them.
     ///
     /// ```no_run
-    /// # use mlx_causal_lm::CausalLm;
+    /// # use mlx_causal_lm::{CausalLm, made_by};
     /// # use mlx_generate::{GenerateOptions, Session, generate};
     /// # fn f(model: &mut dyn CausalLm, session: &mut Session, text: &[u32]) -> Result<(), mlx_generate::GenerateError> {
     /// let (reuse, rest) = session.turn_to(model, text)?;
@@ -121,14 +122,17 @@ impl Session {
         let mut ids = self.all_ids()?;
         // After something was interrupted, the cache has read fewer.
         ids.truncate(usize::try_from(self.cache.offset()).unwrap_or(0));
-        Ok(self.cache.save_with(file, &model.info().model_type, &ids, metadata)?)
+        // What is held was rotated for a sequence of this length.
+        let length = self.cache.offset().max(self.cache.expected());
+        Ok(self.cache.save_with(file, made_by(model, length)?, &ids, metadata)?)
     }
 
     /// The session in a file, for this model. `options` are those that [`CausalLm::new_cache`] would be given.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::CacheFile`] where the file is none, damaged, or another model's.
+    /// [`GenerateError::CacheFile`] where the file is none, damaged, or of another model, of other weights, adapters or
+    /// settings; or where it is mlx-lm's and mlx-lm computes other keys and values than this model.
     pub fn load(
         model: &dyn CausalLm,
         file: impl AsRef<Path>,
@@ -137,12 +141,14 @@ impl Session {
         let saved = SavedCache::read(file)?;
         let tokens = saved.tokens().to_vec();
         let info = model.info();
-        let cache = saved.into_cache_for(&info.model_type, &info.layers, info.dtype, options)?;
+        let tokens_seen = saved.layers().first().map_or(0, |layer| layer.as_cache().offset());
+        let cache = saved.into_cache_for(made_by(model, tokens_seen)?, &info.layers, info.dtype, options)?;
         if tokens.is_empty() {
             // mlx-lm's files do not have them. Such a session goes on, and does not go back.
             return Ok(Self::new(cache));
         }
         check_ids(model, &tokens)?;
+        // Those of a file whose keys are rotated for another length are read again with the next call.
         let row = Array::from_slice(&tokens, &[1, as_i32(tokens.len())]);
         Self::resume(cache, &row, &model.new_cache(options)?)
     }
@@ -171,7 +177,7 @@ impl Session {
             {
                 self.cache.quantize(quantization)?;
                 self.is_quantized = true;
-                Ok(())
+                Ok(async_eval(self.cache.arrays())?)
             }
             _ => Ok(()),
         }

@@ -29,6 +29,9 @@ use crate::buffers::Buffers;
 pub(super) const CLASSES: [&str; 5] =
     ["KVCache", "QuantizedKVCache", "RotatingKVCache", "BatchKVCache", "BatchRotatingKVCache"];
 
+/// The entry with the class of the first layer, which every file has.
+pub(super) const FIRST_CLASS: &str = "1.0";
+
 /// What a tensor that is no array stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scalar {
@@ -92,8 +95,7 @@ pub(super) fn write_layer(
                 ("BatchRotatingKVCache", state)
             }
         }
-        (Layout::Full { .. }, Some(_), false) => ("FullKvCache", Vec::new()),
-        (Layout::Rotating { .. }, ..) => ("RotatingKvCache", Vec::new()),
+        (Layout::Full { .. }, Some(_), false) | (Layout::Rotating { .. }, ..) => (record.own_class(), Vec::new()),
     };
     for (array, n) in state.into_iter().zip(2..) {
         let name = format!("{i}.{n}");

@@ -6,7 +6,7 @@
 //!
 //! | entry | holds |
 //! |---|---|
-//! | `0.mlx_models` | JSON: version, model type, token ids, and the numbers of each layer |
+//! | `0.mlx_models` | JSON: version, what made it, token ids, and the numbers of each layer |
 //! | `0.mlx_models_crc32` | a checksum of all tensors and all other entries |
 
 mod mlx_lm;
@@ -14,7 +14,6 @@ mod record;
 mod tensors;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -22,20 +21,46 @@ use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
 use crate::{CacheError, CacheOptions, CacheState, LayerKind, LayerSpec, ModelCache};
-use record::{LayerRecord, Record};
-use tensors::{Tensors, read, write};
+use record::{LayerRecord, OriginRecord, Record};
+use tensors::{Tensors, check_replaceable, read, write};
 
-/// The version of the entry `0.mlx_models` that this crate writes.
-const VERSION: u32 = 1;
+/// The version of the entry `0.mlx_models` that this crate writes. Version 1 did not say what made a file.
+const VERSION: u32 = 2;
 const RECORD: &str = "0.mlx_models";
 const CHECKSUM: &str = "0.mlx_models_crc32";
+
+/// What makes keys and values: a cache is of use only to the model that made it, with the same weights, rotation,
+/// windows and adapters.
+///
+/// `mlx_causal_lm::made_by` answers with that of a model. A model type alone (`"phi3".into()`) is enough for those who
+/// see to the rest themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MadeBy {
+    /// The `model_type` of the checkpoint's config.
+    pub model_type: String,
+    /// A digest of the weights, how they are quantized included.
+    pub weights: String,
+    /// A digest of what the config says: rotation, windows, scales.
+    pub config: String,
+    /// A digest of the adapters, where there are any.
+    pub adapters: Option<String>,
+    /// Why mlx-lm computes other keys and values for a sequence of this length, where it does. A cache of such a
+    /// model is saved so that mlx-lm refuses it, and files of mlx-lm, which do not say what made them, are refused.
+    pub unlike_mlx_lm: Option<String>,
+}
+
+impl From<&str> for MadeBy {
+    fn from(model_type: &str) -> Self {
+        Self { model_type: model_type.to_owned(), ..Self::default() }
+    }
+}
 
 /// Why a cache was not saved, or a file is no cache for this model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheFileError {
     /// The file system refused.
-    #[error("{doing} {}: {source}", file.display())]
+    #[error("{doing} {}", file.display())]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -98,6 +123,31 @@ pub enum CacheFileError {
         /// The type of the model that made the file.
         found: String,
     },
+    /// A cache that other weights, adapters or another config made.
+    #[error(
+        "{} was made with other {what} than this model's, so that its keys and values are not this model's; make it again",
+        file.display()
+    )]
+    MadeBy {
+        /// The file.
+        file: PathBuf,
+        /// What differs: `weights`, `adapters` or `settings in config.json`.
+        what: &'static str,
+    },
+    /// A cache that does not say what made it, where that matters.
+    #[error("{} does not say what made it, and {problem}", file.display())]
+    UnknownOrigin {
+        /// The file.
+        file: PathBuf,
+        /// Why it matters for this model.
+        problem: String,
+    },
+    /// There is a file of another kind at the place where a cache should be written.
+    #[error("{} is no cache file, and only those are replaced; choose another name, or remove it", file.display())]
+    NotReplaced {
+        /// The file.
+        file: PathBuf,
+    },
     /// A cache of a model with more or fewer layers.
     #[error("{} holds {found} layers, and the model has {expected}", file.display())]
     Layers {
@@ -143,21 +193,22 @@ impl ModelCache {
     /// `load_prompt_cache` where it has caches of these kinds: full or rotating, in a batch or not, and
     /// full and quantized.
     ///
-    /// `tokens` are the ids that the cache has seen, if they shall be known to whoever loads it. The file
-    /// is written beside its place and then moved there: an older one stays until the new one is whole.
+    /// `made_by` is what made it, or a model type alone. `tokens` are the ids that the cache has seen, if they shall be
+    /// known to whoever loads it. The file is written beside its place and then moved there: an older one stays until
+    /// the new one is whole. A file that is no cache is not replaced.
     ///
     /// # Errors
     ///
-    /// [`CacheFileError::Io`]; [`CacheFileError::Tokens`] where `tokens` are not as many as were seen;
+    /// [`CacheFileError::Io`]; [`CacheFileError::NotReplaced`]; [`CacheFileError::Tokens`] where `tokens` are not as many as were seen;
     /// [`CacheError::Drift`] in the middle of a call of the model; [`CacheFileError::NoCache`] for a cache
     /// without layers.
     pub fn save(
         &self,
         file: impl AsRef<Path>,
-        model_type: &str,
+        made_by: impl Into<MadeBy>,
         tokens: &[u32],
     ) -> Result<(), CacheFileError> {
-        self.save_with(file, model_type, tokens, &BTreeMap::new())
+        self.save_with(file, made_by, tokens, &BTreeMap::new())
     }
 
     /// [`save`](Self::save) with further entries, which [`SavedCache::metadata`] gives back, and mlx-lm's
@@ -170,10 +221,11 @@ impl ModelCache {
     pub fn save_with(
         &self,
         file: impl AsRef<Path>,
-        model_type: &str,
+        made_by: impl Into<MadeBy>,
         tokens: &[u32],
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), CacheFileError> {
+        let made_by = made_by.into();
         let offset = self.offset();
         if !tokens.is_empty() && i32::try_from(tokens.len()) != Ok(offset) {
             return Err(CacheFileError::Tokens { tokens: tokens.len(), offset });
@@ -185,16 +237,28 @@ impl ModelCache {
             return Err(CacheFileError::NoCache { file: path.into(), problem });
         }
 
+        check_replaceable(path)?;
         let mut contents = Tensors::default();
         contents.metadata.extend(metadata.iter().map(|(name, value)| (format!("0.{name}"), value.clone())));
         let (mut classes, mut scalars, mut layers) = (Vec::new(), Vec::new(), Vec::new());
         for (i, cache) in self.layers().iter().enumerate() {
             let (record, buffers) = LayerRecord::of(&cache.state())?;
-            classes.push(mlx_lm::write_layer(i, &record, buffers.as_ref(), &mut contents, &mut scalars)?);
+            let class = mlx_lm::write_layer(i, &record, buffers.as_ref(), &mut contents, &mut scalars)?;
+            classes.push(if made_by.unlike_mlx_lm.is_none() { class } else { record.own_class() });
             layers.push(record);
         }
-        let record =
-            Record { version: VERSION, model_type: model_type.to_owned(), tokens: tokens.to_vec(), layers };
+        let record = Record {
+            version: VERSION,
+            model_type: made_by.model_type,
+            made_by: Some(OriginRecord {
+                weights: made_by.weights,
+                config: made_by.config,
+                adapters: made_by.adapters,
+                expected: self.expected(),
+            }),
+            tokens: tokens.to_vec(),
+            layers,
+        };
         mlx_lm::write_metadata(&mut contents.metadata, &classes, &scalars);
         let io = |e| CacheFileError::Io { doing: "writing", file: path.into(), source: io::Error::other(e) };
         contents.metadata.insert(RECORD.to_owned(), record.to_json().map_err(io)?);
@@ -210,6 +274,7 @@ pub struct SavedCache {
     file: PathBuf,
     layers: Vec<CacheState>,
     model_type: Option<String>,
+    made_by: Option<OriginRecord>,
     tokens: Vec<u32>,
     metadata: BTreeMap<String, String>,
 }
@@ -224,7 +289,7 @@ impl SavedCache {
     /// values was changed can only be told of files that have a checksum, which mlx-lm's have not.
     pub fn read(file: impl AsRef<Path>) -> Result<Self, CacheFileError> {
         let path = file.as_ref();
-        let opened = File::open(path).map_err(|source| CacheFileError::Io {
+        let opened = mlx_files::open(path).map_err(|source| CacheFileError::Io {
             doing: "opening",
             file: path.into(),
             source,
@@ -239,7 +304,7 @@ impl SavedCache {
             }
             let layers = mlx_lm::read_layers(path, &contents)?;
             let model_type = metadata.get("model_type").cloned();
-            return Self { file, layers, model_type, tokens: Vec::new(), metadata }.checked();
+            return Self { file, layers, model_type, made_by: None, tokens: Vec::new(), metadata }.checked();
         };
 
         let record = Record::from_json(record).map_err(|found| match found {
@@ -255,9 +320,8 @@ impl SavedCache {
         };
         let layers: Vec<CacheState> =
             record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
-        let saved =
-            Self { file, layers, model_type: Some(record.model_type), tokens: record.tokens, metadata };
-        saved.checked()
+        let Record { model_type, made_by, tokens, .. } = record;
+        Self { file, layers, model_type: Some(model_type), made_by, tokens, metadata }.checked()
     }
 
     /// Refuses layers at different offsets or of different batches, and files without layers.
@@ -285,6 +349,34 @@ impl SavedCache {
         Ok(self)
     }
 
+    /// Refuses what another model made, or may have made where it matters.
+    fn check_origin(&self, made_by: MadeBy) -> Result<(), CacheFileError> {
+        let file = self.file.clone();
+        let MadeBy { model_type, weights, config, adapters, unlike_mlx_lm } = made_by;
+        if let Some(found) = self.model_type.as_deref().filter(|&found| found != model_type) {
+            let found = found.to_owned();
+            return Err(CacheFileError::Model { file, expected: model_type, found });
+        }
+        let Some(found) = &self.made_by else {
+            let with_adapters = || {
+                let problem = "this model has adapters, with which it may not have been made; make it again with them";
+                problem.to_owned()
+            };
+            let problem = unlike_mlx_lm.or(adapters.map(|_| with_adapters()));
+            return problem.map_or(Ok(()), |problem| Err(CacheFileError::UnknownOrigin { file, problem }));
+        };
+        for (what, is_same) in [
+            ("weights", found.weights == weights),
+            ("adapters", found.adapters == adapters),
+            ("settings in config.json", found.config == config),
+        ] {
+            if !is_same {
+                return Err(CacheFileError::MadeBy { file, what });
+            }
+        }
+        Ok(())
+    }
+
     /// The type of the model that made it, where the file says it.
     pub fn model_type(&self) -> Option<&str> {
         self.model_type.as_deref()
@@ -307,11 +399,17 @@ impl SavedCache {
 
     /// The cache, for whatever model.
     pub fn into_cache(self) -> ModelCache {
-        ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect())
+        let mut cache = ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect());
+        // Some rotations depend on the length that a sequence was expected to have.
+        cache.expect(self.made_by.map_or(0, |made_by| made_by.expected));
+        cache
     }
 
-    /// The cache for a model of this type with these layers, whose keys and values have this dtype, as
+    /// The cache for this model with these layers, whose keys and values have this dtype, as
     /// [`ModelCache::for_layers`] would make it with these options.
+    ///
+    /// A file that says what made it must say `made_by`. One that does not, as those of mlx-lm, is taken for this
+    /// model's unless that matters: where mlx-lm computes other keys and values, and where the model has adapters.
     ///
     /// A layer with a window may have been saved with all of its tokens. Dense keys and values are quantized,
     /// and rings made longer, where the options ask for it; a ring that gets a longer rewind has it from then
@@ -319,21 +417,18 @@ impl SavedCache {
     ///
     /// # Errors
     ///
-    /// [`CacheFileError::Model`], [`CacheFileError::Layers`] or [`CacheFileError::Mismatch`] where it is
-    /// another model's or was made with another limit, and [`CacheFileError::Cache`] where it cannot become
+    /// [`CacheFileError::Model`], [`CacheFileError::MadeBy`], [`CacheFileError::UnknownOrigin`],
+    /// [`CacheFileError::Layers`] or [`CacheFileError::Mismatch`] where it is another model's or was made with another limit, and [`CacheFileError::Cache`] where it cannot become
     /// what the options ask for.
     pub fn into_cache_for(
         mut self,
-        model_type: &str,
+        made_by: impl Into<MadeBy>,
         layers: &[LayerSpec],
         dtype: Dtype,
         options: &CacheOptions,
     ) -> Result<ModelCache, CacheFileError> {
         let file = self.file.clone();
-        if let Some(found) = self.model_type.as_deref().filter(|&found| found != model_type) {
-            let (expected, found) = (model_type.to_owned(), found.to_owned());
-            return Err(CacheFileError::Model { file, expected, found });
-        }
+        self.check_origin(made_by.into())?;
         if self.layers.len() != layers.len() {
             let (expected, found) = (layers.len(), self.layers.len());
             return Err(CacheFileError::Layers { file, expected, found });

@@ -16,8 +16,22 @@ use crate::{CacheError, CacheState, FullKvCache, Quantization, RotatingKvCache};
 pub(super) struct Record {
     pub(super) version: u32,
     pub(super) model_type: String,
+    /// None in version 1.
+    #[serde(default)]
+    pub(super) made_by: Option<OriginRecord>,
     pub(super) tokens: Vec<u32>,
     pub(super) layers: Vec<LayerRecord>,
+}
+
+/// What made it, but for the type of the model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OriginRecord {
+    pub(super) weights: String,
+    pub(super) config: String,
+    pub(super) adapters: Option<String>,
+    /// The length that the sequence was expected to have: see [`ModelCache::expect`](crate::ModelCache::expect).
+    pub(super) expected: i32,
 }
 
 /// The version alone, which is read first: what else there is may differ.
@@ -101,6 +115,14 @@ impl LayerRecord {
         });
         let (steps, padding) = (rows.steps(), rows.padding_of_batch());
         Ok((Self { layout, quantization, steps, padding }, buffers))
+    }
+
+    /// The name of a layer that mlx-lm has no class for, or must not take for one of its own.
+    pub(super) fn own_class(&self) -> &'static str {
+        match self.layout {
+            Layout::Full { .. } => "FullKvCache",
+            Layout::Rotating { .. } => "RotatingKvCache",
+        }
     }
 
     /// The cache with these numbers and the tensors of layer `i`, or what contradicts what.

@@ -1,15 +1,17 @@
 //! A safetensors file as tensors and metadata.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use mlx_files::Partial;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{CHECKSUM, CacheFileError};
+use super::mlx_lm::FIRST_CLASS;
+use super::{CHECKSUM, CacheFileError, RECORD};
 
 /// The limit of the format itself. It also bounds what a broken length makes this program allocate.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -90,24 +92,11 @@ pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileErro
     let header = Metadata::new(Some(entries), tensors).map_err(io::Error::other);
     let header = header.and_then(|header| Ok(serde_json::to_vec(&header)?));
 
-    let io = |source| CacheFileError::Io { doing: "writing", file: file.into(), source };
-    // A link stays one, and what it leads to is replaced.
-    let target = if file.is_symlink() { fs::canonicalize(file).map_err(io)? } else { file.to_path_buf() };
-    let file = target.as_path();
-    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(".cache-").suffix(".partial");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any file that a program makes; without it, nobody else could read it.
-        temporary.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let written = temporary.tempfile_in(folder).and_then(|temporary| {
+    let written = Partial::file(file).and_then(|partial| {
         let mut header = header?;
         // As the format asks for: tensors begin at a multiple of eight bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
-        let mut out = BufWriter::new(temporary.as_file());
+        let mut out = BufWriter::new(partial.as_file());
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         // One at a time: their bytes may be copies.
@@ -117,22 +106,34 @@ pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileErro
         }
         out.flush()?;
         drop(out);
-        temporary.as_file().sync_all()?;
-        Ok(temporary.persist(file)?)
+        partial.commit()
     });
-    written.map(drop).map_err(io)
+    written.map_err(|source| CacheFileError::Io { doing: "writing", file: file.into(), source })
 }
 
-/// Reads a file, after everything was checked that its header says.
-pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileError> {
+/// Whether a cache may be written to this path: there is nothing, or an empty file, or a cache.
+pub(super) fn check_replaceable(path: &Path) -> Result<(), CacheFileError> {
+    let io = |source| CacheFileError::Io { doing: "writing", file: path.into(), source };
+    if !mlx_files::is_present(path).map_err(io)? {
+        return Ok(());
+    }
+    let mut file = mlx_files::open(path).map_err(io)?;
+    let is_cache = |header: Metadata| {
+        let entries = header.metadata().as_ref();
+        entries.is_some_and(|entries| entries.contains_key(RECORD) || entries.contains_key(FIRST_CLASS))
+    };
+    if file.metadata().map_err(io)?.len() == 0 || read_header(path, &mut file).is_ok_and(|(header, _)| is_cache(header)) {
+        return Ok(());
+    }
+    Err(CacheFileError::NotReplaced { file: path.into() })
+}
+
+/// The header of a file, and how many bytes follow it.
+fn read_header(path: &Path, file: &mut File) -> Result<(Metadata, u64), CacheFileError> {
     let io = |source| CacheFileError::Io { doing: "reading", file: path.into(), source };
     let damaged = |problem: String| CacheFileError::Damaged { file: PathBuf::from(path), problem };
 
-    let about = file.metadata().map_err(io)?;
-    let size = about.len();
-    if about.is_dir() {
-        return Err(damaged("it is a folder".to_owned()));
-    }
+    let size = file.metadata().map_err(io)?.len();
     if size < 8 {
         return Err(damaged(format!("it has {size} bytes, and the length of the header alone takes 8")));
     }
@@ -144,9 +145,17 @@ pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileErro
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(io)?;
-    let header: Metadata =
+    let header =
         serde_json::from_slice(&header).map_err(|e| damaged(format!("its header cannot be read: {e}")))?;
+    Ok((header, size - 8 - length))
+}
 
+/// Reads a file, after everything was checked that its header says.
+pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileError> {
+    let io = |source| CacheFileError::Io { doing: "reading", file: path.into(), source };
+    let damaged = |problem: String| CacheFileError::Damaged { file: PathBuf::from(path), problem };
+
+    let (header, data) = read_header(path, &mut file)?;
     let mut places: Vec<_> = header.tensors().into_iter().collect();
     places.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
@@ -163,11 +172,8 @@ pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileErro
         }
         end = this_end;
     }
-    if end as u64 != size - 8 - length {
-        return Err(damaged(format!(
-            "its tensors take {end} bytes, and {} follow the header",
-            size - 8 - length
-        )));
+    if end as u64 != data {
+        return Err(damaged(format!("its tensors take {end} bytes, and {data} follow the header")));
     }
 
     let mut contents = Tensors::default();
