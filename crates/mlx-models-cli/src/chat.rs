@@ -106,7 +106,8 @@ impl Chat {
         let _ = editor.load_history(&file);
         say("/help lists the commands");
         loop {
-            let text = match read_message(|prompt| editor.readline(&(prompt, Style::Prompt.paint(prompt)))) {
+            let mut line = |prompt: &str| editor.readline(&(prompt, Style::Prompt.paint(prompt)));
+            let text = match read_message(|prompt| interrupt::waiting(|| line(prompt))) {
                 Ok(text) => text,
                 // A line that is given up, and not the conversation.
                 Err(ReadlineError::Interrupted) => continue,
@@ -131,6 +132,9 @@ impl Chat {
                 Err(e) => say(&format!("{} {}", Style::Error.for_stderr("error:"), e.in_full())),
             }
             interrupt::forget();
+            if interrupt::ended() {
+                break;
+            }
         }
         if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
@@ -147,7 +151,7 @@ impl Chat {
     /// Lines of a script: the first thing that goes wrong ends it.
     fn talk_through_pipe(&mut self) -> Result<(), Failure> {
         let mut input = io::stdin().lock();
-        let mut next = |_: &str| match line(&mut input) {
+        let mut next = |_: &str| match interrupt::waiting(|| line(&mut input)) {
             Ok(None) => Err(ReadlineError::Eof),
             Ok(Some(line)) => Ok(line),
             Err(e) => Err(ReadlineError::Io(e)),

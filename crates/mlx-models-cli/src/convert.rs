@@ -14,6 +14,7 @@ use crate::demo::Source;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::{Progress, Unit};
+use crate::style::printable;
 
 /// Arguments of `mlx-models convert`.
 #[derive(clap::Args)]
@@ -96,7 +97,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut out = io::stdout().lock();
     if !arguments.json {
-        writeln!(out, "{converted}")?;
+        writeln!(out, "{}", printable(&converted.to_string()))?;
         writeln!(out, "written to {}", arguments.out.display())?;
         return Ok(());
     }

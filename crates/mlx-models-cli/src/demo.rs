@@ -3,11 +3,15 @@
 use std::env;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mlx_files::Partial;
+
 use crate::failure::Failure;
-use crate::hub::{HubId, MAIN};
+use crate::hub::{HubId, Revision};
+use crate::threads;
 
 /// A checkpoint: its name, and its files. `demo/NAME/README.md` says how they were made.
 struct Demo {
@@ -82,13 +86,14 @@ impl Source {
         })
     }
 
-    /// The checkpoint folder. A demo is written once, into the user's cache folder, and checked every
-    /// time; a model of the hub is downloaded once, into the hub's cache.
+    /// The checkpoint folder, for a model that is loaded next. A demo is written once, into the user's cache folder,
+    /// and checked every time; a model of the hub is downloaded once, into the hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
+        threads::check()?;
         match self {
             Self::Folder(folder) if !folder.exists() => Err(Failure::NoModel { name: folder }),
             Self::Folder(folder) => Ok(folder),
-            Self::Hub(id) => match crate::download::fetch(&id, MAIN) {
+            Self::Hub(id) => match crate::download::fetch(&id, &Revision::default()) {
                 Ok(snapshot) => Ok(snapshot.folder),
                 Err(source) => Err(Failure::NoFolderNorModel { name: id.to_string(), source }),
             },
@@ -98,42 +103,50 @@ impl Source {
 }
 
 impl Demo {
-    /// The checkpoint as a folder, which is what a model is loaded from.
+    /// The checkpoint as a folder, which is what a model is loaded from: in the user's cache folder, or where nothing
+    /// can be written there, in the system's folder of temporary files.
     fn folder(&self) -> Result<PathBuf, Failure> {
         let cache = cache_folder().join("mlx-models");
+        let first = match self.folder_in(&cache) {
+            Ok(folder) => return Ok(folder),
+            Err(e) => e,
+        };
+        let temporary = env::temp_dir().join("mlx-models-demos");
+        private_folder(&temporary).and_then(|()| self.folder_in(&temporary)).map_err(|source| Failure::Io {
+            doing: format!(
+                "writing the demo checkpoint (name a folder that can be written to in XDG_CACHE_HOME): {}: {first}; {}",
+                cache.display(),
+                temporary.display()
+            ),
+            source,
+        })
+    }
+
+    fn folder_in(&self, cache: &Path) -> io::Result<PathBuf> {
         let folder = cache.join(format!("demo-{}-{:016x}", self.name, self.fingerprint()));
         if self.is_whole(&folder) {
             return Ok(folder);
         }
-        let io = |doing: &str, path: &Path| {
-            let doing = format!("{doing} {} for the demo checkpoint", path.display());
-            move |source| Failure::Io { doing, source }
-        };
+        fs::create_dir_all(cache)?;
+        if folder.exists() {
+            // Damaged.
+            fs::remove_dir_all(&folder)?;
+        }
         // Under another name first, so that no other run sees half of it.
-        let partial = cache.join(format!(".demo-{}-{}", self.name, std::process::id()));
-        // What a run that was killed left under this name.
-        let _ = fs::remove_dir_all(&partial);
-        fs::create_dir_all(&partial).map_err(io("creating", &partial))?;
+        let partial = Partial::folder(&folder)?;
         for (name, contents) in &self.files {
-            let file = partial.join(name);
-            fs::write(&file, contents).map_err(io("writing", &file))?;
+            fs::write(partial.path().join(name), contents)?;
         }
-        if folder.exists() && !self.is_whole(&folder) {
-            let _ = fs::remove_dir_all(&folder);
+        match partial.commit() {
+            // It fails where another run was faster, whose result is the same.
+            Err(e) if !self.is_whole(&folder) => Err(e),
+            _ => Ok(folder),
         }
-        // It fails where another run was faster, whose result is the same.
-        if let Err(source) = fs::rename(&partial, &folder) {
-            let _ = fs::remove_dir_all(&partial);
-            if !self.is_whole(&folder) {
-                return Err(io("writing", &folder)(source));
-            }
-        }
-        Ok(folder)
     }
 
     fn is_whole(&self, folder: &Path) -> bool {
         let whole = |(name, contents): &(&str, &[u8])| {
-            fs::read(folder.join(name)).is_ok_and(|found| found == *contents)
+            mlx_files::read(folder.join(name), contents.len() as u64).is_ok_and(|found| found == *contents)
         };
         self.files.iter().all(whole)
     }
@@ -146,12 +159,33 @@ impl Demo {
     }
 }
 
+/// Makes a folder that nobody else can write to, in a folder that everybody can.
+fn private_folder(folder: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(folder) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
+    let about = fs::symlink_metadata(folder)?;
+    #[cfg(unix)]
+    let is_private = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o022 == 0;
+    #[cfg(not(unix))]
+    let is_private = true;
+    if about.is_dir() && is_private {
+        return Ok(());
+    }
+    Err(io::Error::other("it is no folder of this user's own"))
+}
+
+/// The user's folder for files that can be made again.
 pub(crate) fn cache_folder() -> PathBuf {
     let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
     named("XDG_CACHE_HOME")
         .or_else(|| {
-            let home = named("HOME")?;
-            Some(home.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
+            Some(home()?.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
         })
         .unwrap_or_else(env::temp_dir)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::hub::{Event, Hub, HubError, HubId, MAIN, Snapshot};
+use crate::hub::{Event, Hub, HubError, HubId, Revision, Snapshot};
 use crate::interrupt;
 use crate::progress::{Progress, Unit, bytes};
 
@@ -17,8 +17,8 @@ pub(crate) struct Arguments {
     #[arg(value_name = "HUB-ID")]
     id: HubId,
     /// Branch, tag or commit
-    #[arg(long, value_name = "R", default_value = MAIN)]
-    revision: String,
+    #[arg(long, value_name = "R", default_value_t)]
+    revision: Revision,
     /// Write one JSON object instead of the folder
     #[arg(long)]
     json: bool,
@@ -40,8 +40,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Snapshot { folder, commit, files, downloaded } = fetch(&id, &revision)?;
     let mut out = io::stdout().lock();
     if json {
-        let report =
-            Report { model: id.to_string(), revision, commit, folder, files, downloaded_bytes: downloaded };
+        let report = Report {
+            model: id.to_string(),
+            revision: revision.to_string(),
+            commit,
+            folder,
+            files,
+            downloaded_bytes: downloaded,
+        };
         serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
         writeln!(out)?;
     } else {
@@ -51,7 +57,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// The model in the cache, after a download with its progress on standard error where that is needed.
-pub(crate) fn fetch(id: &HubId, revision: &str) -> Result<Snapshot, HubError> {
+pub(crate) fn fetch(id: &HubId, revision: &Revision) -> Result<Snapshot, HubError> {
     let hub = Hub::from_environment()?;
     interrupt::end_at_once();
     let mut bar = Progress::new(Unit::Bytes);
@@ -59,9 +65,7 @@ pub(crate) fn fetch(id: &HubId, revision: &str) -> Result<Snapshot, HubError> {
         Event::Bytes { done, total, file } => bar.set(done, total, file),
         Event::Waiting { file } => bar.say(&format!("waiting for another download of {file}")),
         Event::Again { problem } => bar.say(&format!("trying again: {problem}")),
-        Event::Unreachable { problem } => {
-            bar.say(&format!("the hub cannot be reached ({problem}); using {id} as it is in the cache"));
-        }
+        Event::FromCache { problem } => bar.say(&format!("using {id} as it is in the cache: {problem}")),
     })?;
     bar.clear();
     if snapshot.downloaded > 0 {

@@ -1,7 +1,7 @@
 //! What the program says when it cannot go on.
 
 use std::error::Error;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
 
 use crate::hub::HubError;
-use crate::style::Style;
+use crate::style::{printable, say_error};
 
 /// Anything that ends the program.
 #[derive(Debug, thiserror::Error)]
@@ -54,19 +54,58 @@ impl Failure {
         {
             return ExitCode::SUCCESS;
         }
-        // Nothing is left to do for a closed standard error.
-        let _ = writeln!(io::stderr(), "{} {}", Style::Error.for_stderr("error:"), self.in_full());
+        say_error(&self.in_full());
         if matches!(self, Self::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 
-    /// The error and its causes.
+    /// The error and its causes, ready for a terminal: see [`printable`].
     pub(crate) fn in_full(&self) -> String {
-        let mut message = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            message += &format!(": {error}");
-            cause = error.source();
+        printable(&in_full(self)).into_owned()
+    }
+}
+
+/// An error and its causes. A cause that an error's own text ends with already is not said again.
+fn in_full(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.ends_with(&text) {
+            message += &format!(": {text}");
         }
-        message
+        cause = error.source();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error that says its cause itself, and names it as its source too.
+    #[derive(Debug, thiserror::Error)]
+    #[error("reading a cache: {source}")]
+    struct Twice {
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = || io::Error::from_raw_os_error(2);
+        let said = in_full(&Twice { source: missing() });
+        assert_eq!(said, format!("reading a cache: {}", missing()));
+        let said = Failure::Io { doing: "reading x".to_owned(), source: missing() }.in_full();
+        assert_eq!(said, format!("reading x: {}", missing()));
+        let nested = Failure::Io {
+            doing: "loading".to_owned(),
+            source: io::Error::other(Twice { source: missing() }),
+        };
+        assert_eq!(nested.in_full(), format!("loading: reading a cache: {}", missing()));
+    }
+
+    #[test]
+    fn an_error_cannot_steer_a_terminal() {
+        let failure = Failure::Arguments("no tensor \x1b[2J\u{9b}1m".to_owned());
+        assert_eq!(failure.in_full(), "no tensor \\u{1b}[2J\\u{9b}1m");
     }
 }

@@ -3,30 +3,38 @@
 //! A model is a folder `models--OWNER--NAME` of the cache. `blobs` has the files' contents, each under the name that the
 //! hub gives it (for large files their SHA-256); `snapshots/COMMIT` has a link to a blob for every file, and is the
 //! checkpoint folder; `refs/REVISION` has the commit that a branch or tag last stood for. What either program has
-//! downloaded, the other finds. A blob that is not whole yet has the ending `.incomplete`, and is gone on with.
+//! downloaded, the other finds. A blob that is not whole yet has the ending `.incomplete`, and is gone on with. Beside
+//! these, `.mlx-models/COMMIT.json` has the names of all files of a commit, so that a snapshot is known to be whole.
+//!
+//! What a server sends is bounded: the list of files, the names in it, the size of each file, and how slow it may come.
 
+mod cache;
+mod names;
+mod pace;
+
+use std::collections::BTreeSet;
 use std::env;
-use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mlx_files::{LARGEST_CONFIG, LARGEST_TOKENIZER};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use ureq::http::{HeaderMap, Method, Request, Response};
+use ureq::http::{HeaderMap, Method, Request, Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use cache::{Found, ModelFolder};
+pub(crate) use names::{HubId, Revision};
+use names::{escaped, is_commit, is_inside, is_needed, origin, redirected, shortened};
+use pace::Pace;
+
 /// Where the hub is, unless HF_ENDPOINT says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
-
-/// What is asked for where no revision is named.
-pub(crate) const MAIN: &str = "main";
 
 /// How often a request is made that fails without having brought anything.
 const ATTEMPTS: u32 = 5;
@@ -37,6 +45,21 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// How long the list of a model's files may take to come.
+const LISTING_TIME: Duration = Duration::from_secs(120);
+
+/// The largest list of a model's files, in bytes. Those of large models have some hundred kilobytes.
+const LARGEST_LISTING: u64 = 16 << 20;
+
+/// Files that a model may have. Large ones have some hundred.
+const MOST_FILES: usize = 10_000;
+
+/// The longest name of a blob. Those of the hub have 40 or 64 characters.
+const LONGEST_ETAG: usize = 128;
+
+/// The largest file with a token, in bytes.
+const LARGEST_TOKEN: u64 = 64 << 10;
+
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
 
@@ -46,60 +69,31 @@ const REDIRECTS: usize = 5;
 /// The name of a blob whose contents are elsewhere.
 const LINKED_ETAG: &str = "x-linked-etag";
 
-/// A model on the hub: `OWNER/NAME`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HubId(String);
-
-impl FromStr for HubId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // The hub's own rule.
-        let part_is_fine = |part: &str| {
-            !part.is_empty()
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-                && !part.starts_with(['-', '.'])
-                && !part.ends_with(['-', '.'])
-                && !part.contains("--")
-                && !part.contains("..")
-        };
-        match text.split_once('/') {
-            Some((owner, name)) if part_is_fine(owner) && part_is_fine(name) && text.len() <= 96 => {
-                Ok(Self(text.to_owned()))
-            }
-            _ => Err(format!("{text:?} is not a hub id, which has the form owner/name")),
-        }
-    }
-}
-
-impl fmt::Display for HubId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Why a model could not be had from the hub.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HubError {
     #[error(
-        "the hub has no model {id}, or only for some; for a private one a token is needed, in HF_TOKEN or in {}",
-        token_file.display()
+        "the hub has no model {id}, or only for some; for a private one a token is needed, in HF_TOKEN or in {token_file}"
     )]
-    NoModel { id: HubId, token_file: PathBuf },
-    #[error("the model {id} has no revision {revision:?}")]
+    NoModel { id: HubId, token_file: String },
+    #[error("the model {id} has no revision {revision}")]
     NoRevision { id: HubId, revision: String },
     #[error("the model {id} has no file {file} any more")]
     NoFile { id: HubId, file: String },
     #[error(
         "the model {id} is only for those who have accepted its conditions: do that on its page, {endpoint}/{id}, and \
-         give a token of yours in HF_TOKEN or in {}",
-        token_file.display()
+         give a token of yours in HF_TOKEN or in {token_file}"
     )]
-    Gated { id: HubId, endpoint: String, token_file: PathBuf },
+    Gated { id: HubId, endpoint: String, token_file: String },
     #[error("the hub does not accept the token from {source_of_token} ({status})")]
     Token { source_of_token: String, status: u16 },
     #[error("the model {id} has no {missing}, which a checkpoint needs; files of other formats are not read")]
     NoCheckpoint { id: HubId, missing: &'static str },
+    #[error(
+        "the model {id} has the model_type {found:?}, which is not supported; supported are {}. Only its config was \
+         downloaded", known.join(", ")
+    )]
+    Unsupported { id: HubId, found: String, known: Vec<&'static str> },
     #[error("the hub at {endpoint} cannot be reached: {problem}")]
     Unreachable { endpoint: String, problem: String },
     #[error("{what}: the hub answers with status {status}{message}")]
@@ -118,6 +112,12 @@ pub(crate) enum HubError {
     Hash { file: String, expected: String, found: String },
     #[error("{file} came with {found} bytes in place of {expected}; it was removed, so run it again")]
     Size { file: String, expected: u64, found: u64 },
+    #[error(
+        "{file} goes on behind the {expected} bytes that the hub says it has; it was removed, so run it again"
+    )]
+    TooLong { file: String, expected: u64 },
+    #[error("{file} of the model {id} has {size} bytes, and such a file may have {limit}")]
+    TooLarge { id: HubId, file: String, size: u64, limit: u64 },
     #[error(
         "{id} is not in the cache at {} as a whole: {missing} is missing, and HF_HUB_OFFLINE forbids to download it",
         cache.display()
@@ -140,8 +140,8 @@ pub(crate) enum Event<'a> {
     Waiting { file: &'a str },
     /// Something went wrong that may go right the next time.
     Again { problem: &'a str },
-    /// The hub cannot be reached, and what is in the cache is used.
-    Unreachable { problem: &'a str },
+    /// The hub does not give the model, and what is in the cache is used.
+    FromCache { problem: &'a str },
 }
 
 /// A model that is here.
@@ -161,10 +161,13 @@ pub(crate) struct Hub {
     endpoint: String,
     cache: PathBuf,
     token: Option<Token>,
-    token_file: PathBuf,
+    /// Where a token may be, in words.
+    token_file: String,
     offline: bool,
     agent: Agent,
     pause: Duration,
+    /// Models of other kinds are not downloaded.
+    model_types: Vec<&'static str>,
 }
 
 struct Token {
@@ -189,6 +192,7 @@ struct Sibling {
 /// What the hub says of a file.
 struct FileInfo {
     name: String,
+    commit: String,
     /// The blob's name.
     etag: String,
     size: Option<u64>,
@@ -213,25 +217,37 @@ impl Hub {
     /// SSL_CERT_FILE, and the usual names of proxies.
     pub(crate) fn from_environment() -> Result<Self, HubError> {
         let named = |name| env::var_os(name).filter(|value| !value.is_empty());
-        let path = |name| named(name).map(|path| at_home(PathBuf::from(path)));
+        let home = env::home_dir();
+        let in_home = |name, path| at_home(name, path, home.as_deref());
+        let path = |name| named(name).map(|path| in_home(name, PathBuf::from(path))).transpose();
         let is_set = |name| {
             let value = named(name).unwrap_or_default().to_string_lossy().to_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&&*value)
         };
-        let home = path("HF_HOME").unwrap_or_else(|| {
-            let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| at_home(PathBuf::from("~/.cache")));
-            cache.join("huggingface")
-        });
-        let cache = path("HF_HUB_CACHE")
-            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
-            .unwrap_or_else(|| home.join("hub"));
-        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let folder = match (path("HF_HOME")?, path("XDG_CACHE_HOME")?) {
+            (Some(folder), _) => Ok(folder),
+            (None, Some(cache)) => Ok(cache.join("huggingface")),
+            (None, None) => in_home("HF_HOME", PathBuf::from("~/.cache/huggingface")),
+        };
+        let cache = match (path("HF_HUB_CACHE")?, path("HUGGINGFACE_HUB_CACHE")?) {
+            (Some(cache), _) | (None, Some(cache)) => cache,
+            (None, None) => {
+                folder.as_ref().map(|folder| folder.join("hub")).map_err(|_| HubError::Setting {
+                    variable: "HF_HOME".to_owned(),
+                    problem: "models have no place to go to, since HOME is not set; name a folder in HF_HOME"
+                        .to_owned(),
+                })?
+            }
+        };
+        let token_file = path("HF_TOKEN_PATH")?.or_else(|| Some(folder.ok()?.join("token")));
         let given = |name: &'static str| {
             let value = env::var(name).ok().filter(|value| !value.trim().is_empty())?;
             Some((value, name.to_owned()))
         };
-        let in_file = || Some((fs::read_to_string(&token_file).ok()?, token_file.display().to_string()));
-        let found = given("HF_TOKEN").or_else(|| given("HUGGING_FACE_HUB_TOKEN")).or_else(in_file);
+        let found = match given("HF_TOKEN").or_else(|| given("HUGGING_FACE_HUB_TOKEN")) {
+            None => token_file.as_deref().map(token_in).transpose()?.flatten(),
+            given => given,
+        };
         let token = match found.filter(|(token, _)| !token.trim().is_empty()) {
             None => None,
             Some((token, from)) => {
@@ -243,15 +259,24 @@ impl Hub {
         };
         let endpoint = env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
         let endpoint = endpoint.unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned();
-        let certificates = path("SSL_CERT_FILE");
+        let address = endpoint.parse::<Uri>().ok().filter(|address| address.host().is_some());
+        if !address.is_some_and(|address| matches!(address.scheme_str(), Some("http" | "https"))) {
+            let problem = format!("{} is no address of the web", shortened(&format!("{endpoint:?}")));
+            return Err(HubError::Setting { variable: "HF_ENDPOINT".to_owned(), problem });
+        }
+        let certificates = path("SSL_CERT_FILE")?;
         Ok(Self {
             endpoint,
             cache,
             token,
-            token_file,
+            token_file: match token_file {
+                Some(file) => file.display().to_string(),
+                None => "the file that HF_TOKEN_PATH names".to_owned(),
+            },
             offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
             agent: agent(certificates.as_deref())?,
             pause: PAUSE,
+            model_types: mlx_models::known_model_types(),
         })
     }
 
@@ -259,141 +284,149 @@ impl Hub {
     pub(crate) fn fetch(
         &self,
         id: &HubId,
-        revision: &str,
+        revision: &Revision,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<Snapshot, HubError> {
-        let here = self.in_cache(id, revision);
+        let model = ModelFolder::new(&self.cache, id);
+        let here = model.find(revision);
         if self.offline {
-            return here.map_err(|missing| HubError::Offline {
-                id: id.clone(),
-                cache: self.cache.clone(),
-                missing,
-            });
+            let missing = |missing| HubError::Offline { id: id.clone(), cache: self.cache.clone(), missing };
+            return here.map(|found| found.snapshot).map_err(missing);
         }
-        // A commit never changes.
-        if is_commit(revision)
-            && let Ok(here) = here
-        {
-            return Ok(here);
-        }
-        let info = match self.model_info(id, revision, here.is_ok(), on) {
-            Ok(info) => info,
-            Err(HubError::Unreachable { problem, .. }) if here.is_ok() => {
-                on(Event::Unreachable { problem: &problem });
-                return here.map_err(|missing| HubError::Offline {
-                    id: id.clone(),
-                    cache: self.cache.clone(),
-                    missing,
-                });
-            }
-            Err(e) => return Err(e),
+        let here = match here {
+            // A commit never changes.
+            Ok(Found { snapshot, is_listed: true }) if revision.is_commit() => return Ok(snapshot),
+            here => here.ok().map(|found| found.snapshot),
         };
-        let what = || format!("the model {id}");
-        if !is_commit(&info.sha) {
-            return Err(HubError::Answer { what: what(), problem: format!("{:?} is no commit", info.sha) });
+        let info = match (self.model_info(id, revision, here.is_some(), on), here) {
+            (Ok(info), _) => info,
+            (Err(error), Some(here))
+                if revision.is_commit() || matches!(error, HubError::Unreachable { .. }) =>
+            {
+                on(Event::FromCache { problem: &error.to_string() });
+                return Ok(here);
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let files = self.needed_files(id, revision, &info)?;
+        model.remember_files(&info.sha, &files)?;
+        let folder = model.snapshot(&info.sha);
+        let is_missing = |file: &&String| !folder.join(file).is_file();
+        let mut missing: Vec<&String> = files.iter().filter(is_missing).collect();
+        let (mut downloaded, mut before, mut total) = (0, 0, 0_u64);
+        // First the config, which says whether the others are of any use.
+        if let Some(place) = missing.iter().position(|file| *file == "config.json") {
+            let config = self.file_info(id, &info.sha, missing.swap_remove(place), on)?;
+            // Nobody needs a bar for it.
+            let mut tell = |event: Event<'_>| {
+                if !matches!(event, Event::Bytes { .. }) {
+                    on(event)
+                }
+            };
+            downloaded += self.fetch_file(&model, id, &config, &mut tell)?;
+            before = config.size.unwrap_or_default();
+            total = before;
+            missing.sort();
         }
-        let files: Vec<String> =
-            info.siblings.into_iter().map(|file| file.rfilename).filter(|file| is_needed(file)).collect();
+        if !missing.is_empty() {
+            self.check_architecture(id, &folder)?;
+        }
+        let mut infos = Vec::with_capacity(missing.len());
+        for file in missing {
+            let file = self.file_info(id, &info.sha, file, on)?;
+            total = total.saturating_add(file.size.unwrap_or_default());
+            infos.push(file);
+        }
+        for file in &infos {
+            let mut tell = |event: Event<'_>| match event {
+                Event::Bytes { done, file, .. } => on(Event::Bytes { done: before + done, total, file }),
+                other => on(other),
+            };
+            downloaded += self.fetch_file(&model, id, file, &mut tell)?;
+            before += file.size.unwrap_or_default();
+        }
+        // Last, so that an older snapshot is what a revision means until this one is whole.
+        if !revision.is_commit() {
+            model.set_revision(revision, &info.sha)?;
+        }
+        Ok(Snapshot { folder, commit: info.sha, files, downloaded })
+    }
+
+    /// Those of a model's files that are downloaded, if what the hub says of the model makes sense.
+    fn needed_files(
+        &self,
+        id: &HubId,
+        revision: &Revision,
+        info: &ModelInfo,
+    ) -> Result<Vec<String>, HubError> {
+        let wrong = |problem: String| HubError::Answer { what: format!("the model {id}"), problem };
+        let quoted = |text: &str| shortened(&format!("{text:?}"));
+        if !is_commit(&info.sha) {
+            return Err(wrong(format!("{} is no commit", quoted(&info.sha))));
+        }
+        if revision.is_commit() && !info.sha.eq_ignore_ascii_case(revision.as_str()) {
+            return Err(wrong(format!("it is the commit {}, and another one was asked for", info.sha)));
+        }
+        let names = info.siblings.iter().map(|file| &file.rfilename).filter(|file| is_needed(file));
+        let files: BTreeSet<&String> = names.collect();
         if let Some(file) = files.iter().find(|file| !is_inside(file)) {
-            return Err(HubError::Answer { what: what(), problem: format!("a file named {file:?}") });
+            return Err(wrong(format!("a file named {}", quoted(file))));
+        }
+        if files.len() > MOST_FILES {
+            return Err(wrong(format!("it has {} files, and a model may have {MOST_FILES}", files.len())));
         }
         for (missing, is_there) in [
-            ("config.json", files.iter().any(|file| file == "config.json")),
+            ("config.json", files.iter().any(|file| *file == "config.json")),
             ("model*.safetensors", files.iter().any(|file| file.ends_with(".safetensors"))),
         ] {
             if !is_there {
                 return Err(HubError::NoCheckpoint { id: id.clone(), missing });
             }
         }
-
-        let model = self.folder(id);
-        let folder = model.join("snapshots").join(&info.sha);
-        let mut downloaded = 0;
-        let missing: Vec<&String> = files.iter().filter(|file| !folder.join(file).is_file()).collect();
-        let mut infos = Vec::with_capacity(missing.len());
-        for file in missing {
-            infos.push(self.file_info(id, &info.sha, file, on)?);
-        }
-        let total = infos.iter().filter_map(|file| file.size).sum();
-        let mut before = 0;
-        for file in &infos {
-            let mut tell = |event: Event<'_>| match event {
-                Event::Bytes { done, file, .. } => on(Event::Bytes { done: before + done, total, file }),
-                other => on(other),
-            };
-            downloaded += self.fetch_file(id, &info.sha, file, &mut tell)?;
-            before += file.size.unwrap_or_default();
-        }
-        // Last, so that an older snapshot is what a revision means until this one is whole.
-        if !is_commit(revision) {
-            let file = model.join("refs").join(revision);
-            write_whole(&file, &info.sha).map_err(|source| HubError::Write { file, source })?;
-        }
-        Ok(Snapshot { folder, commit: info.sha, files, downloaded })
+        Ok(files.into_iter().cloned().collect())
     }
 
-    /// Where the cache has a model.
-    fn folder(&self, id: &HubId) -> PathBuf {
-        self.cache.join(format!("models--{}", id.0.replace('/', "--")))
-    }
-
-    /// A model that is in the cache as a whole, or else what is missing.
-    fn in_cache(&self, id: &HubId, revision: &str) -> Result<Snapshot, String> {
-        let model = self.folder(id);
-        let commit = if is_commit(revision) {
-            revision.to_owned()
-        } else if is_inside(revision) {
-            let known = fs::read_to_string(model.join("refs").join(revision));
-            known.map_err(|_| format!("the revision {revision}"))?.trim().to_owned()
-        } else {
-            return Err(format!("the revision {revision}"));
-        };
-        let folder = model.join("snapshots").join(&commit);
-        if !is_commit(&commit) || !folder.join("config.json").is_file() {
-            return Err("config.json".to_owned());
+    /// Whether the model with this config can be loaded at all.
+    fn check_architecture(&self, id: &HubId, folder: &Path) -> Result<(), HubError> {
+        let file = folder.join("config.json");
+        let text =
+            mlx_files::read(&file, LARGEST_CONFIG).map_err(|source| HubError::Read { file, source })?;
+        let wrong =
+            |problem: String| HubError::Answer { what: format!("config.json of the model {id}"), problem };
+        let config: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        let found = config.get("model_type").and_then(serde_json::Value::as_str);
+        let found = found.ok_or_else(|| wrong("it has no model_type".to_owned()))?;
+        if self.model_types.contains(&found) {
+            return Ok(());
         }
-        let index = fs::read_to_string(folder.join("model.safetensors.index.json")).unwrap_or_default();
-        let index: serde_json::Value = serde_json::from_str(&index).unwrap_or_default();
-        let shards = index.get("weight_map").and_then(serde_json::Value::as_object).into_iter().flatten();
-        let shards: std::collections::BTreeSet<&str> =
-            shards.filter_map(|(_, shard)| shard.as_str()).collect();
-        let single = "model.safetensors";
-        if !folder.join(single).is_file() {
-            if let Some(missing) = shards.iter().find(|shard| !folder.join(shard).is_file()) {
-                return Err((*missing).to_owned());
-            }
-            let names = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-            if shards.is_empty()
-                && !names.into_iter().any(|name| name.to_string_lossy().ends_with(".safetensors"))
-            {
-                return Err(single.to_owned());
-            }
-        }
-        // Of a download that was broken off, the files that no index names.
-        let names = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let files =
-            names.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_needed(name));
-        let mut files: Vec<String> = files.collect();
-        files.sort();
-        Ok(Snapshot { folder, commit, files, downloaded: 0 })
+        Err(HubError::Unsupported {
+            id: id.clone(),
+            found: shortened(found),
+            known: self.model_types.clone(),
+        })
     }
 
     /// The commit and the files of a revision. `once` where something else serves if the hub cannot be reached.
     fn model_info(
         &self,
         id: &HubId,
-        revision: &str,
+        revision: &Revision,
         once: bool,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<ModelInfo, HubError> {
-        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, escaped(revision, false));
+        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, escaped(revision.as_str(), false));
         let what = format!("the model {id}");
         self.attempt(if once { 1 } else { ATTEMPTS }, on, || {
-            let answer = self.ask(Method::GET, &url, 0)?;
-            self.check(&answer, id, revision, None)?;
-            let text = answer.into_body().read_to_string().map_err(|e| Failed::ForNow(e.to_string()))?;
-            let info = serde_json::from_str(&text);
-            info.map_err(|e| HubError::Answer { what: what.clone(), problem: e.to_string() }.into())
+            let answer = self.ask(Method::GET, &url, 0, Some(LISTING_TIME))?;
+            self.check(&answer, id, revision.as_str(), None)?;
+            let mut text = Vec::new();
+            let mut body = answer.into_body().into_reader().take(LARGEST_LISTING + 1);
+            body.read_to_end(&mut text).map_err(|e| Failed::ForNow(e.to_string()))?;
+            let wrong = |problem: String| HubError::Answer { what: what.clone(), problem };
+            if text.len() as u64 > LARGEST_LISTING {
+                return Err(wrong(format!("it has more than {LARGEST_LISTING} bytes")).into());
+            }
+            serde_json::from_slice(&text).map_err(|e| wrong(shortened(&e.to_string())).into())
         })
     }
 
@@ -408,39 +441,42 @@ impl Hub {
         let what = format!("{file} of the model {id}");
         let url = self.url(id, commit, file);
         self.attempt(ATTEMPTS, on, || {
-            let answer = self.ask(Method::HEAD, &url, 0)?;
+            let answer = self.ask(Method::HEAD, &url, 0, None)?;
             self.check(&answer, id, commit, Some(file))?;
             let headers = answer.headers();
             let etag = text(headers, LINKED_ETAG).or_else(|| text(headers, "etag")).unwrap_or_default();
             let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            if etag.is_empty() || !etag.chars().all(is_name) {
-                let problem = format!("its ETag is {etag:?}");
+            if etag.is_empty() || etag.len() > LONGEST_ETAG || !etag.chars().all(is_name) {
+                let problem = format!("its ETag is {}", shortened(&format!("{etag:?}")));
                 return Err(HubError::Answer { what: what.clone(), problem }.into());
             }
             let redirected = answer.status().is_redirection();
             let size = text(headers, "x-linked-size")
                 .or_else(|| text(headers, "content-length").filter(|_| !redirected))
                 .and_then(|size| size.parse().ok());
-            Ok(FileInfo { name: file.to_owned(), etag, size })
+            let limit = largest(file);
+            if let Some(size) = size.filter(|&size| size > limit) {
+                return Err(HubError::TooLarge { id: id.clone(), file: file.to_owned(), size, limit }.into());
+            }
+            Ok(FileInfo { name: file.to_owned(), commit: commit.to_owned(), etag, size })
         })
     }
 
     /// Puts a file into the cache, unless it is there. Answers how many bytes came.
     fn fetch_file(
         &self,
+        model: &ModelFolder,
         id: &HubId,
-        commit: &str,
         file: &FileInfo,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<u64, HubError> {
-        let model = self.folder(id);
-        let blob = model.join("blobs").join(&file.etag);
-        let partial = model.join("blobs").join(format!("{}.incomplete", file.etag));
+        let blob = model.blobs().join(&file.etag);
+        let partial = model.blobs().join(format!("{}.incomplete", file.etag));
         let mut downloaded = 0;
         if !blob.is_file() {
             let failed = |source| HubError::Write { file: partial.clone(), source };
-            fs::create_dir_all(model.join("blobs")).map_err(failed)?;
+            fs::create_dir_all(model.blobs()).map_err(failed)?;
             let open = || {
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).create(true).truncate(false).open(&partial).map_err(failed)
@@ -456,12 +492,11 @@ impl Hub {
                 out = open()?;
             }
             if !blob.is_file() {
-                downloaded = self.fetch_blob(id, commit, file, &partial, &mut out, on)?;
+                downloaded = self.fetch_blob(id, file, &partial, &mut out, on)?;
                 fs::rename(&partial, &blob).map_err(failed)?;
             }
         }
-        let pointer = model.join("snapshots").join(commit).join(&file.name);
-        link(&model, &blob, &pointer).map_err(|source| HubError::Write { file: pointer, source })?;
+        model.link(&blob, &model.snapshot(&file.commit).join(&file.name))?;
         Ok(downloaded)
     }
 
@@ -469,24 +504,29 @@ impl Hub {
     fn fetch_blob(
         &self,
         id: &HubId,
-        commit: &str,
         file: &FileInfo,
         partial: &Path,
         out: &mut File,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<u64, HubError> {
-        let url = self.url(id, commit, &file.name);
+        let url = self.url(id, &file.commit, &file.name);
         let write = |source| HubError::Write { file: partial.to_path_buf(), source };
         let read = |source| HubError::Read { file: partial.to_path_buf(), source };
-        let (mut failures, mut downloaded) = (0, 0);
+        let (mut failures, mut restarts, mut downloaded) = (0, 0, 0);
         let mut hash = Sha256::new();
         let mut done = 0;
         let held = out.metadata().map_err(read)?.len();
-        let seen = pour(&mut Read::by_ref(out).take(held), &mut io::sink(), &mut |bytes| {
-            hash.update(bytes);
-            done += bytes.len() as u64;
-        });
-        seen.map_err(|(Poured::Reading(e) | Poured::Writing(e))| read(e))?;
+        let mut buffer = vec![0; CHUNK];
+        let mut beginning = Read::by_ref(out).take(held);
+        loop {
+            match beginning.read(&mut buffer).map_err(read)? {
+                0 => break,
+                length => {
+                    hash.update(&buffer[..length]);
+                    done += length as u64;
+                }
+            }
+        }
         if file.size.is_some_and(|size| done > size) {
             done = 0;
         }
@@ -509,17 +549,23 @@ impl Hub {
                 downloaded += bytes.len() as u64;
                 on(Event::Bytes { done, total: file.size.unwrap_or_default(), file: &file.name });
             };
-            let problem = match self.receive(id, commit, file, &url, before, out, partial, &mut arrived) {
+            let problem = match self.receive(id, file, &url, before, out, partial, &mut arrived) {
                 Ok(Received::All) if file.size.is_none_or(|size| done >= size) => break,
                 Ok(Received::All) => format!("it ended early, at {done} bytes"),
+                Ok(Received::TooMuch) => {
+                    fs::remove_file(partial).map_err(write)?;
+                    return Err(HubError::TooLong { file: file.name.clone(), expected: done });
+                }
                 Ok(Received::FromTheBeginning) => {
                     done = 0;
+                    restarts += 1;
                     "it does not go on from the middle".to_owned()
                 }
                 Err(Failed::ForGood(error)) => return Err(error),
                 Err(Failed::ForNow(problem)) => problem,
             };
-            failures = if done > before { 1 } else { failures + 1 };
+            // Else a server could keep the program forever, with a byte for each connection or the same bytes again.
+            failures = if restarts == 0 && done >= before + pace::LEAST { 1 } else { failures + 1 };
             if failures >= ATTEMPTS {
                 let (file, total) = (file.name.clone(), file.size.unwrap_or_default());
                 return Err(HubError::Broken { file, done, total, attempts: ATTEMPTS, problem });
@@ -547,7 +593,6 @@ impl Hub {
     fn receive(
         &self,
         id: &HubId,
-        commit: &str,
         file: &FileInfo,
         url: &str,
         done: u64,
@@ -555,21 +600,24 @@ impl Hub {
         partial: &Path,
         arrived: &mut dyn FnMut(&[u8]),
     ) -> Result<Received, Failed> {
-        let answer = self.ask(Method::GET, url, done)?;
+        let answer = self.ask(Method::GET, url, done, None)?;
         if done > 0 && (answer.status() == 416 || answer.status() == 200) {
             return Ok(Received::FromTheBeginning);
         }
-        self.check(&answer, id, commit, Some(&file.name))?;
+        self.check(&answer, id, &file.commit, Some(&file.name))?;
         let from = text(answer.headers(), "content-range");
         if done > 0 && from.is_some_and(|from| !from.starts_with(&format!("bytes {done}-"))) {
             return Ok(Received::FromTheBeginning);
         }
+        let left = file.size.unwrap_or(largest(&file.name)).saturating_sub(done);
         let mut body = answer.into_body().into_reader();
-        pour(&mut body, out, arrived).map_err(|failed| match failed {
-            Poured::Reading(e) => Failed::ForNow(e.to_string()),
-            Poured::Writing(source) => HubError::Write { file: partial.to_path_buf(), source }.into(),
-        })?;
-        Ok(Received::All)
+        match pour(&mut body, out, left, arrived) {
+            Ok(received) => Ok(received),
+            Err(Poured::Reading(e)) => Err(Failed::ForNow(e.to_string())),
+            Err(Poured::Writing(source)) => {
+                Err(HubError::Write { file: partial.to_path_buf(), source }.into())
+            }
+        }
     }
 
     fn url(&self, id: &HubId, commit: &str, file: &str) -> String {
@@ -580,8 +628,16 @@ impl Hub {
     /// the hub redirects to.
     ///
     /// Of a file whose contents are elsewhere, the hub's own answer is what says its name and size.
-    fn ask(&self, method: Method, url: &str, from: u64) -> Result<Response<Body>, Failed> {
-        let for_now = |problem: String| Failed::ForNow(problem);
+    /// All of it comes `within` this time, if one is given.
+    fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        from: u64,
+        within: Option<Duration>,
+    ) -> Result<Response<Body>, Failed> {
+        let for_now = |problem: String| Failed::ForNow(shortened(&problem));
+        let wrong = |problem: String| HubError::Answer { what: url.to_owned(), problem };
         let mut url = url.to_owned();
         for _ in 0..=REDIRECTS {
             let mut request =
@@ -592,13 +648,14 @@ impl Hub {
             if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == origin(&self.endpoint)) {
                 request = request.header("Authorization", token.header.clone());
             }
-            let request = request.body(()).map_err(|e| for_now(e.to_string()))?;
+            let request = request.body(()).map_err(|e| wrong(e.to_string()))?;
+            let request = self.agent.configure_request(request).timeout_global(within).build();
             let answer = self.agent.run(request).map_err(|e| for_now(e.to_string()))?;
             let known = method == Method::HEAD && answer.headers().contains_key(LINKED_ETAG);
             let place =
                 text(answer.headers(), "location").filter(|_| answer.status().is_redirection() && !known);
             let Some(place) = place else { return Ok(answer) };
-            url = if place.starts_with('/') { format!("{}{place}", origin(&url)) } else { place.to_owned() };
+            url = redirected(&url, place).map_err(wrong)?;
         }
         Err(for_now("redirects without end".to_owned()))
     }
@@ -659,7 +716,7 @@ impl Hub {
                 None => HubError::NoModel { id, token_file },
             },
             (status, _) => {
-                let message = message.map(|message| format!(": {message}")).unwrap_or_default();
+                let message = message.map(|message| format!(": {}", shortened(message))).unwrap_or_default();
                 HubError::Status { what: format!("the model {id}"), status, message }
             }
         };
@@ -668,32 +725,65 @@ impl Hub {
 }
 
 /// How a request for the rest of a file ended.
+#[derive(Debug, PartialEq, Eq)]
 enum Received {
     /// At its end.
     All,
     /// The rest alone is not to be had.
     FromTheBeginning,
+    /// It goes on where it should end.
+    TooMuch,
 }
 
 /// Why bytes stopped.
+#[derive(Debug)]
 enum Poured {
     Reading(io::Error),
     Writing(io::Error),
 }
 
-/// Copies everything, and tells of each piece that is written.
-fn pour(from: &mut dyn Read, to: &mut dyn Write, arrived: &mut dyn FnMut(&[u8])) -> Result<(), Poured> {
+/// Copies everything that comes, up to `most` bytes, and tells of each piece that is written.
+fn pour(
+    from: &mut dyn Read,
+    to: &mut dyn Write,
+    most: u64,
+    arrived: &mut dyn FnMut(&[u8]),
+) -> Result<Received, Poured> {
     let mut buffer = vec![0; CHUNK];
+    let (mut pace, started, mut left) = (Pace::default(), Instant::now(), most);
     loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => {
-                to.write_all(&buffer[..length]).map_err(Poured::Writing)?;
-                arrived(&buffer[..length]);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+        let length = match from.read(&mut buffer) {
+            Ok(0) => return Ok(Received::All),
+            Ok(length) => length,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(Poured::Reading(e)),
+        };
+        let wanted = length.min(usize::try_from(left).unwrap_or(usize::MAX));
+        to.write_all(&buffer[..wanted]).map_err(Poured::Writing)?;
+        arrived(&buffer[..wanted]);
+        left -= wanted as u64;
+        if wanted < length {
+            return Ok(Received::TooMuch);
         }
+        if !pace.is_fast_enough(length, started.elapsed()) {
+            let problem = format!("fewer than {} bytes came in a minute", pace::LEAST);
+            return Err(Poured::Reading(io::Error::new(ErrorKind::TimedOut, problem)));
+        }
+    }
+}
+
+/// How many bytes a file may have.
+fn largest(file: &str) -> u64 {
+    // A tokenizer is the largest of the others.
+    if file.ends_with(".safetensors") { u64::MAX } else { LARGEST_TOKENIZER }
+}
+
+/// The token in a file, where there is one, with the file's name.
+fn token_in(file: &Path) -> Result<Option<(String, String)>, HubError> {
+    match mlx_files::read_to_string(file, LARGEST_TOKEN) {
+        Ok(token) => Ok(Some((token, file.display().to_string()))),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(HubError::Read { file: file.to_path_buf(), source }),
     }
 }
 
@@ -702,7 +792,8 @@ fn agent(certificates: Option<&Path>) -> Result<Agent, HubError> {
     let mut tls = TlsConfig::builder();
     if let Some(file) = certificates {
         let wrong = |problem: String| HubError::Setting { variable: "SSL_CERT_FILE".to_owned(), problem };
-        let pem = fs::read(file).map_err(|e| wrong(format!("{}: {e}", file.display())))?;
+        let pem =
+            mlx_files::read(file, LARGEST_CONFIG).map_err(|e| wrong(format!("{}: {e}", file.display())))?;
         let mut trusted = Vec::new();
         for item in parse_pem(&pem) {
             if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(e.to_string()))? {
@@ -727,88 +818,20 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Who answers at an address: all before the path.
-fn origin(url: &str) -> &str {
-    let start = url.find("://").map_or(0, |scheme| scheme + 3);
-    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |length| start + length);
-    &url[..end]
-}
-
-/// `~` is the home folder.
-fn at_home(path: PathBuf) -> PathBuf {
-    match (path.strip_prefix("~"), env::var_os("HOME")) {
-        (Ok(rest), Some(home)) => PathBuf::from(home).join(rest),
-        _ => path,
-    }
-}
-
-/// Whether this is the name of a commit.
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// Whether a path stays inside of the folder that it begins at.
-fn is_inside(path: &str) -> bool {
-    !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// Whether a file of a model is one that is downloaded: those that mlx-lm downloads, so that it finds all that it
-/// wants.
-fn is_needed(file: &str) -> bool {
-    let ends = [".json", ".py", ".tiktoken", ".txt", ".jsonl", ".jinja"];
-    file == "tokenizer.model"
-        || ends.iter().any(|end| file.ends_with(end))
-        || (file.starts_with("model") && file.ends_with(".safetensors"))
-}
-
-/// A part of an address.
-fn escaped(text: &str, slashes: bool) -> String {
-    let mut escaped = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(byte))
-            }
-            b'/' if slashes => escaped.push('/'),
-            other => escaped += &format!("%{other:02X}"),
+/// The path that a variable names, in which `~` is the home folder.
+fn at_home(variable: &str, path: PathBuf, home: Option<&Path>) -> Result<PathBuf, HubError> {
+    let Ok(rest) = path.strip_prefix("~") else {
+        if path.to_string_lossy().starts_with('~') {
+            let problem = format!("{} begins with ~; write the home folder out", path.display());
+            return Err(HubError::Setting { variable: variable.to_owned(), problem });
         }
-    }
-    escaped
-}
-
-/// Writes a small file beside its place, and moves it there.
-fn write_whole(file: &Path, text: &str) -> io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let partial = folder.join(format!(".partial-{}-{number}", std::process::id()));
-    fs::write(&partial, text)?;
-    fs::rename(&partial, file)
-}
-
-/// Puts a link to a blob into a snapshot, as a path from there; a copy where there are no links.
-fn link(model: &Path, blob: &Path, pointer: &Path) -> io::Result<()> {
-    if pointer.is_file() {
-        return Ok(());
-    }
-    let folder = pointer.parent().unwrap_or(model);
-    fs::create_dir_all(folder)?;
-    let depth = folder.strip_prefix(model).unwrap_or(Path::new("")).components().count();
-    let target = blob.strip_prefix(model).unwrap_or(blob);
-    let target: PathBuf = std::iter::repeat_n(Path::new(".."), depth).chain([target]).collect();
-    if pointer.symlink_metadata().is_ok() && !pointer.exists() {
-        fs::remove_file(pointer)?; // a link that leads nowhere
-    }
-    #[cfg(unix)]
-    let linked = std::os::unix::fs::symlink(&target, pointer);
-    #[cfg(not(unix))]
-    let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
-    match linked {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()), // another run was faster
-        Err(_) => fs::copy(blob, pointer).map(drop),
-        Ok(()) => Ok(()),
-    }
+        return Ok(path);
+    };
+    // An empty one is none.
+    let home = home.filter(|home| !home.as_os_str().is_empty());
+    let problem = || format!("{} is in the home folder, and HOME is not set", path.display());
+    home.map(|home| home.join(rest))
+        .ok_or_else(|| HubError::Setting { variable: variable.to_owned(), problem: problem() })
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use mlx_models::{Checkpoint, LoadError};
+use mlx_models::{Checkpoint, LoadError, LoadOptions};
 use serde::Serialize;
 
 use crate::demo::Source;
 use crate::failure::Failure;
+use crate::style::printable;
 
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
@@ -34,7 +35,8 @@ struct Description {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(arguments.model.folder()?).map_err(LoadError::from)?;
     // Built, so that an error in the config or the tensors shows; the weights are not read.
-    let model = mlx_models::load_checkpoint(&checkpoint, &mlx_models::LoadOptions::default())?;
+    let options = LoadOptions { lazy: true, ..LoadOptions::default() };
+    let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
     let info = model.info();
     let parameters = model.parameters().flatten();
     let description = Description {
@@ -54,10 +56,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let Description { architecture, parameters, dtype, quantization, .. } = &description;
-    writeln!(out, "architecture          {architecture}")?;
+    writeln!(out, "architecture          {}", printable(architecture))?;
     writeln!(out, "parameters            {parameters}")?;
     writeln!(out, "dtype                 {dtype}")?;
-    writeln!(out, "quantization          {quantization}")?;
+    writeln!(out, "quantization          {}", printable(quantization))?;
     writeln!(out, "size on disk          {:.2} MB", description.size_on_disk_bytes as f64 / 1e6)?;
     writeln!(out, "context length        {} tokens", description.context_length)?;
     writeln!(out, "cache                 {} bytes per token", description.cache_bytes_per_token)?;

@@ -17,6 +17,7 @@ mod progress;
 mod prompt;
 mod sampling;
 mod style;
+mod threads;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -32,7 +33,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "mlx-models", version, about = "Language models on MLX")]
-#[command(after_help = "Exit status: 0 done, 1 an error, 2 wrong arguments, 130 interrupted.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 an error, 2 wrong arguments; stopped by a signal: 130 by SIGINT (Ctrl-C), 143 by \
+                  SIGTERM, 129 by SIGHUP."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -68,7 +72,8 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Libraries do not print; what they have to say comes out here.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
+    let messages = tracing_subscriber::fmt().with_writer(|| style::Stderr).with_ansi(false);
+    messages.without_time().with_target(false).init();
     let outcome = match arguments.command {
         Command::Generate(arguments) => generate::run(*arguments),
         Command::Chat(arguments) => chat::run(*arguments),
@@ -82,8 +87,7 @@ fn main() -> ExitCode {
         Command::Man => man(),
     };
     match outcome {
-        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_STATUS),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => interrupt::exit_status().map_or(ExitCode::SUCCESS, ExitCode::from),
         Err(failure) => failure.report(),
     }
 }

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use crate::style::{printable, say};
+
 /// Characters of a bar.
 const WIDTH: u64 = 24;
 
@@ -58,27 +60,28 @@ impl Progress {
     /// So much is done, of so much, and this is underway.
     pub(crate) fn set(&mut self, done: u64, total: u64, what: &str) {
         let before = *self.before.get_or_insert(if self.unit == Unit::Bytes { done } else { 0 });
-        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
         if self.terminal {
             if self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) && done < total {
                 return;
             }
             self.shown = Some(Instant::now());
-            let full = (done * WIDTH).checked_div(total).unwrap_or(WIDTH).min(WIDTH) as usize;
+            let full = done.saturating_mul(WIDTH).checked_div(total).unwrap_or(WIDTH).min(WIDTH) as usize;
             let bar: String = (0..WIDTH as usize).map(|i| if i < full { '#' } else { '-' }).collect();
             let seconds = self.started.elapsed().as_secs_f64().max(0.001);
             let amount = amount(self.unit, done, total, (done - before.min(done)) as f64 / seconds);
+            let what = printable(what);
             write(&format!("\r\x1b[2K[{bar}] {percent:3} %  {amount}  {what}"));
         } else if percent >= self.next_step && total > self.worth_a_line {
             self.next_step = percent / STEP * STEP + STEP;
-            write(&format!("{percent} %  {}  {what}\n", amount(self.unit, done, total, 0.0)));
+            say(&format!("{percent} %  {}  {what}", amount(self.unit, done, total, 0.0)));
         }
     }
 
     /// Something to say beside it.
     pub(crate) fn say(&mut self, text: &str) {
         self.clear();
-        write(&format!("{text}\n"));
+        say(text);
     }
 
     /// Takes the bar away.
@@ -115,6 +118,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Writes control sequences of our own.
 fn write(text: &str) {
     // Nothing is left to do for a closed standard error.
     let _ = io::stderr().write_all(text.as_bytes());

@@ -1,7 +1,63 @@
-//! A little colour, on a terminal only, and none where `NO_COLOR` asks for that (<https://no-color.org>).
+//! What the program writes to standard error, and how it looks.
+//!
+//! All of it goes through [`say`], [`Style::for_stderr`], [`Stderr`] or the bar of `progress`. Names and messages that
+//! come from files or from a server could hold control sequences, which would steer the reader's terminal; so each of
+//! these makes them visible with [`printable`]. Colours are for terminals only, and for nobody where `NO_COLOR` is set
+//! (<https://no-color.org>).
 
+use std::borrow::Cow;
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+
+/// The text with its control characters written out, such as `\u{1b}` for the escape character.
+///
+/// Line breaks and tabs stay. Characters that reverse the direction of the text around them are written out as well.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let is_hidden = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_hidden(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
+}
+
+/// Writes a line to standard error.
+pub(crate) fn say(text: &str) {
+    // Nothing is left to do for a closed standard error.
+    let _ = writeln!(Stderr, "{text}");
+}
+
+/// Writes an error to standard error.
+pub(crate) fn say_error(text: &str) {
+    let line = format!("{} {}\n", Style::Error.for_stderr("error:"), printable(text));
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Standard error, where everything that is written becomes [`printable`].
+pub(crate) struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        io::stderr().write_all(printable(&text).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn write_fmt(&mut self, arguments: std::fmt::Arguments<'_>) -> io::Result<()> {
+        // In one piece, so that what several threads write is not mixed within a line.
+        self.write_all(arguments.to_string().as_bytes())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// What a text is to a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +84,13 @@ impl Style {
         format!("{}{text}\x1b[0m", self.code())
     }
 
-    /// The text for standard error.
+    /// The text for standard error, [`printable`].
     pub(crate) fn for_stderr(self, text: &str) -> String {
+        let text = printable(text);
         if wanted(io::stderr().is_terminal(), |name| env::var_os(name)) {
-            self.paint(text)
+            self.paint(&text)
         } else {
-            text.to_owned()
+            text.into_owned()
         }
     }
 }
@@ -46,6 +103,21 @@ fn wanted<T: AsRef<std::ffi::OsStr>>(terminal: bool, variable: impl Fn(&str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_written_out() {
+        for (text, shown) in [
+            ("a\tb\nc \u{e9}\u{1f600}", "a\tb\nc \u{e9}\u{1f600}"),
+            ("\x1b]0;title\x07", "\\u{1b}]0;title\\u{7}"),
+            ("a\rb\0c\x08\x7f", "a\\u{d}b\\u{0}c\\u{8}\\u{7f}"),
+            ("\u{9b}2J\u{85}", "\\u{9b}2J\\u{85}"),
+            ("\u{202e}txt.exe\u{2066}", "\\u{202e}txt.exe\\u{2066}"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+        assert!(matches!(printable("plain"), Cow::Borrowed(_)));
+        assert_eq!(Style::Error.for_stderr("\x1b[2J"), "\\u{1b}[2J");
+    }
 
     #[test]
     fn colours_are_for_terminals_that_have_them_and_readers_who_want_them() {

@@ -62,6 +62,19 @@ fn demo_files() -> Vec<(&'static str, Vec<u8>)> {
         .to_vec()
 }
 
+/// Ends a program that does not end by itself, which is a failed test.
+fn within_reason(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..6000 {
+        if child.try_wait().unwrap().is_some() {
+            return child.wait_with_output().unwrap();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("{command:?} does not end");
+}
+
 const STORY: [&str; 5] = ["--prompt", "Once upon a time", "--max-tokens", "5", "--json"];
 
 fn tokens(report: &Value) -> &Value {
@@ -116,6 +129,161 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     assert_eq!(server.requests().len(), 0);
     let output = program().env("HF_HUB_OFFLINE", "1").args(["download", "owner/other"]).output().unwrap();
     assert_fails(&output, 1, &["owner/other is not in the cache", "HF_HUB_OFFLINE"]);
+}
+
+/// Starts the program, stops it with a signal as soon as `is_it_time`, and answers its exit status.
+#[cfg(unix)]
+fn stopped(program: &mut Command, signal: &str, mut is_it_time: impl FnMut() -> bool) -> Option<i32> {
+    let mut child = program.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !is_it_time() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    child.wait().unwrap().code()
+}
+
+#[test]
+#[cfg(unix)]
+fn a_commit_whose_download_was_interrupted_is_completed() {
+    let mut times = 0;
+    let fault = move |request: &hub_server::Request, right: &Reply| {
+        let is_it = request.method == "GET" && request.path == "/api/resolve-cache/tokenizer.json";
+        times += u32::from(is_it);
+        (is_it && times < 4).then(|| Reply { cut: Some(10), stall: Duration::from_secs(60), ..right.clone() })
+    };
+    let (server, home) = (Server::start(&demo_files(), fault), tempfile::tempdir().unwrap());
+    let model = home.path().join("hub/models--owner--name");
+    let program = |arguments: &[&str]| {
+        let mut program = program(home.path());
+        program.env("HF_ENDPOINT", &server.endpoint).args(arguments);
+        program
+    };
+    let download = ["download", "owner/name", "--revision", COMMIT, "--json"];
+    // All but the tokenizer is here. Each signal has its exit status.
+    for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let is_asked_for = || {
+            let mut requests = server.requests().into_iter();
+            requests
+                .any(|request| request.method == "GET" && request.path.starts_with("/api/resolve-cache/tok"))
+        };
+        assert_eq!(stopped(&mut program(&download), signal, is_asked_for), Some(status));
+    }
+    assert!(model.join("snapshots").join(COMMIT).join("model.safetensors").is_file());
+    let output = program(&download).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_fails(&output, 1, &["tokenizer.json is missing", "HF_HUB_OFFLINE"]);
+
+    let report = json(&program(&download).output().unwrap());
+    let size: usize = demo_files()[3..].iter().map(|(_, contents)| contents.len()).sum();
+    // Each run may have brought 10 bytes before it was stopped.
+    let left = report["downloaded_bytes"].as_u64().unwrap() as usize;
+    assert!((size - 30..=size).contains(&left), "{report}");
+    let output = program(&["inspect", "owner/name"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_fails(&output, 1, &["the revision main is missing"]);
+    let output = program(&download).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(json(&output)["downloaded_bytes"], 0);
+}
+
+/// A snapshot as the hub's own library leaves it.
+#[test]
+#[cfg(unix)]
+fn what_another_program_downloaded_serves_without_the_hub() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("hub/models--owner--name");
+    let snapshot = model.join("snapshots").join(COMMIT);
+    for folder in [&snapshot, &model.join("blobs"), &model.join("refs")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    for (name, contents) in demo_files() {
+        fs::write(model.join("blobs").join(name), contents).unwrap();
+        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
+    }
+    fs::write(model.join("refs/main"), COMMIT).unwrap();
+    for arguments in [&["inspect", "owner/name"][..], &["download", "owner/name", "--revision", COMMIT]] {
+        for offline in ["1", "0"] {
+            let output =
+                program(home.path()).args(arguments).env("HF_HUB_OFFLINE", offline).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(text(&output.stderr).contains("as it is in the cache"), offline == "0", "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn a_revision_that_leads_out_of_the_cache_is_refused() {
+    let (server, home) = (Server::start(&demo_files(), |_, _| None), tempfile::tempdir().unwrap());
+    for revision in ["", "..", "../../../escaped", "a/../../b", "/etc", "main/"] {
+        let mut program = program(home.path());
+        program.env("HF_ENDPOINT", &server.endpoint).args(["download", "owner/name", "--revision", revision]);
+        assert_fails(&program.output().unwrap(), 2, &["not the name of a branch, a tag or a commit"]);
+    }
+    assert_eq!(server.requests().len(), 0);
+}
+
+#[test]
+fn without_a_home_there_is_no_folder_of_that_name() {
+    let (home, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = |variables: &[(&str, &str)]| {
+        let mut program = program(home.path());
+        program.current_dir(here.path()).args(["download", "owner/name"]).env("HF_HUB_OFFLINE", "1");
+        program.env_remove("HF_HOME").env_remove("XDG_CACHE_HOME").env("HOME", "");
+        let output = program.envs(variables.iter().copied()).output().unwrap();
+        assert!(!text(&output.stderr).contains("at ~"), "{output:?}");
+        output
+    };
+    // The system may know the user's home, or not.
+    assert_eq!(program(&[]).status.code(), Some(1));
+    assert_eq!(program(&[("HF_HOME", "~/models")]).status.code(), Some(1));
+    assert_fails(&program(&[("HF_HOME", "~someone/models")]), 1, &["HF_HOME", "write the home folder out"]);
+    // The places that need no home.
+    assert_fails(&program(&[("XDG_CACHE_HOME", "/x")]), 1, &["not in the cache at /x/huggingface/hub"]);
+    assert_fails(&program(&[("HF_HUB_CACHE", "/y")]), 1, &["not in the cache at /y"]);
+    assert_fails(&program(&[("HOME", "/h")]), 1, &["not in the cache at /h/.cache/huggingface/hub"]);
+    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_refused_before_its_weights_come() {
+    let mut files = demo_files();
+    files[0].1 = br#"{"model_type": "bert"}"#.to_vec();
+    let (server, home) = (Server::start(&files, |_, _| None), tempfile::tempdir().unwrap());
+    for arguments in
+        [&["download", "owner/name"][..], &["generate", "--prompt", "x", "--model", "owner/name"]]
+    {
+        let mut program = program(home.path());
+        let output = program.env("HF_ENDPOINT", &server.endpoint).args(arguments).output().unwrap();
+        assert_fails(&output, 1, &["\"bert\", which is not supported", "gemma3_text", "qwen3"]);
+    }
+    let asked = server.requests();
+    assert!(!asked.iter().any(|request| request.path.contains("safetensors")), "{asked:?}");
+}
+
+#[test]
+#[cfg(unix)]
+fn settings_of_the_hub_are_read_within_limits() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let token = |file: &Path, variable: &str| {
+        let mut program = program(home.path());
+        program.env_remove("HF_TOKEN").env(variable, file).env("HF_HUB_OFFLINE", "1");
+        within_reason(program.args(["download", "owner/name"]))
+    };
+    assert_fails(&token(&pipe, "HF_TOKEN_PATH"), 1, &["pipe", "must be a regular file"]);
+    assert_fails(
+        &token(Path::new("/dev/zero"), "HF_TOKEN_PATH"),
+        1,
+        &["/dev/zero", "must be a regular file"],
+    );
+    assert_fails(&token(&pipe, "SSL_CERT_FILE"), 1, &["SSL_CERT_FILE", "must be a regular file"]);
+    assert_fails(
+        &token(Path::new("ftp://hub.example"), "HF_ENDPOINT"),
+        1,
+        &["HF_ENDPOINT", "no address of the web"],
+    );
+    // None is no mistake.
+    assert_fails(&token(&home.path().join("none"), "HF_TOKEN_PATH"), 1, &["not in the cache"]);
 }
 
 #[test]

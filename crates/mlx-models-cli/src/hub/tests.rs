@@ -35,20 +35,29 @@ fn no_fault(_: &hub_server::Request, _: &Reply) -> Option<Reply> {
     None
 }
 
+fn main() -> Revision {
+    Revision::default()
+}
+
+fn commit() -> Revision {
+    COMMIT.parse().unwrap()
+}
+
 fn hub(server: &Server, cache: &TempDir) -> Hub {
     Hub {
         endpoint: server.endpoint.clone(),
         cache: cache.path().to_path_buf(),
         token: None,
-        token_file: PathBuf::from("here/token"),
+        token_file: "here/token".to_owned(),
         offline: false,
         agent: agent(None).unwrap(),
         pause: Duration::ZERO,
+        model_types: vec!["test"],
     }
 }
 
 fn fetch(hub: &Hub) -> Result<Snapshot, HubError> {
-    hub.fetch(&id(), MAIN, &mut |_| {})
+    hub.fetch(&id(), &main(), &mut |_| {})
 }
 
 fn blobs(cache: &TempDir) -> Vec<String> {
@@ -100,7 +109,7 @@ fn a_model_comes_into_the_cache_as_the_hubs_own_library_lays_it_out() {
     let hub = hub(&server, &cache);
     let mut seen = Vec::new();
     let snapshot = hub
-        .fetch(&id(), MAIN, &mut |event| {
+        .fetch(&id(), &main(), &mut |event| {
             if let Event::Bytes { done, total, .. } = event {
                 seen.push((done, total));
             }
@@ -132,10 +141,10 @@ fn a_model_comes_into_the_cache_as_the_hubs_own_library_lays_it_out() {
     let again = fetch(&hub).unwrap();
     assert_eq!((&again.folder, again.downloaded), (&snapshot.folder, 0));
     assert_eq!(server.requests().len(), 1);
-    hub.fetch(&id(), COMMIT, &mut |_| {}).unwrap();
+    hub.fetch(&id(), &commit(), &mut |_| {}).unwrap();
     assert_eq!(server.requests().len(), 0);
     // A branch whose name is a path.
-    hub.fetch(&id(), "a/branch", &mut |_| {}).unwrap();
+    hub.fetch(&id(), &"a/branch".parse().unwrap(), &mut |_| {}).unwrap();
     assert_eq!(fs::read_to_string(model.join("refs/a/branch")).unwrap(), COMMIT);
 }
 
@@ -171,7 +180,7 @@ fn a_connection_that_breaks_off_is_made_again_from_there() {
     let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
     let mut problems = Vec::new();
     let snapshot = hub(&server, &cache)
-        .fetch(&id(), MAIN, &mut |event| {
+        .fetch(&id(), &main(), &mut |event| {
             if let Event::Again { problem } = event {
                 problems.push(problem.to_owned());
             }
@@ -194,13 +203,13 @@ fn a_connection_that_keeps_breaking_off_leaves_what_came() {
     let fault = move |request: &hub_server::Request, right: &Reply| {
         let is_it = request.method == "GET" && request.path == "/far/model.safetensors";
         times += u32::from(is_it);
-        is_it.then(|| Reply { cut: Some(if times < 9 { 1000 } else { 0 }), ..right.clone() })
+        is_it.then(|| Reply { cut: Some(if times < 9 { 100_000 } else { 0 }), ..right.clone() })
     };
     let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
     let error = fetch(&hub(&server, &cache)).unwrap_err();
-    assert!(matches!(error, HubError::Broken { done: 8000, total: 3_000_000, .. }), "{error}");
+    assert!(matches!(error, HubError::Broken { done: 800_000, total: 3_000_000, .. }), "{error}");
     assert!(error.to_string().ends_with("run it again to go on from there"), "{error}");
-    assert_eq!(fs::read(partial(&cache)).unwrap(), tensors()[..8000]);
+    assert_eq!(fs::read(partial(&cache)).unwrap(), tensors()[..800_000]);
     // No snapshot that looks whole.
     let offline = Hub { offline: true, ..hub(&server, &cache) };
     assert!(matches!(fetch(&offline).unwrap_err(), HubError::Offline { .. }));
@@ -288,9 +297,253 @@ fn a_model_without_what_a_checkpoint_needs_is_refused_before_anything_comes() {
 }
 
 #[test]
+fn a_model_of_another_kind_is_refused_before_its_weights_come() {
+    for (config, needle) in [
+        (r#"{"model_type": "bert"}"#, r#"the model_type "bert", which is not supported; supported are test"#),
+        ("{}", "it has no model_type"),
+        (r#"{"model_type": 3}"#, "it has no model_type"),
+        ("[", "config.json of the model owner/name"),
+    ] {
+        let mut files = files();
+        files[0].1 = config.into();
+        let (server, cache) = (Server::start(&files, no_fault), tempfile::tempdir().unwrap());
+        let error = fetch(&hub(&server, &cache)).unwrap_err();
+        assert!(error.to_string().contains(needle), "{error}");
+        let asked = server.requests();
+        assert!(asked.iter().all(|request| !request.path.contains("safetensors")), "{asked:?}");
+        assert!(!cache.path().join("models--owner--name/refs").exists());
+    }
+}
+
+#[test]
+fn a_commit_is_whole_when_all_its_files_are_here() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let offline = Hub { offline: true, ..self::hub(&server, &cache) };
+    let folder = hub.fetch(&id(), &commit(), &mut |_| {}).unwrap().folder;
+    // As after a download that was broken off.
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    let error = offline.fetch(&id(), &commit(), &mut |_| {}).unwrap_err();
+    assert!(matches!(&error, HubError::Offline { missing, .. } if missing == "tokenizer.json"), "{error}");
+    hub.fetch(&id(), &commit(), &mut |_| {}).unwrap();
+    assert!(folder.join("tokenizer.json").is_file());
+
+    // Another program downloaded it, and nothing here says which files it has: the hub is asked once.
+    fs::remove_dir_all(cache.path().join("models--owner--name/.mlx-models")).unwrap();
+    let listed = |request: &hub_server::Request| request.path.starts_with("/api/models");
+    server.requests();
+    for asked in [1, 0] {
+        hub.fetch(&id(), &commit(), &mut |_| {}).unwrap();
+        assert_eq!(server.requests().iter().filter(|request| listed(request)).count(), asked);
+    }
+    // Without the hub it serves as it is, and where the hub has it no longer.
+    fs::remove_dir_all(cache.path().join("models--owner--name/.mlx-models")).unwrap();
+    assert_eq!(offline.fetch(&id(), &commit(), &mut |_| {}).unwrap().folder, folder);
+    let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
+    let gone = Hub { endpoint: gone.endpoint.clone(), ..self::hub(&server, &cache) };
+    let mut said = Vec::new();
+    let found = gone.fetch(&id(), &commit(), &mut |event| {
+        if let Event::FromCache { problem } = event {
+            said.push(problem.to_owned());
+        }
+    });
+    assert_eq!(found.unwrap().folder, folder);
+    assert!(said.len() == 1 && said[0].contains("the hub has no model"), "{said:?}");
+}
+
+#[test]
+fn a_body_that_goes_on_is_cut_off() {
+    // Behind the length that the hub says.
+    let fault = once_for_tensors(|right| Reply { is_endless: true, ..right.clone() });
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let mut most = 0;
+    let error = hub(&server, &cache).fetch(&id(), &main(), &mut |event| {
+        if let Event::Bytes { done, total, .. } = event {
+            assert!(done <= total, "{done} of {total}");
+            most = most.max(done);
+        }
+    });
+    assert!(matches!(error, Err(HubError::TooLong { expected: 3_000_000, .. })), "{error:?}");
+    assert!(!partial(&cache).exists() && server.sent() < hub_server::ENDLESS / 2, "{} sent", server.sent());
+    fetch(&hub(&server, &cache)).unwrap();
+
+    // The list of files.
+    let fault = |request: &hub_server::Request, right: &Reply| {
+        let body = br#"{"sha": ""#.to_vec();
+        request.path.starts_with("/api/models").then(|| Reply { is_endless: true, body, ..right.clone() })
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(&error, HubError::Answer { problem, .. } if problem.contains("more than")), "{error}");
+    assert!(server.sent() < hub_server::ENDLESS / 2, "{} sent", server.sent());
+    assert_eq!(server.requests().len(), 1, "it is not asked again");
+}
+
+/// The hub says this of each file.
+fn with_header(name: &'static str, value: &'static str) -> Result<Snapshot, HubError> {
+    let fault = move |request: &hub_server::Request, right: &Reply| {
+        let is_it = request.method == "HEAD";
+        let mut reply = right.clone();
+        reply.headers.retain(|(known, _)| known != name);
+        reply.headers.push((name.to_owned(), value.to_owned()));
+        is_it.then_some(reply)
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    fetch(&hub(&server, &cache))
+}
+
+#[test]
+fn what_the_hub_says_of_a_file_is_bounded() {
+    // A name that no file system takes, and one that leads elsewhere.
+    let long: &'static str = "a".repeat(300).leak();
+    for etag in [long, "", "..", "a/b"] {
+        let error = with_header("X-Linked-Etag", etag).unwrap_err();
+        assert!(matches!(&error, HubError::Answer { problem, .. } if problem.contains("ETag")), "{error}");
+    }
+    // No small file is as large as that.
+    let error = with_header("X-Linked-Size", "18446744073709551615").unwrap_err();
+    assert!(matches!(&error, HubError::TooLarge { file, .. } if file == "config.json"), "{error}");
+}
+
+#[test]
+fn sizes_that_together_are_more_than_a_number_holds() {
+    let fault = |request: &hub_server::Request, right: &Reply| {
+        let mut reply = right.clone();
+        let size = reply.headers.iter_mut().find(|(name, _)| name == "X-Linked-Size")?;
+        size.1 = u64::MAX.to_string();
+        (request.method == "HEAD").then_some(reply)
+    };
+    let mut files = files();
+    files.push(("model-2.safetensors", tensors()));
+    let (server, cache) = (Server::start(&files, fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::Broken { total: u64::MAX, .. }), "{error}");
+}
+
+#[test]
+fn names_of_files_stay_in_the_folder() {
+    let listing = |names: &[String]| {
+        let names: Vec<String> = names.iter().map(|name| format!(r#"{{"rfilename": {name}}}"#)).collect();
+        let body = format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, names.join(", "));
+        refused(Reply { status: 200, body: body.into(), ..Reply::default() })
+    };
+    let long = format!("{}.json", "a".repeat(300));
+    for name in ["../x.json", "/etc/x.json", "a/../../x.json", "a\\u0000.json", "\\u001b[2J.json", &long] {
+        let error = listing(&[format!("\"{name}\"")]);
+        assert!(
+            matches!(&error, HubError::Answer { problem, .. } if problem.contains("a file named")),
+            "{error}"
+        );
+        assert!(error.to_string().len() < 400 && !error.to_string().contains(char::is_control), "{error}");
+    }
+    let many: Vec<String> = (0..10_001).map(|number| format!("\"{number}.json\"")).collect();
+    let error = listing(&many);
+    assert!(error.to_string().contains("10001 files"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_named_twice_comes_once() {
+    let fault = |request: &hub_server::Request, right: &Reply| {
+        let body = String::from_utf8_lossy(&right.body).replace(
+            r#"{"rfilename": "tokenizer.json"}"#,
+            r#"{"rfilename": "tokenizer.json"}, {"rfilename": "tokenizer.json"}"#,
+        );
+        request.path.starts_with("/api/models").then(|| Reply { body: body.into(), ..right.clone() })
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let snapshot = fetch(&hub(&server, &cache)).unwrap();
+    assert_eq!(snapshot.files, ["config.json", "model.safetensors", "onnx/config.json", "tokenizer.json"]);
+}
+
+#[test]
+fn revisions_lead_nowhere_else() {
+    for right in ["main", "v1.0", COMMIT, "a/branch", "refs/pr/1", "feature_x-2"] {
+        assert_eq!(right.parse::<Revision>().unwrap().to_string(), right);
+    }
+    let long = "a".repeat(256);
+    for wrong in [
+        "", "..", ".", "../../x", "a/../b", "/etc", "a/", "a//b", "a..b", ".hidden", "a b", "a\0", "\x1b[2J",
+        "a\\b", &long,
+    ] {
+        assert!(wrong.parse::<Revision>().is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn redirects_stay_on_the_web() {
+    let from = "https://hub.example/a/b?c";
+    for (place, next) in [
+        ("/x", "https://hub.example/x"),
+        ("https://far.example/y", "https://far.example/y"),
+        ("//far.example/y", "https://far.example/y"),
+        ("HTTPS://far.example/y", "HTTPS://far.example/y"),
+    ] {
+        assert_eq!(redirected(from, place).unwrap(), next);
+    }
+    assert_eq!(redirected("http://hub.example/", "http://far.example").unwrap(), "http://far.example");
+    for place in ["file:///etc/passwd", "ftp://far.example/x", "far", "", "javascript:x", "data:,x"] {
+        assert!(redirected(from, place).unwrap_err().contains("no address of the web"), "{place}");
+    }
+    assert!(redirected(from, "http://far.example").unwrap_err().contains("not encrypted"));
+
+    // It is an answer, and no reason to ask again.
+    let fault = |request: &hub_server::Request, right: &Reply| {
+        let headers = vec![("Location".to_owned(), "file:///etc/passwd".to_owned())];
+        request.path.starts_with("/api/models").then(|| Reply { status: 302, headers, ..right.clone() })
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(
+        matches!(&error, HubError::Answer { problem, .. } if problem.contains("file:///etc/passwd")),
+        "{error}"
+    );
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn the_home_folder_is_known_or_an_error() {
+    let at = |path: &str, home: Option<&str>| at_home("HF_HOME", PathBuf::from(path), home.map(Path::new));
+    assert_eq!(at("~/x", Some("/h")).unwrap(), Path::new("/h/x"));
+    assert_eq!(at("~", Some("/h")).unwrap(), Path::new("/h"));
+    for path in ["/x", "x", "x/~"] {
+        assert_eq!(at(path, None).unwrap(), Path::new(path));
+    }
+    for home in [None, Some("")] {
+        let error = at("~/x", home).unwrap_err().to_string();
+        assert!(error.contains("HOME is not set"), "{error}");
+    }
+    assert!(at("~someone/x", Some("/h")).unwrap_err().to_string().contains("write the home folder out"));
+}
+
+#[test]
+fn a_token_is_read_within_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    assert!(token_in(&file).unwrap().is_none());
+    fs::write(&file, "secret\n").unwrap();
+    assert_eq!(token_in(&file).unwrap().unwrap().0, "secret\n");
+    fs::write(&file, vec![b'a'; 100_000]).unwrap();
+    assert!(matches!(token_in(&file).unwrap_err(), HubError::Read { .. }));
+}
+
+#[test]
+fn a_connection_for_each_byte_ends() {
+    let mut times = 0;
+    let fault = move |request: &hub_server::Request, right: &Reply| {
+        let is_it = request.method == "GET" && request.path == "/far/model.safetensors";
+        times += u32::from(is_it);
+        assert!(times < 100);
+        is_it.then(|| Reply { cut: Some(1), ..right.clone() })
+    };
+    let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
+    let error = fetch(&hub(&server, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::Broken { done: 5, .. }), "{error}");
+}
+
+#[test]
 fn a_revision_that_is_not_there() {
     let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
-    let error = hub(&server, &cache).fetch(&id(), "v9", &mut |_| {}).unwrap_err();
+    let error = hub(&server, &cache).fetch(&id(), &"v9".parse().unwrap(), &mut |_| {}).unwrap_err();
     assert!(matches!(&error, HubError::NoRevision { revision, .. } if revision == "v9"), "{error}");
 }
 
@@ -343,8 +596,8 @@ fn without_the_hub_the_cache_serves() {
     // A port that nobody listens at.
     let unreachable = || Hub { endpoint: "http://127.0.0.1:9".to_owned(), ..hub(&server, &cache) };
     let said = Mutex::new(false);
-    let found = unreachable().fetch(&id(), MAIN, &mut |event| {
-        *said.lock().unwrap() |= matches!(event, Event::Unreachable { .. });
+    let found = unreachable().fetch(&id(), &main(), &mut |event| {
+        *said.lock().unwrap() |= matches!(event, Event::FromCache { .. });
     });
     assert_eq!(found.unwrap().folder, here.folder);
     assert!(said.into_inner().unwrap());
@@ -355,6 +608,8 @@ fn without_the_hub_the_cache_serves() {
         assert!(matches!(&error, HubError::Offline { missing: found, .. } if found == missing), "{error}");
     }
     assert!(matches!(fetch(&unreachable()).unwrap_err(), HubError::Unreachable { .. }));
+    // Of a snapshot that another program downloaded, the index names the weights.
+    fs::remove_dir_all(cache.path().join("models--owner--name/.mlx-models")).unwrap();
     let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#.to_vec();
     for (file, contents) in [
         ("config.json", b"{}".to_vec()),
@@ -385,7 +640,7 @@ fn a_full_disk_is_told_from_a_broken_connection() {
     }
 
     let mut arrived = 0;
-    let poured = pour(&mut &tensors()[..], &mut Full, &mut |bytes| arrived += bytes.len());
+    let poured = pour(&mut &tensors()[..], &mut Full, u64::MAX, &mut |bytes| arrived += bytes.len());
     assert!(matches!(poured, Err(Poured::Writing(e)) if e.kind() == io::ErrorKind::StorageFull));
     assert_eq!(arrived, 0);
 }

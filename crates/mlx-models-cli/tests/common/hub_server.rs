@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -32,7 +33,12 @@ pub(crate) struct Reply {
     pub(crate) cut: Option<usize>,
     /// Before the connection ends, nothing happens for so long.
     pub(crate) stall: Duration,
+    /// The body says nothing of its length, and goes on until the other side has gone, or for [`ENDLESS`] bytes.
+    pub(crate) is_endless: bool,
 }
+
+/// More than anybody should read, so that a test ends where it is read.
+pub(crate) const ENDLESS: u64 = 64 << 20;
 
 impl Reply {
     pub(crate) fn status(status: u16, code: &str) -> Self {
@@ -44,6 +50,8 @@ impl Reply {
 pub(crate) struct Server {
     pub(crate) endpoint: String,
     requests: Arc<Mutex<Vec<Request>>>,
+    /// Bytes of endless bodies that went out.
+    sent: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -58,6 +66,8 @@ impl Server {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
         let seen = Arc::clone(&requests);
+        let sent = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&sent);
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
@@ -65,19 +75,26 @@ impl Server {
                 seen.lock().unwrap().push(request.clone());
                 let reply = answer(&files, &request);
                 let reply = fault(&request, &reply).unwrap_or(reply);
+                let counted = Arc::clone(&counted);
                 thread::spawn(move || {
                     // The other side may have gone.
-                    let _ = write(&mut stream, &request, &reply);
+                    let _ = write(&mut stream, &request, &reply, &counted);
                     thread::sleep(reply.stall);
                 });
             }
         });
-        Self { endpoint, requests }
+        Self { endpoint, requests, sent }
     }
 
     /// Everything that was asked for since the last time.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.requests.lock().unwrap())
+    }
+
+    /// How many bytes of endless bodies were taken, and some more that lay between the two sides.
+    #[allow(dead_code, reason = "not every test looks at it")]
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 }
 
@@ -95,16 +112,30 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { method, path, headers })
 }
 
-fn write(stream: &mut TcpStream, request: &Request, reply: &Reply) -> std::io::Result<()> {
+fn write(stream: &mut TcpStream, request: &Request, reply: &Reply, sent: &AtomicU64) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} Reply\r\nConnection: close\r\n", reply.status);
-    if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
+    if reply.is_endless {
+        head += "Transfer-Encoding: chunked\r\n";
+    } else if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
         let _ = write!(head, "Content-Length: {}\r\n", reply.body.len());
     }
     for (name, value) in &reply.headers {
         let _ = write!(head, "{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
-    if request.method != "HEAD" {
+    if reply.is_endless && request.method != "HEAD" {
+        let mut piece = reply.body.clone();
+        piece.resize(piece.len().max(1 << 16), b' ');
+        let mut total = 0;
+        while total < ENDLESS {
+            write!(stream, "{:x}\r\n", piece.len())?;
+            stream.write_all(&piece)?;
+            stream.write_all(b"\r\n")?;
+            total += piece.len() as u64;
+            sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+        }
+        stream.write_all(b"0\r\n\r\n")?;
+    } else if request.method != "HEAD" {
         let length = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
         stream.write_all(&reply.body[..length])?;
     }
