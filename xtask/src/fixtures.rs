@@ -48,6 +48,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_rope_cases.py", Environment::MlxLm),
     ("make_cache_cases.py", Environment::MlxLm),
     ("make_prompt_caches.py", Environment::MlxLm),
+    ("make_model_caches.py", Environment::MlxLm),
     ("make_layer_fixtures.py", Environment::MlxLm),
     ("make_norm_fixtures.py", Environment::MlxLm),
     ("make_kernel_fixtures.py", Environment::MlxLm),

@@ -1,0 +1,56 @@
+"""Makes prompt caches of whole models with mlx-lm, for tests of what a cache is of use to.
+
+What: for two tiny models of the parity cases, one with LongRoPE (original length 16) and one with a window of 6 tokens,
+which mlx-lm ignores, and for a prompt below and one beyond that border: `NAME.safetensors`, written by mlx-lm's
+`save_prompt_cache`, and `NAME.next.safetensors` with `prompt`, the ids that it holds, `next`, the ids that follow, and
+`logits`, mlx-lm's answer to each of those.
+
+Why: `cargo test -p mlx-models` reads these files. Where mlx-lm computes the keys and values that this project computes,
+it must go on with them to mlx-lm's logits; elsewhere it must refuse the file.
+
+How to run, from the repository root:
+
+    python xtask/python/make_model_caches.py
+"""
+
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache, save_prompt_cache
+from mlx_lm.utils import load_model
+from parity_cases import CASES_FOLDER, ROOT, argument_parser, demand_own_blas, finish, origin
+
+FOLDER = "crates/mlx-models/tests/fixtures/mlx-lm-caches"
+MADE_BY = "xtask/python/make_model_caches.py"
+CASES = {"longrope": "phi3_longrope_mlx_lm", "window": "hf_phi3_window"}
+LENGTHS = {"longrope": (9, 20), "window": (6, 20)}
+NEXT = 4
+
+
+def make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, case in CASES.items():
+        model, _ = load_model(ROOT / CASES_FOLDER / case, strict=False)
+        for length in LENGTHS[name]:
+            ids = [(i * i * 7 + i) % 128 for i in range(length + NEXT)]
+            prompt, following = mx.array([ids[:length]]), mx.array([ids[length:]])
+            cache = make_prompt_cache(model)
+            mx.eval(model(prompt, cache=cache))
+            file = folder / f"{name}_{length}.safetensors"
+            save_prompt_cache(str(file), cache, {"model": case, "tokenizer_config": "{}"} | origin(MADE_BY))
+            logits = mx.concatenate([model(following[:, i : i + 1], cache=cache) for i in range(NEXT)], axis=1)
+            tensors = {"prompt": prompt, "next": following, "logits": logits}
+            mx.save_safetensors(str(folder / f"{file.stem}.next.safetensors"), tensors, origin(MADE_BY))
+
+
+def main() -> int:
+    parser = argument_parser(__doc__)
+    args = parser.parse_args()
+    demand_own_blas(parser)
+    mx.set_default_device(mx.cpu)
+    return finish({FOLDER: make_folder}, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
