@@ -94,16 +94,18 @@ impl<'a> CheckpointTensors<'a> {
             replaced.for_each(|key| adapters.unused(key.clone()));
         }
         let mut left: Vec<String> = self.left.into_keys().collect();
-        left.retain(|key| !self.replaced.contains_key(key) && !ignored(key));
-        let (frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
+        left.retain(|key| !self.replaced.contains_key(key));
+        let (mut frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
+        frequencies.sort();
         if let Some(key) = frequencies.first() {
-            let (folder, count) = (self.checkpoint.folder().display(), frequencies.len());
-            let key = shortened(key);
+            let (folder, key, count) =
+                (self.checkpoint.folder().display(), shortened(key), frequencies.len());
             tracing::warn!(
-                "{folder}: {key} and {count} such tensors in all have no use, and are ignored: the config says how the model rotates"
+                "{folder}: {key} has no use, and is ignored, as are all such tensors ({count}): the config says how \
+                 the model rotates"
             );
         }
-        let left = left.into_iter();
+        let left = left.into_iter().filter(|key| !ignored(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
         let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
         self.problems.extend(self.checkpoint.quantization.named_layers().filter(strange).map(|layer| {

@@ -11,6 +11,7 @@ use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::{Module, ModuleParameters};
 use mlx_rs::random::RandomState;
 use mlx_rs::{Array, Dtype};
+use mlx_testing::checkpoints::with_warnings;
 use mlx_testing::{Tolerance, compare};
 use tempfile::TempDir;
 
@@ -516,4 +517,55 @@ fn freezing_without_recursion_leaves_the_adapters() {
     );
     model.unfreeze_parameters(true);
     assert_eq!(model.any_frozen(), Some(false));
+}
+
+/// Older versions of mlx-lm wrote it, and no version that has `scale` looks at it.
+#[test]
+fn an_alpha_beside_the_scale_is_ignored() {
+    let base = base(None);
+    let folder = trained(&base, &config(AdapterKind::Lora, &["up"], 2));
+    let mut expected = Model::load(&adapted(&base, &folder)).unwrap();
+    edit(folder.path(), "\"scale\": 1.5", "\"scale\": 1.5, \"alpha\": 160");
+    let (model, warnings) = with_warnings(|| Model::load(&adapted(&base, &folder)));
+    assert!(is_close(&model.unwrap().logits(), &expected.logits(), 0.0));
+    let file = folder.path().join("adapter_config.json");
+    assert_eq!(warnings, [format!("{}: lora_parameters.alpha has no use, and is ignored", file.display())]);
+}
+
+/// What a killed program left goes, what another one writes stays, and only regular files are replaced.
+#[cfg(unix)]
+#[test]
+fn what_is_written_replaces_files_alone_and_leaves_nothing() {
+    let base = base(None);
+    let config = config(AdapterKind::Lora, &["up"], 2);
+    let folder = trained(&base, &config);
+    let model = Model::load(&adapted(&base, &folder)).unwrap();
+    let stale = folder.path().join(".adapters.safetensors.1-0.partial");
+    fs::write(&stale, "half").unwrap();
+    Adapters::save(folder.path(), &config, model.parameters().flatten()).unwrap();
+    assert!(!stale.exists());
+    for name in ["adapters.safetensors", "adapter_config.json"] {
+        let file = folder.path().join(name);
+        fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        let error = Adapters::save(folder.path(), &config, model.parameters().flatten()).unwrap_err();
+        assert!(error.to_string().contains("it is a named pipe, and must be a regular file"), "{error}");
+        let error = Adapters::open(folder.path()).unwrap_err();
+        assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
+        fs::remove_file(&file).unwrap();
+        Adapters::save(folder.path(), &config, model.parameters().flatten()).unwrap();
+    }
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+
+    let out = tempfile::tempdir().unwrap();
+    let stale = out.path().join(".fused.1-0.partial");
+    fs::create_dir(&stale).unwrap();
+    fs::write(stale.join("model.safetensors"), "half").unwrap();
+    open(&base)
+        .save_as(out.path().join("fused"), model.tensors().iter().map(|(key, array)| (key, array)))
+        .unwrap();
+    assert!(!stale.exists());
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
 }

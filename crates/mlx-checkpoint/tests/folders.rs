@@ -257,7 +257,7 @@ fn every_wrong_tensor_is_listed() {
     tensors.parameter("shape.weight", &[8, 4]);
     tensors.parameter("dtype.weight", &[3]);
     tensors.parameter("gone.weight", &[2, 2]);
-    let error = tensors.finish(|key| key.contains("rotary_emb")).unwrap_err();
+    let error = tensors.finish(|_| false).unwrap_err();
     let CheckpointError::Tensors { problems, .. } = &error else { panic!("{error}") };
     let key = |text: &str| text.to_owned();
     assert_eq!(
@@ -355,4 +355,206 @@ fn a_layer_that_the_config_keeps_whole_must_be_whole() {
     let error = tensors.finish(|_| false).unwrap_err().to_string();
     assert!(error.contains("a.weight: shape [8, 8], [8, 64] is needed"), "{error}");
     assert!(error.contains("a.scales: unexpected"), "{error}");
+}
+
+/// 500,000 unknown tensors once gave a message of 27 MB.
+#[test]
+fn long_lists_and_names_are_cut() {
+    let names: Vec<String> = (0..100).map(|i| format!("extra{i:03}")).chain(["é".repeat(100_000)]).collect();
+    let tensors: Vec<(&str, Array)> = names.iter().map(|name| (&**name, ones(&[1]))).collect();
+    let folder = folder(PLAIN, &[("model.safetensors", &tensors)]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let error = checkpoint.tensors().unwrap().finish(|_| false).unwrap_err();
+    let CheckpointError::Tensors { problems, .. } = &error else { panic!("{error}") };
+    assert_eq!(problems.len(), 101);
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 22);
+    assert_eq!(lines[20], "  extra019: unexpected, the model has no such parameter");
+    assert_eq!(lines[21], "  and 81 more");
+    let long = problems.last().unwrap().to_string();
+    assert!(long.len() < 400 && long.contains("... (199820 bytes) ...é"), "{long}");
+}
+
+/// What people have and is no checkpoint: the error says what it is and what to do.
+#[test]
+fn models_in_other_forms_are_named() {
+    let gguf = [b"GGUF".as_slice(), &[3, 0, 0, 0]].concat();
+    let lora = br#"{"peft_type": "LORA", "base_model_name_or_path": "someone/base-7b"}"#;
+    let mlx_lora = br#"{"fine_tune_type": "lora", "model": "someone/base-4bit"}"#;
+    let config = PLAIN.as_bytes();
+    for (files, needles) in [
+        (
+            vec![("adapter_config.json", lora.as_slice()), ("adapter_model.safetensors", b"")],
+            vec!["it holds adapters, and no model", "someone/base-7b", "with --adapters"],
+        ),
+        (vec![("adapter_config.json", mlx_lora.as_slice())], vec!["which is someone/base-4bit"]),
+        (
+            vec![("adapter_config.json", b"{".as_slice())],
+            vec!["load the model that they are for, with --adapters"],
+        ),
+        (vec![("model-q4_0.gguf", &gguf)], vec!["llama.cpp's format GGUF", "GGUF is not supported yet"]),
+        (vec![("config.json", config), ("a.gguf", &gguf)], vec!["GGUF is not supported yet"]),
+        (
+            vec![("config.json", config), ("pytorch_model.bin", b"x")],
+            vec!["its weights are files of PyTorch", "load the model with transformers and save it anew"],
+        ),
+        (
+            vec![("config.json", config), ("pytorch_model-00001-of-00002.bin", b"x")],
+            vec!["its weights are files of PyTorch"],
+        ),
+        (
+            vec![("params.json", b"{}".as_slice()), ("consolidated.00.pth", b"x")],
+            vec!["its weights are files of PyTorch"],
+        ),
+        (
+            vec![("tokenizer.model", b"x".as_slice())],
+            vec![
+                "it holds a tokenizer, and no model",
+                "name the folder that config.json and the weights are in",
+            ],
+        ),
+        // None of these is a model in another form.
+        (vec![("config.json", config), ("training_args.bin", b"x")], vec!["has no model.safetensors"]),
+        (vec![("notes.txt", b"x".as_slice())], vec!["there is no", "config.json"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in &files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        let text = open_error(folder.path()).to_string();
+        assert!(needles.iter().all(|needle| text.contains(needle)), "{needles:?}: {text}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content, needle) in [
+        ("model.gguf", gguf.as_slice(), "GGUF is not supported yet"),
+        ("renamed", &gguf, "GGUF is not supported yet"),
+        ("model.safetensors", b"x", "name the folder that it is in"),
+        ("pytorch_model.bin", b"x", "it is a file of PyTorch"),
+        ("notes.txt", b"x", "is not a folder"),
+    ] {
+        let file = folder.path().join(name);
+        fs::write(&file, content).unwrap();
+        let text = open_error(&file).to_string();
+        assert!(text.contains(needle), "{text}");
+    }
+}
+
+/// Named pipes would block forever, devices have no end, and a link to nothing was meant to be a file.
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_read() {
+    let whole = || {
+        let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
+        let index = r#"{"weight_map": {"a": "model.safetensors"}}"#;
+        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        folder
+    };
+    let cases = [
+        ("config.json", vec![]),
+        ("model.safetensors", vec![]),
+        ("model.safetensors.index.json", vec!["model.safetensors"]),
+        ("model-1.safetensors", vec!["model.safetensors", "model.safetensors.index.json"]),
+    ];
+    for (name, absent) in &cases {
+        for (target, needle) in [
+            ("pipe", "it is a named pipe, and must be a regular file"),
+            ("/dev/zero", "it is a device, and must be a regular file"),
+            ("gone", "it is a link to gone, and there is no such file"),
+            (".", "it is a folder, and must be a regular file"),
+        ] {
+            let folder = whole();
+            let file = folder.path().join(name);
+            for name in absent.iter().chain([name]) {
+                let _ = fs::remove_file(folder.path().join(name));
+            }
+            if target == "pipe" {
+                assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+            } else {
+                std::os::unix::fs::symlink(target, &file).unwrap();
+            }
+            let error = open_error(folder.path());
+            let CheckpointError::Io { file: named, source } = &error else {
+                panic!("{name} {target}: {error}")
+            };
+            assert_eq!(*named, file);
+            assert_eq!(source.to_string(), needle, "{name}");
+        }
+    }
+}
+
+/// MLX opens files by their paths, later.
+#[cfg(unix)]
+#[test]
+fn a_file_that_became_a_pipe_is_not_opened() {
+    let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let file = folder.path().join("model.safetensors");
+    fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    assert!(matches!(checkpoint.tensors().unwrap_err(), CheckpointError::Io { .. }));
+}
+
+#[test]
+fn files_and_numbers_without_measure_are_errors() {
+    // A config that is larger than any is not read.
+    let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
+    let config = fs::File::create(folder.path().join("config.json")).unwrap();
+    config.set_len(1 << 40).unwrap(); // a file with a hole, which takes no place
+    let CheckpointError::Io { source, .. } = open_error(folder.path()) else { panic!() };
+    assert!(source.to_string().starts_with("it has 1099511627776 bytes or more"), "{source}");
+
+    fs::write(folder.path().join("config.json"), "[".repeat(1 << 20)).unwrap();
+    assert!(matches!(open_error(folder.path()), CheckpointError::Json { .. }));
+    fs::write(folder.path().join("config.json"), PLAIN).unwrap();
+
+    let file = folder.path().join("model.safetensors");
+    let header = |header: &str| {
+        fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+        open_error(folder.path()).to_string()
+    };
+    for (text, needle) in [
+        (
+            r#"{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}"#,
+            "is not a whole safetensors file",
+        ),
+        (
+            r#"{"a": {"dtype": "F32", "shape": [0, 4294967296], "data_offsets": [0, 0]}}"#,
+            "is not a whole safetensors file",
+        ),
+        (r#"{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}"#, "cannot be read"),
+        (r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}"#, "is not a whole safetensors file"),
+        (
+            r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [18446744073709551612, 18446744073709551615]}}"#,
+            "is not a whole safetensors file",
+        ),
+        (
+            r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
+            "is not a whole safetensors file",
+        ),
+        (&format!(r#"{{"a": {}"#, "[".repeat(100_000)), "cannot be read"),
+    ] {
+        let found = header(text);
+        assert!(found.contains(needle), "{text}: {found}");
+    }
+    for length in [100_000_001_u64, u64::MAX, 1 << 63] {
+        fs::write(&file, [length.to_le_bytes().as_slice(), b"{}"].concat()).unwrap();
+        assert!(open_error(folder.path()).to_string().contains("its header would have"));
+    }
+}
+
+/// One shard for each tensor, of which none is there; and one shard for all.
+#[test]
+fn an_index_of_a_million_tensors_is_read_in_time() {
+    let folder = folder(PLAIN, &[("model-1.safetensors", &[("a", ones(&[2]))])]);
+    let index = |shard: &dyn Fn(usize) -> String| {
+        let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"k{i}\":\"{}\"", shard(i))).collect();
+        let text = format!("{{\"weight_map\":{{{}}}}}", entries.join(","));
+        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+        open_error(folder.path())
+    };
+    let error = index(&|i| format!("model-{i}x.safetensors"));
+    assert!(matches!(error, CheckpointError::NoShard { .. }), "{error}");
+    let error = index(&|_| "model-1.safetensors".to_owned());
+    assert!(matches!(error, CheckpointError::NotInShard { .. }), "{error}");
 }

@@ -113,12 +113,14 @@ impl Config {
             source: Box::new(source),
         };
         // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, _) = if multimodal {
+        let (raw, rope): (RawConfig, RopeKeys) = if multimodal {
             let rope = checkpoint.config::<Multimodal<RopeKeys>>()?.text_config;
             (language_model(checkpoint.config()?).map_err(error)?, rope)
         } else {
             (checkpoint.config()?, checkpoint.config()?)
         };
+        let inside = if multimodal { "text_config." } else { "" };
+        checkpoint.warn_ignored(rope.ignored().iter().map(|key| format!("{inside}{key}")));
         let has_own_head = checkpoint.has_own_head(keys.lm_head(), raw.tie_word_embeddings != Some(false));
         Self::try_from(Sources { raw, rope, keys, has_own_head }).map_err(error)
     }

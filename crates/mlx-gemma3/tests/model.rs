@@ -209,3 +209,9 @@ fn the_dtype_is_that_of_the_weights() {
         assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
     }
 }
+
+#[test]
+fn leftover_frequencies_are_ignored() {
+    let (tensors, module) = (tensors(&model()), "model.layers.0.self_attn");
+    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &config(), &tensors, module);
+}

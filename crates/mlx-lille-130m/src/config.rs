@@ -64,6 +64,7 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         // Twice over the same file: the keys of rotations have one parser for all architectures.
         let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
+        checkpoint.warn_ignored(rope.ignored());
         Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),
             source: Box::new(source),

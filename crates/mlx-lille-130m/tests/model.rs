@@ -132,3 +132,9 @@ fn rotary_tables_are_dropped_and_nothing_else_is() {
         "{text}"
     );
 }
+
+#[test]
+fn leftover_frequencies_are_ignored() {
+    let (tensors, module) = (tensors(&model()), "transformer.layers.0.attention");
+    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &small(), &tensors, module);
+}

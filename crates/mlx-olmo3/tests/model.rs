@@ -160,7 +160,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 fn every_tensor_that_is_not_right_is_listed() {
     let mut wrong = tensors(&model());
     wrong.push(("model.layers.0.self_attn.q_proj.bias".to_owned(), Array::zeros::<f32>(&[32]).unwrap()));
-    wrong.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), Array::from_f32(1.0)));
+    wrong.push(("model.layers.0.self_attn.rotary_emb.scale".to_owned(), Array::from_f32(1.0)));
     wrong.retain(|(key, _)| key != "lm_head.weight");
     for (key, array) in &mut wrong {
         if key == "model.layers.2.self_attn.k_norm.weight" {
@@ -175,7 +175,7 @@ fn every_tensor_that_is_not_right_is_listed() {
         [
             "lm_head.weight: missing, [64, 32] is needed",
             "model.layers.0.self_attn.q_proj.bias: unexpected, the model has no such parameter",
-            "model.layers.0.self_attn.rotary_emb.inv_freq: unexpected, the model has no such parameter",
+            "model.layers.0.self_attn.rotary_emb.scale: unexpected, the model has no such parameter",
             "model.layers.2.self_attn.k_norm.weight: shape [8], [16] is needed",
         ]
     );
@@ -204,4 +204,10 @@ fn the_dtype_is_that_of_the_weights() {
         assert_eq!(model.info().dtype, dtype);
         assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
     }
+}
+
+#[test]
+fn leftover_frequencies_are_ignored() {
+    let (tensors, module) = (tensors(&model()), "model.layers.0.self_attn");
+    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &config(), &tensors, module);
 }

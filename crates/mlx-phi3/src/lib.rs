@@ -101,9 +101,8 @@
 //! | `model.norm.weight` | `Transformer::norm` | `[D]` |
 //! | `lm_head.weight`, unless tied | `Phi3::lm_head` | `[V, D]` |
 //!
-//! B batch, L tokens, D `hidden_size`, d `head_dim`, F `intermediate_size`, V `vocab_size`. Keys that end in
-//! `rotary_emb.inv_freq` are ignored, and no others. Quantized layers have `scales` and `biases` beside
-//! their `weight`.
+//! B batch, L tokens, D `hidden_size`, d `head_dim`, F `intermediate_size`, V `vocab_size`.
+//! Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
 mod model;

@@ -1,6 +1,8 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm};
+use mlx_causal_lm::{
+    CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm,
+};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{
@@ -181,8 +183,7 @@ impl Phi3 {
         let config = Config::from_checkpoint(checkpoint, options)?;
         let mut tensors = checkpoint.tensors()?;
         let model = Self::new(&config, &mut tensors);
-        // Older checkpoints hold the frequencies of the rotation, which follow from the config.
-        tensors.finish(|key| key.ends_with("rotary_emb.inv_freq"))?;
+        tensors.finish(|_| false)?;
         Ok(model)
     }
 }

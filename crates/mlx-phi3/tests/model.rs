@@ -311,3 +311,9 @@ fn a_head_in_the_checkpoint_is_used() {
     let keys = ["model.embed_tokens.weight", "lm_head.weight"];
     checkpoints::a_head_in_the_checkpoint_is_used(&ARCHITECTURE, &plain(), &tied, keys, &tokens(2, 12));
 }
+
+#[test]
+fn leftover_frequencies_are_ignored() {
+    let (tensors, module) = (tensors(&model(&plain())), "model.layers.0.self_attn");
+    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &plain(), &tensors, module);
+}

@@ -71,6 +71,7 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         // Twice over the same file: the keys of rotations have one parser for all architectures.
         let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
+        checkpoint.warn_ignored(rope.ignored());
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
         Self::try_from((raw, rope, has_own_head)).map_err(|source| LoadError::Config {
             model_type: MODEL_TYPE.to_owned(),

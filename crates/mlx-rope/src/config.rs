@@ -172,7 +172,26 @@ impl RopeKeys {
         let inner = raw.original_max_position_embeddings;
         let original = one_of(ORIGINAL, inner, self.original_max_position_embeddings)?;
         (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
-        context_length(&RopeScaling::try_from(raw)?, original, stated)
+        context_length(&raw.read()?.0, original, stated)
+    }
+
+    /// The keys that the config has and its kinds of scaling have no use for, as paths such as
+    /// `rope_scaling.long_factor`. No rotation depends on them: whoever reads a config may warn of them. Empty where
+    /// the config cannot be read, which the other functions say.
+    pub fn ignored(&self) -> Vec<String> {
+        let mut ignored = Vec::new();
+        for (name, raw) in [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)]
+        {
+            let Some(raw) = raw else { continue };
+            let kinds = [(FULL, &raw.full_attention), (SLIDING, &raw.sliding_attention)];
+            if kinds.iter().all(|(_, own)| own.is_none()) {
+                ignored.extend(raw.ignored().into_iter().map(|key| format!("{name}.{key}")));
+            }
+            for (kind, own) in kinds.iter().filter_map(|(kind, own)| Some((kind, own.as_ref()?))) {
+                ignored.extend(own.ignored().into_iter().map(|key| format!("{name}.{kind}.{key}")));
+            }
+        }
+        ignored
     }
 
     /// Puts the keys inside and outside of `scaling` together.
@@ -193,11 +212,8 @@ impl RopeKeys {
         let inner_length = raw.original_max_position_embeddings.take();
         let original = one_of(ORIGINAL, inner_length, self.original_max_position_embeddings)?;
         let original = original.map(original_length).transpose()?;
-        // Where it stands inside, a kind that has no use for it refuses it; outside, other parts of
-        // a config may mean it.
-        raw.original_max_position_embeddings = inner_length;
 
-        let mut scaling = match RopeScaling::try_from(raw)? {
+        let mut scaling = match raw.read()?.0 {
             RopeScaling::Proportional { factor, .. } => RopeScaling::Proportional {
                 partial_rotary_factor: fraction(fraction_of_heads.unwrap_or(1.0))?,
                 factor,
@@ -246,7 +262,7 @@ impl RopeKeys {
             raw.rope_theta = None;
             raw.partial_rotary_factor = None;
             raw.original_max_position_embeddings = raw.original_max_position_embeddings.or(outer);
-            RopeScaling::try_from(raw)
+            Ok::<_, RopeError>(raw.read()?.0)
         };
         let (first, second) = (scaling(v4)?, scaling(v5)?);
         if first == second {

@@ -12,7 +12,8 @@ use crate::RopeError;
 /// trained with. The formulas are at [`Rope`](crate::Rope).
 ///
 /// Deserializes from the object that a Hugging Face config has under `rope_scaling`, with the kind
-/// under `type`, `rope_type` or both. Every key is used or refused.
+/// under `type`, `rope_type` or both. Every key is used or refused here; [`RopeKeys`](crate::RopeKeys), which reads
+/// whole configs, lists keys without a use in [`ignored`](crate::RopeKeys::ignored).
 ///
 /// ```
 /// use mlx_rope::RopeScaling;
@@ -248,24 +249,46 @@ impl<'de> Deserialize<'de> for RawScaling {
 impl TryFrom<RawScaling> for RopeScaling {
     type Error = RopeError;
 
-    fn try_from(mut raw: RawScaling) -> Result<Self, RopeError> {
-        let rope_type = raw.canonical_type()?;
+    fn try_from(raw: RawScaling) -> Result<Self, RopeError> {
+        let (scaling, ignored) = raw.read()?;
+        match ignored.first() {
+            Some(&key) => Err(RopeError::Unused { key, rope_type: scaling.rope_type() }),
+            None => Ok(scaling),
+        }
+    }
+}
+
+impl RawScaling {
+    /// The scaling, and the keys that its kind has no use for: they belong to other kinds. transformers warns of them
+    /// and mlx-lm does not look at them.
+    pub(crate) fn read(mut self) -> Result<(RopeScaling, Vec<&'static str>), RopeError> {
+        let named = self.old_type.is_some() || self.rope_type.is_some();
+        let rope_type = self.canonical_type()?;
+        let raw = &mut self;
         let scaling = match rope_type {
-            "default" => Self::Default,
-            "linear" => Self::Linear { factor: raw.need_factor(rope_type)? },
-            "dynamic" => Self::Dynamic { factor: raw.need_factor(rope_type)? },
-            "llama3" => Self::Llama3(raw.llama3()?),
-            "yarn" => Self::Yarn(raw.yarn()?),
-            "longrope" => Self::LongRope(raw.long_rope()?),
-            "proportional" => Self::Proportional {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: raw.need_factor(rope_type)? },
+            "dynamic" => RopeScaling::Dynamic { factor: raw.need_factor(rope_type)? },
+            "llama3" => RopeScaling::Llama3(raw.llama3()?),
+            "yarn" => RopeScaling::Yarn(raw.yarn()?),
+            "longrope" => RopeScaling::LongRope(raw.long_rope()?),
+            "proportional" => RopeScaling::Proportional {
                 partial_rotary_factor: raw.partial_rotary_factor.take().unwrap_or(1.0),
                 factor: raw.factor.take().unwrap_or(1.0),
             },
-            _ => Self::Mrope { sections: raw.sections()? },
+            _ => RopeScaling::Mrope { sections: raw.sections()? },
         };
         scaling.check()?;
-        raw.refuse_rest(rope_type)?;
-        Ok(scaling)
+        if matches!(scaling, RopeScaling::Linear { .. } | RopeScaling::Proportional { .. }) {
+            // What the context length follows from.
+            self.original_max_position_embeddings = None;
+        }
+        let ignored = self.rest();
+        match ignored.iter().find(|&&key| !named || key == "full_attention" || key == "sliding_attention") {
+            // Without a kind, a key of one means that somebody wanted a scaling. Kinds of layers do not stand there.
+            Some(&key) => Err(RopeError::Unused { key, rope_type }),
+            None => Ok((scaling, ignored)),
+        }
     }
 }
 
@@ -373,8 +396,15 @@ impl RawScaling {
         sections.try_into().map_err(|_| RopeError::Sections { found })
     }
 
+    /// The keys without a use, of a config that can be read.
+    pub(crate) fn ignored(&self) -> Vec<&'static str> {
+        let mut raw = self.clone();
+        (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
+        raw.read().map(|(_, ignored)| ignored).unwrap_or_default()
+    }
+
     /// Every key that a kind used was taken out; what is left it has no use for.
-    fn refuse_rest(&self, rope_type: &'static str) -> Result<(), RopeError> {
+    fn rest(&self) -> Vec<&'static str> {
         let Self {
             old_type: _,
             rope_type: _,
@@ -421,10 +451,7 @@ impl RawScaling {
             ("full_attention", full_attention.is_some()),
             ("sliding_attention", sliding_attention.is_some()),
         ];
-        match left.into_iter().find(|&(_, is_left)| is_left) {
-            Some((key, _)) => Err(RopeError::Unused { key, rope_type }),
-            None => Ok(()),
-        }
+        left.into_iter().filter(|&(_, is_left)| is_left).map(|(key, _)| key).collect()
     }
 }
 

@@ -264,10 +264,8 @@ fn every_wrong_config_says_what_is_wrong() {
         ),
         (scaling_error(json!({ "type": "dynamic", "factor": 2.0 })), "max_position_embeddings is missing"),
         (scaling_error(json!({ "factor": 2.0 })), "factor has no meaning for rope_type \"default\""),
-        (
-            scaling_error(json!({ "type": "linear", "factor": 2.0, "beta_fast": 3 })),
-            "beta_fast has no meaning",
-        ),
+        // Without a kind of its own a key means that somebody wanted another.
+        (scaling_error(json!({ "beta_fast": 3 })), "beta_fast has no meaning for rope_type \"default\""),
         (
             scaling_error(json!({ "type": "linear", "rope_type": "yarn", "factor": 2.0 })),
             "contradicts itself about rope_type: type linear and rope_type yarn",
@@ -503,4 +501,56 @@ fn calls_that_do_not_fit_are_errors() {
     }
     let dynamic = RopeScaling::Dynamic { factor: 2.0 };
     assert!(mlx_rope::initialize_rope(2, 1e4, RopeLayout::Halves, &dynamic, Some(8)).is_err());
+}
+
+/// transformers warns of such keys, and mlx-lm does not look at them.
+#[test]
+fn keys_of_another_kind_of_scaling_are_ignored_and_listed() {
+    let full = json!({ "rope_type": "linear", "factor": 2.0, "attention_factor": 1.5 });
+    let sliding = json!({ "rope_type": "default", "rope_theta": 100.0, "factor": 8.0 });
+    for (config, plain, ignored) in [
+        (
+            json!({ "rope_theta": 1e4, "rope_scaling": {
+                "type": "linear", "factor": 2.0, "short_factor": [1, 2], "long_factor": [3] } }),
+            json!({ "rope_theta": 1e4, "rope_scaling": { "type": "linear", "factor": 2.0 } }),
+            vec!["rope_scaling.short_factor", "rope_scaling.long_factor"],
+        ),
+        (
+            json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e4, "factor": 8.0, "beta_fast": 32,
+                "original_max_position_embeddings": 64 } }),
+            json!({ "rope_theta": 1e4 }),
+            vec![
+                "rope_parameters.factor",
+                "rope_parameters.original_max_position_embeddings",
+                "rope_parameters.beta_fast",
+            ],
+        ),
+        // The context length follows from it.
+        (
+            json!({ "rope_theta": 1e4, "rope_scaling": {
+                "type": "linear", "factor": 2.0, "original_max_position_embeddings": 64 } }),
+            json!({ "rope_theta": 1e4, "rope_scaling": { "type": "linear", "factor": 2.0 } }),
+            vec![],
+        ),
+        (json!({ "rope_theta": 1e4, "rope_scaling": {} }), json!({ "rope_theta": 1e4 }), vec![]),
+    ] {
+        let keys = keys(&config);
+        assert_eq!(keys.ignored(), ignored, "{config}");
+        let plain = serde_json::from_value::<RopeKeys>(plain).unwrap().uniform(None).unwrap();
+        assert_eq!(keys.uniform(None).unwrap(), plain, "{config}");
+    }
+    let both = keys(&json!({ "rope_parameters": { "full_attention": full, "sliding_attention": sliding } }));
+    let paths =
+        ["rope_parameters.full_attention.attention_factor", "rope_parameters.sliding_attention.factor"];
+    assert_eq!(both.ignored(), paths);
+    assert_eq!(both.sliding_attention(None).unwrap().scaling, RopeScaling::Default);
+    // What is read by itself has nobody to tell.
+    let error =
+        serde_json::from_value::<RopeScaling>(json!({ "type": "linear", "factor": 2, "beta_fast": 3 }));
+    assert!(error.unwrap_err().to_string().contains("beta_fast has no meaning for rope_type \"linear\""));
+    // A key that no kind has may change anything.
+    assert!(
+        serde_json::from_value::<RopeKeys>(json!({ "rope_scaling": { "type": "yarn", "attn_factor": 1 } }))
+            .is_err()
+    );
 }

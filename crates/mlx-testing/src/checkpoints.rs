@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
 
 use std::error::Error;
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits};
 use mlx_checkpoint::Checkpoint;
@@ -15,6 +17,9 @@ use mlx_rs::module::ModuleParameters;
 use mlx_rs::transforms::eval_params;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 use crate::models::all_logits;
 use crate::{Tolerance, compare};
@@ -58,6 +63,47 @@ pub fn without_tensors(config: &Value) -> Checkpoint {
     // A safetensors file with no tensors: the length of the header, and the header.
     fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
     Checkpoint::open(folder.path()).unwrap()
+}
+
+/// What a function answers, and the messages of the events that it sent to `tracing` on this thread.
+pub fn with_warnings<R>(run: impl FnOnce() -> R) -> (R, Vec<String>) {
+    #[derive(Clone, Default)]
+    struct Messages(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for Messages {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            if field.name() == "message" {
+                self.0.lock().unwrap().push(format!("{value:?}"));
+            }
+        }
+    }
+
+    impl Subscriber for Messages {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    let messages = Messages::default();
+    let answer = tracing::subscriber::with_default(messages.clone(), run);
+    let messages = std::mem::take(&mut *messages.0.lock().unwrap());
+    (answer, messages)
 }
 
 /// What an error and its causes say.
@@ -143,6 +189,33 @@ pub fn a_head_in_the_checkpoint_is_used(
     {
         let error = with(says, weight).unwrap_err().to_string();
         assert!(error.contains(&format!("{head}: {problem}")), "{error}");
+    }
+}
+
+/// The frequencies of a rotation that older versions of transformers saved are ignored, with one warning, and nothing
+/// else that no parameter is. `module` is what has the rotation, such as `model.layers.0.self_attn`.
+#[track_caller]
+pub fn leftover_frequencies_are_ignored(
+    architecture: &Architecture,
+    config: &Value,
+    tensors: &Tensors,
+    module: &str,
+) {
+    let one = || Array::from_slice(&[1.0_f32], &[1]);
+    let with = |names: &[&str]| {
+        let mut tensors = tensors.clone();
+        tensors.extend(names.iter().map(|name| (format!("{module}.{name}"), one())));
+        with_warnings(|| load(architecture, config, tensors))
+    };
+    let (model, warnings) = with(&["rotary_emb.inv_freq", "rotary_emb_local.inv_freq"]);
+    model.unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let expected =
+        format!("{module}.rotary_emb.inv_freq has no use, and is ignored, as are all such tensors (2)");
+    assert!(warnings[0].contains(&expected), "{warnings:?}");
+    for stray in ["inv_freq", "bias.inv_freq"] {
+        let error = with(&[stray]).0.unwrap_err().to_string();
+        assert!(error.contains(&format!("{module}.{stray}: unexpected")), "{error}");
     }
 }
 
