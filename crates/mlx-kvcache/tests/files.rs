@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, CacheState, FullKvCache, KvCache, LayerKind, LayerSpec, Limit,
-    ModelCache, Quantization, RotatingKvCache, SavedCache,
+    MadeBy, ModelCache, Quantization, RotatingKvCache, SavedCache,
 };
 use mlx_rs::{Array, Dtype};
 use mlx_testing::{Tolerance, compare};
@@ -305,6 +305,41 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// Weights, configs, pipes and devices stay what they are.
+#[cfg(unix)]
+#[test]
+fn only_caches_are_replaced() {
+    use std::os::unix::fs::FileTypeExt;
+    let (folder, file) = saved();
+    let at = |name: &str| folder.path().join(name);
+    let weights = [("weight", &Array::ones::<f32>(&[2, 2]).unwrap())];
+    Array::save_safetensors(weights, None, at("model.safetensors")).unwrap();
+    fs::write(at("config.json"), "{}").unwrap();
+    for name in ["model.safetensors", "config.json"] {
+        let before = fs::read(at(name)).unwrap();
+        let error = cache().save(at(name), "m", &[]).unwrap_err();
+        assert!(matches!(error, CacheFileError::NotReplaced { .. }), "{error}");
+        assert_eq!(fs::read(at(name)).unwrap(), before);
+    }
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink("/dev/null", at("device")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+    for name in ["pipe", "device", "link"] {
+        let error = cache().save(at(name), "m", &[]).unwrap_err();
+        assert!(matches!(error, CacheFileError::Io { doing: "writing", .. }), "{name}: {error}");
+        let error = SavedCache::read(at(name)).unwrap_err();
+        assert!(matches!(error, CacheFileError::Io { doing: "opening", .. }), "{name}: {error}");
+    }
+    assert!(fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    // An empty file, as `mktemp` makes one, and a cache are.
+    fs::write(at("empty"), "").unwrap();
+    for name in [at("empty"), file] {
+        cache().save(&name, "m", &[]).unwrap();
+        assert!(SavedCache::read(&name).is_ok());
+    }
+}
+
 #[track_caller]
 fn damaged(contents: &[u8], needle: &str) {
     let folder = tempfile::tempdir().unwrap();
@@ -356,9 +391,9 @@ fn edited(edit: impl FnOnce(&mut HashMap<String, Array>, &mut HashMap<String, St
 fn a_newer_version_and_other_kinds_are_named() {
     let error = edited(|_, entries| {
         let record = entries.get_mut("0.mlx_models").unwrap();
-        *record = record.replace("\"version\":1", "\"version\":2,\"more\":[]");
+        *record = record.replace("\"version\":2", "\"version\":3,\"more\":[]");
     });
-    assert!(matches!(error, CacheFileError::Version { found: 2, .. }), "{error}");
+    assert!(matches!(error, CacheFileError::Version { found: 3, .. }), "{error}");
 
     let foreign = |entries: &mut HashMap<String, String>| {
         entries.remove("0.mlx_models");
@@ -379,6 +414,31 @@ fn a_newer_version_and_other_kinds_are_named() {
     assert!(error.to_string().contains("it has a checksum, and no entry 0.mlx_models"), "{error}");
     let error = edited(|tensors, _| drop(tensors.remove("0.1")));
     assert!(error.to_string().contains("its checksum is not that of its contents"), "{error}");
+}
+
+/// It does not say what made it, and is taken as a file of mlx-lm's is.
+#[test]
+fn a_file_of_version_1_is_read() {
+    let (_folder, file) = saved();
+    let (tensors, mut entries) = Array::load_safetensors_with_metadata(&file).unwrap();
+    mlx_rs::transforms::eval(tensors.values()).unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&entries["0.mlx_models"]).unwrap();
+    record["version"] = 1.into();
+    record.as_object_mut().unwrap().remove("made_by");
+    entries.insert("0.mlx_models".to_owned(), record.to_string());
+    let crc = checksum(&tensors, &entries);
+    entries.insert("0.mlx_models_crc32".to_owned(), crc);
+    Array::save_safetensors(&tensors, &entries, &file).unwrap();
+    let load = |made_by: MadeBy| {
+        let saved = SavedCache::read(&file).unwrap();
+        saved.into_cache_for(made_by, &layers(), Dtype::Float32, &CacheOptions::default())
+    };
+    assert!(load("lille-130m".into()).is_ok());
+    let with_adapters = MadeBy { adapters: Some("0123".to_owned()), ..MadeBy::from("lille-130m") };
+    let error = load(with_adapters).unwrap_err();
+    assert!(matches!(error, CacheFileError::UnknownOrigin { .. }), "{error}");
+    let unlike = MadeBy { unlike_mlx_lm: Some("it matters".to_owned()), ..MadeBy::from("lille-130m") };
+    assert!(load(unlike).unwrap_err().to_string().ends_with("does not say what made it, and it matters"));
 }
 
 /// Numbers in a file of mlx-lm's that contradict its tensors.
@@ -546,7 +606,7 @@ fn numbers_of_our_own_that_contradict_each_other_are_named() {
         ),
         ("/layers/0/steps", 9, "9 tokens in 7 places"),
         ("/layers/0/steps", -1, "-1 steps"),
-        ("/version", 2, "version 2"),
+        ("/version", 3, "version 3"),
     ] {
         let error = read(&|record| *record.pointer_mut(place).unwrap() = number.into());
         if needle.is_empty() {

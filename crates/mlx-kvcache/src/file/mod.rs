@@ -401,7 +401,7 @@ impl SavedCache {
     pub fn into_cache(self) -> ModelCache {
         let mut cache = ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect());
         // Some rotations depend on the length that a sequence was expected to have.
-        cache.expect(self.made_by.map_or(0, |made_by| made_by.expected));
+        cache.expect(self.made_by.map_or(0, |made_by| made_by.expected.max(0)));
         cache
     }
 
