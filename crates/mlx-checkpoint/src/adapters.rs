@@ -12,6 +12,7 @@ use mlx_rs::random::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::error::{of_config, shortened};
 use crate::peft::{self, Peft, PeftConfig};
 use crate::safetensors_file::{check_regular, mlx_reads, read_header, without_place};
 use crate::write::{commit, partial_file, write_safetensors};
@@ -190,23 +191,21 @@ impl Adapters {
             return Err(absent(&tensors));
         }
         if let Some(list @ Value::Array(_)) = json.get("lora_parameters") {
-            let list = crate::error::shortened(&list.to_string()).into_owned();
+            let list = list.to_string();
+            let list = shortened(&list);
             return Err(refused(format!(
                 "lora_parameters is {list}, and must be an object with rank and scale"
             )));
         }
-        let raw: RawConfig =
-            serde_path_to_error::deserialize(&json).map_err(|e| CheckpointError::Config {
-                file: config.clone(),
-                key: e.path().to_string(),
-                source: e.into_inner(),
-            })?;
+        let raw: RawConfig = serde_path_to_error::deserialize(&json).map_err(|e| of_config(&config, e))?;
         let kind = match raw.fine_tune_type.as_str() {
             "lora" => Some(AdapterKind::Lora),
             "dora" => Some(AdapterKind::Dora),
             "full" => None,
             other => {
-                return Err(refused(format!("fine_tune_type is {other:?}; known are lora, dora and full")));
+                let other = format!("{other:?}");
+                let other = shortened(&other);
+                return Err(refused(format!("fine_tune_type is {other}; known are lora, dora and full")));
             }
         };
         let header = read_adapter_header(&folder, &tensors)?;

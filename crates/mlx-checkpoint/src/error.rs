@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::Error;
+
 /// Why a checkpoint cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -267,6 +269,19 @@ fn list(problems: &[TensorProblem]) -> String {
         text += &format!("\n  and {more} more");
     }
     text
+}
+
+/// The error of a config in which a key is missing or has the wrong type.
+pub(crate) fn of_config(file: &Path, e: serde_path_to_error::Error<serde_json::Error>) -> CheckpointError {
+    let key = e.path().to_string();
+    let source = e.into_inner();
+    // It repeats the value, however long that is.
+    let text = source.to_string();
+    let source = match shortened(&text) {
+        Cow::Borrowed(_) => source,
+        Cow::Owned(text) => serde_json::Error::custom(text),
+    };
+    CheckpointError::Config { file: file.to_path_buf(), key, source }
 }
 
 /// A text of a file as messages show it: all of it, or the beginning and the end of a very long one.

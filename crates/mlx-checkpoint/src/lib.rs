@@ -168,11 +168,8 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::Config`] where a key is missing or has the wrong type.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
-        serde_path_to_error::deserialize(&self.config).map_err(|e| CheckpointError::Config {
-            file: self.folder.join("config.json"),
-            key: e.path().to_string(),
-            source: e.into_inner(),
-        })
+        serde_path_to_error::deserialize(&self.config)
+            .map_err(|e| error::of_config(&self.folder.join("config.json"), e))
     }
 
     /// The tensor files.

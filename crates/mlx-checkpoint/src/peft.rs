@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::adapters::{Part, Wanted};
+use crate::error::{of_config, shortened};
 use crate::{CheckpointError, TensorInfo};
 
 /// The tensors, as PEFT has saved them since 2023.
@@ -173,15 +174,12 @@ impl PeftConfig {
         let refused = |problem: String| CheckpointError::AdapterConfig { file: file.to_path_buf(), problem };
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let raw: RawConfig =
-            serde_path_to_error::deserialize(&mut deserializer).map_err(|e| CheckpointError::Config {
-                file: file.to_path_buf(),
-                key: e.path().to_string(),
-                source: e.into_inner(),
-            })?;
+            serde_path_to_error::deserialize(&mut deserializer).map_err(|e| of_config(file, e))?;
         if raw.peft_type != "LORA" {
-            let found = raw.peft_type;
+            let found = format!("{:?}", raw.peft_type);
+            let found = shortened(&found);
             return Err(refused(format!(
-                "peft_type is {found:?}, and only LORA is supported; merge the adapters into the model with PEFT \
+                "peft_type is {found}, and only LORA is supported; merge the adapters into the model with PEFT \
                  (merge_and_unload) and load the result"
             )));
         }
@@ -201,6 +199,8 @@ impl PeftConfig {
         }
         for (key, value) in raw.rest.iter().filter(|(_, value)| is_set(value)) {
             if UNSUPPORTED.contains(&&**key) {
+                let value = value.to_string();
+                let value = shortened(&value);
                 return Err(refused(format!("{key} is {value}, and such adapters are not supported")));
             }
             if !WITHOUT_EFFECT.contains(&&**key) {
@@ -219,6 +219,8 @@ impl PeftConfig {
             None | Some(Value::Null | Value::Bool(_)) => {}
             Some(Value::String(way)) if ["gaussian", "eva", "orthogonal"].contains(&&*way) => {}
             Some(other) => {
+                let other = other.to_string();
+                let other = shortened(&other);
                 return Err(format!(
                     "init_lora_weights is {other}, so that the adapters are for weights that PEFT changed first; save \
                      them with PEFT's path_initial_model_for_weight_conversion"
@@ -226,7 +228,8 @@ impl PeftConfig {
             }
         }
         if let Some(bias) = raw.bias.filter(|bias| !["none", "all", "lora_only"].contains(&&**bias)) {
-            return Err(format!("bias is {bias:?}, and must be none, all or lora_only"));
+            let bias = format!("{bias:?}");
+            return Err(format!("bias is {}, and must be none, all or lora_only", shortened(&bias)));
         }
         let rank = positive("r", raw.r.unwrap_or(8))?;
         let alpha = finite("lora_alpha", raw.lora_alpha.unwrap_or(8.0))?;
@@ -342,8 +345,7 @@ impl Targets {
 /// in proportion to the name.
 fn pattern_of(key: &str, pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).size_limit(1 << 20).build();
-    built
-        .map_err(|_| format!("{key} has a pattern that cannot be read: {}", crate::error::shortened(pattern)))
+    built.map_err(|_| format!("{key} has a pattern that cannot be read: {}", shortened(pattern)))
 }
 
 fn positive(key: &str, rank: i32) -> Result<i32, String> {

@@ -131,6 +131,7 @@ fn describe(quantization: Option<Quantization>) -> String {
 }
 
 fn refused(layer: &str, problem: String) -> CheckpointError {
+    let problem = crate::error::shortened(&problem).into_owned();
     CheckpointError::Quantization { layer: layer.to_owned(), problem }
 }
 

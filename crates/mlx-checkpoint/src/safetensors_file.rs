@@ -7,6 +7,7 @@ use mlx_rs::Array;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use crate::error::shortened;
 use crate::{CheckpointError, TensorInfo};
 
 /// The limit of the format itself. It also bounds what a broken length makes this program allocate.
@@ -16,7 +17,10 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// without reading the data: the header, the place of each tensor, and that the file is whole.
 pub(crate) fn read_header(path: &Path, number: usize) -> Result<Vec<(String, TensorInfo)>, CheckpointError> {
     let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
-    let broken = |problem: String| CheckpointError::Safetensors { file: path.to_path_buf(), problem };
+    let broken = |problem: String| {
+        let problem = shortened(&problem).into_owned();
+        CheckpointError::Safetensors { file: path.to_path_buf(), problem }
+    };
 
     let mut file = mlx_files::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();

@@ -523,7 +523,10 @@ fn files_and_numbers_without_measure_are_errors() {
             "is not a whole safetensors file",
         ),
         (r#"{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}"#, "cannot be read"),
-        (r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}"#, "is not a whole safetensors file"),
+        (
+            r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}"#,
+            "is not a whole safetensors file",
+        ),
         (
             r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [18446744073709551612, 18446744073709551615]}}"#,
             "is not a whole safetensors file",

@@ -40,7 +40,7 @@ pub enum ConfigError {
         expected: &'static str,
     },
     /// The config asks for a variant that this architecture does not have.
-    #[error("{key} is {found}, and this architecture knows {only} only")]
+    #[error("{key} is {found:.200}, and this architecture knows {only} only")]
     Unsupported {
         /// The config's key.
         key: &'static str,
@@ -58,7 +58,7 @@ pub enum ConfigError {
         needed_for: &'static str,
     },
     /// Two places of the config say different things.
-    #[error("the config contradicts itself: {first_key} is {first}, and {second_key} is {second}")]
+    #[error("the config contradicts itself: {first_key} is {first:.200}, and {second_key} is {second:.200}")]
     Contradiction {
         /// One key.
         first_key: &'static str,
@@ -78,7 +78,7 @@ pub enum ConfigError {
         layers: usize,
     },
     /// A layer is of a kind that does not exist here.
-    #[error("layer_types[{layer}] is {found:?}, and must be \"full_attention\" or \"sliding_attention\"")]
+    #[error("layer_types[{layer}] is {:.200}, and must be \"full_attention\" or \"sliding_attention\"", format!("{found:?}"))]
     LayerType {
         /// Which layer, from 0.
         layer: usize,

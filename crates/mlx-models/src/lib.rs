@@ -135,7 +135,10 @@ pub fn load_checkpoint(
 ) -> Result<Box<dyn CausalLm>, LoadError> {
     let model_type = checkpoint.model_type();
     let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
-        LoadError::UnknownModelType { found: model_type.to_owned(), known: known_model_types() }
+        LoadError::UnknownModelType {
+            found: model_type.chars().take(100).collect(),
+            known: known_model_types(),
+        }
     })?;
     let architecture = row.compiled_in.ok_or_else(|| LoadError::NotCompiledIn {
         model_type: model_type.to_owned(),

@@ -45,7 +45,7 @@ pub enum RopeError {
         kind: &'static str,
     },
     /// The config names a kind of scaling that does not exist here.
-    #[error("unknown rope_type {found:?}; known are {}", crate::scaling::known())]
+    #[error("unknown rope_type {:.200}; known are {}", format!("{found:?}"), crate::scaling::known())]
     UnknownType {
         /// What the config says.
         found: String,
@@ -101,7 +101,7 @@ pub enum RopeError {
         beta_slow: f64,
     },
     /// Two places of the config say different things.
-    #[error("the config contradicts itself about {key}: {first} and {second}")]
+    #[error("the config contradicts itself about {key}: {first:.200} and {second:.200}")]
     Contradiction {
         /// The key.
         key: &'static str,
