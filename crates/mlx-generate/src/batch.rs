@@ -87,14 +87,7 @@ impl Batch {
     /// A batch without rows. `options` are those of the cache; its padding is not looked at.
     pub fn new(options: CacheOptions) -> Self {
         let options = CacheOptions { left_padding: Vec::new(), ..options };
-        Self {
-            options,
-            cache: None,
-            rows: Vec::new(),
-            added: 0,
-            failed: Vec::new(),
-            kept_back: Vec::new(),
-        }
+        Self { options, cache: None, rows: Vec::new(), added: 0, failed: Vec::new(), kept_back: Vec::new() }
     }
 
     /// How many sequences there are.
@@ -196,7 +189,10 @@ impl Batch {
             };
             answers.push(BatchToken { row: row.id, token, finish });
         }
-        let ended: Vec<RowId> = answers.iter().filter(|answer| answer.finish.is_some()).map(|answer| answer.row)
+        let ended: Vec<RowId> = answers
+            .iter()
+            .filter(|answer| answer.finish.is_some())
+            .map(|answer| answer.row)
             .chain(self.failed.iter().map(|(row, _)| *row))
             .collect();
         self.keep(|row| !ended.contains(&row.id))?;

@@ -119,7 +119,14 @@ impl<'a> DraftModel<'a> {
         let seed = options.sampling.seed;
         let sampling = Sampling { seed: seed.wrapping_add(1), ..options.sampling.clone() };
         let random = RandomState::with_seed(seed.wrapping_add(2))?;
-        Ok(Self { model, session, sampler: Sampler::new(sampling)?, random, never: Vec::new(), possible: None })
+        Ok(Self {
+            model,
+            session,
+            sampler: Sampler::new(sampling)?,
+            random,
+            never: Vec::new(),
+            possible: None,
+        })
     }
 
     /// The same draft without these tokens: those that mean nothing to the large model's tokenizer.

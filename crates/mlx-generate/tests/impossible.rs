@@ -23,7 +23,8 @@ fn session(model: &Phi3) -> Session {
 /// The first error of plain decoding, of decoding with proposals, and of a batch, where it must be that of the row.
 fn errors(model: &mut Phi3, options: &GenerateOptions) -> [GenerateError; 3] {
     let mut plain = session(model);
-    let first = generate(model, &mut plain, &text(5), options.clone()).unwrap().find_map(Result::err).unwrap();
+    let first =
+        generate(model, &mut plain, &text(5), options.clone()).unwrap().find_map(Result::err).unwrap();
     let mut speculative = session(model);
     let draft = &mut PromptLookup::default();
     let speculation = Speculation { draft, most: 4 };
@@ -59,14 +60,18 @@ fn every_token_is_forbidden() {
     let mut model = model(None, None);
     let all: Vec<(u32, f64)> = (0..96).map(|id| (id, f64::NEG_INFINITY)).collect();
     // All of them; and all but the stop token, before as many tokens as there must be.
-    for (logit_bias, stop_tokens, min_tokens) in
-        [(all.clone(), vec![], 0), (all[..95].to_vec(), vec![95], 2)]
+    for (logit_bias, stop_tokens, min_tokens) in [(all.clone(), vec![], 0), (all[..95].to_vec(), vec![95], 2)]
     {
         for sampling in samplings() {
             let penalties = Penalties { logit_bias: logit_bias.clone(), ..Penalties::default() };
             let stop_tokens = stop_tokens.clone();
-            let options =
-                GenerateOptions { penalties, stop_tokens, min_tokens, sampling, ..GenerateOptions::default() };
+            let options = GenerateOptions {
+                penalties,
+                stop_tokens,
+                min_tokens,
+                sampling,
+                ..GenerateOptions::default()
+            };
             for error in errors(&mut model, &options) {
                 assert!(matches!(error, GenerateError::NoTokenPossible), "{error}");
             }
@@ -76,8 +81,10 @@ fn every_token_is_forbidden() {
     let penalties = Penalties { logit_bias: all[..95].to_vec(), ..Penalties::default() };
     let options = GenerateOptions { penalties, stop_tokens: vec![95], ..GenerateOptions::default() };
     let mut session = session(&model);
-    let tokens: Vec<u32> =
-        generate(&mut model, &mut session, &text(5), options).unwrap().map(|token| token.unwrap().id).collect();
+    let tokens: Vec<u32> = generate(&mut model, &mut session, &text(5), options)
+        .unwrap()
+        .map(|token| token.unwrap().id)
+        .collect();
     assert_eq!(tokens, [95]);
 }
 
@@ -110,10 +117,8 @@ fn a_row_that_fails_leaves_the_others_alone() {
         .map(|token| token.unwrap().id)
         .collect();
     let logit_bias = (0..96).map(|id| (id, f64::NEG_INFINITY)).collect();
-    let impossible = GenerateOptions {
-        penalties: Penalties { logit_bias, ..Penalties::default() },
-        ..options.clone()
-    };
+    let impossible =
+        GenerateOptions { penalties: Penalties { logit_bias, ..Penalties::default() }, ..options.clone() };
     let mut batch = Batch::new(CacheOptions::default());
     let bad = batch.add(&mut model, &text(5), impossible.clone()).unwrap();
     let good = batch.add(&mut model, &text(7), options).unwrap();

@@ -213,7 +213,8 @@ fn the_tables_of_draft_and_model_may_have_different_lengths() {
                 let its_session = session(&small, MOST as i32);
                 let mut draft = DraftModel::new(&mut small, its_session, &options).unwrap();
                 // Ids from 64 on are in the text only where all tables have them.
-                let prompt: Vec<u32> = text(11).iter().map(|id| if rows == 64 { id % 64 } else { *id }).collect();
+                let prompt: Vec<u32> =
+                    text(11).iter().map(|id| if rows == 64 { id % 64 } else { *id }).collect();
                 let found = speculative(&mut large, &mut draft, &prompt, options.clone(), MOST as i32);
                 if sampling.temperature == 0.0 && rows > 64 {
                     assert_eq!((&found.0, found.1), (&greedy.0, greedy.1), "{rows}");

@@ -14,9 +14,9 @@ use mlx_generate::{
 };
 use mlx_kvcache::{CacheOptions, Quantization};
 use mlx_phi3::Phi3;
-use mlx_rs::transforms::eval_params;
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
+use mlx_rs::transforms::eval_params;
 
 /// With its weights in memory, as `mlx_models::load` answers it.
 fn loaded(window: Option<i32>, border: Option<i32>) -> Phi3 {
@@ -96,7 +96,8 @@ fn a_session_that_is_half_read_goes_on_on_another_thread() {
             let int32 = row(&text(24)[..9]).as_dtype(mlx_rs::Dtype::Int32).unwrap();
             // Nobody looks at what comes of it.
             drop(session.read(&mut model, &int32, logits).unwrap());
-            elsewhere(|| session.read_in_pieces(&mut model, &row(&text(24)[9..20]), logits, 4).map(drop)).unwrap();
+            elsewhere(|| session.read_in_pieces(&mut model, &row(&text(24)[9..20]), logits, 4).map(drop))
+                .unwrap();
             elsewhere(|| session.trim(2)).unwrap();
             let answer = elsewhere(|| session.read(&mut model, &row(&text(24)[18..]), Logits::Last)).unwrap();
             let found = elsewhere(move || answer.as_slice::<f32>().to_vec());
@@ -138,7 +139,11 @@ fn a_batch_goes_on_on_another_thread() {
                 if [0, 1, 5].contains(&i) {
                     let prompt = text(9 + i);
                     let mut add = || batch.add(&mut model, &prompt, options(6)).unwrap();
-                    if moves { elsewhere(add) } else { add() };
+                    if moves {
+                        elsewhere(add)
+                    } else {
+                        add()
+                    };
                 }
                 let mut step = || batch.step(&mut model).unwrap();
                 let answers = if moves { elsewhere(step) } else { step() };
@@ -182,7 +187,10 @@ fn weights_that_were_never_read_are_named() {
     let mut model = model(None, None);
     // As a weight that is to be read from a file: something that this thread alone can compute.
     let norm = Array::ones::<f32>(&[64]).unwrap().add(Array::from_f32(0.0)).unwrap();
-    model.update_flattened(mlx_rs::module::FlattenedModuleParam::from_iter([("model.norm.weight".into(), norm)]));
+    model.update_flattened(mlx_rs::module::FlattenedModuleParam::from_iter([(
+        "model.norm.weight".into(),
+        norm,
+    )]));
     let error = elsewhere(move || {
         let mut session = Session::new(model.new_cache(&cache()).unwrap());
         let error = generate(&mut model, &mut session, &text(5), options(3)).map(drop).unwrap_err();

@@ -12,6 +12,7 @@ use crate::engine::{CacheArguments, ModelArguments, unless_cancelled};
 use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
 use crate::prompt::ChatArguments;
+use crate::style::say;
 use crate::{interrupt, prompt};
 
 /// Arguments of `mlx-models cache-prompt`.
@@ -79,12 +80,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         writeln!(io::stdout(), "{object}")?;
         return Ok(());
     }
-    let _ = writeln!(
-        io::stderr(),
+    say(&format!(
         "{} tokens, {:.1} MB in memory, in {}",
         tokens.len(),
         bytes as f64 / 1e6,
         arguments.prompt_cache_file.display()
-    );
+    ));
     Ok(())
 }

@@ -15,9 +15,9 @@ use rustyline::{Behavior, Config, DefaultEditor};
 
 use crate::engine::{DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
-use crate::prompt::ChatArguments;
-use crate::style::Style;
 use crate::interrupt;
+use crate::prompt::ChatArguments;
+use crate::style::{Style, say, shown};
 use conversation::Conversation;
 
 /// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
@@ -237,7 +237,7 @@ impl Chat {
         let rest = rest.to_vec();
         let answer = self.engine.answer(&rest, &mut |piece| {
             let mut out = io::stdout().lock();
-            out.write_all(piece.as_bytes())?;
+            out.write_all(shown(piece).as_bytes())?;
             out.flush()
         })?;
         writeln!(io::stdout())?;
@@ -357,10 +357,4 @@ fn line(input: &mut impl BufRead) -> io::Result<Option<String>> {
         say("note: a line has bytes that are not UTF-8 text; they are read as replacement characters");
     }
     Ok(Some(text.into_owned()))
-}
-
-/// On standard error, so that a pipe gets the answers alone.
-fn say(text: &str) {
-    // Nothing is left to do for a closed standard error.
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::{Progress, Unit};
 use crate::sampling::SamplingArguments;
-use crate::style::Style;
+use crate::style::{Style, say};
 
 /// First tokens that a limited cache keeps, as in mlx-lm.
 const SINKS: i32 = 4;
@@ -184,9 +184,9 @@ impl CacheArguments {
     pub(crate) fn say_kv_group_size(&self, model: &dyn CausalLm) {
         let found = self.kv_group_size(model);
         if self.kv_bits.is_some() && self.kv_group_size.is_none() && found != KV_GROUP_SIZE {
-            let text = format!("note: --kv-group-size {found}, since groups of {KV_GROUP_SIZE} do not fit this model's heads");
-            // Nothing is left to do for a closed standard error.
-            let _ = writeln!(io::stderr(), "{text}");
+            say(&format!(
+                "note: --kv-group-size {found}, since groups of {KV_GROUP_SIZE} do not fit this model's heads"
+            ));
         }
     }
 
@@ -256,9 +256,8 @@ impl Engine {
         }
         let guesses = arguments.num_draft_tokens;
         let draft = arguments.draft_model.filter(|_| guesses > 0);
-        let draft = draft.map(|model| {
-            ModelArguments { model: Some(model), ..ModelArguments::default() }.load()
-        });
+        let draft =
+            draft.map(|model| ModelArguments { model: Some(model), ..ModelArguments::default() }.load());
         let (draft, never_proposed) = match draft.transpose()? {
             Some(draft) => {
                 let shared = tokenizer.shared_tokens(&draft.tokenizer).map_err(|e| {

@@ -8,6 +8,7 @@ use mlx_models::tokenizer::{ChatEnd, Message};
 use crate::engine::{DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
 use crate::prompt::ChatArguments;
+use crate::style::{say, shown};
 use crate::{interrupt, prompt};
 
 /// Arguments of `mlx-models generate`.
@@ -67,11 +68,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let asks_for_template = chat.system_prompt.is_some() || prefill_response.is_some();
     let with_template = !arguments.ignore_chat_template && (has_template || asks_for_template);
     if with_template && arguments.verbose {
-        // Nothing is left to do for a closed standard error.
-        let _ = writeln!(
-            io::stderr(),
-            "note: chat template applied; --ignore-chat-template continues the text as it is"
-        );
+        say("note: chat template applied; --ignore-chat-template continues the text as it is");
     }
     let prompt = if with_template && engine.session.offset() > 0 {
         if chat.system_prompt.is_some() {
@@ -106,7 +103,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             return Ok(());
         }
         let mut out = io::stdout().lock();
-        out.write_all(piece.as_bytes())?;
+        out.write_all(shown(piece).as_bytes())?;
         out.flush()
     })?;
     answer.load_seconds = load.as_secs_f64();

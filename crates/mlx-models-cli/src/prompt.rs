@@ -98,10 +98,8 @@ pub(crate) fn read(prompt: String) -> Result<String, Failure> {
 
 /// All of standard input.
 pub(crate) fn read_stdin() -> Result<String, Failure> {
-    let failed = |source| Failure::Io {
-        doing: "reading standard input, which must be UTF-8 text".to_owned(),
-        source,
-    };
+    let failed =
+        |source| Failure::Io { doing: "reading standard input, which must be UTF-8 text".to_owned(), source };
     let mut text = String::new();
     io::stdin().lock().take(LARGEST_TEXT + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > LARGEST_TEXT {

@@ -27,6 +27,12 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// A model's text as standard output gets it: as it is, but on a terminal without control characters, which could do
+/// anything there.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    if io::stdout().is_terminal() { printable(text) } else { Cow::Borrowed(text) }
+}
+
 /// Writes a line to standard error.
 pub(crate) fn say(text: &str) {
     // Nothing is left to do for a closed standard error.

@@ -176,7 +176,8 @@ fn perplexity_says_how_it_was_measured() {
     };
     edit("tokenizer.json", &|tokenizer| {
         let (id, name) = (&tokenizer["added_tokens"][0]["id"], &tokenizer["added_tokens"][0]["content"]);
-        let before = json!([{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        let before =
+            json!([{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
         let special = json!({name.as_str().unwrap(): {"id": name, "ids": [id], "tokens": [name]}});
         let pair = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]);
         tokenizer["post_processor"] =
@@ -185,7 +186,8 @@ fn perplexity_says_how_it_was_measured() {
     edit("tokenizer_config.json", &|config| config["bos_token"] = config["eos_token"].clone());
     let model = folder.path().to_str().unwrap();
     let text = folder.path().join("text.txt");
-    fs::write(&text, "The dog and the cat were friends. They played in the garden every day. ".repeat(9)).unwrap();
+    fs::write(&text, "The dog and the cat were friends. They played in the garden every day. ".repeat(9))
+        .unwrap();
     let text = text.to_str().unwrap();
     let of = |more: &[&str]| {
         let options = ["perplexity", "--model", model, text, "--json"];
@@ -202,7 +204,10 @@ fn perplexity_says_how_it_was_measured() {
     // The demo's tokenizer adds the token, or the test proves nothing.
     assert_eq!([&whole, &pieces, &overlapping].map(|found| found["bos"].as_bool()), [Some(true); 3]);
     assert_eq!((without["bos"].as_bool(), without["stride"].as_u64()), (Some(false), Some(0)));
-    assert_eq!((overlapping["stride"].as_u64(), overlapping["sequence_length"].as_u64()), (Some(12), Some(24)));
+    assert_eq!(
+        (overlapping["stride"].as_u64(), overlapping["sequence_length"].as_u64()),
+        (Some(12), Some(24))
+    );
     // Every token of the text is scored; without the token those at the beginning of a piece are not.
     assert_eq!([&pieces, &overlapping].map(|found| found["tokens"].as_u64()), [whole["tokens"].as_u64(); 2]);
     assert!(number(&without, "tokens") < number(&whole, "tokens"));
@@ -224,7 +229,8 @@ fn a_cache_of_mlx_lm_is_read_with_its_rotation() {
         "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": {"a": 1, "b": 2, "[UNK]": 0}, "unk_token": "[UNK]"}}"#;
     fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
-    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mlx-models/tests/fixtures/mlx-lm-caches/longrope_9.safetensors");
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../mlx-models/tests/fixtures/mlx-lm-caches/longrope_9.safetensors");
     let options = [
         "generate",
         "--model",

@@ -101,11 +101,12 @@ impl CausalLm for Phi3 {
     }
 
     fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
-        let rotation = self.rope.has_short_factors_at(tokens).then(|| {
-            "mlx-lm rotates with LongRoPE's long factors at every length, this model with the short ones; make it again, or \
-             load the model with mlx-lm's rotation (`--longrope mlx-lm`)"
-        });
-        rotation.map(str::to_owned).or_else(|| windows_unlike_mlx_lm(&self.info.layers, tokens))
+        if self.rope.has_short_factors_at(tokens) {
+            let reason = "mlx-lm rotates with LongRoPE's long factors at every length, this model with the short ones; \
+                          make it again, or load the model with mlx-lm's rotation (`--longrope mlx-lm`)";
+            return Some(reason.to_owned());
+        }
+        windows_unlike_mlx_lm(&self.info.layers, tokens)
     }
 }
 

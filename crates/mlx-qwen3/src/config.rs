@@ -24,7 +24,7 @@ pub struct Config {
     pub num_attention_heads: i32,
     /// Key-value heads, H_kv, each shared by `H / H_kv` query heads (8).
     pub num_key_value_heads: i32,
-    /// Features of a head, d (128). It is not `D / H` in half of these models.
+    /// Features of a head, d (128, also where the config does not say it). It is not `D / H` in half of these models.
     pub head_dim: i32,
     /// Tokens in the vocabulary, V (151936).
     pub vocab_size: i32,
@@ -48,7 +48,7 @@ struct RawConfig {
     num_hidden_layers: i64,
     num_attention_heads: i64,
     num_key_value_heads: i64,
-    head_dim: i64,
+    head_dim: Option<i64>,
     vocab_size: i64,
     max_position_embeddings: i64,
     rms_norm_eps: f64,
@@ -86,7 +86,8 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
     fn try_from((raw, rope, has_own_head): (RawConfig, RopeKeys, bool)) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
-        let head_dim = size("head_dim", raw.head_dim, 1 << 14)?;
+        // As in transformers, where some configs lack it; the shapes of the tensors show whether it is right.
+        let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), 1 << 14)?;
         let layers = layers_alike(kinds(&raw)?, &rope, head_dim)?;
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;

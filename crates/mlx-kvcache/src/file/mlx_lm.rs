@@ -95,7 +95,9 @@ pub(super) fn write_layer(
                 ("BatchRotatingKVCache", state)
             }
         }
-        (Layout::Full { .. }, Some(_), false) | (Layout::Rotating { .. }, ..) => (record.own_class(), Vec::new()),
+        (Layout::Full { .. }, Some(_), false) | (Layout::Rotating { .. }, ..) => {
+            (record.own_class(), Vec::new())
+        }
     };
     for (array, n) in state.into_iter().zip(2..) {
         let name = format!("{i}.{n}");

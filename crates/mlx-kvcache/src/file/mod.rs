@@ -359,7 +359,8 @@ impl SavedCache {
         }
         let Some(found) = &self.made_by else {
             let with_adapters = || {
-                let problem = "this model has adapters, with which it may not have been made; make it again with them";
+                let problem =
+                    "this model has adapters, with which it may not have been made; make it again with them";
                 problem.to_owned()
             };
             let problem = unlike_mlx_lm.or(adapters.map(|_| with_adapters()));

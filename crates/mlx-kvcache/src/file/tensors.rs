@@ -122,7 +122,9 @@ pub(super) fn check_replaceable(path: &Path) -> Result<(), CacheFileError> {
         let entries = header.metadata().as_ref();
         entries.is_some_and(|entries| entries.contains_key(RECORD) || entries.contains_key(FIRST_CLASS))
     };
-    if file.metadata().map_err(io)?.len() == 0 || read_header(path, &mut file).is_ok_and(|(header, _)| is_cache(header)) {
+    if file.metadata().map_err(io)?.len() == 0
+        || read_header(path, &mut file).is_ok_and(|(header, _)| is_cache(header))
+    {
         return Ok(());
     }
     Err(CacheFileError::NotReplaced { file: path.into() })

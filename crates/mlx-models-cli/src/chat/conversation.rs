@@ -95,7 +95,9 @@ mod tests {
         let first = conversation.plain_text(&tokenizer).unwrap();
         assert_eq!(first, tokenizer.encode("Once upon a time").unwrap());
         conversation.push_answer(" there was", vec![5, 6, 7]);
-        assert!(conversation.pop_if("assistant") && conversation.pop_if("user") && !conversation.pop_if("user"));
+        assert!(
+            conversation.pop_if("assistant") && conversation.pop_if("user") && !conversation.pop_if("user")
+        );
         conversation.push(Message::user("The dog and the cat"));
         let second = tokenizer.encode("The dog and the cat").unwrap();
         assert_eq!(conversation.plain_text(&tokenizer).unwrap(), second);
