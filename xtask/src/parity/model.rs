@@ -17,7 +17,7 @@ use super::weights::CheckpointFolder;
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
     let adapters = spec.adapters.as_ref().map(|adapters| case.folder.join(adapters));
-    let options = LoadOptions { long_rope: spec.longrope.into(), adapters };
+    let options = LoadOptions { long_rope: spec.longrope.into(), adapters, ..LoadOptions::default() };
     let checkpoint = CheckpointFolder::of(&case.folder)?;
     let mut model = mlx_models::load_with(checkpoint.path(), &options)?;
     let expected = case.tensor("logits")?;
