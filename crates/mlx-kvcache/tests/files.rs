@@ -362,6 +362,11 @@ fn files_that_are_none_say_so() {
     let file = b"{\"x\":{\"dtype\":\"F32\",\"shape\":[9999999,9999999],\"data_offsets\":[0,4]}}";
     damaged(&[&(file.len() as u64).to_le_bytes()[..], file, &[0; 4]].concat(), "");
     let folder = tempfile::tempdir().unwrap();
+    // A file without blocks, which says that it has more bytes than any machine has memory.
+    let endless = folder.path().join("endless");
+    fs::File::create(&endless).unwrap().set_len(1 << 40).unwrap();
+    let error = SavedCache::read(&endless).unwrap_err().to_string();
+    assert!(error.contains("may have 274877906944"), "{error}");
     let error = SavedCache::read(folder.path().join("gone")).unwrap_err();
     assert!(matches!(error, CacheFileError::Io { doing: "opening", .. }), "{error}");
     assert!(SavedCache::read(folder.path()).is_err());

@@ -103,7 +103,9 @@ impl Chat {
         editor.history_mut().set_max_len(HISTORY).map_err(failed)?;
         let file = crate::demo::cache_folder().join("mlx-models/chat-history");
         // None in the first conversation.
-        let _ = editor.load_history(&file);
+        if mlx_files::is_present(&file).unwrap_or(false) {
+            let _ = editor.load_history(&file);
+        }
         say("/help lists the commands");
         loop {
             let mut line = |prompt: &str| editor.readline(&(prompt, Style::Prompt.paint(prompt)));
@@ -139,11 +141,10 @@ impl Chat {
         if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
         }
-        // Beside, then in its place: two conversations may end at once. A history that cannot be kept ends nothing.
-        if let Ok(partial) = Partial::file(&file)
-            && editor.save_history(partial.path()).is_ok()
-        {
-            let _ = partial.commit();
+        // Two conversations may end at once: the line editor locks the file, and keeps what another one wrote. A history
+        // that cannot be kept ends nothing.
+        if mlx_files::check_replaceable(&file).is_ok() {
+            let _ = editor.append_history(&file);
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ use super::{CHECKSUM, CacheFileError, RECORD};
 /// The limit of the format itself. It also bounds what a broken length makes this program allocate.
 const LONGEST_HEADER: u64 = 100_000_000;
 
+/// Bytes of the largest cache file. It is read into memory as a whole.
+const LARGEST_FILE: u64 = 256 << 30;
+
 /// All that a file holds.
 #[derive(Debug, Default)]
 pub(super) struct Tensors {
@@ -136,6 +139,9 @@ fn read_header(path: &Path, file: &mut File) -> Result<(Metadata, u64), CacheFil
     let damaged = |problem: String| CacheFileError::Damaged { file: PathBuf::from(path), problem };
 
     let size = file.metadata().map_err(io)?.len();
+    if size > LARGEST_FILE {
+        return Err(damaged(format!("it has {size} bytes, and a cache file may have {LARGEST_FILE}")));
+    }
     if size < 8 {
         return Err(damaged(format!("it has {size} bytes, and the length of the header alone takes 8")));
     }
