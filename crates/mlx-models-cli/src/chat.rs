@@ -17,7 +17,7 @@ use crate::engine::{DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::prompt::ChatArguments;
-use crate::style::{Style, say, shown};
+use crate::style::{Style, say, say_error, shown};
 use conversation::Conversation;
 
 /// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
@@ -131,7 +131,7 @@ impl Chat {
                 Ok(Next::Quit) => break,
                 Err(e @ Failure::Output(_)) => return Err(e),
                 // A wrong command or a full context is no end of the conversation.
-                Err(e) => say(&format!("{} {}", Style::Error.for_stderr("error:"), e.in_full())),
+                Err(e) => say_error(&e.in_full()),
             }
             interrupt::forget();
             if interrupt::ended() {

@@ -29,18 +29,23 @@ fn workers() -> usize {
 
 fn start(count: usize) -> Result<(), Failure> {
     let together = Arc::new(Barrier::new(count + 1));
+    let mut threads = Vec::with_capacity(count);
     for number in 0..count {
         let barrier = Arc::clone(&together);
-        let started = thread::Builder::new().stack_size(STACK).spawn(move || _ = barrier.wait());
-        if let Err(source) = started {
-            // Those that wait would wait forever, but the program ends.
-            let doing = format!(
+        let thread = thread::Builder::new().stack_size(STACK).spawn(move || _ = barrier.wait());
+        // Where one is missing the others wait forever, but the program ends.
+        threads.push(thread.map_err(|source| Failure::Io {
+            doing: format!(
                 "starting thread {number} of {count} that a model needs; allow more threads or more memory (`ulimit -u`, \
                  `ulimit -v`), or name fewer in MLX_CPU_THREADS"
-            );
-            return Err(Failure::Io { doing, source });
-        }
+            ),
+            source,
+        })?);
     }
     together.wait();
+    // So that their memory is free again for those that follow.
+    for thread in threads {
+        let _ = thread.join();
+    }
     Ok(())
 }

@@ -333,3 +333,266 @@ fn shells_and_manuals_get_their_texts() {
     let (page, _) = succeed(&["man"], "");
     assert!(page.contains(".TH mlx-models") && page.contains("perplexity"));
 }
+
+/// A file of tensors whose header is changed.
+fn rename_tensor(file: &Path, from: &str, to: &str) {
+    let bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let tensor = header.remove(from).unwrap();
+    header.insert(to.to_owned(), tensor);
+    let header = serde_json::to_vec(&header).unwrap();
+    let length = (header.len() as u64).to_le_bytes();
+    fs::write(
+        file,
+        [&length[..], &header, &bytes[8 + usize::from_le_bytes(bytes[..8].try_into().unwrap())..]].concat(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn names_and_messages_of_files_cannot_steer_a_terminal() {
+    let shown = |output: &Output| {
+        let (_, said) = texts(output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            !said.contains(|c: char| c.is_control() && c != '\n') && !said.contains('\u{202e}'),
+            "{said:?}"
+        );
+        said
+    };
+    // The name of a tensor, a template's own error, a model_type, and a file's name.
+    let model = chat_model();
+    let folder = model.path().to_str().unwrap();
+    rename_tensor(
+        &model.path().join("model.safetensors"),
+        "model.norm.weight",
+        "\x1b]0;a title\x07\u{9b}2J\u{202e}",
+    );
+    let said = shown(&run(&["inspect", folder], ""));
+    assert!(said.contains(r"\u{1b}]0;a title\u{7}\u{9b}2J\u{202e}"), "{said}");
+
+    let model = chat_model();
+    let folder = model.path().to_str().unwrap();
+    fs::write(model.path().join("chat_template.jinja"), "{{ raise_exception('\x1b[2J no') }}").unwrap();
+    let said = shown(&run(&["generate", "--prompt", "x", "--model", folder], ""));
+    assert!(said.contains(r"\u{1b}[2J no"), "{said}");
+
+    let config = fs::read_to_string(model.path().join("config.json")).unwrap();
+    fs::write(model.path().join("config.json"), config.replace("olmo3", r"\u001b[2Jolmo")).unwrap();
+    shown(&run(&["inspect", folder], ""));
+    shown(&run(&["inspect", "/no/such/\x1b[2J"], ""));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_cause_is_said_once() {
+    let missing = ["generate", "--prompt", "x", "--prompt-cache-file", "/no/such/file"];
+    let no_folder = "/dev/null/file";
+    for (arguments, cause) in [
+        (&missing[..], "os error 2)"),
+        (&["chat", "--resume", "/no/such/file"], "os error 2)"),
+        (&["perplexity", "/no/such/file"], "os error 2)"),
+        (&["convert", "--model", "demo:phi3", "--out", no_folder], "os error 17)"),
+        (&["cache-prompt", "--prompt", "x", "--prompt-cache-file", no_folder], "os error 20)"),
+    ] {
+        let (_, said) = texts(&run(arguments, ""));
+        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert!(error.contains("/file") && error.matches(cause).count() == 1, "{said}");
+    }
+    if cfg!(target_os = "linux") {
+        for arguments in [&["generate", "--prompt", "x", "-m", "2"][..], &["inspect", "demo:phi3"], &["man"]]
+        {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let output = program().args(arguments).stdout(full).output().unwrap();
+            let (_, said) = texts(&output);
+            assert_eq!((output.status.code(), said.matches("os error 28").count()), (Some(1), 1), "{said}");
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_demo_needs_no_folder_of_its_own() {
+    let temporary = tempfile::tempdir().unwrap();
+    let generate = |folders: [&str; 2]| {
+        let mut program = program();
+        program.args(["generate", "--prompt", "Once", "-m", "2"]).env("HOME", "/dev/null");
+        program.env("XDG_CACHE_HOME", folders[0]).env("TMPDIR", folders[1]).output().unwrap()
+    };
+    let place = temporary.path().to_str().unwrap();
+    for _ in 0..2 {
+        let output = generate(["/dev/null/x", place]);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let demos = temporary.path().join("mlx-models-demos");
+    assert_eq!(fs::read_dir(&demos).unwrap().count(), 1);
+    // Nowhere.
+    let output = generate(["/dev/null/x", "/dev/null/y"]);
+    let (_, said) = texts(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("in XDG_CACHE_HOME") && said.contains("/dev/null/y"), "{said}");
+    // A folder that anybody may write to is nobody's.
+    let mode =
+        |mode| fs::set_permissions(&demos, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o777);
+    let (_, said) = texts(&generate(["/dev/null/x", place]));
+    assert!(said.contains("no folder of this user's own"), "{said}");
+    mode(0o700);
+
+    // What a run that was killed left behind is removed by the next one that writes.
+    let cache = tempfile::tempdir().unwrap();
+    let output = generate([cache.path().to_str().unwrap(), place]);
+    assert!(output.status.success(), "{output:?}");
+    let cache = cache.path().join("mlx-models");
+    let demo = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let name = demo.file_name().unwrap().to_str().unwrap();
+    fs::create_dir(cache.join(format!(".{name}.1-0.partial"))).unwrap();
+    fs::write(demo.join("config.json"), "damaged").unwrap();
+    assert!(generate([cache.parent().unwrap().to_str().unwrap(), place]).status.success());
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_as_many_as_make_sense() {
+    let mut generate = program();
+    generate.args(["generate", "--prompt", "Once", "-m", "2"]).env("MLX_CPU_KERNELS", "on");
+    let output = generate.env("MLX_CPU_THREADS", "100000").output().unwrap();
+    let (_, said) = texts(&output);
+    assert!(output.status.success() && said.contains("MLX_CPU_THREADS=100000 is more than the"), "{said}");
+    // With room for some of its threads, MLX would wait forever for the others.
+    let mut limited = Command::new("timeout");
+    limited.args([
+        "60",
+        "sh",
+        "-c",
+        r#"ulimit -v 100000; exec "$@""#,
+        "sh",
+        env!("CARGO_BIN_EXE_mlx-models"),
+    ]);
+    limited
+        .args(["generate", "--prompt", "Once", "-m", "2"])
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    let output = limited.output().unwrap();
+    let (_, said) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("starting thread") && said.contains("ulimit"), "{said}");
+}
+
+/// Signals that end a program: their numbers, and the exit statuses.
+#[cfg(target_os = "linux")]
+const SIGNALS: [(&str, u32, i32); 3] = [("-INT", 2, 130), ("-TERM", 15, 143), ("-HUP", 1, 129)];
+
+/// Sends a signal as soon as the program has a handler for it.
+#[cfg(target_os = "linux")]
+fn send(child: &mut std::process::Child, (name, number, _): (&str, u32, i32)) {
+    let about = format!("/proc/{}/status", child.id());
+    let is_handled = || {
+        let about = fs::read_to_string(&about).unwrap();
+        let handled = about.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(handled.trim(), 16).unwrap() >> (number - 1) & 1 == 1
+    };
+    while !is_handled() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Every verb that writes files is stopped in the middle, where it waits for somebody to read what it says.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_ends_the_work_and_nothing_is_left() {
+    use std::io::Read;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (out, file) = (folder.path().join("out"), folder.path().join("cache.safetensors"));
+    let (out, file) = (out.to_str().unwrap(), file.to_str().unwrap());
+    let prompt = STORY.repeat(20);
+    for arguments in [
+        &["convert", "--model", "demo:phi3", "--quantize", "--out", out][..],
+        &["cache-prompt", "--prompt", &prompt, "--prompt-cache-file", file, "--prefill-step-size", "1"],
+    ] {
+        for signal in SIGNALS {
+            let (mut said, mut says) = std::io::pipe().unwrap();
+            // As much as the system takes: the next line waits.
+            says.write_all(&[b' '; 1 << 16]).unwrap();
+            let mut child = program().args(arguments).stdout(Stdio::piped()).stderr(says).spawn().unwrap();
+            send(&mut child, signal);
+            let mut text = Vec::new();
+            said.read_to_end(&mut text).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(signal.2), "{arguments:?} {signal:?} {output:?}");
+            assert!(output.stdout.is_empty(), "{output:?}");
+            let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_ends_an_answer() {
+    use std::io::Read;
+
+    let endless = ["generate", "--prompt", "Once", "--ignore-eos", "--slide", "--max-tokens", "10000000"];
+    let chat = ["chat", "--ignore-eos", "--slide", "--max-tokens", "10000000"];
+    for (arguments, signal) in
+        SIGNALS.iter().flat_map(|signal| [(&endless[..], *signal), (&chat[..], *signal)])
+    {
+        let mut child = program()
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(b"Once\n").unwrap();
+        let mut out = child.stdout.take().unwrap();
+        out.read_exact(&mut [0]).unwrap();
+        send(&mut child, signal);
+        out.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(signal.2), "{arguments:?} {signal:?}");
+        drop(input);
+    }
+    // A chat that waits for the next line of a pipe.
+    for signal in &SIGNALS[1..] {
+        let mut chat = program();
+        let chat =
+            chat.args(["chat", "-m", "2"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = chat.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(b"Once\n").unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut byte = [0];
+        while byte[0] != b'\n' {
+            out.read_exact(&mut byte).unwrap();
+        }
+        send(&mut child, *signal);
+        assert_eq!(child.wait().unwrap().code(), Some(signal.2));
+    }
+}
+
+/// As `nohup` starts it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_program_that_outlives_its_terminal_goes_on() {
+    use std::io::Read;
+
+    let arguments = ["generate", "--prompt", "Once", "--ignore-eos", "--slide", "--max-tokens", "10000000"];
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"trap "" HUP; exec "$@""#, "sh", env!("CARGO_BIN_EXE_mlx-models")]).args(arguments);
+    shell.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = shell.spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+    // What comes now was not there before the signal.
+    out.read_exact(&mut [0; 1 << 17]).unwrap();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    out.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}

@@ -178,6 +178,35 @@ fn a_second_ctrl_c_ends_the_program() {
     assert_eq!(terminal.session.read_line().unwrap(), terminal.settings);
 }
 
+/// Sends a signal to the program, which has its terminal for itself but for the shell.
+#[cfg(target_os = "linux")]
+fn send(terminal: &Terminal, signal: &str) {
+    let device = terminal.device.trim().trim_start_matches("/dev/");
+    let sent = Command::new("pkill").args([signal, "-x", "mlx-models", "-t", device]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_ends_the_conversation_and_the_terminal_is_as_it_was() {
+    let folder = model();
+    for (signal, status) in [("-TERM", 143), ("-HUP", 129)] {
+        // While it waits for a line.
+        let mut terminal = Terminal::chat(folder.path(), &ENDLESS);
+        terminal.press("half a line");
+        terminal.expect("line");
+        send(&terminal, signal);
+        terminal.expect("\x1b[?2004l");
+        assert_eq!(terminal.end(), status);
+        // While it answers.
+        let mut terminal = Terminal::chat(folder.path(), &ENDLESS);
+        terminal.press("Tell me a story.\r");
+        terminal.expect("Once upon");
+        send(&terminal, signal);
+        assert_eq!(terminal.end(), status);
+    }
+}
+
 #[test]
 fn a_line_follows_the_width_of_the_terminal() {
     let folder = model();
