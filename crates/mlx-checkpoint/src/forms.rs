@@ -63,7 +63,8 @@ fn with_gguf(folder: &Path) -> Option<CheckpointError> {
 }
 
 fn tokenizer_alone(folder: &Path) -> bool {
-    ["tokenizer.model", "tokenizer.json"].iter().any(|name| is_file(&folder.join(name)))
+    let has_tokenizer = ["tokenizer.model", "tokenizer.json"].iter().any(|name| is_file(&folder.join(name)));
+    has_tokenizer && !files(folder, |_, extension| extension == "safetensors")
 }
 
 fn gguf(place: &Path) -> CheckpointError {

@@ -417,6 +417,10 @@ fn models_in_other_forms_are_named() {
         // None of these is a model in another form.
         (vec![("config.json", config), ("training_args.bin", b"x")], vec!["has no model.safetensors"]),
         (vec![("notes.txt", b"x".as_slice())], vec!["there is no", "config.json"]),
+        (
+            vec![("tokenizer.json", b"{}".as_slice()), ("model.safetensors", b"x")],
+            vec!["there is no", "config.json"],
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in &files {

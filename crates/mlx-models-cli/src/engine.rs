@@ -12,7 +12,9 @@ use mlx_models::generate::{
 };
 use mlx_models::text::{TextFinish, TextPiece, with_text};
 use mlx_models::tokenizer::Tokenizer;
-use mlx_models::{CacheError, CacheOptions, CausalLm, Limit, LoadOptions, LongRopeMode, Quantization};
+use mlx_models::{
+    CacheError, CacheOptions, CausalLm, Checkpoint, Limit, LoadError, LoadOptions, LongRopeMode, Quantization,
+};
 use serde::Serialize;
 
 use crate::demo::Source;
@@ -68,9 +70,10 @@ impl ModelArguments {
     pub(crate) fn load(self) -> Result<Loaded, Failure> {
         let (folder, options) = self.resolved()?;
         let started = Instant::now();
-        // The tokenizer first: what is wrong with it is said before gigabytes are read.
+        // What is no model is said first, and what is wrong with the tokenizer before gigabytes are read.
+        let checkpoint = Checkpoint::open(&folder).map_err(LoadError::from)?;
         let tokenizer = Tokenizer::from_folder(&folder)?;
-        let model = mlx_models::load_with(&folder, &options)?;
+        let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
         Ok(Loaded { model, tokenizer, time: started.elapsed() })
     }
 

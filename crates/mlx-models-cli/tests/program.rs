@@ -348,6 +348,22 @@ fn no_tokenizer() {
     assert_fails(folder.path(), "x", &["there is no", "tokenizer.json"]);
 }
 
+/// What people have and is no checkpoint: `generate` says what to do, though it needs a tokenizer too.
+#[test]
+fn models_in_other_forms() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases");
+    let adapters = cases.join("peft_lora_phi3/adapters");
+    assert_fails(&adapters, "x", &["it holds adapters, and no model", "which is base, with --adapters"]);
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tokenizer.model"), "x").unwrap();
+    assert_fails(folder.path(), "x", &["it holds a tokenizer, and no model"]);
+    let file = folder.path().join("model.gguf");
+    fs::write(&file, b"GGUF\x03\0\0\0").unwrap();
+    for place in [folder.path(), &file] {
+        assert_fails(place, "x", &["llama.cpp's format GGUF", "GGUF is not supported yet"]);
+    }
+}
+
 #[test]
 fn a_negative_temperature() {
     let output = run(&["generate", "--prompt", "x", "--temp", "-1"]);
