@@ -231,7 +231,7 @@ pub struct LoadOptions {
     pub lazy: bool,
     /// Which of its lists LongRoPE uses when.
     pub long_rope: LongRopeMode,
-    /// A folder of adapters for the model, in mlx-lm's format: [`Adapters`](mlx_checkpoint::Adapters). `mlx_models::load_with` puts them
+    /// A folder of adapters for the model, of mlx-lm or PEFT: [`Adapters`](mlx_checkpoint::Adapters). `mlx_models::load_with` puts them
     /// around the checkpoint; an architecture that is asked directly is given
     /// [`Checkpoint::with_adapters`] instead, and does not look here.
     pub adapters: Option<PathBuf>,

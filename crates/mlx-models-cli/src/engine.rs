@@ -33,7 +33,7 @@ pub(crate) struct ModelArguments {
     /// Checkpoint folder, demo:NAME, or hub id (owner/name); without it, a small demo model that tells stories
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<Source>,
-    /// Folder of adapters for it (LoRA, DoRA), as mlx-lm writes them
+    /// Folder of adapters for it (LoRA, DoRA), as mlx-lm or PEFT writes them
     #[arg(long, alias = "adapter-path", value_name = "DIR")]
     pub(crate) adapters: Option<PathBuf>,
     /// Choose LongRoPE's factors (Phi-3) by the length of the text, as the paper does, or always take the long ones, as

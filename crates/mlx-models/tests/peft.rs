@@ -5,9 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use mlx_models::{CheckpointError, FuseOptions, LoadError, LoadOptions, fuse, load, load_with};
+use mlx_models::{
+    CheckpointError, ConvertOptions, FuseOptions, LoadError, LoadOptions, Quantization, QuantizeOptions,
+    Weights, convert, fuse, load, load_with,
+};
 use mlx_rs::Array;
 use mlx_testing::models::all_logits;
 use mlx_testing::{Tolerance, compare};
@@ -75,6 +79,98 @@ fn the_fused_weights_are_those_of_peft() {
             assert!(result.is_equal(), "{name}: {key}: {result}");
         }
     }
+}
+
+/// A model with a vision part has its layers under other names, and adapters of the vision part are of no use here.
+/// The answers are those of the same adapters in mlx-lm's format, which are compared with mlx-lm elsewhere.
+#[test]
+fn adapters_of_a_model_with_a_vision_part() {
+    let noise = |shape: &[i32], seed: u64| {
+        let key = mlx_rs::random::key(seed).unwrap();
+        mlx_rs::random::normal::<f32>(shape, 0.0, 0.3, &key).unwrap()
+    };
+    let layers: Vec<String> = (0..2).map(|i| format!("layers.{i}.self_attn.q_proj")).collect();
+    for (name, prefix) in [
+        ("hf_gemma3_multimodal", "language_model.model"),
+        ("hf_gemma3_multimodal_inner_keys", "model.language_model"),
+    ] {
+        let folder = case(name);
+        let header = Array::load_safetensors(folder.join("model.safetensors")).unwrap();
+        let [outputs, inputs] = *header[&format!("{prefix}.{}.weight", layers[0])].shape() else { panic!() };
+        let parts = |i: usize| (noise(&[4, inputs], i as u64), noise(&[outputs, 4], 10 + i as u64));
+
+        let ours = tempfile::tempdir().unwrap();
+        let tensors = layers.iter().enumerate().flat_map(|(i, layer)| {
+            let (a, b) = parts(i);
+            let key = |leaf: &str| format!("{prefix}.{layer}.{leaf}");
+            [(key("lora_a"), a.t()), (key("lora_b"), b.t())]
+        });
+        let tensors: Vec<_> = tensors.collect();
+        Array::save_safetensors(tensors, None, ours.path().join("adapters.safetensors")).unwrap();
+        let tokens = Array::from_slice(&[3_u32, 1, 4, 1, 5, 9, 2, 6], &[1, 8]);
+        // The case may have more layers: those have no adapter in either.
+        let config = json!({ "num_layers": -1, "lora_parameters": { "rank": 4, "scale": 2.0,
+            "keys": layers.iter().map(|layer| format!("{prefix}.{layer}")).collect::<Vec<_>>() } });
+        fs::write(ours.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let expected = all_logits(&mut *with_adapters(&folder, ours.path()).unwrap(), &tokens);
+        let plain = all_logits(&mut *load(&folder).unwrap(), &tokens);
+        assert!(!compare(&expected, &plain, CLOSE).unwrap().is_equal());
+
+        // As transformers has named them from 4.52 on, before that, and in the model of the text alone.
+        for path in ["model.language_model", "language_model.model", "model"] {
+            let theirs = tempfile::tempdir().unwrap();
+            let config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
+                "layers_to_transform": [0, 1] });
+            fs::write(theirs.path().join("adapter_config.json"), config.to_string()).unwrap();
+            let mut tensors = Vec::new();
+            for (i, layer) in layers.iter().enumerate() {
+                let (a, b) = parts(i);
+                tensors.push((format!("base_model.model.{path}.{layer}.lora_A.weight"), a));
+                tensors.push((format!("base_model.model.{path}.{layer}.lora_B.weight"), b));
+            }
+            if path != "model" {
+                let vision = if path.starts_with("model") { "model.vision_tower" } else { "vision_tower" };
+                let layer = format!("base_model.model.{vision}.encoder.layers.0.self_attn.q_proj");
+                tensors.push((format!("{layer}.lora_A.weight"), noise(&[4, 8], 30)));
+                tensors.push((format!("{layer}.lora_B.weight"), noise(&[8, 4], 31)));
+            }
+            let file = theirs.path().join("adapter_model.safetensors");
+            Array::save_safetensors(tensors, None, file).unwrap();
+            let found = all_logits(&mut *with_adapters(&folder, theirs.path()).unwrap(), &tokens);
+            assert_close(&format!("{name}, {path}"), &found, &expected);
+        }
+    }
+}
+
+/// Adapters are often used over a quantized model: they answer as over the weights that the quantized ones stand for.
+#[test]
+fn adapters_over_quantized_weights() {
+    let into = |from: &Path, out: &Path, weights: Weights| {
+        let options = ConvertOptions { weights, ..ConvertOptions::default() };
+        convert(from, None, out, &options, |_| ControlFlow::Continue(())).unwrap();
+    };
+    let eight_bits = || {
+        let quantization = Quantization::affine(8, 32).unwrap();
+        Weights::Quantized(QuantizeOptions { quantization, recipe: None, layers: Vec::new() })
+    };
+    for name in ["peft_lora_phi3", "peft_dora_phi3", "peft_dora_qwen3"] {
+        let (folder, scratch) = (case(name), tempfile::tempdir().unwrap());
+        let adapters = folder.join("adapters");
+        let place = |name: &str| scratch.path().join(name);
+        into(&folder, &place("quantized"), eight_bits());
+        into(&place("quantized"), &place("rounded"), Weights::Dequantized);
+        fuse(place("quantized"), &adapters, place("fused"), &FuseOptions { dequantize: true }).unwrap();
+        let tokens = &Array::load_safetensors(folder.join("reference.safetensors")).unwrap()["tokens"];
+        let logits = |mut model: Box<dyn mlx_models::CausalLm>| all_logits(&mut *model, tokens);
+        let expected = logits(with_adapters(&place("rounded"), &adapters).unwrap());
+        assert_close(name, &logits(with_adapters(&place("quantized"), &adapters).unwrap()), &expected);
+        assert_close(name, &logits(load(place("fused")).unwrap()), &expected);
+    }
+    let (folder, scratch) = (case("peft_lora_olmo3_saved"), tempfile::tempdir().unwrap());
+    into(&folder, &scratch.path().join("quantized"), eight_bits());
+    let error = with_adapters(&scratch.path().join("quantized"), &folder.join("adapters")).unwrap_err();
+    let expected = "lm_head.weight: the checkpoint's weight is quantized, and cannot be replaced by this one";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 /// A copy of a case's adapters with an edited config.
