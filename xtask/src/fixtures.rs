@@ -58,6 +58,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_greedy_fixtures.py", Environment::MlxLm),
     ("make_trace_fixtures.py", Environment::MlxLm),
     ("make_chat_fixtures.py", Environment::MlxLm),
+    ("make_template_fixtures.py", Environment::MlxLm),
     ("make_sampling_fixtures.py", Environment::MlxLm),
     ("make_options_fixtures.py", Environment::MlxLm),
     ("make_phi3_transformers.py", Environment::Transformers),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::civil::DateTime;
-use minijinja::Value;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::json::Data;
 use crate::template::{self, Context};
 use crate::{Around, EncodeOptions, Json, Tokenizer, TokenizerError};
 
@@ -20,7 +20,9 @@ pub struct Message(Json);
 impl Message {
     /// What this role says.
     pub fn new(role: &str, content: &str) -> Self {
-        Self(Json(Value::from_pairs([("role", role), ("content", content)])))
+        let text = |text: &str| Data::Text(text.to_owned());
+        let fields = vec![("role".to_owned(), text(role)), ("content".to_owned(), text(content))];
+        Self(Json(Data::Map(fields)))
     }
 
     /// What the user says.
@@ -49,12 +51,12 @@ impl Message {
     }
 
     fn text(&self, key: &str) -> Option<String> {
-        self.0.0.get_attr(key).ok()?.as_str().map(str::to_owned)
+        self.0.0.get(key)?.as_str().map(str::to_owned)
     }
 
     /// The message that this object is; none for another JSON value.
     pub fn from_json(object: Json) -> Option<Self> {
-        (object.0.kind() == minijinja::value::ValueKind::Map).then_some(Self(object))
+        matches!(object.0, Data::Map(_)).then_some(Self(object))
     }
 }
 
@@ -173,19 +175,22 @@ impl Tokenizer {
             ChatEnd::Answer | ChatEnd::Nothing => None,
         };
 
-        let list = |values: &Option<Vec<Json>>| {
-            values.as_ref().map(|values| values.iter().map(|value| value.0.clone()).collect::<Vec<_>>())
+        let list = |values: &Option<Vec<Json>>| match values {
+            Some(values) => Data::List(values.iter().map(|value| value.0.clone()).collect()),
+            None => Data::Null,
         };
-        let mut variables: BTreeMap<String, Value> =
-            self.special.iter().map(|(name, token)| (name.clone(), Value::from(token))).collect();
-        variables.insert("enable_thinking".to_owned(), Value::from(self.thinks()));
+        let mut variables: BTreeMap<String, Data> =
+            self.special.iter().map(|(name, token)| (name.clone(), Data::Text(token.clone()))).collect();
+        variables.insert("enable_thinking".to_owned(), Data::Bool(self.thinks()));
         variables.extend(options.variables.iter().map(|(name, value)| (name.clone(), value.0.clone())));
-        variables.insert("messages".to_owned(), messages.into_iter().map(Value::from_pairs).collect());
-        variables.insert("tools".to_owned(), Value::from(list(&options.tools)));
-        variables.insert("documents".to_owned(), Value::from(list(&options.documents)));
+        let messages = messages.into_iter().map(Data::Map).collect();
+        variables.insert("messages".to_owned(), Data::List(messages));
+        variables.insert("tools".to_owned(), list(&options.tools));
+        variables.insert("documents".to_owned(), list(&options.documents));
         let answer = options.end == ChatEnd::Answer;
-        variables.insert("add_generation_prompt".to_owned(), Value::from(answer));
+        variables.insert("add_generation_prompt".to_owned(), Data::Bool(answer));
 
+        let variables = variables.into_iter().collect();
         let text = template::render(name, source, Context { variables, now: options.now })?;
         match open {
             Some(last) => cut_open(text, &last),
@@ -217,7 +222,7 @@ impl Tokenizer {
 }
 
 /// The fields of a message in their order.
-type Fields = Vec<(String, Value)>;
+type Fields = Vec<(String, Data)>;
 
 /// Names of what a model thought. The first is the one that most templates read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -225,12 +230,9 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// The fields that a template sees, as transformers prepares them: without those that are null, which
 /// templates would print as `None`, and with reasoning under the names that templates read.
 fn fields(message: &Message) -> Fields {
-    let object = &message.0.0;
-    let keys = object.try_iter().into_iter().flatten();
-    let mut fields: Fields = keys
-        .filter_map(|key| Some((key.to_string(), object.get_item(&key).ok()?)))
-        .filter(|(_, value)| !value.is_none())
-        .collect();
+    let Data::Map(entries) = &message.0.0 else { return Fields::new() };
+    let mut fields: Fields =
+        entries.iter().filter(|(_, value)| !matches!(value, Data::Null)).cloned().collect();
     let reasoning = REASONING.iter().find_map(|name| get(&fields, name).cloned());
     if let Some(reasoning) = reasoning {
         if get(&fields, "thinking").is_none() {
@@ -244,7 +246,7 @@ fn fields(message: &Message) -> Fields {
     fields
 }
 
-fn get<'a>(fields: &'a Fields, name: &str) -> Option<&'a Value> {
+fn get<'a>(fields: &'a Fields, name: &str) -> Option<&'a Data> {
     fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
 }
 
@@ -267,30 +269,25 @@ fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, Tokeniz
             "the chat template reads no content, so that none can be continued".to_owned(),
         ));
     }
-    if let Some(text) = content.as_str() {
-        let text = text.to_owned();
-        *content = Value::from(format!("{text}{TAG}"));
+    if let Data::Text(content) = content {
+        let text = content.clone();
+        *content += TAG;
         return Ok(text);
     }
     // Parts: the last one with a text.
-    let mut parts: Vec<Value> = content.try_iter().into_iter().flatten().collect();
+    let parts = if let Data::List(parts) = content { parts.as_mut_slice() } else { &mut [] };
     let last = parts.iter_mut().rev().find_map(|part| {
-        let text = part.get_attr("text").ok()?.as_str()?.to_owned();
-        Some((part, text))
+        let Data::Map(fields) = part else { return None };
+        fields.iter_mut().find_map(|(name, value)| match value {
+            Data::Text(text) if name == "text" => Some(text),
+            _ => None,
+        })
     });
-    let Some((part, text)) = last else {
+    let Some(content) = last else {
         return Err(conversation("the last message has no text to continue".to_owned()));
     };
-    let keys: Vec<Value> = part.try_iter().into_iter().flatten().collect();
-    let tagged = keys.into_iter().filter_map(|key| {
-        let value = match key.as_str() {
-            Some("text") => Value::from(format!("{text}{TAG}")),
-            _ => part.get_item(&key).ok()?,
-        };
-        Some((key, value))
-    });
-    *part = Value::from_pairs(tagged);
-    *content = Value::from(parts);
+    let text = content.clone();
+    *content += TAG;
     Ok(text)
 }
 

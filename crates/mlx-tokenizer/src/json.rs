@@ -1,11 +1,15 @@
 //! JSON values that keep the order of their keys, and how Python's `json.dumps` writes them.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
+use std::rc::Rc;
 use std::str::FromStr;
 
-use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::jinja::{self, Dict, Error, Value, python};
 
 /// A JSON value that keeps the order of its keys, which templates print: a tool, a document, a variable.
 ///
@@ -19,7 +23,115 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// # Ok::<(), mlx_tokenizer::JsonError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct Json(pub(crate) Value);
+pub struct Json(pub(crate) Data);
+
+/// What a JSON value is.
+#[derive(Debug, Clone)]
+pub(crate) enum Data {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Data>),
+    /// Without a key twice.
+    Map(Vec<(String, Data)>),
+}
+
+/// The order of keys makes no difference.
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Null, Self::Null) => true,
+            (Self::Bool(a), Self::Bool(b)) => a == b,
+            (Self::Int(a), Self::Int(b)) => a == b,
+            (Self::Float(a), Self::Float(b)) => a == b,
+            (Self::Int(int), Self::Float(float)) | (Self::Float(float), Self::Int(int)) => {
+                *int as f64 == *float
+            }
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::List(a), Self::List(b)) => a == b,
+            (Self::Map(a), Self::Map(b)) => {
+                let b: HashMap<_, _> = b.iter().map(|(key, value)| (key, value)).collect();
+                a.len() == b.len() && a.iter().all(|(key, value)| b.get(key).is_some_and(|of| *of == value))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Data {
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Map(entries) => entries.iter().find(|(of, _)| of == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// About how many bytes it has.
+    pub(crate) fn size(&self) -> usize {
+        16 + match self {
+            Self::Text(text) => text.len(),
+            Self::List(items) => items.iter().map(Self::size).sum(),
+            Self::Map(entries) => entries.iter().map(|(key, value)| key.len() + value.size()).sum(),
+            _ => 0,
+        }
+    }
+
+    /// What a template sees of it.
+    pub(crate) fn to_value(&self) -> Result<Value, Error> {
+        Ok(match self {
+            Self::Null => Value::None,
+            Self::Bool(value) => Value::Bool(*value),
+            Self::Int(value) => Value::Int(*value),
+            Self::Float(value) => Value::Float(*value),
+            Self::Text(text) => Value::text(text.as_str())?,
+            Self::List(items) => Value::list(items.iter().map(Self::to_value).collect::<Result<_, _>>()?)?,
+            Self::Map(entries) => {
+                let mut dict = Dict::default();
+                for (key, value) in entries {
+                    dict.insert(Value::text(key.as_str())?, value.to_value()?)?;
+                }
+                Value::dict(dict)
+            }
+        })
+    }
+
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Null => *out += "null",
+            Self::Bool(value) => *out += if *value { "true" } else { "false" },
+            Self::Int(value) => *out += &value.to_string(),
+            Self::Float(value) => *out += &float(*value),
+            Self::Text(text) => write_text(text, false, out),
+            Self::List(items) => {
+                out.push('[');
+                for (index, item) in items.iter().enumerate() {
+                    *out += if index > 0 { ", " } else { "" };
+                    item.write(out);
+                }
+                out.push(']');
+            }
+            Self::Map(entries) => {
+                out.push('{');
+                for (index, (key, value)) in entries.iter().enumerate() {
+                    *out += if index > 0 { ", " } else { "" };
+                    write_text(key, false, out);
+                    *out += ": ";
+                    value.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+}
 
 /// Why a text is no JSON value.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +159,7 @@ impl FromStr for Json {
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Value::deserialize(deserializer).map(Self)
+        Data::deserialize(deserializer).map(Self)
     }
 }
 
@@ -57,24 +169,153 @@ impl Serialize for Json {
     }
 }
 
-/// As JSON.
-impl fmt::Display for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&dumps(&self.0, &Style::default()).map_err(|_| fmt::Error)?)
+impl<'de> Deserialize<'de> for Data {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(DataVisitor)
     }
 }
 
-macro_rules! from {
-    ($($of:ty),+) => {
-        $(impl From<$of> for Json {
-            fn from(value: $of) -> Self {
-                Self(Value::from(value))
+struct DataVisitor;
+
+impl<'de> Visitor<'de> for DataVisitor {
+    type Value = Data;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Data, E> {
+        Ok(Data::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Data, E> {
+        Ok(Data::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Data, D::Error> {
+        Data::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Data, E> {
+        Ok(Data::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Data, E> {
+        Ok(Data::Int(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Data, E> {
+        Ok(Data::Int(value.into()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Data, E> {
+        Ok(Data::Int(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Data, E> {
+        Ok(Data::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Data, E> {
+        Ok(Data::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Data, E> {
+        Ok(Data::Text(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Data, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Data::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
+        let mut entries: Vec<(String, Data)> = Vec::new();
+        let mut places = HashMap::new();
+        // As in Python, a key that comes twice keeps its place and has the later value.
+        while let Some((key, value)) = map.next_entry::<String, Data>()? {
+            match places.get(&key) {
+                Some(&place) => {
+                    let entry: &mut (String, Data) = &mut entries[place];
+                    entry.1 = value;
+                }
+                None => {
+                    places.insert(key.clone(), entries.len());
+                    entries.push((key, value));
+                }
             }
-        })+
-    };
+        }
+        Ok(Data::Map(entries))
+    }
 }
 
-from!(&str, String, bool, i64, f64);
+impl Serialize for Data {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Int(value) => serializer.serialize_i128(*value),
+            Self::Float(value) => serializer.serialize_f64(*value),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::List(items) => {
+                let mut seq = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    seq.serialize_element(item)?;
+                }
+                seq.end()
+            }
+            Self::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (key, value) in entries {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+/// As JSON.
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = String::new();
+        self.0.write(&mut out);
+        f.write_str(&out)
+    }
+}
+
+impl From<&str> for Json {
+    fn from(value: &str) -> Self {
+        Self(Data::Text(value.to_owned()))
+    }
+}
+
+impl From<String> for Json {
+    fn from(value: String) -> Self {
+        Self(Data::Text(value))
+    }
+}
+
+impl From<bool> for Json {
+    fn from(value: bool) -> Self {
+        Self(Data::Bool(value))
+    }
+}
+
+impl From<i64> for Json {
+    fn from(value: i64) -> Self {
+        Self(Data::Int(value.into()))
+    }
+}
+
+impl From<f64> for Json {
+    fn from(value: f64) -> Self {
+        Self(Data::Float(value))
+    }
+}
 
 /// How Python's `json.dumps` writes: its arguments of these names.
 #[derive(Debug, Default)]
@@ -87,11 +328,8 @@ pub(crate) struct Style {
     pub(crate) sort_keys: bool,
 }
 
-/// JSON that is deeper is not written: a value may hold itself many times over.
-const DEEPEST: usize = 200;
-
-/// What Python's `json.dumps` writes.
-pub(crate) fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
+/// What Python's `json.dumps` writes of a value of a template.
+pub(crate) fn dumps_value(value: &Value, style: &Style) -> Result<String, Error> {
     let between = if style.indent.is_some() { "," } else { ", " };
     let (item, key) = style.separators.as_ref().map_or((between, ": "), |(item, key)| (item, key));
     let mut writer = Writer { style, item, key, out: String::new() };
@@ -108,47 +346,54 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > DEEPEST {
-            return Err(Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply for tojson"));
-        }
-        match value.kind() {
-            ValueKind::None => self.out += "null",
-            ValueKind::Bool => self.out += if value.is_true() { "true" } else { "false" },
-            ValueKind::Number if value.is_integer() => self.out += &value.to_string(),
-            ValueKind::Number => self.out += &float(f64::try_from(value.clone())?),
-            ValueKind::String => self.string(&value.to_string()),
-            ValueKind::Map => self.map(value, depth)?,
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.container(['[', ']'], items.len(), depth, |writer, index| {
+        let before = self.out.len();
+        match value {
+            Value::None => self.out += "null",
+            Value::Bool(value) => self.out += if *value { "true" } else { "false" },
+            Value::Int(value) => self.out += &value.to_string(),
+            Value::Float(value) => self.out += &float(*value),
+            Value::Str(text) | Value::Markup(text) => {
+                jinja::make_bytes(text.len())?;
+                write_text(text, self.style.ensure_ascii, &mut self.out);
+            }
+            Value::Dict(dict) => return self.map(dict, depth),
+            Value::List(list) | Value::Tuple(list) => {
+                let items = Rc::clone(&list.items);
+                return self.container(['[', ']'], items.len(), depth, |writer, index| {
                     writer.value(&items[index], depth + 1)
-                })?;
+                });
             }
-            kind => {
-                let problem = format!("{kind} has no JSON; tojson takes what is defined");
-                return Err(Error::new(ErrorKind::InvalidOperation, problem));
+            other => {
+                let problem = format!("Object of type {} is not JSON serializable", other.type_name());
+                return Err(Error::new(problem));
             }
         }
-        Ok(())
+        jinja::make_bytes(self.out.len() - before)
     }
 
-    fn map(&mut self, map: &Value, depth: usize) -> Result<(), Error> {
-        let mut keys: Vec<Value> = map.try_iter()?.collect();
+    fn map(&mut self, map: &Dict, depth: usize) -> Result<(), Error> {
+        let mut entries: Vec<(Value, Value)> = map.entries().to_vec();
         if self.style.sort_keys {
-            keys.sort();
+            jinja::sort(&mut entries, false)?;
         }
-        self.container(['{', '}'], keys.len(), depth, |writer, index| {
-            let key = &keys[index];
-            // Keys are strings, or are written as if they were.
-            if key.kind() == ValueKind::String {
-                writer.string(&key.to_string());
-            } else {
-                writer.out.push('"');
-                writer.value(key, depth + 1)?;
-                writer.out.push('"');
+        self.container(['{', '}'], entries.len(), depth, |writer, index| {
+            let (key, value) = &entries[index];
+            // Keys are texts, or are written as if they were.
+            match key {
+                Value::Str(_) | Value::Markup(_) => writer.value(key, depth + 1)?,
+                Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+                    writer.out.push('"');
+                    writer.value(key, depth + 1)?;
+                    writer.out.push('"');
+                }
+                other => {
+                    let of = other.type_name();
+                    let problem = format!("keys must be str, int, float, bool or None, not {of}");
+                    return Err(Error::new(problem));
+                }
             }
             writer.out += writer.key;
-            writer.value(&map.get_item(key)?, depth + 1)
+            writer.value(value, depth + 1)
         })
     }
 
@@ -159,66 +404,62 @@ impl Writer<'_> {
         depth: usize,
         item: impl Fn(&mut Self, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        jinja::make_bytes((2 + self.item.len() + self.key.len()).saturating_mul(length + 1))?;
         self.out.push(open);
         for index in 0..length {
             if index > 0 {
                 self.out += self.item;
             }
-            self.line(depth + 1);
+            self.line(depth + 1)?;
             item(self, index)?;
         }
         if length > 0 {
-            self.line(depth);
+            self.line(depth)?;
         }
         self.out.push(close);
         Ok(())
     }
 
-    fn line(&mut self, depth: usize) {
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.style.indent {
+            jinja::make_bytes(1 + indent.len().saturating_mul(depth))?;
             self.out.push('\n');
             self.out += &indent.repeat(depth);
         }
-    }
-
-    fn string(&mut self, text: &str) {
-        self.out.push('"');
-        for character in text.chars() {
-            match character {
-                '"' => self.out += "\\\"",
-                '\\' => self.out += "\\\\",
-                '\n' => self.out += "\\n",
-                '\r' => self.out += "\\r",
-                '\t' => self.out += "\\t",
-                '\u{8}' => self.out += "\\b",
-                '\u{c}' => self.out += "\\f",
-                _ if character < ' ' || self.style.ensure_ascii && !(' '..='~').contains(&character) => {
-                    for unit in character.encode_utf16(&mut [0; 2]) {
-                        // Writing to a string cannot fail.
-                        let _ = write!(self.out, "\\u{unit:04x}");
-                    }
-                }
-                _ => self.out.push(character),
-            }
-        }
-        self.out.push('"');
+        Ok(())
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back as the same number, with an
-/// exponent below 1e-4 and from 1e16 on.
-fn float(number: f64) -> String {
-    if !number.is_finite() {
-        let sign = if number < 0.0 { "-" } else { "" };
-        return if number.is_nan() { "NaN".to_owned() } else { format!("{sign}Infinity") };
-    }
-    let scientific = format!("{number:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>() {
-        Ok(exponent) if number != 0.0 && !(-4..16).contains(&exponent) => {
-            let sign = if exponent < 0 { '-' } else { '+' };
-            format!("{digits}e{sign}{:02}", exponent.abs())
+/// A text in quotes.
+fn write_text(text: &str, ensure_ascii: bool, out: &mut String) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => *out += "\\\"",
+            '\\' => *out += "\\\\",
+            '\n' => *out += "\\n",
+            '\r' => *out += "\\r",
+            '\t' => *out += "\\t",
+            '\u{8}' => *out += "\\b",
+            '\u{c}' => *out += "\\f",
+            _ if character < ' ' || ensure_ascii && !(' '..='~').contains(&character) => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            _ => out.push(character),
         }
-        _ => format!("{number:?}"),
+    }
+    out.push('"');
+}
+
+/// A float in JSON, as Python writes it.
+fn float(number: f64) -> String {
+    match python::float(number).as_str() {
+        "nan" => "NaN".to_owned(),
+        "inf" => "Infinity".to_owned(),
+        "-inf" => "-Infinity".to_owned(),
+        text => text.to_owned(),
     }
 }

@@ -43,6 +43,7 @@
 mod chat;
 mod config;
 mod decoder;
+mod jinja;
 mod json;
 mod shared_tokens;
 mod stop_strings;

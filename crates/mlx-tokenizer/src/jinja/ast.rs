@@ -1,0 +1,151 @@
+//! What a template says, as a tree.
+
+use std::rc::Rc;
+
+use super::value::Value;
+
+/// An expression, and where it stands.
+#[derive(Debug)]
+pub(super) struct Expr {
+    pub(super) line: usize,
+    /// How many expressions are inside each other here.
+    pub(super) depth: usize,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Const(Value),
+    Name(Rc<str>),
+    Tuple(Vec<Expr>),
+    List(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+    Attribute(Box<Expr>, Rc<str>),
+    Item(Box<Expr>, Box<Expr>),
+    Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
+    Call(Box<Expr>, Arguments),
+    /// Without an expression it filters the text of a block.
+    Filter(Option<Box<Expr>>, Rc<str>, Arguments),
+    Test(Box<Expr>, Rc<str>, Arguments),
+    Not(Box<Expr>),
+    Negative(Box<Expr>),
+    Positive(Box<Expr>),
+    Binary(Operator, Box<Expr>, Box<Expr>),
+    Concat(Vec<Expr>),
+    Compare(Box<Expr>, Vec<(Comparison, Expr)>),
+    And(Box<Expr>, Box<Expr>),
+    Or(Box<Expr>, Box<Expr>),
+    /// If, then, otherwise.
+    Condition(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Arguments {
+    pub(super) positional: Vec<Expr>,
+    pub(super) named: Vec<(Rc<str>, Expr)>,
+    /// `*list`.
+    pub(super) list: Option<Box<Expr>>,
+    /// `**dictionary`.
+    pub(super) dict: Option<Box<Expr>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operator {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    FloorDivide,
+    Modulo,
+    Power,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Equal,
+    Unequal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    In,
+    NotIn,
+}
+
+/// What is assigned to.
+#[derive(Debug)]
+pub(super) enum Target {
+    Name(Rc<str>),
+    /// An attribute of a namespace.
+    Attribute(Rc<str>, Rc<str>),
+    Tuple(Vec<Target>),
+}
+
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub(super) line: usize,
+    pub(super) kind: Action,
+}
+
+pub(super) type Body = Vec<Statement>;
+
+#[derive(Debug)]
+pub(super) enum Action {
+    Text(Rc<str>),
+    Print(Vec<Expr>),
+    /// Conditions with what is done, and what is done otherwise.
+    If(Vec<(Expr, Body)>, Body),
+    For(Rc<For>),
+    Set(Target, Expr),
+    /// The filter, if any, is a chain of filters around nothing.
+    SetBlock(Target, Option<Expr>, Body),
+    With(Vec<(Target, Expr)>, Body),
+    Macro(Rc<Macro>),
+    /// The call, and what it gets as `caller`.
+    CallBlock(Expr, Rc<Macro>),
+    FilterBlock(Expr, Body),
+    Block(Rc<Block>),
+    /// What the model wrote.
+    Generation(Body),
+    AutoEscape(Expr, Body),
+    Break,
+    Continue,
+    /// A tag that needs other templates, of which there are none.
+    OtherTemplate(&'static str),
+}
+
+#[derive(Debug)]
+pub(super) struct For {
+    pub(super) target: Target,
+    pub(super) over: Expr,
+    pub(super) test: Option<Expr>,
+    pub(super) recursive: bool,
+    pub(super) body: Body,
+    pub(super) otherwise: Body,
+}
+
+#[derive(Debug)]
+pub(crate) struct Macro {
+    /// None for the body of a call.
+    pub(super) name: Option<Rc<str>>,
+    pub(super) parameters: Vec<(Rc<str>, Option<Expr>)>,
+    pub(super) body: Body,
+    pub(super) reads_caller: bool,
+    pub(super) reads_kwargs: bool,
+    pub(super) reads_varargs: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) name: Rc<str>,
+    pub(super) scoped: bool,
+    pub(super) required: bool,
+    pub(super) body: Body,
+}
+
+/// A whole template.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub(super) body: Body,
+    pub(super) blocks: Vec<Rc<Block>>,
+}

@@ -1,0 +1,564 @@
+//! `'%s' % x`, `'{}'.format(x)` and the numbers in them.
+
+use std::rc::Rc;
+
+use super::value::{Dict, Value};
+use super::{Error, Result, attributes, filters, ops, python, run};
+
+/// The most characters that a width or a precision asks for.
+const WIDEST: usize = 1 << 20;
+
+fn bounded(width: i128) -> Result<usize> {
+    let width = usize::try_from(width).unwrap_or(usize::MAX);
+    if width > WIDEST {
+        return Err(Error::limit(format!("it asks for a width or precision of more than {WIDEST}")));
+    }
+    run::bytes(width as u64)?;
+    Ok(width)
+}
+
+/// A number of a format, read from its text.
+fn digits(text: &str) -> Result<(Option<usize>, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    if end == 0 {
+        return Ok((None, text));
+    }
+    Ok((Some(bounded(text[..end].parse().unwrap_or(i128::MAX))?), &text[end..]))
+}
+
+/// Python's `text % arguments`. Texts in markup are escaped.
+pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<String> {
+    let (mut positional, mapping) = match arguments {
+        Value::Tuple(list) => (list.items.to_vec(), None),
+        Value::Dict(dict) => (vec![arguments.clone()], Some(dict)),
+        _ => (vec![arguments.clone()], None),
+    };
+    positional.reverse();
+    let mut out = String::new();
+    let mut rest = text;
+    let mut used_mapping = false;
+    while let Some(place) = rest.find('%') {
+        out += &rest[..place];
+        rest = &rest[place + 1..];
+        let mut key = None;
+        if let Some(inside) = rest.strip_prefix('(') {
+            let mut open = 1;
+            let end = inside.char_indices().find(|(_, c)| {
+                open += match c {
+                    '(' => 1,
+                    ')' => -1,
+                    _ => 0,
+                };
+                open == 0
+            });
+            let (end, _) = end.ok_or_else(|| Error::new("incomplete format key"))?;
+            key = Some(&inside[..end]);
+            rest = &inside[end + 1..];
+        }
+        let flags = rest.len() - rest.trim_start_matches(['-', '+', ' ', '#', '0']).len();
+        let flag = |c| rest[..flags].contains(c);
+        let (left, plus, space, alternate, zero) = (flag('-'), flag('+'), flag(' '), flag('#'), flag('0'));
+        rest = &rest[flags..];
+        let mut next =
+            || positional.pop().ok_or_else(|| Error::new("not enough arguments for format string"));
+        let mut star = |rest: &mut &str| -> Result<Option<i128>> {
+            if let Some(after) = rest.strip_prefix('*') {
+                *rest = after;
+                return match next()? {
+                    Value::Int(number) => Ok(Some(number)),
+                    _ => Err(Error::new("* wants int")),
+                };
+            }
+            let (number, after) = digits(rest)?;
+            *rest = after;
+            Ok(number.map(|number| number as i128))
+        };
+        let width = star(&mut rest)?;
+        let left = left || width.is_some_and(i128::is_negative);
+        let width = bounded(width.unwrap_or(0).saturating_abs())?;
+        let precision = match rest.strip_prefix('.') {
+            Some(after) => {
+                rest = after;
+                Some(bounded(star(&mut rest)?.unwrap_or(0).max(0))?)
+            }
+            None => None,
+        };
+        rest = rest.trim_start_matches(['h', 'l', 'L']);
+        let Some(kind) = rest.chars().next() else { return Err(Error::new("incomplete format")) };
+        rest = &rest[kind.len_utf8()..];
+        if kind == '%' {
+            out.push('%');
+            continue;
+        }
+        let value = match key {
+            Some(key) => {
+                let dict = mapping.ok_or_else(|| Error::new("format requires a mapping"))?;
+                used_mapping = true;
+                let missing = || Error::new(format!("no key {key:?} for the format"));
+                dict.get_str(key).cloned().ok_or_else(missing)?
+            }
+            None => next()?,
+        };
+        let sign = if plus {
+            Sign::Plus
+        } else if space {
+            Sign::Space
+        } else {
+            Sign::Minus
+        };
+        let number_needed =
+            |what: &str| Error::new(format!("%{kind} format: {what} is required, not {}", value.type_name()));
+        let (prefix, body, is_number) = match kind {
+            's' | 'r' | 'a' => {
+                let text = match kind {
+                    's' if markup => filters::escape(&value)?.to_string(),
+                    's' => value.to_text()?.to_string(),
+                    'r' => value.repr()?,
+                    _ => python::ascii(&value.repr()?),
+                };
+                let text = match precision {
+                    Some(precision) => text.chars().take(precision).collect(),
+                    None => text,
+                };
+                (String::new(), text, false)
+            }
+            'c' => {
+                let character = match &value {
+                    Value::Int(code) => u32::try_from(*code).ok().and_then(char::from_u32).map(String::from),
+                    _ => value.as_str().filter(|text| text.chars().count() == 1).map(|text| text.to_string()),
+                };
+                (String::new(), character.ok_or_else(|| Error::new("%c requires int or char"))?, false)
+            }
+            'd' | 'i' | 'u' | 'o' | 'x' | 'X' => {
+                value.defined()?;
+                let number = match &value {
+                    Value::Float(number) if !matches!(kind, 'o' | 'x' | 'X') => filters::whole(*number)?,
+                    _ => {
+                        let what =
+                            if matches!(kind, 'o' | 'x' | 'X') { "an integer" } else { "a real number" };
+                        value.as_int().ok_or_else(|| number_needed(what))?
+                    }
+                };
+                let magnitude = number.unsigned_abs();
+                let (base, body) = match kind {
+                    'o' => ("0o", format!("{magnitude:o}")),
+                    'x' => ("0x", format!("{magnitude:x}")),
+                    'X' => ("0X", format!("{magnitude:X}")),
+                    _ => ("", magnitude.to_string()),
+                };
+                let body = match precision {
+                    Some(precision) => format!("{body:0>precision$}"),
+                    None => body,
+                };
+                let prefix = sign.of(number < 0).to_owned() + if alternate { base } else { "" };
+                (prefix, body, true)
+            }
+            'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
+                value.defined()?;
+                let number = value
+                    .as_number()
+                    .ok_or_else(|| Error::new(format!("must be real number, not {}", value.type_name())))?;
+                let body = float(number.abs(), kind, precision.unwrap_or(6), alternate);
+                (sign.of(number.is_sign_negative() && !number.is_nan()).to_owned(), body, true)
+            }
+            _ => return Err(Error::new(format!("unsupported format character '{kind}'"))),
+        };
+        let length = prefix.chars().count() + body.chars().count();
+        let padding = width.saturating_sub(length);
+        run::bytes((body.len() + padding) as u64)?;
+        if left {
+            out += &prefix;
+            out += &body;
+            out += &" ".repeat(padding);
+        } else if zero && is_number {
+            out += &prefix;
+            out += &"0".repeat(padding);
+            out += &body;
+        } else {
+            out += &" ".repeat(padding);
+            out += &prefix;
+            out += &body;
+        }
+    }
+    out += rest;
+    run::bytes(text.len() as u64)?;
+    if !positional.is_empty() && mapping.is_none() && !used_mapping {
+        // A single argument that can be looked into by a key is taken for a mapping that is not read.
+        let spare = matches!(arguments, Value::List(_)) || matches!(arguments, Value::Undefined(_));
+        if !spare {
+            return Err(Error::new("not all arguments converted during string formatting"));
+        }
+    }
+    Ok(out)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Minus,
+    Plus,
+    Space,
+}
+
+impl Sign {
+    fn of(self, negative: bool) -> &'static str {
+        match self {
+            _ if negative => "-",
+            Self::Minus => "",
+            Self::Plus => "+",
+            Self::Space => " ",
+        }
+    }
+}
+
+/// A number that is not negative, as C's `printf` writes it.
+fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
+    let upper = kind.is_ascii_uppercase();
+    let text = if number.is_nan() {
+        "nan".to_owned()
+    } else if number.is_infinite() {
+        "inf".to_owned()
+    } else {
+        match kind.to_ascii_lowercase() {
+            'f' => {
+                let text = format!("{number:.precision$}");
+                if alternate && precision == 0 { text + "." } else { text }
+            }
+            'e' => exponential(number, precision, alternate),
+            _ => {
+                let precision = precision.max(1);
+                let scientific = format!("{number:.*e}", precision - 1);
+                let exponent: i32 =
+                    scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
+                let text = if exponent < -4 || exponent >= precision as i32 {
+                    exponential(number, precision - 1, alternate)
+                } else {
+                    let places = (precision as i32 - 1 - exponent).max(0) as usize;
+                    format!("{number:.places$}")
+                };
+                if alternate { text } else { without_zeros(&text) }
+            }
+        }
+    };
+    if upper { text.to_uppercase() } else { text }
+}
+
+fn exponential(number: f64, precision: usize, alternate: bool) -> String {
+    let text = format!("{number:.precision$e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let point = if alternate && precision == 0 { "." } else { "" };
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}{point}e{sign}{:02}", exponent.abs())
+}
+
+/// Without zeros at the end of the fraction.
+fn without_zeros(text: &str) -> String {
+    let (digits, exponent) = text.find('e').map_or((text, ""), |place| text.split_at(place));
+    if !digits.contains('.') {
+        return text.to_owned();
+    }
+    format!("{}{exponent}", digits.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// Python's `text.format(*positional, **named)`, in Jinja2's sandbox.
+pub(super) fn format(text: &str, positional: &[Value], named: &Dict) -> Result<String> {
+    let mut arguments = Fields { positional, named, next: 0, manual: false };
+    arguments.format(text, 3)
+}
+
+struct Fields<'a> {
+    positional: &'a [Value],
+    named: &'a Dict,
+    next: usize,
+    manual: bool,
+}
+
+impl Fields<'_> {
+    fn format(&mut self, text: &str, levels: usize) -> Result<String> {
+        run::bytes(text.len() as u64)?;
+        if levels == 0 {
+            return Err(Error::new("max string recursion exceeded"));
+        }
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(place) = rest.find(['{', '}']) {
+            out += &rest[..place];
+            let brace = &rest[place..=place];
+            rest = &rest[place + 1..];
+            if rest.starts_with(brace) {
+                out += brace;
+                rest = &rest[1..];
+                continue;
+            }
+            if brace == "}" {
+                return Err(Error::new("single '}' encountered in format string"));
+            }
+            let mut open = 1;
+            let end = rest.char_indices().find(|(_, c)| {
+                open += match c {
+                    '{' => 1,
+                    '}' => -1,
+                    _ => 0,
+                };
+                open == 0
+            });
+            let (end, _) = end.ok_or_else(|| Error::new("expected '}' before end of string"))?;
+            let field = &rest[..end];
+            rest = &rest[end + 1..];
+            // The name ends at the first `!` or `:` outside of brackets.
+            let mut bracket = false;
+            let stop = field.char_indices().find(|(_, c)| {
+                match c {
+                    '[' => bracket = true,
+                    ']' => bracket = false,
+                    _ => {}
+                }
+                !bracket && matches!(c, '!' | ':')
+            });
+            let (name, after) = stop.map_or((field, ""), |(place, _)| field.split_at(place));
+            let (conversion, spec) = match after.strip_prefix('!') {
+                Some(after) => {
+                    let mut chars = after.chars();
+                    let conversion = chars.next();
+                    let spec = chars.as_str();
+                    match spec.strip_prefix(':') {
+                        Some(spec) => (conversion, spec),
+                        None if spec.is_empty() && conversion.is_some() => (conversion, ""),
+                        None => return Err(Error::new("expected ':' after conversion specifier")),
+                    }
+                }
+                None => (None, after.strip_prefix(':').unwrap_or("")),
+            };
+            let mut value = self.field(name)?;
+            match conversion {
+                None => {}
+                Some('s') => value = Value::Str(value.to_text()?),
+                Some('r') => value = value.repr()?.into(),
+                Some('a') => value = python::ascii(&value.repr()?).into(),
+                Some(c) => return Err(Error::new(format!("unknown conversion specifier {c}"))),
+            }
+            let spec = self.format(spec, levels - 1)?;
+            out += &format_value(&value, &spec)?;
+        }
+        Ok(out + rest)
+    }
+
+    fn field(&mut self, name: &str) -> Result<Value> {
+        let end = name.find(['.', '[']).unwrap_or(name.len());
+        let (first, mut path) = name.split_at(end);
+        let numbered = |place: usize| {
+            let missing =
+                || Error::new(format!("replacement index {place} out of range for positional args tuple"));
+            self.positional.get(place).cloned().ok_or_else(missing)
+        };
+        let mut value = if first.is_empty() {
+            if self.manual {
+                return Err(Error::new(
+                    "cannot switch from manual field specification to automatic field numbering",
+                ));
+            }
+            let value = numbered(self.next)?;
+            self.next += 1;
+            value
+        } else if first.bytes().all(|byte| byte.is_ascii_digit()) {
+            if self.next > 0 {
+                return Err(Error::new(
+                    "cannot switch from automatic field numbering to manual field specification",
+                ));
+            }
+            self.manual = true;
+            numbered(first.parse().unwrap_or(usize::MAX))?
+        } else {
+            let missing = || Error::new(format!("no argument {first:?} for the format"));
+            self.named.get_str(first).cloned().ok_or_else(missing)?
+        };
+        while !path.is_empty() {
+            run::steps(1)?;
+            if let Some(after) = path.strip_prefix('.') {
+                let end = after.find(['.', '[']).unwrap_or(after.len());
+                value = attributes::attribute(&value, &after[..end])?;
+                path = &after[end..];
+            } else {
+                let inside = path.strip_prefix('[').and_then(|after| after.split_once(']'));
+                let (key, after) = inside
+                    .ok_or_else(|| Error::new("only '.' or '[' may follow ']' in format field specifier"))?;
+                let key = match key.parse::<i128>() {
+                    Ok(place) if key.bytes().all(|byte| byte.is_ascii_digit()) => Value::Int(place),
+                    _ => Value::from(key),
+                };
+                value = attributes::item(&value, &key)?;
+                path = after;
+            }
+        }
+        Ok(value)
+    }
+}
+
+/// Python's `format(value, spec)`.
+fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
+    if spec.is_empty() {
+        return value.to_text();
+    }
+    let invalid = || Error::new(format!("invalid format specifier {spec:?}"));
+    let mut chars: Vec<char> = spec.chars().collect();
+    chars.push('\0');
+    let mut at = 0;
+    let (mut fill, mut align) = (' ', None);
+    if chars.len() > 2 && matches!(chars[1], '<' | '>' | '=' | '^') {
+        (fill, align, at) = (chars[0], Some(chars[1]), 2);
+    } else if matches!(chars[0], '<' | '>' | '=' | '^') {
+        (align, at) = (Some(chars[0]), 1);
+    }
+    let mut take = |of: &[char]| {
+        let found = of.contains(&chars[at]).then(|| chars[at]);
+        at += usize::from(found.is_some());
+        found
+    };
+    let sign = match take(&['+', '-', ' ']) {
+        Some('+') => Sign::Plus,
+        Some(' ') => Sign::Space,
+        _ => Sign::Minus,
+    };
+    take(&['z']);
+    let alternate = take(&['#']).is_some();
+    let zero = take(&['0']).is_some();
+    if zero && align.is_none() {
+        (fill, align) = ('0', Some('='));
+    }
+    let rest: String = chars[at..chars.len() - 1].iter().collect();
+    let (width, rest) = digits(&rest)?;
+    let (grouping, rest) = match rest.chars().next() {
+        Some(c @ (',' | '_')) => (Some(c), &rest[1..]),
+        _ => (None, rest),
+    };
+    let (precision, rest) = match rest.strip_prefix('.') {
+        Some(after) => match digits(after)? {
+            (None, _) => return Err(Error::new("format specifier missing precision")),
+            found => found,
+        },
+        None => (None, rest),
+    };
+    let mut kinds = rest.chars();
+    let kind = kinds.next();
+    if kinds.next().is_some() {
+        return Err(invalid());
+    }
+    let unknown = || {
+        let kind = kind.unwrap_or('?');
+        Error::new(format!("unknown format code '{kind}' for object of type '{}'", value.type_name()))
+    };
+    let (negative, prefix, body) = match value.defined()? {
+        Value::Str(_) | Value::Markup(_) => {
+            if kind.is_some_and(|kind| kind != 's') {
+                return Err(unknown());
+            }
+            if sign != Sign::Minus || alternate || grouping.is_some() || align == Some('=') && !zero {
+                return Err(invalid());
+            }
+            let text = value.to_text()?;
+            let text: String = match precision {
+                Some(precision) => text.chars().take(precision).collect(),
+                None => text.to_string(),
+            };
+            let align = if align == Some('=') { '<' } else { align.unwrap_or('<') };
+            return padded("", &text, width.unwrap_or(0), fill, align).map(Into::into);
+        }
+        Value::Bool(of) if kind.is_none() && precision.is_none() => {
+            let _ = of;
+            let number = value.as_int().unwrap_or_default();
+            (false, "", number.to_string())
+        }
+        Value::Int(_) | Value::Bool(_) if kind.is_none_or(|kind| "bcdoxXn".contains(kind)) => {
+            if precision.is_some() {
+                return Err(Error::new("precision not allowed in integer format specifier"));
+            }
+            let number = value.index()?;
+            let magnitude = number.unsigned_abs();
+            let (prefix, body) = match kind {
+                Some('b') => ("0b", format!("{magnitude:b}")),
+                Some('o') => ("0o", format!("{magnitude:o}")),
+                Some('x') => ("0x", format!("{magnitude:x}")),
+                Some('X') => ("0X", format!("{magnitude:X}")),
+                Some('c') => {
+                    let c = u32::try_from(number).ok().and_then(char::from_u32);
+                    ("", c.ok_or_else(|| Error::new("%c arg not in range(0x110000)"))?.to_string())
+                }
+                _ => ("", magnitude.to_string()),
+            };
+            (number < 0, if alternate { prefix } else { "" }, body)
+        }
+        Value::Int(_) | Value::Bool(_) | Value::Float(_) => {
+            let number = value.as_number().unwrap_or_default();
+            let negative = number.is_sign_negative() && !number.is_nan();
+            let magnitude = number.abs();
+            let body = match kind {
+                None if precision.is_none() => python::float(magnitude),
+                // As `g`, but with one digit behind the point.
+                None => {
+                    let text = float(magnitude, 'g', precision.unwrap_or(6), alternate);
+                    if text.contains(['.', 'e', 'n']) { text } else { text + ".0" }
+                }
+                Some('%') => float(magnitude * 100.0, 'f', precision.unwrap_or(6), alternate) + "%",
+                Some('n') => float(magnitude, 'g', precision.unwrap_or(6), alternate),
+                Some(kind @ ('e' | 'E' | 'f' | 'F' | 'g' | 'G')) => {
+                    float(magnitude, kind, precision.unwrap_or(6), alternate)
+                }
+                Some(_) => return Err(unknown()),
+            };
+            (negative, "", body)
+        }
+        _ => {
+            return Err(Error::new(format!(
+                "unsupported format string passed to {}.__format__",
+                value.type_name()
+            )));
+        }
+    };
+    let prefix = format!("{}{prefix}", sign.of(negative));
+    let align = align.unwrap_or('>');
+    let zeros = if align == '=' && fill == '0' { width.unwrap_or(0).saturating_sub(prefix.len()) } else { 0 };
+    let body = match grouping {
+        Some(grouping) => {
+            let size = if kind.is_some_and(|kind| "boxX".contains(kind)) { 4 } else { 3 };
+            grouped(&body, grouping, size, zeros)
+        }
+        None => body,
+    };
+    padded(&prefix, &body, width.unwrap_or(0), fill, align).map(Into::into)
+}
+
+/// Digits before the point in groups, with zeros before them up to a width.
+fn grouped(number: &str, separator: char, size: usize, width: usize) -> String {
+    let end = number.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(number.len());
+    let (whole, rest) = number.split_at(end);
+    let mut digits: Vec<char> = whole.chars().collect();
+    let length = |digits: usize| digits + digits.saturating_sub(1) / size + rest.len();
+    while length(digits.len()) < width {
+        digits.insert(0, '0');
+    }
+    let mut out = String::new();
+    for (index, digit) in digits.iter().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(size) {
+            out.push(separator);
+        }
+        out.push(*digit);
+    }
+    out + rest
+}
+
+fn padded(prefix: &str, body: &str, width: usize, fill: char, align: char) -> Result<String> {
+    let length = prefix.chars().count() + body.chars().count();
+    let padding = width.saturating_sub(length);
+    let before = match align {
+        '<' => 0,
+        '^' => padding / 2,
+        _ => padding,
+    };
+    let fill = fill.to_string();
+    let (before, after) = (ops::repeat(&fill, before)?, ops::repeat(&fill, padding - before)?);
+    run::bytes(body.len() as u64)?;
+    Ok(match align {
+        '=' => format!("{prefix}{before}{body}"),
+        _ => format!("{before}{prefix}{body}{after}"),
+    })
+}

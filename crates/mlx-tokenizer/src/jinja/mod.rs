@@ -1,0 +1,125 @@
+//! Jinja2 as transformers runs it for chat templates: an immutable sandbox with `trim_blocks`, `lstrip_blocks`, loop
+//! controls and `{% generation %}`.
+//!
+//! Why not a crate: templates are strangers' programs, so that each operation has to say what it costs before it is
+//! done, and their output is part of a prompt, so that numbers, texts and lists have to print as Python's. A template
+//! goes through [`lexer`], [`parser`] and [`eval`]; [`value`] has the values, [`run`] the limits.
+
+mod ast;
+mod attributes;
+mod eval;
+mod filters;
+mod format;
+mod lexer;
+mod methods;
+mod ops;
+mod parser;
+pub(crate) mod python;
+mod run;
+mod tests;
+mod value;
+mod wrap;
+
+use std::rc::Rc;
+
+pub(crate) use value::{Dict, Value, sort};
+
+/// What is given to a template by name.
+pub(crate) type Variables = Vec<(Rc<str>, Value)>;
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Why a template gave no text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Error {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    pub(crate) line: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    Syntax,
+    Runtime,
+    /// The template asked for it, by `raise_exception`.
+    Raised,
+    /// A limit of this project, or of the sandbox.
+    Limit,
+}
+
+impl Error {
+    fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), line: None }
+    }
+
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self::of(ErrorKind::Runtime, message)
+    }
+
+    fn syntax(message: impl Into<String>) -> Self {
+        Self::of(ErrorKind::Syntax, message)
+    }
+
+    pub(crate) fn limit(message: impl Into<String>) -> Self {
+        Self::of(ErrorKind::Limit, message)
+    }
+
+    fn raised(message: Rc<str>) -> Self {
+        Self::of(ErrorKind::Raised, &*message)
+    }
+
+    fn is_limit(&self) -> bool {
+        self.kind == ErrorKind::Limit
+    }
+
+    /// With a line, unless it has one.
+    fn at(mut self, line: usize) -> Self {
+        self.line.get_or_insert(line);
+        self
+    }
+}
+
+/// Counts bytes that are about to be made.
+pub(crate) fn make_bytes(count: usize) -> Result<()> {
+    run::bytes(count as u64)
+}
+
+/// Renders a template with variables, which are made on the thread that renders: it has a stack of known size.
+///
+/// `size` is about how many bytes the variables have; a longer conversation may take more steps.
+pub(crate) fn render(
+    source: &str,
+    size: usize,
+    variables: impl FnOnce() -> Result<Variables> + Send,
+    clock: &(dyn Fn(&str) -> std::result::Result<String, String> + Sync),
+) -> Result<String> {
+    let on_thread = || {
+        run::begin((size + source.len()) as u64);
+        let result = render_here(source, variables, clock);
+        run::end();
+        result
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(run::STACK);
+        let thread = thread.spawn_scoped(scope, on_thread);
+        let thread =
+            thread.map_err(|e| Error::limit(format!("the thread that renders it cannot be made: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(Error::new("rendering it failed inside this program")))
+    })
+}
+
+fn render_here(
+    source: &str,
+    variables: impl FnOnce() -> Result<Variables>,
+    clock: &dyn Fn(&str) -> std::result::Result<String, String>,
+) -> Result<String> {
+    let template = parser::parse(source)?;
+    let root = Rc::new(run::Scope::default());
+    for (name, value) in variables()? {
+        root.set(&name, value);
+    }
+    let result = eval::Interpreter { template: &template, root: Rc::clone(&root), clock }.run();
+    // What holds its scope is in it.
+    drop(root.variables.take());
+    result
+}
