@@ -44,6 +44,8 @@ fn frequency(config: &Config, layer: usize) -> f32 {
 #[test]
 fn the_released_config() {
     let config = read(&released()).unwrap();
+    // Stated, and 8 * 8192.
+    assert_eq!(config.context_length, 65_536);
     assert_eq!((config.head_dim, config.num_key_value_heads, config.layers.len()), (128, 32, 32));
     let full: Vec<usize> = (0..32).filter(|&i| config.layers[i].kind == LayerKind::Full).collect();
     assert_eq!(full, [3, 7, 11, 15, 19, 23, 27, 31]);

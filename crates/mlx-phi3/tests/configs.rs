@@ -38,7 +38,7 @@ fn mini_4k() -> Value {
 fn published_configs_are_read() {
     let config = read(&mini_4k(), &LoadOptions::default());
     assert_eq!((config.head_dim, config.rope.dims(), config.sliding_window), (96, 96, Some(2047)));
-    assert_eq!(config.rope.frequencies(1).unwrap()[0], 1.0);
+    assert_eq!((config.rope.frequencies(1).unwrap()[0], config.context_length), (1.0, 4096));
 
     // Phi-4-mini: three quarters of a head, LongRoPE, tied.
     let factors = |scale: f64| (0..48).map(|i| 1.0 + scale * f64::from(i)).collect::<Vec<_>>();
@@ -53,6 +53,7 @@ fn published_configs_are_read() {
     let config = read(&phi_4_mini, &LoadOptions::default());
     assert_eq!((config.head_dim, config.rope.dims(), config.has_own_head), (128, 96, false));
     assert!(!config.rope.rotates_alike(4096, 4097));
+    assert_eq!(config.context_length, 131_072);
     let expected = (1.0_f64 + 32.0_f64.ln() / 4096.0_f64.ln()).sqrt() as f32;
     assert_eq!(config.rope.attention_factor(1), expected);
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::context::context_length;
 use crate::scaling::{ORIGINAL, RawScaling, fraction, original_length};
-use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, initialize_rope};
+use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, YarnScaling, initialize_rope};
 
 /// The keys of a Hugging Face config that describe rotations, in both of its forms.
 ///
@@ -173,6 +173,32 @@ impl RopeKeys {
         let original = one_of(ORIGINAL, inner, self.original_max_position_embeddings)?;
         (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
         context_length(&raw.read()?.0, original, stated)
+    }
+
+    /// Why mlx-lm 0.32.2 rotates layers with these `settings`, which the config was read as, by other angles or factors:
+    /// the end of a sentence. `reads_rope_parameters` is whether its model of this architecture reads the form of
+    /// transformers 5.
+    pub fn unlike_mlx_lm(
+        &self,
+        settings: &RopeSettings,
+        reads_rope_parameters: bool,
+    ) -> Option<&'static str> {
+        let is_unread =
+            !reads_rope_parameters && self.rope_parameters.is_some() && self.rope_scaling.is_none();
+        if is_unread && settings.scaling != RopeScaling::Default {
+            return Some(
+                "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
+            );
+        }
+        let has_own_factor = match &settings.scaling {
+            RopeScaling::Yarn(yarn) => {
+                let given = YarnScaling { attention_factor: None, ..yarn.clone() };
+                (yarn.attention_factor() - given.attention_factor()).abs() > 1e-6
+            }
+            RopeScaling::LongRope(long) => long.attention_factor.is_some(),
+            _ => false,
+        };
+        has_own_factor.then_some("mlx-lm does not apply the `attention_factor` of its config; make it again")
     }
 
     /// The keys that the config has and its kinds of scaling have no use for, as paths such as
