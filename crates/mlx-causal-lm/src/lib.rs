@@ -74,10 +74,32 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
         true
     }
 
+    /// Whether LongRoPE's short factors hold for a sequence of so many `tokens`; no for all other rotations.
+    fn has_short_factors_at(&self, _tokens: i32) -> bool {
+        false
+    }
+
     /// Why mlx-lm's model of this type computes other keys and values for a sequence of so many `tokens`, as the end of
     /// a sentence; none where it computes the same, which is the rule. Caches of the two cannot be exchanged then.
-    fn unlike_mlx_lm(&self, _tokens: i32) -> Option<String> {
-        None
+    fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
+        let ModelInfo { unlike_mlx_lm, layers, .. } = self.info();
+        if let Some(reason) = unlike_mlx_lm.rotation {
+            return Some(reason.to_owned());
+        }
+        if self.has_short_factors_at(tokens) {
+            let reason = "mlx-lm rotates with LongRoPE's long factors at every length, this model with the short ones; \
+                          make it again, or load the model with mlx-lm's rotation (`--longrope mlx-lm`)";
+            return Some(reason.to_owned());
+        }
+        let windows = layers.iter().filter_map(|layer| match layer.kind {
+            LayerKind::Sliding { window } => Some(window),
+            LayerKind::Full => None,
+        });
+        let window = windows.min().filter(|&window| unlike_mlx_lm.ignores_windows && tokens > window)?;
+        Some(format!(
+            "mlx-lm does not apply this model's window of {window} tokens, so that its keys and values behind more \
+             tokens are other ones; make it again"
+        ))
     }
 
     /// An empty cache for this model.
@@ -131,6 +153,18 @@ pub struct ModelInfo {
     pub dtype: Dtype,
     /// A [`digest`] of the config that the model was built from.
     pub config_digest: String,
+    /// What mlx-lm's model does otherwise.
+    pub unlike_mlx_lm: UnlikeMlxLm,
+}
+
+/// What mlx-lm 0.32.2 does otherwise with the checkpoint of a model, so that its keys and values are other ones: see
+/// [`CausalLm::unlike_mlx_lm`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UnlikeMlxLm {
+    /// Why it rotates otherwise, as the end of a sentence.
+    pub rotation: Option<&'static str>,
+    /// Whether it reads all tokens in layers that have a window.
+    pub ignores_windows: bool,
 }
 
 impl ModelInfo {
@@ -142,19 +176,6 @@ impl ModelInfo {
         };
         self.layers.iter().map(LayerSpec::values_per_token).sum::<usize>() * bytes
     }
-}
-
-/// [`CausalLm::unlike_mlx_lm`] of a model whose windows mlx-lm does not know: it reads all tokens in all layers.
-pub fn windows_unlike_mlx_lm(layers: &[LayerSpec], tokens: i32) -> Option<String> {
-    let windows = layers.iter().filter_map(|layer| match layer.kind {
-        LayerKind::Sliding { window } => Some(window),
-        LayerKind::Full => None,
-    });
-    let window = windows.min().filter(|&window| tokens > window)?;
-    Some(format!(
-        "mlx-lm does not apply this model's window of {window} tokens, so that behind more tokens its keys and values are \
-         other ones; make it again"
-    ))
 }
 
 /// The dtype that the activations of a model take on: the one that all of its floating parameters

@@ -50,6 +50,9 @@ pub struct Config {
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own. Otherwise it is the embedding table.
     pub has_own_head: bool,
+    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
+    pub rotation_unlike_mlx_lm: Option<&'static str>,
     /// The bound that logits are bent to, if any. Gemma 2 had one; the released Gemma 3 have none.
     pub final_logit_softcapping: Option<f32>,
 }
@@ -176,6 +179,8 @@ impl TryFrom<Sources> for Config {
         // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
         let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
         let layers = layers(kinds, &rope, bases, head_dim)?;
+        let settings = rope.full_attention(bases.full)?;
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, false);
 
         only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
         only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
@@ -206,6 +211,7 @@ impl TryFrom<Sources> for Config {
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
             has_own_head,
+            rotation_unlike_mlx_lm,
             final_logit_softcapping: softcap.transpose()?.map(|cap| cap as f32),
         })
     }

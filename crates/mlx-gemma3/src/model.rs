@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
@@ -133,6 +133,7 @@ impl Gemma3 {
             layers: config.layers.iter().map(layer).collect(),
             dtype: activation_dtype(&text),
             config_digest: digest(config),
+            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: false },
         };
         let Config { keys, final_logit_softcapping, .. } = *config;
         Self { text, keys, final_logit_softcapping, info }

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{
@@ -142,6 +142,7 @@ impl Lille130m {
             layers: vec![layer; config.n_layer],
             dtype: activation_dtype(&transformer),
             config_digest: digest(config),
+            unlike_mlx_lm: UnlikeMlxLm::default(),
         };
         Self { transformer, info }
     }

@@ -53,7 +53,7 @@ pub use mlx_causal_lm::{
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
-    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, Weights,
+    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, TensorProblem, Weights,
 };
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,

@@ -65,7 +65,8 @@ fn caches_of_mlx_lm_without_a_window() {
     anew.read(&mut *model, &files["prompt"], Logits::None).unwrap();
     let expected = anew.read(&mut *model, &files["next"], Logits::All).unwrap();
     let found = session.read(&mut *model, &files["next"], Logits::All).unwrap();
-    let close = found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 2e-4);
+    let close =
+        found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 2e-4);
     assert!(close);
 
     let error = resume(&*model, &fixture("window_20.safetensors")).unwrap_err();
@@ -115,7 +116,11 @@ fn a_cache_of_another_model_is_refused() {
         ("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-04"),
     ] {
         let other = with_config(name, from, to);
-        assert_eq!(what_differs(&*load(other.path(), LongRopeMode::ByLength)), "settings in config.json", "{to}");
+        assert_eq!(
+            what_differs(&*load(other.path(), LongRopeMode::ByLength)),
+            "settings in config.json",
+            "{to}"
+        );
     }
     // Something that no key or value depends on.
     let other = with_config(name, "\"model_type\"", "\"transformers_version\": \"5.0\", \"model_type\"");
@@ -124,7 +129,8 @@ fn a_cache_of_another_model_is_refused() {
     // Other weights of the same shapes: one element of one tensor would not be seen, a trained one is.
     let other = with_config(name, "phi3", "phi3");
     let weights = Array::load_safetensors(case(name).join("model.safetensors")).unwrap();
-    let noise = |array: &Array| array.multiply(Array::from_f32(1.001).as_dtype(array.dtype()).unwrap()).unwrap();
+    let noise =
+        |array: &Array| array.multiply(Array::from_f32(1.001).as_dtype(array.dtype()).unwrap()).unwrap();
     let trained: Vec<(String, Array)> = weights
         .iter()
         .map(|(key, array)| (key.clone(), if key.contains("o_proj") { noise(array) } else { array.clone() }))
@@ -138,7 +144,8 @@ fn a_cache_of_another_model_is_refused() {
 fn a_cache_without_the_adapters_is_refused_and_one_with_them_too() {
     let name = "lora_phi3_q4";
     let folder = tempfile::tempdir().unwrap();
-    let (plain, adapted) = (folder.path().join("plain.safetensors"), folder.path().join("adapted.safetensors"));
+    let (plain, adapted) =
+        (folder.path().join("plain.safetensors"), folder.path().join("adapted.safetensors"));
     let load = |adapters: Option<PathBuf>| {
         mlx_models::load_with(case(name), &LoadOptions { adapters, ..LoadOptions::default() }).unwrap()
     };
@@ -195,7 +202,8 @@ fn what_was_rotated_for_a_longer_text_is_read_again() {
     let mut anew = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
     let expected = anew.read(&mut *model, &row(&ids[..12]), Logits::Last).unwrap();
     assert_eq!(found.dtype(), Dtype::Float32);
-    let close = found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 1e-5);
+    let close =
+        found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 1e-5);
     assert!(close);
 }
 
@@ -218,4 +226,23 @@ fn what_mlx_lm_computes_otherwise_has_names_that_it_refuses() {
     assert_eq!(classes(longrope, LongRopeMode::MlxLm, 16), ["KVCache"; 2]);
     assert_eq!(classes("hf_phi3_window", LongRopeMode::ByLength, 6), ["RotatingKVCache"; 2]);
     assert_eq!(classes("hf_phi3_window", LongRopeMode::ByLength, 7), ["RotatingKvCache"; 2]);
+}
+
+/// Where mlx-lm 0.32.2 reads a config otherwise, its caches are of no use.
+#[test]
+fn rotations_that_mlx_lm_reads_otherwise() {
+    let reason = |name: &str, tokens| load(&case(name), LongRopeMode::MlxLm).unlike_mlx_lm(tokens);
+    for (name, needle) in [
+        // Its Phi-3 and its Gemma 3 drop the scaling of configs as transformers 5 writes them.
+        ("hf_phi3_longrope_long", "rope_parameters"),
+        ("hf_gemma3_linear8", "rope_parameters"),
+        // It computes YaRN's factor and does not look at that of the config.
+        ("hf_olmo3_yarn_attention_factor_v4", "attention_factor"),
+    ] {
+        let reason = reason(name, 20).unwrap_or_else(|| panic!("{name}"));
+        assert!(reason.contains(needle), "{name}: {reason}");
+    }
+    for name in ["hf_phi3_longrope_long_v4", "phi3_longrope_mlx_lm", "hf_phi3_default", "phi3_f32_whole"] {
+        assert_eq!(reason(name, 20), None, "{name}");
+    }
 }

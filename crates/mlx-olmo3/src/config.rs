@@ -38,6 +38,9 @@ pub struct Config {
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own, as in all released models. Otherwise it is the embedding table.
     pub has_own_head: bool,
+    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
+    pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
 
 /// The config as the file has it.
@@ -101,6 +104,8 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
             }
         };
         let layers = layers(kinds, &rope, Bases::default(), head_dim)?;
+        let settings = rope.full_attention(None)?;
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, false);
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", raw.mlp_bias)?;
@@ -116,6 +121,7 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
             has_own_head,
+            rotation_unlike_mlx_lm,
         })
     }
 }

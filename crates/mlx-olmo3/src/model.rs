@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
@@ -143,6 +143,7 @@ impl Olmo3 {
             layers: config.layers.iter().map(layer).collect(),
             dtype: Dtype::Float32,
             config_digest: digest(config),
+            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: false },
         };
         let mut olmo3 = Self { model, lm_head, info };
         olmo3.info.dtype = activation_dtype(&olmo3);

@@ -40,6 +40,9 @@ pub struct Config {
     pub has_own_head: bool,
     /// The rotation of queries and keys.
     pub rope: Rope,
+    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
+    pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
 
 /// The config as the file has it.
@@ -139,6 +142,7 @@ impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
             sliding_window,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             has_own_head,
+            rotation_unlike_mlx_lm: rope.unlike_mlx_lm(&rotation, false),
             rope: rotation
                 .rope(head_dim, if interleaved { RopeLayout::Interleaved } else { RopeLayout::Halves })?,
         })

@@ -1,8 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{
-    CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm,
-};
+use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
 use mlx_layers::{
@@ -100,13 +98,8 @@ impl CausalLm for Phi3 {
         self.rope.rotates_alike(a, b)
     }
 
-    fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
-        if self.rope.has_short_factors_at(tokens) {
-            let reason = "mlx-lm rotates with LongRoPE's long factors at every length, this model with the short ones; \
-                          make it again, or load the model with mlx-lm's rotation (`--longrope mlx-lm`)";
-            return Some(reason.to_owned());
-        }
-        windows_unlike_mlx_lm(&self.info.layers, tokens)
+    fn has_short_factors_at(&self, tokens: i32) -> bool {
+        self.rope.has_short_factors_at(tokens)
     }
 }
 
@@ -169,6 +162,7 @@ impl Phi3 {
             layers: vec![layer; config.num_hidden_layers],
             dtype: Dtype::Float32,
             config_digest: digest(config),
+            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: true },
         };
         let mut phi3 = Self { model, lm_head, rope: config.rope.clone(), info };
         phi3.info.dtype = activation_dtype(&phi3);

@@ -38,6 +38,9 @@ pub struct Config {
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own (no; from 8B on it has). Otherwise it is the embedding table.
     pub has_own_head: bool,
+    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
+    pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
 
 /// The config as the file has it.
@@ -89,6 +92,8 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
         // As in transformers, where some configs lack it; the shapes of the tensors show whether it is right.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), 1 << 14)?;
         let layers = layers_alike(kinds(&raw)?, &rope, head_dim)?;
+        let settings = rope.full_attention(None)?;
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, true);
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", raw.mlp_bias)?;
@@ -104,6 +109,7 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
             has_own_head,
+            rotation_unlike_mlx_lm,
         })
     }
 }

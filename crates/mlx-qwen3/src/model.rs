@@ -1,6 +1,6 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype, digest, windows_unlike_mlx_lm};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::{LayerSpec, ModelCache};
 use mlx_layers::{
@@ -68,10 +68,6 @@ impl CausalLm for Qwen3 {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
-
-    fn unlike_mlx_lm(&self, tokens: i32) -> Option<String> {
-        windows_unlike_mlx_lm(&self.info.layers, tokens)
-    }
 }
 
 impl Module<AttentionInput<'_>> for Block {
@@ -107,6 +103,7 @@ impl Qwen3 {
             layers: config.layers.iter().map(layer).collect(),
             dtype: Dtype::Float32,
             config_digest: digest(config),
+            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: true },
         };
         let mut qwen3 = Self { model, lm_head, info };
         qwen3.info.dtype = activation_dtype(&qwen3);
