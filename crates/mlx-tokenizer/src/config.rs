@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -197,9 +197,27 @@ fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
 
 /// What a file says; none where there is no such file.
 fn text(file: &Path) -> Result<Option<String>, TokenizerError> {
-    match fs::read_to_string(file) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(TokenizerError::Invalid { file: file.to_owned(), problem: e.to_string() }),
+    let read = || match mlx_files::is_present(file)? {
+        true => mlx_files::read_to_string(file, mlx_files::LARGEST_CONFIG).map(Some),
+        false => Ok(None),
+    };
+    read().map_err(|e: io::Error| TokenizerError::Invalid { file: file.to_owned(), problem: e.to_string() })
+}
+
+/// A file of a folder that has another library's tokenizer.
+pub(crate) fn other_tokenizer(folder: &Path) -> Option<String> {
+    let is_there = |name: &str| folder.join(name).is_file();
+    if let Some(name) =
+        ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"].iter().find(|name| is_there(name))
+    {
+        return Some((*name).to_owned());
     }
+    if is_there("vocab.json") && is_there("merges.txt") {
+        return Some("vocab.json and merges.txt".to_owned());
+    }
+    if is_there("vocab.txt") {
+        return Some("vocab.txt".to_owned());
+    }
+    let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.ends_with(".tiktoken")).min()
 }

@@ -20,6 +20,13 @@ pub(crate) struct Decoder {
     stages: Vec<Stage>,
 }
 
+/// The longest text of a token, in bytes, where the token is not longer itself. Real ones have some hundred bytes, and
+/// what waits for a character or for the next token is short.
+const LONGEST_TOKEN: usize = 1 << 20;
+
+/// The longest text of a decoder that has to see all of it.
+const LONGEST_WHOLE: usize = 256 << 20;
+
 #[derive(Debug, Clone)]
 enum Stage {
     /// Kinds that look at a token and at whether it is the first.
@@ -96,9 +103,14 @@ impl Decoder {
 
     /// Takes a token and answers with the text that is complete by now.
     pub(crate) fn push(&mut self, token: String) -> Result<String> {
+        let longest = LONGEST_TOKEN.max(token.len());
         let mut tokens = vec![token];
         for stage in &mut self.stages {
             tokens = stage.push_all(tokens)?;
+            // Stages that make a token longer may follow each other.
+            if tokens.iter().map(String::len).sum::<usize>() > longest {
+                return Err(format!("the decoder makes more than {longest} bytes of one token").into());
+            }
         }
         Ok(tokens.concat())
     }
@@ -152,10 +164,7 @@ impl Stage {
                 place.advance();
             }
             Self::Strip(strip) => {
-                let start = token.chars().take(strip.start).take_while(|&c| c == strip.content).count();
-                let stop = token.chars().rev().take(strip.stop).take_while(|&c| c == strip.content).count();
-                let kept = token.chars().count().saturating_sub(start + stop);
-                out.push(token.chars().skip(start).take(kept).collect());
+                out.push(stripped(strip, &token));
             }
             Self::UnlessLast { decoder, held } => {
                 if let Some(held) = held.replace(token) {
@@ -201,13 +210,35 @@ impl Stage {
             Self::Whole { decoders, text } => {
                 let mut tokens = vec![mem::take(text)];
                 for decoder in decoders {
-                    tokens = decoder.decode_chain(tokens)?;
+                    let length: usize = tokens.iter().map(String::len).sum();
+                    let growth = match decoder {
+                        DecoderWrapper::Replace(replace) => replace.content.len().max(1),
+                        _ => 1,
+                    };
+                    if length.saturating_mul(growth) > LONGEST_WHOLE.max(length) {
+                        return Err(format!("the decoder may make more than {LONGEST_WHOLE} bytes").into());
+                    }
+                    tokens = match decoder {
+                        // That of the crate panics where it strips all of a token.
+                        DecoderWrapper::Strip(strip) => {
+                            tokens.iter().map(|token| stripped(strip, token)).collect()
+                        }
+                        decoder => decoder.decode_chain(tokens)?,
+                    };
                 }
                 Ok(tokens)
             }
             _ => Ok(Vec::new()),
         }
     }
+}
+
+/// A token without the characters at its ends.
+fn stripped(strip: &Strip, token: &str) -> String {
+    let start = token.chars().take(strip.start).take_while(|&c| c == strip.content).count();
+    let stop = token.chars().rev().take(strip.stop).take_while(|&c| c == strip.content).count();
+    let kept = token.chars().count().saturating_sub(start + stop);
+    token.chars().skip(start).take(kept).collect()
 }
 
 impl Place {

@@ -41,6 +41,7 @@
 //! beginning-of-text token gets no second one, and a chat template writes all special tokens itself.
 
 mod chat;
+mod check;
 mod config;
 mod decoder;
 mod jinja;
@@ -67,10 +68,16 @@ pub use text_stream::TextStream;
 #[non_exhaustive]
 pub enum TokenizerError {
     /// The folder has no tokenizer.
-    #[error("there is no {}; a checkpoint folder needs one to turn text into tokens", file.display())]
+    #[error(
+        "there is no {}; a checkpoint folder needs one to turn text into tokens{}",
+        file.display(),
+        converted(found)
+    )]
     NoTokenizer {
         /// The file that is missing.
         file: PathBuf,
+        /// A file of another tokenizer library that is there, and can be converted.
+        found: Option<String>,
     },
     /// A file that describes the tokenizer cannot be understood.
     #[error("{}: {problem}", file.display())]
@@ -143,6 +150,15 @@ pub enum TokenizerError {
     },
 }
 
+/// What to do with the file of another library.
+fn converted(found: &Option<String>) -> String {
+    let Some(found) = found else { return String::new() };
+    format!(
+        "; transformers makes it of {found}: \
+         AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in Python writes tokenizer.json"
+    )
+}
+
 fn line_of(line: Option<usize>) -> String {
     line.map_or_else(|| "?".to_owned(), |line| line.to_string())
 }
@@ -202,14 +218,18 @@ impl Tokenizer {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let folder = folder.as_ref();
         let file = folder.join("tokenizer.json");
-        if !file.is_file() {
-            return Err(TokenizerError::NoTokenizer { file });
+        let problem =
+            |problem: String| TokenizerError::Invalid { file: folder.join("tokenizer.json"), problem };
+        let invalid = |e: tokenizers::Error| problem(e.to_string());
+        if !mlx_files::is_present(&file).map_err(|e| problem(e.to_string()))? {
+            return Err(TokenizerError::NoTokenizer { file, found: config::other_tokenizer(folder) });
         }
-        let invalid = |e: tokenizers::Error| TokenizerError::Invalid {
-            file: folder.join("tokenizer.json"),
-            problem: e.to_string(),
-        };
-        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(invalid)?;
+        let json =
+            mlx_files::read(&file, mlx_files::LARGEST_TOKENIZER).map_err(|e| problem(e.to_string()))?;
+        check::check(&json).map_err(problem)?;
+        let read = check::guarded(|| tokenizers::Tokenizer::from_bytes(&json));
+        let mut inner = read.map_err(problem)?.map_err(invalid)?;
+        drop(json);
         // Left over from training.
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
 
@@ -223,7 +243,7 @@ impl Tokenizer {
             })
             .map(|token| AddedToken::from(token, true))
             .collect();
-        inner.add_special_tokens(plain).map_err(invalid)?;
+        check::guarded(|| inner.add_special_tokens(plain)).map_err(problem)?.map_err(invalid)?;
 
         let templates = config.chat_templates()?;
         let stop_tokens = config.stop_tokens(&inner, &special, &templates)?.into_iter().collect();
@@ -248,12 +268,16 @@ impl Tokenizer {
         let begun = options.written == Written::SpecialTokens
             && self.special.get("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(&**bos));
         let around = options.around == Around::SpecialTokens && !begun;
-        let encoding = match options.written {
-            Written::SpecialTokens => self.inner.encode_fast(text, around),
-            Written::Text => self.encode_text(text, around),
-        };
-        let encoding = encoding.map_err(|e| TokenizerError::Encode { problem: e.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        let refused = |problem: String| TokenizerError::Encode { problem };
+        let ids = check::guarded(|| {
+            check::grows_within_bounds(self.inner.get_normalizer(), text)?;
+            let encoding = match options.written {
+                Written::SpecialTokens => self.inner.encode_fast(text, around),
+                Written::Text => self.encode_text(text, around),
+            };
+            encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|e| e.to_string())
+        });
+        ids.map_err(refused)?.map_err(refused)
     }
 
     /// What the `tokenizers` crate does with `encode_special_tokens`, which is a setting of the whole

@@ -1,5 +1,6 @@
 //! Ids to text, as they come.
 
+use crate::check;
 use crate::decoder::Decoder;
 use crate::{Tokenizer, TokenizerError};
 
@@ -32,7 +33,7 @@ impl<'a> TextStream<'a> {
     /// [`TokenizerError::Decode`] where the tokenizer refuses the id.
     pub fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
         match self.tokenizer.text_token(token) {
-            Some(token) => self.decoder.push(token).map_err(refused),
+            Some(token) => refused(check::guarded(|| self.decoder.push(token))),
             None => Ok(String::new()),
         }
     }
@@ -43,11 +44,11 @@ impl<'a> TextStream<'a> {
     ///
     /// [`TokenizerError::Decode`] where the tokenizer refuses the ids.
     pub fn finish(self) -> Result<String, TokenizerError> {
-        self.decoder.finish().map_err(refused)
+        refused(check::guarded(|| self.decoder.finish()))
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
-fn refused(problem: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Decode { problem: problem.to_string() }
+fn refused(text: Result<tokenizers::Result<String>, String>) -> Result<String, TokenizerError> {
+    text.and_then(|text| text.map_err(|e| e.to_string()))
+        .map_err(|problem| TokenizerError::Decode { problem })
 }

@@ -1,0 +1,385 @@
+//! What must hold for `tokenizer.json` before the `tokenizers` crate gets it.
+//!
+//! The crate was made for files that it has written itself. Others make it panic, or make its text grow without bounds,
+//! while the file is read or later, when a text is encoded. So each part is looked at here, by its name. What is overlooked
+//! ends in [`guarded`].
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::{Decoder as _, NormalizedString, Normalizer as _};
+
+/// The most components inside each other, and of all in one part of the file. Real files have a sequence of ten.
+const MOST_LEVELS: usize = 8;
+const MOST_COMPONENTS: usize = 256;
+
+/// The longest text that comes in the place of another, in bytes. Real ones have one character.
+const LONGEST_CONTENT: usize = 256;
+
+/// The longest text that is put before each part of a text, in bytes. Real ones have one character.
+const LONGEST_PREFIX: usize = 16;
+
+/// The most pieces of a template for special tokens, and how many of them are the text. Real ones have five, and one.
+const MOST_PIECES: usize = 64;
+const MOST_TEXTS: usize = 4;
+
+/// The longest text that normalizing gives, in bytes, if the text is short. The crate takes 17 bytes for each of them.
+const LONGEST_NORMALIZED: usize = 16 << 20;
+
+/// How many times longer than itself a long text may become. One of spaces becomes three times as long where they are
+/// written as `▁`.
+const MOST_GROWTH: usize = 4;
+
+/// The parts of the file, without the vocabulary.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: Option<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(rename = "type")]
+    _kind: Option<String>,
+    #[serde(rename = "vocab")]
+    _vocab: Option<IgnoredAny>,
+}
+
+/// Looks at all parts of `tokenizer.json`.
+pub(crate) fn check(json: &[u8]) -> Result<(), String> {
+    let outline: Outline = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    if outline.model.is_none() {
+        return Err("model: there is none".to_owned());
+    }
+    let mut count = 0;
+    part("normalizer", &outline.normalizer, "normalizers", normalizer, 0, &mut count)?;
+    part("pre_tokenizer", &outline.pre_tokenizer, "pretokenizers", pre_tokenizer, 0, &mut count)?;
+    part("post_processor", &outline.post_processor, "processors", post_processor, 0, &mut count)?;
+    part("decoder", &outline.decoder, "decoders", decoder, 0, &mut count)
+}
+
+type Check = fn(&Value, Option<&str>) -> Result<(), String>;
+
+/// Looks at a component and, where it is a sequence, at those in it.
+fn part(
+    path: &str,
+    value: &Value,
+    inside: &str,
+    check: Check,
+    level: usize,
+    count: &mut usize,
+) -> Result<(), String> {
+    if value.is_null() {
+        return Ok(());
+    }
+    let Value::Object(fields) = value else {
+        return Err(format!("{path}: it must be an object with a type"));
+    };
+    *count += 1;
+    if level > MOST_LEVELS || *count > MOST_COMPONENTS {
+        return Err(format!(
+            "{path}: there are more than {MOST_COMPONENTS} components, or {MOST_LEVELS} inside each other"
+        ));
+    }
+    let kind = match fields.get("type") {
+        None => None,
+        Some(Value::String(kind)) => Some(&**kind),
+        Some(other) => return Err(format!("{path}: its type is {other}, and must be a text")),
+    };
+    if let Some(components) = fields.get(inside) {
+        let Value::Array(components) = components else {
+            return Err(format!("{path}.{inside}: it must be a list"));
+        };
+        for (index, component) in components.iter().enumerate() {
+            if component.is_null() {
+                return Err(format!("{path}.{inside}[{index}]: it must be an object with a type"));
+            }
+            part(&format!("{path}.{inside}[{index}]"), component, inside, check, level + 1, count)?;
+        }
+    }
+    check(value, kind).map_err(|problem| format!("{path}: {problem}"))
+}
+
+fn text<'a>(component: &'a Value, name: &str) -> Option<&'a str> {
+    component.get(name)?.as_str()
+}
+
+fn normalizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
+    replacement(component)?;
+    if let Some(prefix) = text(component, "prepend").filter(|prefix| prefix.len() > LONGEST_PREFIX) {
+        let length = prefix.len();
+        return Err(format!("prepend has {length} bytes, and may have {LONGEST_PREFIX}"));
+    }
+    if kind == Some("Precompiled") || component.get("precompiled_charsmap").is_some() {
+        let map = text(component, "precompiled_charsmap").ok_or("precompiled_charsmap must be a text")?;
+        let bytes = base64(map).ok_or("precompiled_charsmap is no base64")?;
+        charsmap(&bytes).map_err(|problem| format!("precompiled_charsmap: {problem}"))?;
+    }
+    Ok(())
+}
+
+/// A pattern and what comes in the place of its matches.
+fn replacement(component: &Value) -> Result<(), String> {
+    let Some(pattern) = component.get("pattern") else { return Ok(()) };
+    let Some((_, of)) = pattern.as_object().and_then(|pattern| pattern.iter().next()) else {
+        return Err("pattern must be an object with a String or a Regex".to_owned());
+    };
+    match of.as_str() {
+        Some("") => return Err("the pattern is empty, and would match everywhere".to_owned()),
+        Some(_) => {}
+        None => return Err("pattern must be an object with a String or a Regex".to_owned()),
+    }
+    if let Some(content) = text(component, "content").filter(|content| content.len() > LONGEST_CONTENT) {
+        let length = content.len();
+        return Err(format!("content has {length} bytes, and may have {LONGEST_CONTENT}"));
+    }
+    if let Some(regex) = text(pattern, "Regex") {
+        // The crate replaces the text between matches too where a match is empty.
+        let matches_nothing = guarded(|| {
+            Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(|of| matches_empty(&of))
+        });
+        match matches_nothing {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => return Err(format!("the pattern {regex:?} matches an empty text")),
+            Ok(Err(e)) => return Err(format!("the pattern {regex:?} is no regular expression: {e}")),
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pattern finds nothing in texts and replaces it.
+fn matches_empty(pattern: &Replace) -> bool {
+    ["a", "1", " ", "é", ".", "\n"].iter().any(|text| {
+        let replaced = pattern.decode_chain(vec![(*text).to_owned()]).map(|of| of.concat());
+        replaced.is_ok_and(|replaced| replaced.len() > text.len())
+    })
+}
+
+fn pre_tokenizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
+    if kind == Some("FixedLength") && component.get("length").is_some_and(|length| length == 0) {
+        return Err("length is 0, and must be at least 1".to_owned());
+    }
+    if let Some(pattern) = component.get("pattern") {
+        let empty = pattern.as_object().is_some_and(|pattern| pattern.values().any(|of| of == ""));
+        if empty {
+            return Err("the pattern is empty, and would split everywhere".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn decoder(component: &Value, _: Option<&str>) -> Result<(), String> {
+    replacement(component)
+}
+
+fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
+    if kind != Some("TemplateProcessing") {
+        return Ok(());
+    }
+    let tokens = component.get("special_tokens").and_then(Value::as_object);
+    for (name, sequences) in [("single", &["A"][..]), ("pair", &["A", "B"][..])] {
+        let Some(pieces) = component.get(name).and_then(Value::as_array) else {
+            return Err(format!("{name} must be a list of pieces"));
+        };
+        if pieces.len() > MOST_PIECES {
+            return Err(format!("{name} has {} pieces, and may have {MOST_PIECES}", pieces.len()));
+        }
+        let mut texts = 0;
+        for (index, piece) in pieces.iter().enumerate() {
+            let id = |kind: &str| piece.get(kind).map(|piece| text(piece, "id").unwrap_or_default());
+            if let Some(sequence) = id("Sequence") {
+                texts += 1;
+                if !sequences.contains(&sequence) {
+                    let known = sequences.join(" or ");
+                    return Err(format!("{name}[{index}] is the sequence {sequence:?}, and must be {known}"));
+                }
+            } else if let Some(token) = id("SpecialToken") {
+                let Some(token) = tokens.and_then(|tokens| tokens.get(token)) else {
+                    return Err(format!(
+                        "{name}[{index}] is the token {token:?}, which special_tokens does not have"
+                    ));
+                };
+                let length = |key| token.get(key).and_then(Value::as_array).map(Vec::len);
+                if length("ids").is_none() || length("ids") != length("tokens") {
+                    return Err(format!("{name}[{index}]: ids and tokens must be two lists of one length"));
+                }
+            } else {
+                return Err(format!("{name}[{index}] must be a Sequence or a SpecialToken"));
+            }
+        }
+        if texts > MOST_TEXTS {
+            return Err(format!("{name} has the text {texts} times, and may have it {MOST_TEXTS} times"));
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of base64 with padding.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
+        return None;
+    }
+    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
+    let (mut bits, mut count) = (0_u32, 0);
+    for byte in digits.bytes() {
+        let digit = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(digit);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    (bits == 0).then_some(out)
+}
+
+/// SentencePiece's table of replacements: the length of a double array in bytes, that array, and texts that end with a
+/// zero. All that a search in the array can reach must be there.
+fn charsmap(bytes: &[u8]) -> Result<(), &'static str> {
+    let (length, rest) = bytes.split_first_chunk().ok_or("it is too short")?;
+    let length = u32::from_le_bytes(*length) as usize / 4;
+    let (units, texts) = rest.split_at_checked(length * 4).ok_or("its array is cut off")?;
+    let units: Vec<usize> =
+        units.as_chunks().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
+    let texts = str::from_utf8(texts).map_err(|_| "its texts are no UTF-8")?;
+
+    let offset = |unit: usize| (unit >> 10) << ((unit & (1 << 9)) >> 6);
+    let Some(&root) = units.first() else { return Err("its array is empty") };
+    let start = offset(root);
+    let mut seen = vec![false; units.len()];
+    let mut waiting = vec![start];
+    while let Some(place) = waiting.pop() {
+        for byte in 1..=255 {
+            let child = place ^ byte;
+            let unit = *units.get(child).ok_or("its array leads to a place outside")?;
+            if unit & (1 << 31 | 0xff) != byte || std::mem::replace(&mut seen[child], true) {
+                continue;
+            }
+            let next = child ^ offset(unit);
+            if unit >> 8 & 1 == 1 {
+                let leaf = *units.get(next).ok_or("its array leads to a place outside")?;
+                if !texts.is_char_boundary(leaf & ((1 << 31) - 1)) {
+                    return Err("its array leads to a text outside");
+                }
+            }
+            waiting.push(next);
+        }
+    }
+    Ok(())
+}
+
+/// Whether normalizing a text stays within bounds: replacements that follow each other may each make it longer.
+///
+/// Only a text that could become too long is looked at, step by step; each step is done when it is known that its
+/// result is not too long.
+pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: &str) -> Result<(), String> {
+    let Some(normalizer) = normalizer else { return Ok(()) };
+    let longest = LONGEST_NORMALIZED.max(text.len().saturating_mul(MOST_GROWTH));
+    if text.len().saturating_mul(most_growth(normalizer)) <= longest {
+        return Ok(());
+    }
+    let mut normalized = NormalizedString::from(text);
+    let mut steps = Vec::new();
+    leaves(normalizer, &mut steps);
+    for step in steps {
+        let length = normalized.get().len();
+        let result = match step {
+            NormalizerWrapper::Replace(replace) if length.saturating_mul(replace.content.len()) > longest => {
+                // With one byte for each match, and with none.
+                let with = |content: &str| -> tokenizers::Result<usize> {
+                    let json = serde_json::to_value(replace)?;
+                    let mut json = json.as_object().cloned().unwrap_or_default();
+                    json.insert("content".to_owned(), content.into());
+                    let replace: Replace = serde_json::from_value(Value::Object(json))?;
+                    Ok(replace.decode_chain(vec![normalized.get().to_owned()])?.concat().len())
+                };
+                let rest = with("").map_err(|e| e.to_string())?;
+                let matches = with("x").map_err(|e| e.to_string())?.saturating_sub(rest);
+                rest.saturating_add(matches.saturating_mul(replace.content.len()))
+            }
+            // An upper bound where it is not the largest that there is.
+            NormalizerWrapper::Replace(_) | NormalizerWrapper::Prepend(_) => length,
+            other => length.saturating_mul(match other {
+                NormalizerWrapper::Precompiled(_) => 1,
+                other => most_growth(other).min(4),
+            }),
+        };
+        if result > longest {
+            return Err(format!(
+                "the normalizer makes more than {} MiB of {} bytes of text",
+                longest >> 20,
+                text.len()
+            ));
+        }
+        step.normalize(&mut normalized).map_err(|e| e.to_string())?;
+        if normalized.get().len() > longest {
+            return Err(format!(
+                "the normalizer makes more than {} MiB of {} bytes of text",
+                longest >> 20,
+                text.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn leaves<'a>(normalizer: &'a NormalizerWrapper, out: &mut Vec<&'a NormalizerWrapper>) {
+    match normalizer {
+        NormalizerWrapper::Sequence(sequence) => {
+            for normalizer in sequence.as_ref() {
+                leaves(normalizer, out);
+            }
+        }
+        leaf => out.push(leaf),
+    }
+}
+
+/// How many times longer a text can become.
+fn most_growth(normalizer: &NormalizerWrapper) -> usize {
+    match normalizer {
+        NormalizerWrapper::Sequence(sequence) => {
+            sequence.as_ref().iter().map(most_growth).fold(1, usize::saturating_mul)
+        }
+        NormalizerWrapper::Replace(replace) => replace.content.len().max(1),
+        NormalizerWrapper::Prepend(prepend) => prepend.prepend.len() + 1,
+        // U+FDFA has 3 bytes, and 33 in its compatible form.
+        NormalizerWrapper::NFKC(_) | NormalizerWrapper::NFKD(_) | NormalizerWrapper::Precompiled(_) => 11,
+        NormalizerWrapper::NFC(_) | NormalizerWrapper::NFD(_) | NormalizerWrapper::BertNormalizer(_) => 4,
+        NormalizerWrapper::Lowercase(_) | NormalizerWrapper::ByteLevel(_) => 3,
+        _ => 1,
+    }
+}
+
+/// What a call into the `tokenizers` crate gives, or what it panics with.
+///
+/// The crate keeps nothing half done where it panics: it is given values, or caches that it locks. The message of the
+/// panic goes through the program's panic hook before it is caught here; that hook belongs to the program, so that this
+/// library leaves it alone. A program that is built with `panic = "abort"` ends.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        format!("the tokenizers crate panics on it: {message}")
+    })
+}
