@@ -484,6 +484,20 @@ fn threads_are_as_many_as_make_sense() {
 #[cfg(target_os = "linux")]
 const SIGNALS: [(&str, u32, i32); 3] = [("-INT", 2, 130), ("-TERM", 15, 143), ("-HUP", 1, 129)];
 
+/// Waits for something that a running program does, and ends the program where it does not come.
+#[cfg(target_os = "linux")]
+fn wait_until(child: &mut std::process::Child, is_there: impl Fn() -> bool) {
+    for _ in 0..30_000 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        if is_there() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    panic!("it does not come");
+}
+
 /// Sends a signal as soon as the program has a handler for it.
 #[cfg(target_os = "linux")]
 fn send(child: &mut std::process::Child, (name, number, _): (&str, u32, i32)) {
@@ -493,10 +507,7 @@ fn send(child: &mut std::process::Child, (name, number, _): (&str, u32, i32)) {
         let handled = about.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
         u64::from_str_radix(handled.trim(), 16).unwrap() >> (number - 1) & 1 == 1
     };
-    while !is_handled() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
+    wait_until(child, is_handled);
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
@@ -529,6 +540,31 @@ fn a_signal_ends_the_work_and_nothing_is_left() {
             assert!(left.is_empty(), "{left:?}");
         }
     }
+}
+
+/// SIGKILL leaves no time to clean up: the next run does it.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let convert = || {
+        let mut program = program();
+        program.args(["convert", "--model", "demo:phi3", "--quantize", "--out"]).arg(&out);
+        program
+    };
+    let (_said, mut says) = std::io::pipe().unwrap();
+    says.write_all(&[b' '; 1 << 16]).unwrap();
+    let mut child = convert().stdout(Stdio::null()).stderr(says).spawn().unwrap();
+    let left = || -> Vec<_> {
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    wait_until(&mut child, || !left().is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(left().len() == 1 && left()[0] != "out", "{:?}", left());
+    assert!(convert().output().unwrap().status.success());
+    assert_eq!(left(), ["out"]);
 }
 
 #[test]
