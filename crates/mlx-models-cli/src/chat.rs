@@ -101,10 +101,10 @@ impl Chat {
         // Without a helper the line editor leaves out the style of its prompt.
         editor.set_helper(Some(()));
         editor.history_mut().set_max_len(HISTORY).map_err(failed)?;
-        let file = crate::demo::cache_folder().join("mlx-models/chat-history");
+        let history = crate::demo::cache_folder().map(|folder| folder.join("mlx-models/chat-history"));
         // None in the first conversation.
-        if mlx_files::is_present(&file).unwrap_or(false) {
-            let _ = editor.load_history(&file);
+        if let Some(file) = history.as_ref().filter(|file| mlx_files::is_present(file).unwrap_or(false)) {
+            let _ = editor.load_history(file);
         }
         say("/help lists the commands");
         loop {
@@ -138,6 +138,7 @@ impl Chat {
                 break;
             }
         }
+        let Some(file) = history else { return Ok(()) };
         if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
         }

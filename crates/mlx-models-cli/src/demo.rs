@@ -106,16 +106,17 @@ impl Demo {
     /// The checkpoint as a folder, which is what a model is loaded from: in the user's cache folder, or where nothing
     /// can be written there, in the system's folder of temporary files.
     fn folder(&self) -> Result<PathBuf, Failure> {
-        let cache = cache_folder().join("mlx-models");
-        let first = match self.folder_in(&cache) {
-            Ok(folder) => return Ok(folder),
-            Err(e) => e,
+        let first = match cache_folder() {
+            Some(cache) => match self.folder_in(&cache.join("mlx-models")) {
+                Ok(folder) => return Ok(folder),
+                Err(e) => format!("{}: {e}", cache.display()),
+            },
+            None => "there is no home folder".to_owned(),
         };
         let temporary = env::temp_dir().join("mlx-models-demos");
         private_folder(&temporary).and_then(|()| self.folder_in(&temporary)).map_err(|source| Failure::Io {
             doing: format!(
-                "writing the demo checkpoint (name a folder that can be written to in XDG_CACHE_HOME): {}: {first}; {}",
-                cache.display(),
+                "writing the demo checkpoint (name a folder that can be written to in XDG_CACHE_HOME): {first}; {}",
                 temporary.display()
             ),
             source,
@@ -179,13 +180,11 @@ fn private_folder(folder: &Path) -> io::Result<()> {
     Err(io::Error::other("it is no folder of this user's own"))
 }
 
-/// The user's folder for files that can be made again.
-pub(crate) fn cache_folder() -> PathBuf {
-    let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    named("XDG_CACHE_HOME")
-        .or_else(|| {
-            Some(home()?.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
-        })
-        .unwrap_or_else(env::temp_dir)
+/// The user's folder for files that can be made again, if the user has one.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let named = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    named.or_else(|| {
+        let home = env::home_dir().filter(|home| !home.as_os_str().is_empty())?;
+        Some(home.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
+    })
 }

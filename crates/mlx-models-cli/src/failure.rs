@@ -29,7 +29,7 @@ pub(crate) enum Failure {
     /// Arguments that contradict each other or the model.
     #[error("{0}")]
     Arguments(String),
-    #[error("MLX: {0}")]
+    #[error("MLX")]
     Mlx(#[from] mlx_rs::error::Exception),
     /// Arguments that make no sense for any model.
     #[error("{0}")]

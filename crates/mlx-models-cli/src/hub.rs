@@ -474,7 +474,12 @@ impl Hub {
         let blob = model.blobs().join(&file.etag);
         let partial = model.blobs().join(format!("{}.incomplete", file.etag));
         let mut downloaded = 0;
-        if !blob.is_file() {
+        if blob.is_file() {
+            // Another program may have brought it, and nobody goes on with a part then.
+            if mlx_files::open(&partial).is_ok_and(|part| part.try_lock().is_ok()) {
+                let _ = fs::remove_file(&partial);
+            }
+        } else {
             let failed = |source| HubError::Write { file: partial.clone(), source };
             fs::create_dir_all(model.blobs()).map_err(failed)?;
             let open = || {

@@ -178,31 +178,34 @@ fn a_second_ctrl_c_ends_the_program() {
     assert_eq!(terminal.session.read_line().unwrap(), terminal.settings);
 }
 
-/// Sends a signal to the program, which has its terminal for itself but for the shell.
-#[cfg(target_os = "linux")]
-fn send(terminal: &Terminal, signal: &str) {
-    let device = terminal.device.trim().trim_start_matches("/dev/");
-    let sent = Command::new("pkill").args([signal, "-x", "mlx-models", "-t", device]).status().unwrap();
-    assert!(sent.success());
-}
-
 #[test]
-#[cfg(target_os = "linux")]
 fn a_signal_ends_the_conversation_and_the_terminal_is_as_it_was() {
     let folder = model();
+    let model = folder.path().to_str().unwrap();
+    // The program says its number first.
+    let numbered = [("REDIRECTED", r#"sh -c 'echo "number $$"; exec "$@"' sh "$@""#)];
+    let chat = || {
+        let arguments = [&["chat", "--model", model], &ENDLESS[..]].concat();
+        let mut terminal = Terminal::run(folder.path(), &arguments, &numbered);
+        terminal.expect("number ");
+        let number = terminal.session.read_line().unwrap();
+        terminal.expect("> ");
+        (terminal, number)
+    };
     for (signal, status) in [("-TERM", 143), ("-HUP", 129)] {
+        let send = |number: &str| Command::new("kill").args([signal, number.trim()]).status().unwrap();
         // While it waits for a line.
-        let mut terminal = Terminal::chat(folder.path(), &ENDLESS);
+        let (mut terminal, number) = chat();
         terminal.press("half a line");
         terminal.expect("line");
-        send(&terminal, signal);
+        assert!(send(&number).success());
         terminal.expect("\x1b[?2004l");
         assert_eq!(terminal.end(), status);
         // While it answers.
-        let mut terminal = Terminal::chat(folder.path(), &ENDLESS);
+        let (mut terminal, number) = chat();
         terminal.press("Tell me a story.\r");
         terminal.expect("Once upon");
-        send(&terminal, signal);
+        assert!(send(&number).success());
         assert_eq!(terminal.end(), status);
     }
 }

@@ -163,6 +163,16 @@ fn what_is_there_of_a_file_is_gone_on_with() {
 }
 
 #[test]
+fn a_part_of_a_file_that_is_whole_is_removed() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+    fs::write(partial(&cache), &tensors()[..1000]).unwrap();
+    fs::write(partial(&cache).with_extension(""), tensors()).unwrap();
+    let snapshot = fetch(&hub(&server, &cache)).unwrap();
+    assert!(snapshot.downloaded < 1000 && !partial(&cache).exists());
+}
+
+#[test]
 fn a_file_whose_rest_alone_is_not_to_be_had_comes_whole() {
     for status in [200, 416] {
         let fault = once_for_tensors(move |_| Reply { status, body: tensors(), ..Reply::default() });
