@@ -38,6 +38,7 @@ pub struct TextPiece {
 #[derive(Debug)]
 pub struct TextTokens<'t, S> {
     tokens: S,
+    tokenizer: &'t Tokenizer,
     /// None once the end was written.
     text: Option<(TextStream<'t>, StopStrings)>,
     finish: Option<TextFinish>,
@@ -45,6 +46,9 @@ pub struct TextTokens<'t, S> {
 
 /// Gives a stream of tokens its text, which ends before the first of the stop strings, wherever tokens begin and
 /// end. The text of a stop token is left out.
+///
+/// Special tokens such as `<|im_end|>` have no text. A stop string may spell them all the same, alone or with text around
+/// them: see [`StopStrings`].
 ///
 /// ```no_run
 /// use mlx_models::generate::{GenerateOptions, Session, generate};
@@ -74,7 +78,7 @@ pub fn with_text<'t, S: Tokens, T: Into<String>>(
     stop_strings: impl IntoIterator<Item = T>,
 ) -> Result<TextTokens<'t, S>, TextError> {
     let text = Some((tokenizer.stream(), StopStrings::new(stop_strings)?));
-    Ok(TextTokens { tokens, text, finish: None })
+    Ok(TextTokens { tokens, tokenizer, text, finish: None })
 }
 
 impl<S: Tokens> TextTokens<'_, S> {
@@ -89,8 +93,10 @@ impl<S: Tokens> TextTokens<'_, S> {
         let ended = self.tokens.finish_reason();
         let is_stop_token = ended == Some(FinishReason::StopToken);
         let mut piece = match &token {
-            Some(token) if !is_stop_token => stop.push(&text.push(token.id)?),
-            _ => String::new(),
+            Some(token) if !is_stop_token => stop.push_token(text, token.id)?,
+            // Its text is left out; a stop string may spell it.
+            Some(token) => stop.push_special(&self.tokenizer.special_content(token.id).unwrap_or_default()),
+            None => String::new(),
         };
         if let Some(string) = stop.found() {
             self.finish = Some(TextFinish::StopString(string.to_owned()));

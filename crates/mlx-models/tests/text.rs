@@ -82,3 +82,40 @@ fn half_a_character_at_the_end_is_a_replacement_character() {
     let (text, _, _) = written(&ids[..ids.len() - 1], FinishReason::MaxTokens, &[]);
     assert!(text.starts_with("A ") && text.ends_with('\u{fffd}'), "{text:?}");
 }
+
+/// The demo's `<|endoftext|>` has no text. A stop string that spells it stops there.
+#[test]
+fn a_stop_string_may_spell_special_tokens() {
+    let tokenizer = tokenizer();
+    let end = tokenizer.token_id("<|endoftext|>").unwrap();
+    let mut ids = tokenizer.encode("A fox ran.\n").unwrap();
+    ids.push(end);
+    ids.extend(tokenizer.encode(" And more").unwrap());
+    let max = FinishReason::MaxTokens;
+    let stopped = |string: &str| Some(TextFinish::StopString(string.to_owned()));
+
+    let (text, tokens, finish) = written(&ids, max, &["<|endoftext|>"]);
+    assert_eq!((&*text, finish), ("A fox ran.\n", stopped("<|endoftext|>")));
+    assert!(tokens < ids.len());
+    let (text, _, finish) = written(&ids, max, &["\n<|endoftext|>"]);
+    assert_eq!((&*text, finish), ("A fox ran.", stopped("\n<|endoftext|>")));
+    let (text, _, finish) = written(&ids, max, &["<|endoftext|> And"]);
+    assert_eq!((&*text, finish), ("A fox ran.\n", stopped("<|endoftext|> And")));
+    // It is no part of other stop strings, nor of the text.
+    let (text, _, finish) = written(&ids, max, &["\n And", "<|endoftext|>x"]);
+    assert_eq!((&*text, finish), ("A fox ran.", stopped("\n And")));
+    let (text, _, finish) = written(&ids, max, &["x<|endoftext|>"]);
+    assert_eq!((&*text, finish), ("A fox ran.\n And more", Some(TextFinish::Tokens(max))));
+}
+
+#[test]
+fn a_stop_token_that_a_stop_string_spells_is_that_stop_string() {
+    let mut ids = tokenizer().encode("A fox\n").unwrap();
+    ids.push(tokenizer().token_id("<|endoftext|>").unwrap());
+    let stop = FinishReason::StopToken;
+    let (text, _, finish) = written(&ids, stop, &["\n<|endoftext|>"]);
+    let found = TextFinish::StopString("\n<|endoftext|>".to_owned());
+    assert_eq!((&*text, finish), ("A fox", Some(found)));
+    let (text, _, finish) = written(&ids, stop, &["x<|endoftext|>"]);
+    assert_eq!((&*text, finish), ("A fox\n", Some(TextFinish::Tokens(stop))));
+}

@@ -50,23 +50,51 @@ struct Outline {
 
 #[derive(Deserialize)]
 struct Model {
-    #[serde(rename = "type")]
-    _kind: Option<String>,
-    #[serde(rename = "vocab")]
-    _vocab: Option<IgnoredAny>,
+    continuing_subword_prefix: Option<String>,
+    merges: Option<IgnoredAny>,
+}
+
+/// The file again, where the merges matter.
+#[derive(Deserialize)]
+struct WithMerges {
+    model: Merges,
+}
+
+#[derive(Deserialize)]
+struct Merges {
+    merges: Value,
 }
 
 /// Looks at all parts of `tokenizer.json`.
 pub(crate) fn check(json: &[u8]) -> Result<(), String> {
     let outline: Outline = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    if outline.model.is_none() {
-        return Err("model: there is none".to_owned());
+    let Some(model) = outline.model else { return Err("model: there is none".to_owned()) };
+    let prefix = model.continuing_subword_prefix.unwrap_or_default();
+    if !prefix.is_empty() && model.merges.is_some() {
+        merges(json, &prefix)?;
     }
     let mut count = 0;
     part("normalizer", &outline.normalizer, "normalizers", normalizer, 0, &mut count)?;
     part("pre_tokenizer", &outline.pre_tokenizer, "pretokenizers", pre_tokenizer, 0, &mut count)?;
     part("post_processor", &outline.post_processor, "processors", post_processor, 0, &mut count)?;
     part("decoder", &outline.decoder, "decoders", decoder, 0, &mut count)
+}
+
+/// The second part of a merge loses the prefix, so that it must have it.
+fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
+    let file: WithMerges = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    for (index, merge) in file.model.merges.as_array().into_iter().flatten().enumerate() {
+        let second = match merge {
+            Value::String(pair) => pair.split_once(' ').map(|(_, second)| second),
+            pair => pair.get(1).and_then(Value::as_str),
+        };
+        if !second.is_some_and(|second| second.is_char_boundary(prefix.len())) {
+            return Err(format!(
+                "model.merges[{index}]: its second part must begin with continuing_subword_prefix, which is {prefix:?}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 type Check = fn(&Value, Option<&str>) -> Result<(), String>;
@@ -121,6 +149,9 @@ fn normalizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
         let length = prefix.len();
         return Err(format!("prepend has {length} bytes, and may have {LONGEST_PREFIX}"));
     }
+    if text(component, "prepend") == Some("") {
+        return Err("prepend is empty; leave the normalizer out".to_owned());
+    }
     if kind == Some("Precompiled") || component.get("precompiled_charsmap").is_some() {
         let map = text(component, "precompiled_charsmap").ok_or("precompiled_charsmap must be a text")?;
         let bytes = base64(map).ok_or("precompiled_charsmap is no base64")?;
@@ -145,26 +176,10 @@ fn replacement(component: &Value) -> Result<(), String> {
         return Err(format!("content has {length} bytes, and may have {LONGEST_CONTENT}"));
     }
     if let Some(regex) = text(pattern, "Regex") {
-        // The crate replaces the text between matches too where a match is empty.
-        let matches_nothing = guarded(|| {
-            Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(|of| matches_empty(&of))
-        });
-        match matches_nothing {
-            Ok(Ok(false)) => {}
-            Ok(Ok(true)) => return Err(format!("the pattern {regex:?} matches an empty text")),
-            Ok(Err(e)) => return Err(format!("the pattern {regex:?} is no regular expression: {e}")),
-            Err(problem) => return Err(problem),
-        }
+        let read = guarded(|| Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(drop))?;
+        read.map_err(|e| format!("the pattern {regex:?} is no regular expression: {e}"))?;
     }
     Ok(())
-}
-
-/// Whether a pattern finds nothing in texts and replaces it.
-fn matches_empty(pattern: &Replace) -> bool {
-    ["a", "1", " ", "é", ".", "\n"].iter().any(|text| {
-        let replaced = pattern.decode_chain(vec![(*text).to_owned()]).map(|of| of.concat());
-        replaced.is_ok_and(|replaced| replaced.len() > text.len())
-    })
 }
 
 fn pre_tokenizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
@@ -185,6 +200,13 @@ fn decoder(component: &Value, _: Option<&str>) -> Result<(), String> {
 }
 
 fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
+    // A template takes one text, and gives as many as it has pieces.
+    let processors = component.get("processors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut templates =
+        processors.iter().enumerate().filter(|(_, of)| text(of, "type") == Some("TemplateProcessing"));
+    if let Some((index, _)) = templates.nth(1) {
+        return Err(format!("processors[{index}] is a second TemplateProcessing, and there may be one"));
+    }
     if kind != Some("TemplateProcessing") {
         return Ok(());
     }
@@ -305,10 +327,10 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
     for step in steps {
         let length = normalized.get().len();
         let result = match step {
-            NormalizerWrapper::Replace(replace) if length.saturating_mul(replace.content.len()) > longest => {
+            NormalizerWrapper::Replace(of) if length.saturating_mul(most_growth(step)) > longest => {
                 // With one byte for each match, and with none.
                 let with = |content: &str| -> tokenizers::Result<usize> {
-                    let json = serde_json::to_value(replace)?;
+                    let json = serde_json::to_value(of)?;
                     let mut json = json.as_object().cloned().unwrap_or_default();
                     json.insert("content".to_owned(), content.into());
                     let replace: Replace = serde_json::from_value(Value::Object(json))?;
@@ -316,7 +338,7 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
                 };
                 let rest = with("").map_err(|e| e.to_string())?;
                 let matches = with("x").map_err(|e| e.to_string())?.saturating_sub(rest);
-                rest.saturating_add(matches.saturating_mul(replace.content.len()))
+                rest.saturating_add(matches.saturating_mul(of.content.len()))
             }
             // An upper bound where it is not the largest that there is.
             NormalizerWrapper::Replace(_) | NormalizerWrapper::Prepend(_) => length,
@@ -361,7 +383,8 @@ fn most_growth(normalizer: &NormalizerWrapper) -> usize {
         NormalizerWrapper::Sequence(sequence) => {
             sequence.as_ref().iter().map(most_growth).fold(1, usize::saturating_mul)
         }
-        NormalizerWrapper::Replace(replace) => replace.content.len().max(1),
+        // A pattern may match between all bytes.
+        NormalizerWrapper::Replace(replace) => replace.content.len() + 1,
         NormalizerWrapper::Prepend(prepend) => prepend.prepend.len() + 1,
         // U+FDFA has 3 bytes, and 33 in its compatible form.
         NormalizerWrapper::NFKC(_) | NormalizerWrapper::NFKD(_) | NormalizerWrapper::Precompiled(_) => 11,
@@ -382,4 +405,28 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         format!("the tokenizers crate panics on it: {message}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        assert_eq!(guarded(|| 5), Ok(5));
+        let empty: [u8; 0] = [];
+        let place = empty.len();
+        let problem = guarded(|| empty[place]).unwrap_err();
+        assert!(problem.starts_with("the tokenizers crate panics on it: index out of bounds"), "{problem}");
+    }
+
+    #[test]
+    fn base64_is_strict() {
+        assert_eq!(base64("").as_deref(), Some(&[][..]));
+        assert_eq!(base64("aGk=").as_deref(), Some(&b"hi"[..]));
+        assert_eq!(base64("aGV5").as_deref(), Some(&b"hey"[..]));
+        for wrong in ["a", "aGk", "aGl=", "a===", "a-k=", "aGk=aGk="] {
+            assert_eq!(base64(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -23,7 +23,7 @@
 //!     if tokenizer.stop_tokens().contains(&id) {
 //!         break;
 //!     }
-//!     print!("{}", stop.push(&text.push(id)?));
+//!     print!("{}", stop.push_token(&mut text, id)?);
 //!     if stop.found().is_some() {
 //!         break;
 //!     }
@@ -340,6 +340,14 @@ impl Tokenizer {
     /// A special token by its name, such as `bos_token`.
     pub fn special_token(&self, name: &str) -> Option<&str> {
         self.special.get(name).map(String::as_str)
+    }
+
+    /// What a special token is spelled like, such as `<|im_end|>`; `None` for a token that has text.
+    ///
+    /// A special token has no text in [`Tokenizer::decode`] and [`TextStream`].
+    pub fn special_content(&self, id: u32) -> Option<String> {
+        let added = self.inner.get_added_vocabulary();
+        added.simple_id_to_token(id).filter(|token| added.is_special_token(token))
     }
 
     /// A stream that turns ids into text one by one.

@@ -1,6 +1,8 @@
 //! Strings that end a text, in a text that comes in pieces.
 
-use crate::TokenizerError;
+use std::ops::Range;
+
+use crate::{TextStream, TokenizerError};
 
 /// Looks for stop strings in a text that comes in pieces, wherever the pieces end.
 ///
@@ -18,13 +20,66 @@ use crate::TokenizerError;
 /// assert_eq!(stop.found(), Some("\nUser:"));
 /// # Ok::<(), mlx_tokenizer::TokenizerError>(())
 /// ```
+///
+/// # Special tokens
+///
+/// A special token such as `<|im_end|>` has no text, and yet a stop string may spell it, alone or with
+/// text around it: `"\n<|im_end|>"`. [`StopStrings::push_token`] gives the content of special tokens to
+/// those stop strings that contain it. For all others, and for the text that comes out, a special
+/// token is nothing.
 #[derive(Debug, Clone)]
 pub struct StopStrings {
     strings: Vec<Pattern>,
     /// The end of the text so far that has not gone out: as long as the longest beginning of a stop
     /// string that it is.
-    held: String,
+    held: Held,
     found: Option<usize>,
+}
+
+/// Text with special tokens in it.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    text: String,
+    /// Where special tokens are, which never go out, in their order.
+    special: Vec<Range<usize>>,
+}
+
+impl Held {
+    /// Where a pattern begins that has matched so many bytes up to `end`.
+    fn start_of(&self, pattern: &Pattern, end: usize) -> usize {
+        let (mut at, mut left) = (end, pattern.matched);
+        for special in self.special.iter().rev().filter(|special| special.end <= end) {
+            if left <= at - special.end {
+                return at - left;
+            }
+            left -= at - special.end;
+            at = special.start;
+            if pattern.contains(&self.text[special.clone()]) {
+                left = left.saturating_sub(special.len());
+            }
+            if left == 0 {
+                return at;
+            }
+        }
+        at - left
+    }
+
+    /// Takes the text before a place out, without special tokens.
+    fn take(&mut self, end: usize) -> String {
+        let rest = self.text.split_off(end);
+        let mut out = std::mem::replace(&mut self.text, rest);
+        for special in self.special.iter().rev().filter(|special| special.end <= end) {
+            out.replace_range(special.clone(), "");
+        }
+        self.special.retain_mut(|special| {
+            let stays = special.end > end;
+            if stays {
+                *special = special.start - end..special.end - end;
+            }
+            stays
+        });
+        out
+    }
 }
 
 /// A string and how much of it the end of the text so far is (Knuth, Morris and Pratt).
@@ -44,7 +99,7 @@ impl StopStrings {
     /// [`TokenizerError::EmptyStopString`] for a string that every text begins with.
     pub fn new<S: Into<String>>(strings: impl IntoIterator<Item = S>) -> Result<Self, TokenizerError> {
         let strings = strings.into_iter().map(|string| Pattern::new(string.into()));
-        Ok(Self { strings: strings.collect::<Result<_, _>>()?, held: String::new(), found: None })
+        Ok(Self { strings: strings.collect::<Result<_, _>>()?, held: Held::default(), found: None })
     }
 
     /// Takes the next piece and answers with the text that is certain to come before a stop string.
@@ -54,23 +109,68 @@ impl StopStrings {
         if self.found.is_some() {
             return String::new();
         }
-        let held = self.held.len();
-        self.held.push_str(piece);
+        let held = self.held.text.len();
+        self.held.text.push_str(piece);
         for (index, byte) in piece.bytes().enumerate() {
-            let mut longest: Option<usize> = None;
-            for (at, pattern) in self.strings.iter_mut().enumerate() {
-                if pattern.push(byte) && longest.is_none_or(|of| pattern.string.len() > of) {
-                    (longest, self.found) = (Some(pattern.string.len()), Some(at));
-                }
-            }
-            if let Some(length) = longest {
-                self.held.truncate(held + index + 1 - length);
-                return std::mem::take(&mut self.held);
+            let end = held + index + 1;
+            let complete = |pattern: &mut Pattern| pattern.push(byte);
+            if let Some(text) = self.end_before(end, complete) {
+                return text;
             }
         }
-        let waiting = self.strings.iter().map(|pattern| pattern.matched).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - waiting);
-        std::mem::replace(&mut self.held, rest)
+        self.certain()
+    }
+
+    /// Takes a special token by its content: only stop strings that contain it see it. Answers as
+    /// [`StopStrings::push`].
+    pub fn push_special(&mut self, content: &str) -> String {
+        if self.found.is_some() || content.is_empty() {
+            return String::new();
+        }
+        let start = self.held.text.len();
+        self.held.text.push_str(content);
+        let end = self.held.text.len();
+        self.held.special.push(start..end);
+        let complete = |pattern: &mut Pattern| {
+            pattern.contains(content) && content.bytes().fold(false, |_, byte| pattern.push(byte))
+        };
+        self.end_before(end, complete).unwrap_or_else(|| self.certain())
+    }
+
+    /// Takes the next token of a stream: its text, or its content if it is a special token. Answers
+    /// as [`StopStrings::push`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextStream::push`].
+    pub fn push_token(&mut self, stream: &mut TextStream<'_>, token: u32) -> Result<String, TokenizerError> {
+        match stream.tokenizer().special_content(token) {
+            Some(content) => Ok(self.push_special(&content)),
+            None => Ok(self.push(&stream.push(token)?)),
+        }
+    }
+
+    /// The text before the longest stop string that is complete at this place, if one is.
+    fn end_before(&mut self, end: usize, mut complete: impl FnMut(&mut Pattern) -> bool) -> Option<String> {
+        let mut longest: Option<usize> = None;
+        for (at, pattern) in self.strings.iter_mut().enumerate() {
+            if complete(pattern) && longest.is_none_or(|length| pattern.string.len() > length) {
+                (longest, self.found) = (Some(pattern.string.len()), Some(at));
+            }
+        }
+        let pattern = longest.and(self.found).and_then(|at| self.strings.get(at))?;
+        let start = self.held.start_of(pattern, end);
+        let text = self.held.take(start);
+        self.held = Held::default();
+        Some(text)
+    }
+
+    /// The text that cannot be the beginning of a stop string.
+    fn certain(&mut self) -> String {
+        let end = self.held.text.len();
+        let begun = self.strings.iter().filter(|pattern| pattern.matched > 0);
+        let start = begun.map(|pattern| self.held.start_of(pattern, end)).min().unwrap_or(end);
+        self.held.take(start)
     }
 
     /// The stop string that the text ended with, if it did.
@@ -79,8 +179,8 @@ impl StopStrings {
     }
 
     /// The rest, when no more text comes: what could have become a stop string and did not.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(mut self) -> String {
+        self.held.take(self.held.text.len())
     }
 }
 
@@ -96,6 +196,10 @@ impl Pattern {
         }
         pattern.matched = 0;
         Ok(pattern)
+    }
+
+    fn contains(&self, content: &str) -> bool {
+        self.string.contains(content)
     }
 
     /// Takes the next byte of the text; whether the text now ends with the string.

@@ -38,6 +38,11 @@ impl<'a> TextStream<'a> {
         }
     }
 
+    /// The tokenizer whose ids it takes.
+    pub(crate) fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
     /// The rest: bytes at the end that never became a character, as replacement characters.
     ///
     /// # Errors

@@ -65,3 +65,98 @@ fn an_empty_stop_string_is_refused() {
     let error = StopStrings::new(["a", ""]).unwrap_err();
     assert!(matches!(error, TokenizerError::EmptyStopString));
 }
+
+/// Text, or the content of a special token.
+#[derive(Debug, Clone)]
+enum Part {
+    Text(String),
+    Special(&'static str),
+}
+
+/// Where the text ends, by looking at each string alone in the text that it sees: with those special tokens that it
+/// contains.
+fn naive_special(parts: &[Part], strings: &[String]) -> (String, Option<String>) {
+    let visible = |parts: &[Part]| -> String {
+        parts.iter().map(|part| if let Part::Text(text) = part { &**text } else { "" }).collect()
+    };
+    // Each character, and each special token, as a part of its own.
+    let single: Vec<Part> = parts
+        .iter()
+        .flat_map(|part| match part {
+            Part::Text(text) => text.chars().map(|c| Part::Text(c.to_string())).collect(),
+            special => vec![special.clone()],
+        })
+        .collect();
+    for end in 1..=single.len() {
+        let ends = strings.iter().filter_map(|string| {
+            let seen = |part: &Part| match part {
+                Part::Text(text) => text.clone(),
+                Part::Special(content) if string.contains(content) => (*content).to_owned(),
+                Part::Special(_) => String::new(),
+            };
+            let text: String = single[..end].iter().map(seen).collect();
+            // It is complete with the last part, and not with one before.
+            let complete = !seen(&single[end - 1]).is_empty() && text.ends_with(&**string);
+            let start = (0..end)
+                .rev()
+                .find(|&start| single[start..end].iter().map(seen).collect::<String>().ends_with(&**string));
+            complete.then_some((string.len(), start?, string))
+        });
+        if let Some((_, start, string)) = ends.max_by_key(|(length, ..)| *length) {
+            return (visible(&single[..start]), Some(string.clone()));
+        }
+    }
+    (visible(parts), None)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn stop_strings_may_spell_special_tokens(
+        parts in prop::collection::vec(
+            prop_oneof![
+                "[ab日]{0,3}".prop_map(Part::Text),
+                Just(Part::Special("<e>")),
+                Just(Part::Special("<日>")),
+            ],
+            0..10,
+        ),
+        strings in prop::collection::btree_set(
+            prop_oneof!["[ab日]{1,3}", "[ab]{0,2}<e>[ab]{0,2}", "<e><e>", "[ab]?<日>a?<e>", "<日>"],
+            0..4,
+        ),
+    ) {
+        let strings: Vec<String> = strings.into_iter().collect();
+        let (expected, found) = naive_special(&parts, &strings);
+        let mut stop = StopStrings::new(strings.clone()).unwrap();
+        let mut told = String::new();
+        for part in &parts {
+            told += &match part {
+                Part::Text(text) => stop.push(text),
+                Part::Special(content) => stop.push_special(content),
+            };
+            prop_assert!(expected.starts_with(&told), "{told:?} is more than {expected:?}");
+        }
+        let name = stop.found().map(str::to_owned);
+        told += &stop.finish();
+        prop_assert_eq!((told, name), (expected, found));
+    }
+}
+
+#[test]
+fn a_special_token_stops_where_a_string_spells_it() {
+    let mut stop = StopStrings::new(["\n<|im_end|>", "<eos>"]).unwrap();
+    assert_eq!(stop.push("one\n"), "one");
+    // Another special token is nothing, and ends nothing.
+    assert_eq!(stop.push_special("<pad>"), "");
+    assert_eq!(stop.push("two\n"), "\ntwo");
+    assert_eq!(stop.push_special("<|im_end|>"), "");
+    assert_eq!(stop.found(), Some("\n<|im_end|>"));
+
+    let mut stop = StopStrings::new(["\n<|im_end|>", "<eos>"]).unwrap();
+    // Without the line break before it it is nothing.
+    assert_eq!(stop.push_special("<|im_end|>") + &stop.push("x") + &stop.push_special("<|im_end|>"), "x");
+    assert_eq!(stop.push_special("<eos>"), "");
+    assert_eq!((stop.found(), &*stop.clone().finish()), (Some("<eos>"), ""));
+}
