@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod fixtures;
+mod fuzz;
 mod interrupt;
 mod mutations;
 mod parity;
@@ -50,6 +51,8 @@ enum Command {
     PlotRope,
     /// Try many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
+    /// Change files and options at random, and see whether there is an answer or an error (docs/fuzzing.md)
+    Fuzz(fuzz::Arguments),
     /// Write a checkpoint with random weights in the shape of a real model
     RandomModel(random_model::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Python(arguments) => python::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::RandomModel(arguments) => random_model::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),

@@ -1,0 +1,183 @@
+//! One case: what is changed, and what is then done with it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::folder::{Folder, Target, entries};
+use super::random::Random;
+use super::worker::Settings;
+use super::{library, program};
+
+/// What a case is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Config,
+    Generation,
+    Tokenizer,
+    TokenizerConfig,
+    Template,
+    Safetensors,
+    Index,
+    MlxLmAdapters,
+    PeftAdapters,
+    PromptCache,
+    FileSystem,
+    Options,
+    Several,
+    Program,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 14] = [
+        Self::Config,
+        Self::Generation,
+        Self::Tokenizer,
+        Self::TokenizerConfig,
+        Self::Template,
+        Self::Safetensors,
+        Self::Index,
+        Self::MlxLmAdapters,
+        Self::PeftAdapters,
+        Self::PromptCache,
+        Self::FileSystem,
+        Self::Options,
+        Self::Several,
+        Self::Program,
+    ];
+
+    /// The kind of a case: each in turn, those with the most to find more often.
+    pub(super) fn of(case: u64) -> Self {
+        const MORE: [Kind; 4] = [Kind::Config, Kind::Tokenizer, Kind::Template, Kind::PromptCache];
+        let place = (case % (Self::ALL.len() + MORE.len()) as u64) as usize;
+        Self::ALL.get(place).copied().unwrap_or_else(|| MORE[place - Self::ALL.len()])
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Generation => "generation config",
+            Self::Tokenizer => "tokenizer",
+            Self::TokenizerConfig => "tokenizer config",
+            Self::Template => "chat template",
+            Self::Safetensors => "safetensors",
+            Self::Index => "index of shards",
+            Self::MlxLmAdapters => "adapters of mlx-lm",
+            Self::PeftAdapters => "adapters of PEFT",
+            Self::PromptCache => "prompt cache",
+            Self::FileSystem => "what is no file",
+            Self::Options => "options",
+            Self::Several => "several files",
+            Self::Program => "the program",
+        }
+    }
+}
+
+/// How a case ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// There was an answer.
+    Accepted,
+    /// There was an error, as this text.
+    Refused(String),
+    /// What must not happen.
+    Fault(String),
+}
+
+/// Longer messages are a fault.
+const LONGEST_MESSAGE: usize = 64 << 10;
+
+/// Runs a case in an empty folder. `tell` hears what is done next.
+pub(super) fn run(
+    settings: &Settings,
+    case: u64,
+    root: &Path,
+    tell: &mut dyn FnMut(&str),
+) -> io::Result<Verdict> {
+    let mut random = Random::of(settings.seed, case);
+    let kind = Kind::of(case);
+    let random = &mut random;
+    let folder = match kind {
+        Kind::MlxLmAdapters => Folder::adapted(root, false, random)?,
+        Kind::PeftAdapters => Folder::adapted(root, true, random)?,
+        Kind::Several | Kind::FileSystem | Kind::Program if random.once_in(3) => {
+            let from_peft = random.once_in(2);
+            Folder::adapted(root, from_peft, random)?
+        }
+        _ => Folder::plain(root, random)?,
+    };
+    for target in targets(kind, &folder, random) {
+        let file = folder.mutate(target, random)?;
+        tell(&format!("changed {}", file.display()));
+    }
+    let before = entries(root)?;
+    let mut outputs = Vec::new();
+    let verdict = match kind {
+        Kind::Tokenizer | Kind::TokenizerConfig | Kind::Template => library::text(&folder, random, tell),
+        Kind::PromptCache => library::prompt_cache(&folder, random, tell, &mut outputs),
+        Kind::Program => program::run(settings, &folder, random, tell, &mut outputs)?,
+        _ => library::model(&folder, kind, random, tell, &mut outputs),
+    };
+    if let Verdict::Refused(message) = &verdict
+        && message.len() > LONGEST_MESSAGE
+    {
+        let start: String = message.chars().take(300).collect();
+        return Ok(Verdict::Fault(format!("a message of {} bytes: {start}…", message.len())));
+    }
+    if let Verdict::Fault(_) = verdict {
+        return Ok(verdict);
+    }
+    // What was there before is still there, but for what was to be written.
+    let after = entries(root)?;
+    let is_output = |path: &Path| outputs.iter().any(|output| path.starts_with(output));
+    let changed = before.iter().find(|entry| !is_output(&entry.path) && after.binary_search(entry).is_err());
+    if let Some(changed) = changed {
+        return Ok(Verdict::Fault(format!("{} was changed or removed", changed.path.display())));
+    }
+    let new =
+        after.iter().find(|entry| !is_output(&entry.path) && before.iter().all(|old| old.path != entry.path));
+    Ok(match new {
+        Some(new) => Verdict::Fault(format!("{} was written or left behind", new.path.display())),
+        None => verdict,
+    })
+}
+
+/// What is changed in the folder of a case.
+fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
+    let one = match kind {
+        Kind::Config => Target::Config,
+        Kind::Generation => Target::Generation,
+        Kind::Tokenizer => Target::Tokenizer,
+        Kind::TokenizerConfig => Target::TokenizerConfig,
+        Kind::Template => Target::Template,
+        Kind::Safetensors => Target::Tensors,
+        Kind::Index => Target::Index,
+        Kind::MlxLmAdapters | Kind::PeftAdapters => Target::Adapters,
+        Kind::FileSystem => return vec![Target::FileSystem],
+        // Files that are changed later, or not at all.
+        Kind::PromptCache | Kind::Options => return Vec::new(),
+        Kind::Program if random.once_in(2) => return Vec::new(),
+        Kind::Several | Kind::Program => {
+            let mut all = vec![
+                Target::Config,
+                Target::Generation,
+                Target::Tokenizer,
+                Target::TokenizerConfig,
+                Target::Template,
+                Target::Tensors,
+            ];
+            if folder.adapters.is_some() {
+                all.extend([Target::Adapters; 2]);
+            }
+            return (0..=random.below(3)).map(|_| random.one(&all)).collect();
+        }
+    };
+    // More changes are refused sooner.
+    vec![one; if random.once_in(3) { 2 + random.below(2) } else { 1 }]
+}
+
+/// Removes what a case left, whatever it is.
+pub(super) fn clean(root: &Path) -> io::Result<()> {
+    fs::remove_dir_all(root)?;
+    fs::create_dir_all(root)
+}

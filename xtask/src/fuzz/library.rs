@@ -1,0 +1,445 @@
+//! What is done with the files of a case through the libraries: loading, generating, saving, converting.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use mlx_models::generate::{
+    Batch, DraftModel, PerplexityOptions, PromptLookup, Session, Speculation, generate, generate_speculative,
+    perplexity,
+};
+use mlx_models::tokenizer::{
+    Around, ChatEnd, ChatOptions, ChatTemplate, EncodeOptions, Message, StopStrings, Tokenizer,
+    TokenizerError, Written,
+};
+use mlx_models::{
+    CacheOptions, CausalLm, CheckpointError, FuseOptions, LoadError, LoadOptions, LongRopeMode, text,
+};
+
+use super::case::{Kind, Verdict};
+use super::folder::{self, Folder};
+use super::options;
+use super::random::Random;
+use super::values::{any_size, interesting_text, prompt};
+
+/// Hears what is done next, so that a case that never ends says where it is.
+pub(super) type Tell<'t> = &'t mut dyn FnMut(&str);
+
+/// Why a case goes no further.
+enum Stop {
+    /// An error of the library, which is right.
+    Refused(String),
+    /// An answer that must not be.
+    Fault(String),
+}
+
+impl<E: Error> From<E> for Stop {
+    fn from(error: E) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            let _ = write!(message, ": {error}");
+            source = error.source();
+        }
+        Self::Refused(message)
+    }
+}
+
+type Outcome = Result<(), Stop>;
+
+fn verdict(outcome: Outcome) -> Verdict {
+    match outcome {
+        Ok(()) => Verdict::Accepted,
+        Err(Stop::Refused(message)) => Verdict::Refused(message),
+        Err(Stop::Fault(fault)) => Verdict::Fault(fault),
+    }
+}
+
+/// Text to tokens and back, and conversations to prompts.
+pub(super) fn text(folder: &Folder, random: &mut Random, tell: Tell) -> Verdict {
+    verdict(use_tokenizer(folder, random, tell))
+}
+
+fn use_tokenizer(folder: &Folder, random: &mut Random, tell: Tell) -> Outcome {
+    tell("read the tokenizer");
+    let mut tokenizer = Tokenizer::from_folder(&folder.model)?;
+    for _ in 0..3 {
+        let text = prompt(random);
+        let options = EncodeOptions {
+            around: random.one(&[Around::SpecialTokens, Around::Nothing]),
+            written: random.one(&[Written::SpecialTokens, Written::Text]),
+        };
+        tell("encode");
+        let tokens = tokenizer.encode_with(&text, options)?;
+        tell("decode");
+        tokenizer.decode(&tokens[..tokens.len().min(500)])?;
+    }
+    let ids: Vec<u32> = (0..20)
+        .map(|_| if random.once_in(8) { random.next() as u32 } else { random.below(1030) as u32 })
+        .collect();
+    tokenizer.decode(&ids)?;
+    tell("find stop strings");
+    let mut stop = StopStrings::new(["e", "<|endoftext|>"])?;
+    let mut stream = tokenizer.stream();
+    for id in ids {
+        stop.push(&stream.push(id)?);
+    }
+    stop.push(&stream.finish()?);
+    tell("compare tokenizers");
+    let demo = crate::root().join("crates/mlx-models-cli/demo").join(folder::DEMOS[1]);
+    let _ = Tokenizer::from_folder(demo)?.shared_tokens(&tokenizer);
+    let _ = tokenizer.add_stop_token(&interesting_text(random));
+    chat(&tokenizer, random, tell)
+}
+
+/// A conversation. A model without a template is no refusal.
+fn chat(tokenizer: &Tokenizer, random: &mut Random, tell: Tell) -> Outcome {
+    let messages: Vec<Message> = (0..=random.below(4))
+        .map(|turn| Message::new(if turn % 2 == 0 { "user" } else { "assistant" }, &interesting_text(random)))
+        .collect();
+    let template = match random.below(8) {
+        0 => ChatTemplate::Named(interesting_text(random)),
+        1 => ChatTemplate::Named("tool_use".to_owned()),
+        _ => ChatTemplate::Default,
+    };
+    let tool = r#"{"type": "function", "function": {"name": "f", "parameters": {"a": [1, null, 1.5]}}}"#;
+    let tools = random.once_in(4).then(|| tool.parse().ok().into_iter().collect());
+    let end = random.one(&[ChatEnd::Answer, ChatEnd::Nothing, ChatEnd::Continue]);
+    tell("render the chat template");
+    match tokenizer.chat(&messages, &ChatOptions { end, tools, template, ..ChatOptions::default() }) {
+        Err(TokenizerError::NoChatTemplate) => Ok(()),
+        answer => Ok(drop(answer?)),
+    }
+}
+
+/// Loads the model of a folder and uses it in one of several ways.
+pub(super) fn model(
+    folder: &Folder,
+    kind: Kind,
+    random: &mut Random,
+    tell: Tell,
+    outputs: &mut Vec<PathBuf>,
+) -> Verdict {
+    verdict(use_model(folder, kind, random, tell, outputs))
+}
+
+fn use_model(
+    folder: &Folder,
+    kind: Kind,
+    random: &mut Random,
+    tell: Tell,
+    outputs: &mut Vec<PathBuf>,
+) -> Outcome {
+    tell("read the tokenizer");
+    let tokenizer = Tokenizer::from_folder(&folder.model)?;
+    let options = LoadOptions {
+        lazy: random.once_in(4),
+        long_rope: random.one(&[LongRopeMode::ByLength, LongRopeMode::MlxLm]),
+        adapters: folder.adapters.clone(),
+    };
+    tell("load");
+    let mut model = load(folder, &options, random, tell, outputs)?;
+    let model = &mut *model;
+    tell("encode");
+    let prompt = tokens(&tokenizer, model, random)?;
+    if random.once_in(2) {
+        chat(&tokenizer, random, tell)?;
+    }
+    let extreme = kind == Kind::Options;
+    match if extreme { random.below(7) } else { random.below(14) } {
+        0 => perplexities(model, &prompt, random, tell),
+        1 => convert(folder, random, tell, outputs),
+        2 => batch(model, &prompt, extreme, random, tell),
+        3 => drafts(model, &tokenizer, &prompt, extreme, random, tell),
+        4 => save(model, &prompt, folder, random, tell, outputs),
+        _ => answer(model, &tokenizer, &prompt, extreme, random, tell),
+    }
+}
+
+/// Loads a model. Where a config asks for other tensors than there are, they are made, so that what is behind the
+/// check of shapes is reached, too.
+fn load(
+    folder: &Folder,
+    options: &LoadOptions,
+    random: &mut Random,
+    tell: Tell,
+    outputs: &mut Vec<PathBuf>,
+) -> Result<Box<dyn CausalLm>, Stop> {
+    for _ in 0..3 {
+        let problems = match mlx_models::load_with(&folder.model, options) {
+            Err(LoadError::Checkpoint(CheckpointError::Tensors { problems, .. })) => problems,
+            answer => return Ok(answer?),
+        };
+        use mlx_models::TensorProblem as Problem;
+        let (mut wanted, mut left_over) = (Vec::new(), Vec::new());
+        for problem in problems {
+            match problem {
+                Problem::Missing { key, shape } | Problem::Shape { key, expected: shape, .. } => {
+                    wanted.push((key, shape))
+                }
+                problem => left_over.push(problem.key().to_owned()),
+            }
+        }
+        tell("make the tensors that are missing");
+        let single = folder.model.join("model.safetensors");
+        if !single.is_file() || !folder.give(&wanted, &left_over, random).unwrap_or(false) {
+            break;
+        }
+        outputs.push(single);
+        tell("load again");
+    }
+    Ok(mlx_models::load_with(&folder.model, options)?)
+}
+
+/// Tokens of a prompt that the model has.
+fn tokens(tokenizer: &Tokenizer, model: &dyn CausalLm, random: &mut Random) -> Result<Vec<u32>, Stop> {
+    let mut tokens = tokenizer.encode(&prompt(random))?;
+    tokens.truncate(600);
+    let vocab_size = model.info().vocab_size.max(1) as u32;
+    if !random.once_in(20) {
+        tokens.iter_mut().for_each(|id| *id %= vocab_size);
+    }
+    if tokens.is_empty() && !random.once_in(4) {
+        tokens.push(0);
+    }
+    Ok(tokens)
+}
+
+/// Continues a prompt by a few tokens, whose probabilities must be numbers.
+fn answer(
+    model: &mut dyn CausalLm,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    extreme: bool,
+    random: &mut Random,
+    tell: Tell,
+) -> Outcome {
+    let cache_options = options::cache(extreme, random);
+    tell(&format!("generate behind {} tokens with {cache_options:?}", prompt.len()));
+    let mut session = Session::new(model.new_cache(&cache_options)?);
+    let mut options = options::generate(extreme, tokenizer.stop_tokens(), random);
+    options.penalties = options::penalties(extreme, random);
+    tell(&format!("generate with {options:?}"));
+    let vocab_size = model.info().vocab_size;
+    let stop: Vec<String> = if extreme { vec![interesting_text(random)] } else { Vec::new() };
+    let stream = generate(model, &mut session, prompt, options)?;
+    for piece in text::with_text(stream, tokenizer, stop)?.take(4) {
+        if let Some(token) = piece?.token {
+            check_token(token.id, token.logprob, vocab_size)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_token(id: u32, logprob: f32, vocab_size: i32) -> Outcome {
+    if i64::from(id) >= i64::from(vocab_size) || logprob.is_nan() {
+        return Err(Stop::Fault(format!("token {id} of {vocab_size} with log-probability {logprob}")));
+    }
+    Ok(())
+}
+
+fn perplexities(model: &mut dyn CausalLm, text: &[u32], random: &mut Random, tell: Tell) -> Outcome {
+    let options = PerplexityOptions {
+        piece: any_size(random),
+        begin: random.once_in(2).then_some(0),
+        context: any_size(random),
+        with_rest: random.once_in(2),
+    };
+    tell(&format!("perplexity of {} tokens with {options:?}", text.len()));
+    let answer = perplexity(model, text, options, |_, _| ControlFlow::Continue(()))?;
+    if answer.mean_nll.is_nan() {
+        return Err(Stop::Fault(format!("a perplexity that is no number: {answer:?}")));
+    }
+    Ok(())
+}
+
+fn convert(folder: &Folder, random: &mut Random, tell: Tell, outputs: &mut Vec<PathBuf>) -> Outcome {
+    let options = options::convert(random);
+    // Over something that is there already, nothing is written.
+    let out = match random.below(4) {
+        0 => folder.model.clone(),
+        1 => {
+            let place = folder.root.join("special");
+            folder::put_in_place(&place, random)?;
+            place
+        }
+        _ => folder.root.join("out"),
+    };
+    let was_special = folder::is_special(&out) || out.is_file();
+    if out != folder.model {
+        outputs.push(out.clone());
+    }
+    tell(&format!("convert to {} with {options:?}", out.display()));
+    let go_on = |_: mlx_models::Progress<'_>| ControlFlow::Continue(());
+    let adapters = folder.adapters.as_deref();
+    match adapters {
+        Some(adapters) if random.once_in(2) => {
+            mlx_models::fuse(&folder.model, adapters, &out, &FuseOptions { dequantize: random.once_in(2) })?;
+        }
+        _ => drop(mlx_models::convert(&folder.model, adapters, &out, &options, go_on)?),
+    }
+    if was_special && !out.is_dir() {
+        return Err(Stop::Fault(format!("{} was replaced", out.display())));
+    }
+    tell("load what was converted");
+    mlx_models::load(&out).map_err(|e| Stop::Fault(format!("what was converted does not load: {e}")))?;
+    Ok(())
+}
+
+fn batch(
+    model: &mut dyn CausalLm,
+    prompt: &[u32],
+    extreme: bool,
+    random: &mut Random,
+    tell: Tell,
+) -> Outcome {
+    let cache_options = options::cache(extreme, random);
+    tell(&format!("a batch with {cache_options:?}"));
+    let mut batch = Batch::new(cache_options);
+    for _ in 0..=random.below(3) {
+        let mut options = options::generate(extreme, &[], random);
+        options.max_tokens = options.max_tokens.min(4);
+        let prompt = &prompt[random.below(prompt.len())..];
+        tell(&format!("add {} tokens with {options:?}", prompt.len()));
+        batch.add(model, prompt, options)?;
+    }
+    let vocab_size = model.info().vocab_size;
+    while !batch.is_empty() {
+        for answer in batch.step(model)? {
+            check_token(answer.token.id, answer.token.logprob, vocab_size)?;
+        }
+    }
+    Ok(())
+}
+
+/// Speculative decoding, by looking up or by another model.
+fn drafts(
+    model: &mut dyn CausalLm,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    extreme: bool,
+    random: &mut Random,
+    tell: Tell,
+) -> Outcome {
+    let most = any_size(random);
+    let options = options::generate(extreme, tokenizer.stop_tokens(), random);
+    let cache_options = CacheOptions { rewind: random.below(5) as i32, ..options::cache(false, random) };
+    tell(&format!("speculate {most} tokens with {options:?}, {cache_options:?}"));
+    let mut session = Session::new(model.new_cache(&cache_options)?);
+    let mut lookup = PromptLookup { longest: any_size(random), shortest: any_size(random) };
+    let demo = crate::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS));
+    let mut small;
+    let mut draft;
+    let draft: &mut dyn mlx_models::generate::Draft = if random.once_in(2) {
+        &mut lookup
+    } else {
+        small = mlx_models::load(demo)?;
+        let session = Session::new(small.new_cache(&cache_options)?);
+        draft = DraftModel::new(&mut *small, session, &options)?;
+        &mut draft
+    };
+    let vocab_size = model.info().vocab_size;
+    let go_on = |_, _| ControlFlow::Continue(());
+    for token in
+        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most }, go_on)?
+            .take(5)
+    {
+        let token = token?;
+        check_token(token.id, token.logprob, vocab_size)?;
+    }
+    Ok(())
+}
+
+/// Writes a session where something may be already.
+fn save(
+    model: &mut dyn CausalLm,
+    prompt: &[u32],
+    folder: &Folder,
+    random: &mut Random,
+    tell: Tell,
+    outputs: &mut Vec<PathBuf>,
+) -> Outcome {
+    let mut session = Session::new(model.new_cache(&options::cache(false, random))?);
+    session.read_all(model, prompt, 512, |_, _| ControlFlow::Continue(()))?;
+    let special = folder.root.join("special");
+    let file = match random.below(3) {
+        // Weights and configs are no caches, and stay.
+        0 => folder.model.join(random.one(&["model.safetensors", "config.json", "tokenizer.json"])),
+        1 => {
+            folder::put_in_place(&special, random)?;
+            special
+        }
+        _ => special,
+    };
+    let was_special = folder::is_special(&file);
+    if !file.starts_with(&folder.model) || !file.exists() {
+        outputs.push(file.clone());
+    }
+    tell(&format!("save {} tokens to {}", prompt.len(), file.display()));
+    session.save(model, &file)?;
+    if was_special {
+        return Err(Stop::Fault(format!("{} was replaced or written through", file.display())));
+    }
+    tell("load what was saved");
+    Session::load(model, &file, &CacheOptions::default())?;
+    Ok(())
+}
+
+/// Saves a session, changes the file, and goes on behind it.
+pub(super) fn prompt_cache(
+    folder: &Folder,
+    random: &mut Random,
+    tell: Tell,
+    outputs: &mut Vec<PathBuf>,
+) -> Verdict {
+    verdict(use_prompt_cache(folder, random, tell, outputs))
+}
+
+fn use_prompt_cache(folder: &Folder, random: &mut Random, tell: Tell, outputs: &mut Vec<PathBuf>) -> Outcome {
+    tell("load");
+    let mut model = mlx_models::load(&folder.model)?;
+    let model = &mut *model;
+    let file = folder.root.join("cache.safetensors");
+    outputs.push(file.clone());
+    // A second model may have made it.
+    let mut other;
+    let maker: &mut dyn CausalLm = if random.once_in(12) {
+        other = mlx_models::load(
+            crate::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS)),
+        )?;
+        &mut *other
+    } else {
+        model
+    };
+    let vocab_size = maker.info().vocab_size.max(1) as usize;
+    let prompt: Vec<u32> = (0..1 + random.below(80)).map(|_| random.below(vocab_size) as u32).collect();
+    let mut cache_options = options::cache(false, random);
+    if maker.new_cache(&cache_options).is_err() {
+        cache_options.quantization = None;
+    }
+    tell(&format!("save {} tokens with {cache_options:?}", prompt.len()));
+    let mut session = Session::new(maker.new_cache(&cache_options)?);
+    session.read_all(maker, &prompt, 512, |_, _| ControlFlow::Continue(()))?;
+    session.save(maker, &file)?;
+    for _ in 0..=random.below(2) {
+        folder::mutate_tensors(&file, random)?;
+    }
+    let cache_options = if random.once_in(2) { cache_options } else { options::cache(false, random) };
+    tell(&format!("read the file with {cache_options:?}"));
+    let mut session = Session::load(model, &file, &cache_options)?;
+    let before = session.offset();
+    let options = options::generate(false, &[], random);
+    tell(&format!("generate behind {before} tokens with {options:?}"));
+    let vocab_size = model.info().vocab_size;
+    for token in generate(model, &mut session, &[1, 0], options)?.take(4) {
+        let token = token?;
+        check_token(token.id, token.logprob, vocab_size)?;
+    }
+    if random.once_in(2) {
+        tell("take tokens back");
+        session.trim(random.below(100) as i32)?;
+        generate(model, &mut session, &[1], options::generate(false, &[], random))?.next().transpose()?;
+    }
+    Ok(())
+}

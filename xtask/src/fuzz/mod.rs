@@ -1,0 +1,257 @@
+//! `cargo xtask fuzz`: changes files and options at random, and sees whether there is an answer or an error.
+//!
+//! Whatever a model's folder, a prompt cache or an option holds, the libraries and the program answer or refuse: no panic, no
+//! signal, no endless loop, no memory without bound, no message without end, nothing written where nothing is to be written.
+//! Cases are made of a seed and a number, so that each can be run again alone. They start from the demo models and from
+//! models of parity cases; a process of its own runs them one after the other, and is replaced where one kills it.
+//! `docs/fuzzing.md` says what is changed.
+
+mod case;
+mod folder;
+mod json;
+mod library;
+mod memory;
+mod options;
+mod program;
+mod random;
+mod template;
+mod tensors;
+mod tokenizer;
+mod values;
+mod words;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::interrupt;
+use case::{Kind, Verdict};
+use worker::{Settings, Worker};
+
+/// Arguments of `cargo xtask fuzz`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Start no new case after this many seconds
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// What the cases follow from
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Begin with the case of this number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    from: u64,
+    /// Run only this case, say what it does, and keep its folder
+    #[arg(long, value_name = "N", conflicts_with_all = ["seconds", "from"])]
+    case: Option<u64>,
+    /// Call a case endless after this many seconds; most take a tenth of one
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    longest: u64,
+    /// Say at the end which errors there were, each kind of them once
+    #[arg(long)]
+    errors: bool,
+    /// The program that a worker runs
+    #[arg(long, value_name = "FILE", hide = true, requires = "worker")]
+    program: Option<PathBuf>,
+    /// Run the cases that come on standard input, in this folder
+    #[arg(long, value_name = "DIR", hide = true)]
+    worker: Option<PathBuf>,
+}
+
+/// How often something is said of a long run.
+const PROGRESS: Duration = Duration::from_secs(30);
+/// After so many faults a run ends: they are probably one.
+const MOST_FAULTS: usize = 100;
+
+pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    let longest = Duration::from_secs(arguments.longest);
+    let settings = |program| Settings { seed: arguments.seed, longest, program };
+    if let Some(folder) = &arguments.worker {
+        return worker::work(settings(arguments.program.clone().unwrap_or_default()), folder);
+    }
+    interrupt::install()?;
+    let scratch = tempfile::Builder::new().prefix("fuzz-").tempdir()?;
+    // A build of somebody else's meanwhile does not change what is run.
+    let (built, program) = (build_program()?, scratch.path().join("mlx-models"));
+    std::fs::hard_link(&built, &program).or_else(|_| std::fs::copy(&built, &program).map(drop))?;
+    let settings = settings(program);
+    match arguments.case {
+        Some(case) => run_one(&settings, case),
+        None => run_many(&settings, arguments, scratch.path()),
+    }
+}
+
+/// The program as `cargo run` would run it.
+fn build_program() -> io::Result<PathBuf> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "mlx-models-cli",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    let output = command.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executable = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    });
+    let found = executable.filter(|_| output.status.success()).last();
+    found.ok_or_else(|| io::Error::other("the program mlx-models does not build"))
+}
+
+/// What became of the cases of a kind.
+#[derive(Default)]
+struct Tally {
+    accepted: usize,
+    refused: usize,
+    faults: usize,
+    /// The messages, without what differs from case to case.
+    messages: BTreeMap<String, usize>,
+}
+
+fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::Result<bool> {
+    let Arguments { seconds, seed, from, .. } = *arguments;
+    let mut worker = Worker::new(settings, scratch.to_path_buf());
+    let mut tallies: BTreeMap<Kind, Tally> = BTreeMap::new();
+    let (started, mut said) = (Instant::now(), Instant::now());
+    let (mut slowest, mut largest) = ((Duration::ZERO, 0), (0, 0));
+    let mut faults = 0;
+    let mut number = from;
+    while started.elapsed() < Duration::from_secs(seconds) && faults < MOST_FAULTS && !interrupt::requested()
+    {
+        let began = Instant::now();
+        let mut ran = worker.run(number).map_err(|e| io::Error::other(format!("case {number}: {e}")))?;
+        case::clean(&scratch.join("case"))
+            .map_err(|e| io::Error::other(format!("cleaning up after case {number}: {e}")))?;
+        if let Some(stray) = worker.strays()?.first() {
+            ran.verdict = Verdict::Fault(format!("{} was written", stray.display()));
+            std::fs::remove_dir_all(stray).or_else(|_| std::fs::remove_file(stray))?;
+        }
+        slowest = slowest.max((began.elapsed(), number));
+        largest = largest.max((ran.peak, number));
+        let tally = tallies.entry(Kind::of(number)).or_default();
+        match ran.verdict {
+            Verdict::Accepted => tally.accepted += 1,
+            Verdict::Refused(message) => {
+                tally.refused += 1;
+                *tally.messages.entry(pattern(&message)).or_default() += 1;
+            }
+            Verdict::Fault(fault) => {
+                tally.faults += 1;
+                faults += 1;
+                say(&format!("FAULT in case {number} ({}): {fault}", Kind::of(number).name()))?;
+                say(&format!("  at: {}", ran.steps.last().map_or("the beginning", |step| step)))?;
+                say(&format!("  again: cargo xtask fuzz --seed {seed} --case {number}"))?;
+            }
+        }
+        if said.elapsed() > PROGRESS {
+            said = Instant::now();
+            say(&format!(
+                "{} cases in {} s, {faults} faults",
+                number - from + 1,
+                started.elapsed().as_secs()
+            ))?;
+        }
+        number += 1;
+    }
+    say(&format!(
+        "{:>20} {:>8} {:>8} {:>8} {:>8}  different errors",
+        "", "cases", "answered", "refused", "faults"
+    ))?;
+    for (kind, tally) in &tallies {
+        let Tally { accepted, refused, faults, ref messages } = *tally;
+        let cases = accepted + refused + faults;
+        say(&format!(
+            "{:>20} {cases:>8} {accepted:>8} {refused:>8} {faults:>8}  {}",
+            kind.name(),
+            messages.len()
+        ))?;
+    }
+    for (kind, tally) in tallies.iter().filter(|_| arguments.errors) {
+        say(&format!("{}:", kind.name()))?;
+        for (message, count) in &tally.messages {
+            say(&format!("{count:>8} {message}"))?;
+        }
+    }
+    say(&format!(
+        "slowest: case {} with {:.1} s; most memory: case {} with {} MB",
+        slowest.1,
+        slowest.0.as_secs_f64(),
+        largest.1,
+        largest.0 >> 20
+    ))?;
+    say(&format!(
+        "seed {seed}: {} cases in {} s, {faults} faults",
+        number - from,
+        started.elapsed().as_secs()
+    ))?;
+    interrupt::check()?;
+    Ok(faults == 0)
+}
+
+fn run_one(settings: &Settings, case: u64) -> io::Result<bool> {
+    let target = crate::fixtures::target_folder(&crate::root())?;
+    let folder = target.join("fuzz").join(format!("{}-{case}", settings.seed));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder)?;
+    let ran = Worker::new(settings, folder.clone()).run(case)?;
+    for step in &ran.steps {
+        say(step)?;
+    }
+    let (outcome, passed) = match ran.verdict {
+        Verdict::Accepted => ("answered".to_owned(), true),
+        Verdict::Refused(message) => (format!("refused: {message}"), true),
+        Verdict::Fault(fault) => (format!("FAULT: {fault}"), false),
+    };
+    say(&format!(
+        "case {case} ({}), {} MB, {}: {outcome}",
+        Kind::of(case).name(),
+        ran.peak >> 20,
+        folder.display()
+    ))?;
+    Ok(passed)
+}
+
+/// A message without its numbers and quoted parts, so that errors of one kind count once.
+fn pattern(message: &str) -> String {
+    let (mut pattern, mut is_quoted) = (String::new(), false);
+    for c in message.lines().next().unwrap_or_default().chars() {
+        is_quoted ^= c == '"';
+        if !is_quoted && !c.is_ascii_digit() {
+            pattern.push(c);
+        }
+    }
+    pattern.truncate(pattern.floor_char_boundary(160));
+    pattern
+}
+
+fn say(line: &str) -> io::Result<()> {
+    let line: String = line.chars().map(|c| if c.is_control() && c != '\t' { '·' } else { c }).collect();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_one_kind_have_one_pattern() {
+        assert_eq!(pattern("/a/1: \"x\" is 12\nmore"), pattern("/a/2: \"yz\" is 3"));
+        assert_ne!(pattern("a is missing"), pattern("a is wrong"));
+    }
+
+    #[test]
+    fn every_kind_has_its_turn() {
+        let kinds: BTreeSet<Kind> = (0..100).map(Kind::of).collect();
+        assert_eq!(kinds.len(), Kind::ALL.len());
+    }
+}
