@@ -95,6 +95,8 @@ TEXTS = printed(
 )
 
 LISTS = printed(
+    "{'a': 1}.keys() - []", "(7[1:2])[1:]", "'a'.format_map(1)", "'a'.ljust(3, none)", "'a'.startswith(0, 10)", "text | truncate(5, end=2)", "7[1:2]", "{'a': 1}[0:1]", "(1 if true else 2)[0:1]", "list.count(1, 2)", "list | sort('name')", "no | unique | list",
+    "'%5%' % 1", "'%c' % true", "'{:-}'.format('a')", "list | batch('a', 1) | list", "'12' | int(5, 'b')", "text.splitlines('x')", "'a' % range(2)",
     "list", "list[0]", "list[-1]", "list[9]", "list['a']", "list[1:]", "list[::-1]", "list[0:2:1]", "list + [4]",
     "list * 2", "list + 'a'", "[] + (1,)", "(1, 2) + (3,)", "(1,)", "()", "(1, 2)[0]", "[1, 2,]", "[[], {}, ()]", "{}",
     "{'a': 1,}", "{1: 2, 'a': [1]}", "{1: 'a', 1.0: 'b', true: 'c'}", "{'a': 1, 'a': 2}", "{[1]: 2}", "{(1, 2): 3}",

@@ -308,7 +308,14 @@ impl Interpreter<'_> {
             Kind::Slice(of, [start, stop, step]) => {
                 let of = self.eval(of, scope)?;
                 let part = |part| self.boxed(part, scope);
-                ops::slice(&of, [part(start)?, part(stop)?, part(step)?])?
+                let parts = [part(start)?, part(stop)?, part(step)?];
+                match ops::slice(&of, parts) {
+                    // Jinja2 has computed that before, and by other means than those of Python.
+                    Err(_) if is_constant(expr) && !ops::is_sliceable(&of) => {
+                        Value::undefined("no such slice")
+                    }
+                    result => result?,
+                }
             }
             Kind::Call(function, arguments) => {
                 let function = self.eval(function, scope)?;
@@ -540,6 +547,33 @@ impl Interpreter<'_> {
             }
             _ => Err(Error::new(format!("the function {name} is not supported"))),
         }
+    }
+}
+
+/// Whether an expression reads no variable and calls nothing.
+fn is_constant(expr: &Expr) -> bool {
+    let all = |items: &[Expr]| items.iter().all(is_constant);
+    let boxed = |expr: &Option<Box<Expr>>| expr.as_ref().is_none_or(|expr| is_constant(expr));
+    let arguments = |of: &Arguments| {
+        all(&of.positional)
+            && of.named.iter().all(|(_, of)| is_constant(of))
+            && of.list.is_none()
+            && of.dict.is_none()
+    };
+    match &expr.kind {
+        Kind::Const(_) => true,
+        Kind::Name(_) | Kind::Call(..) => false,
+        Kind::Tuple(items) | Kind::List(items) | Kind::Concat(items) => all(items),
+        Kind::Dict(items) => items.iter().all(|(key, value)| is_constant(key) && is_constant(value)),
+        Kind::Attribute(of, _) | Kind::Not(of) | Kind::Negative(of) | Kind::Positive(of) => is_constant(of),
+        Kind::Item(a, b) | Kind::Binary(_, a, b) | Kind::And(a, b) | Kind::Or(a, b) => {
+            is_constant(a) && is_constant(b)
+        }
+        Kind::Slice(of, [start, stop, step]) => is_constant(of) && boxed(start) && boxed(stop) && boxed(step),
+        Kind::Filter(of, _, args) => boxed(of) && arguments(args),
+        Kind::Test(of, _, args) => is_constant(of) && arguments(args),
+        Kind::Compare(first, others) => is_constant(first) && others.iter().all(|(_, of)| is_constant(of)),
+        Kind::Condition(test, then, otherwise) => is_constant(test) && is_constant(then) && boxed(otherwise),
     }
 }
 

@@ -230,8 +230,8 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
         "sort" => {
             let [reverse, case_sensitive, attribute] =
                 args.bind(name, ["reverse", "case_sensitive", "attribute"], 0)?;
-            let is = |value: Option<Value>| value.is_some_and(|value| value.is_true());
-            let (reverse, folds) = (is(reverse), !is(case_sensitive));
+            let reverse = is_reverse(reverse)?;
+            let folds = !case_sensitive.is_some_and(|of| of.is_true());
             let getters = match attribute.as_ref().and_then(Value::as_str) {
                 Some(names) => names
                     .split(',')
@@ -281,7 +281,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
             let getter = Getter::new(attribute.as_ref(), None, sensitive)?;
             return generator("sync_do_unique", || {
                 let mut seen = Dict::default();
-                filtered(value, |item| {
+                taken(value, |item| {
                     let key = getter.get(item)?;
                     let new = seen.get(&key)?.is_none();
                     if new {
@@ -318,11 +318,13 @@ fn generator(name: &'static str, elements: impl FnOnce() -> Result<Elements>) ->
     }
 }
 
+/// What a function makes of each element, up to the first error; nothing of what counts as false.
+fn filtered(value: &Value, with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
+    if value.is_true() { taken(value, with) } else { Ok((Vec::new(), None)) }
+}
+
 /// What a function makes of each element, up to the first error.
-fn filtered(value: &Value, mut with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
-    if !value.is_true() {
-        return Ok((Vec::new(), None));
-    }
+fn taken(value: &Value, mut with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
     let mut out = Vec::new();
     for item in value.iterate()?.iter() {
         match with(item) {
@@ -413,6 +415,12 @@ fn simple_text(name: &str, value: &Value) -> Result<Value> {
 
 fn batch(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements> {
     let items = value.iterate()?;
+    if let (Some(fill), None) = (&fill, count.as_int())
+        && !items.is_empty()
+    {
+        let problem = format!("'<' not supported between instances of 'int' and '{}'", count.type_name());
+        return Err(fill.defined().err().unwrap_or_else(|| Error::new(problem)));
+    }
     // A comparison with `==`, for Jinja2.
     let count = count.as_int().unwrap_or(-1);
     run::elements(items.len())?;
@@ -458,6 +466,11 @@ fn slices(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements>
     Ok((out, None))
 }
 
+/// The argument `reverse`, which is a number for Python.
+fn is_reverse(reverse: Option<Value>) -> Result<bool> {
+    reverse.map_or(Ok(false), |reverse| Ok(reverse.index()? != 0))
+}
+
 fn dict_sort(value: &Value, args: Args) -> Result<Value> {
     let [case_sensitive, by, reverse] = args.bind("dictsort", ["case_sensitive", "by", "reverse"], 0)?;
     let is = |value: Option<Value>| value.is_some_and(|value| value.is_true());
@@ -476,7 +489,7 @@ fn dict_sort(value: &Value, args: Args) -> Result<Value> {
         let sorted_by = getter.get(if by_value { value } else { key })?;
         keyed.push((sorted_by, Value::tuple(vec![key.clone(), value.clone()])?));
     }
-    sort(&mut keyed, is(reverse))?;
+    sort(&mut keyed, is_reverse(reverse)?)?;
     Value::list(keyed.into_iter().map(|(_, item)| item).collect())
 }
 
@@ -549,18 +562,21 @@ fn to_float(value: &Value) -> Result<Option<f64>> {
 
 fn to_int(value: &Value, args: Args) -> Result<Value> {
     let [default, base] = args.bind("int", ["default", "base"], 0)?;
-    let base = base.map_or(Ok(10), |base| base.index())?;
+    // A base that is none is an error that leads to the second try.
+    let base = base.map_or(Some(10), |base| base.as_int());
     let number = match value.defined()? {
         Value::Float(number) if number.is_infinite() || number.is_nan() => None,
         Value::Float(number) => Some(whole(*number)?),
         _ => match value.as_str() {
-            Some(text) => match python::parse_int(text, u32::try_from(base).unwrap_or(1)) {
-                Some(number) => Some(number),
-                None => match python::parse_float(text).filter(|number| number.is_finite()) {
-                    Some(number) => Some(whole(number)?),
-                    None => None,
-                },
-            },
+            Some(text) => {
+                match python::parse_int(text, base.and_then(|base| u32::try_from(base).ok()).unwrap_or(1)) {
+                    Some(number) => Some(number),
+                    None => match python::parse_float(text).filter(|number| number.is_finite()) {
+                        Some(number) => Some(whole(number)?),
+                        None => None,
+                    },
+                }
+            }
             None => value.as_int(),
         },
     };
@@ -801,7 +817,11 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
         None | Some(Value::None) => Ok(default),
         Some(value) => value.index(),
     };
-    let end: Rc<str> = end.map_or(Ok("...".into()), |end| end.to_text())?;
+    let no_text = |end: &Value| Error::new(format!("object of type '{}' has no len()", end.type_name()));
+    let end: Rc<str> = match &end {
+        None => "...".into(),
+        Some(end) => Rc::clone(end.as_str().ok_or_else(|| no_text(end))?),
+    };
     let (length, leeway) = (int(length, 255)?, int(leeway, 5)?);
     let end_length = end.chars().count() as i128;
     if length < end_length {

@@ -40,6 +40,11 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
     while let Some(place) = rest.find('%') {
         out += &rest[..place];
         rest = &rest[place + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            out.push('%');
+            rest = after;
+            continue;
+        }
         let mut key = None;
         if let Some(inside) = rest.strip_prefix('(') {
             let mut open = 1;
@@ -86,10 +91,6 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
         rest = rest.trim_start_matches(['h', 'l', 'L']);
         let Some(kind) = rest.chars().next() else { return Err(Error::new("incomplete format")) };
         rest = &rest[kind.len_utf8()..];
-        if kind == '%' {
-            out.push('%');
-            continue;
-        }
         let value = match key {
             Some(key) => {
                 let dict = mapping.ok_or_else(|| Error::new("format requires a mapping"))?;
@@ -124,7 +125,9 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
             }
             'c' => {
                 let character = match &value {
-                    Value::Int(code) => u32::try_from(*code).ok().and_then(char::from_u32).map(String::from),
+                    Value::Int(_) | Value::Bool(_) => {
+                        u32::try_from(value.index()?).ok().and_then(char::from_u32).map(String::from)
+                    }
                     _ => value.as_str().filter(|text| text.chars().count() == 1).map(|text| text.to_string()),
                 };
                 (String::new(), character.ok_or_else(|| Error::new("%c requires int or char"))?, false)
@@ -184,7 +187,7 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
     run::bytes(text.len() as u64)?;
     if !positional.is_empty() && mapping.is_none() && !used_mapping {
         // A single argument that can be looked into by a key is taken for a mapping that is not read.
-        let spare = matches!(arguments, Value::List(_)) || matches!(arguments, Value::Undefined(_));
+        let spare = matches!(arguments, Value::List(_) | Value::Range(..) | Value::Undefined(_));
         if !spare {
             return Err(Error::new("not all arguments converted during string formatting"));
         }
@@ -417,6 +420,7 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
     let sign = match take(&['+', '-', ' ']) {
         Some('+') => Sign::Plus,
         Some(' ') => Sign::Space,
+        Some(_) if value.as_str().is_some() => return Err(invalid()),
         _ => Sign::Minus,
     };
     take(&['z']);

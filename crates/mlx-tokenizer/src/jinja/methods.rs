@@ -167,7 +167,12 @@ fn number_method(of: &Value, name: &str) -> Result<Value> {
 }
 
 fn sequence_method(of: &Value, name: &str, args: Args) -> Result<Value> {
-    let [item, start, stop] = args.places(name, 1)?;
+    let [item, start, stop] = if name == "count" || matches!(of, Value::Range(..)) {
+        let [item] = args.places(name, 1)?;
+        [item, None, None]
+    } else {
+        args.places(name, 1)?
+    };
     let item = item.unwrap_or(Value::None);
     let items = of.iterate()?;
     let length = items.len() as i128;
@@ -252,10 +257,10 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         }
         "format_map" => {
             let [mapping] = args.places(name, 1)?;
-            let Some(Value::Dict(mapping)) = mapping else {
-                return Err(Error::new("format_map() needs a dict"));
-            };
-            return Value::text(format::format(of, &[], &mapping)?);
+            // Whatever it is; only a dictionary has names to look up.
+            let empty = Dict::default();
+            let named = if let Some(Value::Dict(mapping)) = &mapping { mapping } else { &empty };
+            return Value::text(format::format(of, &[], named)?);
         }
         "split" | "rsplit" => {
             let [separator, most] = args.bind(name, ["sep", "maxsplit"], 0)?;
@@ -263,7 +268,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         }
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
-            let lines = lines(of, keep.is_some_and(|keep| keep.is_true()))?;
+            let lines = lines(of, int(&keep, 0)? != 0)?;
             return Value::list(lines.into_iter().map(Value::from).collect());
         }
         "expandtabs" => {
@@ -303,8 +308,10 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         }
         "startswith" | "endswith" => {
             let [affixes, start, stop] = args.places(name, 1)?;
-            let Some(part) = part(of, &start, &stop)? else { return is(false) };
-            let (part, _) = part;
+            if !matches!(affixes, Some(Value::Tuple(_))) {
+                required_text(&affixes)?;
+            }
+            let Some((part, _)) = part(of, &start, &stop)? else { return is(false) };
             let matches = |affix: &str| {
                 if name == "startswith" { part.starts_with(affix) } else { part.ends_with(affix) }
             };
@@ -341,7 +348,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         }
         "center" | "ljust" | "rjust" => {
             let [width, fill] = args.places(name, 1)?;
-            let fill = text(&fill)?.unwrap_or_else(|| " ".into());
+            let fill = if fill.is_some() { required_text(&fill)? } else { " ".into() };
             if fill.chars().count() != 1 {
                 return Err(Error::new("the fill character must be exactly one character long"));
             }

@@ -206,6 +206,10 @@ pub(super) fn compare(comparison: Comparison, a: &Value, b: &Value) -> Result<bo
     })
 }
 
+pub(super) fn is_sliceable(of: &Value) -> bool {
+    matches!(of, Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range(..))
+}
+
 /// `of[start:stop:step]`.
 pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Result<Value> {
     let number = |value: Option<Value>| match value {
@@ -213,7 +217,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
         Some(value) => value.index().map(Some),
     };
     match of.defined()? {
-        Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range(..) => {}
+        _ if is_sliceable(of) => {}
         Value::Dict(_) => return Err(Error::new("unhashable type: 'slice'")),
         _ => return Err(Error::new(format!("'{}' object is not subscriptable", of.type_name()))),
     }
