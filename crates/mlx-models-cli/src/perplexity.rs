@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     interrupt::install();
     let started = Instant::now();
-    let mut bar = Progress::new(Unit::Count).worth_lines_above(8 * arguments.sequence_length);
+    let mut bar = Progress::new(Unit::Count).worth_lines_above(arguments.sequence_length.saturating_mul(8));
     let found = perplexity(&mut *loaded.model, &tokens, options, |read, total| {
         bar.set(read as u64, total as u64, "tokens of the text");
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -268,3 +268,27 @@ fn tokens_that_are_all_forbidden_are_an_error() {
     let error = fails(&[&["generate", "--model", "demo:phi3"], &PROMPT[..], &bias].concat());
     assert!(error.contains("no token is possible"), "{error}");
 }
+
+/// Numbers of tokens as large as a number can be.
+#[test]
+fn the_largest_sizes_overflow_nothing() {
+    let most = usize::MAX.to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "Once upon a time there was a dog.").unwrap();
+    let text = text.to_str().unwrap();
+    let perplexity = |length: &str| report(&["perplexity", text, "--json", "--sequence-length", length]);
+    assert_eq!(perplexity(&most)["perplexity"], perplexity("512")["perplexity"]);
+    let generate = |options: &[&str]| {
+        report(&[&["generate", "--prompt", "Once", "--json", "--max-tokens", "3"], options].concat())
+    };
+    let plain = generate(&[]);
+    for option in ["--prefill-step-size", "--repetition-context-size", "--top-k"] {
+        assert_eq!(generate(&[option, &most])["text"], plain["text"], "{option}");
+    }
+    for option in ["--num-draft-tokens", "--dry-penalty-last-n", "--dry-allowed-length"] {
+        let options = [option, &most, "--prompt-lookup", "--dry-multiplier", "0.8"];
+        let options = if option.contains("draft") { &options[..3] } else { &options[..] };
+        assert_eq!(generate(options)["text"], plain["text"], "{option}");
+    }
+}

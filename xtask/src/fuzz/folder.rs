@@ -330,6 +330,9 @@ pub(super) fn mutate_tensors(file: &Path, random: &mut Random) -> io::Result<Pat
     match TensorFile::read(file) {
         Ok(mut tensors) if !random.once_in(4) => {
             tensors.mutate(random);
+            if !random.once_in(8) {
+                tensors.sign();
+            }
             tensors.write(file)?;
         }
         Ok(tensors) => fs::write(file, tensors.broken(random))?,

@@ -145,7 +145,7 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
                 tally.faults += 1;
                 faults += 1;
                 say(&format!("FAULT in case {number} ({}): {fault}", Kind::of(number).name()))?;
-                say(&format!("  at: {}", ran.steps.last().map_or("the beginning", |step| step)))?;
+                say(&format!("  at: {}", ran.steps.last().map_or("the beginning", |(_, step)| step)))?;
                 say(&format!("  again: cargo xtask fuzz --seed {seed} --case {number}"))?;
             }
         }
@@ -200,8 +200,8 @@ fn run_one(settings: &Settings, case: u64) -> io::Result<bool> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let ran = Worker::new(settings, folder.clone()).run(case)?;
-    for step in &ran.steps {
-        say(step)?;
+    for (began, step) in &ran.steps {
+        say(&format!("{:>7.2} s  {step}", began.as_secs_f64()))?;
     }
     let (outcome, passed) = match ran.verdict {
         Verdict::Accepted => ("answered".to_owned(), true),

@@ -316,11 +316,14 @@ fn judge(ended: &Ended, arguments: &[String]) -> Verdict {
     if messages.contains("panicked at") {
         return fault("a panic".to_owned());
     }
-    if messages.len() > LONGEST_MESSAGES {
-        return fault(format!("{} bytes of messages", messages.len()));
-    }
-    if let Some(control) = messages.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
-        return fault(format!("a control character {control:?} in a message"));
+    // Wrong arguments are repeated to whoever typed them, as they are.
+    if ended.status != Some(2) {
+        if messages.len() > LONGEST_MESSAGES {
+            return fault(format!("{} bytes of messages", messages.len()));
+        }
+        if let Some(control) = messages.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+            return fault(format!("a control character {control:?} in a message"));
+        }
     }
     let is_about = matches!(arguments.first().map(String::as_str), Some("inspect" | "convert"));
     if is_about && ended.stdout.iter().any(|&byte| byte < b' ' && !matches!(byte, b'\n' | b'\t')) {
@@ -335,7 +338,8 @@ fn judge(ended: &Ended, arguments: &[String]) -> Verdict {
             false => fault("output of --json that is no JSON".to_owned()),
         },
         Some(1 | 2) if messages.trim().is_empty() => fault("an error without a message".to_owned()),
-        Some(1 | 2) => Verdict::Refused(messages.into_owned()),
+        Some(1) => Verdict::Refused(messages.into_owned()),
+        Some(2) => Verdict::Refused(start),
         _ => fault(format!("ended by {}", ended.how)),
     }
 }

@@ -85,6 +85,36 @@ impl TensorFile {
         fs::write(file, with_header(header.to_string().as_bytes(), &data))
     }
 
+    /// Gives a prompt cache the checksum of what it holds now, as somebody would who forges one: the CRC-32 of every entry
+    /// and every tensor in the order of their names (`mlx-kvcache`, `file/tensors.rs`).
+    pub(super) fn sign(&mut self) {
+        const CHECKSUM: &str = "0.mlx_models_crc32";
+        if self.metadata.remove(CHECKSUM).is_none() {
+            return;
+        }
+        let mut bytes = Vec::new();
+        let entries: BTreeMap<&String, &str> =
+            self.metadata.iter().map(|(key, value)| (key, value.as_str().unwrap_or_default())).collect();
+        for text in entries.into_iter().flat_map(|(key, value)| [key, value]) {
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        }
+        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        for Tensor { name, dtype, shape, bytes: data } in &self.tensors {
+            let dtype = match &**dtype {
+                "BOOL" => "Bool",
+                "I32" => "Int32",
+                "U32" => "Uint32",
+                "F16" => "Float16",
+                "BF16" => "Bfloat16",
+                _ => "Float32",
+            };
+            bytes.extend(format!("{name} {dtype} {shape:?}").as_bytes());
+            bytes.extend(data);
+        }
+        self.metadata.insert(CHECKSUM.to_owned(), json!(format!("{:08x}", crc32fast::hash(&bytes))));
+    }
+
     /// Changes one tensor, or the metadata, so that a file of this still is one.
     pub(super) fn mutate(&mut self, random: &mut Random) {
         if self.tensors.is_empty() || (!self.metadata.is_empty() && random.once_in(3)) {

@@ -122,7 +122,8 @@ struct Running {
 /// How a case ended, and what it was doing last.
 pub(super) struct Ran {
     pub(super) verdict: Verdict,
-    pub(super) steps: Vec<String>,
+    /// With when they began.
+    pub(super) steps: Vec<(Duration, String)>,
     pub(super) peak: u64,
 }
 
@@ -142,8 +143,11 @@ impl<'s> Worker<'s> {
         told.unwrap_or_else(|| Err(io::Error::other("the worker has no input")))?;
         let started = Instant::now();
         let mut steps = Vec::new();
-        let fault =
-            |text: String, steps: Vec<String>, peak| Ran { verdict: Verdict::Fault(text), steps, peak };
+        let fault = |text: String, steps: Vec<(Duration, String)>, peak| Ran {
+            verdict: Verdict::Fault(text),
+            steps,
+            peak,
+        };
         loop {
             let peak = memory::peak(&running.child.id().to_string());
             // The program that a worker runs has a limit of its own, which comes first.
@@ -168,7 +172,7 @@ impl<'s> Worker<'s> {
                 }
             };
             let Some(answer) = line.strip_prefix(ANSWER) else {
-                steps.push(line);
+                steps.push((started.elapsed(), line));
                 continue;
             };
             let Answer { verdict, text, peak } = serde_json::from_str(answer)?;
