@@ -51,6 +51,7 @@ mod stop_strings;
 mod template;
 mod text_stream;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -80,7 +81,7 @@ pub enum TokenizerError {
         found: Option<String>,
     },
     /// A file that describes the tokenizer cannot be understood.
-    #[error("{}: {problem}", file.display())]
+    #[error("{}: {}", file.display(), shortened(problem))]
     Invalid {
         /// The file.
         file: PathBuf,
@@ -88,19 +89,19 @@ pub enum TokenizerError {
         problem: String,
     },
     /// The tokenizer refused a text.
-    #[error("the text cannot be turned into tokens: {problem}")]
+    #[error("the text cannot be turned into tokens: {}", shortened(problem))]
     Encode {
         /// What the tokenizer says.
         problem: String,
     },
     /// The tokenizer refused token ids.
-    #[error("the tokens cannot be turned into text: {problem}")]
+    #[error("the tokens cannot be turned into text: {}", shortened(problem))]
     Decode {
         /// What the tokenizer says.
         problem: String,
     },
     /// The tokenizer has no such token.
-    #[error("the tokenizer has no token {token:?}; a token is named by its text or by its id")]
+    #[error("the tokenizer has no token {:?}; a token is named by its text or by its id", shortened(token))]
     UnknownToken {
         /// What was asked for.
         token: String,
@@ -115,7 +116,7 @@ pub enum TokenizerError {
     )]
     NoChatTemplate,
     /// The tokenizer has chat templates, and none of this name.
-    #[error("the tokenizer has no chat template {name:?}; it has {}", known.join(", "))]
+    #[error("the tokenizer has no chat template {:?}; it has {}", shortened(name), shortened(&known.join(", ")))]
     UnknownChatTemplate {
         /// The name that was asked for.
         name: String,
@@ -123,7 +124,12 @@ pub enum TokenizerError {
         known: Vec<String>,
     },
     /// The chat template refused the conversation.
-    #[error("the chat template refuses the conversation: {message} (line {} of {template})", line_of(*line))]
+    #[error(
+        "the chat template refuses the conversation: {} (line {} of {})",
+        shortened(message),
+        line_of(*line),
+        shortened(template)
+    )]
     ChatRefused {
         /// The name of the template.
         template: String,
@@ -133,7 +139,12 @@ pub enum TokenizerError {
         message: String,
     },
     /// The chat template is wrong, or uses what is not supported.
-    #[error("the chat template cannot be used: {problem} (line {} of {template})", line_of(*line))]
+    #[error(
+        "the chat template cannot be used: {} (line {} of {})",
+        shortened(problem),
+        line_of(*line),
+        shortened(template)
+    )]
     ChatTemplate {
         /// The name of the template.
         template: String,
@@ -143,7 +154,7 @@ pub enum TokenizerError {
         problem: String,
     },
     /// There is no prompt for such a conversation.
-    #[error("{problem}")]
+    #[error("{}", shortened(problem))]
     Conversation {
         /// What is wrong with it.
         problem: String,
@@ -157,6 +168,17 @@ fn converted(found: &Option<String>) -> String {
         "; transformers makes it of {found}: \
          AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in Python writes tokenizer.json"
     )
+}
+
+/// A text of a file or of a caller as messages show it: all of it, or the beginning and the end of a very long one.
+fn shortened(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 1000;
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let (start, end) =
+        (text.floor_char_boundary(LONGEST * 3 / 4), text.ceil_char_boundary(text.len() - LONGEST / 4));
+    format!("{}... ({} bytes) ...{}", &text[..start], end - start, &text[end..]).into()
 }
 
 fn line_of(line: Option<usize>) -> String {
