@@ -286,13 +286,5 @@ pub(crate) fn of_config(file: &Path, e: serde_path_to_error::Error<serde_json::E
 
 /// A text of a file as messages show it: all of it, or the beginning and the end of a very long one.
 pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 240;
-    if text.len() <= LONGEST {
-        return text.into();
-    }
-    let start = (0..=LONGEST / 2).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-    let end =
-        (text.len() - LONGEST / 4..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
-    let left_out = end - start;
-    format!("{}... ({left_out} bytes) ...{}", &text[..start], &text[end..]).into()
+    mlx_files::shortened(text, 240)
 }

@@ -10,6 +10,7 @@
 //! | [`read`], [`read_to_string`] | all of a regular file, up to a limit |
 //! | [`is_present`] | whether a file is there, where a link that leads nowhere is an error |
 //! | [`check_replaceable`] | whether a path is free or a regular file |
+//! | [`shortened`] | what a file says, for a message, which may be very long |
 //! | [`Partial`] | a file or folder that is written beside its place, and takes its place when it is whole |
 //!
 //! ```
@@ -26,12 +27,14 @@
 //! ```
 
 mod partial;
+mod shortened;
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 pub use partial::Partial;
+pub use shortened::shortened;
 
 /// The largest JSON file that describes a model: a config, an index of shards. Those of released models have at most
 /// a few megabytes.

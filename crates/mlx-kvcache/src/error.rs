@@ -5,6 +5,11 @@ use mlx_quantization::Quantization;
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
+/// Numbers of the rows of a batch, as messages show them.
+fn list(numbers: &[impl std::fmt::Debug]) -> String {
+    mlx_files::shortened(&format!("{numbers:?}"), 240).into_owned()
+}
+
 /// Why a cache refused an operation. The cache is then as it was before.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -103,13 +108,13 @@ pub enum CacheError {
         asked: Quantization,
     },
     /// Left padding that is no padding of a batch.
-    #[error("left padding {padding:?}: needed are numbers from 0 to 2^30, and 0 for the longest row")]
+    #[error("left padding {}: needed are numbers from 0 to 2^30, and 0 for the longest row", list(padding))]
     Padding {
         /// What was asked for.
         padding: Vec<i32>,
     },
     /// Rows that the batch does not have, or no rows.
-    #[error("rows {rows:?} of a batch of {batch}")]
+    #[error("rows {} of a batch of {batch}", list(rows))]
     Rows {
         /// What was asked for.
         rows: Vec<usize>,

@@ -172,13 +172,7 @@ fn converted(found: &Option<String>) -> String {
 
 /// A text of a file or of a caller as messages show it: all of it, or the beginning and the end of a very long one.
 fn shortened(text: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 1000;
-    if text.len() <= LONGEST {
-        return text.into();
-    }
-    let (start, end) =
-        (text.floor_char_boundary(LONGEST * 3 / 4), text.ceil_char_boundary(text.len() - LONGEST / 4));
-    format!("{}... ({} bytes) ...{}", &text[..start], end - start, &text[end..]).into()
+    mlx_files::shortened(text, 1000)
 }
 
 fn line_of(line: Option<usize>) -> String {

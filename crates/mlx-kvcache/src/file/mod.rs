@@ -55,6 +55,11 @@ impl From<&str> for MadeBy {
     }
 }
 
+/// What a file says, as messages show it.
+fn shortened(text: &str) -> std::borrow::Cow<'_, str> {
+    mlx_files::shortened(text, 240)
+}
+
 /// Why a cache was not saved, or a file is no cache for this model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -70,7 +75,7 @@ pub enum CacheFileError {
         source: io::Error,
     },
     /// Not a safetensors file, or not a whole one, or one that was changed.
-    #[error("{} is not a whole cache file: {problem}", file.display())]
+    #[error("{} is not a whole cache file: {}", file.display(), shortened(problem))]
     Damaged {
         /// The file.
         file: PathBuf,
@@ -78,7 +83,7 @@ pub enum CacheFileError {
         problem: String,
     },
     /// Tensors, but no cache.
-    #[error("{} holds no cache: {problem}", file.display())]
+    #[error("{} holds no cache: {}", file.display(), shortened(problem))]
     NoCache {
         /// The file.
         file: PathBuf,
@@ -86,7 +91,7 @@ pub enum CacheFileError {
         problem: String,
     },
     /// A kind of cache that is not known here.
-    #[error("{}: layer {layer} is a {class}, which is not supported; known are {}", file.display(), mlx_lm::CLASSES.join(", "))]
+    #[error("{}: layer {layer} is a {}, which is not supported; known are {}", file.display(), shortened(class), mlx_lm::CLASSES.join(", "))]
     UnknownKind {
         /// The file.
         file: PathBuf,
@@ -104,7 +109,7 @@ pub enum CacheFileError {
         found: u32,
     },
     /// The numbers of a layer contradict its tensors.
-    #[error("{}: layer {layer}: {problem}", file.display())]
+    #[error("{}: layer {layer}: {}", file.display(), shortened(problem))]
     Layer {
         /// The file.
         file: PathBuf,
@@ -114,7 +119,7 @@ pub enum CacheFileError {
         problem: String,
     },
     /// A cache of another model.
-    #[error("{} was made by a model of type {found:?}, and this one is a {expected:?}", file.display())]
+    #[error("{} was made by a model of type {:?}, and this one is a {expected:?}", file.display(), shortened(found))]
     Model {
         /// The file.
         file: PathBuf,
@@ -159,7 +164,7 @@ pub enum CacheFileError {
         found: usize,
     },
     /// A layer of another kind, shape or dtype than the model's.
-    #[error("{}: layer {layer} has {what} {found}, and the model needs {expected}", file.display())]
+    #[error("{}: layer {layer} has {what} {}, and the model needs {expected}", file.display(), shortened(found))]
     Mismatch {
         /// The file.
         file: PathBuf,
