@@ -182,6 +182,12 @@ TESTS = printed(
 )
 
 STATEMENTS = [
+    "{% generation %}{{ varargs }}{{ kwargs }}{{ caller is defined }}{% endgeneration %}",
+    "{% macro m() %}{% generation %}{{ varargs }}{{ caller is defined }}{% endgeneration %}{% endmacro %}{{ m(1) }}",
+    "{% set number %}{{ number }}{% endset %}{{ number }}",
+    "{% for i in [1] %}{{ number }}{% endfor %}{% set number = 1 %}",
+    "{{ number }}{% for i in [1] %}{{ number }}{% endfor %}{% set number = 1 %}",
+    "{% for i in [1] %}{{ number }}{% endfor %}{% if yes %}{% set number = 1 %}{% endif %}{{ number }}",
     "{% if list %}a{% elif text %}b{% else %}c{% endif %}",
     "{% if not list %}a{% elif text %}b{% else %}c{% endif %}",
     "{% if no %}a{% endif %}",

@@ -106,7 +106,7 @@ pub(super) enum Action {
     FilterBlock(Expr, Body),
     Block(Rc<Block>),
     /// What the model wrote.
-    Generation(Body),
+    Generation(Rc<Macro>),
     AutoEscape(Expr, Body),
     Break,
     Continue,

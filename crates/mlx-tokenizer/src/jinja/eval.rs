@@ -160,7 +160,7 @@ impl Interpreter<'_> {
                 self.body(&of.body, &scope, out)?;
             }
             Action::Generation(body) => {
-                self.body(body, &Scope::inside(scope), out)?;
+                write(&self.call_macro(body, scope, Args::default())?.to_text()?, out)?;
             }
             Action::AutoEscape(on, body) => {
                 if self.eval(on, scope)?.is_true() {

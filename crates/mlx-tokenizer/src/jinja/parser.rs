@@ -257,11 +257,8 @@ impl Parser {
                 Action::AutoEscape(on, self.closed_inner("endautoescape")?)
             }
             "generation" => {
-                // A call with a body, for Jinja2: a frame of its own, and a function.
-                let in_loop = std::mem::replace(&mut self.in_loop, false);
-                let body = self.closed_inner("endgeneration")?;
-                self.in_loop = in_loop;
-                Action::Generation(body)
+                // A call with a body, for Jinja2.
+                Action::Generation(self.macro_body(None, Vec::new(), "endgeneration")?)
             }
             "break" | "continue" => {
                 if !self.in_loop {
