@@ -106,6 +106,9 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     readme.present = " ".to_owned();
     steps.push(readme);
 
+    // What is found is found again with the same seed, however far a machine comes in a minute.
+    steps.push(cargo("fuzz", "run --quiet --package xtask -- fuzz --seconds 60 --seed 1"));
+
     // Builds the workspace some ninety times, a few seconds each.
     steps.push(cargo("mutations", "run --quiet --package xtask -- mutations"));
 

@@ -181,3 +181,45 @@ pub(super) fn clean(root: &Path) -> io::Result<()> {
     fs::remove_dir_all(root)?;
     fs::create_dir_all(root)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Kinds that need no program, a few cases each: none has a fault, and some are answered.
+    #[test]
+    fn cases_end_with_an_answer_or_an_error() {
+        let settings = Settings { seed: 1, longest: Duration::from_secs(60), program: "absent".into() };
+        let folder = tempfile::tempdir().unwrap();
+        let (mut answered, mut refused) = (0, 0);
+        for case in (0..60).filter(|&case| Kind::of(case) != Kind::Program) {
+            clean(folder.path()).unwrap();
+            match run(&settings, case, folder.path(), &mut |_| ()).unwrap() {
+                Verdict::Accepted => answered += 1,
+                Verdict::Refused(_) => refused += 1,
+                Verdict::Fault(fault) => panic!("case {case}: {fault}"),
+            }
+        }
+        assert!(answered > 5 && refused > 5, "{answered} answered, {refused} refused");
+    }
+
+    #[test]
+    fn a_case_is_the_same_every_time() {
+        let settings = Settings { seed: 7, longest: Duration::from_secs(60), program: "absent".into() };
+        let steps = |case| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut steps = Vec::new();
+            let verdict =
+                run(&settings, case, folder.path(), &mut |step| steps.push(step.to_owned())).unwrap();
+            let text = format!("{steps:?} {verdict:?}");
+            text.replace(&folder.path().display().to_string(), "FOLDER")
+        };
+        for case in 0..13 {
+            assert_eq!(steps(case), steps(case), "case {case}");
+        }
+    }
+}

@@ -65,6 +65,9 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// After so many faults a run ends: they are probably one.
 const MOST_FAULTS: usize = 100;
 
+/// Among so many cases of a kind some are answered.
+const ENOUGH: usize = 60;
+
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let longest = Duration::from_secs(arguments.longest);
     let settings = |program| Settings { seed: arguments.seed, longest, program };
@@ -190,8 +193,14 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
         number - from,
         started.elapsed().as_secs()
     ))?;
+    // Cases that are all refused at the door show nothing.
+    let refused = tallies.iter().filter(|(_, tally)| tally.accepted == 0 && tally.refused >= ENOUGH);
+    let refused: Vec<&str> = refused.map(|(kind, _)| kind.name()).collect();
+    for kind in &refused {
+        say(&format!("no case of this kind was answered: {kind}"))?;
+    }
     interrupt::check()?;
-    Ok(faults == 0)
+    Ok(faults == 0 && refused.is_empty())
 }
 
 fn run_one(settings: &Settings, case: u64) -> io::Result<bool> {

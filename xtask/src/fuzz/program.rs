@@ -355,3 +355,37 @@ fn shown(argument: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
     if short == argument && short.chars().all(is_plain) { short } else { format!("{short:?}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_not_be_is_a_fault() {
+        let ended = |status, stdout: &str, stderr: &str| Ended {
+            status,
+            how: "some signal".to_owned(),
+            stdout: stdout.as_bytes().to_vec(),
+            stderr: stderr.as_bytes().to_vec(),
+            stopped: None,
+        };
+        let arguments = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let is_fault =
+            |ended: &Ended, texts: &[&str]| matches!(judge(ended, &arguments(texts)), Verdict::Fault(_));
+        let generate: &[&str] = &["generate", "--json"];
+        assert!(!is_fault(&ended(Some(0), "{}", ""), generate));
+        assert!(!is_fault(&ended(Some(1), "", "error: no"), generate));
+        for (status, stdout, stderr) in [
+            (None, "{}", ""),
+            (Some(101), "", "thread 'main' panicked at src/main.rs"),
+            (Some(134), "", "error"),
+            (Some(0), "{} {}", ""),
+            (Some(1), "", ""),
+            (Some(1), "", "error: \u{1b}[2J"),
+        ] {
+            assert!(is_fault(&ended(status, stdout, stderr), generate), "{status:?} {stdout} {stderr}");
+        }
+        assert!(is_fault(&ended(Some(1), "", &"a".repeat(LONGEST_MESSAGES + 1)), generate));
+        assert!(is_fault(&ended(Some(0), "model\u{1b}[31m", ""), &["inspect", "x"]));
+    }
+}
