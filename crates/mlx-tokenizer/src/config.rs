@@ -16,6 +16,9 @@ const NAMES: [&str; 7] =
 /// The template of a model that has one only.
 const DEFAULT: &str = "default";
 
+/// The most files of templates. Real folders have two.
+const MOST_TEMPLATES: usize = 64;
+
 /// Ends of turns in the templates of models here and their relatives.
 const ENDS_OF_TURN: [&str; 5] = ["<end_of_turn>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>"];
 
@@ -49,8 +52,10 @@ impl<'a> Config<'a> {
                 }
                 // Others may be anything, as the switch `add_bos_token` is.
                 None if !value.is_null() && NAMES.contains(&&**name) => {
-                    let problem =
-                        format!("{name} is {value}, and must be a token or an object with its content");
+                    let problem = format!(
+                        "{name} is {}, and must be a token or an object with its content",
+                        short(value)
+                    );
                     return Err(self.invalid(problem));
                 }
                 None => {}
@@ -137,7 +142,10 @@ impl<'a> Config<'a> {
             let value = object(&file)?.remove("eos_token_id").unwrap_or_default();
             let ids = ids(&value).ok_or_else(|| TokenizerError::Invalid {
                 file,
-                problem: format!("eos_token_id is {value}, and must be a token id or a list of them"),
+                problem: format!(
+                    "eos_token_id is {}, and must be a token id or a list of them",
+                    short(&value)
+                ),
             })?;
             stop.extend(ids);
         }
@@ -154,6 +162,20 @@ impl<'a> Config<'a> {
 
     fn invalid(&self, problem: String) -> TokenizerError {
         TokenizerError::Invalid { file: self.folder.join("tokenizer_config.json"), problem }
+    }
+}
+
+/// The beginning of a JSON value, for errors.
+pub(crate) fn short(value: &Value) -> String {
+    cut(&value.to_string())
+}
+
+/// The beginning of a text, for errors.
+pub(crate) fn cut(text: &str) -> String {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        Some((place, _)) => format!("{}...", &text[..place]),
+        None => text.to_owned(),
     }
 }
 
@@ -178,11 +200,20 @@ fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
     };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        // A link that leads nowhere was meant to lead to templates.
+        Err(e) if e.kind() == ErrorKind::NotFound && fs::symlink_metadata(folder).is_err() => {
+            return Ok(Vec::new());
+        }
         Err(e) => return Err(invalid(e)),
     };
     let files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-    Ok(files.into_iter().filter(|file| file.extension().is_some_and(|of| of == "jinja")).collect())
+    let files: Vec<_> =
+        files.into_iter().filter(|file| file.extension().is_some_and(|of| of == "jinja")).collect();
+    if files.len() > MOST_TEMPLATES {
+        let problem = format!("there are {} templates, and may be {MOST_TEMPLATES}", files.len());
+        return Err(TokenizerError::Invalid { file: folder.to_owned(), problem });
+    }
+    Ok(files)
 }
 
 /// The keys of a config; none where there is no such file.
@@ -191,7 +222,7 @@ fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let Some(text) = text(file)? else { return Ok(Map::new()) };
     match serde_json::from_str(&text).map_err(|e| invalid(e.to_string()))? {
         Value::Object(config) => Ok(config),
-        other => Err(invalid(format!("{other} is not an object"))),
+        other => Err(invalid(format!("{} is not an object", short(&other)))),
     }
 }
 
