@@ -13,8 +13,6 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::{Decoder as _, NormalizedString, Normalizer as _};
 
-use crate::config::{cut, short};
-
 /// The most components inside each other, and of all in one part of the file. Real files have a sequence of ten.
 const MOST_LEVELS: usize = 8;
 const MOST_COMPONENTS: usize = 256;
@@ -92,8 +90,7 @@ fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
         };
         if !second.is_some_and(|second| second.is_char_boundary(prefix.len())) {
             return Err(format!(
-                "model.merges[{index}]: its second part must begin with continuing_subword_prefix, which is {:?}",
-                cut(prefix)
+                "model.merges[{index}]: its second part must begin with continuing_subword_prefix, which is {prefix:?}"
             ));
         }
     }
@@ -126,7 +123,7 @@ fn part(
     let kind = match fields.get("type") {
         None => None,
         Some(Value::String(kind)) => Some(&**kind),
-        Some(other) => return Err(format!("{path}: its type is {}, and must be a text", short(other))),
+        Some(other) => return Err(format!("{path}: its type is {other}, and must be a text")),
     };
     if let Some(components) = fields.get(inside) {
         let Value::Array(components) = components else {
@@ -180,9 +177,7 @@ fn replacement(component: &Value) -> Result<(), String> {
     }
     if let Some(regex) = text(pattern, "Regex") {
         let read = guarded(|| Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(drop))?;
-        read.map_err(|e| {
-            format!("the pattern {:?} is no regular expression: {}", cut(regex), cut(&e.to_string()))
-        })?;
+        read.map_err(|e| format!("the pattern {regex:?} is no regular expression: {e}"))?;
     }
     Ok(())
 }
@@ -230,16 +225,12 @@ fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
                 texts += 1;
                 if !sequences.contains(&sequence) {
                     let known = sequences.join(" or ");
-                    return Err(format!(
-                        "{name}[{index}] is the sequence {:?}, and must be {known}",
-                        cut(sequence)
-                    ));
+                    return Err(format!("{name}[{index}] is the sequence {sequence:?}, and must be {known}"));
                 }
             } else if let Some(token) = id("SpecialToken") {
                 let Some(described) = tokens.and_then(|tokens| tokens.get(token)) else {
                     return Err(format!(
-                        "{name}[{index}] is the token {:?}, which special_tokens does not have",
-                        cut(token)
+                        "{name}[{index}] is the token {token:?}, which special_tokens does not have"
                     ));
                 };
                 let length = |key| described.get(key).and_then(Value::as_array).map(Vec::len);

@@ -52,10 +52,8 @@ impl<'a> Config<'a> {
                 }
                 // Others may be anything, as the switch `add_bos_token` is.
                 None if !value.is_null() && NAMES.contains(&&**name) => {
-                    let problem = format!(
-                        "{name} is {}, and must be a token or an object with its content",
-                        short(value)
-                    );
+                    let problem =
+                        format!("{name} is {value}, and must be a token or an object with its content");
                     return Err(self.invalid(problem));
                 }
                 None => {}
@@ -142,10 +140,7 @@ impl<'a> Config<'a> {
             let value = object(&file)?.remove("eos_token_id").unwrap_or_default();
             let ids = ids(&value).ok_or_else(|| TokenizerError::Invalid {
                 file,
-                problem: format!(
-                    "eos_token_id is {}, and must be a token id or a list of them",
-                    short(&value)
-                ),
+                problem: format!("eos_token_id is {value}, and must be a token id or a list of them"),
             })?;
             stop.extend(ids);
         }
@@ -162,20 +157,6 @@ impl<'a> Config<'a> {
 
     fn invalid(&self, problem: String) -> TokenizerError {
         TokenizerError::Invalid { file: self.folder.join("tokenizer_config.json"), problem }
-    }
-}
-
-/// The beginning of a JSON value, for errors.
-pub(crate) fn short(value: &Value) -> String {
-    cut(&value.to_string())
-}
-
-/// The beginning of a text, for errors.
-pub(crate) fn cut(text: &str) -> String {
-    const LONGEST: usize = 80;
-    match text.char_indices().nth(LONGEST) {
-        Some((place, _)) => format!("{}...", &text[..place]),
-        None => text.to_owned(),
     }
 }
 
@@ -222,7 +203,7 @@ fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let Some(text) = text(file)? else { return Ok(Map::new()) };
     match serde_json::from_str(&text).map_err(|e| invalid(e.to_string()))? {
         Value::Object(config) => Ok(config),
-        other => Err(invalid(format!("{} is not an object", short(&other)))),
+        other => Err(invalid(format!("{other} is not an object"))),
     }
 }
 
