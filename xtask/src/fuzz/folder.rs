@@ -115,6 +115,15 @@ impl Folder {
     pub(super) fn mutate(&self, target: Target, random: &mut Random) -> io::Result<PathBuf> {
         let in_model = |name: &str| self.model.join(name);
         match target {
+            Target::Config if random.once_in(2) => {
+                let file = in_model("config.json");
+                // What an earlier change has broken stays broken.
+                if let Ok(mut config) = serde_json::from_slice(&fs::read(&file)?) {
+                    words::vary(&mut config, random);
+                    fs::write(&file, config.to_string())?;
+                }
+                Ok(file)
+            }
             Target::Config => mutate_json(&in_model("config.json"), words::CONFIG, random),
             Target::Generation => mutate_json(&in_model("generation_config.json"), words::GENERATION, random),
             Target::Tokenizer => mutate_json(&in_model("tokenizer.json"), tokenizer::WORDS, random),
@@ -297,7 +306,7 @@ pub(super) fn put_in_place(file: &Path, random: &mut Random) -> io::Result<()> {
         10 => std::os::unix::net::UnixListener::bind(file).map(drop).or_else(|_| fs::write(file, "null")),
         11 => {
             fs::write(file, "{}")?;
-            fs::set_permissions(file, PermissionsExt::from_mode(0))
+            fs::set_permissions(file, PermissionsExt::from_mode(0o000))
         }
         _ => fs::write(file, random.one(&["null", "[]", "\"a\"", "1", "{", "\u{feff}{}", "{}"])),
     }

@@ -14,8 +14,10 @@ use mlx_models::tokenizer::{
     TokenizerError, Written,
 };
 use mlx_models::{
-    CacheOptions, CausalLm, CheckpointError, FuseOptions, LoadError, LoadOptions, LongRopeMode, text,
+    CacheOptions, CausalLm, CheckpointError, FuseOptions, LoadError, LoadOptions, Logits, LongRopeMode, text,
 };
+use mlx_rs::{Array, Dtype};
+use mlx_sys::cpu_kernels;
 
 use super::case::{Kind, Verdict};
 use super::folder::{self, Folder};
@@ -110,7 +112,10 @@ fn chat(tokenizer: &Tokenizer, random: &mut Random, tell: Tell) -> Outcome {
     tell("render the chat template");
     match tokenizer.chat(&messages, &ChatOptions { end, tools, template, ..ChatOptions::default() }) {
         Err(TokenizerError::NoChatTemplate) => Ok(()),
-        answer => Ok(drop(answer?)),
+        answer => {
+            answer?;
+            Ok(())
+        }
     }
 }
 
@@ -146,6 +151,9 @@ fn use_model(
     let prompt = tokens(&tokenizer, model, random)?;
     if random.once_in(2) {
         chat(&tokenizer, random, tell)?;
+    }
+    if kind == Kind::Config && !prompt.is_empty() {
+        agree(model, &prompt, random, tell)?;
     }
     let extreme = kind == Kind::Options;
     match if extreme { random.below(7) } else { random.below(14) } {
@@ -240,6 +248,42 @@ fn check_token(id: u32, logprob: f32, vocab_size: i32) -> Outcome {
     if i64::from(id) >= i64::from(vocab_size) || logprob.is_nan() {
         return Err(Stop::Fault(format!("token {id} of {vocab_size} with log-probability {logprob}")));
     }
+    Ok(())
+}
+
+/// The logits of a prompt are the same in pieces as at once, and by the kernels as by stock MLX, up to rounding.
+fn agree(model: &mut dyn CausalLm, prompt: &[u32], random: &mut Random, tell: Tell) -> Outcome {
+    let prompt = &prompt[..prompt.len().min(model.info().context_length.max(1) as usize).min(100)];
+    let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32]);
+    let kernels = cpu_kernels::is_enabled();
+    let mut read = |piece: usize, kernels: bool| -> Result<Vec<f32>, Stop> {
+        cpu_kernels::set_enabled(kernels);
+        let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+        let logits = session.read_in_pieces(model, &tokens, Logits::All, piece)?.as_dtype(Dtype::Float32)?;
+        Ok(logits
+            .reshape(&[-1])?
+            .contiguous()?
+            .try_as_slice::<f32>()
+            .map_err(|e| Stop::Fault(e.to_string()))?
+            .to_vec())
+    };
+    let piece = 1 + random.below(20);
+    tell(&format!(
+        "compare the logits of {} tokens with those in pieces of {piece}, and by others kernels",
+        prompt.len()
+    ));
+    let whole = read(1000, kernels)?;
+    for (what, others) in [("in pieces", read(piece, kernels)?), ("by other kernels", read(1000, !kernels)?)]
+    {
+        let largest = whole.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+        let difference = whole.iter().zip(&others).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+        if largest.is_finite() && !(difference <= 0.2 * largest + 0.01) {
+            return Err(Stop::Fault(format!(
+                "logits up to {largest} differ by {difference} {what} ({piece})"
+            )));
+        }
+    }
+    cpu_kernels::set_enabled(kernels);
     Ok(())
 }
 

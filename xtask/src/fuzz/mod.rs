@@ -103,7 +103,7 @@ fn build_program() -> io::Result<PathBuf> {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message["executable"].as_str()?))
     });
-    let found = executable.filter(|_| output.status.success()).last();
+    let found = executable.filter(|_| output.status.success()).next_back();
     found.ok_or_else(|| io::Error::other("the program mlx-models does not build"))
 }
 

@@ -94,13 +94,10 @@ fn statement(random: &mut Random, depth: usize) -> String {
             )
         }
         11 => format!("{{{{ raise_exception({e}) }}}}"),
-        12 => format!(
-            "{{{{ {} }}}}",
-            format!(
-                "{}1",
-                random.one(&["1+", "(", "-", "not ", "[", "'a'~"]).repeat(random.one(&[3, 300, 20_000]))
-            )
-        ),
+        12 => {
+            let operator = random.one(&["1+", "(", "-", "not ", "[", "'a'~"]);
+            format!("{{{{ {}1 }}}}", operator.repeat(random.one(&[3, 300, 20_000])))
+        }
         13 => {
             format!("{{% generation %}}{name}{{% endgeneration %}}{{# {e} #}}{{% raw %}}{{{{ {{% endraw %}}")
         }

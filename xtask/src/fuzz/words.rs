@@ -90,6 +90,56 @@ pub(super) const ADAPTERS: &[Word] = &[
     |r| ("bias".to_owned(), json!(r.one(&["none", "all", "lora_only"]))),
 ];
 
+/// Values of a config that could be those of a model; its tensors are made to fit.
+const USUAL: &[(&str, &[i64])] = &[
+    ("hidden_size", &[32, 64, 96, 160, 256]),
+    ("n_embd", &[32, 64, 96, 160, 256]),
+    ("intermediate_size", &[1, 7, 32, 100, 128]),
+    ("num_hidden_layers", &[1, 2, 3, 7]),
+    ("n_layer", &[1, 2, 3, 7]),
+    ("num_attention_heads", &[1, 2, 4, 8]),
+    ("n_head", &[1, 2, 4, 8]),
+    ("num_key_value_heads", &[1, 2, 4]),
+    ("n_kv_heads", &[1, 2, 4]),
+    ("head_dim", &[2, 8, 16, 24, 40, 64, 80, 96, 128, 256]),
+    ("vocab_size", &[1024, 1000, 1025, 300]),
+    ("max_position_embeddings", &[1, 2, 64, 100, 40_960, 131_072]),
+    ("block_size", &[1, 2, 64, 100, 40_960, 131_072]),
+    ("original_max_position_embeddings", &[1, 16, 64, 4096]),
+    ("sliding_window", &[1, 2, 7, 32, 100]),
+    ("sliding_window_pattern", &[1, 2, 3, 6]),
+    ("query_pre_attn_scalar", &[1, 16, 256]),
+];
+
+/// Gives some of the keys of a config other values that models have, and sometimes another rotation.
+pub(super) fn vary(config: &mut Value, random: &mut Random) {
+    let Value::Object(config) = config else { return };
+    for _ in 0..random.below(4) {
+        let there: Vec<_> = USUAL.iter().filter(|(key, _)| config.contains_key(*key)).collect();
+        if let Some((key, values)) = there.get(random.below(there.len())) {
+            config.insert((*key).to_owned(), json!(random.one(values)));
+        }
+    }
+    if random.once_in(2) {
+        let mut scaling = rope(random);
+        // The config has its own, and would contradict itself.
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            scaling.as_object_mut().and_then(|scaling| scaling.remove(key));
+        }
+        config.insert("rope_scaling".to_owned(), scaling);
+    }
+    if let (Some(layers), true) = (config.get("num_hidden_layers").and_then(Value::as_u64), random.once_in(2))
+    {
+        let kinds = (0..layers.min(20)).map(|_| random.one(&["full_attention", "sliding_attention"]));
+        config.insert("layer_types".to_owned(), kinds.collect());
+    }
+    for key in ["tie_word_embeddings", "attention_bias", "use_sliding_window"] {
+        if random.once_in(6) && config.contains_key(key) {
+            config.insert(key.to_owned(), json!(random.once_in(2)));
+        }
+    }
+}
+
 fn a_size(random: &mut Random) -> String {
     let names = [
         "hidden_size",
