@@ -53,6 +53,12 @@ impl Kind {
         Self::ALL.get(place).copied().unwrap_or_else(|| MORE[place - Self::ALL.len()])
     }
 
+    /// The kind of this name.
+    pub(super) fn named(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| format!("known are {}", Self::ALL.map(Self::name).join(", ")))
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Config => "config",
@@ -106,6 +112,9 @@ pub(super) fn run(
         }
         _ => Folder::plain(root, random)?,
     };
+    if kind == Kind::Config && random.once_in(2) {
+        folder.widen()?;
+    }
     for target in targets(kind, &folder, random) {
         let file = folder.mutate(target, random)?;
         tell(&format!("changed {}", file.display()));

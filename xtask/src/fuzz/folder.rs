@@ -111,6 +111,14 @@ impl Folder {
         Ok(Self { root: root.to_path_buf(), model, adapters: None })
     }
 
+    /// Makes a model of float32 of this one.
+    pub(super) fn widen(&self) -> io::Result<()> {
+        let file = self.model.join("model.safetensors");
+        let mut tensors = TensorFile::read(&file)?;
+        tensors.widen();
+        tensors.write(&file)
+    }
+
     /// Changes one thing, and answers where.
     pub(super) fn mutate(&self, target: Target, random: &mut Random) -> io::Result<PathBuf> {
         let in_model = |name: &str| self.model.join(name);

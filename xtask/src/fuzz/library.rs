@@ -21,10 +21,10 @@ use mlx_sys::cpu_kernels;
 
 use super::case::{Kind, Verdict};
 use super::folder::{self, Folder};
-use super::options;
 use super::random::Random;
 use super::tensors::TensorFile;
 use super::values::{any_size, interesting_text, prompt};
+use super::{options, template};
 
 /// Hears what is done next, so that a case that never ends says where it is.
 pub(super) type Tell<'t> = &'t mut dyn FnMut(&str);
@@ -93,6 +93,16 @@ fn use_tokenizer(folder: &Folder, random: &mut Random, tell: Tell) -> Outcome {
     let demo = crate::root().join("crates/mlx-models-cli/demo").join(folder::DEMOS[1]);
     let _ = Tokenizer::from_folder(demo)?.shared_tokens(&tokenizer);
     let _ = tokenizer.add_stop_token(&interesting_text(random));
+    // Rendering takes little time beside reading a tokenizer.
+    for _ in 0..8 {
+        let text = template::template(random);
+        tell("render a template");
+        let options = ChatOptions { template: ChatTemplate::Text(text), ..ChatOptions::default() };
+        match tokenizer.chat_text(&[Message::user("a"), Message::assistant("b")], &options) {
+            Err(error) if error.to_string().len() > 10_000 => return Err(error.into()),
+            _ => {}
+        }
+    }
     chat(&tokenizer, random, tell)
 }
 
@@ -152,7 +162,7 @@ fn use_model(
     if random.once_in(2) {
         chat(&tokenizer, random, tell)?;
     }
-    if kind == Kind::Config && !prompt.is_empty() {
+    if model.info().dtype == Dtype::Float32 && !prompt.is_empty() && random.once_in(2) {
         agree(model, &prompt, random, tell)?;
     }
     let extreme = kind == Kind::Options;
@@ -251,7 +261,8 @@ fn check_token(id: u32, logprob: f32, vocab_size: i32) -> Outcome {
     Ok(())
 }
 
-/// The logits of a prompt are the same in pieces as at once, and by the kernels as by stock MLX, up to rounding.
+/// The logits of a prompt are the same in pieces as at once, and by the kernels as by stock MLX, up to the rounding of float32;
+/// that of half precision may grow from layer to layer until nothing is alike.
 fn agree(model: &mut dyn CausalLm, prompt: &[u32], random: &mut Random, tell: Tell) -> Outcome {
     let prompt = &prompt[..prompt.len().min(model.info().context_length.max(1) as usize).min(100)];
     let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32]);
@@ -269,15 +280,18 @@ fn agree(model: &mut dyn CausalLm, prompt: &[u32], random: &mut Random, tell: Te
     };
     let piece = 1 + random.below(20);
     tell(&format!(
-        "compare the logits of {} tokens with those in pieces of {piece}, and by others kernels",
+        "compare the logits of {} tokens with those in pieces of {piece}, and by other kernels",
         prompt.len()
     ));
     let whole = read(1000, kernels)?;
     for (what, others) in [("in pieces", read(piece, kernels)?), ("by other kernels", read(1000, !kernels)?)]
     {
         let largest = whole.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
-        let difference = whole.iter().zip(&others).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-        if largest.is_finite() && !(difference <= 0.2 * largest + 0.01) {
+        let mut differences = whole.iter().zip(&others).map(|(a, b)| (a - b).abs());
+        let most = 0.01 * largest + 0.001;
+        if whole.iter().all(|logit| logit.is_finite())
+            && let Some(difference) = differences.find(|difference| difference.is_nan() || *difference > most)
+        {
             return Err(Stop::Fault(format!(
                 "logits up to {largest} differ by {difference} {what} ({piece})"
             )));

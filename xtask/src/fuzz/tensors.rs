@@ -85,6 +85,22 @@ impl TensorFile {
         fs::write(file, with_header(header.to_string().as_bytes(), &data))
     }
 
+    /// Makes float32 of all tensors in half precision.
+    pub(super) fn widen(&mut self) {
+        for tensor in &mut self.tensors {
+            let widened = |value: fn([u8; 2]) -> f32| -> Vec<u8> {
+                let words = tensor.bytes.chunks_exact(2);
+                words.flat_map(|word| value([word[0], word[1]]).to_le_bytes()).collect()
+            };
+            tensor.bytes = match &*tensor.dtype {
+                "BF16" => widened(|word| half::bf16::from_le_bytes(word).to_f32()),
+                "F16" => widened(|word| half::f16::from_le_bytes(word).to_f32()),
+                _ => continue,
+            };
+            tensor.dtype = "F32".to_owned();
+        }
+    }
+
     /// Gives a prompt cache the checksum of what it holds now, as somebody would who forges one: the CRC-32 of every entry
     /// and every tensor in the order of their names (`mlx-kvcache`, `file/tensors.rs`).
     pub(super) fn sign(&mut self) {
