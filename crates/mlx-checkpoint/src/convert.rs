@@ -11,6 +11,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value, json};
 
+use crate::error::shortened;
 use crate::safetensors_file::without_place;
 use crate::write::{Contents, LARGEST_SHARD, Progress, parameter_count};
 use crate::{Checkpoint, CheckpointError};
@@ -172,7 +173,7 @@ pub enum ConvertError {
         columns: i32,
     },
     /// A pattern matches no layer.
-    #[error("the pattern {pattern:?} matches no layer; layers are {}", layers.join(", "))]
+    #[error("the pattern {:?} matches no layer; layers are {}", shortened(pattern), shortened(&layers.join(", ")))]
     NoSuchLayer {
         /// The pattern.
         pattern: String,
@@ -652,6 +653,8 @@ mod tests {
         assert!(error.to_string().ends_with("the rows have 64 or 96 columns"), "{error}");
         let error = refused(&layers, options(affine(4, 32), &[("q_proj", None)]));
         assert!(matches!(&error, ConvertError::NoSuchLayer { layers, .. } if layers.len() == 3), "{error}");
+        let error = refused(&layers, options(affine(4, 32), &[(&"a".repeat(100_000), None)]));
+        assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
         let error = refused(&layers, options(affine(4, 32), &[("down_proj", Some(affine(8, 64)))]));
         assert!(matches!(error, ConvertError::FitsNot { columns: 96, .. }), "{error}");
         let recipe =
