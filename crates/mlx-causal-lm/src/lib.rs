@@ -151,8 +151,11 @@ pub struct ModelInfo {
     pub layers: Vec<LayerSpec>,
     /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
-    /// A [`digest`] of the config that the model was built from.
+    /// A [`digest`] of what its config says and keys and values depend on.
     pub config_digest: String,
+    /// What its adapters are besides their arrays, such as their scale: what the source of its parameters answers
+    /// (`ParameterSource::adapter_settings` of `mlx-layers`). None without adapters.
+    pub adapter_settings: Option<String>,
     /// What mlx-lm's model does otherwise.
     pub unlike_mlx_lm: UnlikeMlxLm,
 }

@@ -5,20 +5,20 @@ use std::fmt::Debug;
 use crc32fast::Hasher;
 use mlx_kvcache::MadeBy;
 use mlx_rs::error::Exception;
-use mlx_rs::ops::indexing::take;
+use mlx_rs::ops::indexing::{take, take_along_axis};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::CausalLm;
 
-/// Elements of each parameter that the digest of the weights looks at, spread evenly. Two models that were trained
-/// apart differ in nearly all of them.
-const SAMPLES: i32 = 64;
+/// Elements of a vector that the digest of the weights looks at, spread evenly. Of a matrix it looks at one element of
+/// each row.
+const SAMPLES: i32 = 4096;
 
 /// What makes the keys and values of this model, as a cache of so many `tokens` says it in its file.
 ///
-/// The weights are looked at in a few places each, so this takes milliseconds, whatever the size of the model. Weights
-/// that were not evaluated yet are.
+/// Of each weight one element of every row is looked at, so that this takes milliseconds and a row that was trained is
+/// seen. Weights that were not evaluated yet are.
 ///
 /// # Errors
 ///
@@ -31,12 +31,19 @@ pub fn made_by(model: &dyn CausalLm, tokens: i32) -> Result<MadeBy, Exception> {
         parameters.iter().map(|(key, parameter)| (&**key, *parameter)).collect();
     weights.sort_by_key(|(key, _)| *key);
     let (adapters, weights): (Vec<_>, Vec<_>) = weights.into_iter().partition(|(key, _)| is_adapter(key));
+    let settings = info.adapter_settings.as_ref();
+    let adapters = settings.map(|settings| Ok::<_, Exception>(digest(&(settings, digest_of(&adapters)?))));
+    let with_adapters = || {
+        let problem =
+            "this model has adapters, with which it may not have been made; make it again with them";
+        problem.to_owned()
+    };
     Ok(MadeBy {
         model_type: info.model_type.clone(),
         weights: digest_of(&weights)?,
         config: info.config_digest.clone(),
-        adapters: if adapters.is_empty() { None } else { Some(digest_of(&adapters)?) },
-        unlike_mlx_lm: model.unlike_mlx_lm(tokens),
+        unlike_mlx_lm: model.unlike_mlx_lm(tokens).or_else(|| settings.map(|_| with_adapters())),
+        adapters: adapters.transpose()?,
     })
 }
 
@@ -62,10 +69,21 @@ fn digest_of(parameters: &[(&str, &Array)]) -> Result<String, Exception> {
 
 /// The bytes of some elements of an array.
 fn sample(array: &Array) -> Result<Array, Exception> {
-    let size = i32::try_from(array.size()).unwrap_or(i32::MAX);
-    let count = size.min(SAMPLES);
-    let places: Vec<i32> =
-        (0..i64::from(count)).map(|i| (i * i64::from(size) / i64::from(count)) as i32).collect();
-    let elements = take(array.reshape(&[-1])?, Array::from_slice(&places, &[count]))?;
-    elements.view_dtype(Dtype::Uint8)
+    let elements = match *array.shape() {
+        [.., rows, columns] if rows > 0 && columns > 0 => {
+            let matrix = array.reshape(&[-1, columns])?; // [R, C]
+            // Another column for each row, so that a column that was trained is seen too.
+            let places: Vec<i32> =
+                (0..matrix.dim(0)).map(|row| row.wrapping_mul(7919).rem_euclid(columns)).collect();
+            take_along_axis(&matrix, Array::from_slice(&places, &[matrix.dim(0), 1]), -1)?
+        }
+        _ => {
+            let size = array.size() as i32;
+            let count = size.min(SAMPLES);
+            let places: Vec<i32> =
+                (0..i64::from(count)).map(|i| (i * i64::from(size) / i64::from(count)) as i32).collect();
+            take(array.reshape(&[-1])?, Array::from_slice(&places, &[count]))?
+        }
+    };
+    elements.reshape(&[-1])?.view_dtype(Dtype::Uint8)
 }

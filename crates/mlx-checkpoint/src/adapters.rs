@@ -153,6 +153,16 @@ enum Content {
 }
 
 impl Adapters {
+    /// Everything about them but their arrays.
+    pub(crate) fn settings(&self) -> String {
+        match &self.content {
+            Content::Trained(config, _) => format!("{config:?}"),
+            Content::Fresh(config, seed) => format!("{config:?} {seed}"),
+            Content::Full(_) => "whole weights".to_owned(),
+            Content::Peft(config, _) => format!("{config:?}"),
+        }
+    }
+
     /// Reads the config of an adapter folder and the header of its tensors.
     ///
     /// The folder is one of mlx-lm's: `adapter_config.json` and `adapters.safetensors`. Its `fine_tune_type` may be

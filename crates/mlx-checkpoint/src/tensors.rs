@@ -6,7 +6,7 @@ use mlx_layers::{AdaptedLayer, AdapterParameters, Form, ParameterSource, Quantiz
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
-use crate::adapters::AdapterTensors;
+use crate::adapters::{AdapterTensors, Adapters};
 use crate::error::shortened;
 use crate::safetensors_file::{check_regular, mlx_reads, read_tensor, without_place};
 use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
@@ -215,6 +215,10 @@ impl ParameterSource for CheckpointTensors<'_> {
 
     fn adapter(&mut self, layer: &str, kind: AdaptedLayer) -> Option<AdapterParameters> {
         self.adapters.as_mut()?.take(layer, kind)
+    }
+
+    fn adapter_settings(&self) -> Option<String> {
+        self.checkpoint.adapters.as_ref().map(Adapters::settings)
     }
 
     fn form(&self) -> Form {

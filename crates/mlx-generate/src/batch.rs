@@ -16,7 +16,7 @@ use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, as_i32
 pub struct RowId(u64);
 
 impl RowId {
-    /// The how-manieth sequence it was, from 0.
+    /// How many sequences were added before it.
     pub(crate) fn number(self) -> u64 {
         self.0
     }

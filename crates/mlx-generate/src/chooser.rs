@@ -149,7 +149,9 @@ impl Chooser {
         let chosen = chosen.as_dtype(Dtype::Float32)?;
         let chosen = chosen.try_as_slice::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
         let tokens = (0..).zip(ids.iter().zip(chosen)).map(|(row, (&id, &logprob))| {
-            check_possible(logprob, &logits.try_index(row..row + 1)?)?;
+            if !logprob.is_finite() {
+                check_possible(logprob, &logits.try_index(row..row + 1)?)?;
+            }
             let alternatives = Alternatives::new(&logprobs.try_index(row..row + 1)?, self.top_logprobs)?;
             let alternatives = alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?;
             Ok(Token { id, logprob, alternatives, guessed: false })

@@ -72,8 +72,8 @@ pub enum GenerateError {
     },
     /// The sequence has to be read again, and its first tokens are not known.
     #[error(
-        "the first {tokens} tokens of the cache have to be read again at this length, and the session does not \
-         know them"
+        "the first {tokens} tokens of the cache have to be read again, and the cache came without their ids, as mlx-lm's \
+         files do; make the cache again with this program"
     )]
     UnknownTokens {
         /// How many the cache came with.
@@ -100,10 +100,16 @@ pub enum GenerateError {
         "the model's logits are not finite numbers: its weights are damaged, or its dtype is too narrow for them"
     )]
     NotANumber,
+    /// A draft's proposals come from no probabilities.
+    #[error(
+        "the probabilities of the draft's tokens are not numbers: the weights of the draft model are damaged, or its \
+         dtype is too narrow for them"
+    )]
+    DraftNotANumber,
     /// Every token was made impossible.
     #[error(
-        "no token is possible here: logit biases, penalties and the minimum number of tokens forbid all of them; \
-         allow at least one"
+        "no token is possible here: logit biases, penalties and the minimum number of tokens forbid all of them, or are \
+         so large that no token is likelier than another"
     )]
     NoTokenPossible,
     /// A sequence of a [`Batch`] failed, and has left it.
@@ -134,10 +140,19 @@ pub enum GenerateError {
     Cancelled,
     /// The cache refused an operation.
     #[error(transparent)]
-    Cache(#[from] CacheError),
+    Cache(CacheError),
     /// MLX refused an operation.
     #[error(transparent)]
     Mlx(Exception),
+}
+
+impl From<CacheError> for GenerateError {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Mlx(error) => error.into(),
+            error => Self::Cache(error),
+        }
+    }
 }
 
 impl From<Exception> for GenerateError {

@@ -129,6 +129,7 @@ pub fn perplexity(
             session.tidy()?;
         }
         let next = &piece[unscored + 1..];
+        let mut read_to = scored;
         for (part, next) in read.chunks(PREFILL_CHUNK).zip(next.chunks(PREFILL_CHUNK)) {
             for nll in surprise(&mut session, model, part, next)? {
                 if nll.is_nan() {
@@ -137,7 +138,8 @@ pub fn perplexity(
                 (sum, squares, tokens) = (sum + nll, squares + nll * nll, tokens + 1);
             }
             session.tidy()?;
-            tell((scored + tokens).min(place.end))?;
+            read_to += part.len();
+            tell(read_to)?;
         }
         tell(place.end)?;
     }

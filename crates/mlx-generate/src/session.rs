@@ -116,7 +116,11 @@ impl Session {
         match &self.tokens[..] {
             [] => Ok(None),
             [all] => Ok(Some(all.clone())),
-            pieces => Ok(Some(concatenate(pieces, 1)?)),
+            pieces => {
+                let all = concatenate(pieces, 1)?;
+                async_eval([&all])?;
+                Ok(Some(all))
+            }
         }
     }
 

@@ -85,7 +85,7 @@ impl Draft for PromptLookup {
 ///
 /// What counts is that an id means the same token in both. Their tables may have different lengths, which often differ in
 /// rows behind the last token: ids that the large model does not have are never proposed, nor are those of
-/// [`never_proposing`](Self::never_proposing).
+/// [`never_proposing`](Self::never_proposing). Behind a token that its own table does not have it proposes nothing.
 ///
 /// # Reference
 ///
@@ -292,6 +292,15 @@ impl SpeculativeStream<'_> {
         let known = guess.tokens.iter().take_while(|&&id| i64::from(id) < i64::from(vocab_size)).count();
         guess.tokens.truncate(most.min(known));
         guess.probabilities = guess.probabilities.map(|q| with_columns(&q, vocab_size)).transpose()?;
+        if let Some(q) = &guess.probabilities
+            && !q
+                .sum(None)?
+                .try_item_exact::<f32>()
+                .map_err(|e| Exception::custom(e.to_string()))?
+                .is_finite()
+        {
+            return Err(GenerateError::DraftNotANumber);
+        }
 
         let mut call: Vec<u32> = self.text.last().copied().into_iter().collect();
         call.extend(&guess.tokens);

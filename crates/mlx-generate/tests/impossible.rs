@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use common::{model, text};
 use mlx_causal_lm::CausalLm;
 use mlx_generate::{
-    Batch, GenerateError, GenerateOptions, Penalties, PerplexityOptions, PromptLookup, Sampling, Session,
-    Speculation, generate, generate_speculative, perplexity,
+    Batch, DraftModel, GenerateError, GenerateOptions, Penalties, PerplexityOptions, PromptLookup, Sampling,
+    Session, Speculation, generate, generate_speculative, perplexity,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
@@ -133,4 +133,33 @@ fn a_row_that_fails_leaves_the_others_alone() {
     }
     assert!(failed.len() == 2 && failed.contains(&bad) && failed.contains(&bad_too));
     assert_eq!(tokens, expected.into_iter().map(|id| (good, id)).collect::<Vec<_>>());
+}
+
+/// A draft that is damaged changes no answer: where it draws tokens, it is an error.
+#[test]
+fn a_draft_whose_weights_are_no_numbers() {
+    let (mut large, mut small) = (model(None, None), model(None, None));
+    let norm = Array::from_slice(&[f32::NAN; 64], &[64]);
+    small.update_flattened(FlattenedModuleParam::from_iter([("model.norm.weight".into(), norm)]));
+    for sampling in samplings() {
+        let options = GenerateOptions { sampling, max_tokens: 6, ..GenerateOptions::default() };
+        let mut plain = session(&large);
+        let expected: Vec<u32> = generate(&mut large, &mut plain, &text(5), options.clone())
+            .unwrap()
+            .map(|token| token.unwrap().id)
+            .collect();
+        let its_session = session(&small);
+        let mut draft = DraftModel::new(&mut small, its_session, &options).unwrap();
+        let mut speculative = session(&large);
+        let speculation = Speculation { draft: &mut draft, most: 4 };
+        let go_on = |_, _| ControlFlow::Continue(());
+        let greedy = options.sampling.temperature == 0.0;
+        let stream =
+            generate_speculative(&mut large, &mut speculative, &text(5), options, speculation, go_on)
+                .unwrap();
+        match stream.collect::<Result<Vec<_>, _>>() {
+            Ok(tokens) => assert!(greedy && tokens.iter().map(|token| token.id).eq(expected)),
+            Err(error) => assert!(!greedy && matches!(error, GenerateError::DraftNotANumber), "{error}"),
+        }
+    }
 }

@@ -43,7 +43,7 @@ use std::fmt::Debug;
 use mlx_rs::Array;
 
 pub use error::CacheError;
-pub use file::{CacheFileError, MadeBy, SavedCache};
+pub use file::{CacheFileError, MadeBy, SavedCache, check_destination};
 pub use full::FullKvCache;
 pub use keys_values::KeysValues;
 pub use mlx_attn_masks::{AttentionMask, MaskError};

@@ -49,7 +49,7 @@ impl CacheState {
     }
 
     /// How keys and values are quantized.
-    pub(crate) fn quantization(&self) -> Option<Quantization> {
+    pub fn quantization(&self) -> Option<Quantization> {
         match self {
             Self::Full(cache) => cache.quantization(),
             Self::Rotating(cache) => cache.quantization(),

@@ -23,6 +23,12 @@ pub trait ParameterSource {
         None
     }
 
+    /// What the adapters are, in words that differ wherever their effect may though their arrays are the same: scales
+    /// and which layers have them. None without adapters.
+    fn adapter_settings(&self) -> Option<String> {
+        None
+    }
+
     /// What adapted and quantized layers are built as.
     fn form(&self) -> Form {
         Form::Adapted
@@ -73,6 +79,11 @@ impl<'a> Parameters<'a> {
     /// The view below element `index` of the list `name`.
     pub fn index(&mut self, name: &str, index: usize) -> Parameters<'_> {
         self.at(&format!("{name}.{index}"))
+    }
+
+    /// See [`ParameterSource::adapter_settings`].
+    pub fn adapter_settings(&self) -> Option<String> {
+        self.source.adapter_settings()
     }
 
     /// The parameter `name` in this shape.

@@ -141,7 +141,9 @@ impl Lille130m {
             context_length: config.context_length,
             layers: vec![layer; config.n_layer],
             dtype: activation_dtype(&transformer),
-            config_digest: digest(config),
+            // Keys and values depend on everything else.
+            config_digest: digest(&Config { context_length: 0, ..config.clone() }),
+            adapter_settings: source.adapter_settings(),
             unlike_mlx_lm: UnlikeMlxLm::default(),
         };
         Self { transformer, info }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use mlx_models::generate::Session;
+use mlx_models::generate::{GenerateError, Session};
 use mlx_models::tokenizer::{ChatEnd, Message};
 use serde_json::json;
 
@@ -41,6 +41,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = prompt::read(arguments.prompt)?;
+    // Before all the work.
+    mlx_models::check_destination(&arguments.prompt_cache_file).map_err(GenerateError::from)?;
     // What mlx-lm's program looks for in such a file: which model, and nothing about its tokenizer.
     let name = arguments.model.model.clone().unwrap_or_default().for_mlx_lm()?;
     let metadata = [("model", name), ("tokenizer_config", "{}".to_owned())];

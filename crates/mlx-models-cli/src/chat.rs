@@ -7,13 +7,13 @@ use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use mlx_files::{LARGEST_TEXT, Partial};
-use mlx_models::generate::Reuse;
+use mlx_models::generate::{GenerateError, Reuse};
 use mlx_models::tokenizer::{ChatEnd, Message, TokenizerError};
 use rustyline::error::ReadlineError;
 use rustyline::history::History;
 use rustyline::{Behavior, Config, DefaultEditor};
 
-use crate::engine::{DecodingArguments, Engine, ModelArguments};
+use crate::engine::{Answer, DecodingArguments, Engine, ModelArguments};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::prompt::ChatArguments;
@@ -178,13 +178,17 @@ impl Chat {
     /// A message, or a command.
     fn hear(&mut self, text: &str) -> Result<Next, Failure> {
         let Some(command) = text.strip_prefix('/') else {
+            let follows_user = self.conversation.last_is("user");
             self.conversation.push(Message::user(text));
             let answered = self.answer();
-            if answered.is_err() {
+            if !matches!(answered, Ok(true)) {
                 // As if it had not been said.
                 self.conversation.pop();
             }
-            return answered.map(|()| Next::GoOn);
+            if answered.is_err() && follows_user {
+                say("note: the last message has no answer; /retry answers it, and /undo takes it back");
+            }
+            return answered.map(|_| Next::GoOn);
         };
         let (command, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let rest = rest.trim();
@@ -208,11 +212,16 @@ impl Chat {
                 self.conversation.pop_if("user");
             }
             ("retry", _) => {
-                self.conversation.pop_if("assistant");
-                if !self.conversation.last_is("user") {
-                    return Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()));
+                let old = self.conversation.pop_if("assistant");
+                let answered = if self.conversation.last_is("user") {
+                    self.answer()
+                } else {
+                    Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()))
+                };
+                if !matches!(answered, Ok(true)) {
+                    old.into_iter().for_each(|turn| self.conversation.put_back(turn));
                 }
-                self.answer()?;
+                answered?;
             }
             ("settings", _) => say(&self.engine.settings()),
             ("set", rest) => {
@@ -229,8 +238,8 @@ impl Chat {
         Ok(Next::GoOn)
     }
 
-    /// Answers the last message.
-    fn answer(&mut self) -> Result<(), Failure> {
+    /// Answers the last message. False where Ctrl-C came before the first token.
+    fn answer(&mut self) -> Result<bool, Failure> {
         let text = self.text()?;
         let (reuse, rest) = self.engine.session.turn_to(&*self.engine.model, &text)?;
         if let Reuse::ReadAgain { tokens } = reuse {
@@ -246,11 +255,17 @@ impl Chat {
         if answer.finish_reason == "context_full" {
             say("note: the model's context is full; /reset begins anew, and --slide goes on");
         }
-        // What was read stays, token for token; an end of the text would be one of the conversation.
-        let stops = self.engine.tokenizer.stop_tokens();
-        let tokens = answer.tokens.into_iter().filter(|id| !stops.contains(id)).collect();
-        self.conversation.push_answer(&answer.text, tokens);
-        Ok(())
+        let Answer { text, mut tokens, finish_reason, .. } = answer;
+        if finish_reason == "interrupted" && tokens.is_empty() {
+            return Ok(false);
+        }
+        // What was read stays, token for token. An end of the text would be one of the conversation, and behind a stop
+        // string the tokens go on where the text does not.
+        if finish_reason == "stop_token" {
+            tokens.pop();
+        }
+        self.conversation.push_answer(&text, (finish_reason != "stop_string").then_some(tokens));
+        Ok(true)
     }
 
     /// The whole conversation as the model reads it.
@@ -267,7 +282,9 @@ impl Chat {
         let (conversation, cache) = files(name);
         let text = serde_json::to_string_pretty(&self.conversation.messages()).map_err(io::Error::from)?;
         let io = |source| Failure::Io { doing: format!("writing {}", conversation.display()), source };
+        // Both before either is written.
         check_is_conversation(&conversation).map_err(io)?;
+        mlx_models::check_destination(&cache).map_err(GenerateError::from)?;
         let partial = Partial::file(&conversation).map_err(io)?;
         writeln!(partial.as_file(), "{text}").map_err(io)?;
         partial.commit().map_err(io)?;
@@ -281,8 +298,17 @@ impl Chat {
         let io = |source| Failure::Io { doing: format!("reading {}", conversation.display()), source };
         let messages = read_messages(&conversation).map_err(io)?;
         // Without it, everything is read again.
-        if cache.is_file() {
+        let is_there = mlx_files::is_present(&cache);
+        let in_cache = |source| Failure::Io { doing: format!("reading {}", cache.display()), source };
+        if is_there.map_err(in_cache)? {
             self.engine.load_session(&cache)?;
+            let session = &self.engine.session;
+            if session.ids()?.len() != session.offset() as usize {
+                say(
+                    "note: the cache came without the ids of its tokens, as mlx-lm's files do; everything is read again",
+                );
+                self.engine.reset()?;
+            }
         } else {
             self.engine.reset()?;
         }
@@ -307,7 +333,8 @@ fn read_messages(file: &Path) -> io::Result<Vec<Message>> {
 
 /// `/save` replaces conversations and no other files.
 fn check_is_conversation(file: &Path) -> io::Result<()> {
-    if mlx_files::is_present(file)? && read_messages(file).is_err() {
+    let is_one = |messages: Vec<Message>| messages.iter().all(|message| message.role().is_some());
+    if mlx_files::is_present(file)? && !read_messages(file).is_ok_and(is_one) {
         let problem = "it holds something other than a conversation, and is kept; choose another name";
         return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
     }

@@ -90,6 +90,9 @@ impl ModelArguments {
     }
 }
 
+/// More than this would never all be right, and each takes a place in every rotating cache.
+const MOST_DRAFT_TOKENS: i64 = 256;
+
 /// How an answer is decoded.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Length and end of the text")]
@@ -97,7 +100,7 @@ pub(crate) struct DecodingArguments {
     /// Stop after this many tokens
     #[arg(long, short, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
-    /// Generate at least this many tokens
+    /// Let the model end the text only after this many tokens; --stop and --max-tokens still end it
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
     /// End the text before this text or special token; may be given several times
@@ -120,8 +123,9 @@ pub(crate) struct DecodingArguments {
     #[arg(long, help_heading = "Speculative decoding")]
     prompt_lookup: bool,
     /// Propose up to this many tokens at a time; 0 proposes none
-    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Speculative decoding")]
-    num_draft_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Speculative decoding",
+          value_parser = clap::value_parser!(u16).range(..=MOST_DRAFT_TOKENS))]
+    num_draft_tokens: u16,
 }
 
 /// What is kept of the tokens that were read.
@@ -161,8 +165,10 @@ impl CacheArguments {
     /// Makes the session's cache few bits when that is due.
     pub(crate) fn quantize(&self, model: &dyn CausalLm, session: &mut Session) -> Result<(), Failure> {
         if let Some(bits) = self.kv_bits {
-            let quantization = Quantization::affine(bits, self.kv_group_size(model))
-                .map_err(|e| Failure::Arguments(format!("--kv-bits {bits}: {e}")))?;
+            let group_size = self.kv_group_size(model);
+            let quantization = Quantization::affine(bits, group_size).map_err(|e| {
+                Failure::Arguments(format!("--kv-bits {bits} --kv-group-size {group_size}: {e}"))
+            })?;
             let from = self.quantized_kv_start;
             session.quantize_from(model, KvQuantization { quantization, from }).map_err(|e| match e {
                 CacheError::Groups { .. } => {
@@ -257,16 +263,17 @@ impl Engine {
         for token in &arguments.extra_eos_token {
             tokenizer.add_stop_token(token)?;
         }
-        let guesses = arguments.num_draft_tokens;
+        let guesses = usize::from(arguments.num_draft_tokens);
         let draft = arguments.draft_model.filter(|_| guesses > 0);
-        let draft =
-            draft.map(|model| ModelArguments { model: Some(model), ..ModelArguments::default() }.load());
-        let (draft, never_proposed) = match draft.transpose()? {
+        let (draft, never_proposed) = match draft {
             Some(draft) => {
-                let shared = tokenizer.shared_tokens(&draft.tokenizer).map_err(|e| {
+                let draft = ModelArguments { model: Some(draft), ..ModelArguments::default() };
+                let (folder, options) = draft.resolved()?;
+                // The tokens first: a draft with others is refused before its weights are read.
+                let shared = tokenizer.shared_tokens(&Tokenizer::from_folder(&folder)?).map_err(|e| {
                     Failure::Arguments(format!("the draft model has other tokens than the model: {e}"))
                 })?;
-                (Some(draft.model), shared.theirs_only().to_vec())
+                (Some(mlx_models::load_with(folder, &options)?), shared.theirs_only().to_vec())
             }
             None => (None, Vec::new()),
         };

@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let has_template = engine.tokenizer.chat_templates().next().is_some();
     let asks_for_template = chat.system_prompt.is_some() || prefill_response.is_some();
     let with_template = !arguments.ignore_chat_template && (has_template || asks_for_template);
-    if with_template && arguments.verbose {
+    if with_template {
         say("note: chat template applied; --ignore-chat-template continues the text as it is");
     }
     let prompt = if with_template && engine.session.offset() > 0 {

@@ -50,7 +50,7 @@ enum Command {
     Chat(Box<chat::Arguments>),
     /// Read a prompt once, for many answers
     CachePrompt(cache_prompt::Arguments),
-    /// Say how well a model foretells a text
+    /// Measure a model's perplexity on a text
     Perplexity(perplexity::Arguments),
     /// Measure how fast a model is
     Bench(bench::Arguments),

@@ -55,6 +55,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         // Each piece gets its own.
         tokens.remove(0);
     }
+    if arguments.stride >= arguments.sequence_length.saturating_sub(usize::from(begin.is_some())).max(1) {
+        return Err(Failure::Usage(format!(
+            "--stride {} leaves nothing to score in pieces of {} tokens; make it smaller, or --sequence-length larger",
+            arguments.stride, arguments.sequence_length
+        )));
+    }
     let options = PerplexityOptions {
         piece: arguments.sequence_length,
         begin,

@@ -106,3 +106,65 @@ fn a_conversation_replaces_no_other_file() {
     assert_eq!(fs::read_to_string(&conversation).unwrap(), "{\"model_type\": \"gemma3\"}");
     assert_eq!(files(), 1);
 }
+
+/// The text ends before a stop string, and so do the tokens that the next answer is behind.
+#[test]
+fn a_stop_string_ends_the_text_and_its_tokens() {
+    let folder = TempDir::new().unwrap();
+    let name = folder.path().join("kept");
+    let name = name.to_str().unwrap();
+    let options = ["-m", "20", "--stop", " fox"];
+    let whole = answers(&options, format!("{FIRST}\n/save {name}\n{SECOND}\n").as_bytes());
+    assert!(whole[0].ends_with(" little"), "{whole:?}");
+    let loaded = answers(&options, format!("/load {name}\n{SECOND}\n").as_bytes());
+    assert_eq!(loaded[0], whole[1]);
+}
+
+/// A list of objects is no conversation.
+#[test]
+fn other_lists_are_kept() {
+    let folder = TempDir::new().unwrap();
+    let list = folder.path().join("list.json");
+    fs::write(&list, r#"[{"a": 1}]"#).unwrap();
+    let save = format!("{FIRST}\n/save {}\n", folder.path().join("list").display());
+    assert!(!chat(&["-m", "2"], save.as_bytes()).status.success());
+    assert_eq!(fs::read_to_string(&list).unwrap(), r#"[{"a": 1}]"#);
+    // Nothing is written where one of the two files cannot be.
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/gemma3/model.safetensors");
+    fs::copy(weights, folder.path().join("weights.safetensors")).unwrap();
+    let save = format!("{FIRST}\n/save {}\n", folder.path().join("weights").display());
+    assert!(!chat(&["-m", "2"], save.as_bytes()).status.success());
+    assert!(!folder.path().join("weights.json").exists());
+    // A link that leads nowhere is not the same as no cache.
+    fs::write(folder.path().join("said.json"), r#"[{"role": "user", "content": "a"}]"#).unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.path().join("said.safetensors")).unwrap();
+    let output = chat(&["-m", "2"], format!("/load {}\n", folder.path().join("said").display()).as_bytes());
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("link to nowhere"));
+}
+
+/// A cache of mlx-lm's has no token ids: the messages are read again.
+#[test]
+fn a_cache_without_ids_is_read_again() {
+    let folder = TempDir::new().unwrap();
+    let name = folder.path().join("kept");
+    let save = format!("{FIRST}\n/save {}\n{SECOND}\n", name.display());
+    let expected = answers(&["-m", "6"], save.as_bytes());
+    let cache = name.with_extension("safetensors");
+    let bytes = fs::read(&cache).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    header["__metadata__"].as_object_mut().unwrap().retain(|key, _| !key.starts_with("0.mlx_models"));
+    let header = header.to_string().into_bytes();
+    fs::write(&cache, [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[end..]].concat()).unwrap();
+    // As mlx-lm has no class for the rings that a chat rewinds, those are named as its own.
+    let text = fs::read(&cache).unwrap();
+    let load = format!("/load {}\n{SECOND}\n", name.display());
+    let output = chat(&["-m", "6"], load.as_bytes());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    if String::from_utf8_lossy(&text).contains("RotatingKvCache") {
+        assert!(errors.contains("is a RotatingKvCache, which is not supported"), "{errors}");
+    } else {
+        assert!(errors.contains("everything is read again"), "{errors}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), expected[1]);
+    }
+}

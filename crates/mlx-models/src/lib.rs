@@ -57,7 +57,7 @@ pub use mlx_checkpoint::{
 };
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,
-    Quantization, SavedCache, Snapshot, UnknownQuantization,
+    Quantization, SavedCache, Snapshot, UnknownQuantization, check_destination,
 };
 
 #[cfg(all(feature = "generate", feature = "tokenizer"))]

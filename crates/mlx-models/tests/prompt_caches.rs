@@ -109,7 +109,10 @@ fn a_cache_of_another_model_is_refused() {
         e => panic!("{e}"),
     };
     // Another rotation, by an option and by the config.
-    assert_eq!(what_differs(&*load(&case(name), LongRopeMode::MlxLm)), "settings in config.json");
+    assert_eq!(
+        what_differs(&*load(&case(name), LongRopeMode::MlxLm)),
+        "settings (config.json, LongRoPE's rule)"
+    );
     for (from, to) in [
         ("\"rope_theta\": 10000.0", "\"rope_theta\": 20000.0"),
         ("1.25", "1.26"),
@@ -118,11 +121,11 @@ fn a_cache_of_another_model_is_refused() {
         let other = with_config(name, from, to);
         assert_eq!(
             what_differs(&*load(other.path(), LongRopeMode::ByLength)),
-            "settings in config.json",
+            "settings (config.json, LongRoPE's rule)",
             "{to}"
         );
     }
-    // Something that no key or value depends on.
+    // What no key or value depends on.
     let other = with_config(name, "\"model_type\"", "\"transformers_version\": \"5.0\", \"model_type\"");
     assert!(resume(&*load(other.path(), LongRopeMode::ByLength), &file).is_ok());
 
@@ -162,6 +165,55 @@ fn a_cache_without_the_adapters_is_refused_and_one_with_them_too() {
     let error = made_anonymous(&plain, |file| resume(&*with, file)).unwrap_err();
     assert!(matches!(error, CacheFileError::UnknownOrigin { .. }), "{error}");
     assert!(made_anonymous(&plain, |file| resume(&*base, file)).is_ok());
+}
+
+/// The same arrays with another scale, which is no parameter of the model.
+#[test]
+fn a_cache_with_other_adapters_is_refused() {
+    let name = "lora_phi3_q4";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    let adapters = folder.path().join("adapters");
+    fs::create_dir(&adapters).unwrap();
+    for entry in fs::read_dir(case(name).join("adapters")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), adapters.join(entry.file_name())).unwrap();
+    }
+    let load = || {
+        let options = LoadOptions { adapters: Some(adapters.clone()), ..LoadOptions::default() };
+        mlx_models::load_with(case(name), &options).unwrap()
+    };
+    saved(&mut *load(), 5, &file);
+    assert!(resume(&*load(), &file).is_ok());
+    let config = adapters.join("adapter_config.json");
+    let mut settings: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    let scale = &mut settings["lora_parameters"]["scale"];
+    *scale = (scale.as_f64().unwrap() * 2.0).into();
+    fs::write(&config, settings.to_string()).unwrap();
+    let error = resume(&*load(), &file).unwrap_err();
+    assert!(matches!(error, CacheFileError::MadeBy { what: "adapters", .. }), "{error}");
+}
+
+/// One row of the embedding, as of a token that was trained alone.
+#[test]
+fn a_cache_of_weights_that_differ_in_one_row_is_refused() {
+    let name = "phi3_longrope_mlx_lm";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache.safetensors");
+    saved(&mut *load(&case(name), LongRopeMode::ByLength), 5, &file);
+    for row in [0, 77, 127] {
+        let other = with_config(name, "phi3", "phi3");
+        let mut weights = Array::load_safetensors(case(name).join("model.safetensors")).unwrap();
+        let table = &weights["model.embed_tokens.weight"];
+        let changed: Vec<f32> = (0..table.dim(0)).map(|i| if i == row { 1.5 } else { 1.0 }).collect();
+        let changed = Array::from_slice(&changed, &[table.dim(0), 1]).as_dtype(table.dtype()).unwrap();
+        let changed = table.multiply(changed).unwrap();
+        weights.insert("model.embed_tokens.weight".to_owned(), changed);
+        Array::save_safetensors(&weights, None, other.path().join("model.safetensors")).unwrap();
+        let error = resume(&*load(other.path(), LongRopeMode::ByLength), &file).unwrap_err();
+        assert!(matches!(error, CacheFileError::MadeBy { what: "weights", .. }), "{error}");
+    }
 }
 
 /// The same file without our own entries, as mlx-lm writes it.

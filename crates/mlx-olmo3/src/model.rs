@@ -142,7 +142,13 @@ impl Olmo3 {
             context_length: config.context_length,
             layers: config.layers.iter().map(layer).collect(),
             dtype: Dtype::Float32,
-            config_digest: digest(config),
+            // Keys and values depend on everything else.
+            config_digest: digest(&Config {
+                context_length: 0,
+                rotation_unlike_mlx_lm: None,
+                ..config.clone()
+            }),
+            adapter_settings: source.adapter_settings(),
             unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: false },
         };
         let mut olmo3 = Self { model, lm_head, info };

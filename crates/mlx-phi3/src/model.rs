@@ -161,7 +161,13 @@ impl Phi3 {
             context_length: config.context_length,
             layers: vec![layer; config.num_hidden_layers],
             dtype: Dtype::Float32,
-            config_digest: digest(config),
+            // Keys and values depend on everything else.
+            config_digest: digest(&Config {
+                context_length: 0,
+                rotation_unlike_mlx_lm: None,
+                ..config.clone()
+            }),
+            adapter_settings: source.adapter_settings(),
             unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: true },
         };
         let mut phi3 = Self { model, lm_head, rope: config.rope.clone(), info };

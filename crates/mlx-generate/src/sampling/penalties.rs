@@ -69,7 +69,8 @@ impl Penalties {
             if i64::from(id) >= i64::from(vocab_size) {
                 return Err(wrong("the token id of a logit bias", id, format!("below {vocab_size}")));
             }
-            if bias.is_nan() || bias == f64::INFINITY {
+            // As float32, which logits are at most.
+            if bias.is_nan() || bias as f32 == f32::INFINITY {
                 return Err(wrong("a logit bias", bias, "a finite number, or minus infinity"));
             }
         }

@@ -40,7 +40,7 @@ impl Session {
     /// always without windows, and within [`CacheOptions::rewind`] tokens with them.
     ///
     /// ```no_run
-    /// # use mlx_causal_lm::{CausalLm, made_by};
+    /// # use mlx_causal_lm::CausalLm;
     /// # use mlx_generate::{GenerateOptions, Session, generate};
     /// # fn f(model: &mut dyn CausalLm, session: &mut Session, text: &[u32]) -> Result<(), mlx_generate::GenerateError> {
     /// let (reuse, rest) = session.turn_to(model, text)?;
@@ -157,13 +157,19 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Groups`] where heads cannot be cut into the groups of the quantization.
+    /// [`CacheError::Groups`] where heads cannot be cut into the groups of the quantization, and
+    /// [`CacheError::Quantized`] where the cache is quantized in another way.
     pub fn quantize_from(
         &mut self,
         model: &dyn CausalLm,
         KvQuantization { quantization, from }: KvQuantization,
     ) -> Result<(), CacheError> {
         // Refused now rather than in the middle of a text.
+        for layer in self.cache.layers() {
+            if let Some(found) = layer.state().quantization().filter(|&found| found != quantization) {
+                return Err(CacheError::Quantized { found, asked: quantization });
+            }
+        }
         model.new_cache(&CacheOptions { quantization: Some(quantization), ..CacheOptions::default() })?;
         self.quantization = Some(KvQuantization { quantization, from });
         self.quantize_if_due()

@@ -44,8 +44,9 @@ pub struct MadeBy {
     pub config: String,
     /// A digest of the adapters, where there are any.
     pub adapters: Option<String>,
-    /// Why mlx-lm computes other keys and values for a sequence of this length, where it does. A cache of such a
-    /// model is saved so that mlx-lm refuses it, and files of mlx-lm, which do not say what made them, are refused.
+    /// Why caches cannot be exchanged with mlx-lm, as the end of a sentence: it computes other keys and values for a
+    /// sequence of this length, or the model has adapters, which mlx-lm's files do not name. A cache of such a model is
+    /// saved so that mlx-lm refuses it, and files of mlx-lm are refused.
     pub unlike_mlx_lm: Option<String>,
 }
 
@@ -136,7 +137,7 @@ pub enum CacheFileError {
     MadeBy {
         /// The file.
         file: PathBuf,
-        /// What differs: `weights`, `adapters` or `settings in config.json`.
+        /// What differs: `weights`, `adapters` or the settings that rotation, windows and scales come from.
         what: &'static str,
     },
     /// A cache that does not say what made it, where that matters.
@@ -191,6 +192,16 @@ pub enum CacheFileError {
     /// MLX refused an operation.
     #[error(transparent)]
     Mlx(#[from] Exception),
+}
+
+/// Whether a cache may be written to this path: there is nothing, or an empty file, or a cache. For those who want to
+/// know it before they compute the cache; saving checks it again.
+///
+/// # Errors
+///
+/// [`CacheFileError::NotReplaced`] for a file of another kind, [`CacheFileError::Io`] for what is no file.
+pub fn check_destination(file: impl AsRef<Path>) -> Result<(), CacheFileError> {
+    check_replaceable(file.as_ref())
 }
 
 impl ModelCache {
@@ -279,6 +290,8 @@ pub struct SavedCache {
     file: PathBuf,
     layers: Vec<CacheState>,
     model_type: Option<String>,
+    /// Whether it has our own entries.
+    is_ours: bool,
     made_by: Option<OriginRecord>,
     tokens: Vec<u32>,
     metadata: BTreeMap<String, String>,
@@ -309,7 +322,8 @@ impl SavedCache {
             }
             let layers = mlx_lm::read_layers(path, &contents)?;
             let model_type = metadata.get("model_type").cloned();
-            return Self { file, layers, model_type, made_by: None, tokens: Vec::new(), metadata }.checked();
+            let (is_ours, made_by, tokens) = (false, None, Vec::new());
+            return Self { file, layers, model_type, is_ours, made_by, tokens, metadata }.checked();
         };
 
         let record = Record::from_json(record).map_err(|found| match found {
@@ -326,7 +340,8 @@ impl SavedCache {
         let layers: Vec<CacheState> =
             record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         let Record { model_type, made_by, tokens, .. } = record;
-        Self { file, layers, model_type: Some(model_type), made_by, tokens, metadata }.checked()
+        let (model_type, is_ours) = (Some(model_type), true);
+        Self { file, layers, model_type, is_ours, made_by, tokens, metadata }.checked()
     }
 
     /// Refuses layers at different offsets or of different batches, and files without layers.
@@ -363,18 +378,17 @@ impl SavedCache {
             return Err(CacheFileError::Model { file, expected: model_type, found });
         }
         let Some(found) = &self.made_by else {
-            let with_adapters = || {
-                let problem =
-                    "this model has adapters, with which it may not have been made; make it again with them";
-                problem.to_owned()
+            let problem = if self.is_ours {
+                Some("an older version of this program wrote it; make it again".to_owned())
+            } else {
+                unlike_mlx_lm
             };
-            let problem = unlike_mlx_lm.or(adapters.map(|_| with_adapters()));
             return problem.map_or(Ok(()), |problem| Err(CacheFileError::UnknownOrigin { file, problem }));
         };
         for (what, is_same) in [
             ("weights", found.weights == weights),
             ("adapters", found.adapters == adapters),
-            ("settings in config.json", found.config == config),
+            ("settings (config.json, LongRoPE's rule)", found.config == config),
         ] {
             if !is_same {
                 return Err(CacheFileError::MadeBy { file, what });
@@ -414,8 +428,8 @@ impl SavedCache {
     /// The cache for this model with these layers, whose keys and values have this dtype, as
     /// [`ModelCache::for_layers`] would make it with these options.
     ///
-    /// A file that says what made it must say `made_by`. One that does not, as those of mlx-lm, is taken for this
-    /// model's unless that matters: where mlx-lm computes other keys and values, and where the model has adapters.
+    /// A file that says what made it must say `made_by`. One of mlx-lm's, which does not, is taken for this model's but
+    /// where mlx-lm computes other keys and values, or the model has adapters ([`MadeBy::unlike_mlx_lm`]).
     ///
     /// A layer with a window may have been saved with all of its tokens. Dense keys and values are quantized,
     /// and rings made longer, where the options ask for it; a ring that gets a longer rewind has it from then

@@ -11,8 +11,9 @@ pub(super) struct Conversation {
     turns: Vec<Turn>,
 }
 
+/// A message.
 #[derive(Debug)]
-struct Turn {
+pub(super) struct Turn {
     message: Message,
     /// The tokens of this message in the common text that a model without a chat template continues; computed when
     /// they are first needed, and for an answer the tokens that the model chose.
@@ -36,23 +37,24 @@ impl Conversation {
         self.turns.push(Turn { message, tokens: None });
     }
 
-    /// An answer, and the tokens that it was written with, without those that end a text.
-    pub(super) fn push_answer(&mut self, text: &str, tokens: Vec<u32>) {
-        self.turns.push(Turn { message: Message::assistant(text), tokens: Some(tokens) });
+    /// An answer, and the tokens that stand for its text, where they stand for all of it and nothing else.
+    pub(super) fn push_answer(&mut self, text: &str, tokens: Option<Vec<u32>>) {
+        self.turns.push(Turn { message: Message::assistant(text), tokens });
     }
 
     /// Removes the last message.
-    pub(super) fn pop(&mut self) {
-        self.turns.pop();
+    pub(super) fn pop(&mut self) -> Option<Turn> {
+        self.turns.pop()
     }
 
-    /// Removes the last message if it has this role, and says whether it had.
-    pub(super) fn pop_if(&mut self, role: &str) -> bool {
-        let found = self.last_is(role);
-        if found {
-            self.pop();
-        }
-        found
+    /// Removes the last message if it has this role.
+    pub(super) fn pop_if(&mut self, role: &str) -> Option<Turn> {
+        if self.last_is(role) { self.pop() } else { None }
+    }
+
+    /// Puts back what was removed.
+    pub(super) fn put_back(&mut self, turn: Turn) {
+        self.turns.push(turn);
     }
 
     pub(super) fn last_is(&self, role: &str) -> bool {
@@ -94,14 +96,13 @@ mod tests {
         conversation.push(Message::user("Once upon a time"));
         let first = conversation.plain_text(&tokenizer).unwrap();
         assert_eq!(first, tokenizer.encode("Once upon a time").unwrap());
-        conversation.push_answer(" there was", vec![5, 6, 7]);
-        assert!(
-            conversation.pop_if("assistant") && conversation.pop_if("user") && !conversation.pop_if("user")
-        );
+        conversation.push_answer(" there was", Some(vec![5, 6, 7]));
+        let popped = ["assistant", "user", "user"].map(|role| conversation.pop_if(role).is_some());
+        assert_eq!(popped, [true, true, false]);
         conversation.push(Message::user("The dog and the cat"));
         let second = tokenizer.encode("The dog and the cat").unwrap();
         assert_eq!(conversation.plain_text(&tokenizer).unwrap(), second);
-        conversation.push_answer(" ran", vec![8, 9]);
+        conversation.push_answer(" ran", Some(vec![8, 9]));
         conversation.push(Message::user("away"));
         let third = prompt::behind(&tokenizer, " away").unwrap();
         assert_eq!(conversation.plain_text(&tokenizer).unwrap(), [second, vec![8, 9], third].concat());
