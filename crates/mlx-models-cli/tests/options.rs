@@ -286,9 +286,11 @@ fn the_largest_sizes_overflow_nothing() {
     for option in ["--prefill-step-size", "--repetition-context-size", "--top-k"] {
         assert_eq!(generate(&[option, &most])["text"], plain["text"], "{option}");
     }
-    for option in ["--num-draft-tokens", "--dry-penalty-last-n", "--dry-allowed-length"] {
-        let options = [option, &most, "--prompt-lookup", "--dry-multiplier", "0.8"];
-        let options = if option.contains("draft") { &options[..3] } else { &options[..] };
-        assert_eq!(generate(options)["text"], plain["text"], "{option}");
+    for option in ["--dry-penalty-last-n", "--dry-allowed-length"] {
+        let options = [option, &most, "--dry-multiplier", "0.8"];
+        assert_eq!(generate(&options)["text"], plain["text"], "{option}");
     }
+    assert_eq!(generate(&["--prompt-lookup", "--num-draft-tokens", "256"])["text"], plain["text"]);
+    let error = fails(&["generate", "--prompt", "Once", "--prompt-lookup", "--num-draft-tokens", "257"]);
+    assert!(error.contains("--num-draft-tokens") && error.contains("256"), "{error}");
 }
