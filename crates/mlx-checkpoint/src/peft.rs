@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use mlx_layers::AdaptedLayer;
-use regex::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -71,6 +71,11 @@ const WITHOUT_EFFECT: [&str; 16] = [
     "task_type",
     "velora_config",
 ];
+
+/// How many names, patterns or numbers one key of the config may have. A model of 126 blocks has 882 linear layers.
+const MOST_ENTRIES: usize = 4096;
+/// What the regular expressions of one key may take in memory together, in bytes as `regex` counts them.
+const LARGEST_PATTERNS: usize = 4 << 20;
 
 /// The part of `adapter_config.json` that is looked at. PEFT has defaults for all of it.
 #[derive(Deserialize)]
@@ -143,8 +148,8 @@ pub(crate) struct PeftConfig {
     rslora: bool,
     dora: bool,
     /// The layers that have another rank, and other alphas.
-    ranks: Vec<(Regex, i32)>,
-    alphas: Vec<(Regex, f64)>,
+    ranks: (Patterns, Vec<i32>),
+    alphas: (Patterns, Vec<f64>),
     targets: Targets,
     excluded: Option<Targets>,
     /// Only in these blocks, where it is not empty.
@@ -152,7 +157,7 @@ pub(crate) struct PeftConfig {
     /// How the numbers of blocks are found in names.
     block_numbers: Vec<Regex>,
     /// The modules that were trained as a whole.
-    saved: Vec<Regex>,
+    saved: Patterns,
 }
 
 /// Which layers are meant.
@@ -233,29 +238,31 @@ impl PeftConfig {
         }
         let rank = positive("r", raw.r.unwrap_or(8))?;
         let alpha = finite("lora_alpha", raw.lora_alpha.unwrap_or(8.0))?;
-        let patterns = |key: &str, pattern: &str| pattern_of(key, &format!(r"^(.*\.)?({pattern})$"));
-        let ranks = raw.rank_pattern.map_or_else(Vec::new, |ordered| ordered.0).into_iter();
-        let ranks = ranks.map(|(pattern, rank)| {
-            Ok((patterns("rank_pattern", &pattern)?, positive("rank_pattern", rank)?))
-        });
-        let alphas = raw.alpha_pattern.map_or_else(Vec::new, |ordered| ordered.0).into_iter();
-        let alphas = alphas.map(|(pattern, alpha)| {
-            Ok((patterns("alpha_pattern", &pattern)?, finite("alpha_pattern", alpha)?))
-        });
+        let ranks = raw.rank_pattern.map_or_else(Vec::new, |ordered| ordered.0).into_iter().unzip();
+        let alphas = raw.alpha_pattern.map_or_else(Vec::new, |ordered| ordered.0).into_iter().unzip();
+        let (rank_patterns, ranks): (Vec<String>, Vec<i32>) = ranks;
+        let (alpha_patterns, alphas): (Vec<String>, Vec<f64>) = alphas;
+        ranks.iter().try_for_each(|&rank| positive("rank_pattern", rank).map(drop))?;
+        alphas.iter().try_for_each(|&alpha| finite("alpha_pattern", alpha).map(drop))?;
         let targets = match raw.target_modules {
             None => Targets::Unreadable,
-            Some(names) => Targets::of(names),
+            Some(names) => Targets::of("target_modules", names)?,
         };
         let blocks = match raw.layers_to_transform {
             None => Vec::new(),
             Some(Indices::One(index)) => vec![index],
             Some(Indices::Many(indices)) => indices,
         };
+        few("layers_to_transform", blocks.len())?;
         let block_names = match raw.layers_pattern {
             None => Vec::new(),
             Some(Names::One(name)) => vec![name],
             Some(Names::Many(names)) => names,
         };
+        // Each is an expression of its own, and all models here have one list of blocks.
+        if block_names.len() > 16 {
+            return Err(format!("layers_pattern has {} entries, and may have at most 16", block_names.len()));
+        }
         let block_numbers: Result<_, String> = match &*block_names {
             [] => Ok(vec![pattern_of("layers_pattern", r"^.*?\.[^.]*\.(\d+)\.")?]),
             names => names
@@ -263,21 +270,22 @@ impl PeftConfig {
                 .map(|name| pattern_of("layers_pattern", &format!(r"^(?:.*?\.)?(?:{name})\.(\d+)\.")))
                 .collect(),
         };
-        let saved = raw.modules_to_save.unwrap_or_default();
-        let saved =
-            saved.iter().map(|name| pattern_of("modules_to_save", &format!(r"(?:^|\.)(?:{name})(?:$|\.)")));
         Ok(Self {
             rank,
             alpha,
             rslora: raw.use_rslora == Some(true),
             dora: raw.use_dora == Some(true),
-            ranks: ranks.collect::<Result<_, String>>()?,
-            alphas: alphas.collect::<Result<_, String>>()?,
+            ranks: (Patterns::new("rank_pattern", Place::End, rank_patterns)?, ranks),
+            alphas: (Patterns::new("alpha_pattern", Place::End, alpha_patterns)?, alphas),
             targets,
-            excluded: raw.exclude_modules.map(Targets::of),
+            excluded: raw.exclude_modules.map(|names| Targets::of("exclude_modules", names)).transpose()?,
             blocks,
             block_numbers: block_numbers?,
-            saved: saved.collect::<Result<_, String>>()?,
+            saved: Patterns::new(
+                "modules_to_save",
+                Place::Anywhere,
+                raw.modules_to_save.unwrap_or_default(),
+            )?,
         })
     }
 
@@ -293,7 +301,7 @@ impl PeftConfig {
 
     /// Whether a module was trained as a whole.
     fn is_saved(&self, module: &str) -> bool {
-        self.saved.iter().any(|saved| saved.is_match(module))
+        self.saved.first(module).is_some()
     }
 
     /// PEFT looks at the numbers of blocks only where layers are named by the ends of their names.
@@ -307,27 +315,31 @@ impl PeftConfig {
     }
 
     fn rank_of(&self, layer: &str) -> i32 {
-        self.ranks.iter().find(|(pattern, _)| pattern.is_match(layer)).map_or(self.rank, |(_, rank)| *rank)
+        let (patterns, ranks) = &self.ranks;
+        patterns.first(layer).map_or(self.rank, |i| ranks[i])
     }
 
     fn scale_of(&self, layer: &str) -> f32 {
-        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.is_match(layer));
-        let alpha = alpha.map_or(self.alpha, |(_, alpha)| *alpha);
+        let (patterns, alphas) = &self.alphas;
+        let alpha = patterns.first(layer).map_or(self.alpha, |i| alphas[i]);
         let rank = f64::from(self.rank_of(layer));
         (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 }
 
 impl Targets {
-    fn of(names: Names) -> Self {
-        match names {
-            Names::Many(names) => Self::Names(names),
+    fn of(key: &str, names: Names) -> Result<Self, String> {
+        Ok(match names {
+            Names::Many(names) => {
+                few(key, names.len())?;
+                Self::Names(names)
+            }
             Names::One(name) if name.eq_ignore_ascii_case("all-linear") => Self::AllLinear,
             Names::One(pattern) => match pattern_of("", &format!("^(?:{pattern})$")) {
                 Ok(pattern) => Self::Pattern(pattern),
                 Err(_) => Self::Unreadable,
             },
-        }
+        })
     }
 
     fn fit(&self, layer: &str, is_linear: bool) -> Option<bool> {
@@ -341,11 +353,110 @@ impl Targets {
     }
 }
 
+/// Where in the name of a module a pattern has to fit. It always begins at the beginning or behind a dot.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Up to the end.
+    End,
+    /// Up to the end or a dot.
+    Anywhere,
+}
+
+/// The patterns of one key, in their order. Names are compared as texts, since a regular expression takes some
+/// twenty kilobytes.
+#[derive(Debug, Clone)]
+struct Patterns {
+    place: Place,
+    /// Each with its number. `None` stands for any letter.
+    names: Vec<(usize, Vec<Option<char>>)>,
+    regexes: RegexSet,
+    /// The numbers of the regular expressions.
+    numbers: Vec<usize>,
+}
+
+impl Patterns {
+    fn new(key: &str, place: Place, patterns: Vec<String>) -> Result<Self, String> {
+        few(key, patterns.len())?;
+        let (mut names, mut regexes, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, pattern) in patterns.into_iter().enumerate() {
+            match letters(&pattern) {
+                Some(letters) => names.push((i, letters)),
+                None => {
+                    numbers.push(i);
+                    regexes.push(match place {
+                        Place::End => format!(r"^(.*\.)?({pattern})$"),
+                        Place::Anywhere => format!(r"(?:^|\.)(?:{pattern})(?:$|\.)"),
+                    });
+                }
+            }
+        }
+        let built = RegexSetBuilder::new(&regexes).size_limit(LARGEST_PATTERNS).build();
+        let regexes = built.map_err(|_| {
+            // Without room nothing is compiled, so that only what cannot be read is another error.
+            let parse = |pattern: &str| RegexBuilder::new(pattern).size_limit(0).build();
+            let wrong = regexes.iter().find(|p| matches!(parse(p), Err(regex::Error::Syntax(_))));
+            wrong.map_or_else(
+                || {
+                    let megabytes = LARGEST_PATTERNS >> 20;
+                    format!("the regular expressions of {key} need more than {megabytes} MB; name the layers instead")
+                },
+                |pattern| unreadable(key, pattern),
+            )
+        })?;
+        Ok(Self { place, names, regexes, numbers })
+    }
+
+    /// The number of the first that fits.
+    fn first(&self, module: &str) -> Option<usize> {
+        let name = self.names.iter().find(|(_, letters)| self.fits(letters, module)).map(|(i, _)| *i);
+        let regex = self.regexes.matches(module).iter().next().map(|i| self.numbers[i]);
+        name.into_iter().chain(regex).min()
+    }
+
+    fn fits(&self, letters: &[Option<char>], module: &str) -> bool {
+        let behind_dots = module.match_indices('.').map(|(dot, _)| dot + 1);
+        std::iter::once(0).chain(behind_dots).any(|start| {
+            let mut rest = module[start..].chars();
+            let same = letters.iter().all(|&l| rest.next().is_some_and(|found| l.is_none_or(|l| l == found)));
+            same && match self.place {
+                Place::End => rest.next().is_none(),
+                Place::Anywhere => rest.next().is_none_or(|next| next == '.'),
+            }
+        })
+    }
+}
+
+/// The letters of a pattern that is no more than a name; `None` among them for a dot, which fits any letter.
+fn letters(pattern: &str) -> Option<Vec<Option<char>>> {
+    let mut letters = Vec::with_capacity(pattern.len());
+    let mut rest = pattern.chars();
+    while let Some(letter) = rest.next() {
+        letters.push(match letter {
+            '.' => None,
+            '\\' if rest.next() == Some('.') => Some('.'),
+            _ if letter.is_alphanumeric() || matches!(letter, '_' | '-') => Some(letter),
+            _ => return None,
+        });
+    }
+    Some(letters)
+}
+
+fn few(key: &str, count: usize) -> Result<(), String> {
+    if count <= MOST_ENTRIES {
+        return Ok(());
+    }
+    Err(format!("{key} has {count} entries, and may have at most {MOST_ENTRIES}"))
+}
+
 /// A pattern of Python's, without what only Python has. Patterns of downloads are bounded in size; matching takes time
 /// in proportion to the name.
 fn pattern_of(key: &str, pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(pattern).size_limit(1 << 20).build();
-    built.map_err(|_| format!("{key} has a pattern that cannot be read: {}", shortened(pattern)))
+    built.map_err(|_| unreadable(key, pattern))
+}
+
+fn unreadable(key: &str, pattern: &str) -> String {
+    format!("{key} has a pattern that cannot be read: {}", shortened(pattern))
 }
 
 fn positive(key: &str, rank: i32) -> Result<i32, String> {
@@ -552,5 +663,57 @@ mod tests {
         assert_eq!(scale(&plain, "1.mlp.up_proj"), 1.5);
         let rslora = config(&text.replace("\"r\"", "\"use_rslora\": true, \"r\"")).unwrap();
         assert_eq!(scale(&rslora, "1.mlp.up_proj"), 3.0);
+    }
+
+    /// A plain name fits as Python's `re` would have it, whatever way it is looked for.
+    #[test]
+    fn names_fit_as_regular_expressions_do() {
+        let names = ["", "q_proj", "proj", "self_attn", "layers.1", r"layers\.1", "layers.1.self_attn", "self.attn", "é"];
+        let modules = ["", "q_proj", "x.q_proj", "xq_proj", "layers.1.self_attn.q_proj", "layersx1", "a.layers.10", "é", "a..b"];
+        for place in [Place::End, Place::Anywhere] {
+            for name in names {
+                let plain = Patterns::new("key", place, vec![name.to_owned()]).unwrap();
+                assert_eq!(plain.names.len(), 1, "{name}");
+                let regex = Patterns::new("key", place, vec![format!("(?:{name})")]).unwrap();
+                assert_eq!(regex.numbers.len(), 1, "{name}");
+                for module in modules {
+                    assert_eq!(plain.first(module), regex.first(module), "{name} {module} {place:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_take_a_bounded_amount_of_memory() {
+        let object = |count: usize, of: &dyn Fn(usize) -> String| {
+            let entries: Vec<_> = (0..count).map(|i| format!("{:?}: 2", of(i))).collect();
+            format!("{{{}}}", entries.join(","))
+        };
+        let list = |count: usize, of: &dyn Fn(usize) -> String| {
+            let entries: Vec<_> = (0..count).map(|i| format!("{:?}", of(i))).collect();
+            format!("[{}]", entries.join(","))
+        };
+        let name = |i: usize| format!("layer{i}");
+        let large = |i: usize| format!(r"\w{{1,15}}x{i}");
+        let read = |key: &str, value: String| config(&format!(r#"{{"peft_type": "LORA", "{key}": {value}}}"#));
+        for key in ["rank_pattern", "alpha_pattern"] {
+            let found = read(key, object(MOST_ENTRIES, &name)).unwrap();
+            assert_eq!((found.ranks.0.numbers.len(), found.alphas.0.numbers.len()), (0, 0));
+            let error = read(key, object(MOST_ENTRIES + 1, &name)).unwrap_err();
+            assert_eq!(error, format!("{key} has 4097 entries, and may have at most 4096"));
+            let error = read(key, object(2000, &large)).unwrap_err();
+            assert!(error.contains(&format!("expressions of {key} need more than 4 MB")), "{error}");
+        }
+        for key in ["target_modules", "exclude_modules", "modules_to_save"] {
+            read(key, list(MOST_ENTRIES, &name)).unwrap();
+            let error = read(key, list(MOST_ENTRIES + 1, &name)).unwrap_err();
+            assert_eq!(error, format!("{key} has 4097 entries, and may have at most 4096"));
+        }
+        let error = read("modules_to_save", list(2000, &large)).unwrap_err();
+        assert!(error.contains("expressions of modules_to_save need more than 4 MB"), "{error}");
+        let error = read("layers_pattern", list(17, &name)).unwrap_err();
+        assert_eq!(error, "layers_pattern has 17 entries, and may have at most 16");
+        let error = read("layers_to_transform", format!("{:?}", vec![1; 4097])).unwrap_err();
+        assert_eq!(error, "layers_to_transform has 4097 entries, and may have at most 4096");
     }
 }
