@@ -519,8 +519,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "adapter_with_half_its_scale",
         file: "crates/mlx-checkpoint/src/adapters.rs",
-        find: "let scale = scale.ok_or(\"lora_parameters.scale is missing\")?;",
-        replace: "let scale = scale.ok_or(\"lora_parameters.scale is missing\")? / 2.0;",
+        find: "let config = Self { kind, rank, scale, dropout, num_layers, keys };",
+        replace: "let config = Self { kind, rank, scale: scale / 2.0, dropout, num_layers, keys };",
         filter: "lora_f32",
     },
     // mlx-gemma3
