@@ -113,6 +113,9 @@ impl Demo {
             },
             None => "there is no home folder".to_owned(),
         };
+        #[cfg(unix)]
+        let temporary = env::temp_dir().join(format!("mlx-models-demos-{}", nix::unistd::geteuid()));
+        #[cfg(not(unix))]
         let temporary = env::temp_dir().join("mlx-models-demos");
         private_folder(&temporary).and_then(|()| self.folder_in(&temporary)).map_err(|source| Failure::Io {
             doing: format!(
@@ -160,7 +163,7 @@ impl Demo {
     }
 }
 
-/// Makes a folder that nobody else can write to, in a folder that everybody can.
+/// Makes a folder that nobody else can look into, in a folder that everybody can write to.
 fn private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
@@ -171,20 +174,76 @@ fn private_folder(folder: &Path) -> io::Result<()> {
     }
     let about = fs::symlink_metadata(folder)?;
     #[cfg(unix)]
-    let is_private = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o022 == 0;
+    let is_private = {
+        use std::os::unix::fs::MetadataExt;
+        about.mode() & 0o777 == 0o700 && about.uid() == nix::unistd::geteuid().as_raw()
+    };
     #[cfg(not(unix))]
     let is_private = true;
     if about.is_dir() && is_private {
         return Ok(());
     }
-    Err(io::Error::other("it is no folder of this user's own"))
+    Err(io::Error::other("it is no folder of this user alone (mode 700); remove it"))
 }
 
 /// The user's folder for files that can be made again, if the user has one.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
-    let named = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
-    named.or_else(|| {
-        let home = env::home_dir().filter(|home| !home.as_os_str().is_empty())?;
-        Some(home.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
-    })
+    let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    named_cache(home.as_deref())
+        .or_else(|| Some(home?.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" })))
+}
+
+/// The folder that XDG_CACHE_HOME names. Its rules say that a relative path is ignored; one that begins with `~/` is in
+/// the home folder.
+pub(crate) fn named_cache(home: Option<&Path>) -> Option<PathBuf> {
+    cache_named(PathBuf::from(env::var_os("XDG_CACHE_HOME")?), home)
+}
+
+fn cache_named(named: PathBuf, home: Option<&Path>) -> Option<PathBuf> {
+    let named = match named.strip_prefix("~") {
+        Ok(rest) => home?.join(rest),
+        Err(_) => named,
+    };
+    Some(named).filter(|named| named.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn a_named_cache_folder_is_absolute_or_in_the_home_folder() {
+        let named = |named: &str, home: Option<&str>| cache_named(named.into(), home.map(Path::new));
+        assert_eq!(named("/c", None).unwrap(), Path::new("/c"));
+        assert_eq!(named("~/c", Some("/h")).unwrap(), Path::new("/h/c"));
+        assert_eq!(named("~", Some("/h")).unwrap(), Path::new("/h"));
+        for (path, home) in [("", Some("/h")), ("c", Some("/h")), ("~someone/c", Some("/h")), ("~/c", None)] {
+            assert_eq!(named(path, home), None, "{path}");
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_private_folder_is_of_one_user_alone() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let all = tempfile::tempdir().unwrap();
+        let folder = all.path().join("folder");
+        private_folder(&folder).unwrap();
+        private_folder(&folder).unwrap();
+        for mode in [0o755, 0o770, 0o500, 0o777] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            private_folder(&folder).unwrap_err();
+        }
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        let link = all.path().join("link");
+        symlink(&folder, &link).unwrap();
+        private_folder(&link).unwrap_err();
+        // Only who may do everything can give it to somebody else.
+        if std::os::unix::fs::chown(&folder, Some(65_534), None).is_ok() {
+            private_folder(&folder).unwrap_err();
+        }
+    }
 }

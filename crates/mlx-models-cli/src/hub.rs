@@ -116,7 +116,7 @@ pub(crate) enum HubError {
         "{file} goes on behind the {expected} bytes that the hub says it has; it was removed, so run it again"
     )]
     TooLong { file: String, expected: u64 },
-    #[error("{file} of the model {id} has {size} bytes, and such a file may have {limit}")]
+    #[error("{file} of the model {id} has {size} bytes, and may have at most {limit}")]
     TooLarge { id: HubId, file: String, size: u64, limit: u64 },
     #[error(
         "{id} is not in the cache at {} as a whole: {missing} is missing, and HF_HUB_OFFLINE forbids to download it",
@@ -224,7 +224,7 @@ impl Hub {
             let value = named(name).unwrap_or_default().to_string_lossy().to_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&&*value)
         };
-        let folder = match (path("HF_HOME")?, path("XDG_CACHE_HOME")?) {
+        let folder = match (path("HF_HOME")?, crate::demo::named_cache(home.as_deref())) {
             (Some(folder), _) => Ok(folder),
             (None, Some(cache)) => Ok(cache.join("huggingface")),
             (None, None) => in_home("HF_HOME", PathBuf::from("~/.cache/huggingface")),

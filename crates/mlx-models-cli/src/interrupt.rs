@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Whether somebody looks at [`requested`].
 static IS_HEARD: AtomicBool = AtomicBool::new(false);
-/// Whether the program does nothing but [wait](waiting).
+/// Whether the program does nothing but [wait](waiting), so that what is to end it ends it at once.
 static IS_WAITING: AtomicBool = AtomicBool::new(false);
 /// The terminal's settings before the program changed them.
 static TERMINAL: Mutex<Option<Termios>> = Mutex::new(None);
@@ -40,10 +40,11 @@ pub(crate) fn end_at_once() {
     handle();
 }
 
-/// Runs `wait`, which waits for a person or another program. Meanwhile SIGTERM and SIGHUP end the program at once.
+/// Runs `wait`, which waits for a person or another program. Meanwhile a signal ends the program at once. At a terminal
+/// SIGINT does not: there it is Ctrl-C, by which a line is given up.
 pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     IS_WAITING.store(true, SeqCst);
-    if ended() {
+    if ends_a_wait(SIGNAL.load(SeqCst)) {
         leave(SIGNAL.load(SeqCst));
     }
     let line = wait();
@@ -64,6 +65,11 @@ pub(crate) fn requested() -> bool {
 /// Whether the program is to end, and not only what it does now: SIGTERM or SIGHUP came.
 pub(crate) fn ended() -> bool {
     !matches!(SIGNAL.load(SeqCst), 0 | SIGINT)
+}
+
+/// Whether a signal, or 0 for none, ends a program that waits.
+fn ends_a_wait(signal: i32) -> bool {
+    signal != 0 && (signal != SIGINT || !io::stdin().is_terminal())
 }
 
 /// The exit status of a program that a signal stopped, as shells have it: 128 and the signal's number.
@@ -100,7 +106,7 @@ fn hear(signal: i32) {
     let before =
         SIGNAL.fetch_update(SeqCst, SeqCst, |before| (before == 0 || signal != SIGINT).then_some(signal));
     let is_first = before == Ok(0);
-    if !IS_HEARD.load(SeqCst) || !is_first || (IS_WAITING.load(SeqCst) && signal != SIGINT) {
+    if !IS_HEARD.load(SeqCst) || !is_first || (IS_WAITING.load(SeqCst) && ends_a_wait(signal)) {
         leave(signal);
     }
 }

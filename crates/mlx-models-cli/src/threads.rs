@@ -1,7 +1,14 @@
 //! Whether the system lets the program start the threads that a model needs.
 
-use std::sync::{Arc, Barrier, Once};
+use std::env;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
+
+use mlx_files::Partial;
+use mlx_rs::{Array, memory, ops, transforms};
 
 use crate::failure::Failure;
 
@@ -12,34 +19,78 @@ const NEEDED: usize = 8;
 /// The size of the stacks that MLX's threads get, in bytes: the usual one of the system.
 const STACK: usize = 8 << 20;
 
-/// Starts as many threads as a model needs, once, and lets them go.
+/// From this size on, in bytes, MLX reads a tensor with several threads, and starts them for the first one.
+const SHARED_READ: usize = 1 << 25;
+
+/// Starts the threads that a model needs, once, before its weights take the memory that the threads need.
 pub(crate) fn check() -> Result<(), Failure> {
-    static ONCE: Once = Once::new();
-    let mut outcome = Ok(());
-    ONCE.call_once(|| outcome = start(NEEDED + workers()));
-    outcome
+    static OUTCOME: OnceLock<Result<(), (String, io::ErrorKind, String)>> = OnceLock::new();
+    let started = || {
+        start(NEEDED + workers())?;
+        // Where no file can be written, MLX starts its threads when it reads the weights.
+        let Ok(file) = probe() else { return Ok(()) };
+        compute(&file.path().join(PROBE)).map_err(|e| {
+            let doing = "starting MLX's threads; allow more memory (`ulimit -v`)".to_owned();
+            (doing, io::ErrorKind::OutOfMemory, e)
+        })
+    };
+    OUTCOME
+        .get_or_init(started)
+        .clone()
+        .map_err(|(doing, kind, problem)| Failure::Io { doing, source: io::Error::new(kind, problem) })
+}
+
+/// The file in the folder that [`probe`] makes.
+const PROBE: &str = "zeros.safetensors";
+
+/// A folder with a file of one tensor, which takes no space where a file system leaves out zeros.
+fn probe() -> io::Result<Partial> {
+    let place = env::temp_dir().join("mlx-models-threads");
+    // MLX takes no other names.
+    place.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    let folder = Partial::folder(place)?;
+    let header = format!(r#"{{"zeros":{{"dtype":"U8","shape":[{SHARED_READ}],"data_offsets":[0,{SHARED_READ}]}}}}"#);
+    let mut file = File::create_new(folder.path().join(PROBE))?;
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    file.set_len((8 + header.len() + SHARED_READ) as u64)?;
+    Ok(folder)
+}
+
+/// Has MLX read a tensor and multiply matrices, so that all of its threads are there, and those of the CPU's kernels.
+fn compute(file: &Path) -> Result<(), String> {
+    let tensors = Array::load_safetensors(file).map_err(|e| e.to_string())?;
+    let computed = || {
+        let matrix = ops::ones::<f32>(&[128, 128])?;
+        transforms::eval(tensors.values().chain([&ops::matmul(&matrix, &matrix)?]))
+    };
+    computed().map_err(|e| e.to_string())?;
+    drop(tensors);
+    // It is not the model's memory.
+    memory::clear_cache().and_then(|()| memory::reset_peak_memory()).map_err(|e| e.to_string())
 }
 
 /// The threads of the CPU's kernels beside the one that calls them.
 fn workers() -> usize {
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let named = std::env::var("MLX_CPU_THREADS").ok().and_then(|number| number.trim().parse().ok());
+    let named = env::var("MLX_CPU_THREADS").ok().and_then(|number| number.trim().parse().ok());
     named.filter(|&number| number > 0).unwrap_or(cores).min(cores) - 1
 }
 
-fn start(count: usize) -> Result<(), Failure> {
+/// Starts so many threads, and lets them go.
+fn start(count: usize) -> Result<(), (String, io::ErrorKind, String)> {
     let together = Arc::new(Barrier::new(count + 1));
     let mut threads = Vec::with_capacity(count);
     for number in 0..count {
         let barrier = Arc::clone(&together);
         let thread = thread::Builder::new().stack_size(STACK).spawn(move || _ = barrier.wait());
         // Where one is missing the others wait forever, but the program ends.
-        threads.push(thread.map_err(|source| Failure::Io {
-            doing: format!(
+        threads.push(thread.map_err(|e| {
+            let doing = format!(
                 "starting thread {number} of {count} that a model needs; allow more threads or more memory (`ulimit -u`, \
                  `ulimit -v`), or name fewer in MLX_CPU_THREADS"
-            ),
-            source,
+            );
+            (doing, e.kind(), e.to_string())
         })?);
     }
     together.wait();

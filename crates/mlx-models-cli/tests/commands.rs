@@ -425,7 +425,11 @@ fn a_demo_needs_no_folder_of_its_own() {
         let output = generate(["/dev/null/x", place]);
         assert!(output.status.success(), "{output:?}");
     }
-    let demos = temporary.path().join("mlx-models-demos");
+    let entries = || fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
+    // It is this user's own.
+    let user = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+    let demos = temporary.path().join(format!("mlx-models-demos-{user}"));
+    assert_eq!(entries().collect::<Vec<_>>(), [demos.clone()]);
     assert_eq!(fs::read_dir(&demos).unwrap().count(), 1);
     // Nowhere.
     let output = generate(["/dev/null/x", "/dev/null/y"]);
@@ -437,8 +441,13 @@ fn a_demo_needs_no_folder_of_its_own() {
         |mode| fs::set_permissions(&demos, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o777);
     let (_, said) = texts(&generate(["/dev/null/x", place]));
-    assert!(said.contains("no folder of this user's own"), "{said}");
+    assert!(said.contains("no folder of this user alone"), "{said}");
     mode(0o700);
+    // A relative name is none, and one with a tilde is in the home folder, which is none here.
+    for named in ["~/c", "c"] {
+        assert!(generate([named, place]).status.success());
+        assert!(!Path::new("~").exists() && !Path::new("c").exists());
+    }
 
     // What a run that was killed left behind is removed by the next one that writes.
     let cache = tempfile::tempdir().unwrap();
@@ -594,7 +603,7 @@ fn a_signal_ends_an_answer() {
         drop(input);
     }
     // A chat that waits for the next line of a pipe.
-    for signal in &SIGNALS[1..] {
+    for signal in &SIGNALS {
         let mut chat = program();
         let chat =
             chat.args(["chat", "-m", "2"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
