@@ -162,7 +162,11 @@ fn use_model(
     if random.once_in(2) {
         chat(&tokenizer, random, tell)?;
     }
-    if model.info().dtype == Dtype::Float32 && !prompt.is_empty() && random.once_in(2) {
+    let is_single = |parameter: &Array| matches!(parameter.dtype(), Dtype::Float32 | Dtype::Uint32);
+    if model.parameters().flatten().values().all(|parameter| is_single(parameter))
+        && !prompt.is_empty()
+        && random.once_in(2)
+    {
         agree(model, &prompt, random, tell)?;
     }
     let extreme = kind == Kind::Options;
