@@ -406,10 +406,12 @@ fn drafts(
         &mut draft
     };
     let vocab_size = model.info().vocab_size;
+    // Each round guesses so many tokens.
+    let count = if most > 64 { 1 } else { 5 };
     let go_on = |_, _| ControlFlow::Continue(());
     for token in
         generate_speculative(model, &mut session, prompt, options, Speculation { draft, most }, go_on)?
-            .take(5)
+            .take(count)
     {
         let token = token?;
         check_token(token.id, token.logprob, vocab_size)?;
