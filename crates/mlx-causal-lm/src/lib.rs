@@ -223,10 +223,10 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// MLX could not read the weights.
-    #[error("reading the weights")]
+    #[error("reading the weights: {problem}")]
     Weights {
-        /// Why not.
-        source: Exception,
+        /// What MLX says.
+        problem: String,
     },
     /// No architecture is known for this `model_type`.
     #[error("unknown model_type {found:?}; known are {}", known.join(", "))]

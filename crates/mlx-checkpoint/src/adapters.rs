@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{of_config, shortened};
+use crate::forms;
 use crate::peft::{self, Peft, PeftConfig};
 use crate::safetensors_file::{check_regular, mlx_reads, read_header, without_place};
+use crate::tensors::{is_frequencies, warn_frequencies};
 use crate::write::{commit, partial_file, write_safetensors};
 use crate::{CheckpointError, TensorDtype, TensorInfo, TensorProblem, is_present, read_text};
 
@@ -176,6 +178,9 @@ impl Adapters {
     /// fit a model is found when it is built.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let folder = folder.as_ref().to_path_buf();
+        if !folder.is_dir() {
+            return Err(forms::no_adapter_folder(&folder));
+        }
         let (config, tensors) = (folder.join(CONFIG), folder.join(TENSORS));
         let absent = |missing: &Path| CheckpointError::NoAdapters {
             folder: folder.clone(),
@@ -362,6 +367,8 @@ pub(crate) struct AdapterTensors {
     left: HashMap<String, Array>,
     /// Where fresh ones come from.
     random: Option<RandomState>,
+    /// Whether a layer has an adapter, or a weight was replaced.
+    applied: bool,
     problems: Vec<TensorProblem>,
 }
 
@@ -466,7 +473,7 @@ impl AdapterTensors {
             Content::Full(header) => (None, header.clone(), load(TENSORS)?, None),
             Content::Peft(config, header) => {
                 let peft = Peft::new(PeftConfig::clone(config), header);
-                problems.extend(peft.twice.as_ref().map(|[first, second]| TensorProblem::Refused {
+                problems.extend(peft.twice.iter().map(|[first, second]| TensorProblem::Refused {
                     key: first.clone(),
                     problem: format!("{second} is another name of the same layer"),
                 }));
@@ -477,7 +484,7 @@ impl AdapterTensors {
                 (plan(config), BTreeMap::new(), HashMap::new(), Some(random))
             }
         };
-        Ok(Self { folder: folder.clone(), rule, header, left, random, problems })
+        Ok(Self { folder: folder.clone(), rule, header, left, random, applied: false, problems })
     }
 
     /// Whole weights that were fine-tuned: those that take the place of the checkpoint's, with how each is stored.
@@ -485,7 +492,7 @@ impl AdapterTensors {
         &mut self,
         checkpoint: &BTreeMap<String, TensorInfo>,
     ) -> Vec<(String, Array, TensorDtype)> {
-        let whole: Vec<(String, String)> = match &mut self.rule {
+        let mut whole: Vec<(String, String)> = match &mut self.rule {
             Some(Rule::MlxLm(_)) => Vec::new(),
             None => self.left.keys().map(|key| (key.clone(), key.clone())).collect(),
             Some(Rule::Peft(peft)) => {
@@ -498,6 +505,16 @@ impl AdapterTensors {
                 found.collect()
             }
         };
+        let mut frequencies: Vec<String> = Vec::new();
+        whole.retain(|(key, name)| {
+            let kept = !is_frequencies(name);
+            if !kept {
+                self.left.remove(key);
+                frequencies.push(key.clone());
+            }
+            kept
+        });
+        warn_frequencies(&self.folder, frequencies);
         let mut replacements = Vec::new();
         for (key, name) in whole {
             let Some(tensor) = self.left.remove(&key) else { continue };
@@ -519,12 +536,16 @@ impl AdapterTensors {
                     self.problems.push(TensorProblem::Shape { key, expected, found });
                 }
                 _ if self.rule.is_some() => {
-                    let problem = format!("the checkpoint has no {name} that it could replace");
+                    let mut problem = format!("the checkpoint has no {name} that it could replace");
+                    if name.rsplit('.').nth(1) == Some(peft::HEAD) {
+                        problem += &format!("; {}", peft::TIED);
+                    }
                     self.refuse(&key, problem);
                 }
                 _ => self.problems.push(TensorProblem::Unexpected { key }),
             }
         }
+        self.applied |= !replacements.is_empty();
         replacements
     }
 
@@ -540,6 +561,7 @@ impl AdapterTensors {
     /// The adapter of a layer, if the config gives it one and the file has it as it should be.
     pub(crate) fn take(&mut self, layer: &str, kind: AdaptedLayer) -> Option<AdapterParameters> {
         let Wanted { a, b, m, rank, scale, refused } = self.rule.as_mut()?.wanted(layer, kind)?;
+        self.applied = true;
         if let Some(problem) = refused {
             self.refuse(layer, problem.to_owned());
             [Some(&a), Some(&b), m.as_ref()].into_iter().flatten().for_each(|part| {
@@ -603,8 +625,8 @@ impl AdapterTensors {
                 Some(Rule::MlxLm(plan)) => adapter_leaf(&key)
                     .filter(|(layer, _)| !plan.covers(layer))
                     .map(|_| format!("{CONFIG} gives this layer no adapter")),
-                Some(Rule::Peft(_)) if Peft::is_ignored(&key, &ignored) => continue,
-                Some(Rule::Peft(peft)) => peft.left_over(&key),
+                Some(Rule::Peft(peft)) if peft.is_twice(&key) || Peft::is_ignored(&key, &ignored) => continue,
+                Some(Rule::Peft(peft)) => peft.left_over(&key, has_head),
             };
             self.problems.push(match problem {
                 Some(problem) => refused(key, problem),
@@ -619,15 +641,28 @@ impl AdapterTensors {
                 self.problems.extend(unmet);
             }
             Some(Rule::Peft(peft)) if !has_head => {
-                let problem = "the model's head is this table, too, which PEFT leaves as it is; merge the adapters into \
-                               the model with PEFT (merge_and_unload) and load the result";
+                let problem = format!(
+                    "the model's head is this table, too, which PEFT leaves as it is; {}",
+                    peft::MERGE
+                );
                 let changed = peft.embedding.clone();
-                self.problems.extend(changed.map(|layer| refused(layer, problem.to_owned())));
+                self.problems.extend(changed.map(|layer| refused(layer, problem)));
             }
             _ => {}
         }
         if self.problems.is_empty() {
-            return Ok(());
+            if self.applied {
+                return Ok(());
+            }
+            let names = match &self.rule {
+                None => format!("{TENSORS} has no weight of it"),
+                Some(Rule::MlxLm(_)) => {
+                    "lora_parameters.keys names none in the last num_layers blocks".to_owned()
+                }
+                Some(Rule::Peft(peft)) => peft.targets(),
+            };
+            let problem = format!("no layer of the model has an adapter: {names}");
+            return Err(CheckpointError::AdapterConfig { file: self.folder.join(CONFIG), problem });
         }
         self.problems.sort_by(|a, b| a.key().cmp(b.key()));
         Err(CheckpointError::Adapters { folder: self.folder, problems: self.problems })

@@ -136,6 +136,13 @@ pub enum CheckpointError {
         /// All of them, by key.
         problems: Vec<TensorProblem>,
     },
+    /// There is no such folder of adapters.
+    #[error("there is no folder {}; adapters are a folder with adapter_config.json, and ids of the hub are not taken for them: \
+             download their files and name the folder", folder.display())]
+    NoAdapterFolder {
+        /// What was named.
+        folder: PathBuf,
+    },
     /// A folder holds no adapters.
     #[error("{} holds no adapters: there is no {}", folder.display(), missing.display())]
     NoAdapters {
@@ -247,7 +254,9 @@ impl fmt::Display for TensorProblem {
             Self::Shape { expected, found, .. } => {
                 write!(f, "{key}: shape {}, {expected:?} is needed", shortened(&format!("{found:?}")))
             }
-            Self::Dtype { expected, found, .. } => write!(f, "{key}: dtype {found}, {expected} is needed"),
+            Self::Dtype { expected, found, .. } => {
+                write!(f, "{key}: has dtype {found}, and {expected} is needed")
+            }
             Self::Refused { problem, .. } => write!(f, "{key}: {problem}"),
         }
     }
@@ -275,11 +284,12 @@ fn list(problems: &[TensorProblem]) -> String {
 pub(crate) fn of_config(file: &Path, e: serde_path_to_error::Error<serde_json::Error>) -> CheckpointError {
     let key = e.path().to_string();
     let source = e.into_inner();
-    // It repeats the value, however long that is.
+    // It repeats the value, or the name of an unknown field, however long that is. What was expected is ours.
     let text = source.to_string();
-    let source = match shortened(&text) {
+    let (found, expected) = text.split_at(text.rfind(", expected ").unwrap_or(text.len()));
+    let source = match shortened(found) {
         Cow::Borrowed(_) => source,
-        Cow::Owned(text) => serde_json::Error::custom(text),
+        Cow::Owned(found) => serde_json::Error::custom(found + expected),
     };
     CheckpointError::Config { file: file.to_path_buf(), key, source }
 }

@@ -21,11 +21,20 @@ pub(crate) fn of_file(file: &Path) -> Option<CheckpointError> {
     let advice = match extension(file)?.as_str() {
         "safetensors" => "name the folder that it is in, with config.json beside it",
         pickled if PICKLED.contains(&pickled) => {
-            return is_file(file).then(|| self::pickled(file, "it is a file of PyTorch"));
+            return is_file(file).then(|| self::pickled(file, "it is a PyTorch file"));
         }
         _ => return None,
     };
     is_file(file).then(|| other(file, "it is a file of tensors, and a checkpoint is a folder", advice))
+}
+
+/// What is said of a path in the place of an adapter folder that is no folder.
+pub(crate) fn no_adapter_folder(path: &Path) -> CheckpointError {
+    if is_file(path) {
+        let advice = "name the folder that it is in, with adapter_config.json beside it";
+        return other(path, "it is a file, and adapters are a folder", advice);
+    }
+    CheckpointError::NoAdapterFolder { folder: path.to_path_buf() }
 }
 
 /// What is said of a folder without a config.
@@ -54,7 +63,7 @@ pub(crate) fn without_tensors(folder: &Path) -> Option<CheckpointError> {
                 ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
             weights && PICKLED.contains(&extension)
         };
-        files(folder, is_weights).then(|| pickled(folder, "its weights are files of PyTorch"))
+        files(folder, is_weights).then(|| pickled(folder, "its weights are PyTorch files"))
     })
 }
 
@@ -74,7 +83,7 @@ fn gguf(place: &Path) -> CheckpointError {
 }
 
 fn pickled(place: &Path, form: &str) -> CheckpointError {
-    let advice = "they are not read, since unpickling runs code; load the model with transformers and save it anew \
+    let advice = "only safetensors files are read, since unpickling runs code; load the model with transformers and save it anew \
                   (save_pretrained), which writes safetensors";
     other(place, form, advice)
 }

@@ -47,6 +47,7 @@ pub use convert::{
 };
 pub use error::{CheckpointError, TensorProblem};
 pub use safetensors::Dtype as TensorDtype;
+pub use safetensors_file::without_place;
 pub use tensors::CheckpointTensors;
 pub use write::Progress;
 

@@ -35,7 +35,13 @@ const LEAVES: [&str; 6] = [
     ".lora_magnitude_vector.weight",
 ];
 /// The layers of transformers' models that read the embedding backwards or stand in its place.
-const HEAD: &str = "lm_head";
+pub(crate) const HEAD: &str = "lm_head";
+/// What to do with adapters that cannot be applied here.
+pub(crate) const MERGE: &str =
+    "merge the adapters into the model with PEFT (merge_and_unload) and load the result";
+/// What is said of the head of a model that has none of its own.
+pub(crate) const TIED: &str = "the model's head is its embedding table; merge the adapters into the model with PEFT \
+                               (merge_and_unload) and load the result";
 
 /// The keys of the config that change what an adapter computes, and that nothing here computes.
 const UNSUPPORTED: [&str; 11] = [
@@ -183,10 +189,7 @@ impl PeftConfig {
         if raw.peft_type != "LORA" {
             let found = format!("{:?}", raw.peft_type);
             let found = shortened(&found);
-            return Err(refused(format!(
-                "peft_type is {found}, and only LORA is supported; merge the adapters into the model with PEFT \
-                 (merge_and_unload) and load the result"
-            )));
+            return Err(refused(format!("peft_type is {found}, and only LORA is supported; {MERGE}")));
         }
         let present = |name: &str| {
             let file = folder.join(name);
@@ -491,8 +494,8 @@ pub(crate) struct Peft {
     config: PeftConfig,
     /// PEFT's names of the layers with adapters, by their canonical names.
     layers: HashMap<String, String>,
-    /// Two names of one layer.
-    pub(crate) twice: Option<[String; 2]>,
+    /// Two names of one layer each.
+    pub(crate) twice: Vec<[String; 2]>,
     /// DoRA's key ends so.
     magnitudes: &'static str,
     /// The modules that PEFT copied before they were trained, by their canonical names.
@@ -504,10 +507,10 @@ pub(crate) struct Peft {
 impl Peft {
     pub(crate) fn new(config: PeftConfig, header: &BTreeMap<String, TensorInfo>) -> Self {
         let mut layers: HashMap<String, String> = HashMap::new();
-        let mut twice = None;
+        let mut twice = Vec::new();
         for name in header.keys().filter_map(|key| layer_of(key)) {
             match layers.insert(canonical(name), name.to_owned()) {
-                Some(other) if other != name => twice = Some([other, name.to_owned()]),
+                Some(other) if other != name => twice.push([other, name.to_owned()]),
                 _ => {}
             }
         }
@@ -563,11 +566,32 @@ impl Peft {
         covers(layer) == Some(false) && covers(&canonical(layer)) == Some(false)
     }
 
+    /// Whether the layer of a tensor has another name in the file, too.
+    pub(crate) fn is_twice(&self, key: &str) -> bool {
+        let layer = layer_of(key).map(canonical);
+        layer.is_some_and(|layer| self.twice.iter().any(|[name, _]| canonical(name) == layer))
+    }
+
+    /// Which layers the config names, in words.
+    pub(crate) fn targets(&self) -> String {
+        match &self.config.targets {
+            Targets::Names(names) if !names.is_empty() => {
+                format!("target_modules names {}", shortened(&names.join(", ")))
+            }
+            Targets::Pattern(pattern) => format!("target_modules is {}", shortened(pattern.as_str())),
+            Targets::Names(_) | Targets::AllLinear | Targets::Unreadable => {
+                format!("target_modules names none, and {TENSORS} has no tensors for one")
+            }
+        }
+    }
+
     /// What is wrong with an adapter tensor that no layer took.
-    pub(crate) fn left_over(&self, key: &str) -> Option<String> {
+    pub(crate) fn left_over(&self, key: &str, has_head: bool) -> Option<String> {
         let layer = layer_of(key)?;
         let is_linear = !key.contains(".lora_embedding_");
-        Some(if self.is_outside(layer, is_linear) {
+        Some(if !has_head && canonical(layer) == HEAD {
+            TIED.to_owned()
+        } else if self.is_outside(layer, is_linear) {
             "adapter_config.json gives this layer no adapter".to_owned()
         } else {
             "the model has no such layer".to_owned()
@@ -668,8 +692,28 @@ mod tests {
     /// A plain name fits as Python's `re` would have it, whatever way it is looked for.
     #[test]
     fn names_fit_as_regular_expressions_do() {
-        let names = ["", "q_proj", "proj", "self_attn", "layers.1", r"layers\.1", "layers.1.self_attn", "self.attn", "é"];
-        let modules = ["", "q_proj", "x.q_proj", "xq_proj", "layers.1.self_attn.q_proj", "layersx1", "a.layers.10", "é", "a..b"];
+        let names = [
+            "",
+            "q_proj",
+            "proj",
+            "self_attn",
+            "layers.1",
+            r"layers\.1",
+            "layers.1.self_attn",
+            "self.attn",
+            "é",
+        ];
+        let modules = [
+            "",
+            "q_proj",
+            "x.q_proj",
+            "xq_proj",
+            "layers.1.self_attn.q_proj",
+            "layersx1",
+            "a.layers.10",
+            "é",
+            "a..b",
+        ];
         for place in [Place::End, Place::Anywhere] {
             for name in names {
                 let plain = Patterns::new("key", place, vec![name.to_owned()]).unwrap();
@@ -695,7 +739,8 @@ mod tests {
         };
         let name = |i: usize| format!("layer{i}");
         let large = |i: usize| format!(r"\w{{1,15}}x{i}");
-        let read = |key: &str, value: String| config(&format!(r#"{{"peft_type": "LORA", "{key}": {value}}}"#));
+        let read =
+            |key: &str, value: String| config(&format!(r#"{{"peft_type": "LORA", "{key}": {value}}}"#));
         for key in ["rank_pattern", "alpha_pattern"] {
             let found = read(key, object(MOST_ENTRIES, &name)).unwrap();
             assert_eq!((found.ranks.0.numbers.len(), found.alphas.0.numbers.len()), (0, 0));

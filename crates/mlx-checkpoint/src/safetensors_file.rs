@@ -116,8 +116,9 @@ pub(crate) fn read_tensor(path: &Path, info: &TensorInfo) -> Result<Array, Strin
     array.map_err(|e| without_place(&e.to_string()))
 }
 
-/// MLX's message, without the places in its source and in mlx-rs's that it ends with.
-pub(crate) fn without_place(message: &str) -> String {
+/// An error of MLX as users should see it: without the places in its source and in that of mlx-rs that it ends with, which are
+/// paths of the machine that it was built on.
+pub fn without_place(message: &str) -> String {
     let end = message.find(" at /").unwrap_or(message.len());
     message[..end].trim_matches('"').to_owned()
 }

@@ -1,6 +1,7 @@
 //! Binding a checkpoint's tensors to a model's parameters.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use mlx_layers::{AdaptedLayer, AdapterParameters, Form, ParameterSource, Quantization};
 use mlx_rs::Array;
@@ -95,16 +96,8 @@ impl<'a> CheckpointTensors<'a> {
         }
         let mut left: Vec<String> = self.left.into_keys().collect();
         left.retain(|key| !self.replaced.contains_key(key));
-        let (mut frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
-        frequencies.sort();
-        if let Some(key) = frequencies.first() {
-            let (folder, key, count) =
-                (self.checkpoint.folder().display(), shortened(key), frequencies.len());
-            tracing::warn!(
-                "{folder}: {key} has no use, and is ignored, as are all such tensors ({count}): the config says how \
-                 the model rotates"
-            );
-        }
+        let (frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
+        warn_frequencies(self.checkpoint.folder(), frequencies);
         let left = left.into_iter().filter(|key| !ignored(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
         let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
@@ -180,9 +173,21 @@ impl<'a> CheckpointTensors<'a> {
 
 /// Whether a tensor holds the frequencies of a rotation, as older versions of transformers saved them. They follow from
 /// the config, and nothing reads them.
-fn is_frequencies(key: &str) -> bool {
+pub(crate) fn is_frequencies(key: &str) -> bool {
     let module = key.strip_suffix(".inv_freq").and_then(|path| path.rsplit('.').next());
     module.is_some_and(|module| module.starts_with("rotary_emb"))
+}
+
+/// Says once for all of a folder that such tensors are ignored.
+pub(crate) fn warn_frequencies(folder: &Path, mut keys: Vec<String>) {
+    keys.sort();
+    if let Some(key) = keys.first() {
+        let (folder, key, count) = (folder.display(), shortened(key), keys.len());
+        tracing::warn!(
+            "{folder}: {key} has no use, and is ignored, as are all such tensors ({count}): the config says how the \
+             model rotates"
+        );
+    }
 }
 
 /// What parameters may be that are not quantized.

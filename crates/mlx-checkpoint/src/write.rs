@@ -126,10 +126,10 @@ impl Checkpoint {
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>, CheckpointError> {
         write_json(&folder.join("config.json"), &contents.config)?;
-        let Contents { tensors, parameters, largest_shard, .. } = contents;
-        let files = write_tensors(folder, tensors, parameters, largest_shard, progress)?;
+        // First, since what cannot be copied is known at once.
         self.copy_companions(folder)?;
-        Ok(files)
+        let Contents { tensors, parameters, largest_shard, .. } = contents;
+        write_tensors(folder, tensors, parameters, largest_shard, progress)
     }
 
     fn copy_companions(&self, folder: &Path) -> Result<(), CheckpointError> {
@@ -143,9 +143,9 @@ impl Checkpoint {
                 continue;
             }
             let read = |source| CheckpointError::Io { file: file.clone(), source };
-            let mut from = mlx_files::open(&file).map_err(read)?;
+            let bytes = mlx_files::read(&file, mlx_files::LARGEST_TOKENIZER).map_err(read)?;
             let copy = folder.join(name);
-            let copied = File::create_new(&copy).and_then(|mut to| io::copy(&mut from, &mut to));
+            let copied = File::create_new(&copy).and_then(|mut to| to.write_all(&bytes));
             copied.map_err(|e| failed(&copy, &e))?;
         }
         Ok(())

@@ -252,6 +252,42 @@ fn full_fine_tuning_replaces_weights() {
     assert!(compare(&loaded.logits(), &model.logits(), Tolerance::Exact).unwrap().is_equal());
 }
 
+/// A fine-tuned model of an older transformers has them, and they follow from the config.
+#[test]
+fn frequencies_in_full_fine_tuning_are_ignored() {
+    let base = base(None);
+    let one = || Array::ones::<f32>(&[DIMS, 2 * DIMS]).unwrap();
+    let frequencies = ("layers.0.self_attn.rotary_emb.inv_freq", Array::ones::<f32>(&[4]).unwrap());
+    let plain = full(&[("layers.2.down.weight", one())]);
+    let folder = full(&[("layers.2.down.weight", one()), frequencies.clone()]);
+    let (model, warnings) = with_warnings(|| Model::load(&adapted(&base, &folder)));
+    let mut expected = Model::load(&adapted(&base, &plain)).unwrap();
+    assert!(is_close(&model.unwrap().logits(), &expected.logits(), 0.0));
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("rotary_emb.inv_freq has no use, and is ignored"), "{warnings:?}");
+    let error = Model::load(&adapted(&base, &full(&[frequencies]))).unwrap_err().to_string();
+    let expected =
+        "adapter_config.json: no layer of the model has an adapter: adapters.safetensors has no weight";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_path_that_is_no_folder_says_what_to_name() {
+    let base = base(None);
+    let folder = trained(&base, &config(AdapterKind::Lora, &["up"], 2));
+    let error = |path: &Path| Adapters::open(path).unwrap_err().to_string();
+    let text = error(Path::new("owner/name"));
+    assert!(
+        text.contains("there is no folder owner/name") && text.contains("ids of the hub are not"),
+        "{text}"
+    );
+    let text = error(&folder.path().join("adapters.safetensors"));
+    assert!(
+        text.contains("it is a file, and adapters are a folder; name the folder that it is in"),
+        "{text}"
+    );
+}
+
 fn full(tensors: &[(&str, Array)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("adapter_config.json"), r#"{"fine_tune_type": "full"}"#).unwrap();
@@ -351,7 +387,7 @@ fn folders_without_a_file_or_with_half_of_one() {
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 5]).unwrap();
     assert!(matches!(Adapters::open(folder.path()).unwrap_err(), CheckpointError::Safetensors { .. }));
-    assert!(matches!(Adapters::open("/no/such").unwrap_err(), CheckpointError::NoAdapters { .. }));
+    assert!(matches!(Adapters::open("/no/such").unwrap_err(), CheckpointError::NoAdapterFolder { .. }));
 }
 
 /// What is done to the tensors of right adapters of `up` in the last two blocks, and what is then said.
@@ -428,7 +464,7 @@ fn adapters_that_do_not_fit_are_listed() {
         (
             AdapterKind::Lora,
             |t| with(t, "layers.1.up.lora_a", ones(&[32, 4]).as_dtype(Dtype::Int32).unwrap()),
-            "layers.1.up.lora_a: dtype I32, F32, F16 or BF16 is needed",
+            "layers.1.up.lora_a: has dtype I32, and F32, F16 or BF16 is needed",
         ),
     ];
     let base = base(None);

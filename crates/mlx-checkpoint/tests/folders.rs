@@ -8,6 +8,7 @@ use std::path::Path;
 use mlx_checkpoint::{Checkpoint, CheckpointError, TensorProblem};
 use mlx_layers::{Linear, ParameterSource, Parameters, Quantization};
 use mlx_rs::{Array, Dtype};
+use mlx_testing::checkpoints::whole_message;
 use tempfile::TempDir;
 
 fn ones(shape: &[i32]) -> Array {
@@ -234,10 +235,10 @@ fn tensors_of_dtypes_that_no_parameter_has_are_listed() {
     assert_eq!(
         problems,
         [
-            "double: dtype F64, F32, F16 or BF16 is needed",
+            "double: has dtype F64, and F32, F16 or BF16 is needed",
             "half.weight: shape [2, 3], [3, 2] is needed",
             "vision.double: unexpected, the model has no such parameter",
-            "vision.tiny: dtype F4, F32, F16 or BF16 is needed",
+            "vision.tiny: has dtype F4, and F32, F16 or BF16 is needed",
         ]
     );
 }
@@ -397,15 +398,15 @@ fn models_in_other_forms_are_named() {
         (vec![("config.json", config), ("a.gguf", &gguf)], vec!["GGUF is not supported yet"]),
         (
             vec![("config.json", config), ("pytorch_model.bin", b"x")],
-            vec!["its weights are files of PyTorch", "load the model with transformers and save it anew"],
+            vec!["its weights are PyTorch files", "load the model with transformers and save it anew"],
         ),
         (
             vec![("config.json", config), ("pytorch_model-00001-of-00002.bin", b"x")],
-            vec!["its weights are files of PyTorch"],
+            vec!["its weights are PyTorch files"],
         ),
         (
             vec![("params.json", b"{}".as_slice()), ("consolidated.00.pth", b"x")],
-            vec!["its weights are files of PyTorch"],
+            vec!["its weights are PyTorch files"],
         ),
         (
             vec![("tokenizer.model", b"x".as_slice())],
@@ -434,13 +435,41 @@ fn models_in_other_forms_are_named() {
         ("model.gguf", gguf.as_slice(), "GGUF is not supported yet"),
         ("renamed", &gguf, "GGUF is not supported yet"),
         ("model.safetensors", b"x", "name the folder that it is in"),
-        ("pytorch_model.bin", b"x", "it is a file of PyTorch"),
+        ("pytorch_model.bin", b"x", "it is a PyTorch file"),
         ("notes.txt", b"x", "is not a folder"),
     ] {
         let file = folder.path().join(name);
         fs::write(&file, content).unwrap();
         let text = open_error(&file).to_string();
         assert!(text.contains(needle), "{text}");
+    }
+}
+
+/// A list of what may stand there is ours, and says what to write.
+#[test]
+fn an_unknown_field_is_named_with_the_known_ones() {
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only their names are of use")]
+    struct Strict {
+        model_type: String,
+        the_first_of_several_fields_with_long_names: Option<i32>,
+        the_second_of_several_fields_with_long_names: Option<i32>,
+        the_third_of_several_fields_with_long_names: Option<i32>,
+        the_fourth_of_several_fields_with_long_names: Option<i32>,
+        the_last_of_several_fields_with_long_names: Option<i32>,
+    }
+    let long = "x".repeat(100_000);
+    for (field, shown) in [("fator", "unknown field `fator`, expected one of"), (&*long, "unknown field `xxxx")] {
+        let config = format!(r#"{{"model_type": "test", "{field}": 1}}"#);
+        let folder = folder(&config, &[("model.safetensors", &[("a", ones(&[2]))])]);
+        let error = Checkpoint::open(folder.path()).unwrap().config::<Strict>().unwrap_err();
+        let text = whole_message(&error);
+        assert!(text.contains(shown), "{text}");
+        for name in ["first", "second", "third", "fourth", "last"] {
+            assert!(text.contains(&format!("`the_{name}_of_several_fields_with_long_names`")), "{text}");
+        }
+        assert!(text.len() < 1000, "{}", text.len());
     }
 }
 

@@ -173,6 +173,6 @@ fn absent(path: &Path, e: io::Error) -> io::Error {
 }
 
 fn too_large(size: u64, limit: u64) -> io::Error {
-    let problem = format!("it has {size} bytes or more, and such a file may have {limit}");
+    let problem = format!("it has {size} bytes or more, and may have at most {limit}");
     io::Error::new(ErrorKind::FileTooLarge, problem)
 }

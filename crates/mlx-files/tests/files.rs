@@ -71,7 +71,7 @@ fn no_more_than_the_limit_is_read() {
     assert_eq!(read(&path, 7).unwrap(), b"1234567");
     let error = read(&path, 6).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FileTooLarge);
-    assert_eq!(error.to_string(), "it has 7 bytes or more, and such a file may have 6");
+    assert_eq!(error.to_string(), "it has 7 bytes or more, and may have at most 6");
     // Files of the kernel say that they have no bytes.
     assert_eq!(read("/proc/self/maps", 10).unwrap_err().kind(), ErrorKind::FileTooLarge);
 }
@@ -130,6 +130,27 @@ fn folders() {
     partial.commit().unwrap();
     assert_eq!(names(&empty), ["b"]);
     assert_eq!(names(folder.path()), ["empty", "model"]);
+    assert_eq!(Partial::folder("/").unwrap_err().kind(), ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn an_empty_folder_by_any_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, link) = (folder.path().join("place"), folder.path().join("link"));
+    std::os::unix::fs::symlink("place", &link).unwrap();
+    // A link to nowhere is in the way.
+    assert_eq!(Partial::folder(&link).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    fs::create_dir(folder.path().join("other")).unwrap();
+    for path in [link.clone(), place.join("."), folder.path().join("place/"), folder.path().join("other/../place")] {
+        fs::create_dir(&place).unwrap();
+        let partial = Partial::folder(&path).unwrap();
+        fs::write(partial.path().join("a"), "").unwrap();
+        partial.commit().unwrap();
+        assert_eq!(names(&place), ["a"]);
+        assert_eq!(names(folder.path()), ["link", "other", "place"]);
+        fs::remove_dir_all(&place).unwrap();
+    }
+    assert!(link.is_symlink());
 }
 
 #[test]

@@ -366,7 +366,7 @@ fn files_that_are_none_say_so() {
     let endless = folder.path().join("endless");
     fs::File::create(&endless).unwrap().set_len(1 << 40).unwrap();
     let error = SavedCache::read(&endless).unwrap_err().to_string();
-    assert!(error.contains("may have 274877906944"), "{error}");
+    assert!(error.contains("may have at most 274877906944"), "{error}");
     let error = SavedCache::read(folder.path().join("gone")).unwrap_err();
     assert!(matches!(error, CacheFileError::Io { doing: "opening", .. }), "{error}");
     assert!(SavedCache::read(folder.path()).is_err());

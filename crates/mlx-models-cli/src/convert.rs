@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     /// as it is]
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<FloatDtype>,
-    /// Folder of adapters (LoRA, DoRA) to add to the weights first
+    /// Folder of adapters (LoRA or DoRA, of mlx-lm or PEFT) to add to the weights first
     #[arg(long, alias = "adapter-path", value_name = "DIR")]
     adapters: Option<PathBuf>,
     /// Bytes of tensors in one file, such as 500MB or 2GB (2GiB); mlx-lm's are of 5GiB

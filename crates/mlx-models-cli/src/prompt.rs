@@ -105,7 +105,7 @@ pub(crate) fn read_stdin() -> Result<String, Failure> {
     if text.len() as u64 > LARGEST_TEXT {
         return Err(failed(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("a text may have {LARGEST_TEXT} bytes"),
+            format!("a text may have at most {LARGEST_TEXT} bytes"),
         )));
     }
     Ok(text)

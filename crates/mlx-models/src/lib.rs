@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use mlx_checkpoint::without_place;
 use mlx_rs::transforms::eval_params;
 
 pub use mlx_causal_lm::{
@@ -151,7 +152,8 @@ pub fn load_checkpoint(
         }
     }?;
     if !options.lazy {
-        eval_params(model.parameters()).map_err(|source| LoadError::Weights { source })?;
+        eval_params(model.parameters())
+            .map_err(|e| LoadError::Weights { problem: without_place(&e.to_string()) })?;
     }
     Ok(model)
 }
@@ -283,7 +285,10 @@ mod tests {
             load_with(folder.path(), &options).unwrap_err(),
             fuse(folder.path(), folder.path().join("gone"), &out, &FuseOptions::default()).unwrap_err(),
         ] {
-            assert!(matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapters { .. })), "{error:?}");
+            assert!(
+                matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapterFolder { .. })),
+                "{error:?}"
+            );
         }
         assert!(!out.exists());
     }

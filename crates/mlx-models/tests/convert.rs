@@ -25,6 +25,25 @@ fn go_on(_: mlx_models::Progress<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
+/// A copy of any size would fill the disk.
+#[test]
+fn a_companion_that_is_too_large_is_named() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(checkpoint("hf_qwen3_layer_types_yarn").join(name), folder.path().join(name)).unwrap();
+    }
+    let file = fs::File::create(folder.path().join("vocab.txt")).unwrap();
+    file.set_len((512 << 20) + 1).unwrap();
+    let out = scratch.path().join("out");
+    let error = convert(folder.path(), None, &out, &ConvertOptions::default(), go_on).unwrap_err();
+    let text = mlx_testing::checkpoints::whole_message(&error);
+    assert!(
+        text.contains("vocab.txt: it has 536870913 bytes or more, and may have at most 536870912"),
+        "{text}"
+    );
+    assert!(!out.exists());
+}
+
 /// The options of a case: those of mlx-lm's function, by their names.
 fn options(given: &Map<String, Value>) -> ConvertOptions {
     let text = |key| given.get(key).and_then(Value::as_str);

@@ -275,6 +275,45 @@ fn what_is_not_supported_is_named() {
     }
 }
 
+/// A folder that changes nothing is not what anybody meant.
+#[test]
+fn adapters_of_no_layer_are_an_error() {
+    for (targets, said) in [
+        (json!(["query", "value"]), "target_modules names query, value"),
+        (json!([]), "target_modules names none"),
+        (json!(null), "target_modules names none"),
+        (json!(".*query"), "target_modules is ^(?:.*query)$"),
+    ] {
+        let adapters = renamed("peft_lora_phi3", |_| None);
+        let config = json!({ "peft_type": "LORA", "r": 2, "target_modules": targets }).to_string();
+        fs::write(adapters.path().join("adapter_config.json"), config).unwrap();
+        let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err().to_string();
+        let expected = format!("adapter_config.json: no layer of the model has an adapter: {said}");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
+fn two_names_of_one_layer_are_one_problem_each() {
+    let adapters = edited("peft_lora_phi3", |_| {});
+    let file = adapters.path().join("adapter_model.safetensors");
+    let tensors = Array::load_safetensors(&file).unwrap();
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .flat_map(|(key, array)| {
+            array.eval().unwrap();
+            let other = key.replace("model.model.layers.1.mlp", "model.language_model.model.layers.1.mlp");
+            [(key, array.clone()), (other, array)]
+        })
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into_iter()
+        .collect();
+    Array::save_safetensors(tensors, None, &file).unwrap();
+    let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err().to_string();
+    assert!(error.contains("is another name of the same layer"), "{error}");
+    assert!(!error.contains("the model has no such layer"), "{error}");
+}
+
 #[test]
 fn pickled_adapters_are_not_read() {
     let adapters = edited("peft_lora_phi3", |_| {});
@@ -301,10 +340,17 @@ fn an_embedding_that_is_the_head_too_cannot_have_an_adapter() {
     Array::save_safetensors(tensors, None, folder.path().join("model.safetensors")).unwrap();
     let error = with_adapters(folder.path(), &from.join("adapters")).unwrap_err().to_string();
     assert!(error.contains("model.embed_tokens: the model's head is this table, too"), "{error}");
-    assert!(
-        error.contains(
-            "base_model.model.lm_head.weight: the checkpoint has no lm_head.weight that it could replace"
-        ),
-        "{error}"
-    );
+    let expected = "base_model.model.lm_head.weight: the checkpoint has no lm_head.weight that it could replace; the \
+                    model's head is its embedding table; merge the adapters into the model with PEFT";
+    assert!(error.contains(expected), "{error}");
+
+    let adapters = renamed("peft_lora_olmo3_saved", |key| {
+        let layer = "base_model.model.model.layers.0.self_attn.q_proj.";
+        Some(
+            key.strip_prefix(layer).map_or(key.to_owned(), |leaf| format!("base_model.model.lm_head.{leaf}")),
+        )
+    });
+    let error = with_adapters(folder.path(), adapters.path()).unwrap_err().to_string();
+    let expected = "base_model.model.lm_head.lora_A.weight: the model's head is its embedding table; merge";
+    assert!(error.contains(expected), "{error}");
 }

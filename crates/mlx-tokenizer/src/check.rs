@@ -147,7 +147,7 @@ fn normalizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
     replacement(component)?;
     if let Some(prefix) = text(component, "prepend").filter(|prefix| prefix.len() > LONGEST_PREFIX) {
         let length = prefix.len();
-        return Err(format!("prepend has {length} bytes, and may have {LONGEST_PREFIX}"));
+        return Err(format!("prepend has {length} bytes, and may have at most {LONGEST_PREFIX}"));
     }
     if text(component, "prepend") == Some("") {
         return Err("prepend is empty; leave the normalizer out".to_owned());
@@ -173,7 +173,7 @@ fn replacement(component: &Value) -> Result<(), String> {
     }
     if let Some(content) = text(component, "content").filter(|content| content.len() > LONGEST_CONTENT) {
         let length = content.len();
-        return Err(format!("content has {length} bytes, and may have {LONGEST_CONTENT}"));
+        return Err(format!("content has {length} bytes, and may have at most {LONGEST_CONTENT}"));
     }
     if let Some(regex) = text(pattern, "Regex") {
         let read = guarded(|| Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(drop))?;
@@ -216,7 +216,7 @@ fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
             return Err(format!("{name} must be a list of pieces"));
         };
         if pieces.len() > MOST_PIECES {
-            return Err(format!("{name} has {} pieces, and may have {MOST_PIECES}", pieces.len()));
+            return Err(format!("{name} has {} pieces, and may have at most {MOST_PIECES}", pieces.len()));
         }
         let mut texts = 0;
         for (index, piece) in pieces.iter().enumerate() {
@@ -242,7 +242,7 @@ fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
             }
         }
         if texts > MOST_TEXTS {
-            return Err(format!("{name} has the text {texts} times, and may have it {MOST_TEXTS} times"));
+            return Err(format!("{name} has the text {texts} times, and may have it at most {MOST_TEXTS} times"));
         }
     }
     Ok(())

@@ -201,7 +201,7 @@ fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
 fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let invalid = |problem: String| TokenizerError::Invalid { file: file.to_owned(), problem };
     let Some(text) = text(file)? else { return Ok(Map::new()) };
-    match serde_json::from_str(&text).map_err(|e| invalid(e.to_string()))? {
+    match serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))? {
         Value::Object(config) => Ok(config),
         other => Err(invalid(format!("{other} is not an object"))),
     }

@@ -140,7 +140,7 @@ fn read_header(path: &Path, file: &mut File) -> Result<(Metadata, u64), CacheFil
 
     let size = file.metadata().map_err(io)?.len();
     if size > LARGEST_FILE {
-        return Err(damaged(format!("it has {size} bytes, and a cache file may have {LARGEST_FILE}")));
+        return Err(damaged(format!("it has {size} bytes, and may have at most {LARGEST_FILE}")));
     }
     if size < 8 {
         return Err(damaged(format!("it has {size} bytes, and the length of the header alone takes 8")));
