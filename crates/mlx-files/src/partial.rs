@@ -41,18 +41,23 @@ impl Partial {
         Self::new(target, false)
     }
 
-    /// An empty folder, for the place `target`, where there must be nothing, or an empty folder.
+    /// An empty folder, for the place `target`, where there must be nothing, or an empty folder. Where that is a link,
+    /// the folder that it leads to is replaced.
     ///
     /// # Errors
     ///
     /// What the system says; [`ErrorKind::AlreadyExists`] where something is at `target`.
     pub fn folder(target: impl AsRef<Path>) -> io::Result<Self> {
         let target = target.as_ref();
-        if fs::symlink_metadata(target).is_ok() && !is_empty_folder(target) {
+        if fs::symlink_metadata(target).is_err() {
+            return Self::new(target.to_path_buf(), true);
+        }
+        if !is_empty_folder(target) {
             let problem = format!("{} exists, and is no empty folder", target.display());
             return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
         }
-        Self::new(target.to_path_buf(), true)
+        // Also `.`, which is no name.
+        Self::new(fs::canonicalize(target)?, true)
     }
 
     fn new(target: PathBuf, is_folder: bool) -> io::Result<Self> {
@@ -71,7 +76,7 @@ impl Partial {
             partial.push(format!(".{}-{number}{SUFFIX}", std::process::id()));
             let path = parent.join(partial);
             let made = if is_folder {
-                fs::create_dir(&path).and_then(|()| File::open(&path))
+                fs::create_dir(&path).and_then(|()| File::open(&path).inspect_err(|_| remove(&path, true)))
             } else {
                 OpenOptions::new().read(true).write(true).create_new(true).open(&path)
             };
@@ -142,7 +147,7 @@ fn shortened(name: &std::ffi::OsStr) -> std::ffi::OsString {
 }
 
 fn is_empty_folder(path: &Path) -> bool {
-    !path.is_symlink() && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Removes what programs left behind that were killed while they wrote for this place.

@@ -141,7 +141,9 @@ fn an_empty_folder_by_any_path() {
     // A link to nowhere is in the way.
     assert_eq!(Partial::folder(&link).unwrap_err().kind(), ErrorKind::AlreadyExists);
     fs::create_dir(folder.path().join("other")).unwrap();
-    for path in [link.clone(), place.join("."), folder.path().join("place/"), folder.path().join("other/../place")] {
+    for path in
+        [link.clone(), place.join("."), folder.path().join("place/"), folder.path().join("other/../place")]
+    {
         fs::create_dir(&place).unwrap();
         let partial = Partial::folder(&path).unwrap();
         fs::write(partial.path().join("a"), "").unwrap();

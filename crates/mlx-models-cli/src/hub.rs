@@ -12,7 +12,7 @@ mod cache;
 mod names;
 mod pace;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -57,6 +57,12 @@ const MOST_FILES: usize = 10_000;
 /// The longest name of a blob. Those of the hub have 40 or 64 characters.
 const LONGEST_ETAG: usize = 128;
 
+/// The largest file whose length the hub does not say, in bytes. Those of large models have 5 or 10 GB.
+const LARGEST_UNSIZED: u64 = 16 << 30;
+
+/// How old a part of a file is that nobody goes on with.
+const STALE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// The largest file with a token, in bytes.
 const LARGEST_TOKEN: u64 = 64 << 10;
 
@@ -87,8 +93,13 @@ pub(crate) enum HubError {
     Gated { id: HubId, endpoint: String, token_file: String },
     #[error("the hub does not accept the token from {source_of_token} ({status})")]
     Token { source_of_token: String, status: u16 },
-    #[error("the model {id} has no {missing}, which a checkpoint needs; files of other formats are not read")]
-    NoCheckpoint { id: HubId, missing: &'static str },
+    #[error("the model {id} has no {missing}, which a checkpoint needs; {instead}")]
+    NoCheckpoint { id: HubId, missing: &'static str, instead: &'static str },
+    #[error(
+        "the revision {revision} has no place in the cache, since {} is there for another revision; remove that if the \
+         other revision is no longer needed", taken.display()
+    )]
+    Revisions { revision: String, taken: PathBuf },
     #[error(
         "the model {id} has the model_type {found:?}, which is not supported; supported are {}. Only its config was \
          downloaded", known.join(", ")
@@ -101,10 +112,10 @@ pub(crate) enum HubError {
     #[error("{what}: the hub's answer makes no sense: {problem}")]
     Answer { what: String, problem: String },
     #[error(
-        "the connection broke off at {done} of {total} bytes of {file}, and again after {attempts} attempts: {problem}; \
-         run it again to go on from there"
+        "the connection broke off at {done}{} bytes of {file}, and again after {attempts} attempts: {problem}; run it \
+         again to go on from there", total.map(|total| format!(" of {total}")).unwrap_or_default()
     )]
-    Broken { file: String, done: u64, total: u64, attempts: u32, problem: String },
+    Broken { file: String, done: u64, total: Option<u64>, attempts: u32, problem: String },
     #[error(
         "{file} came with other contents than the hub says: SHA-256 {found} in place of {expected}; it was removed, so \
          run it again"
@@ -116,6 +127,10 @@ pub(crate) enum HubError {
         "{file} goes on behind the {expected} bytes that the hub says it has; it was removed, so run it again"
     )]
     TooLong { file: String, expected: u64 },
+    #[error(
+        "{file} goes on behind {limit} bytes, and a file whose length the hub does not say may have no more; it was removed"
+    )]
+    Endless { file: String, limit: u64 },
     #[error("{file} of the model {id} has {size} bytes, and may have at most {limit}")]
     TooLarge { id: HubId, file: String, size: u64, limit: u64 },
     #[error(
@@ -166,6 +181,8 @@ pub(crate) struct Hub {
     offline: bool,
     agent: Agent,
     pause: Duration,
+    /// [`LARGEST_UNSIZED`].
+    largest_unsized: u64,
     /// Models of other kinds are not downloaded.
     model_types: Vec<&'static str>,
 }
@@ -276,6 +293,7 @@ impl Hub {
             offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
             agent: agent(certificates.as_deref())?,
             pause: PAUSE,
+            largest_unsized: LARGEST_UNSIZED,
             model_types: mlx_models::known_model_types(),
         })
     }
@@ -309,11 +327,15 @@ impl Hub {
             (Err(error), _) => return Err(error),
         };
         let files = self.needed_files(id, revision, &info)?;
-        model.remember_files(&info.sha, &files)?;
+        if !revision.is_commit() {
+            model.check_revision(revision)?;
+        }
+        model.remember_files(&info.sha, &files);
         let folder = model.snapshot(&info.sha);
         let is_missing = |file: &&String| !folder.join(file).is_file();
         let mut missing: Vec<&String> = files.iter().filter(is_missing).collect();
         let (mut downloaded, mut before, mut total) = (0, 0, 0_u64);
+        let mut infos = Vec::with_capacity(missing.len());
         // First the config, which says whether the others are of any use.
         if let Some(place) = missing.iter().position(|file| *file == "config.json") {
             let config = self.file_info(id, &info.sha, missing.swap_remove(place), on)?;
@@ -324,26 +346,39 @@ impl Hub {
                 }
             };
             downloaded += self.fetch_file(&model, id, &config, &mut tell)?;
-            before = config.size.unwrap_or_default();
+            before = model.length(&config);
             total = before;
             missing.sort();
+            infos.push(config);
         }
         if !missing.is_empty() {
             self.check_architecture(id, &folder)?;
         }
-        let mut infos = Vec::with_capacity(missing.len());
+        let come = infos.len();
         for file in missing {
             let file = self.file_info(id, &info.sha, file, on)?;
             total = total.saturating_add(file.size.unwrap_or_default());
             infos.push(file);
         }
-        for file in &infos {
+        check_sizes(&infos)?;
+        for file in &infos[come..] {
             let mut tell = |event: Event<'_>| match event {
-                Event::Bytes { done, file, .. } => on(Event::Bytes { done: before + done, total, file }),
+                Event::Bytes { done, file, .. } => {
+                    let done = before.saturating_add(done);
+                    // Files whose lengths the hub does not say are not in the sum.
+                    on(Event::Bytes { done, total: total.max(done), file })
+                }
                 other => on(other),
             };
             downloaded += self.fetch_file(&model, id, file, &mut tell)?;
-            before += file.size.unwrap_or_default();
+            let length = model.length(file);
+            before = before.saturating_add(length);
+            if file.size.is_none() {
+                total = total.saturating_add(length);
+            }
+        }
+        if downloaded > 0 {
+            model.remove_stale_parts();
         }
         // Last, so that an older snapshot is what a revision means until this one is whole.
         if !revision.is_commit() {
@@ -364,7 +399,7 @@ impl Hub {
         if !is_commit(&info.sha) {
             return Err(wrong(format!("{} is no commit", quoted(&info.sha))));
         }
-        if revision.is_commit() && !info.sha.eq_ignore_ascii_case(revision.as_str()) {
+        if revision.is_commit() && info.sha != revision.as_str() {
             return Err(wrong(format!("it is the commit {}, and another one was asked for", info.sha)));
         }
         let names = info.siblings.iter().map(|file| &file.rfilename).filter(|file| is_needed(file));
@@ -380,7 +415,11 @@ impl Hub {
             ("model*.safetensors", files.iter().any(|file| file.ends_with(".safetensors"))),
         ] {
             if !is_there {
-                return Err(HubError::NoCheckpoint { id: id.clone(), missing });
+                return Err(HubError::NoCheckpoint {
+                    id: id.clone(),
+                    missing,
+                    instead: instead(&info.siblings),
+                });
             }
         }
         Ok(files.into_iter().cloned().collect())
@@ -426,7 +465,9 @@ impl Hub {
             if text.len() as u64 > LARGEST_LISTING {
                 return Err(wrong(format!("it has more than {LARGEST_LISTING} bytes")).into());
             }
-            serde_json::from_slice(&text).map_err(|e| wrong(shortened(&e.to_string())).into())
+            let info: ModelInfo =
+                serde_json::from_slice(&text).map_err(|e| wrong(shortened(&e.to_string())))?;
+            Ok(ModelInfo { sha: info.sha.to_ascii_lowercase(), ..info })
         })
     }
 
@@ -445,7 +486,10 @@ impl Hub {
             self.check(&answer, id, commit, Some(file))?;
             let headers = answer.headers();
             let etag = text(headers, LINKED_ETAG).or_else(|| text(headers, "etag")).unwrap_or_default();
-            let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+            let mut etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+            if matches!(etag.len(), 40 | 64) && etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                etag.make_ascii_lowercase(); // a hash
+            }
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             if etag.is_empty() || etag.len() > LONGEST_ETAG || !etag.chars().all(is_name) {
                 let problem = format!("its ETag is {}", shortened(&format!("{etag:?}")));
@@ -453,8 +497,13 @@ impl Hub {
             }
             let redirected = answer.status().is_redirection();
             let size = text(headers, "x-linked-size")
-                .or_else(|| text(headers, "content-length").filter(|_| !redirected))
-                .and_then(|size| size.parse().ok());
+                .or_else(|| text(headers, "content-length").filter(|_| !redirected));
+            let no_size = |size: &str| HubError::Answer {
+                what: what.clone(),
+                problem: format!("its size is {}", shortened(&format!("{size:?}"))),
+            };
+            let size: Option<u64> =
+                size.map(|size| size.trim().parse().map_err(|_| no_size(size))).transpose()?;
             let limit = largest(file);
             if let Some(size) = size.filter(|&size| size > limit) {
                 return Err(HubError::TooLarge { id: id.clone(), file: file.to_owned(), size, limit }.into());
@@ -471,10 +520,15 @@ impl Hub {
         file: &FileInfo,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<u64, HubError> {
-        let blob = model.blobs().join(&file.etag);
+        let blob = model.blob(file);
         let partial = model.blobs().join(format!("{}.incomplete", file.etag));
+        // One of another length is damaged, and comes again.
+        let is_whole = || {
+            let about = fs::metadata(&blob).ok().filter(fs::Metadata::is_file);
+            about.is_some_and(|about| file.size.is_none_or(|size| about.len() == size))
+        };
         let mut downloaded = 0;
-        if blob.is_file() {
+        if is_whole() {
             // Another program may have brought it, and nobody goes on with a part then.
             if mlx_files::open(&partial).is_ok_and(|part| part.try_lock().is_ok()) {
                 let _ = fs::remove_file(&partial);
@@ -482,21 +536,18 @@ impl Hub {
         } else {
             let failed = |source| HubError::Write { file: partial.clone(), source };
             fs::create_dir_all(model.blobs()).map_err(failed)?;
-            let open = || {
-                let mut options = OpenOptions::new();
-                options.read(true).write(true).create(true).truncate(false).open(&partial).map_err(failed)
-            };
+            let open = || open_part(&partial).map_err(failed);
             let mut out = open()?;
             while let Err(TryLockError::WouldBlock) = out.try_lock() {
                 on(Event::Waiting { file: &file.name });
                 out.lock().map_err(failed)?;
-                if blob.is_file() {
+                if is_whole() {
                     break;
                 }
                 // The other run may have removed what it had.
                 out = open()?;
             }
-            if !blob.is_file() {
+            if !is_whole() {
                 downloaded = self.fetch_blob(id, file, &partial, &mut out, on)?;
                 fs::rename(&partial, &blob).map_err(failed)?;
             }
@@ -559,7 +610,11 @@ impl Hub {
                 Ok(Received::All) => format!("it ended early, at {done} bytes"),
                 Ok(Received::TooMuch) => {
                     fs::remove_file(partial).map_err(write)?;
-                    return Err(HubError::TooLong { file: file.name.clone(), expected: done });
+                    let name = file.name.clone();
+                    return Err(match file.size {
+                        Some(expected) => HubError::TooLong { file: name, expected },
+                        None => HubError::Endless { file: name, limit: done },
+                    });
                 }
                 Ok(Received::FromTheBeginning) => {
                     done = 0;
@@ -572,7 +627,7 @@ impl Hub {
             // Else a server could keep the program forever, with a byte for each connection or the same bytes again.
             failures = if restarts == 0 && done >= before + pace::LEAST { 1 } else { failures + 1 };
             if failures >= ATTEMPTS {
-                let (file, total) = (file.name.clone(), file.size.unwrap_or_default());
+                let (file, total) = (file.name.clone(), file.size);
                 return Err(HubError::Broken { file, done, total, attempts: ATTEMPTS, problem });
             }
             on(Event::Again { problem: &format!("{}: {problem}", file.name) });
@@ -614,7 +669,8 @@ impl Hub {
         if done > 0 && from.is_some_and(|from| !from.starts_with(&format!("bytes {done}-"))) {
             return Ok(Received::FromTheBeginning);
         }
-        let left = file.size.unwrap_or(largest(&file.name)).saturating_sub(done);
+        let most = file.size.unwrap_or_else(|| largest(&file.name).min(self.largest_unsized));
+        let left = most.saturating_sub(done);
         let mut body = answer.into_body().into_reader();
         match pour(&mut body, out, left, arrived) {
             Ok(received) => Ok(received),
@@ -774,6 +830,48 @@ fn pour(
             let problem = format!("fewer than {} bytes came in a minute", pace::LEAST);
             return Err(Poured::Reading(io::Error::new(ErrorKind::TimedOut, problem)));
         }
+    }
+}
+
+/// Opens the part of a file that is here, or an empty one. What is there instead of a regular file is removed: nobody
+/// writes through a link to another place.
+fn open_part(partial: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(partial).is_ok_and(|about| !about.is_file()) {
+        fs::remove_file(partial)?;
+    }
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NOFOLLOW);
+    options.read(true).write(true).create(true).truncate(false).open(partial)
+}
+
+/// Files of one name in the cache have the same contents, so that they have one size.
+fn check_sizes(files: &[FileInfo]) -> Result<(), HubError> {
+    let mut known: BTreeMap<&str, (&str, u64)> = BTreeMap::new();
+    for file in files {
+        let Some(size) = file.size else { continue };
+        let (other, other_size) = *known.entry(&file.etag).or_insert((&file.name, size));
+        if size != other_size {
+            return Err(HubError::Answer {
+                what: file.name.clone(),
+                problem: format!("it has {size} bytes and the ETag of {other}, which has {other_size}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What a model without a checkpoint has in place of it.
+fn instead(files: &[Sibling]) -> &'static str {
+    let has = |is_it: fn(&str) -> bool| files.iter().any(|file| is_it(&file.rfilename));
+    if has(|file| file == "adapter_config.json") {
+        "it holds adapters: name its base model in --model, and a folder with these files in --adapters"
+    } else if has(|file| file.ends_with(".gguf")) {
+        "it has only GGUF files, which are not read"
+    } else if has(|file| file.ends_with(".bin") || file.ends_with(".pth") || file.ends_with(".pt")) {
+        "its weights are files of PyTorch, which are not read"
+    } else {
+        "files of other formats are not read"
     }
 }
 

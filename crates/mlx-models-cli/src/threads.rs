@@ -49,7 +49,8 @@ fn probe() -> io::Result<Partial> {
     // MLX takes no other names.
     place.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
     let folder = Partial::folder(place)?;
-    let header = format!(r#"{{"zeros":{{"dtype":"U8","shape":[{SHARED_READ}],"data_offsets":[0,{SHARED_READ}]}}}}"#);
+    let header =
+        format!(r#"{{"zeros":{{"dtype":"U8","shape":[{SHARED_READ}],"data_offsets":[0,{SHARED_READ}]}}}}"#);
     let mut file = File::create_new(folder.path().join(PROBE))?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;

@@ -320,6 +320,20 @@ fn a_download_that_is_interrupted_is_gone_on_with() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_the_download_at_once() {
+    let (server, home) = (Server::start(&demo_files(), |_, _| None), tempfile::tempdir().unwrap());
+    // No file may be longer than a megabyte.
+    let limited = r#"trap "" XFSZ; ulimit -f 2048; exec "$@""#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_mlx-models"), "download", "owner/name"]);
+    shell.env("HF_HOME", home.path()).env("HF_ENDPOINT", &server.endpoint).env_remove("HF_HUB_CACHE");
+    let output = within_reason(&mut shell);
+    assert_fails(&output, 1, &["what has come so far stays", "File too large"]);
+    assert_eq!(server.requests().iter().filter(|request| request.path.starts_with("/far/")).count(), 1);
+}
+
+#[test]
 fn a_name_that_is_nothing_says_what_it_could_be() {
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| program(home.path()).args(arguments).output().unwrap();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use mlx_files::{LARGEST_CONFIG, Partial};
 
 use super::names::{HubId, Revision, is_commit, is_inside, is_needed};
-use super::{HubError, Snapshot};
+use super::{FileInfo, HubError, STALE, Snapshot};
 
 /// The largest file that says which commit a branch stands for.
 const LARGEST_REFERENCE: u64 = 1 << 10;
@@ -34,6 +34,32 @@ impl ModelFolder {
         self.0.join("blobs")
     }
 
+    /// Where the contents of a file are.
+    pub(super) fn blob(&self, file: &FileInfo) -> PathBuf {
+        self.blobs().join(&file.etag)
+    }
+
+    /// The length of a file that is here, as the hub says it, or else as it came.
+    pub(super) fn length(&self, file: &FileInfo) -> u64 {
+        file.size.unwrap_or_else(|| fs::metadata(self.blob(file)).map_or(0, |about| about.len()))
+    }
+
+    /// Removes parts of files that no download has written to for a long time. The hub's own library locks other files
+    /// than these, so that time alone says that nobody writes.
+    pub(super) fn remove_stale_parts(&self) {
+        for entry in fs::read_dir(self.blobs()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_part = path.extension().is_some_and(|end| end == "incomplete");
+            let about = entry.metadata().ok().filter(|about| is_part && about.is_file());
+            let age = about.and_then(|about| about.modified().ok()?.elapsed().ok());
+            if age.is_some_and(|age| age > STALE)
+                && mlx_files::open(&path).is_ok_and(|part| part.try_lock().is_ok())
+            {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
     /// The checkpoint folder of a commit.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.0.join("snapshots").join(commit)
@@ -44,13 +70,12 @@ impl ModelFolder {
         self.0.join(".mlx-models").join(format!("{commit}.json"))
     }
 
-    /// Remembers the names of a commit's files, so that it is known from now on whether all are here.
-    pub(super) fn remember_files(&self, commit: &str, files: &[String]) -> Result<(), HubError> {
-        if self.files(commit).is_some() {
-            return Ok(());
+    /// Remembers the names of a commit's files, so that it is known from now on whether all are here. Where that cannot
+    /// be written, in a cache that is only read, the hub is asked again the next time.
+    pub(super) fn remember_files(&self, commit: &str, files: &[String]) {
+        if self.files(commit).is_none() {
+            let _ = write_whole(&self.list(commit), &serde_json::json!(files).to_string());
         }
-        let text = serde_json::json!(files).to_string();
-        write_whole(&self.list(commit), &text)
     }
 
     /// The files of a commit that are needed, where the hub has said it.
@@ -60,9 +85,35 @@ impl ModelFolder {
         Some(files.into_iter().filter(|file| is_needed(file) && is_inside(file)).collect())
     }
 
+    /// The file that says which commit a branch or tag stands for.
+    fn reference(&self, revision: &Revision) -> PathBuf {
+        self.0.join("refs").join(revision.as_str())
+    }
+
+    /// The commit that a branch or tag last stood for.
+    fn known_commit(&self, revision: &Revision) -> io::Result<String> {
+        let known = mlx_files::read_to_string(self.reference(revision), LARGEST_REFERENCE)?;
+        Ok(known.trim().to_owned())
+    }
+
     /// Remembers which commit a branch or tag stands for.
     pub(super) fn set_revision(&self, revision: &Revision, commit: &str) -> Result<(), HubError> {
-        write_whole(&self.0.join("refs").join(revision.as_str()), commit)
+        if self.known_commit(revision).is_ok_and(|known| known == commit) {
+            return Ok(()); // also in a cache that is only read
+        }
+        write_whole(&self.reference(revision), commit)
+    }
+
+    /// Whether the cache can know a branch or tag: not where another one is a file that this one needs as a folder, or
+    /// the other way round. A repository has had both, one after the other.
+    pub(super) fn check_revision(&self, revision: &Revision) -> Result<(), HubError> {
+        let (refs, file) = (self.0.join("refs"), self.reference(revision));
+        let folders = file.ancestors().skip(1).take_while(|folder| **folder != *refs);
+        let is_taken = |folder: &&Path| folder.symlink_metadata().is_ok_and(|about| !about.is_dir());
+        let taken = folders.filter(is_taken).last().or_else(|| file.is_dir().then_some(&*file));
+        taken.map_or(Ok(()), |taken| {
+            Err(HubError::Revisions { revision: revision.to_string(), taken: taken.to_path_buf() })
+        })
     }
 
     /// A revision that is in the cache as a whole, or else what is missing.
@@ -70,9 +121,7 @@ impl ModelFolder {
         let commit = if revision.is_commit() {
             revision.to_string()
         } else {
-            let known =
-                mlx_files::read_to_string(self.0.join("refs").join(revision.as_str()), LARGEST_REFERENCE);
-            known.map_err(|_| format!("the revision {revision}"))?.trim().to_owned()
+            self.known_commit(revision).map_err(|_| format!("the revision {revision}"))?
         };
         let folder = self.snapshot(&commit);
         if !is_commit(&commit) || !folder.join("config.json").is_file() {

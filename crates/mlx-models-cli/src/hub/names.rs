@@ -69,7 +69,8 @@ impl FromStr for Revision {
                 && !part.contains(|c: char| c.is_control() || c.is_whitespace() || "\\?*[:~^".contains(c))
         };
         if text.len() <= LONGEST_NAME && text.split('/').all(part_is_fine) {
-            return Ok(Self(text.to_owned()));
+            // The cache has a commit under its name in small letters.
+            return Ok(Self(if is_commit(text) { text.to_ascii_lowercase() } else { text.to_owned() }));
         }
         Err("it is not the name of a branch, a tag or a commit".to_owned())
     }

@@ -52,6 +52,7 @@ fn hub(server: &Server, cache: &TempDir) -> Hub {
         offline: false,
         agent: agent(None).unwrap(),
         pause: Duration::ZERO,
+        largest_unsized: LARGEST_UNSIZED,
         model_types: vec!["test"],
     }
 }
@@ -217,7 +218,7 @@ fn a_connection_that_keeps_breaking_off_leaves_what_came() {
     };
     let (server, cache) = (Server::start(&files(), fault), tempfile::tempdir().unwrap());
     let error = fetch(&hub(&server, &cache)).unwrap_err();
-    assert!(matches!(error, HubError::Broken { done: 800_000, total: 3_000_000, .. }), "{error}");
+    assert!(matches!(error, HubError::Broken { done: 800_000, total: Some(3_000_000), .. }), "{error}");
     assert!(error.to_string().ends_with("run it again to go on from there"), "{error}");
     assert_eq!(fs::read(partial(&cache)).unwrap(), tensors()[..800_000]);
     // No snapshot that looks whole.
@@ -304,6 +305,18 @@ fn a_model_without_what_a_checkpoint_needs_is_refused_before_anything_comes() {
     let error = fetch(&hub(&server, &cache)).unwrap_err();
     assert!(matches!(error, HubError::NoCheckpoint { missing: "model*.safetensors", .. }), "{error}");
     assert_eq!(server.requests().len(), 1);
+    for (names, needle) in [
+        (&["config.json", "pytorch_model.bin"][..], "files of PyTorch"),
+        (&["README.md", "name-q4.gguf"], "only GGUF files"),
+        (&["adapter_config.json", "adapter_model.safetensors"], "its base model in --model"),
+        (&["adapter_config.json", "adapter_model.bin", "config.json"], "its base model in --model"),
+        (&["config.json", "tf_model.h5"], "files of other formats"),
+    ] {
+        let files: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (*name, b"{}".to_vec())).collect();
+        let (server, cache) = (Server::start(&files, no_fault), tempfile::tempdir().unwrap());
+        let error = fetch(&hub(&server, &cache)).unwrap_err();
+        assert!(error.to_string().contains(needle), "{error}");
+    }
 }
 
 #[test]
@@ -410,6 +423,10 @@ fn what_the_hub_says_of_a_file_is_bounded() {
         let error = with_header("X-Linked-Etag", etag).unwrap_err();
         assert!(matches!(&error, HubError::Answer { problem, .. } if problem.contains("ETag")), "{error}");
     }
+    for size in ["-1", "", "many", "1e3"] {
+        let error = with_header("X-Linked-Size", size).unwrap_err();
+        assert!(matches!(&error, HubError::Answer { problem, .. } if problem.contains("size")), "{error}");
+    }
     // No small file is as large as that.
     let error = with_header("X-Linked-Size", "18446744073709551615").unwrap_err();
     assert!(matches!(&error, HubError::TooLarge { file, .. } if file == "config.json"), "{error}");
@@ -427,7 +444,7 @@ fn sizes_that_together_are_more_than_a_number_holds() {
     files.push(("model-2.safetensors", tensors()));
     let (server, cache) = (Server::start(&files, fault), tempfile::tempdir().unwrap());
     let error = fetch(&hub(&server, &cache)).unwrap_err();
-    assert!(matches!(error, HubError::Broken { total: u64::MAX, .. }), "{error}");
+    assert!(matches!(error, HubError::Broken { total: Some(u64::MAX), .. }), "{error}");
 }
 
 #[test]
@@ -656,18 +673,145 @@ fn a_full_disk_is_told_from_a_broken_connection() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
-fn a_full_disk_ends_the_download_at_once() {
+#[cfg(unix)]
+fn a_part_that_is_no_file_is_not_written_to() {
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    let link = |place: &Path| std::os::unix::fs::symlink(elsewhere.path(), place).unwrap();
+    let pipe = |place: &Path| {
+        assert!(std::process::Command::new("mkfifo").arg(place).status().unwrap().success());
+    };
+    for make in [&link as &dyn Fn(&Path), &pipe] {
+        let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+        fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
+        make(&partial(&cache));
+        let folder = fetch(&hub(&server, &cache)).unwrap().folder;
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), tensors());
+        assert!(partial(&cache).with_extension("").symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read(elsewhere.path()).unwrap(), b"");
+    }
+}
+
+#[test]
+fn a_blob_of_another_length_comes_again() {
     let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
-    fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
-    // Everything that is written there is too much.
-    std::os::unix::fs::symlink("/dev/full", partial(&cache)).unwrap();
+    let blob = partial(&cache).with_extension("");
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::write(&blob, &tensors()[..1000]).unwrap();
+    let folder = fetch(&hub(&server, &cache)).unwrap().folder;
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), tensors());
+}
+
+#[test]
+fn files_of_one_name_have_one_size() {
+    let fault = |request: &hub_server::Request, right: &Reply| {
+        let mut reply = right.clone();
+        let size = reply.headers.iter_mut().find(|(name, _)| name == "X-Linked-Size")?;
+        size.1 = "5".to_owned();
+        (request.method == "HEAD" && request.path.ends_with("model-2.safetensors")).then_some(reply)
+    };
+    let mut files = files();
+    files.push(("model-2.safetensors", tensors()));
+    let (server, cache) = (Server::start(&files, fault), tempfile::tempdir().unwrap());
     let error = fetch(&hub(&server, &cache)).unwrap_err();
-    assert!(
-        matches!(&error, HubError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull),
-        "{error:?}"
-    );
-    assert!(error.to_string().contains("what has come so far stays"), "{error}");
+    assert!(error.to_string().contains("the ETag of model-2.safetensors, which has 5"), "{error}");
+    assert_eq!(blobs(&cache).len(), 1, "only the config");
+}
+
+#[test]
+fn a_file_of_a_length_that_nobody_says_is_bounded() {
+    let unsized_file = |request: &hub_server::Request, right: &Reply| {
+        let mut reply = right.clone();
+        reply.headers.retain(|(name, _)| name != "X-Linked-Size");
+        (request.method == "HEAD").then_some(reply)
+    };
+    let (server, cache) = (Server::start(&files(), unsized_file), tempfile::tempdir().unwrap());
+    let bounded = Hub { largest_unsized: 1_000_000, ..hub(&server, &cache) };
+    let error = fetch(&bounded).unwrap_err();
+    assert!(matches!(&error, HubError::Endless { limit: 1_000_000, .. }), "{error}");
+    assert!(!partial(&cache).exists());
+    // Below the limit it comes, and never more than all of it.
+    let snapshot = hub(&server, &cache).fetch(&id(), &main(), &mut |event| {
+        if let Event::Bytes { done, total, .. } = event {
+            assert!(done <= total, "{done} of {total}");
+        }
+    });
+    assert_eq!(fs::read(snapshot.unwrap().folder.join("model.safetensors")).unwrap(), tensors());
+}
+
+#[test]
+fn parts_that_nobody_goes_on_with_are_removed() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let folder = partial(&cache).parent().unwrap().to_path_buf();
+    fs::create_dir_all(&folder).unwrap();
+    let part = |name: &str, age: Duration| {
+        let file = File::create_new(folder.join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        file
+    };
+    part("old.incomplete", STALE * 2);
+    part("new.incomplete", STALE / 2);
+    part("old", STALE * 2);
+    let locked = part("locked.incomplete", STALE * 2);
+    locked.lock().unwrap();
+    fetch(&hub(&server, &cache)).unwrap();
+    let left: Vec<String> = blobs(&cache).into_iter().filter(|name| name.len() < 40).collect();
+    assert_eq!(left, ["locked.incomplete", "new.incomplete", "old"]);
+}
+
+#[test]
+fn a_cache_that_is_only_read_serves() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    fetch(&hub).unwrap();
+    // As another program leaves it, and no list can be written.
+    let model = cache.path().join("models--owner--name");
+    fs::remove_dir_all(model.join(".mlx-models")).unwrap();
+    fs::write(model.join(".mlx-models"), "").unwrap();
+    let reference = model.join("refs/main");
+    fs::write(&reference, format!("{COMMIT}\n")).unwrap();
+    fetch(&hub).unwrap();
+    assert_eq!(fs::read_to_string(&reference).unwrap(), format!("{COMMIT}\n"), "it is not written again");
+    hub.fetch(&id(), &commit(), &mut |_| {}).unwrap();
+}
+
+#[test]
+fn hashes_in_capitals_are_the_same_ones() {
+    let capitals = |request: &hub_server::Request, right: &Reply| {
+        let mut reply = right.clone();
+        for (name, value) in &mut reply.headers {
+            if name == "X-Linked-Etag" {
+                value.make_ascii_uppercase();
+            }
+        }
+        if request.path.starts_with("/api/models") {
+            let body = String::from_utf8_lossy(&reply.body).replace(COMMIT, &COMMIT.to_uppercase());
+            reply.body = body.into();
+        }
+        Some(reply)
+    };
+    let (server, cache) = (Server::start(&files(), capitals), tempfile::tempdir().unwrap());
+    let revision: Revision = COMMIT.to_uppercase().parse().unwrap();
+    let snapshot = hub(&server, &cache).fetch(&id(), &revision, &mut |_| {}).unwrap();
+    assert_eq!((&*snapshot.commit, snapshot.folder.ends_with(COMMIT)), (COMMIT, true));
+    assert!(blobs(&cache).contains(&sha256(&tensors())));
+}
+
+#[test]
+fn a_branch_whose_place_is_taken_is_refused_before_anything_comes() {
+    let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
+    let refs = cache.path().join("models--owner--name/refs");
+    let refused = || {
+        let branch: Revision = "a/branch".parse().unwrap();
+        let error = hub(&server, &cache).fetch(&id(), &branch, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("no place in the cache"), "{error}");
+        assert_eq!(blobs(&cache).len(), 0);
+    };
+    fs::create_dir_all(&refs).unwrap();
+    fs::write(refs.join("a"), COMMIT).unwrap();
+    refused();
+    fs::remove_file(refs.join("a")).unwrap();
+    fs::create_dir_all(refs.join("a/branch/b")).unwrap();
+    refused();
 }
 
 #[test]
