@@ -122,3 +122,16 @@ pub fn without_place(message: &str) -> String {
     let end = message.find(" at /").unwrap_or(message.len());
     message[..end].trim_matches('"').to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As MLX said it of a file that lost its end after its header was read.
+    #[test]
+    fn errors_of_mlx_name_no_place_in_its_source() {
+        let message = "\"[read] Unable to read from file. at /build/mlx-c/mlx/c/transforms.cpp:73\" at /build/mlx-rs/src/error.rs:9:5";
+        assert_eq!(without_place(message), "[read] Unable to read from file.");
+        assert_eq!(without_place("[add] shapes do not fit"), "[add] shapes do not fit");
+    }
+}

@@ -460,7 +460,9 @@ fn an_unknown_field_is_named_with_the_known_ones() {
         the_last_of_several_fields_with_long_names: Option<i32>,
     }
     let long = "x".repeat(100_000);
-    for (field, shown) in [("fator", "unknown field `fator`, expected one of"), (&*long, "unknown field `xxxx")] {
+    for (field, shown) in
+        [("fator", "unknown field `fator`, expected one of"), (&*long, "unknown field `xxxx")]
+    {
         let config = format!(r#"{{"model_type": "test", "{field}": 1}}"#);
         let folder = folder(&config, &[("model.safetensors", &[("a", ones(&[2]))])]);
         let error = Checkpoint::open(folder.path()).unwrap().config::<Strict>().unwrap_err();

@@ -184,6 +184,9 @@ fn a_folder_without_a_tokenizer_says_so() {
 #[test]
 fn files_that_cannot_be_understood_are_named() {
     let tokenizer_json = byte_level();
+    let empty = folder(&[("tokenizer.json", &tokenizer_json), ("generation_config.json", "")]);
+    let error = Tokenizer::from_folder(empty.path()).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json") && error.contains("is not valid JSON: EOF"), "{error}");
     for (name, contents) in [
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "not json"),
