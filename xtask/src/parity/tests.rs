@@ -132,7 +132,7 @@ fn adapters_are_part_of_a_case() {
     });
     assert_fails(folder.path(), "logits: worst");
     fs::remove_dir_all(folder.path().join("adapters")).unwrap();
-    assert_fails(folder.path(), "holds no adapters");
+    assert_fails(folder.path(), "there is no folder");
 }
 
 #[test]
