@@ -2,8 +2,8 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 
 /// Threads that MLX starts when it reads and computes, and those of the program beside it. MLX waits forever for one
 /// that it could not start, so that it must not come to that.
-const NEEDED: usize = 8;
+const NEEDED: usize = 10;
 
 /// The size of the stacks that MLX's threads get, in bytes: the usual one of the system.
 const STACK: usize = 8 << 20;
@@ -24,14 +24,14 @@ const SHARED_READ: usize = 1 << 25;
 
 /// Starts the threads that a model needs, once, before its weights take the memory that the threads need.
 pub(crate) fn check() -> Result<(), Failure> {
-    static OUTCOME: OnceLock<Result<(), (String, io::ErrorKind, String)>> = OnceLock::new();
+    static OUTCOME: OnceLock<Result<(), (String, ErrorKind, String)>> = OnceLock::new();
     let started = || {
         start(NEEDED + workers())?;
         // Where no file can be written, MLX starts its threads when it reads the weights.
         let Ok(file) = probe() else { return Ok(()) };
         compute(&file.path().join(PROBE)).map_err(|e| {
             let doing = "starting MLX's threads; allow more memory (`ulimit -v`)".to_owned();
-            (doing, io::ErrorKind::OutOfMemory, e)
+            (doing, ErrorKind::OutOfMemory, e)
         })
     };
     OUTCOME
@@ -45,10 +45,14 @@ const PROBE: &str = "zeros.safetensors";
 
 /// A folder with a file of one tensor, which takes no space where a file system leaves out zeros.
 fn probe() -> io::Result<Partial> {
-    let place = env::temp_dir().join("mlx-models-threads");
-    // MLX takes no other names.
-    place.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
-    let folder = Partial::folder(place)?;
+    let places = [Some(env::temp_dir()), Some(PathBuf::from("/dev/shm")), crate::demo::cache_folder()];
+    // MLX takes no other names than these.
+    let mut places = places.into_iter().flatten().filter(|place| place.to_str().is_some());
+    places.find_map(|place| probe_in(&place).ok()).ok_or_else(|| ErrorKind::PermissionDenied.into())
+}
+
+fn probe_in(place: &Path) -> io::Result<Partial> {
+    let folder = Partial::folder(place.join("mlx-models-threads"))?;
     let header =
         format!(r#"{{"zeros":{{"dtype":"U8","shape":[{SHARED_READ}],"data_offsets":[0,{SHARED_READ}]}}}}"#);
     let mut file = File::create_new(folder.path().join(PROBE))?;
@@ -79,7 +83,7 @@ fn workers() -> usize {
 }
 
 /// Starts so many threads, and lets them go.
-fn start(count: usize) -> Result<(), (String, io::ErrorKind, String)> {
+fn start(count: usize) -> Result<(), (String, ErrorKind, String)> {
     let together = Arc::new(Barrier::new(count + 1));
     let mut threads = Vec::with_capacity(count);
     for number in 0..count {
@@ -94,7 +98,16 @@ fn start(count: usize) -> Result<(), (String, io::ErrorKind, String)> {
             (doing, e.kind(), e.to_string())
         })?);
     }
+    // MLX reads the probe beside them, and each has some memory of its own.
+    let mut room: Vec<u8> = Vec::new();
+    room.try_reserve_exact(3 * SHARED_READ).map_err(|e| {
+        let doing =
+            "making room for the threads that a model needs; allow more memory (`ulimit -v`)".to_owned();
+        (doing, ErrorKind::OutOfMemory, e.to_string())
+    })?;
     together.wait();
+    // Else the compiler may leave it out.
+    drop(std::hint::black_box(room));
     // So that their memory is free again for those that follow.
     for thread in threads {
         let _ = thread.join();
