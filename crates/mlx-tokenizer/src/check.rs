@@ -11,7 +11,9 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
-use tokenizers::{Decoder as _, NormalizedString, Normalizer as _};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::{Decoder as _, NormalizedString, Normalizer as _, Tokenizer};
 
 /// The most components inside each other, and of all in one part of the file. Real files have a sequence of ten.
 const MOST_LEVELS: usize = 8;
@@ -26,6 +28,14 @@ const LONGEST_PREFIX: usize = 16;
 /// The most pieces of a template for special tokens, and how many of them are the text. Real ones have five, and one.
 const MOST_PIECES: usize = 64;
 const MOST_TEXTS: usize = 4;
+
+/// The most ids that a special token of a template stands for. Real ones stand for one.
+const MOST_IDS: usize = 16;
+
+/// The most pre-tokenizers, and how many of them may write other characters, each pass of which makes a text longer. Real
+/// files have up to eight, and one.
+const MOST_PRE_TOKENIZERS: usize = 32;
+const MOST_REWRITES: usize = 2;
 
 /// The longest text that normalizing gives, in bytes, if the text is short. The crate takes 17 bytes for each of them.
 const LONGEST_NORMALIZED: usize = 16 << 20;
@@ -95,6 +105,52 @@ fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Looks at what the crate has made of the file, where parts add up: the crate takes some of them without their type.
+pub(crate) fn check_whole(tokenizer: &Tokenizer) -> Result<(), String> {
+    let mut leaves = Vec::new();
+    tokenizer.get_pre_tokenizer().into_iter().for_each(|of| pre_tokenizers(of, &mut leaves));
+    let is_rewrite = |of: &&&PreTokenizerWrapper| {
+        matches!(of, PreTokenizerWrapper::ByteLevel(_) | PreTokenizerWrapper::Metaspace(_))
+    };
+    if leaves.len() > MOST_PRE_TOKENIZERS {
+        let count = leaves.len();
+        return Err(format!(
+            "pre_tokenizer: it has {count} parts, and may have at most {MOST_PRE_TOKENIZERS}"
+        ));
+    }
+    let rewrites = leaves.iter().filter(is_rewrite).count();
+    if rewrites > MOST_REWRITES {
+        return Err(format!(
+            "pre_tokenizer: ByteLevel and Metaspace are there {rewrites} times, and may be there at most {MOST_REWRITES} times"
+        ));
+    }
+    // A template takes one text, and gives as many as it has pieces.
+    let templates = tokenizer.get_post_processor().map_or(0, templates);
+    if templates > 1 {
+        return Err(format!(
+            "post_processor: there are {templates} TemplateProcessing, and there may be one"
+        ));
+    }
+    Ok(())
+}
+
+fn pre_tokenizers<'a>(of: &'a PreTokenizerWrapper, out: &mut Vec<&'a PreTokenizerWrapper>) {
+    match of {
+        PreTokenizerWrapper::Sequence(sequence) => {
+            sequence.as_ref().iter().for_each(|of| pre_tokenizers(of, out))
+        }
+        leaf => out.push(leaf),
+    }
+}
+
+fn templates(of: &PostProcessorWrapper) -> usize {
+    match of {
+        PostProcessorWrapper::Sequence(sequence) => sequence.as_ref().iter().map(templates).sum(),
+        PostProcessorWrapper::Template(_) => 1,
+        _ => 0,
+    }
 }
 
 type Check = fn(&Value, Option<&str>) -> Result<(), String>;
@@ -182,8 +238,8 @@ fn replacement(component: &Value) -> Result<(), String> {
     Ok(())
 }
 
-fn pre_tokenizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
-    if kind == Some("FixedLength") && component.get("length").is_some_and(|length| length == 0) {
+fn pre_tokenizer(component: &Value, _: Option<&str>) -> Result<(), String> {
+    if component.get("length").is_some_and(|length| length == 0) {
         return Err("length is 0, and must be at least 1".to_owned());
     }
     if let Some(pattern) = component.get("pattern") {
@@ -200,14 +256,8 @@ fn decoder(component: &Value, _: Option<&str>) -> Result<(), String> {
 }
 
 fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
-    // A template takes one text, and gives as many as it has pieces.
-    let processors = component.get("processors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let mut templates =
-        processors.iter().enumerate().filter(|(_, of)| text(of, "type") == Some("TemplateProcessing"));
-    if let Some((index, _)) = templates.nth(1) {
-        return Err(format!("processors[{index}] is a second TemplateProcessing, and there may be one"));
-    }
-    if kind != Some("TemplateProcessing") {
+    // The crate looks at the fields, and not at the type.
+    if kind != Some("TemplateProcessing") && component.get("single").is_none() {
         return Ok(());
     }
     let tokens = component.get("special_tokens").and_then(Value::as_object);
@@ -237,12 +287,19 @@ fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
                 if length("ids").is_none() || length("ids") != length("tokens") {
                     return Err(format!("{name}[{index}]: ids and tokens must be two lists of one length"));
                 }
+                if let Some(count) = length("ids").filter(|&count| count > MOST_IDS) {
+                    return Err(format!(
+                        "{name}[{index}]: {token:?} stands for {count} ids, and may stand for at most {MOST_IDS}"
+                    ));
+                }
             } else {
                 return Err(format!("{name}[{index}] must be a Sequence or a SpecialToken"));
             }
         }
         if texts > MOST_TEXTS {
-            return Err(format!("{name} has the text {texts} times, and may have it at most {MOST_TEXTS} times"));
+            return Err(format!(
+                "{name} has the text {texts} times, and may have it at most {MOST_TEXTS} times"
+            ));
         }
     }
     Ok(())
@@ -328,17 +385,7 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
         let length = normalized.get().len();
         let result = match step {
             NormalizerWrapper::Replace(of) if length.saturating_mul(most_growth(step)) > longest => {
-                // With one byte for each match, and with none.
-                let with = |content: &str| -> tokenizers::Result<usize> {
-                    let json = serde_json::to_value(of)?;
-                    let mut json = json.as_object().cloned().unwrap_or_default();
-                    json.insert("content".to_owned(), content.into());
-                    let replace: Replace = serde_json::from_value(Value::Object(json))?;
-                    Ok(replace.decode_chain(vec![normalized.get().to_owned()])?.concat().len())
-                };
-                let rest = with("").map_err(|e| e.to_string())?;
-                let matches = with("x").map_err(|e| e.to_string())?.saturating_sub(rest);
-                rest.saturating_add(matches.saturating_mul(of.content.len()))
+                replaced_length(of, normalized.get()).map_err(|e| e.to_string())?
             }
             // An upper bound where it is not the largest that there is.
             NormalizerWrapper::Replace(_) | NormalizerWrapper::Prepend(_) => length,
@@ -375,6 +422,21 @@ fn leaves<'a>(normalizer: &'a NormalizerWrapper, out: &mut Vec<&'a NormalizerWra
         }
         leaf => out.push(leaf),
     }
+}
+
+/// How long a text becomes, in bytes, without making that text.
+pub(crate) fn replaced_length(replace: &Replace, text: &str) -> tokenizers::Result<usize> {
+    // With one byte for each match, and with none.
+    let with = |content: &str| -> tokenizers::Result<usize> {
+        let json = serde_json::to_value(replace)?;
+        let mut json = json.as_object().cloned().unwrap_or_default();
+        json.insert("content".to_owned(), content.into());
+        let replace: Replace = serde_json::from_value(Value::Object(json))?;
+        Ok(replace.decode_chain(vec![text.to_owned()])?.concat().len())
+    };
+    let rest = with("")?;
+    let matches = with("x")?.saturating_sub(rest);
+    Ok(rest.saturating_add(matches.saturating_mul(replace.content.len())))
 }
 
 /// How many times longer a text can become.

@@ -7,6 +7,8 @@ use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::{Decoder as _, Result};
 
+use crate::check;
+
 /// A decoder of `tokenizer.json` that takes a token and answers with the text that is certain by now.
 ///
 /// A decoder there is a function of all tokens. Each kind looks at little of them, though: at a
@@ -106,9 +108,16 @@ impl Decoder {
         let longest = LONGEST_TOKEN.max(token.len());
         let mut tokens = vec![token];
         for stage in &mut self.stages {
-            tokens = stage.push_all(tokens)?;
-            // Stages that make a token longer may follow each other.
-            if tokens.iter().map(String::len).sum::<usize>() > longest {
+            // Before it is made, too, where a stage makes a token much longer. Stages may follow each other.
+            let made = if let Stage::Each { decoder, .. } = stage {
+                most_made(decoder, &tokens, longest)?
+            } else {
+                0
+            };
+            if made <= longest {
+                tokens = stage.push_all(tokens)?;
+            }
+            if made.max(length(&tokens)) > longest {
                 return Err(format!("the decoder makes more than {longest} bytes of one token").into());
             }
         }
@@ -210,13 +219,11 @@ impl Stage {
             Self::Whole { decoders, text } => {
                 let mut tokens = vec![mem::take(text)];
                 for decoder in decoders {
-                    let length: usize = tokens.iter().map(String::len).sum();
-                    let growth = match decoder {
-                        DecoderWrapper::Replace(replace) => replace.content.len().max(1),
-                        _ => 1,
-                    };
-                    if length.saturating_mul(growth) > LONGEST_WHOLE.max(length) {
-                        return Err(format!("the decoder may make more than {LONGEST_WHOLE} bytes").into());
+                    let longest = LONGEST_WHOLE.max(length(&tokens));
+                    if most_made(decoder, &tokens, longest)? > longest {
+                        return Err(
+                            format!("the decoder makes more than {longest} bytes of all tokens").into()
+                        );
                     }
                     tokens = match decoder {
                         // That of the crate panics where it strips all of a token.
@@ -231,6 +238,32 @@ impl Stage {
             _ => Ok(Vec::new()),
         }
     }
+}
+
+fn length(tokens: &[String]) -> usize {
+    tokens.iter().map(String::len).sum()
+}
+
+/// How many bytes a decoder makes of tokens, or at most makes where that is within bounds.
+fn most_made(decoder: &DecoderWrapper, tokens: &[String], longest: usize) -> Result<usize> {
+    let length = length(tokens);
+    Ok(match decoder {
+        DecoderWrapper::Replace(replace) => {
+            // A pattern may match between all bytes.
+            let most = (length + tokens.len()).saturating_mul(replace.content.len() + 1);
+            if most <= longest {
+                return Ok(most);
+            }
+            let mut made = 0_usize;
+            for token in tokens {
+                made = made.saturating_add(check::replaced_length(replace, token)?);
+            }
+            made
+        }
+        // A space between all characters.
+        DecoderWrapper::CTC(ctc) if ctc.word_delimiter_token.is_empty() => 2 * length + tokens.len(),
+        _ => length,
+    })
 }
 
 /// A token without the characters at its ends.

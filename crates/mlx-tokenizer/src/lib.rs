@@ -246,6 +246,7 @@ impl Tokenizer {
         let read = check::guarded(|| tokenizers::Tokenizer::from_bytes(&json));
         let mut inner = read.map_err(problem)?.map_err(invalid)?;
         drop(json);
+        check::check_whole(&inner).map_err(problem)?;
         // Left over from training.
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
 

@@ -54,6 +54,13 @@ fn a_part_that_is_wrong_is_named() {
             "special_tokens": { "<end>": { "id": "<end>", "ids": [4], "tokens": ["<end>"] } },
         })
     };
+    let with_ids = |kind: &str, count: usize| {
+        json!({
+            "type": kind, "single": [{ "SpecialToken": { "id": "<end>", "type_id": 0 } }], "pair": [],
+            "special_tokens": { "<end>": { "id": "<end>", "ids": vec![4; count], "tokens": vec!["<end>"; count] } },
+        })
+    };
+    let byte_level = || json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
     let sequence = |id: &str| json!([{ "Sequence": { "id": id, "type_id": 0 } }]);
     let token = |id: &str| json!([{ "SpecialToken": { "id": id, "type_id": 0 } }]);
     let precompiled = |map: &str| json!({ "type": "Precompiled", "precompiled_charsmap": map });
@@ -112,7 +119,36 @@ fn a_part_that_is_wrong_is_named() {
         (
             "post_processor",
             json!({ "type": "Sequence", "processors": [template(sequence("A")), template(sequence("A"))] }),
-            "post_processor: processors[1] is a second TemplateProcessing",
+            "post_processor: there are 2 TemplateProcessing",
+        ),
+        (
+            "post_processor",
+            json!({ "type": "Sequence", "processors": [
+                { "type": "Sequence", "processors": [template(sequence("A"))] },
+                { "type": "Sequence", "processors": [{ "type": "Sequence", "processors": [template(sequence("A"))] }] },
+            ] }),
+            "post_processor: there are 2 TemplateProcessing",
+        ),
+        ("post_processor", with_ids("TemplateProcessing", 300), "single[0]: \"<end>\" stands for 300 ids"),
+        // The crate does not look at the type.
+        ("post_processor", with_ids("ByteLevel", 300), "single[0]: \"<end>\" stands for 300 ids"),
+        (
+            "pre_tokenizer",
+            json!({ "type": "Sequence", "pretokenizers": vec![byte_level(); 3] }),
+            "there 3 times",
+        ),
+        (
+            "pre_tokenizer",
+            json!({ "type": "Sequence", "pretokenizers": [
+                { "type": "Sequence", "pretokenizers": vec![byte_level(); 2] },
+                { "type": "Sequence", "pretokenizers": [{ "type": "Sequence", "pretokenizers": [byte_level()] }] },
+            ] }),
+            "ByteLevel and Metaspace are there 3 times",
+        ),
+        (
+            "pre_tokenizer",
+            json!({ "type": "Sequence", "pretokenizers": many(json!({ "type": "Metaspace", "replacement": "\u{2581}" }))[..40] }),
+            "pre_tokenizer: it has 40 parts",
         ),
         ("normalizer", json!({ "type": "Prepend", "prepend": "" }), "normalizer: prepend is empty"),
         (
@@ -160,7 +196,13 @@ fn replacements_that_follow_each_other_are_stopped() {
     chain.extend(vec![replace("a", ten); 12]);
     let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
     let found = problem(&json).unwrap();
-    assert!(found.contains("the decoder may make more than"), "{found}");
+    assert!(found.contains("the decoder makes more than 268435456 bytes"), "{found}");
+    let spaces = json!({ "type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "", "cleanup": true });
+    let mut chain = vec![json!({ "type": "Fuse" })];
+    chain.extend(vec![spaces; 40]);
+    let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
+    let found = problem(&json).unwrap();
+    assert!(found.contains("the decoder makes more than 268435456 bytes"), "{found}");
     // A single long text, and what a real normalizer does with it.
     let json = with(
         "normalizer",
@@ -172,6 +214,21 @@ fn replacements_that_follow_each_other_are_stopped() {
     let chain = vec![replace("q", ten); 12];
     let json = with("normalizer", json!({ "type": "Sequence", "normalizers": chain }));
     assert_eq!(problem(&json), None);
+}
+
+/// What a decoder makes of a very long token is known before it is made.
+#[test]
+fn long_tokens_are_not_made_longer() {
+    let long = "a".repeat(4 << 20);
+    let json = |content: &str| {
+        let mut json: Value = serde_json::from_str(&with("decoder", replace("a", content))).unwrap();
+        json["model"] = json!({ "type": "BPE", "vocab": { &*long: 0 }, "merges": [] });
+        json.to_string()
+    };
+    let decode = |json: &str| Tokenizer::from_folder(folder(json).path()).unwrap().decode(&[0]);
+    let found = decode(&json(&"b".repeat(256))).unwrap_err().to_string();
+    assert!(found.contains("makes more than 4194304 bytes of one token"), "{found}");
+    assert_eq!(decode(&json("b")).unwrap(), "b".repeat(4 << 20));
 }
 
 #[test]
