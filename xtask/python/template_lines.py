@@ -27,6 +27,9 @@ VARIABLES = {
 }
 
 
+FLAGS = ("", "-", "_", "0", "^", "#", "5", "12", "-12", "_12", "012", "^12", "E", "O", "5E", "0-5O")
+
+
 def printed(*expressions: str) -> list[str]:
     return ["{{ " + expression + " }}" for expression in expressions]
 
@@ -503,4 +506,17 @@ STATEMENTS = [
     "{{ text.upper }}",
 ]
 
-LINES = list(dict.fromkeys(NUMBERS + TEXTS + LISTS + UNDEFINED + FILTERS + TESTS + STATEMENTS))
+# `%s` is left out: it depends on where the clock stands.
+TIMES = printed(
+    *(
+        "strftime_now('" + "|".join(f"%{flags}{letter}" for flags in FLAGS) + "')"
+        for letter in "abcdefghijklmnopqrtuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ%+."
+    ),
+    "strftime_now('%')", "strftime_now('a%')", "strftime_now('%5')", "strftime_now('%-')", "strftime_now('%05')",
+    "strftime_now('%E')", "strftime_now('%EEy')", "strftime_now('%E5y')", "strftime_now('%é|%^é|%^ß|%5é')",
+    "strftime_now('%-_0^#d|%0-5d|%-05d|%^#p|%#^a')", "strftime_now('% d|%+d|%5 d')", "strftime_now('%%d|%%%d|%%%%f')",
+    "strftime_now('%3000d')", "strftime_now('%900d') | length", "strftime_now('%99999999999999999999d')",
+    "strftime_now('%:z|%::z')", "strftime_now('')", "strftime_now('é%dé')",
+)
+
+LINES = list(dict.fromkeys(NUMBERS + TEXTS + LISTS + UNDEFINED + FILTERS + TESTS + STATEMENTS + TIMES))

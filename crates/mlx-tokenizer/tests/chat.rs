@@ -231,7 +231,7 @@ fn a_template_that_is_wrong_stops_no_tokenizer_and_is_named_where_it_is_used() {
     for (template, line, part) in [
         ("a\n{% if %}", 2, "syntax error"),
         ("a\n\n{{ x | nofilter }}", 3, "nofilter"),
-        ("{{ strftime_now('%Q') }}", 1, "%Q"),
+        ("{{ strftime_now(1) }}", 1, "must be str"),
         ("{{ messages | tojson(indent=[]) }}", 1, "as an integer"),
         ("{{ messages | tojson(ident=1) }}", 1, "ident"),
         ("{{ messages | tojson(1, 2, none, true, 4) }}", 1, "at most 4 arguments"),
