@@ -388,8 +388,9 @@ fn threads_named(named: &str, cores: usize) -> (usize, Option<String>) {
         Ok(count) if (1..=cores).contains(&count) => (count, None),
         Ok(0) => (cores, Some("MLX_CPU_THREADS=0 is no number of threads; it must be 1 or more".to_owned())),
         Ok(count) => {
-            let problem =
-                format!("MLX_CPU_THREADS={count} is more than the {cores} cores of this process, and {cores} threads are used");
+            let problem = format!(
+                "MLX_CPU_THREADS={count} is more than the {cores} cores of this process, and {cores} threads are used"
+            );
             (cores, Some(problem))
         }
         Err(_) if named.is_empty() => (cores, None),
