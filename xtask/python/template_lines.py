@@ -506,6 +506,46 @@ STATEMENTS = [
     "{{ text.upper }}",
 ]
 
+# What is odd. Those that differ are listed in `docs/chat-templates.md`.
+ODD = [
+    "{{ '&copy;' | striptags }}",
+    "{{ 'a &amp b' | striptags }}",
+    "{{ '１２' | int }}",
+    "{{ '１.５' | float }}",
+    "{{ 'Ⅷ'.isalpha() }}",
+    "{{ 'ⅷ'.islower() }}",
+    "{{ 'ª'.islower() }}",
+    "{{ 'Ⅷ'.isnumeric() }}",
+    "{{ 'ŉ'.title() }}",
+    "{{ 'ﬃ'.title() }}",
+    "{{ 'ᾳ'.title() }}",
+    "{{ 'ǰ' | capitalize }}",
+    "{{ 'ſ'.casefold() }}{{ 'ﬀ'.casefold() }}",
+    "{{ 'ς'.casefold() }}",
+    "{{ 'İ'.lower() | length }}",
+    "{{ '%#.3g' % 1 }}",
+    "{{ '%#.0f' % 1 }}",
+    "{{ '{:#.3g}'.format(1) }}",
+    "{{ (5).is_integer() }}",
+    "{% raw %}a",
+    "{% raw %}",
+    "{% if no %}{% extends 'x' %}{% endif %}b",
+    "{% macro m() %}{% extends 'x' %}{% endmacro %}a",
+    "{% for x in [] %}{% include 'x' %}{% endfor %}a",
+    "{{ true or x is notest }}",
+    "{{ x or 'a' is notest }}",
+    "{{ true or (1 | nofilter) }}",
+    "{{ 'b' if true else x is notest }}",
+    "{{ 'abc'[0:2][::-1] }}",
+    "{{ (1 if true)[0:1] }}",
+    "{{ ('a' | upper)[0:1] }}",
+    "{{ ([] | first).x }}",
+    "{{ ('<' | e) ~ '>' | e }}",
+    "{{ ('a' | e) + '<' }}",
+    "{{ ['<'] | join('>' | e) }}",
+    "{{ [1, '<' | e] }}",
+]
+
 # `%s` is left out: it depends on where the clock stands.
 TIMES = printed(
     *(
@@ -519,4 +559,4 @@ TIMES = printed(
     "strftime_now('%:z|%::z')", "strftime_now('')", "strftime_now('é%dé')",
 )
 
-LINES = list(dict.fromkeys(NUMBERS + TEXTS + LISTS + UNDEFINED + FILTERS + TESTS + STATEMENTS + TIMES))
+LINES = list(dict.fromkeys(NUMBERS + TEXTS + LISTS + UNDEFINED + FILTERS + TESTS + STATEMENTS + TIMES + ODD))
