@@ -182,6 +182,8 @@ impl Tokenizer {
         let mut variables: BTreeMap<String, Data> =
             self.special.iter().map(|(name, token)| (name.clone(), Data::Text(token.clone()))).collect();
         variables.insert("enable_thinking".to_owned(), Data::Bool(self.thinks()));
+        // What the model's files say is not the user's.
+        let own: usize = variables.values().map(Data::size).sum();
         variables.extend(options.variables.iter().map(|(name, value)| (name.clone(), value.0.clone())));
         let messages = messages.into_iter().map(Data::Map).collect();
         variables.insert("messages".to_owned(), Data::List(messages));
@@ -190,8 +192,9 @@ impl Tokenizer {
         let answer = options.end == ChatEnd::Answer;
         variables.insert("add_generation_prompt".to_owned(), Data::Bool(answer));
 
+        let given = variables.values().map(Data::size).sum::<usize>().saturating_sub(own);
         let variables = variables.into_iter().collect();
-        let text = template::render(name, source, Context { variables, now: options.now })?;
+        let text = template::render(name, source, Context { variables, given, now: options.now })?;
         match open {
             Some(last) => cut_open(text, &last),
             None => Ok(text),

@@ -30,20 +30,21 @@ const MONTHS: [&str; 12] = [
 /// What a template sees.
 pub(crate) struct Context {
     pub(crate) variables: Vec<(String, Data)>,
+    /// About how many bytes the user gave: what they may cost grows with them.
+    pub(crate) given: usize,
     /// The local time; without one, that of the clock.
     pub(crate) now: Option<DateTime>,
 }
 
 /// Renders a template, which `name` stands for in errors.
 pub(crate) fn render(name: &str, source: &str, context: Context) -> Result<String, TokenizerError> {
-    let Context { variables, now } = context;
-    let size = variables.iter().map(|(_, value)| value.size()).sum();
+    let Context { variables, given, now } = context;
     let make = move || {
         let pair = |(name, value): &(String, Data)| Ok((name.as_str().into(), value.to_value()?));
         variables.iter().map(pair).collect()
     };
     let clock = |format: &str| strftime(format, now.unwrap_or_else(|| Zoned::now().datetime()));
-    jinja::render(source, size, make, &clock).map_err(|error| {
+    jinja::render(source, given, make, &clock).map_err(|error| {
         let (template, line) = (name.to_owned(), error.line);
         match error.kind {
             ErrorKind::Raised => TokenizerError::ChatRefused { template, line, message: error.message },

@@ -331,6 +331,22 @@ fn the_clock_is_asked_where_no_time_is_given() {
     assert!(year >= 2025);
 }
 
+/// A long conversation may cost more. What the model's files say is not the user's.
+#[test]
+fn limits_grow_with_the_conversation_alone() {
+    let long = "a".repeat(1 << 20);
+    let config = serde_json::json!({ "bos_token": long }).to_string();
+    let template = "{% for a in range(2500) %}{% for b in range(2500) %}{{ '' }}{% endfor %}{% endfor %}x";
+    let files = [("tokenizer_config.json", &*config), ("chat_template.jinja", template)];
+    let tokenizer = tokenizer(&files);
+    let error =
+        tokenizer.chat_text(&[Message::user("hi")], &ChatOptions::default()).unwrap_err().to_string();
+    let (_, most) = error.split_once("it takes more than ").unwrap();
+    let most: usize = most.split(' ').next().unwrap().parse().unwrap();
+    assert!((10_000_000..11_000_000).contains(&most), "{error}");
+    assert_eq!(tokenizer.chat_text(&[Message::user(&long)], &ChatOptions::default()).unwrap(), "x");
+}
+
 /// A stop token that a template writes means that the files knew. Otherwise the end of a turn that
 /// the template writes is one.
 #[test]
