@@ -339,8 +339,7 @@ fn limits_grow_with_the_conversation_alone() {
     let template = "{% for a in range(2500) %}{% for b in range(2500) %}{{ '' }}{% endfor %}{% endfor %}x";
     let files = [("tokenizer_config.json", &*config), ("chat_template.jinja", template)];
     let tokenizer = tokenizer(&files);
-    let error =
-        tokenizer.chat_text(&[Message::user("hi")], &ChatOptions::default()).unwrap_err().to_string();
+    let error = tokenizer.chat_text(&[Message::user("hi")], &ChatOptions::default()).unwrap_err().to_string();
     let (_, most) = error.split_once("it takes more than ").unwrap();
     let most: usize = most.split(' ').next().unwrap().parse().unwrap();
     assert!((10_000_000..11_000_000).contains(&most), "{error}");
