@@ -353,7 +353,7 @@ impl Writer<'_> {
             Value::Int(value) => self.out += &value.to_string(),
             Value::Float(value) => self.out += &float(*value),
             Value::Str(text) | Value::Markup(text) => {
-                jinja::make_bytes(text.len())?;
+                jinja::make_bytes(longest(text, self.style.ensure_ascii))?;
                 write_text(text, self.style.ensure_ascii, &mut self.out);
             }
             Value::Dict(dict) => return self.map(dict, depth),
@@ -372,6 +372,7 @@ impl Writer<'_> {
     }
 
     fn map(&mut self, map: &Dict, depth: usize) -> Result<(), Error> {
+        jinja::make_bytes(size_of_val(map.entries()))?;
         let mut entries: Vec<(Value, Value)> = map.entries().to_vec();
         if self.style.sort_keys {
             jinja::sort(&mut entries, false)?;
@@ -428,6 +429,21 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// The most bytes that [`write_text`] makes of a text.
+fn longest(text: &str, ensure_ascii: bool) -> usize {
+    let longest = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        b' '..=b'~' => 1,
+        // The first of a character of several bytes stands for all of them.
+        0x80..0xc0 if ensure_ascii => 0,
+        0xc0..0xf0 if ensure_ascii => 6,
+        0xf0.. if ensure_ascii => 12,
+        0x80.. => 1,
+        _ => 6,
+    };
+    2 + text.bytes().map(longest).sum::<usize>()
 }
 
 /// A text in quotes.

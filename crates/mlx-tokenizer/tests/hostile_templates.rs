@@ -24,6 +24,11 @@ fn render(template: &str) -> Result<String, String> {
     }
 }
 
+/// `a0,a1,...` up to a number of bytes.
+fn names(bytes: usize) -> String {
+    (0..bytes / 6).map(|i| format!("a{i}")).collect::<Vec<_>>().join(",")
+}
+
 const STEPS: &str = "steps";
 const BYTES: &str = "MiB of text and values";
 const DEEP: &str = "levels deep";
@@ -75,7 +80,7 @@ fn each_limit_is_an_error_that_names_it() {
         ("{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}".to_owned(), "more than"),
         ("{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}{{ ns.s == ns.t }}".to_owned(), STEPS),
         ("{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}{{ ns.s < ns.t }}".to_owned(), STEPS),
-        ("{% set ns = namespace(s=(1,)) %}{% for i in range(40) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ {ns.s: 1} }}".to_owned(), STEPS),
+        ("{% set ns = namespace(s=(1,)) %}{% for i in range(40) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ {ns.s: 1} }}".to_owned(), "more than"),
         ("{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}".to_owned(), NESTED),
         ("{% set ns = namespace(s={}) %}{% for i in range(100000) %}{% set ns.s = {'a': ns.s} %}{% endfor %}".to_owned(), NESTED),
         ("{% set ns = namespace(s='') %}{% for i in range(100000) %}{% set ns.s = ns.s.join if i == 0 else [ns.s] %}{% endfor %}".to_owned(), NESTED),
@@ -124,6 +129,42 @@ fn each_limit_is_an_error_that_names_it() {
         (format!("{million}{{{{ m | join(m) }}}}"), BYTES),
         (format!("{million}{{{{ messages | tojson(indent=m) | length }}}}{{{{ range(9999) | list | tojson(separators=(m, m)) }}}}"), BYTES),
         (format!("{million}{{{{ m.strip(m) }}}}"), "more than"),
+        // What is made for a moment counts before it is made.
+        (format!("{million}{{{{ ('{{0}}' * 1000000).format(m) | length }}}}"), BYTES),
+        ("{{ range(100000) | map(attribute='x' * 1000000) | list | length }}{{ [1] | map(attribute='a.' * 50000000) | list | length }}".to_owned(), BYTES),
+        ("{{ [1] | sort(attribute=',' * 100000000) }}".to_owned(), BYTES),
+        ("{{ ('a ' * 15000000) | wordwrap | length }}".to_owned(), BYTES),
+        ("{{ ['\\x01' * 100000000] | string | length }}".to_owned(), BYTES),
+        ("{{ ('\\x01' * 100000000) | tojson | length }}".to_owned(), BYTES),
+        ("{{ ('a ' * 15000000) | striptags | length }}{{ ('a ' * 15000000).split() | length }}".to_owned(), BYTES),
+        ("{{ (',' * 100000000).split(',') | length }}".to_owned(), BYTES),
+        ("{{ ('\n' * 100000000).splitlines() | length }}".to_owned(), BYTES),
+        ("{% for i in range(100000) %}{% for j in range(1000) %}{% macro m() %}{% endmacro %}{% endfor %}{% endfor %}".to_owned(), BYTES),
+        ("{% for i in range(100000) %}{% for j in range(1000) %}{% for k in [1] recursive %}{% endfor %}{% endfor %}{% endfor %}".to_owned(), BYTES),
+        (format!("{{% macro m() %}}{{{{ [{}m()] }}}}{{% endmacro %}}{{{{ m() }}}}", "1,".repeat(20_000)), BYTES),
+        (format!("{{# {} #}}{{% set s = 'x' * 400000000 %}}", "x".repeat(1 << 19)), BYTES),
+        (format!("{{# {} #}}", "x".repeat(1 << 20)), "1048576"),
+        ("{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [[1] | map('x' * 1000000)] %}{% endfor %}".to_owned(), BYTES),
+        // What recurses is a level deeper.
+        ("{{ ['aa'] | map(*(['map'] * 20000)) | list }}".to_owned(), "more than"),
+        ("{{ ['aa'] | map(*(['map'] * 1000)) | list }}".to_owned(), "more than"),
+        (format!("{{% set j = joiner() %}}{}", "{%set j=joiner(j)%}".repeat(50_000)), NESTED),
+        // Work is counted as steps.
+        (format!("{million}{{% for i in range(100000) %}}{{% if m in {{}} %}}{{% endif %}}{{% endfor %}}"), STEPS),
+        (format!("{million}{{% for i in range(100000) %}}{{% if m[0] %}}{{% endif %}}{{% endfor %}}"), STEPS),
+        (format!("{million}{{% set n = 'x' * 1000000 %}}{{% for i in range(100000) %}}{{% if m is sameas n %}}{{% endif %}}{{% endfor %}}"), STEPS),
+        (format!("{million}{{% for i in range(100000) %}}{{% if namespace(**{{m: 1}}) %}}{{% endif %}}{{% endfor %}}"), "more than"),
+        ("{% set s = 'x' * 10000000 %}{% set t = ('x' * 9999999 + 'y',) * 500000 %}{{ s.startswith(t) }}".to_owned(), STEPS),
+        (format!("{{% for i in range(100000) %}}{{{{ (0 and [{}])[1:2] }}}}{{% endfor %}}", "1,".repeat(500_000)), "more than"),
+        ((0..60_000).map(|i| format!("{{%set a{i}=1%}}")).collect(), STEPS),
+        (format!("{{% macro m({}) %}}{{% endmacro %}}", names(100_000)), "1000 parameters"),
+        (format!("{{{{ dict({}=1) }}}}", names(100_000).replace(',', "=1,")), "1000 arguments"),
+        (format!("{{{{ dict({}) }}}}", names(100_000)), "1000 arguments"),
+        ((0..30_000).map(|i| format!("{{%block a{i}%}}{{%endblock%}}")).collect(), "1000 blocks"),
+        // Numbers that are too large on the way.
+        ("{{ range(0, 2 ** 126 + (2 ** 126 - 1), 2 ** 126)[:] }}".to_owned(), "127 bits"),
+        ("{{ 170000000000000000000000000000000000000 | round(-38) }}".to_owned(), "127 bits"),
+        ("{{ (1e-40).as_integer_ratio() }}".to_owned(), "127 bits"),
         ("{{ 2 ** 1000000000 }}".to_owned(), "127 bits"),
         ("{{ 10 ** 30 * 10 ** 30 }}".to_owned(), "127 bits"),
         ("{{ 99999999999999999999999999999999999999999999 }}".to_owned(), "127 bits"),
@@ -146,6 +187,56 @@ fn what_holds_itself_is_written_as_python_does() {
         ("{% set n = namespace() %}{% set n.a = n %}{{ n == n.a }}{{ n in [n.a] }}", "TrueTrue"),
     ] {
         assert_eq!(render(template).as_deref(), Ok(expected), "{template}");
+    }
+}
+
+/// What only looks expensive, and numbers at the end of what there is.
+#[test]
+fn large_but_right() {
+    for (template, expected) in [
+        ("{{ ('-' * 1000000) | wordwrap | length }}", "1012658"),
+        ("{{ ('&' * 3000000) | striptags | length }}", "3000000"),
+        ("{{ '{:01048576,}'.format(1) | length }}", "1048577"),
+        ("{% set m = 'x' * 1000000 %}{% for i in range(100000) %}{% if i[m] %}{% endif %}{% endfor %}", ""),
+        ("{{ ('%.100000f' % 1.5) | length }}", "100002"),
+        ("{{ ('%.100000e' % 1.5)[-6:] }}", "00e+00"),
+        ("{{ ('%.70000d' % 5) | length }}", "70000"),
+        ("{{ '{:.65536g}'.format(1.5) }}", "1.5"),
+        (
+            "{{ 90000000000000000000000000000000000000 | round(-38) }}",
+            "100000000000000000000000000000000000000",
+        ),
+        ("{{ 5 | round((0 - 2 ** 126) * 2) }}", "0"),
+        ("{{ [1, 2] | batch((0 - 2 ** 126) * 2, 'x') | list }}", "[[1, 2]]"),
+        ("{{ 5 in range((0 - 2 ** 126) * 2, 2 ** 126, 2 ** 125) }}", "False"),
+        ("{{ range((0 - 2 ** 126) * 2, 2 ** 126 - 1 + 2 ** 126, 2 ** 126) | length }}", "4"),
+    ] {
+        assert_eq!(render(template).as_deref(), Ok(expected), "{template}");
+    }
+}
+
+/// As Jinja2 3.1 prints them.
+#[test]
+fn numbers_and_what_is_missing() {
+    for (template, expected) in [
+        ("{{ (-1) ** n }} {{ -2 ** n }} {{ -2.5 ** n }} {{ (1 - 3) ** n }}", "-1 -8 -15.625 -8"),
+        (
+            "{{ (-2) ** 2 }} {{ -2 ** n ** 2 }} {{ (-2 ** n) ** 2 }} {{ -n ** 2 }} {{ -0.0 ** n }}",
+            "4 64 64 9 -0.0",
+        ),
+        (
+            "{{ '{:<05}'.format(1) }} {{ '{:^07}'.format(1.5) }} {{ '{:=05}'.format(1) }}",
+            "10000 001.500 00001",
+        ),
+        ("{{ '{:010,}'.format(1e16) }} {{ '{:010,}'.format(1e300 * 1e300) }}", "00,001e+16 0000000inf"),
+        ("{{ -0.002 | round(2, 'ceil') }} {{ 1003633251311929435 / 3 }}", "0.0 3.3454441710397645e+17"),
+        ("{{ 0.1.as_integer_ratio() }}", "(3602879701896397, 36028797018963968)"),
+    ] {
+        let template = format!("{{% set n = 3 %}}{template}");
+        assert_eq!(render(&template).as_deref(), Ok(expected), "{template}");
+    }
+    for template in ["{{ dict(missing) }}", "{{ namespace(missing) }}"] {
+        assert_eq!(render(template), Err("'missing' is undefined".to_owned()), "{template}");
     }
 }
 

@@ -10,7 +10,38 @@ pub(super) struct Expr {
     pub(super) line: usize,
     /// How many expressions are inside each other here.
     pub(super) depth: usize,
+    /// Whether it reads no variable and calls nothing, so that Jinja2 computes it beforehand.
+    pub(super) constant: bool,
     pub(super) kind: Kind,
+}
+
+impl Expr {
+    pub(super) fn new(line: usize, depth: usize, kind: Kind) -> Self {
+        let all = |items: &[Self]| items.iter().all(|of| of.constant);
+        let boxed = |of: &Option<Box<Self>>| of.as_ref().is_none_or(|of| of.constant);
+        let arguments = |of: &Arguments| {
+            all(&of.positional)
+                && of.named.iter().all(|(_, of)| of.constant)
+                && of.list.is_none()
+                && of.dict.is_none()
+        };
+        let constant = match &kind {
+            Kind::Const(_) => true,
+            Kind::Name(_) | Kind::Call(..) => false,
+            Kind::Tuple(items) | Kind::List(items) | Kind::Concat(items) => all(items),
+            Kind::Dict(items) => items.iter().all(|(key, value)| key.constant && value.constant),
+            Kind::Attribute(of, _) | Kind::Not(of) | Kind::Negative(of) | Kind::Positive(of) => of.constant,
+            Kind::Item(a, b) | Kind::Binary(_, a, b) | Kind::And(a, b) | Kind::Or(a, b) => {
+                a.constant && b.constant
+            }
+            Kind::Slice(of, [start, stop, step]) => of.constant && boxed(start) && boxed(stop) && boxed(step),
+            Kind::Filter(of, _, args) => boxed(of) && arguments(args),
+            Kind::Test(of, _, args) => of.constant && arguments(args),
+            Kind::Compare(first, others) => first.constant && others.iter().all(|(_, of)| of.constant),
+            Kind::Condition(test, then, otherwise) => test.constant && then.constant && boxed(otherwise),
+        };
+        Self { line, depth, constant, kind }
+    }
 }
 
 #[derive(Debug)]

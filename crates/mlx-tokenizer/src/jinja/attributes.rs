@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::value::{Function, Value};
-use super::{Error, Result, ops, run};
+use super::{Error, Result, ops, run, short};
 
 const TEXT: &[&str] = &[
     "capitalize",
@@ -70,19 +70,19 @@ fn missing(of: &Value, name: &Value) -> Result<Value> {
         _ => format!("{} object", of.type_name()),
     };
     let problem = match name.as_str() {
-        Some(name) => format!("'{object}' has no attribute '{name}'"),
-        None => format!("{object} has no element {}", name.repr()?),
+        Some(name) => format!("'{object}' has no attribute '{}'", short(name)),
+        None => format!("{object} has no element {}", short(&name.repr()?)),
     };
     Ok(Value::undefined(problem))
 }
 
 /// `of.name`: an attribute, or else an element.
-pub(super) fn attribute(of: &Value, name: &str) -> Result<Value> {
+pub(super) fn attribute(of: &Value, name: &Rc<str>) -> Result<Value> {
     run::steps(1)?;
     if let Some(found) = own_attribute(of.defined()?, name)? {
         return Ok(found);
     }
-    let key = Value::from(name);
+    let key = Value::Str(Rc::clone(name));
     match own_item(of, &key)? {
         Some(found) => Ok(found),
         None => missing(of, &key),
@@ -104,10 +104,10 @@ pub(super) fn item(of: &Value, key: &Value) -> Result<Value> {
 }
 
 /// An attribute alone, as the filter `attr` gives it.
-pub(super) fn only_attribute(of: &Value, name: &str) -> Result<Value> {
+pub(super) fn only_attribute(of: &Value, name: &Rc<str>) -> Result<Value> {
     match own_attribute(of.defined()?, name)? {
         Some(found) => Ok(found),
-        None => missing(of, &Value::from(name)),
+        None => missing(of, &Value::Str(Rc::clone(name))),
     }
 }
 
@@ -184,7 +184,10 @@ fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
         Value::Cycler(cycler) => match name {
             "current" => cycler.items.get(cycler.at.get()).cloned(),
             "next" | "reset" => method(),
-            "items" => Some(Value::tuple(cycler.items.clone())?),
+            "items" => {
+                run::elements(cycler.items.len())?;
+                Some(Value::tuple(cycler.items.clone())?)
+            }
             "pos" => int(cycler.at.get() as i128),
             _ => None,
         },

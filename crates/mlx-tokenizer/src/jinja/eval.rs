@@ -1,13 +1,12 @@
 //! Running a template.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
-use super::ast::{Action, Arguments, Body, Expr, For, Kind, Macro, Statement, Target, Template};
+use super::ast::{Action, Arguments, Body, Expr, For, Kind, Macro, Operator, Statement, Target, Template};
 use super::methods::{self, Args};
 use super::run::{self, Loop, Scope};
 use super::value::{Dict, Function, ScopeOf, Value};
-use super::{Error, Result, attributes, filters, ops, tests};
+use super::{Error, Result, attributes, filters, ops, short, tests};
 
 /// What is there besides the variables.
 const GLOBALS: [&str; 8] =
@@ -51,12 +50,17 @@ impl Scope {
         }
     }
 
-    pub(super) fn set(&self, name: &Rc<str>, value: Value) {
+    pub(super) fn set(&self, name: &Rc<str>, value: Value) -> Result<()> {
         let mut variables = self.variables.borrow_mut();
+        run::steps(variables.len() / 8)?;
         match variables.iter_mut().find(|(of, _)| of == name) {
             Some((_, of)) => *of = value,
-            None => variables.push((Rc::clone(name), value)),
+            None => {
+                run::new_variable(self)?;
+                variables.push((Rc::clone(name), value));
+            }
         }
+        Ok(())
     }
 }
 
@@ -113,7 +117,7 @@ impl Interpreter<'_> {
             }
             Action::SetBlock(target, filter, body) => {
                 let (text, flow) = self.captured(body, scope)?;
-                let text = Value::from(text);
+                let text = Value::text(text)?;
                 let text = match filter {
                     Some(filter) => self.filtered(filter, text, scope)?,
                     None => text,
@@ -133,7 +137,7 @@ impl Interpreter<'_> {
             }
             Action::Macro(of) => {
                 if let Some(name) = &of.name {
-                    scope.set(name, self.closure(of, scope)?);
+                    scope.set(name, self.closure(of, scope)?)?;
                 }
             }
             Action::CallBlock(call, body) => {
@@ -150,7 +154,7 @@ impl Interpreter<'_> {
                 if flow != Flow::On {
                     return Ok(flow);
                 }
-                write(&self.filtered(filter, text.into(), scope)?.to_text()?, out)?;
+                write(&self.filtered(filter, Value::text(text)?, scope)?.to_text()?, out)?;
             }
             Action::Block(of) => {
                 if of.required {
@@ -187,6 +191,7 @@ impl Interpreter<'_> {
     ) -> Result<()> {
         let mut items = over.iterate()?;
         if let Some(test) = &of.test {
+            run::elements(items.len())?;
             let mut kept = Vec::new();
             for item in items.iter() {
                 let inner = Scope::inside(scope);
@@ -195,7 +200,6 @@ impl Interpreter<'_> {
                     kept.push(item.clone());
                 }
             }
-            run::elements(kept.len())?;
             items = Rc::new(kept);
         }
         // A loop whose body ended early each time counts as one that never ran.
@@ -210,7 +214,7 @@ impl Interpreter<'_> {
                 run::steps(1)?;
                 run::with_loop(number, |state| state.index = index);
                 let inner = Scope::inside(scope);
-                inner.set(&name, Value::Loop(number));
+                inner.set(&name, Value::Loop(number))?;
                 self.assign(&of.target, item.clone(), &inner)?;
                 match self.body(&of.body, &inner, out)? {
                     Flow::On => ran = true,
@@ -229,7 +233,7 @@ impl Interpreter<'_> {
 
     fn assign(&self, target: &Target, value: Value, scope: &Rc<Scope>) -> Result<()> {
         match target {
-            Target::Name(name) => scope.set(name, value),
+            Target::Name(name) => scope.set(name, value)?,
             Target::Attribute(name, attribute) => {
                 let Some(Value::Namespace(number)) = self.lookup(name, scope)? else {
                     return Err(Error::new("cannot assign attribute on non-namespace object"));
@@ -258,6 +262,7 @@ impl Interpreter<'_> {
             return Ok(Some(value));
         }
         if name == "self" {
+            run::bytes(16 * self.template.blocks.len() as u64)?;
             let names = self.template.blocks.iter().map(|block| Rc::clone(&block.name));
             return Ok(Some(Value::Blocks(names.collect())));
         }
@@ -283,13 +288,15 @@ impl Interpreter<'_> {
     }
 
     fn eval_kind(&self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
-        let all =
-            |items: &[Expr]| items.iter().map(|item| self.eval(item, scope)).collect::<Result<Vec<_>>>();
+        let all = |items: &[Expr]| {
+            run::elements(items.len())?;
+            items.iter().map(|item| self.eval(item, scope)).collect::<Result<Vec<_>>>()
+        };
         Ok(match &expr.kind {
             Kind::Const(value) => value.clone(),
             Kind::Name(name) => match self.lookup(name, scope)? {
                 Some(value) => value,
-                None => Value::undefined(format!("'{name}' is undefined")),
+                None => Value::undefined(format!("'{}' is undefined", short(name))),
             },
             Kind::Tuple(items) => Value::tuple(all(items)?)?,
             Kind::List(items) => Value::list(all(items)?)?,
@@ -311,9 +318,7 @@ impl Interpreter<'_> {
                 let parts = [part(start)?, part(stop)?, part(step)?];
                 match ops::slice(&of, parts) {
                     // Jinja2 has computed that before, and by other means than those of Python.
-                    Err(_) if is_constant(expr) && !ops::is_sliceable(&of) => {
-                        Value::undefined("no such slice")
-                    }
+                    Err(_) if expr.constant && !ops::is_sliceable(&of) => Value::undefined("no such slice"),
                     result => result?,
                 }
             }
@@ -334,15 +339,28 @@ impl Interpreter<'_> {
             Kind::Negative(of) => ops::negative(&self.eval(of, scope)?)?,
             Kind::Positive(of) => ops::positive(&self.eval(of, scope)?)?,
             Kind::Binary(operator, a, b) => {
+                // Jinja2 computes a constant beforehand and writes it out, so that Python reads `-2 ** n`.
+                let written = *operator == Operator::Power && a.constant && !b.constant;
                 let a = self.eval(a, scope)?;
-                ops::binary(*operator, &a, &self.eval(b, scope)?)?
+                let b = self.eval(b, scope)?;
+                let minus = match &a {
+                    Value::Int(of) => *of < 0,
+                    Value::Float(of) => of.is_sign_negative() && !of.is_nan(),
+                    _ => false,
+                };
+                if written && minus {
+                    ops::negative(&ops::binary(*operator, &ops::negative(&a)?, &b)?)?
+                } else {
+                    ops::binary(*operator, &a, &b)?
+                }
             }
             Kind::Concat(parts) => {
+                run::bytes(16 * parts.len() as u64)?;
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     texts.push(self.eval(part, scope)?.to_text()?);
                 }
-                methods::joined(&texts, "")?.into()
+                Value::text(methods::joined(&texts, "")?)?
             }
             Kind::Compare(first, others) => {
                 let mut left = self.eval(first, scope)?;
@@ -387,6 +405,8 @@ impl Interpreter<'_> {
     }
 
     fn arguments(&self, arguments: &Arguments, scope: &Rc<Scope>) -> Result<Args> {
+        // A few are there for a moment only.
+        run::elements((arguments.positional.len() + arguments.named.len()).saturating_sub(8))?;
         let mut args = Args::default();
         for value in &arguments.positional {
             args.positional.push(self.eval(value, scope)?);
@@ -407,7 +427,10 @@ impl Interpreter<'_> {
             for (name, value) in dict.entries() {
                 let name = name.as_str().ok_or_else(|| Error::new("keywords must be strings"))?;
                 if args.named.iter().any(|(of, _)| of == name) {
-                    return Err(Error::new(format!("got multiple values for keyword argument '{name}'")));
+                    return Err(Error::new(format!(
+                        "got multiple values for keyword argument '{}'",
+                        short(name)
+                    )));
                 }
                 run::steps(args.named.len() / 8)?;
                 args.named.push((Rc::clone(name), value.clone()));
@@ -428,7 +451,7 @@ impl Interpreter<'_> {
                     let missing = || Error::new(format!("there is no block {name:?}"));
                     let block = block.ok_or_else(missing)?;
                     let (text, _) = self.captured(&block.body, &self.root)?;
-                    Ok(text.into())
+                    Value::text(text)
                 }
                 Function::Joiner(separator, used) => {
                     Ok(if used.replace(true) { separator.clone() } else { "".into() })
@@ -443,7 +466,7 @@ impl Interpreter<'_> {
                 let [over] = args.bind("loop", ["iterable"], 1)?;
                 let mut out = String::new();
                 self.run_loop(&of, &over.unwrap_or(Value::None), &scope, depth + 1, &mut out)?;
-                Ok(out.into())
+                Value::text(out)
             }
             other => Err(Error::new(format!("'{}' object is not callable", other.type_name()))),
         }
@@ -451,6 +474,7 @@ impl Interpreter<'_> {
 
     fn call_macro(&self, of: &Rc<Macro>, scope: &Rc<Scope>, mut args: Args) -> Result<Value> {
         let name = || of.name.as_ref().map_or_else(|| "None".to_owned(), |name| format!("{:?}", &**name));
+        run::steps(of.parameters.len().saturating_mul(args.named.len()) / 8)?;
         let inner = Scope::inside(scope);
         let mut positional = args.positional.into_iter();
         let mut explicit_caller = false;
@@ -465,7 +489,7 @@ impl Interpreter<'_> {
                 }
             };
             match value {
-                Some(value) => inner.set(parameter, value),
+                Some(value) => inner.set(parameter, value)?,
                 None => missing.push((parameter, default)),
             }
         }
@@ -475,30 +499,34 @@ impl Interpreter<'_> {
                 Some(default) => self.eval(default, &inner)?,
                 None => Value::undefined(format!("parameter '{parameter}' was not provided")),
             };
-            inner.set(parameter, value);
+            inner.set(parameter, value)?;
         }
         explicit_caller |= of.parameters.iter().any(|(name, _)| **name == *"caller");
         if of.reads_caller && !explicit_caller {
             let place = args.named.iter().position(|(name, _)| **name == *"caller");
             let caller = place.map(|place| args.named.remove(place).1).filter(|caller| !caller.is_none());
-            inner.set(&"caller".into(), caller.unwrap_or_else(|| Value::undefined("no caller defined")));
+            inner.set(&"caller".into(), caller.unwrap_or_else(|| Value::undefined("no caller defined")))?;
         }
         if of.reads_kwargs {
             let pairs = args.named.into_iter().map(|(name, value)| (Value::Str(name), value));
-            inner.set(&"kwargs".into(), Value::dict(Dict::from_pairs(pairs)?));
+            inner.set(&"kwargs".into(), Value::dict(Dict::from_pairs(pairs)?))?;
         } else if let Some((argument, _)) = args.named.first() {
-            return Err(Error::new(format!("macro {} takes no keyword argument '{argument}'", name())));
+            return Err(Error::new(format!(
+                "macro {} takes no keyword argument '{}'",
+                name(),
+                short(argument)
+            )));
         }
         let rest: Vec<Value> = positional.collect();
         if of.reads_varargs {
-            inner.set(&"varargs".into(), Value::tuple(rest)?);
+            inner.set(&"varargs".into(), Value::tuple(rest)?)?;
         } else if !rest.is_empty() {
             let most = of.parameters.len();
             return Err(Error::new(format!("macro {} takes not more than {most} argument(s)", name())));
         }
         let mut out = String::new();
         self.body(&of.body, &inner, &mut out)?;
-        Ok(out.into())
+        Value::text(out)
     }
 
     fn global(&self, name: &str, args: Args) -> Result<Value> {
@@ -526,7 +554,7 @@ impl Interpreter<'_> {
             "joiner" => {
                 let [separator] = args.bind("joiner", ["sep"], 0)?;
                 let separator = separator.unwrap_or_else(|| ", ".into());
-                Ok(Value::function(Function::Joiner(separator, Cell::new(false))))
+                Value::joiner(separator)
             }
             "raise_exception" => {
                 let [message] = args.bind("raise_exception", ["message"], 1)?;
@@ -542,38 +570,11 @@ impl Interpreter<'_> {
                 run::bytes(64 * format.len() as u64)?;
                 let written = (self.clock)(format);
                 Value::text(written.map_err(|problem| {
-                    Error::new(format!("strftime_now cannot write {format:?}: {problem}"))
+                    Error::new(format!("strftime_now cannot write {:?}: {}", short(format), short(&problem)))
                 })?)
             }
             _ => Err(Error::new(format!("the function {name} is not supported"))),
         }
-    }
-}
-
-/// Whether an expression reads no variable and calls nothing.
-fn is_constant(expr: &Expr) -> bool {
-    let all = |items: &[Expr]| items.iter().all(is_constant);
-    let boxed = |expr: &Option<Box<Expr>>| expr.as_ref().is_none_or(|expr| is_constant(expr));
-    let arguments = |of: &Arguments| {
-        all(&of.positional)
-            && of.named.iter().all(|(_, of)| is_constant(of))
-            && of.list.is_none()
-            && of.dict.is_none()
-    };
-    match &expr.kind {
-        Kind::Const(_) => true,
-        Kind::Name(_) | Kind::Call(..) => false,
-        Kind::Tuple(items) | Kind::List(items) | Kind::Concat(items) => all(items),
-        Kind::Dict(items) => items.iter().all(|(key, value)| is_constant(key) && is_constant(value)),
-        Kind::Attribute(of, _) | Kind::Not(of) | Kind::Negative(of) | Kind::Positive(of) => is_constant(of),
-        Kind::Item(a, b) | Kind::Binary(_, a, b) | Kind::And(a, b) | Kind::Or(a, b) => {
-            is_constant(a) && is_constant(b)
-        }
-        Kind::Slice(of, [start, stop, step]) => is_constant(of) && boxed(start) && boxed(stop) && boxed(step),
-        Kind::Filter(of, _, args) => boxed(of) && arguments(args),
-        Kind::Test(of, _, args) => is_constant(of) && arguments(args),
-        Kind::Compare(first, others) => is_constant(first) && others.iter().all(|(_, of)| is_constant(of)),
-        Kind::Condition(test, then, otherwise) => is_constant(test) && is_constant(then) && boxed(otherwise),
     }
 }
 
@@ -586,7 +587,8 @@ fn write(text: &str, out: &mut String) -> Result<()> {
 fn check_attribute(name: &str) -> Result<()> {
     if name.starts_with('_') {
         return Err(Error::new(format!(
-            "chat templates cannot store underscore-prefixed attributes on a namespace, but got '{name}'"
+            "chat templates cannot store underscore-prefixed attributes on a namespace, but got '{}'",
+            short(name)
         )));
     }
     Ok(())
@@ -624,11 +626,10 @@ fn dict(args: Args) -> Result<Dict> {
     }
     match args.positional.first() {
         Some(Value::Dict(of)) => {
-            run::elements(2 * of.len())?;
-            dict = (**of).clone();
+            dict = of.copied()?;
         }
         Some(pairs) => {
-            for pair in pairs.iterate()?.iter() {
+            for pair in pairs.defined()?.iterate()?.iter() {
                 let pair = pair.iterate()?;
                 let [key, value] = &pair[..] else {
                     return Err(Error::new(format!(

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::methods::{Args, joined, justified, lines, replace};
 use super::value::{Dict, Value, sort};
-use super::{Error, Result, attributes, format, ops, python, run, tests, wrap};
+use super::{Error, Result, attributes, format, ops, python, run, short, tests, wrap};
 use crate::json;
 
 const KNOWN: &[&str] = &[
@@ -162,12 +162,13 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
             let [separator, attribute] = args.bind(name, ["d", "attribute"], 0)?;
             let getter = Getter::new(attribute.as_ref(), None, true)?;
             let items = value.iterate()?;
+            run::bytes(16 * items.len() as u64)?;
             let mut parts = Vec::with_capacity(items.len());
             for item in items.iter() {
                 parts.push(getter.get(item)?.to_text()?);
             }
             let separator = separator.map_or(Ok("".into()), |separator| separator.to_text())?;
-            return Ok(joined(&parts, &separator)?.into());
+            return Value::text(joined(&parts, &separator)?);
         }
         "last" => {
             args.bind::<0>(name, [], 0)?;
@@ -183,7 +184,9 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
         }
         "list" => {
             args.bind::<0>(name, [], 0)?;
-            return Value::list(value.iterate()?.to_vec());
+            let items = value.iterate()?;
+            run::elements(items.len())?;
+            return Value::list(items.to_vec());
         }
         "map" => return map(value, args),
         "max" | "min" => return extreme(name, value, args),
@@ -200,17 +203,20 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
             let [old, new, count] = args.bind(name, ["old", "new", "count"], 2)?;
             let text = |value: Option<Value>| value.unwrap_or(Value::None).to_text();
             let count = count.filter(|count| !count.is_none()).map_or(Ok(-1), |count| count.index())?;
-            return Ok(replace(&value.to_text()?, &text(old)?, &text(new)?, count)?.into());
+            return Value::text(replace(&value.to_text()?, &text(old)?, &text(new)?, count)?);
         }
         "reverse" => {
             args.bind::<0>(name, [], 0)?;
             if let Some(text) = value.as_str() {
+                run::bytes(text.len() as u64)?;
                 return Value::text(text.chars().rev().collect::<String>());
             }
             if !value.is_iterable() {
                 return Err(Error::new("argument must be iterable"));
             }
-            let mut items = value.iterate()?.to_vec();
+            let items = value.iterate()?;
+            run::elements(items.len())?;
+            let mut items = items.to_vec();
             items.reverse();
             return match value {
                 Value::Iterator(_) => Value::list(items),
@@ -233,15 +239,19 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
             let reverse = is_reverse(reverse)?;
             let folds = !case_sensitive.is_some_and(|of| of.is_true());
             let getters = match attribute.as_ref().and_then(Value::as_str) {
-                Some(names) => names
-                    .split(',')
-                    .map(|name| Getter::new(Some(&name.into()), None, !folds))
-                    .collect::<Result<Vec<_>>>()?,
+                Some(names) => {
+                    let count = names.matches(',').count() + 1;
+                    run::bytes((count * size_of::<Getter>()) as u64)?;
+                    let getter = |name: &str| Getter::new(Some(&name.into()), None, !folds);
+                    names.split(',').map(getter).collect::<Result<Vec<_>>>()?
+                }
                 None => vec![Getter::new(attribute.as_ref(), None, !folds)?],
             };
             let items = value.iterate()?;
+            run::elements(2 * items.len())?;
             let mut keyed = Vec::with_capacity(items.len());
             for item in items.iter() {
+                run::elements(getters.len())?;
                 let keys = getters.iter().map(|getter| getter.get(item)).collect::<Result<Vec<_>>>()?;
                 keyed.push((Value::list(keys)?, item.clone()));
             }
@@ -326,7 +336,9 @@ fn filtered(value: &Value, with: impl FnMut(&Value) -> Result<Option<Value>>) ->
 /// What a function makes of each element, up to the first error.
 fn taken(value: &Value, mut with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
     let mut out = Vec::new();
-    for item in value.iterate()?.iter() {
+    let items = value.iterate()?;
+    run::elements(items.len())?;
+    for item in items.iter() {
         match with(item) {
             Ok(found) => out.extend(found),
             Err(error) => return Ok((out, Some(error))),
@@ -347,13 +359,15 @@ impl Getter {
         let path = match attribute {
             None | Some(Value::None) => Vec::new(),
             Some(attribute) => match attribute.as_str() {
-                Some(path) => path
-                    .split('.')
-                    .map(|name| match name.parse::<i128>() {
-                        Ok(place) if name.bytes().all(|byte| byte.is_ascii_digit()) => Value::Int(place),
-                        _ => name.into(),
-                    })
-                    .collect(),
+                Some(path) => {
+                    run::reads(path.len())?;
+                    run::elements(path.matches('.').count() + 1)?;
+                    let part = |name: &str| match name.parse::<i128>() {
+                        Ok(place) if name.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Value::Int(place)),
+                        _ => Value::text(name),
+                    };
+                    path.split('.').map(part).collect::<Result<_>>()?
+                }
                 None => vec![attribute.clone()],
             },
         };
@@ -369,13 +383,35 @@ impl Getter {
             }
         }
         match &item {
-            Value::Str(text) if !self.case_sensitive => {
-                run::bytes(text.len() as u64)?;
-                Ok(python::lower(text).into())
-            }
+            Value::Str(text) if !self.case_sensitive => in_case(text, python::lower),
             _ => Ok(item),
         }
     }
+}
+
+/// A text in another case.
+pub(super) fn in_case(text: &str, with: fn(&str) -> String) -> Result<Value> {
+    // Some characters become three.
+    run::bytes(if text.is_ascii() { 1 } else { 3 } * text.len() as u64)?;
+    Value::text(with(text))
+}
+
+/// The filter `title`. Unlike for the method, words begin behind space, a hyphen and opening brackets only.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        if python::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<') {
+            inside = false;
+            out.push(c);
+        } else if inside {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
+            inside = true;
+        }
+    }
+    out
 }
 
 fn simple_text(name: &str, value: &Value) -> Result<Value> {
@@ -386,30 +422,14 @@ fn simple_text(name: &str, value: &Value) -> Result<Value> {
             Value::Markup(text) => Value::Markup(Rc::clone(text)),
             _ => Value::Str(text),
         }),
-        "capitalize" => Value::text(python::capitalize(&text)),
-        "lower" => Value::text(python::lower(&text)),
-        "upper" => Value::text(text.to_uppercase()),
+        "capitalize" => in_case(&text, python::capitalize),
+        "lower" => in_case(&text, python::lower),
+        "upper" => in_case(&text, str::to_uppercase),
         "wordcount" => {
             let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
             Ok(Value::Int(words.filter(|word| !word.is_empty()).count() as i128))
         }
-        _ => {
-            // Unlike the method: words begin behind space, a hyphen and opening brackets only.
-            let mut out = String::with_capacity(text.len());
-            let mut inside = false;
-            for c in text.chars() {
-                if python::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<') {
-                    inside = false;
-                    out.push(c);
-                } else if inside {
-                    out.extend(c.to_lowercase());
-                } else {
-                    out.extend(c.to_uppercase());
-                    inside = true;
-                }
-            }
-            Value::text(out)
-        }
+        _ => in_case(&text, title),
     }
 }
 
@@ -434,7 +454,7 @@ fn batch(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements> 
     }
     if !row.is_empty() {
         if let Some(fill) = fill {
-            let missing = usize::try_from(count - row.len() as i128).unwrap_or(0);
+            let missing = usize::try_from(count.saturating_sub(row.len() as i128)).unwrap_or(0);
             run::elements(missing)?;
             row.extend(std::iter::repeat_n(fill, missing));
         }
@@ -456,6 +476,7 @@ fn slices(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements>
     let mut at = 0;
     for index in 0..slices {
         let end = at + each + usize::from(index < more);
+        run::elements(each + 2)?;
         let mut part = items[at..end].to_vec();
         if index >= more {
             part.extend(fill.clone());
@@ -484,7 +505,8 @@ fn dict_sort(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::new(format!("'{}' object has no attribute 'items'", value.type_name())));
     };
     let getter = Getter::new(None, None, is(case_sensitive))?;
-    let mut keyed = Vec::new();
+    run::elements(2 * dict.len())?;
+    let mut keyed = Vec::with_capacity(dict.len());
     for (key, value) in dict.entries() {
         let sorted_by = getter.get(if by_value { value } else { key })?;
         keyed.push((sorted_by, Value::tuple(vec![key.clone(), value.clone()])?));
@@ -506,7 +528,7 @@ fn first(value: &Value) -> Result<Value> {
             }
         }
         Value::List(list) | Value::Tuple(list) => list.items.first().cloned(),
-        Value::Str(text) | Value::Markup(text) => text.chars().next().map(|c| c.to_string().into()),
+        Value::Str(text) | Value::Markup(text) => text.chars().next().map(Value::from),
         _ => value.iterate()?.first().cloned(),
     };
     Ok(found.unwrap_or_else(|| Value::undefined("no first item, sequence was empty")))
@@ -593,8 +615,10 @@ fn group_by(value: &Value, args: Args) -> Result<Value> {
     let sensitive = case_sensitive.is_some_and(|of| of.is_true());
     let getter = Getter::new(attribute.as_ref(), default.clone(), sensitive)?;
     let name = Getter::new(attribute.as_ref(), default, true)?;
-    let mut keyed = Vec::new();
-    for item in value.iterate()?.iter() {
+    let items = value.iterate()?;
+    run::elements(2 * items.len())?;
+    let mut keyed = Vec::with_capacity(items.len());
+    for item in items.iter() {
         keyed.push((getter.get(item)?, item.clone()));
     }
     sort(&mut keyed, false)?;
@@ -602,7 +626,10 @@ fn group_by(value: &Value, args: Args) -> Result<Value> {
     for (key, item) in keyed {
         match groups.last_mut() {
             Some((of, items)) if of.equals(&key)? => items.push(item),
-            _ => groups.push((key, vec![item])),
+            _ => {
+                run::elements(6)?;
+                groups.push((key, vec![item]));
+            }
         }
     }
     let mut out = Vec::with_capacity(groups.len());
@@ -628,6 +655,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::new(problem));
     };
     // With a line break behind it, so that one line more is seen where it ends with one.
+    run::bytes(text.len() as u64)?;
     let text = format!("{text}\n");
     let (first, blank) = (is(first), is(blank));
     let lines = lines(&text, false)?;
@@ -644,10 +672,10 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         }
         out += line;
     }
-    Ok(match value {
-        Value::Markup(_) => Value::Markup(out.into()),
-        _ => out.into(),
-    })
+    match value {
+        Value::Markup(_) => Value::markup(out),
+        _ => Value::text(out),
+    }
 }
 
 fn map(value: &Value, mut args: Args) -> Result<Value> {
@@ -666,9 +694,11 @@ fn map(value: &Value, mut args: Args) -> Result<Value> {
         let name = args.positional.remove(0);
         let name = name.as_str().cloned().unwrap_or_else(|| "".into());
         if !is_known(&name) {
-            return Err(Error::new(format!("no filter named {name:?}")));
+            return Err(Error::new(format!("no filter named {:?}", short(&name))));
         }
-        filtered(value, |item| call(&name, item, args.clone()).map(Some))
+        // One of the filters is this one.
+        let _level = run::deeper()?;
+        filtered(value, |item| call(&name, item, args.copied()?).map(Some))
     })
 }
 
@@ -690,7 +720,7 @@ fn select(name: &str, value: &Value, mut args: Args) -> Result<Value> {
             Some(name) => {
                 let name = name.as_str().cloned().unwrap_or_else(|| "".into());
                 if !tests::is_known(&name) {
-                    return Err(Error::new(format!("no test named {name:?}")));
+                    return Err(Error::new(format!("no test named {:?}", short(&name))));
                 }
                 Some(name)
             }
@@ -698,7 +728,7 @@ fn select(name: &str, value: &Value, mut args: Args) -> Result<Value> {
         filtered(value, |item| {
             let of = getter.get(item)?;
             let holds = match &test {
-                Some(test) => tests::call(test, &of, args.clone())?,
+                Some(test) => tests::call(test, &of, args.copied()?)?,
                 None => of.is_true(),
             };
             Ok((holds != rejects).then(|| item.clone()))
@@ -756,17 +786,22 @@ fn round(value: &Value, args: Args) -> Result<Value> {
     let problem = || Error::new(format!("type {} doesn't define __round__ method", value.type_name()));
     if &*method == "common" {
         if let Some(number) = value.as_int() {
-            let unit = u32::try_from(-precision).ok().map(|places| 10_i128.checked_pow(places));
-            return Ok(Value::Int(match unit {
-                None => number,
-                Some(None) => 0,
-                Some(Some(unit)) => {
-                    let rest = number.rem_euclid(unit);
-                    let down = number - rest;
-                    let up = rest * 2 > unit || rest * 2 == unit && (down / unit) % 2 != 0;
-                    if up { down + unit } else { down }
-                }
-            }));
+            if precision >= 0 {
+                return Ok(Value::Int(number));
+            }
+            let places = u32::try_from(precision.unsigned_abs()).ok();
+            let Some(unit) = places.and_then(|places| 10_i128.checked_pow(places)) else {
+                return Ok(Value::Int(0));
+            };
+            let rest = number.rem_euclid(unit);
+            let down = number.checked_sub(rest).ok_or_else(ops::too_large)?;
+            // `rest * 2` could be too large.
+            let up = match rest.cmp(&(unit - rest)) {
+                Ordering::Equal => (down / unit) % 2 != 0,
+                order => order.is_gt(),
+            };
+            let rounded = if up { down.checked_add(unit) } else { Some(down) };
+            return rounded.map(Value::Int).ok_or_else(ops::too_large);
         }
         let number = value.as_number().ok_or_else(problem)?;
         return round_float(number, precision).map(Value::Float);
@@ -782,7 +817,8 @@ fn round(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::new("cannot convert float infinity to integer"));
     }
     let rounded = if &*method == "ceil" { scaled.ceil() } else { scaled.floor() };
-    Ok(Value::Float(rounded / scale))
+    // An integer for Python, which has no negative zero.
+    Ok(Value::Float(rounded / scale + 0.0))
 }
 
 /// Python's `round` of a float: the nearest decimal, of two the even one.
@@ -840,6 +876,7 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
     } else {
         cut.rsplit_once(' ').map_or(&*cut, |(kept, _)| kept)
     };
+    run::bytes((kept.len() + end.len()) as u64)?;
     Value::text(format!("{kept}{end}"))
 }
 
@@ -849,8 +886,15 @@ pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
         return Ok(Rc::clone(text));
     }
     let text = value.to_text()?;
-    run::bytes(5 * text.len() as u64)?;
-    let mut out = String::with_capacity(text.len());
+    let escaped = |byte: u8| match byte {
+        b'&' | b'\'' | b'"' => 5,
+        b'<' | b'>' => 4,
+        _ => 1,
+    };
+    let length: usize = text.bytes().map(escaped).sum();
+    // It is made, and then copied.
+    run::bytes(2 * (length + run::OBJECT) as u64)?;
+    let mut out = String::with_capacity(length);
     for c in text.chars() {
         match c {
             '&' => out += "&amp;",
@@ -866,7 +910,7 @@ pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
 
 /// Text without tags and comments, with single spaces and without entities.
 pub(super) fn strip_tags(text: &str) -> Result<String> {
-    run::bytes(text.len() as u64)?;
+    run::bytes(4 * text.len() as u64)?;
     let mut out = text.to_owned();
     for (begin, end) in [("<!--", "-->"), ("<", ">")] {
         let mut stripped = String::with_capacity(out.len());
@@ -879,9 +923,18 @@ pub(super) fn strip_tags(text: &str) -> Result<String> {
         stripped += rest;
         out = stripped;
     }
-    let words: Vec<&str> = out.split(python::is_space).filter(|word| !word.is_empty()).collect();
-    Ok(unescape(&words.join(" ")))
+    let mut words = String::new();
+    for word in out.split(python::is_space).filter(|word| !word.is_empty()) {
+        if !words.is_empty() {
+            words.push(' ');
+        }
+        words += word;
+    }
+    Ok(unescape(&words))
 }
+
+/// How far behind `&` an entity may end, as in Python.
+const LONGEST_ENTITY: usize = 34;
 
 /// The entities that escaping makes, and numbers.
 pub(super) fn unescape(text: &str) -> String {
@@ -890,7 +943,8 @@ pub(super) fn unescape(text: &str) -> String {
     while let Some(place) = rest.find('&') {
         out += &rest[..place];
         rest = &rest[place..];
-        let found = rest.find(';').and_then(|end| {
+        let near = rest.bytes().take(LONGEST_ENTITY);
+        let found = near.into_iter().position(|byte| byte == b';').and_then(|end| {
             let c = match &rest[1..end] {
                 "amp" => '&',
                 "lt" => '<',
@@ -946,15 +1000,22 @@ fn url_encode(value: &Value) -> Result<Value> {
         Value::Dict(dict) => Value::View(super::value::View::Items, Rc::clone(dict)).iterate()?,
         _ => value.iterate()?,
     };
-    let mut parts = Vec::new();
+    let mut out = String::new();
     for pair in pairs.iter() {
         let pair = pair.iterate()?;
         let [key, value] = &pair[..] else {
             return Err(Error::new("urlencode needs pairs of a key and a value"));
         };
-        parts.push(format!("{}={}", url_quote(key, true)?, url_quote(value, true)?));
+        if !out.is_empty() {
+            out.push('&');
+        }
+        let (key, value) = (url_quote(key, true)?, url_quote(value, true)?);
+        run::bytes((key.len() + value.len() + 2) as u64)?;
+        out += &key;
+        out.push('=');
+        out += &value;
     }
-    Value::text(parts.join("&"))
+    Value::text(out)
 }
 
 fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
@@ -962,7 +1023,7 @@ fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
     let Value::Dict(dict) = value.defined()? else {
         return Err(Error::new(format!("'{}' object has no attribute 'items'", value.type_name())));
     };
-    let mut parts = Vec::new();
+    let mut text = String::new();
     for (key, value) in dict.entries() {
         if value.is_none() || value.is_undefined() {
             continue;
@@ -970,13 +1031,17 @@ fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
         let name = key.as_str().ok_or_else(|| Error::new("expected string or bytes-like object"))?;
         let space = |c: char| c.is_ascii_whitespace() || c == '\u{b}';
         if name.contains(|c: char| space(c) || matches!(c, '/' | '>' | '=')) {
-            return Err(Error::new(format!("invalid character in attribute name: {name:?}")));
+            return Err(Error::new(format!("invalid character in attribute name: {:?}", short(name))));
         }
-        parts.push(format!("{}=\"{}\"", escape(key)?, escape(value)?));
+        let (key, value) = (escape(key)?, escape(value)?);
+        run::bytes((key.len() + value.len() + 4) as u64)?;
+        // Each has a space before it.
+        for part in [" ", &*key, "=\"", &*value, "\""] {
+            text += part;
+        }
     }
-    let text = parts.join(" ");
-    let spaced = space.is_none_or(|space| space.is_true()) && !text.is_empty();
-    Value::text(if spaced { format!(" {text}") } else { text })
+    let spaced = space.is_none_or(|space| space.is_true());
+    Value::text(if spaced { &text } else { text.strip_prefix(' ').unwrap_or(&text) })
 }
 
 /// Python's `json.dumps`, with the arguments that transformers gives it. Jinja's own escapes what HTML would read.
@@ -988,7 +1053,10 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
     let indent = match indent {
         None => None,
         Some(indent) => Some(match indent.as_str() {
-            Some(text) => text.to_string(),
+            Some(text) => {
+                run::bytes(text.len() as u64)?;
+                text.to_string()
+            }
             None => ops::repeat(" ", usize::try_from(indent.index()?.max(0)).unwrap_or(usize::MAX))?,
         }),
     };
@@ -996,6 +1064,9 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
         None => None,
         Some(pair) => {
             let pair = pair.iterate()?;
+            for of in pair.iter() {
+                run::bytes(of.as_str().map_or(0, |text| text.len()) as u64)?;
+            }
             let text = |value: &Value| value.as_str().map(ToString::to_string);
             let strings = match &pair[..] {
                 [item, key] => text(item).zip(text(key)),
@@ -1005,5 +1076,5 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
         }
     };
     let style = json::Style { ensure_ascii: is(ensure_ascii), indent, separators, sort_keys: is(sort_keys) };
-    Ok(Value::from(json::dumps_value(value, &style)?))
+    Value::text(json::dumps_value(value, &style)?)
 }

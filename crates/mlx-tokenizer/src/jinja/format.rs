@@ -3,10 +3,17 @@
 use std::rc::Rc;
 
 use super::value::{Dict, Value};
-use super::{Error, Result, attributes, filters, ops, python, run};
+use super::{Error, Result, attributes, filters, ops, python, run, short};
 
 /// The most characters that a width or a precision asks for.
 const WIDEST: usize = 1 << 20;
+
+/// Python's `ascii`.
+fn ascii(value: &Value) -> Result<String> {
+    let text = value.repr()?;
+    run::bytes(3 * text.len() as u64)?;
+    Ok(python::ascii(&text))
+}
 
 fn bounded(width: i128) -> Result<usize> {
     let width = usize::try_from(width).unwrap_or(usize::MAX);
@@ -29,11 +36,15 @@ fn digits(text: &str) -> Result<(Option<usize>, &str)> {
 /// Python's `text % arguments`. Texts in markup are escaped.
 pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<String> {
     let (mut positional, mapping) = match arguments {
-        Value::Tuple(list) => (list.items.to_vec(), None),
+        Value::Tuple(list) => {
+            run::elements(list.items.len())?;
+            (list.items.to_vec(), None)
+        }
         Value::Dict(dict) => (vec![arguments.clone()], Some(dict)),
         _ => (vec![arguments.clone()], None),
     };
     positional.reverse();
+    run::bytes(text.len() as u64)?;
     let mut out = String::new();
     let mut rest = text;
     let mut used_mapping = false;
@@ -95,7 +106,7 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
             Some(key) => {
                 let dict = mapping.ok_or_else(|| Error::new("format requires a mapping"))?;
                 used_mapping = true;
-                let missing = || Error::new(format!("no key {key:?} for the format"));
+                let missing = || Error::new(format!("no key {:?} for the format", short(key)));
                 dict.get_str(key).cloned().ok_or_else(missing)?
             }
             None => next()?,
@@ -112,16 +123,14 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
         let (prefix, body, is_number) = match kind {
             's' | 'r' | 'a' => {
                 let text = match kind {
-                    's' if markup => filters::escape(&value)?.to_string(),
-                    's' => value.to_text()?.to_string(),
-                    'r' => value.repr()?,
-                    _ => python::ascii(&value.repr()?),
+                    's' if markup => filters::escape(&value)?,
+                    's' => value.to_text()?,
+                    'r' => value.repr()?.into(),
+                    _ => ascii(&value)?.into(),
                 };
-                let text = match precision {
-                    Some(precision) => text.chars().take(precision).collect(),
-                    None => text,
-                };
-                (String::new(), text, false)
+                run::bytes(text.len() as u64)?;
+                let end = precision.and_then(|most| text.char_indices().nth(most));
+                (String::new(), text[..end.map_or(text.len(), |(end, _)| end)].to_owned(), false)
             }
             'c' => {
                 let character = match &value {
@@ -150,7 +159,7 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
                     _ => ("", magnitude.to_string()),
                 };
                 let body = match precision {
-                    Some(precision) => format!("{body:0>precision$}"),
+                    Some(precision) => "0".repeat(precision.saturating_sub(body.len())) + &body,
                     None => body,
                 };
                 let prefix = sign.of(number < 0).to_owned() + if alternate { base } else { "" };
@@ -184,7 +193,6 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
         }
     }
     out += rest;
-    run::bytes(text.len() as u64)?;
     if !positional.is_empty() && mapping.is_none() && !used_mapping {
         // A single argument that can be looked into by a key is taken for a mapping that is not read.
         let spare = matches!(arguments, Value::List(_) | Value::Range(..) | Value::Undefined(_));
@@ -223,20 +231,20 @@ fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
     } else {
         match kind.to_ascii_lowercase() {
             'f' => {
-                let text = format!("{number:.precision$}");
+                let text = fixed(number, precision);
                 if alternate && precision == 0 { text + "." } else { text }
             }
             'e' => exponential(number, precision, alternate),
             _ => {
                 let precision = precision.max(1);
-                let scientific = format!("{number:.*e}", precision - 1);
+                let scientific = format!("{number:.*e}", (precision - 1).min(MOST_DIGITS));
                 let exponent: i32 =
                     scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
                 let text = if exponent < -4 || exponent >= precision as i32 {
                     exponential(number, precision - 1, alternate)
                 } else {
                     let places = (precision as i32 - 1 - exponent).max(0) as usize;
-                    format!("{number:.places$}")
+                    fixed(number, places)
                 };
                 if alternate { text } else { without_zeros(&text) }
             }
@@ -245,13 +253,22 @@ fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
     if upper { text.to_uppercase() } else { text }
 }
 
+/// A float has no more decimals than that, in either notation. What follows are zeros, which Rust writes up to a lower
+/// number than Python.
+const MOST_DIGITS: usize = 1100;
+
+fn fixed(number: f64, precision: usize) -> String {
+    format!("{number:.*}", precision.min(MOST_DIGITS)) + &"0".repeat(precision.saturating_sub(MOST_DIGITS))
+}
+
 fn exponential(number: f64, precision: usize, alternate: bool) -> String {
-    let text = format!("{number:.precision$e}");
+    let text = format!("{number:.*e}", precision.min(MOST_DIGITS));
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     let point = if alternate && precision == 0 { "." } else { "" };
     let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{digits}{point}e{sign}{:02}", exponent.abs())
+    let zeros = "0".repeat(precision.saturating_sub(MOST_DIGITS));
+    format!("{digits}{zeros}{point}e{sign}{:02}", exponent.abs())
 }
 
 /// Without zeros at the end of the fraction.
@@ -336,12 +353,14 @@ impl Fields<'_> {
             match conversion {
                 None => {}
                 Some('s') => value = Value::Str(value.to_text()?),
-                Some('r') => value = value.repr()?.into(),
-                Some('a') => value = python::ascii(&value.repr()?).into(),
+                Some('r') => value = Value::text(value.repr()?)?,
+                Some('a') => value = Value::text(ascii(&value)?)?,
                 Some(c) => return Err(Error::new(format!("unknown conversion specifier {c}"))),
             }
             let spec = self.format(spec, levels - 1)?;
-            out += &format_value(&value, &spec)?;
+            let formatted = format_value(&value, &spec)?;
+            run::bytes(formatted.len() as u64)?;
+            out += &formatted;
         }
         Ok(out + rest)
     }
@@ -372,14 +391,14 @@ impl Fields<'_> {
             self.manual = true;
             numbered(first.parse().unwrap_or(usize::MAX))?
         } else {
-            let missing = || Error::new(format!("no argument {first:?} for the format"));
+            let missing = || Error::new(format!("no argument {:?} for the format", short(first)));
             self.named.get_str(first).cloned().ok_or_else(missing)?
         };
         while !path.is_empty() {
             run::steps(1)?;
             if let Some(after) = path.strip_prefix('.') {
                 let end = after.find(['.', '[']).unwrap_or(after.len());
-                value = attributes::attribute(&value, &after[..end])?;
+                value = attributes::attribute(&value, &after[..end].into())?;
                 path = &after[end..];
             } else {
                 let inside = path.strip_prefix('[').and_then(|after| after.split_once(']'));
@@ -402,13 +421,14 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
     if spec.is_empty() {
         return value.to_text();
     }
-    let invalid = || Error::new(format!("invalid format specifier {spec:?}"));
+    let invalid = || Error::new(format!("invalid format specifier {:?}", short(spec)));
+    run::bytes(8 * spec.len() as u64)?;
     let mut chars: Vec<char> = spec.chars().collect();
     chars.push('\0');
     let mut at = 0;
-    let (mut fill, mut align) = (' ', None);
+    let (mut fill, mut align, mut filled) = (' ', None, false);
     if chars.len() > 2 && matches!(chars[1], '<' | '>' | '=' | '^') {
-        (fill, align, at) = (chars[0], Some(chars[1]), 2);
+        (fill, align, at, filled) = (chars[0], Some(chars[1]), 2, true);
     } else if matches!(chars[0], '<' | '>' | '=' | '^') {
         (align, at) = (Some(chars[0]), 1);
     }
@@ -425,9 +445,9 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
     };
     take(&['z']);
     let alternate = take(&['#']).is_some();
-    let zero = take(&['0']).is_some();
-    if zero && align.is_none() {
-        (fill, align) = ('0', Some('='));
+    let equals = align == Some('=');
+    if !filled && take(&['0']).is_some() {
+        (fill, align) = ('0', align.or(Some('=')));
     }
     let rest: String = chars[at..chars.len() - 1].iter().collect();
     let (width, rest) = digits(&rest)?;
@@ -456,10 +476,11 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
             if kind.is_some_and(|kind| kind != 's') {
                 return Err(unknown());
             }
-            if sign != Sign::Minus || alternate || grouping.is_some() || align == Some('=') && !zero {
+            if sign != Sign::Minus || alternate || grouping.is_some() || equals {
                 return Err(invalid());
             }
             let text = value.to_text()?;
+            run::bytes(text.len() as u64)?;
             let text: String = match precision {
                 Some(precision) => text.chars().take(precision).collect(),
                 None => text.to_string(),
@@ -523,8 +544,9 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
     let zeros = if align == '=' && fill == '0' { width.unwrap_or(0).saturating_sub(prefix.len()) } else { 0 };
     let body = match grouping {
         Some(grouping) => {
-            let size = if kind.is_some_and(|kind| "boxX".contains(kind)) { 4 } else { 3 };
-            grouped(&body, grouping, size, zeros)
+            let radix = if kind.is_some_and(|kind| "boxX".contains(kind)) { 16 } else { 10 };
+            run::bytes(10 * zeros as u64)?;
+            grouped(&body, grouping, radix, zeros)
         }
         None => body,
     };
@@ -532,20 +554,24 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
 }
 
 /// Digits before the point in groups, with zeros before them up to a width.
-fn grouped(number: &str, separator: char, size: usize, width: usize) -> String {
-    let end = number.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(number.len());
+fn grouped(number: &str, separator: char, radix: u32, width: usize) -> String {
+    let size = if radix == 10 { 3 } else { 4 };
+    let end = number.find(|c: char| !c.is_digit(radix)).unwrap_or(number.len());
     let (whole, rest) = number.split_at(end);
-    let mut digits: Vec<char> = whole.chars().collect();
-    let length = |digits: usize| digits + digits.saturating_sub(1) / size + rest.len();
-    while length(digits.len()) < width {
-        digits.insert(0, '0');
+    if whole.is_empty() {
+        return number.to_owned();
     }
+    let mut count = whole.len();
+    while count + count.saturating_sub(1) / size + rest.len() < width {
+        count += 1;
+    }
+    let zeros = std::iter::repeat_n('0', count - whole.len());
     let mut out = String::new();
-    for (index, digit) in digits.iter().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(size) {
+    for (index, digit) in zeros.chain(whole.chars()).enumerate() {
+        if index > 0 && (count - index).is_multiple_of(size) {
             out.push(separator);
         }
-        out.push(*digit);
+        out.push(digit);
     }
     out + rest
 }
@@ -560,7 +586,7 @@ fn padded(prefix: &str, body: &str, width: usize, fill: char, align: char) -> Re
     };
     let fill = fill.to_string();
     let (before, after) = (ops::repeat(&fill, before)?, ops::repeat(&fill, padding - before)?);
-    run::bytes(body.len() as u64)?;
+    run::bytes((2 * body.len() + padding) as u64)?;
     Ok(match align {
         '=' => format!("{prefix}{before}{body}"),
         _ => format!("{before}{prefix}{body}{after}"),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::python::is_space;
-use super::{Error, Result};
+use super::{Error, Result, run};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {
@@ -83,6 +83,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn push(&mut self, token: Token) {
+        run::made(size_of::<(usize, Token)>() + run::OBJECT);
         self.tokens.push((self.line, token));
     }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::value::{Dict, Value, View};
-use super::{Error, Result, filters, format, ops, python, run};
+use super::{Error, Result, filters, format, ops, python, run, short};
 
 /// What a function is called with.
 #[derive(Debug, Default, Clone)]
@@ -13,6 +13,12 @@ pub(super) struct Args {
 }
 
 impl Args {
+    /// Another of them, which is counted.
+    pub(super) fn copied(&self) -> Result<Self> {
+        run::elements(self.positional.len() + 2 * self.named.len())?;
+        Ok(self.clone())
+    }
+
     /// The arguments for these parameters, of which the first are required.
     pub(super) fn bind<const N: usize>(
         self,
@@ -31,7 +37,7 @@ impl Args {
         for (name, value) in self.named {
             let place = names.iter().position(|of| **of == *name);
             let Some(place) = place else {
-                let problem = format!("{function}() got an unexpected keyword argument '{name}'");
+                let problem = format!("{function}() got an unexpected keyword argument '{}'", short(&name));
                 return Err(Error::new(problem));
             };
             if bound[place].replace(value).is_some() {
@@ -119,10 +125,12 @@ pub(super) fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
             let changed = match &before {
                 None => true,
                 Some(before) => {
+                    run::elements(2 * before.len())?;
                     let a = Value::tuple(before.clone())?;
                     !a.equals(&Value::tuple(args.positional.clone())?)?
                 }
             };
+            run::elements(args.positional.len())?;
             run::with_loop(*number, |of| of.changed = Some(args.positional));
             Ok(Value::Bool(changed))
         }
@@ -156,9 +164,12 @@ fn number_method(of: &Value, name: &str) -> Result<Value> {
         (_, "bit_length") => Value::Int(i128::from(128 - of.index()?.unsigned_abs().leading_zeros())),
         (_, "bit_count") => Value::Int(i128::from(of.index()?.unsigned_abs().count_ones())),
         (Value::Float(value), _) => {
+            // An error where there is no such integer.
+            filters::whole(*value)?;
             let (mut value, mut denominator) = (*value, 1_i128);
-            while value.fract() != 0.0 && denominator < 1 << 100 {
-                (value, denominator) = (value * 2.0, denominator * 2);
+            while value.fract() != 0.0 {
+                value *= 2.0;
+                denominator = denominator.checked_mul(2).ok_or_else(ops::too_large)?;
             }
             Value::tuple(vec![Value::Int(filters::whole(value)?), Value::Int(denominator)])?
         }
@@ -190,7 +201,7 @@ fn sequence_method(of: &Value, name: &str, args: Args) -> Result<Value> {
         }
     }
     if name == "index" {
-        return Err(Error::new(format!("{} is not in {}", item.repr()?, of.type_name())));
+        return Err(Error::new(format!("{} is not in {}", short(&item.repr()?), of.type_name())));
     }
     Ok(Value::Int(count))
 }
@@ -210,10 +221,7 @@ fn dict_method(dict: &Rc<Dict>, name: &str, args: Args) -> Result<Value> {
                 "keys" => view(View::Keys),
                 "values" => view(View::Values),
                 "items" => view(View::Items),
-                _ => {
-                    run::elements(2 * dict.len())?;
-                    Value::dict((**dict).clone())
-                }
+                _ => Value::dict(dict.copied()?),
             }
         }
     })
@@ -223,7 +231,10 @@ fn dict_method(dict: &Rc<Dict>, name: &str, args: Args) -> Result<Value> {
 fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
     match name {
         "striptags" => return Value::text(filters::strip_tags(text)?),
-        "unescape" => return Value::text(filters::unescape(text)),
+        "unescape" => {
+            run::bytes(text.len() as u64)?;
+            return Value::text(filters::unescape(text));
+        }
         "format" | "join" | "replace" | "center" | "ljust" | "rjust" => {
             for value in &mut args.positional {
                 if value.as_str().is_some() {
@@ -269,7 +280,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
             let lines = lines(of, int(&keep, 0)? != 0)?;
-            return Value::list(lines.into_iter().map(Value::from).collect());
+            return texts(&lines);
         }
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"], 0)?;
@@ -293,6 +304,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         "join" => {
             let [items] = args.places(name, 1)?;
             let items = items.unwrap_or(Value::None).defined()?.iterate()?;
+            run::bytes(16 * items.len() as u64)?;
             let mut parts = Vec::with_capacity(items.len());
             for item in items.iter() {
                 let problem =
@@ -318,7 +330,9 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
             if let Some(Value::Tuple(list)) = &affixes {
                 let mut any = false;
                 for affix in list.items.iter() {
-                    any |= matches(&required_text(&Some(affix.clone()))?);
+                    let affix = required_text(&Some(affix.clone()))?;
+                    run::reads(affix.len().min(part.len()))?;
+                    any |= matches(&affix);
                 }
                 return is(any);
             }
@@ -359,7 +373,9 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
             let digits = of.strip_prefix(['-', '+']).unwrap_or(of);
             let sign = &of[..of.len() - digits.len()];
             let width = int(&width, 0)?.saturating_sub(sign.len() as i128);
-            return Value::text(format!("{sign}{}", justified(digits, width, "0", "rjust")?));
+            let digits = justified(digits, width, "0", "rjust")?;
+            run::bytes(digits.len() as u64)?;
+            return Value::text(format!("{sign}{digits}"));
         }
         "partition" | "rpartition" => {
             let [separator] = args.places(name, 1)?;
@@ -390,17 +406,16 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         _ => {}
     }
     args.places::<0>(name, 0)?;
-    let made = |text: String| Value::text(text);
     let cased = |is_right: fn(char) -> bool, is_wrong: fn(char) -> bool| {
         Ok(Value::Bool(of.chars().any(is_right) && !of.chars().any(is_wrong)))
     };
     match name {
-        "upper" => made(of.to_uppercase()),
-        "lower" => made(python::lower(of)),
-        "casefold" => made(python::lower(of).replace('ß', "ss").replace('ς', "σ")),
-        "title" => made(python::title(of)),
-        "capitalize" => made(python::capitalize(of)),
-        "swapcase" => made(python::swapcase(of)),
+        "upper" => filters::in_case(of, str::to_uppercase),
+        "lower" => filters::in_case(of, python::lower),
+        "casefold" => filters::in_case(of, |of| python::lower(of).replace('ß', "ss").replace('ς', "σ")),
+        "title" => filters::in_case(of, python::title),
+        "capitalize" => filters::in_case(of, python::capitalize),
+        "swapcase" => filters::in_case(of, python::swapcase),
         "isalnum" => all(char::is_alphanumeric),
         "isalpha" => all(char::is_alphabetic),
         "isascii" => is(of.is_ascii()),
@@ -488,7 +503,12 @@ pub(super) fn justified(of: &str, width: i128, fill: &str, name: &str) -> Result
 
 fn split(of: &str, separator: Option<&str>, most: i128, from_right: bool) -> Result<Value> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    run::bytes(of.len() as u64)?;
+    run::reads(of.len())?;
+    let count = match separator {
+        Some("") | None => of.split(python::is_space).filter(|word| !word.is_empty()).count(),
+        Some(separator) => of.matches(separator).count(),
+    };
+    run::bytes(16 * (count.min(most) as u64 + 1))?;
     let mut parts: Vec<&str> = Vec::new();
     match separator {
         Some("") => return Err(Error::new("empty separator")),
@@ -531,14 +551,20 @@ fn split(of: &str, separator: Option<&str>, most: i128, from_right: bool) -> Res
             }
         }
     }
+    texts(&parts)
+}
+
+fn texts(parts: &[&str]) -> Result<Value> {
     run::elements(parts.len())?;
-    Value::list(parts.into_iter().map(Value::from).collect())
+    Value::list(parts.iter().map(Value::text).collect::<Result<_>>()?)
 }
 
 /// `str.splitlines`.
 pub(super) fn lines(of: &str, keep: bool) -> Result<Vec<&str>> {
-    run::bytes(of.len() as u64)?;
-    let mut lines = Vec::new();
+    run::reads(of.len())?;
+    let count = of.chars().filter(|c| python::ends_line(*c)).count();
+    run::bytes(16 * (count as u64 + 1))?;
+    let mut lines = Vec::with_capacity(count + 1);
     let mut rest = of;
     while !rest.is_empty() {
         let Some(place) = rest.find(python::ends_line) else {
@@ -553,7 +579,6 @@ pub(super) fn lines(of: &str, keep: bool) -> Result<Vec<&str>> {
         lines.push(&rest[..if keep { end } else { place }]);
         rest = &rest[end..];
     }
-    run::elements(lines.len())?;
     Ok(lines)
 }
 
@@ -577,5 +602,5 @@ fn expand_tabs(of: &str, size: i128) -> Result<Value> {
             }
         }
     }
-    Ok(out.into())
+    Value::text(out)
 }

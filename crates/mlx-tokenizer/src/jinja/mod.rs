@@ -49,7 +49,9 @@ pub(crate) enum ErrorKind {
 
 impl Error {
     fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), line: None }
+        let message = message.into();
+        run::made(message.len() + run::OBJECT);
+        Self { kind, message, line: None }
     }
 
     pub(crate) fn new(message: impl Into<String>) -> Self {
@@ -79,6 +81,15 @@ impl Error {
     }
 }
 
+/// The beginning of a text of a template, for an error.
+fn short(text: &str) -> String {
+    const MOST: usize = 100;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Counts bytes that are about to be made.
 pub(crate) fn make_bytes(count: usize) -> Result<()> {
     run::bytes(count as u64)
@@ -94,7 +105,7 @@ pub(crate) fn render(
     clock: &(dyn Fn(&str) -> std::result::Result<String, String> + Sync),
 ) -> Result<String> {
     let on_thread = || {
-        run::begin((size + source.len()) as u64);
+        run::begin(size as u64);
         let result = render_here(source, variables, clock);
         run::end();
         result
@@ -113,10 +124,15 @@ fn render_here(
     variables: impl FnOnce() -> Result<Variables>,
     clock: &dyn Fn(&str) -> std::result::Result<String, String>,
 ) -> Result<String> {
+    if source.len() > run::LONGEST_TEMPLATE {
+        let problem =
+            format!("it has {} bytes; a template may have at most {}", source.len(), run::LONGEST_TEMPLATE);
+        return Err(Error::limit(problem).at(1));
+    }
     let template = parser::parse(source)?;
     let root = Rc::new(run::Scope::default());
     for (name, value) in variables()? {
-        root.set(&name, value);
+        root.set(&name, value)?;
     }
     let result = eval::Interpreter { template: &template, root: Rc::clone(&root), clock }.run();
     // What holds its scope is in it.

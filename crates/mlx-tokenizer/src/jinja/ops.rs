@@ -20,14 +20,14 @@ pub(super) fn binary(operator: Operator, a: &Value, b: &Value) -> Result<Value> 
     match (operator, a, b) {
         (Operator::Modulo, Value::Str(text), _) => return Value::text(format::percent(text, b, false)?),
         (Operator::Modulo, Value::Markup(text), _) => {
-            return Ok(Value::Markup(format::percent(text, b, true)?.into()));
+            return Value::markup(format::percent(text, b, true)?);
         }
-        (Operator::Add, Value::Str(a), Value::Str(b)) => return concat(&[&**a, &**b]).map(Value::from),
+        (Operator::Add, Value::Str(a), Value::Str(b)) => return Value::text(concat(&[&**a, &**b])?),
         (Operator::Add, Value::Markup(_), _) | (Operator::Add, _, Value::Markup(_))
             if a.as_str().is_some() && b.as_str().is_some() =>
         {
             let (a, b) = (filters::escape(a)?, filters::escape(b)?);
-            return Ok(Value::Markup(concat(&[&a, &b])?.into()));
+            return Value::markup(concat(&[&a, &b])?);
         }
         (Operator::Add, Value::List(a), Value::List(b)) => return Value::list(joined(&a.items, &b.items)?),
         (Operator::Add, Value::Tuple(a), Value::Tuple(b)) => {
@@ -95,8 +95,8 @@ fn repeated(of: &Value, times: &Value) -> Result<Option<Value>> {
         Ok::<_, Error>(items.iter().cycle().take(items.len() * times).cloned().collect())
     };
     Ok(Some(match of {
-        Value::Str(text) => repeat(text, times)?.into(),
-        Value::Markup(text) => Value::Markup(repeat(text, times)?.into()),
+        Value::Str(text) => Value::text(repeat(text, times)?)?,
+        Value::Markup(text) => Value::markup(repeat(text, times)?)?,
         Value::List(list) => Value::list(items(&list.items)?)?,
         Value::Tuple(list) => Value::tuple(items(&list.items)?)?,
         _ => return Ok(None),
@@ -109,7 +109,7 @@ pub(super) fn repeat(text: &str, times: usize) -> Result<String> {
     Ok(if text.is_empty() { String::new() } else { text.repeat(times) })
 }
 
-fn too_large() -> Error {
+pub(super) fn too_large() -> Error {
     Error::limit("it computes a number of more than 127 bits")
 }
 
@@ -120,7 +120,7 @@ fn int(operator: Operator, a: i128, b: i128) -> Result<Value> {
         Operator::Subtract => a.checked_sub(b),
         Operator::Multiply => a.checked_mul(b),
         Operator::Divide if b == 0 => return Err(Error::new("division by zero")),
-        Operator::Divide => return Ok(Value::Float(a as f64 / b as f64)),
+        Operator::Divide => return Ok(Value::Float(quotient(a, b))),
         Operator::FloorDivide if b == 0 => return Err(by_zero("division or modulo")),
         Operator::FloorDivide => a.checked_div_euclid(b).map(|quotient| {
             // Euclid's remainder is never negative; Python's has the sign of the divisor.
@@ -139,6 +139,23 @@ fn int(operator: Operator, a: i128, b: i128) -> Result<Value> {
         },
     };
     result.map(Value::Int).ok_or_else(too_large)
+}
+
+/// The float next to a quotient of integers, which each may have more digits than a float.
+fn quotient(a: i128, b: i128) -> f64 {
+    let (top, bottom) = (a.unsigned_abs(), b.unsigned_abs());
+    // With the remainder below the digits that count, so that it is rounded once.
+    let (mut whole, mut rest, mut shift) = (top / bottom, top % bottom, 0);
+    while rest != 0 && whole < 1 << 63 {
+        // Both are below 2^127.
+        (whole, rest) = (whole << 1, rest << 1);
+        if rest >= bottom {
+            (whole, rest) = (whole | 1, rest - bottom);
+        }
+        shift += 1;
+    }
+    let magnitude = (whole | u128::from(rest != 0)) as f64 * 0.5_f64.powi(shift);
+    if (a < 0) != (b < 0) { -magnitude } else { magnitude }
 }
 
 fn modulo(x: f64, y: f64) -> f64 {
@@ -236,8 +253,8 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
     let stop = stop.map_or(if step > 0 { high } else { low }, |stop| bound(stop, low, high));
     if let Value::Range(first, _, by) = of {
         return Ok(Value::Range(
-            first + start * by,
-            first + stop * by,
+            by.checked_mul(start).and_then(|by| by.checked_add(*first)).ok_or_else(too_large)?,
+            by.checked_mul(stop).and_then(|by| by.checked_add(*first)).ok_or_else(too_large)?,
             by.checked_mul(step).ok_or_else(too_large)?,
         ));
     }
@@ -247,6 +264,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
     match of {
         Value::Str(text) | Value::Markup(text) => {
             run::bytes(text.len() as u64)?;
+            let markup = matches!(of, Value::Markup(_));
             let sliced: String = if step == 1 {
                 text.chars().skip(start as usize).take(count).collect()
             } else {
@@ -254,8 +272,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
                 let chars: Vec<char> = text.chars().collect();
                 places.map(|place| chars[place]).collect()
             };
-            let sliced = sliced.into();
-            Ok(if matches!(of, Value::Markup(_)) { Value::Markup(sliced) } else { Value::Str(sliced) })
+            if markup { Value::markup(sliced) } else { Value::text(sliced) }
         }
         Value::List(list) | Value::Tuple(list) => {
             run::elements(count)?;
@@ -269,7 +286,10 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
 /// The element at a place, from the end where it is negative.
 pub(super) fn element(of: &Value, place: i128) -> Result<Option<Value>> {
     let length = match of {
-        Value::Str(text) | Value::Markup(text) if text.is_ascii() => text.len(),
+        Value::Str(text) | Value::Markup(text) => {
+            run::reads(text.len())?;
+            if text.is_ascii() { text.len() } else { text.chars().count() }
+        }
         _ => of.length()?,
     };
     let place = if place < 0 { place.saturating_add(length as i128) } else { place };
@@ -277,7 +297,7 @@ pub(super) fn element(of: &Value, place: i128) -> Result<Option<Value>> {
     Ok(match of {
         Value::Str(text) | Value::Markup(text) => {
             run::reads(place)?;
-            text.chars().nth(place).map(|c| Value::from(c.to_string()))
+            text.chars().nth(place).map(Value::from)
         }
         Value::List(list) | Value::Tuple(list) => list.items.get(place).cloned(),
         Value::Range(start, _, step) => Some(Value::Int(start + place as i128 * step)),

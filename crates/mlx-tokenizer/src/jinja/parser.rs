@@ -6,8 +6,9 @@ use super::ast::{
     Action, Arguments, Block, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Target, Template,
 };
 use super::lexer::{Token, tokens};
+use super::run::{self, MOST_NAMES};
 use super::value::Value;
-use super::{Error, Result, filters, tests};
+use super::{Error, Result, filters, short, tests};
 
 /// The most expressions, or blocks, inside each other. Python compiles about half of that.
 const MOST_NESTED: usize = 400;
@@ -145,7 +146,9 @@ impl Parser {
         if inside >= MOST_NESTED {
             return Err(Error::limit(format!("it nests more than {MOST_NESTED} expressions or blocks")));
         }
-        Ok(Expr { line, depth: inside + 1, kind })
+        // With room in the list that it is in.
+        run::bytes(4 * size_of::<Expr>() as u64)?;
+        Ok(Expr::new(line, inside + 1, kind))
     }
 
     // Statements
@@ -409,6 +412,7 @@ impl Parser {
         if self.is("-") {
             return Err(Error::syntax("the name of a block may have no hyphens; use underscores"));
         }
+        few(self.blocks.len(), "blocks")?;
         if self.blocks.iter().any(|block| block.name == name) {
             return Err(Error::syntax(format!("block {:?} defined twice", &*name)));
         }
@@ -444,6 +448,7 @@ impl Parser {
             if default.is_none() && parameters.iter().any(|(_, default)| default.is_some()) {
                 return Err(Error::syntax("non-default argument follows default argument"));
             }
+            few(parameters.len(), "parameters of a macro")?;
             if parameters.iter().any(|(of, _)| *of == name) {
                 return Err(Error::syntax(format!("duplicate argument {:?}", &*name)));
             }
@@ -746,7 +751,7 @@ impl Parser {
                     text += &more;
                     self.next();
                 }
-                Kind::Const(Value::from(text))
+                Kind::Const(Value::text(text)?)
             }
             Token::Int(number) => {
                 self.next();
@@ -921,8 +926,9 @@ impl Parser {
                 }
                 let name = self.name()?;
                 self.expect("=")?;
+                few(arguments.named.len(), "arguments of a call")?;
                 if arguments.named.iter().any(|(of, _)| *of == name) {
-                    return Err(Error::syntax(format!("keyword argument repeated: {name}")));
+                    return Err(Error::syntax(format!("keyword argument repeated: {}", short(&name))));
                 }
                 let value = self.expression()?;
                 arguments.named.push((name, value));
@@ -930,6 +936,7 @@ impl Parser {
                 if arguments.list.is_some() || arguments.dict.is_some() || !arguments.named.is_empty() {
                     return Err(invalid());
                 }
+                few(arguments.positional.len(), "arguments of a call")?;
                 arguments.positional.push(self.expression()?);
             }
         }
@@ -1015,6 +1022,14 @@ impl Arguments {
         let dynamic = [&self.list, &self.dict].into_iter().flatten().map(|of| of.depth).max().unwrap_or(0);
         deepest(&self.positional).max(named).max(dynamic)
     }
+}
+
+/// An error where one more would be too many.
+fn few(count: usize, what: &str) -> Result<()> {
+    if count >= MOST_NAMES {
+        return Err(Error::limit(format!("it has more than {MOST_NAMES} {what}")));
+    }
+    Ok(())
 }
 
 fn deepest(items: &[Expr]) -> usize {

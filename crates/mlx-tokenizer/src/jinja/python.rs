@@ -30,6 +30,20 @@ pub(crate) fn float(number: f64) -> String {
     }
 }
 
+/// The most bytes that [`quote`] makes of a text.
+pub(super) fn longest_quote(text: &str) -> u64 {
+    let longest = |byte: u8| match byte {
+        b'\\' | b'\'' | b'"' => 2,
+        b' '..=b'~' => 1,
+        // The first of a character of several bytes stands for all of them.
+        0x80..0xc0 => 0,
+        0..0xe0 => 4,
+        0xe0..0xf0 => 6,
+        0xf0.. => 10,
+    };
+    2 + text.bytes().map(longest).sum::<u64>()
+}
+
 /// Python's `repr` of a text.
 pub(super) fn quote(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };

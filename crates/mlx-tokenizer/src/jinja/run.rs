@@ -32,14 +32,30 @@ pub(super) const STACK: usize = 64 << 20;
 /// The most lists, dictionaries and the like inside each other.
 pub(super) const MOST_NESTED_VALUES: u32 = 400;
 
-/// What a list or a dictionary takes for each element, roughly.
-pub(super) const ELEMENT: u64 = 48;
+/// The longest template, in bytes. The longest that models come with have some ten thousand; a tree takes up to some
+/// hundred bytes for each byte of its template.
+pub(super) const LONGEST_TEMPLATE: usize = 1 << 20;
+
+/// The most parameters or arguments that are written out, and the most blocks: each is looked for among all others.
+pub(super) const MOST_NAMES: usize = 1000;
+
+/// What a list takes for each element.
+pub(super) const ELEMENT: u64 = size_of::<Value>() as u64;
+
+/// What a small object takes besides what it holds: an allocation and the counters of its references.
+pub(super) const OBJECT: usize = 48;
+
+/// What a scope of a few variables takes, and each further variable.
+const SCOPE: u64 = 512;
+const VARIABLE: u64 = 192;
 
 /// Names of a block of a template.
 #[derive(Default)]
 pub(super) struct Scope {
     pub(super) variables: RefCell<Vec<(Rc<str>, Value)>>,
     pub(super) parent: Option<Rc<Scope>>,
+    /// Whether it is kept until the end, so that its variables count.
+    pub(super) kept: Cell<bool>,
 }
 
 /// The state of a `loop` variable.
@@ -105,8 +121,26 @@ pub(super) fn steps(count: usize) -> Result<()> {
         if steps > most {
             return Err(Error::limit(format!("it takes more than {most} steps")));
         }
-        Ok(())
+        too_many_bytes(run)
     })
+}
+
+fn too_many_bytes(run: &Run) -> Result<()> {
+    let most = run.most_bytes.get();
+    if run.bytes.get() > most {
+        return Err(Error::limit(format!("it makes more than {} MiB of text and values", most >> 20)));
+    }
+    Ok(())
+}
+
+/// Counts a small object that has no other way to say that it is too much: the next step fails.
+pub(super) fn made(count: usize) {
+    RUN.with(|run| run.bytes.set(run.bytes.get().saturating_add(count as u64)));
+}
+
+/// Counts the steps of looking at a text; where they are too many, the next step fails.
+pub(super) fn looked(bytes: usize) {
+    RUN.with(|run| run.steps.set(run.steps.get().saturating_add(1 + bytes as u64 / 64)));
 }
 
 /// Counts the steps of looking at a text.
@@ -119,10 +153,7 @@ pub(super) fn bytes(count: u64) -> Result<()> {
     RUN.with(|run| {
         let bytes = run.bytes.get().saturating_add(count);
         run.bytes.set(bytes);
-        let most = run.most_bytes.get();
-        if bytes > most {
-            return Err(Error::limit(format!("it makes more than {} MiB of text and values", most >> 20)));
-        }
+        too_many_bytes(run)?;
         // So that what makes much takes time too.
         steps((count / 256) as usize)
     })
@@ -171,6 +202,9 @@ pub(super) fn namespace<T>(number: usize, with: impl FnOnce(&mut Dict) -> T) -> 
 /// Keeps a loop; its number.
 pub(super) fn new_loop(of: Loop) -> Result<usize> {
     elements(3)?;
+    if let Some((_, scope)) = &of.recursive {
+        keep_scope(scope)?;
+    }
     RUN.with(|run| {
         let mut loops = run.loops.borrow_mut();
         loops.push(of);
@@ -184,7 +218,17 @@ pub(super) fn with_loop<T>(number: usize, with: impl FnOnce(&mut Loop) -> T) -> 
 
 /// Keeps a scope that a macro holds.
 pub(super) fn keep_scope(scope: &Rc<Scope>) -> Result<()> {
-    elements(4)?;
-    RUN.with(|run| run.scopes.borrow_mut().push(Rc::clone(scope)));
+    let mut around = Some(scope);
+    while let Some(of) = around.filter(|of| !of.kept.get()) {
+        bytes(SCOPE.saturating_add(VARIABLE.saturating_mul(of.variables.borrow().len() as u64)))?;
+        of.kept.set(true);
+        RUN.with(|run| run.scopes.borrow_mut().push(Rc::clone(of)));
+        around = of.parent.as_ref();
+    }
     Ok(())
+}
+
+/// Counts a new variable of a scope.
+pub(super) fn new_variable(scope: &Scope) -> Result<()> {
+    if scope.kept.get() { bytes(VARIABLE) } else { Ok(()) }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -106,20 +107,28 @@ enum Key {
     Int(i128),
     Float(u64),
     Str(Rc<str>),
-    Tuple(Vec<Key>),
+    Tuple(Rc<[Key]>),
     Other(u8, usize),
 }
 
-impl From<String> for Value {
-    fn from(text: String) -> Self {
+impl From<char> for Value {
+    fn from(c: char) -> Self {
+        Self::from(&*c.encode_utf8(&mut [0; 4]))
+    }
+}
+
+/// For short texts; see [`Value::text`].
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        run::made(text.len() + run::OBJECT);
         Self::Str(text.into())
     }
 }
 
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Str(text.into())
-    }
+/// A text of its own, which is counted.
+fn counted(text: &str) -> Result<Rc<str>> {
+    run::bytes((text.len() + run::OBJECT) as u64)?;
+    Ok(text.into())
 }
 
 fn deeper(deepest: u32) -> Result<u32> {
@@ -129,8 +138,9 @@ fn deeper(deepest: u32) -> Result<u32> {
     Ok(deepest + 1)
 }
 
-fn new_list(items: Vec<Value>) -> Result<Rc<List>> {
-    run::elements(items.len() + 1)?;
+fn new_list(mut items: Vec<Value>) -> Result<Rc<List>> {
+    run::elements(items.len() + 2)?;
+    items.shrink_to_fit();
     let depth = deeper(items.iter().map(Value::depth).max().unwrap_or(0))?;
     Ok(Rc::new(List { items: Rc::new(items), depth, group: false }))
 }
@@ -145,16 +155,22 @@ impl Dict {
     }
 
     pub(crate) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
-        run::elements(2)?;
+        // The first makes room for a few; each takes two values, a place in the table and what it has to grow.
+        run::elements(if self.entries.is_empty() { 14 } else { 6 })?;
         self.depth = self.depth.max(deeper(key.depth().max(value.depth()))?);
-        match self.places.get(&key.key()?) {
-            Some(&place) => self.entries[place].1 = value,
-            None => {
-                self.places.insert(key.key()?, self.entries.len());
+        match self.places.entry(key.key()?) {
+            Entry::Occupied(place) => self.entries[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                place.insert(self.entries.len());
                 self.entries.push((key, value));
             }
         }
         Ok(())
+    }
+
+    pub(super) fn copied(&self) -> Result<Self> {
+        run::elements(self.len().saturating_mul(4) + 8)?;
+        Ok(self.clone())
     }
 
     pub(super) fn get(&self, key: &Value) -> Result<Option<&Value>> {
@@ -162,6 +178,8 @@ impl Dict {
     }
 
     pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
+        run::looked(key.len());
+        run::made(key.len());
         self.places.get(&Key::Str(key.into())).map(|&place| &self.entries[place].1)
     }
 
@@ -177,7 +195,9 @@ impl Dict {
 impl Value {
     /// What is missing, and why.
     pub(super) fn undefined(problem: impl Into<Rc<str>>) -> Self {
-        Self::Undefined(problem.into())
+        let problem = problem.into();
+        run::made(problem.len() + run::OBJECT);
+        Self::Undefined(problem)
     }
 
     pub(crate) fn list(items: Vec<Self>) -> Result<Self> {
@@ -190,6 +210,7 @@ impl Value {
 
     /// An element of `groupby`.
     pub(super) fn group(of: Self, items: Vec<Self>) -> Result<Self> {
+        run::elements(6)?;
         let items = vec![of, Self::list(items)?];
         let depth = deeper(items.iter().map(Self::depth).max().unwrap_or(0))?;
         Ok(Self::Tuple(Rc::new(List { items: Rc::new(items), depth, group: true })))
@@ -202,26 +223,36 @@ impl Value {
     /// What a filter answers with that Python runs when its elements are taken. An error comes behind the elements
     /// before it.
     pub(super) fn iterator(name: &'static str, items: Vec<Self>, error: Option<Error>) -> Result<Self> {
-        run::elements(items.len() + 1)?;
+        run::elements(items.len() + 4)?;
         let depth = deeper(items.iter().map(Self::depth).max().unwrap_or(0))?;
         let (items, error) = (RefCell::new(items.into()), RefCell::new(error));
         Ok(Self::Iterator(Rc::new(Iterator { name, items, error, depth })))
     }
 
     pub(super) fn function(function: Function) -> Self {
+        run::made(size_of::<Function>() + 2 * run::OBJECT);
         Self::Function(Rc::new(function))
     }
 
+    pub(super) fn joiner(separator: Self) -> Result<Self> {
+        deeper(separator.depth())?;
+        Ok(Self::function(Function::Joiner(separator, Cell::new(false))))
+    }
+
     pub(super) fn cycler(items: Vec<Self>) -> Result<Self> {
+        run::elements(items.len() + 4)?;
         let depth = deeper(items.iter().map(Self::depth).max().unwrap_or(0))?;
         Ok(Self::Cycler(Rc::new(Cycler { items, at: Cell::new(0), depth })))
     }
 
     /// A new text, which is counted.
-    pub(crate) fn text(text: impl Into<String>) -> Result<Self> {
-        let text = text.into();
-        run::bytes(text.len() as u64)?;
-        Ok(Self::Str(text.into()))
+    pub(crate) fn text(text: impl AsRef<str>) -> Result<Self> {
+        Ok(Self::Str(counted(text.as_ref())?))
+    }
+
+    /// As [`Value::text`], for markup.
+    pub(super) fn markup(text: impl AsRef<str>) -> Result<Self> {
+        Ok(Self::Markup(counted(text.as_ref())?))
     }
 
     fn depth(&self) -> u32 {
@@ -321,10 +352,10 @@ impl Value {
         let items = match self {
             Self::Undefined(_) => Vec::new(),
             Self::Str(text) | Self::Markup(text) => {
-                let count = text.chars().count();
-                run::elements(count)?;
-                let mut buffer = [0; 4];
-                text.chars().map(|c| Self::from(&*c.encode_utf8(&mut buffer))).collect()
+                run::reads(text.len())?;
+                let count = text.chars().count() as u64;
+                run::bytes(count.saturating_mul(run::ELEMENT))?;
+                text.chars().map(Self::from).collect()
             }
             Self::List(list) | Self::Tuple(list) => {
                 run::steps(list.items.len())?;
@@ -339,6 +370,7 @@ impl Value {
                 dict.entries.iter().map(|(_, value)| value.clone()).collect()
             }
             Self::View(View::Items, dict) => {
+                run::elements(dict.len())?;
                 let pair = |(key, value): &(Self, Self)| Self::tuple(vec![key.clone(), value.clone()]);
                 dict.entries.iter().map(pair).collect::<Result<_>>()?
             }
@@ -357,6 +389,7 @@ impl Value {
             }
             Self::Loop(of) => {
                 // Elements with the loop itself, as Python's `for` takes both.
+                run::elements(2 * self.length()?)?;
                 let rest = run::with_loop(*of, |of| {
                     let rest = of.items[(of.index + 1).min(of.items.len())..].to_vec();
                     of.index = of.items.len().saturating_sub(1);
@@ -431,10 +464,17 @@ impl Value {
                 let is_whole = whole as f64 == *value && value.abs() < 1e38;
                 if is_whole { Key::Int(whole) } else { Key::Float(value.to_bits()) }
             }
-            Self::Str(text) | Self::Markup(text) => Key::Str(Rc::clone(text)),
-            Self::Tuple(list) => Key::Tuple(list.items.iter().map(Self::key).collect::<Result<_>>()?),
+            Self::Str(text) | Self::Markup(text) => {
+                run::reads(text.len())?;
+                Key::Str(Rc::clone(text))
+            }
+            Self::Tuple(list) => {
+                run::elements(list.items.len() + 1)?;
+                Key::Tuple(list.items.iter().map(Self::key).collect::<Result<_>>()?)
+            }
             Self::Range(start, stop, step) => {
-                Key::Tuple(vec![Key::Other(0, 0), Key::Int(*start), Key::Int(*stop), Key::Int(*step)])
+                run::elements(4)?;
+                Key::Tuple([Key::Other(0, 0), Key::Int(*start), Key::Int(*stop), Key::Int(*step)].into())
             }
             Self::Namespace(number) => Key::Other(1, *number),
             Self::Loop(number) => Key::Other(2, *number),
@@ -524,7 +564,10 @@ impl Value {
     /// Python's `is`, as far as it does not depend on what an implementation keeps.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Str(a), Self::Str(b)) => a == b,
+            (Self::Str(a), Self::Str(b)) => {
+                run::looked(if a.len() == b.len() { a.len() } else { 0 });
+                a == b
+            }
             (Self::Markup(a), Self::Markup(b)) => Rc::ptr_eq(a, b),
             (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
             (Self::Int(a), Self::Int(b)) => a == b,
@@ -579,7 +622,7 @@ impl Value {
         match self {
             Self::Str(text) | Self::Markup(text) => Ok(Rc::clone(text)),
             Self::Undefined(_) => Ok("".into()),
-            _ => self.repr().map(Into::into),
+            _ => counted(&self.repr()?),
         }
     }
 
@@ -599,8 +642,13 @@ impl Value {
             Self::Bool(value) => *out += if *value { "True" } else { "False" },
             Self::Int(value) => *out += &value.to_string(),
             Self::Float(value) => *out += &python::float(*value),
-            Self::Str(text) => python::quote(text, out),
+            Self::Str(text) => {
+                run::bytes(python::longest_quote(text))?;
+                python::quote(text, out);
+                return Ok(());
+            }
             Self::Markup(text) => {
+                run::bytes(python::longest_quote(text))?;
                 *out += "Markup(";
                 python::quote(text, out);
                 out.push(')');
@@ -628,8 +676,8 @@ impl Value {
                 if around.contains(number) {
                     *out += "{...}";
                 } else {
+                    run::elements(2 * run::namespace(*number, |of| of.len()).unwrap_or(0))?;
                     let entries = run::namespace(*number, |of| of.entries.clone()).unwrap_or_default();
-                    run::elements(entries.len())?;
                     let level = run::deeper()?;
                     around.push(*number);
                     write_dict(&entries, out, around)?;
@@ -677,6 +725,7 @@ fn other_view(view: View, dict: &Rc<Dict>) -> Value {
 }
 
 fn write_all(items: &[Value], ends: [&str; 2], out: &mut String, around: &mut Vec<usize>) -> Result<()> {
+    run::bytes(2 + 2 * items.len() as u64)?;
     *out += ends[0];
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
@@ -685,10 +734,11 @@ fn write_all(items: &[Value], ends: [&str; 2], out: &mut String, around: &mut Ve
         item.write_repr(out, around)?;
     }
     *out += ends[1];
-    run::bytes(2 + 2 * items.len() as u64)
+    Ok(())
 }
 
 fn write_dict(entries: &[(Value, Value)], out: &mut String, around: &mut Vec<usize>) -> Result<()> {
+    run::bytes(2 + 4 * entries.len() as u64)?;
     out.push('{');
     for (index, (key, value)) in entries.iter().enumerate() {
         if index > 0 {
@@ -699,15 +749,14 @@ fn write_dict(entries: &[(Value, Value)], out: &mut String, around: &mut Vec<usi
         value.write_repr(out, around)?;
     }
     out.push('}');
-    run::bytes(2 + 4 * entries.len() as u64)
+    Ok(())
 }
 
 fn range_length(start: i128, stop: i128, step: i128) -> usize {
-    let distance = if step > 0 { stop.saturating_sub(start) } else { start.saturating_sub(stop) };
-    if distance <= 0 {
+    if if step > 0 { stop <= start } else { start <= stop } {
         return 0;
     }
-    let length = (distance as u128).div_ceil(step.unsigned_abs());
+    let length = stop.abs_diff(start).div_ceil(step.unsigned_abs());
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
@@ -761,7 +810,8 @@ pub(super) fn contains(of: Value, item: &Value) -> Result<bool> {
             let item = item.as_int().unwrap_or_default();
             let inside =
                 if *step > 0 { *start <= item && item < *stop } else { *stop < item && item <= *start };
-            Ok(inside && (item - start) % step == 0)
+            // As a difference it could be too large.
+            Ok(inside && item.wrapping_rem_euclid(*step) == start.wrapping_rem_euclid(*step))
         }
         Value::Iterator(iterator) => {
             // Elements are taken up to the one that is found.
@@ -791,7 +841,7 @@ pub(super) fn contains(of: Value, item: &Value) -> Result<bool> {
 
 /// Sorts as Python does: stable, and with nothing but `<`.
 pub(crate) fn sort<T: Clone>(items: &mut Vec<(Value, T)>, reverse: bool) -> Result<()> {
-    run::elements(items.len())?;
+    run::bytes((items.len() * size_of::<(Value, T)>()) as u64)?;
     if reverse {
         items.reverse();
     }

@@ -1,5 +1,6 @@
 //! Text in lines: the filters `wordwrap` and `pprint`.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::methods::{Args, lines};
@@ -17,35 +18,62 @@ pub(super) fn word_wrap(value: &Value, args: Args) -> Result<Value> {
         between.filter(|between| !between.is_none()).map_or(Ok("\n".into()), |between| between.to_text())?;
     let problem = || Error::new(format!("'{}' object has no attribute 'splitlines'", value.type_name()));
     let text = value.defined()?.as_str().ok_or_else(problem)?;
-    let mut out: Vec<String> = Vec::new();
-    for line in lines(text, false)? {
+    let mut out = String::new();
+    for (index, line) in lines(text, false)?.into_iter().enumerate() {
         if width <= 0 && !line.is_empty() {
             return Err(Error::new(format!("invalid width {width} (must be > 0)")));
         }
-        let wrapped = wrap(line, usize::try_from(width).unwrap_or(1), break_long, hyphens)?;
-        out.push(wrapped.join(&between));
-        run::bytes((between.len() as u64 + 1) * (wrapped.len() as u64 + 1))?;
+        if index > 0 {
+            run::bytes(between.len() as u64)?;
+            out += &between;
+        }
+        let mut words = Words::new(line, hyphens)?;
+        let mut first = true;
+        while let Some(row) = words.row(usize::try_from(width).unwrap_or(1), break_long, first)? {
+            // A row takes at most four bytes for each character.
+            run::bytes(4 * row.len() as u64 + between.len() as u64)?;
+            if !std::mem::take(&mut first) {
+                out += &between;
+            }
+            out.extend(row);
+        }
     }
-    Value::text(out.join(&between))
+    Value::text(out)
 }
 
 fn is_blank(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ')
 }
 
-/// Words and the space between them; words end behind hyphens between letters too.
-fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
-    let chars: Vec<char> = line.chars().collect();
-    let letter = |at: usize| chars.get(at).is_some_and(|c| c.is_alphabetic() || *c == '_');
-    let word = |at: usize| chars.get(at).is_some_and(|c| c.is_alphanumeric() || *c == '_');
-    let punctuated = |at: usize| word(at) || chars.get(at).is_some_and(|c| "!\"'&.,?".contains(*c));
-    let mut out = Vec::new();
-    let mut start = 0;
-    while start < chars.len() {
-        let blank = is_blank(chars[start]);
+/// The words of a line and the space between them, as far as they are not in a row.
+struct Words {
+    chars: Vec<char>,
+    hyphens: bool,
+    /// The next word, which is empty at the end.
+    next: Range<usize>,
+}
+
+impl Words {
+    fn new(line: &str, hyphens: bool) -> Result<Self> {
+        run::bytes(4 * line.len() as u64)?;
+        let chars: Vec<char> = line.chars().collect();
+        let mut words = Self { chars, hyphens, next: 0..0 };
+        words.next = words.word(0);
+        Ok(words)
+    }
+
+    /// What begins at a place. Words end behind hyphens between letters too.
+    fn word(&self, start: usize) -> Range<usize> {
+        let Self { chars, hyphens, .. } = self;
+        let letter = |at: usize| chars.get(at).is_some_and(|c| c.is_alphabetic() || *c == '_');
+        let word = |at: usize| chars.get(at).is_some_and(|c| c.is_alphanumeric() || *c == '_');
+        let punctuated = |at: usize| word(at) || chars.get(at).is_some_and(|c| "!\"'&.,?".contains(*c));
+        let Some(first) = chars.get(start) else { return start..start };
+        let blank = is_blank(*first);
+        let mut only_dashes = *first == '-';
         let mut end = start + 1;
         while end < chars.len() && is_blank(chars[end]) == blank {
-            if !blank && hyphens {
+            if !blank && *hyphens {
                 let dash = chars[end - 1] == '-';
                 let before = end >= start + 3
                     && letter(end - 2)
@@ -56,76 +84,68 @@ fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
                     break;
                 }
                 // Before and behind a dash of two hyphens or more.
-                let run = chars[end..].iter().take_while(|c| **c == '-').count();
-                if run >= 2 && chars[end - 1] != '-' && punctuated(end - 1) && word(end + run) {
-                    break;
-                }
-                let run = chars[start..end].iter().all(|c| *c == '-');
-                if run
-                    && end - start >= 2
-                    && chars[end] != '-'
-                    && word(end)
-                    && start > 0
-                    && punctuated(start - 1)
-                {
-                    break;
-                }
-            }
-            end += 1;
-        }
-        out.push(chars[start..end].to_vec());
-        start = end;
-    }
-    out
-}
-
-fn wrap(line: &str, width: usize, break_long: bool, hyphens: bool) -> Result<Vec<String>> {
-    run::bytes(4 * line.len() as u64)?;
-    let mut chunks = chunks(line, hyphens);
-    chunks.reverse();
-    let mut out: Vec<String> = Vec::new();
-    let blank = |chunk: &Vec<char>| chunk.iter().all(|c| super::python::is_space(*c));
-    while !chunks.is_empty() {
-        let mut row: Vec<Vec<char>> = Vec::new();
-        let mut length = 0;
-        if !out.is_empty() && chunks.last().is_some_and(blank) {
-            chunks.pop();
-        }
-        while let Some(chunk) = chunks.pop_if(|chunk| length + chunk.len() <= width) {
-            length += chunk.len();
-            row.push(chunk);
-        }
-        if let Some(chunk) = chunks.pop_if(|chunk| chunk.len() > width) {
-            let space = width.saturating_sub(length).max(usize::from(width < 1));
-            if break_long {
-                // Behind a hyphen, if there is one that is not at the beginning.
-                let mut end = space;
-                if hyphens && chunk.len() > space {
-                    let hyphen = chunk[..space].iter().rposition(|c| *c == '-');
-                    if let Some(hyphen) = hyphen.filter(|&at| at > 0 && chunk[..at].iter().any(|c| *c != '-'))
-                    {
-                        end = hyphen + 1;
+                if !dash && chars[end] == '-' && punctuated(end - 1) {
+                    let run = chars[end..].iter().take_while(|c| **c == '-').count();
+                    if run >= 2 && word(end + run) {
+                        break;
                     }
                 }
-                row.push(chunk[..end].to_vec());
-                if end < chunk.len() {
-                    chunks.push(chunk[end..].to_vec());
+                let long = only_dashes && end - start >= 2;
+                if long && chars[end] != '-' && word(end) && start > 0 && punctuated(start - 1) {
+                    break;
                 }
-                run::bytes(chunk.len() as u64)?;
-            } else if row.is_empty() {
-                row.push(chunk);
-            } else {
-                chunks.push(chunk);
+            }
+            only_dashes &= chars[end] == '-';
+            end += 1;
+        }
+        start..end
+    }
+
+    fn take(&mut self) -> Range<usize> {
+        let after = self.word(self.next.end);
+        std::mem::replace(&mut self.next, after)
+    }
+
+    fn is_space(&self, word: &Range<usize>) -> bool {
+        self.chars[word.clone()].iter().all(|c| super::python::is_space(*c))
+    }
+
+    /// The next row of at most so many characters, if a word can be broken; none at the end.
+    fn row(&mut self, width: usize, break_long: bool, first: bool) -> Result<Option<Vec<char>>> {
+        while !self.next.is_empty() {
+            run::steps(1)?;
+            if !first && self.is_space(&self.next) {
+                self.take();
+            }
+            let start = self.next.start;
+            let mut last = start..start;
+            while !self.next.is_empty() && self.next.end - start <= width {
+                last = self.take();
+            }
+            if self.next.len() > width {
+                if break_long {
+                    // Behind a hyphen, if there is one that is not at the beginning.
+                    let word = &self.chars[self.next.clone()];
+                    let mut end = width - (self.next.start - start);
+                    let hyphen = word[..end].iter().rposition(|c| *c == '-').filter(|_| self.hyphens);
+                    if let Some(hyphen) = hyphen.filter(|&at| word[..at].iter().any(|c| *c != '-')) {
+                        end = hyphen + 1;
+                    }
+                    // What is left of it is a word.
+                    let middle = self.next.start + end;
+                    last = self.next.start..middle;
+                    self.next = middle..self.next.end;
+                } else if last.is_empty() {
+                    last = self.take();
+                }
+            }
+            let end = if self.is_space(&last) { last.start } else { last.end };
+            if end > start {
+                return Ok(Some(self.chars[start..end].to_vec()));
             }
         }
-        if row.last().is_some_and(blank) {
-            row.pop();
-        }
-        if !row.is_empty() {
-            out.push(row.concat().into_iter().collect());
-        }
+        Ok(None)
     }
-    Ok(out)
 }
 
 /// The longest line of `pprint`.
