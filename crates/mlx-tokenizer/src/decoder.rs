@@ -108,18 +108,7 @@ impl Decoder {
         let longest = LONGEST_TOKEN.max(token.len());
         let mut tokens = vec![token];
         for stage in &mut self.stages {
-            // Before it is made, too, where a stage makes a token much longer. Stages may follow each other.
-            let made = if let Stage::Each { decoder, .. } = stage {
-                most_made(decoder, &tokens, longest)?
-            } else {
-                0
-            };
-            if made <= longest {
-                tokens = stage.push_all(tokens)?;
-            }
-            if made.max(length(&tokens)) > longest {
-                return Err(format!("the decoder makes more than {longest} bytes of one token").into());
-            }
+            tokens = stage.push_within(longest, tokens)?;
         }
         Ok(tokens.concat())
     }
@@ -127,9 +116,11 @@ impl Decoder {
     /// The rest of the text.
     pub(crate) fn finish(mut self) -> Result<String> {
         let mut tokens = Vec::new();
+        let mut longest = LONGEST_TOKEN;
         for stage in &mut self.stages {
-            tokens = stage.push_all(tokens)?;
+            tokens = stage.push_within(longest, tokens)?;
             tokens.extend(stage.finish()?);
+            longest = longest.max(length(&tokens));
         }
         Ok(tokens.concat())
     }
@@ -148,6 +139,24 @@ fn flatten(decoder: &DecoderWrapper, kinds: &mut VecDeque<DecoderWrapper>) {
 }
 
 impl Stage {
+    /// As [`Self::push_all`], where all of it stays within bounds: stages may follow each other.
+    fn push_within(&mut self, longest: usize, tokens: Vec<String>) -> Result<Vec<String>> {
+        if let Self::Each { decoder, .. } = self {
+            let made = most_made(decoder, &tokens, longest)?;
+            if made > longest {
+                return Err(format!(
+                    "the decoder would make {made} bytes of one token, of at most {longest}"
+                )
+                .into());
+            }
+        }
+        let tokens = self.push_all(tokens)?;
+        if length(&tokens) > longest {
+            return Err(format!("the decoder makes more than {longest} bytes of one token").into());
+        }
+        Ok(tokens)
+    }
+
     fn push_all(&mut self, tokens: Vec<String>) -> Result<Vec<String>> {
         let mut out = Vec::new();
         for token in tokens {
