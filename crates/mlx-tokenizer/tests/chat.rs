@@ -344,6 +344,12 @@ fn limits_grow_with_the_conversation_alone() {
     let most: usize = most.split(' ').next().unwrap().parse().unwrap();
     assert!((10_000_000..11_000_000).contains(&most), "{error}");
     assert_eq!(tokenizer.chat_text(&[Message::user(&long)], &ChatOptions::default()).unwrap(), "x");
+    // Bytes as well as steps.
+    let template = "{% for i in range(350) %}{% if 'x' * 1000000 == '' %}{% endif %}{% endfor %}x";
+    let options = ChatOptions { template: ChatTemplate::Text(template.to_owned()), ..Default::default() };
+    let error = tokenizer.chat_text(&[Message::user("hi")], &options).unwrap_err().to_string();
+    assert!(error.contains("it makes more than 256 MiB"), "{error}");
+    assert_eq!(tokenizer.chat_text(&[Message::user(&long.repeat(4))], &options).unwrap(), "x");
 }
 
 /// A stop token that a template writes means that the files knew. Otherwise the end of a turn that
