@@ -158,6 +158,7 @@ fn each_limit_is_an_error_that_names_it() {
         (format!("{{% for i in range(100000) %}}{{{{ (0 and [{}])[1:2] }}}}{{% endfor %}}", "1,".repeat(500_000)), "more than"),
         ((0..60_000).map(|i| format!("{{%set a{i}=1%}}")).collect(), STEPS),
         (format!("{{% macro m({}) %}}{{% endmacro %}}", names(100_000)), "1000 parameters"),
+        (format!("{{{{ x|a{} }}}}", ".a".repeat(500_000)), "no filter named"),
         (format!("{{{{ dict({}=1) }}}}", names(100_000).replace(',', "=1,")), "1000 arguments"),
         (format!("{{{{ dict({}) }}}}", names(100_000)), "1000 arguments"),
         ((0..30_000).map(|i| format!("{{%block a{i}%}}{{%endblock%}}")).collect(), "1000 blocks"),

@@ -223,6 +223,8 @@ impl Sign {
 
 /// A number that is not negative, as C's `printf` writes it.
 fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
+    // A digit of a float takes longer than copying it.
+    run::looked(8 * precision.min(MOST_DIGITS));
     let upper = kind.is_ascii_uppercase();
     let text = if number.is_nan() {
         "nan".to_owned()

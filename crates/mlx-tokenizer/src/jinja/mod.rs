@@ -49,7 +49,11 @@ pub(crate) enum ErrorKind {
 
 impl Error {
     fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let mut message = message.into();
+        if kind != ErrorKind::Raised {
+            // What it names may be as long as the template.
+            message = beginning(&message, 1000);
+        }
         run::made(message.len() + run::OBJECT);
         Self { kind, message, line: None }
     }
@@ -83,8 +87,11 @@ impl Error {
 
 /// The beginning of a text of a template, for an error.
 fn short(text: &str) -> String {
-    const MOST: usize = 100;
-    match text.char_indices().nth(MOST) {
+    beginning(text, 100)
+}
+
+fn beginning(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

@@ -945,11 +945,16 @@ impl Parser {
     }
 
     fn dotted_name(&mut self) -> Result<Rc<str>> {
-        let mut name = self.name()?;
-        while self.take(".") {
-            name = format!("{name}.{}", self.name()?).into();
+        let name = self.name()?;
+        if !self.is(".") {
+            return Ok(name);
         }
-        Ok(name)
+        let mut dotted = name.to_string();
+        while self.take(".") {
+            dotted.push('.');
+            dotted += &self.name()?;
+        }
+        Ok(dotted.into())
     }
 
     fn filter(&mut self, mut node: Option<Expr>, mut inline: bool) -> Result<Option<Expr>> {
