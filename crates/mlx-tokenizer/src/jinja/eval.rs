@@ -339,20 +339,10 @@ impl Interpreter<'_> {
             Kind::Negative(of) => ops::negative(&self.eval(of, scope)?)?,
             Kind::Positive(of) => ops::positive(&self.eval(of, scope)?)?,
             Kind::Binary(operator, a, b) => {
-                // Jinja2 computes a constant beforehand and writes it out, so that Python reads `-2 ** n`.
                 let written = *operator == Operator::Power && a.constant && !b.constant;
                 let a = self.eval(a, scope)?;
                 let b = self.eval(b, scope)?;
-                let minus = match &a {
-                    Value::Int(of) => *of < 0,
-                    Value::Float(of) => of.is_sign_negative() && !of.is_nan(),
-                    _ => false,
-                };
-                if written && minus {
-                    ops::negative(&ops::binary(*operator, &ops::negative(&a)?, &b)?)?
-                } else {
-                    ops::binary(*operator, &a, &b)?
-                }
+                if written { power_of_constant(&a, &b)? } else { ops::binary(*operator, &a, &b)? }
             }
             Kind::Concat(parts) => {
                 run::bytes(16 * parts.len() as u64)?;
@@ -576,6 +566,19 @@ impl Interpreter<'_> {
             _ => Err(Error::new(format!("the function {name} is not supported"))),
         }
     }
+}
+
+/// Jinja2 computes a constant beforehand and writes it out, so that Python reads `-2 ** n`.
+fn power_of_constant(a: &Value, b: &Value) -> Result<Value> {
+    let minus = match a {
+        Value::Int(of) => *of < 0,
+        Value::Float(of) => of.is_sign_negative() && !of.is_nan(),
+        _ => false,
+    };
+    if minus {
+        return ops::negative(&ops::binary(Operator::Power, &ops::negative(a)?, b)?);
+    }
+    ops::binary(Operator::Power, a, b)
 }
 
 fn write(text: &str, out: &mut String) -> Result<()> {

@@ -696,8 +696,8 @@ fn map(value: &Value, mut args: Args) -> Result<Value> {
         if !is_known(&name) {
             return Err(Error::new(format!("no filter named {:?}", short(&name))));
         }
-        // One of the filters is this one.
-        let _level = run::deeper()?;
+        // One of the filters is this one, which takes the stack of two levels.
+        let _levels = (run::deeper()?, run::deeper()?);
         filtered(value, |item| call(&name, item, args.copied()?).map(Some))
     })
 }

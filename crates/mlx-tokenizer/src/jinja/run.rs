@@ -26,8 +26,9 @@ pub(super) const BYTES_PER_BYTE: u64 = 256;
 /// 1000 of its own frames, allows about two hundred macros that call each other.
 pub(super) const MOST_DEEP: usize = 4000;
 
-/// The stack of the thread that renders: at [`MOST_DEEP`] levels, 16 KiB for each.
-pub(super) const STACK: usize = 64 << 20;
+/// The stack of the thread that renders: at [`MOST_DEEP`] levels, 32 KiB for each, which a build without optimization
+/// needs. Memory is taken only for what is used.
+pub(super) const STACK: usize = 128 << 20;
 
 /// The most lists, dictionaries and the like inside each other.
 pub(super) const MOST_NESTED_VALUES: u32 = 400;
