@@ -183,7 +183,10 @@ fn a_signal_ends_the_conversation_and_the_terminal_is_as_it_was() {
     let folder = model();
     let model = folder.path().to_str().unwrap();
     // The program says its number first.
-    let numbered = [("REDIRECTED", r#"sh -c 'echo "number $$"; exec "$@"' sh "$@""#)];
+    // As in a terminal, also where the tests were started with a signal ignored (`nohup`).
+    let env = if cfg!(target_os = "linux") { "env --default-signal=HUP" } else { "" };
+    let numbered = format!(r#"sh -c 'echo "number $$"; exec {env} "$@"' sh "$@""#);
+    let numbered = [("REDIRECTED", &*numbered)];
     let chat = || {
         let arguments = [&["chat", "--model", model], &ENDLESS[..]].concat();
         let mut terminal = Terminal::run(folder.path(), &arguments, &numbered);
