@@ -107,7 +107,7 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     steps.push(readme);
 
     // What is found is found again with the same seed, however far a machine comes in a minute.
-    steps.push(cargo("fuzz", "run --quiet --package xtask -- fuzz --seconds 60 --seed 1"));
+    steps.push(cargo("fuzz", "run --quiet --package xtask -- fuzz --seconds 60 --seed 1 --longest 120"));
 
     // Builds the workspace some ninety times, a few seconds each.
     steps.push(cargo("mutations", "run --quiet --package xtask -- mutations"));

@@ -19,6 +19,9 @@ use tokenizers::{Decoder as _, NormalizedString, Normalizer as _, Tokenizer};
 const MOST_LEVELS: usize = 8;
 const MOST_COMPONENTS: usize = 256;
 
+/// Bytes of a pattern. Those of released tokenizers have some hundred, and searching takes longer with its length.
+const LONGEST_PATTERN: usize = 16 << 10;
+
 /// The longest text that comes in the place of another, in bytes. Real ones have one character.
 const LONGEST_CONTENT: usize = 256;
 
@@ -216,6 +219,14 @@ fn normalizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
+/// A pattern that is not too long.
+fn check_length(pattern: &str) -> Result<(), String> {
+    match pattern.len() {
+        0..=LONGEST_PATTERN => Ok(()),
+        length => Err(format!("the pattern has {length} bytes, and may have at most {LONGEST_PATTERN}")),
+    }
+}
+
 /// A pattern and what comes in the place of its matches.
 fn replacement(component: &Value) -> Result<(), String> {
     let Some(pattern) = component.get("pattern") else { return Ok(()) };
@@ -224,7 +235,7 @@ fn replacement(component: &Value) -> Result<(), String> {
     };
     match of.as_str() {
         Some("") => return Err("the pattern is empty, and would match everywhere".to_owned()),
-        Some(_) => {}
+        Some(pattern) => check_length(pattern)?,
         None => return Err("pattern must be an object with a String or a Regex".to_owned()),
     }
     if let Some(content) = text(component, "content").filter(|content| content.len() > LONGEST_CONTENT) {
@@ -247,6 +258,12 @@ fn pre_tokenizer(component: &Value, _: Option<&str>) -> Result<(), String> {
         if empty {
             return Err("the pattern is empty, and would split everywhere".to_owned());
         }
+        pattern
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, of)| of.as_str())
+            .try_for_each(check_length)?;
     }
     Ok(())
 }

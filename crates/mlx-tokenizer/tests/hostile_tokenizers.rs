@@ -74,6 +74,7 @@ fn a_part_that_is_wrong_is_named() {
         ("normalizer", precompiled(""), "too short"),
         ("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": null }), "must be a text"),
         ("normalizer", replace("", "x"), "normalizer: the pattern is empty"),
+        ("normalizer", replace(&"x".repeat(70_000), "x"), "normalizer: the pattern has 70000 bytes"),
         (
             "normalizer",
             json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }, replace("", "x")] }),
