@@ -190,15 +190,19 @@ impl RopeKeys {
                 "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
             );
         }
-        let has_own_factor = match &settings.scaling {
+        let is_unapplied = match &settings.scaling {
             RopeScaling::Yarn(yarn) => {
-                let given = YarnScaling { attention_factor: None, ..yarn.clone() };
-                (yarn.attention_factor() - given.attention_factor()).abs() > 1e-6
+                let computed = YarnScaling { attention_factor: None, ..yarn.clone() };
+                !yarn.truncate || (yarn.attention_factor() - computed.attention_factor()).abs() > 1e-6
             }
-            RopeScaling::LongRope(long) => long.attention_factor.is_some(),
+            RopeScaling::LongRope(long) => {
+                long.factor.or(long.attention_factor).or(long.short_mscale).or(long.long_mscale).is_some()
+            }
             _ => false,
         };
-        has_own_factor.then_some("mlx-lm does not apply the `attention_factor` of its config; make it again")
+        is_unapplied.then_some(
+            "mlx-lm does not apply all that its config says of scaling (such as `attention_factor`); make it again",
+        )
     }
 
     /// The keys that the config has and its kinds of scaling have no use for, as paths such as
