@@ -1,6 +1,9 @@
 //! The subcommands beside `generate`, and its options of caches and guesses, as a person or a script uses them.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "common/signals.rs"]
+mod signals;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -10,19 +13,8 @@ use serde_json::Value;
 
 const STORY: &str = "In a little cottage by the sea lived a brave girl named Zoe.";
 
-/// The program with signals as a terminal gives them to it, also where the tests were started with one ignored (`nohup`).
-fn with_signals() -> Command {
-    let program = env!("CARGO_BIN_EXE_mlx-models");
-    if !cfg!(target_os = "linux") {
-        return Command::new(program);
-    }
-    let mut command = Command::new("env");
-    command.args(["--default-signal=INT,HUP", program]);
-    command
-}
-
 fn program() -> Command {
-    let mut command = with_signals();
+    let mut command = signals::program();
     // Not the cache of whoever runs the tests.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
     command

@@ -4,6 +4,9 @@
 #[path = "common/hub_server.rs"]
 mod hub_server;
 
+#[path = "common/signals.rs"]
+mod signals;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -13,20 +16,9 @@ use std::time::Duration;
 use hub_server::{COMMIT, Reply, Server};
 use serde_json::Value;
 
-/// The program with signals as a terminal gives them to it, also where the tests were started with one ignored (`nohup`).
-fn with_signals() -> Command {
-    let program = env!("CARGO_BIN_EXE_mlx-models");
-    if !cfg!(target_os = "linux") {
-        return Command::new(program);
-    }
-    let mut command = Command::new("env");
-    command.args(["--default-signal=INT,HUP", program]);
-    command
-}
-
 /// The program with a home of its own, and no hub.
 fn program(home: &Path) -> Command {
-    let mut command = with_signals();
+    let mut command = signals::program();
     for variable in
         ["HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE"]
     {

@@ -253,14 +253,9 @@ fn long_chains_are_dropped() {
     }
 }
 
-/// A long conversation may take more steps than a short one.
+/// 25 MB of conversation through a plain template. (That limits grow with it is a test of `chat.rs`.)
 #[test]
-fn limits_grow_with_the_conversation() {
-    let template = "{% for c in messages[0].content %}{% for i in range(9) %}{% if i == 50 %}{{ c }}{% endif %}{% endfor %}{% endfor %}";
-    let options = ChatOptions { template: ChatTemplate::Text(template.to_owned()), ..ChatOptions::default() };
-    let answer = tokenizer().chat_text(&[Message::user(&"a".repeat(100_000))], &options);
-    assert_eq!(answer.unwrap(), "");
-    // A long chat through a plain template.
+fn a_long_conversation_goes_through() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}";
     let options = ChatOptions { template: ChatTemplate::Text(template.to_owned()), ..ChatOptions::default() };
     let messages: Vec<_> = (0..50_000).map(|_| Message::user(&"word ".repeat(100))).collect();
