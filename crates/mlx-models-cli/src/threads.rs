@@ -9,6 +9,7 @@ use std::thread;
 
 use mlx_files::Partial;
 use mlx_rs::{Array, memory, ops, transforms};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::failure::Failure;
 
@@ -27,6 +28,9 @@ pub(crate) fn check() -> Result<(), Failure> {
     static OUTCOME: OnceLock<Result<(), (String, ErrorKind, String)>> = OnceLock::new();
     let started = || {
         start(NEEDED + workers())?;
+        if !memory_is_limited() {
+            return Ok(());
+        }
         // Where no file can be written, MLX starts its threads when it reads the weights.
         let Ok(file) = probe() else { return Ok(()) };
         compute(&file.path().join(PROBE)).map_err(|e| {
@@ -38,6 +42,11 @@ pub(crate) fn check() -> Result<(), Failure> {
         .get_or_init(started)
         .clone()
         .map_err(|(doing, kind, problem)| Failure::Io { doing, source: io::Error::new(kind, problem) })
+}
+
+/// Whether the program's address space has a limit (`ulimit -v`), which weights may fill before MLX starts its threads.
+fn memory_is_limited() -> bool {
+    getrlimit(Resource::RLIMIT_AS).is_ok_and(|(limit, _)| limit != RLIM_INFINITY)
 }
 
 /// The file in the folder that [`probe`] makes.
