@@ -20,14 +20,22 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
-    /// What two programs on different devices may differ by, in a whole model of this dtype: some
-    /// hundred roundings of half a unit in the last place (2^-24, 2^-11 and 2^-8 relative).
+    /// How much the results of a whole model of this dtype may differ between two programs on different devices:
+    /// [`model_rounding`] as both parts.
     pub fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::Bfloat16 => Self::Close { rtol: 5e-2, atol: 5e-2 },
-            Dtype::Float16 => Self::Close { rtol: 5e-3, atol: 5e-3 },
-            _ => Self::Close { rtol: 2e-4, atol: 2e-4 },
-        }
+        let rounding = model_rounding(dtype);
+        Self::Close { rtol: rounding, atol: rounding }
+    }
+}
+
+/// By how much the results of a whole model of this dtype may differ between two programs on different devices,
+/// absolutely and relatively: some hundred roundings of half a unit in the last place (2^-24, 2^-11 and 2^-8
+/// relative).
+pub fn model_rounding(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::Bfloat16 => 5e-2,
+        Dtype::Float16 => 5e-3,
+        _ => 2e-4,
     }
 }
 
@@ -77,11 +85,15 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Equal { worst } => write!(f, "worst {worst:.3e}"),
+            Self::Equal { worst: 0.0 } => write!(f, "no element differs"),
+            Self::Equal { worst } => write!(f, "no element differs by more than {worst:.3e}"),
             Self::Dtype { expected, found } => write!(f, "dtype {found:?}, expected {expected:?}"),
             Self::Shape { expected, found } => write!(f, "shape {found:?}, expected {expected:?}"),
             Self::Elements { differing, of, worst, at } => {
-                write!(f, "worst {worst:.3e} at {at:?}, {differing} of {of} differ")
+                write!(
+                    f,
+                    "{differing} of {of} elements differ; the worst is at {at:?} and differs by {worst:.3e}"
+                )
             }
         }
     }
@@ -96,31 +108,44 @@ pub fn compare(found: &Array, expected: &Array, tolerance: Tolerance) -> Result<
     if tolerance == Tolerance::Exact && found.dtype() != expected.dtype() {
         return Ok(Comparison::Dtype { expected: expected.dtype(), found: found.dtype() });
     }
+    compare_by(found, expected, |found, expected| match tolerance {
+        // Every float of MLX's has bits of its own in float64.
+        Tolerance::Exact => found.to_bits() == expected.to_bits(),
+        Tolerance::Close { rtol, atol } if expected.is_finite() => {
+            (found - expected).abs() <= atol + rtol * expected.abs()
+        }
+        Tolerance::Close { .. } => found == expected,
+    })
+}
+
+/// Compares shapes, then every pair of elements by this function, which gets the found and the expected value. NaN
+/// equals NaN and differs from everything else.
+///
+/// # Errors
+///
+/// What MLX reports while it computes the tensors.
+pub(crate) fn compare_by(
+    found: &Array,
+    expected: &Array,
+    is_equal: impl Fn(f64, f64) -> bool,
+) -> Result<Comparison, Exception> {
     if found.shape() != expected.shape() {
         return Ok(Comparison::Shape { expected: expected.shape().to_vec(), found: found.shape().to_vec() });
     }
     let (found, expected_values) = (to_f64(found)?, to_f64(expected)?);
     let (mut differing, mut worst, mut worst_index) = (0, 0.0_f64, 0);
     for (index, (&found, &expected)) in found.iter().zip(&expected_values).enumerate() {
-        let difference = match (found.is_nan(), expected.is_nan()) {
-            (true, true) => 0.0,
-            (false, false) if found == expected => 0.0, // infinities too
-            (false, false) => (found - expected).abs(),
-            _ => f64::INFINITY,
+        let (differs, difference) = match (found.is_nan(), expected.is_nan()) {
+            (true, true) => (false, 0.0),
+            (false, false) if found == expected => (!is_equal(found, expected), 0.0), // infinities too
+            (false, false) => (!is_equal(found, expected), (found - expected).abs()),
+            _ => (true, f64::INFINITY),
         };
-        let allowed = match tolerance {
-            // Equal values of the same dtype differ in bits only as +0 and -0 do.
-            Tolerance::Exact if found == 0.0 && found.is_sign_negative() != expected.is_sign_negative() => {
-                -1.0
-            }
-            Tolerance::Exact => 0.0,
-            Tolerance::Close { rtol, atol } if expected.is_finite() => atol + rtol * expected.abs(),
-            Tolerance::Close { .. } => 0.0,
-        };
-        differing += usize::from(difference > allowed);
-        if difference > worst {
+        // The first that differs, even where the two are 0 and -0, unless another differs by more.
+        if difference > worst || (differs && worst == 0.0 && differing == 0) {
             (worst, worst_index) = (difference, index);
         }
+        differing += usize::from(differs);
     }
     if differing == 0 {
         return Ok(Comparison::Equal { worst });
@@ -193,6 +218,12 @@ mod tests {
         assert!(matches!(result, Comparison::Elements { differing: 1, of: 2, ref at, .. } if at == &[1, 0]));
         let signs = compare(&tensor(&[1.0, -0.0]), &tensor(&[1.0, 0.0]), Tolerance::Exact).unwrap();
         assert!(!signs.is_equal());
+    }
+
+    #[test]
+    fn zeros_of_both_signs_are_found_where_they_are() {
+        let result = compare(&tensor(&[1.0, 0.0]), &tensor(&[1.0, -0.0]), Tolerance::Exact).unwrap();
+        assert_eq!(result, Comparison::Elements { differing: 1, of: 2, worst: 0.0, at: vec![1, 0] });
     }
 
     #[test]
