@@ -135,6 +135,7 @@ fn checked(settings: RopeSettings) -> Result<RopeSettings, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     const WINDOW: LayerKind = LayerKind::Sliding { window: 8 };
 
@@ -203,8 +204,8 @@ mod tests {
         let frequencies: Vec<Vec<f32>> =
             layers.iter().map(|layer| layer.rope.frequencies(1).unwrap()).collect();
         assert_eq!([frequencies[0][0], frequencies[1][0]], [1.0, 1.0 / 8.0]);
-        assert!((frequencies[0][1] - 0.1).abs() < 1e-6, "{frequencies:?}");
-        assert!((frequencies[1][1] - 1e-3 / 8.0).abs() < 1e-8, "{frequencies:?}");
+        assert_abs_diff_eq!(frequencies[0][1], 0.1, epsilon = 1e-6);
+        assert_abs_diff_eq!(frequencies[1][1], 1e-3 / 8.0, epsilon = 1e-8);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Configs: what is read from which form, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::{assert_abs_diff_eq, relative_eq};
 use mlx_gemma3::{Config, KeyLayout};
 use mlx_kvcache::LayerKind;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
@@ -61,7 +62,8 @@ fn frequency(config: &Config, layer: usize) -> f32 {
 fn assert_bases(config: &Config) {
     for (layer, base) in [(0, 1e4_f64), (5, 1e6)] {
         let expected = base.powf(-254.0 / 256.0);
-        assert!((f64::from(frequency(config, layer)) / expected - 1.0).abs() < 1e-5, "{layer}");
+        let found = f64::from(frequency(config, layer));
+        assert!(relative_eq!(found, expected, max_relative = 1e-5), "{layer}: {found} {expected}");
     }
 }
 
@@ -88,7 +90,7 @@ fn a_config_with_a_vision_part_relies_on_defaults() {
     assert_eq!(config.keys, KeyLayout::LanguageModel);
     let plain = read(&with(released_multimodal(), "/text_config/rope_scaling", None)).unwrap();
     assert_eq!(frequency(&config, 0), frequency(&plain, 0));
-    assert!((frequency(&plain, 5) / frequency(&config, 5) - 8.0).abs() < 1e-5);
+    assert_abs_diff_eq!(frequency(&plain, 5) / frequency(&config, 5), 8.0, epsilon = 1e-5);
     assert_bases(&plain);
 }
 

@@ -9,7 +9,7 @@ use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, folder, tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
+use mlx_testing::{RandomParameters, checkpoints, models, tensor};
 use serde_json::{Value, json};
 
 /// Layers 0, 1 and 3 have a window of 5 tokens, layer 2 is global.
@@ -50,8 +50,7 @@ fn tokens() -> Array {
 
 #[track_caller]
 fn assert_same(found: &Array, expected: &Array) {
-    let result = compare(found, expected, Tolerance::Exact).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_eq!(tensor(found), tensor(expected));
 }
 
 #[test]

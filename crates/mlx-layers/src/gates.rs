@@ -104,6 +104,7 @@ fn number(value: f32, dtype: Dtype) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::{abs_diff_eq, assert_abs_diff_eq};
 
     #[test]
     fn swiglu_is_silu_times_up() {
@@ -113,7 +114,7 @@ mod tests {
         for ((&gate, &up), &y) in gate.iter().zip(&up).zip(y.as_slice::<f32>()) {
             let (gate, up) = (f64::from(gate), f64::from(up));
             let expected = gate / (1.0 + (-gate).exp()) * up;
-            assert!((expected - f64::from(y)).abs() < 1e-5, "{expected} {y}");
+            assert_abs_diff_eq!(f64::from(y), expected, epsilon = 1e-5);
         }
     }
 
@@ -123,7 +124,7 @@ mod tests {
         for (x, gelu) in [(-30.0_f32, 0.0), (-1.0, -0.158_655), (0.0, 0.0), (0.5, 0.345_731), (3.0, 2.995_95)]
         {
             let y = geglu(&Array::from_f32(x), &Array::from_f32(2.0)).unwrap().item_exact::<f32>();
-            assert!((y - 2.0 * gelu).abs() < 1e-3, "{x}: {y}");
+            assert!(abs_diff_eq!(y, 2.0 * gelu, epsilon = 1e-3), "{x}: {y}");
         }
     }
 

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use approx::assert_relative_eq;
 use mlx_layers::{Gate, Linear, ParameterSource, Parameters, Quantization};
 use mlx_rs::module::{Module, ModuleParameters};
-use mlx_rs::{Array, Device, DeviceType, Dtype};
-use mlx_testing::{Tolerance, compare};
+use mlx_rs::{Array, Device, DeviceType};
+use mlx_testing::{model_rounding, tensor};
 
 type Tensors = HashMap<String, Array>;
 
@@ -23,16 +24,17 @@ fn cases(file: &str) -> BTreeMap<String, Tensors> {
 }
 
 /// The bits were recorded on the CPU of x86-64 Linux; other devices round in another way.
-fn tolerance(dtype: Dtype) -> Tolerance {
-    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    let on_cpu = matches!(Device::default().get_type().unwrap(), DeviceType::Cpu);
-    if same_machine && on_cpu { Tolerance::Exact } else { Tolerance::of(dtype) }
-}
-
 #[track_caller]
 fn assert_equal(case: &str, found: &Array, expected: &Array) {
-    let result = compare(found, expected, tolerance(expected.dtype())).unwrap();
-    assert!(result.is_equal(), "{case}: {result}");
+    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    let on_cpu = matches!(Device::default().get_type().unwrap(), DeviceType::Cpu);
+    let rounding = model_rounding(expected.dtype());
+    let (found, expected) = (tensor(found).named(case), tensor(expected));
+    if same_machine && on_cpu {
+        assert_eq!(found, expected);
+    } else {
+        assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
+    }
 }
 
 #[test]

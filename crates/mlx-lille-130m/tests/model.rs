@@ -9,7 +9,7 @@ use mlx_lille_130m::{ARCHITECTURE, Config, Lille130m};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
+use mlx_testing::{RandomParameters, checkpoints, models, tensor};
 use serde_json::{Value, json};
 
 fn small() -> Value {
@@ -89,7 +89,7 @@ fn what_was_saved_loads_to_the_same_model() {
     let mut model = model();
     let mut loaded = load(tensors(&model)).unwrap();
     let (found, expected) = (all_logits(&mut *loaded, &tokens()), all_logits(&mut model, &tokens()));
-    assert!(compare(&found, &expected, Tolerance::Exact).unwrap().is_equal());
+    assert_eq!(tensor(&found), tensor(&expected));
     assert_eq!(loaded.info(), model.info());
     let layer = LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 16, value_dim: 16 };
     assert_eq!(loaded.info().layers, [layer, layer]);

@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use approx::assert_abs_diff_eq;
 use mlx_models::generate::{GenerateError, Reuse, Session};
 use mlx_models::{CacheFileError, CacheOptions, CausalLm, LoadOptions, Logits, LongRopeMode};
 use mlx_rs::{Array, Dtype};
+use mlx_testing::tensor;
 use tempfile::TempDir;
 
 fn case(name: &str) -> PathBuf {
@@ -34,9 +36,7 @@ fn assert_goes_on_as_mlx_lm(model: &mut dyn CausalLm, name: &str) {
     let mut session = resume(model, &fixture(&format!("{name}.safetensors"))).unwrap();
     let expected = Array::load_safetensors(fixture(&format!("{name}.next.safetensors"))).unwrap();
     let found = session.read(model, &expected["next"], Logits::All).unwrap();
-    let (found, expected) = (found.as_slice::<f32>(), expected["logits"].as_slice::<f32>());
-    let farthest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(found.len() == expected.len() && farthest < 2e-4, "{name}: {farthest}");
+    assert_abs_diff_eq!(tensor(&found).named(name), tensor(&expected["logits"]), epsilon = 2e-4);
 }
 
 #[test]
@@ -65,9 +65,7 @@ fn caches_of_mlx_lm_without_a_window() {
     anew.read(&mut *model, &files["prompt"], Logits::None).unwrap();
     let expected = anew.read(&mut *model, &files["next"], Logits::All).unwrap();
     let found = session.read(&mut *model, &files["next"], Logits::All).unwrap();
-    let close =
-        found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 2e-4);
-    assert!(close);
+    assert_abs_diff_eq!(tensor(&found), tensor(&expected), epsilon = 2e-4);
 
     let error = resume(&*model, &fixture("window_20.safetensors")).unwrap_err();
     assert!(matches!(error, CacheFileError::UnknownOrigin { .. }), "{error}");
@@ -254,9 +252,7 @@ fn what_was_rotated_for_a_longer_text_is_read_again() {
     let mut anew = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
     let expected = anew.read(&mut *model, &row(&ids[..12]), Logits::Last).unwrap();
     assert_eq!(found.dtype(), Dtype::Float32);
-    let close =
-        found.as_slice::<f32>().iter().zip(expected.as_slice::<f32>()).all(|(a, b)| (a - b).abs() < 1e-5);
-    assert!(close);
+    assert_abs_diff_eq!(tensor(&found), tensor(&expected), epsilon = 1e-5);
 }
 
 /// mlx-lm must not take what it would go on with wrongly: it knows caches by the names of its classes.

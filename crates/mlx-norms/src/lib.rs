@@ -30,6 +30,7 @@
 //! and saving work on them.
 //!
 //! ```
+//! use approx::assert_abs_diff_eq;
 //! use mlx_norms::RmsNorm;
 //! use mlx_rs::{Array, module::Module};
 //!
@@ -37,8 +38,8 @@
 //! let mut norm = RmsNorm::new(Array::from_slice(&[1.0_f32, 0.5], &[2]), 1e-5);
 //! let x = Array::from_slice(&[3.0_f32, 4.0], &[1, 2]); // mean square 12.5
 //! let y = norm.forward(&x)?;
-//! assert!((y.as_slice::<f32>()[0] - 3.0 / 12.5_f32.sqrt()).abs() < 1e-5);
-//! assert!((y.as_slice::<f32>()[1] - 0.5 * 4.0 / 12.5_f32.sqrt()).abs() < 1e-5);
+//! assert_abs_diff_eq!(y.as_slice::<f32>()[0], 3.0 / 12.5_f32.sqrt(), epsilon = 1e-5);
+//! assert_abs_diff_eq!(y.as_slice::<f32>()[1], 0.5 * 4.0 / 12.5_f32.sqrt(), epsilon = 1e-5);
 //! # Ok(())
 //! # }
 //! ```

@@ -156,13 +156,14 @@ impl ModuleParameters for OffsetRmsNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::{assert_relative_eq, assert_relative_ne};
     use mlx_rs::Dtype;
     use mlx_rs::macros::ModuleParameters;
     use mlx_rs::module::ModuleParametersExt;
     use mlx_rs::nn::value_and_grad;
     use mlx_rs::optimizers::{Optimizer, Sgd};
     use mlx_rs::transforms::compile::compile_with_state;
-    use mlx_testing::{Tolerance, compare};
+    use mlx_testing::tensor;
     use proptest::prelude::*;
 
     const DIM: i32 = 6;
@@ -178,8 +179,7 @@ mod tests {
 
     #[track_caller]
     fn assert_same(found: &Array, expected: &Array) {
-        let result = compare(found, expected, Tolerance::Exact).unwrap();
-        assert!(result.is_equal(), "{result}");
+        assert_eq!(tensor(found), tensor(expected));
     }
 
     /// What a layer that was just made with this layer's weight answers.
@@ -235,9 +235,8 @@ mod tests {
         let ones = Array::ones::<f32>(&[DIM]).unwrap();
         let expected = rms_norm(&x(), &ones, 1e-5).unwrap().sum_axis(0, None).unwrap();
         assert_eq!(gradients.len(), 1);
-        let close = Tolerance::Close { rtol: 1e-5, atol: 1e-6 };
-        let result = compare(&gradients["weight"], &expected, close).unwrap();
-        assert!(result.is_equal(), "{result}");
+        let found = tensor(&gradients["weight"]);
+        assert_relative_eq!(found, tensor(&expected), epsilon = 1e-6, max_relative = 1e-5);
 
         // The weight is what it was, and so are the answers.
         assert_same(norm.weight(), &weight());
@@ -257,11 +256,15 @@ mod tests {
             norm.eval().unwrap();
             expected =
                 expected.subtract(gradients["weight"].multiply(Array::from_f32(0.1)).unwrap()).unwrap();
-            let close = Tolerance::Close { rtol: 1e-6, atol: 1e-6 };
-            assert!(compare(norm.weight(), &expected, close).unwrap().is_equal());
+            assert_relative_eq!(
+                tensor(norm.weight()),
+                tensor(&expected),
+                epsilon = 1e-6,
+                max_relative = 1e-6
+            );
             let after = norm.forward(&x()).unwrap();
             assert_same(&after, &fresh(&norm));
-            assert!(!compare(&after, &before, close).unwrap().is_equal());
+            assert_relative_ne!(tensor(&after), tensor(&before), epsilon = 2e-6, max_relative = 2e-6);
         }
     }
 
@@ -302,14 +305,13 @@ mod tests {
         norm.forward(&x()).unwrap();
         let forward = |norm: &mut OffsetRmsNorm, x: &Array| norm.forward(x);
         let mut compiled = compile_with_state(forward, None);
-        let close = Tolerance::Close { rtol: 1e-6, atol: 1e-6 };
         for values in [weight(), weight().negative().unwrap(), Array::ones::<f32>(&[DIM]).unwrap()] {
             for parameter in norm.parameters_mut().flatten().into_values() {
                 *parameter = values.clone();
             }
             let found = compiled(&mut norm, &x()).unwrap();
-            let result = compare(&found, &fresh(&norm), close).unwrap();
-            assert!(result.is_equal(), "{result}");
+            let (found, expected) = (tensor(&found), tensor(&fresh(&norm)));
+            assert_relative_eq!(found, expected, epsilon = 1e-6, max_relative = 1e-6);
             // Nothing of the compilation stays behind.
             assert_same(norm.weight(), &values);
             assert_same(&norm.forward(&x()).unwrap(), &fresh(&norm));

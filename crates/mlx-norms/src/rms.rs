@@ -65,7 +65,9 @@ impl Module<&Array> for RmsNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::{abs_diff_eq, assert_abs_diff_eq, relative_eq};
     use mlx_rs::Dtype;
+    use mlx_testing::tensor;
     use proptest::prelude::*;
 
     /// The formula of the paper in float64, feature by feature.
@@ -90,7 +92,7 @@ mod tests {
         assert_eq!(y.shape(), [1, 3, 48]);
         for (row, found) in rows.chunks(48).zip(y.as_slice::<f32>().chunks(48)) {
             for (expected, &found) in oracle(row, &weight, 1e-3).into_iter().zip(found) {
-                assert!((expected - f64::from(found)).abs() < 1e-5, "{expected} {found}");
+                assert_abs_diff_eq!(f64::from(found), expected, epsilon = 1e-5);
             }
         }
     }
@@ -109,14 +111,15 @@ mod tests {
             let y = rms_norm(&vector(&x), &weight, 0.0).unwrap();
             let scaled: Vec<f32> = x.iter().map(|value| value * factor).collect();
             let of_scaled = rms_norm(&vector(&scaled), &weight, 0.0).unwrap();
-            prop_assert!(y.all_close(&of_scaled, 1e-5, 1e-6, None).unwrap(), "{y:?} {of_scaled:?}");
+            let (y, of_scaled) = (tensor(&y), tensor(&of_scaled));
+            prop_assert!(relative_eq!(y, of_scaled, epsilon = 1e-6, max_relative = 1e-5), "{y:?}");
         }
 
         #[test]
         fn without_weight_and_epsilon_the_mean_square_is_one(x in features()) {
             let y = rms_norm(&vector(&x), &Array::ones::<f32>(&[x.len() as i32]).unwrap(), 0.0).unwrap();
             let squares: f64 = y.as_slice::<f32>().iter().map(|&value| f64::from(value).powi(2)).sum();
-            prop_assert!((squares / x.len() as f64 - 1.0).abs() < 1e-5);
+            prop_assert!(abs_diff_eq!(squares / x.len() as f64, 1.0, epsilon = 1e-5));
         }
 
         #[test]

@@ -1,6 +1,7 @@
 //! Configs: what is read from which form, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::assert_abs_diff_eq;
 use mlx_kvcache::LayerKind;
 use mlx_olmo3::Config;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
@@ -50,7 +51,8 @@ fn the_released_config() {
     let full: Vec<usize> = (0..32).filter(|&i| config.layers[i].kind == LayerKind::Full).collect();
     assert_eq!(full, [3, 7, 11, 15, 19, 23, 27, 31]);
     assert_eq!(config.layers[0].kind, LayerKind::Sliding { window: 4096 });
-    assert!((frequency(&config, 0) / frequency(&config, 3) - 8.0).abs() < 1e-4, "not YaRN's factor");
+    // YaRN's factor.
+    assert_abs_diff_eq!(frequency(&config, 0) / frequency(&config, 3), 8.0, epsilon = 1e-4);
     let factors = [0, 3].map(|layer| config.layers[layer].rope.attention_factor(1));
     assert_eq!(factors, [1.0, 1.207_944_2]);
     assert!(config.has_own_head && !config.attention_bias);

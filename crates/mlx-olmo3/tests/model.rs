@@ -2,6 +2,7 @@
 //! cases.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::assert_relative_eq;
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{LayerKind, LayerSpec};
@@ -10,7 +11,7 @@ use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
+use mlx_testing::{RandomParameters, checkpoints, models, tensor};
 use serde_json::{Value, json};
 
 /// Layers 0, 1 and 2 have a window of 5 tokens, layer 3 is full and rotates by YaRN.
@@ -49,8 +50,7 @@ fn tokens() -> Array {
 
 #[track_caller]
 fn assert_same(found: &Array, expected: &Array) {
-    let result = compare(found, expected, Tolerance::Exact).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_eq!(tensor(found), tensor(expected));
 }
 
 /// With layers of both kinds, and of one kind only.
@@ -115,12 +115,8 @@ fn a_window_as_long_as_the_sequence_sees_everything() {
         config["layer_types"] = json!(vec![kind; 4]);
         all_logits(&mut model_of(&config, &mut RandomParameters::new(4, Dtype::Float32)), &tokens())
     };
-    let result = compare(
-        &answer("sliding_attention"),
-        &answer("full_attention"),
-        Tolerance::Close { rtol: 1e-5, atol: 1e-5 },
-    );
-    assert!(result.unwrap().is_equal());
+    let [found, expected] = ["sliding_attention", "full_attention"].map(|kind| tensor(&answer(kind)));
+    assert_relative_eq!(found, expected, epsilon = 1e-5, max_relative = 1e-5);
 }
 
 #[test]

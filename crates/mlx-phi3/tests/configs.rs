@@ -3,6 +3,7 @@
 
 mod common;
 
+use approx::assert_abs_diff_eq;
 use common::{long_rope, plain, read, with};
 use mlx_causal_lm::{LoadError, LoadOptions};
 use mlx_checkpoint::CheckpointError;
@@ -97,7 +98,8 @@ fn what_a_config_may_leave_out() {
     let config = read(&config, &LoadOptions::default());
     assert_eq!((config.num_key_value_heads, config.sliding_window), (4, None));
     assert!(config.has_own_head);
-    assert!((config.rope.frequencies(1).unwrap()[1] - 0.1).abs() < 1e-6, "base 10000 over 8 features");
+    // Base 10000 over 8 features.
+    assert_abs_diff_eq!(config.rope.frequencies(1).unwrap()[1], 0.1, epsilon = 1e-6);
 }
 
 #[test]

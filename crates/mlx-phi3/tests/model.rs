@@ -4,6 +4,7 @@
 
 mod common;
 
+use approx::{assert_relative_eq, relative_ne};
 use common::{long_rope, model, model_with, plain, read, tokens, with};
 use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, Logits, LongRopeMode};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
@@ -13,17 +14,17 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{folder, tensors};
-use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare};
+use mlx_testing::{RandomParameters, checkpoints, tensor};
 use serde_json::{Value, json};
 
 #[track_caller]
-fn assert_close(found: &Array, expected: &Array) {
-    let result = compare(found, expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
-    assert!(result.is_equal(), "{result}");
+fn assert_close(case: &str, found: &Array, expected: &Array) {
+    let (found, expected) = (tensor(found).named(case), tensor(expected));
+    assert_relative_eq!(found, expected, epsilon = 1e-4, max_relative = 1e-4);
 }
 
 fn differ(found: &Array, expected: &Array) -> bool {
-    !compare(found, expected, Tolerance::Close { rtol: 1e-2, atol: 1e-2 }).unwrap().is_equal()
+    relative_ne!(tensor(found), tensor(expected), epsilon = 2e-2, max_relative = 2e-2)
 }
 
 fn new_cache(model: &Phi3) -> ModelCache {
@@ -69,10 +70,7 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
                 pieces.push(model.forward(&piece, &mut cache, Logits::All).unwrap());
                 start += call;
             }
-            let found = concatenate(&pieces, 1).unwrap();
-            let same =
-                compare(&found, &whole, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap().is_equal();
-            assert!(same, "{name}, {calls:?}");
+            assert_close(&format!("{name}, {calls:?}"), &concatenate(&pieces, 1).unwrap(), &whole);
             assert_eq!(cache.offset(), 12);
         }
     }
@@ -95,8 +93,7 @@ fn a_row_of_a_batch_is_answered_as_alone() {
         for row in 0..2 {
             let alone = all_logits(&mut model, &tokens(2, 12).try_index((row..row + 1, ..)).unwrap());
             let expected = batch.try_index((row..row + 1, .., ..)).unwrap();
-            let result = compare(&alone, &expected, Tolerance::Close { rtol: 1e-4, atol: 1e-4 }).unwrap();
-            assert!(result.is_equal(), "{name}: {result}");
+            assert_close(name, &alone, &expected);
         }
     }
 }
@@ -123,7 +120,7 @@ fn a_padded_row_of_a_batch_is_answered_as_alone() {
         let last = last.unwrap();
         for (row, alone) in [(0, long), (1, short)] {
             let expected = all_logits(&mut model, &alone).try_index((.., -1.., ..)).unwrap();
-            assert_close(&last.try_index((row..row + 1, .., ..)).unwrap(), &expected);
+            assert_close(&format!("row {row}"), &last.try_index((row..row + 1, .., ..)).unwrap(), &expected);
         }
     }
 }
@@ -137,7 +134,7 @@ fn a_token_changes_no_answer_before_it() {
     let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
     let before = |logits: &Array| logits.try_index((.., ..7, ..)).unwrap();
     let after = |logits: &Array| logits.try_index((.., 7.., ..)).unwrap();
-    assert!(compare(&before(&first), &before(&second), Tolerance::Exact).unwrap().is_equal());
+    assert_eq!(tensor(&before(&first)), tensor(&before(&second)));
     assert!(differ(&after(&first), &after(&second)));
 }
 
@@ -151,11 +148,9 @@ fn a_window_counts_the_query_itself() {
     let second = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
     let at = |logits: &Array, position: i32| logits.try_index((.., position..position + 1, ..)).unwrap();
     for position in 9..12 {
-        let same = compare(&at(&first, position), &at(&second, position), Tolerance::Exact).unwrap();
-        assert!(same.is_equal(), "{position}");
+        assert_eq!(tensor(&at(&first, position)), tensor(&at(&second, position)), "{position}");
     }
-    let worst = compare(&at(&first, 8), &at(&second, 8), Tolerance::Exact).unwrap();
-    assert!(!worst.is_equal());
+    assert_ne!(tensor(&at(&first, 8)), tensor(&at(&second, 8)));
 }
 
 #[test]
@@ -163,7 +158,7 @@ fn a_window_as_long_as_the_text_is_none() {
     let full = all_logits(&mut model(&plain()), &tokens(1, 12));
     for window in [12, 64, 262_144] {
         let mut model = model(&with(plain(), &[("sliding_window", json!(window))]));
-        assert_close(&all_logits(&mut model, &tokens(1, 12)), &full);
+        assert_close(&format!("a window of {window}"), &all_logits(&mut model, &tokens(1, 12)), &full);
     }
 }
 
@@ -174,7 +169,7 @@ fn only_the_logits_that_are_asked_for_are_computed() {
         let all = all_logits(&mut model, &tokens(2, 12));
         let mut cache = new_cache(&model);
         let last = model.forward(&tokens(2, 12), &mut cache, Logits::Last).unwrap();
-        assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
+        assert_close("the last", &last, &all.try_index((.., -1.., ..)).unwrap());
         let mut cache = new_cache(&model);
         let none = model.forward(&tokens(2, 12), &mut cache, Logits::None).unwrap();
         assert_eq!(none.shape(), [2, 0, 96]);
@@ -195,7 +190,7 @@ fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
         assert_eq!(cache.trim(3).unwrap(), 3);
         let rest = tokens(2, 12).try_index((.., 5..)).unwrap();
         let rest = model.forward(&rest, &mut cache, Logits::All).unwrap();
-        assert_close(&rest, &whole.try_index((.., 5.., ..)).unwrap());
+        assert_close("the rest", &rest, &whole.try_index((.., 5.., ..)).unwrap());
     }
 }
 
@@ -207,9 +202,7 @@ fn a_quantized_cache_is_nearly_the_same() {
     let quantization = Some(Quantization::affine(8, 32).unwrap());
     let mut cache = model.new_cache(&CacheOptions { quantization, ..CacheOptions::default() }).unwrap();
     let found = model.forward(&tokens(2, 12), &mut cache, Logits::All).unwrap();
-    let near = Tolerance::Close { rtol: 5e-2, atol: 5e-2 };
-    let result = compare(&found, &exact, near).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_relative_eq!(tensor(&found), tensor(&exact), epsilon = 5e-2, max_relative = 5e-2);
 }
 
 #[test]
@@ -226,7 +219,7 @@ fn the_length_of_the_sequence_chooses_the_factors() {
     assert!(always_long.rotates_alike(8, 9));
     let mut by_length = long;
     let logits = |model: &mut Phi3, length| all_logits(model, &tokens(1, length));
-    assert_close(&logits(&mut always_long, 12), &logits(&mut by_length, 12));
+    assert_close("12 tokens", &logits(&mut always_long, 12), &logits(&mut by_length, 12));
     assert!(differ(&logits(&mut always_long, 8), &logits(&mut by_length, 8)));
 }
 
@@ -268,7 +261,7 @@ fn what_was_saved_loads_to_the_same_model() {
         let mut loaded = Phi3::load(&checkpoint, &LoadOptions::default()).unwrap();
         let (found, expected) =
             (all_logits(&mut loaded, &tokens(2, 12)), all_logits(&mut model, &tokens(2, 12)));
-        assert!(compare(&found, &expected, Tolerance::Exact).unwrap().is_equal(), "{name}");
+        assert_eq!(tensor(&found), tensor(&expected), "{name}");
         assert_eq!(loaded.info(), model.info());
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use approx::abs_diff_eq;
 use common::{long_rope, model, plain, tokens, with};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::CacheOptions;
@@ -76,6 +77,6 @@ fn gradients_are_the_slopes_of_the_loss() {
             loss(&mut moved, &tokens).unwrap().item_exact::<f32>()
         };
         let slope = (at(0.01) - at(-0.01)) / 0.02;
-        assert!((slope / length - 1.0).abs() < 0.02, "{name}: {slope} {length}");
+        assert!(abs_diff_eq!(slope / length, 1.0, epsilon = 0.02), "{name}: {slope} {length}");
     }
 }

@@ -1,6 +1,7 @@
 //! Configs: what is read from which form, and every kind of bad one with its error.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::assert_relative_eq;
 use mlx_kvcache::LayerKind;
 use mlx_qwen3::Config;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
@@ -54,7 +55,7 @@ fn the_released_config() {
     assert!(!config.has_own_head && !config.attention_bias);
     let rope = &config.layers[0].rope;
     let last = *rope.frequencies(1).unwrap().last().unwrap();
-    assert!((last / 1e6_f32.powf(-126.0 / 128.0) - 1.0).abs() < 1e-4, "{last}");
+    assert_relative_eq!(last, 1e6_f32.powf(-126.0 / 128.0), epsilon = 0.0, max_relative = 1e-4);
     assert_eq!(rope.attention_factor(1), 1.0);
 }
 

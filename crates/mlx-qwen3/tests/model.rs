@@ -2,6 +2,7 @@
 //! cases.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{LayerKind, LayerSpec};
@@ -10,7 +11,7 @@ use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, Tolerance, checkpoints, compare, models};
+use mlx_testing::{RandomParameters, checkpoints, models, tensor};
 use serde_json::{Value, json};
 
 /// Three layers, heads wider than the stream, no window.
@@ -55,8 +56,7 @@ fn tokens() -> Array {
 
 #[track_caller]
 fn assert_same(found: &Array, expected: &Array) {
-    let result = compare(found, expected, Tolerance::Exact).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_eq!(tensor(found), tensor(expected));
 }
 
 /// Without windows, with windows in some layers, and in all.
@@ -120,12 +120,10 @@ fn layers_say_what_they_ask_of_the_cache() {
 #[test]
 fn a_window_as_long_as_the_sequence_sees_everything() {
     let answer = |changes: Value| all_logits(&mut random(&with(changes)), &tokens());
-    let differs = |window: i32| {
-        let found = answer(json!({ "use_sliding_window": true, "sliding_window": window }));
-        let close = Tolerance::Close { rtol: 1e-5, atol: 1e-5 };
-        !compare(&found, &answer(json!({})), close).unwrap().is_equal()
-    };
-    assert!(!differs(18) && differs(5));
+    let windowed = |window: i32| answer(json!({ "use_sliding_window": true, "sliding_window": window }));
+    let [long, short, full] = [windowed(18), windowed(5), answer(json!({}))].map(|logits| tensor(&logits));
+    assert_relative_eq!(long, full, epsilon = 1e-5, max_relative = 1e-5);
+    assert_relative_ne!(short, full, epsilon = 2e-5, max_relative = 2e-5);
 }
 
 /// The norms of queries and keys stand between the projections and the scores: how large the weights of
@@ -141,8 +139,7 @@ fn the_size_of_a_projection_does_not_matter() {
         }
     }
     let found = all_logits(&mut *load(&config(), larger).unwrap(), &tokens());
-    let result = compare(&found, &expected, Tolerance::Close { rtol: 1e-3, atol: 1e-3 }).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_relative_eq!(tensor(&found), tensor(&expected), epsilon = 1e-3, max_relative = 1e-3);
 }
 
 #[test]

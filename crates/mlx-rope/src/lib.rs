@@ -11,14 +11,15 @@
 //! - [`RopeKeys`] reads the RoPE keys of a whole config, in the forms of transformers 4 and 5.
 //!
 //! ```
+//! use approx::assert_abs_diff_eq;
 //! use mlx_rope::{Rope, RopeLayout};
 //! use mlx_rs::Array;
 //!
 //! let rope = Rope::new(2, 10_000.0, RopeLayout::Interleaved)?;
 //! let query = Array::from_slice(&[1.0_f32, 0.0], &[1, 1, 1, 2]);
 //! let turned = rope.rotate(&query, 3)?; // by 3 radians: the first frequency is 1
-//! assert!((turned.as_slice::<f32>()[0] - 3.0_f32.cos()).abs() < 1e-6);
-//! assert!((turned.as_slice::<f32>()[1] - 3.0_f32.sin()).abs() < 1e-6);
+//! assert_abs_diff_eq!(turned.as_slice::<f32>()[0], 3.0_f32.cos(), epsilon = 1e-6);
+//! assert_abs_diff_eq!(turned.as_slice::<f32>()[1], 3.0_f32.sin(), epsilon = 1e-6);
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 

@@ -1,6 +1,7 @@
 //! Configs in the shapes of real models, in the forms of transformers 4 and 5.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use approx::{assert_abs_diff_eq, relative_eq};
 use mlx_rope::{
     Llama3Scaling, LongRopeMode, RopeError, RopeKeys, RopeLayout, RopeScaling, RopeSettings, YarnScaling,
 };
@@ -116,7 +117,8 @@ fn both_forms_of_a_model_give_the_same_rotation() {
         assert_eq!(v4.scaling.rope_type(), rope_type, "{name}");
         let found = v4.rope(head_dim, RopeLayout::Halves).unwrap().frequencies(1).unwrap();
         for (found, expected) in [(found[0], first), (found[found.len() - 1], last)] {
-            assert!((f64::from(found) - expected).abs() < 1e-5 * expected, "{name}: {found} {expected}");
+            let is_close = relative_eq!(f64::from(found), expected, max_relative = 1e-5);
+            assert!(is_close, "{name}: {found} {expected}");
         }
     }
 }
@@ -472,7 +474,7 @@ fn deepseek_s_attention_is_sharpened_by_the_other_half() {
         )
         .unwrap()
     };
-    assert!((scaling(1.0).score_factor() - 1.8738542070926265).abs() < 1e-12);
+    assert_abs_diff_eq!(scaling(1.0).score_factor(), 1.8738542070926265, epsilon = 1e-12);
     assert_eq!(scaling(0.0).score_factor(), 1.0);
     assert_eq!(RopeScaling::Default.score_factor(), 1.0);
 }

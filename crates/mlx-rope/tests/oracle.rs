@@ -4,11 +4,12 @@
 
 use std::f64::consts::PI;
 
+use approx::{abs_diff_eq, assert_abs_diff_eq, assert_relative_eq, relative_eq};
 use mlx_rope::{LongRopeMode, Rope, RopeLayout, RopeScaling, initialize_rope};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{Tolerance, compare};
+use mlx_testing::{model_rounding, tensor};
 use proptest::prelude::*;
 
 const DIMS: usize = 16;
@@ -115,10 +116,10 @@ fn frequencies_are_those_of_the_papers() {
             assert_eq!(found.len(), DIMS / 2);
             for (pair, &found) in found.iter().enumerate() {
                 let expected = frequency(pair, f64::from(length));
-                let error = (f64::from(found) - expected).abs();
-                assert!(error <= 1e-5 * expected, "{scaling:?} {length} {pair}: {found} {expected}");
+                let is_close = relative_eq!(f64::from(found), expected, max_relative = 1e-5);
+                assert!(is_close, "{scaling:?} {length} {pair}: {found} {expected}");
             }
-            assert!((f64::from(rope.attention_factor(length)) - attention_factor).abs() < 1e-6);
+            assert_abs_diff_eq!(f64::from(rope.attention_factor(length)), attention_factor, epsilon = 1e-6);
         }
     }
 }
@@ -148,8 +149,8 @@ fn rotated_features_are_those_of_the_papers() {
                     // A float32 angle is off by up to half a unit in its last place, and so are its factors.
                     let allowed = 1e-5 + position * 4.0 * f64::from(f32::EPSILON);
                     for (&expected, &found) in expected.iter().zip(after) {
-                        let error = (expected - f64::from(found)).abs();
-                        assert!(error < allowed, "{scaling:?} {layout:?} {position}: {expected} {found}");
+                        let is_close = abs_diff_eq!(f64::from(found), expected, epsilon = allowed);
+                        assert!(is_close, "{scaling:?} {layout:?} {position}: {found} {expected}");
                     }
                 }
             }
@@ -168,7 +169,7 @@ fn a_single_token_is_rotated_in_every_row() {
         let rows = rope.rotate(&batch, 7).unwrap();
         for row in 0..3 {
             let found = rows.try_index((row..row + 1, .., .., ..)).unwrap();
-            assert!(compare(&found, &alone, Tolerance::Exact).unwrap().is_equal(), "{scaling:?} {row}");
+            assert_eq!(tensor(&found), tensor(&alone), "{scaling:?} {row}");
         }
     }
 }
@@ -184,8 +185,7 @@ fn rows_with_offsets_of_their_own_are_rotated_as_alone() {
             for (row, offset) in (0..).zip(offsets) {
                 let of_row = |x: &Array| x.try_index((row..row + 1, .., .., ..)).unwrap();
                 let alone = rope.rotate(&of_row(&x), offset).unwrap();
-                let result = compare(&of_row(&together), &alone, Tolerance::Exact).unwrap();
-                assert!(result.is_equal(), "{scaling:?} {offset}: {result}");
+                assert_eq!(tensor(&of_row(&together)), tensor(&alone), "{scaling:?} {offset}");
             }
         }
     }
@@ -198,10 +198,17 @@ fn half_precision_stays_half() {
             for head_dim in [DIMS, DIMS + 2] {
                 let x = input(1, 2, head_dim as i32).as_dtype(dtype).unwrap();
                 let rope = build(&scaling, RopeLayout::Halves);
-                assert_eq!(rope.rotate(&x, 3).unwrap().dtype(), dtype);
-                let whole = rope.rotate(&x.as_dtype(Dtype::Float32).unwrap(), 3).unwrap();
-                let result = compare(&rope.rotate(&x, 3).unwrap(), &whole, Tolerance::of(dtype)).unwrap();
-                assert!(result.is_equal(), "{scaling:?} {dtype:?}: {result}");
+                let found = rope.rotate(&x, 3).unwrap();
+                assert_eq!(found.dtype(), dtype);
+                let found = tensor(&found.as_dtype(Dtype::Float32).unwrap());
+                let whole = tensor(&rope.rotate(&x.as_dtype(Dtype::Float32).unwrap(), 3).unwrap());
+                let rounding = model_rounding(dtype);
+                assert_relative_eq!(
+                    found.named(format!("{scaling:?} {dtype:?}")),
+                    whole,
+                    epsilon = rounding,
+                    max_relative = rounding
+                );
             }
         }
     }
@@ -243,13 +250,12 @@ fn a_long_sequence_can_be_read_in_pieces() {
             // The same, from what is still to come, for one row and for each of several.
             let ahead = rope.followed_by(80 - to);
             for found in [ahead.rotate(&piece, from), ahead.rotate(&piece, &[from][..])] {
-                assert!(compare(&found.unwrap(), &rotated, Tolerance::Exact).unwrap().is_equal());
+                assert_eq!(tensor(&found.unwrap()), tensor(&rotated));
             }
             rotated
         });
-        let result =
-            compare(&concatenate(&pieces, 2).unwrap(), &whole, Tolerance::Close { rtol: 1e-5, atol: 1e-5 });
-        assert!(result.unwrap().is_equal(), "{scaling:?}");
+        let found = tensor(&concatenate(&pieces, 2).unwrap()).named(format!("{scaling:?}"));
+        assert_relative_eq!(found, tensor(&whole), epsilon = 1e-5, max_relative = 1e-5);
     }
     let (long_rope, ..) = &kinds()[5];
     let rope = build(long_rope, RopeLayout::Halves);
@@ -276,7 +282,7 @@ proptest! {
         let x = input(1, length, DIMS as i32);
         let y = rope.rotate(&x, offset).unwrap();
         for (x, y) in x.as_slice::<f32>().chunks(DIMS).zip(y.as_slice::<f32>().chunks(DIMS)) {
-            prop_assert!((norm(y) - factor * norm(x)).abs() < 1e-4 * norm(x));
+            prop_assert!(abs_diff_eq!(norm(y), factor * norm(x), epsilon = 1e-4 * norm(x)));
         }
     }
 
@@ -284,8 +290,8 @@ proptest! {
     fn the_inverse_undoes_it((rope, _) in any_kind(), offset in 0..2000, length in 1..5) {
         let x = input(2, length, DIMS as i32 + 2);
         let back = rope.rotate_back(&rope.rotate(&x, offset).unwrap(), offset).unwrap();
-        let result = compare(&back, &x, Tolerance::Close { rtol: 1e-5, atol: 1e-5 }).unwrap();
-        prop_assert!(result.is_equal(), "{}", result);
+        let (back, x) = (tensor(&back), tensor(&x));
+        prop_assert!(relative_eq!(back, x, epsilon = 1e-5, max_relative = 1e-5), "{:?}", back);
     }
 
     /// Both at positions of one sequence, so that kinds that look at its length see one length.
@@ -300,7 +306,7 @@ proptest! {
             turn(3, query).iter().zip(turn(17, key)).map(|(a, b)| a * b).sum::<f64>()
         };
         let (first, second) = (score(near + distance, near), score(near + distance + shift, near + shift));
-        prop_assert!((first - second).abs() < 1e-3, "{} {}", first, second);
+        prop_assert!(abs_diff_eq!(first, second, epsilon = 1e-3), "{} {}", first, second);
     }
 
     /// Below the border, beyond which a longer sequence is rotated otherwise.
@@ -310,7 +316,7 @@ proptest! {
         let whole = rope.rotate(&x, offset).unwrap();
         let part = |from: i32, to: i32| rope.rotate(&x.try_index((.., .., from..to, ..)).unwrap(), offset + from).unwrap();
         let parts = if at == 10 { vec![part(0, 10)] } else { vec![part(0, at), part(at, 10)] };
-        let result = compare(&concatenate(&parts, 2).unwrap(), &whole, Tolerance::Close { rtol: 1e-5, atol: 1e-5 }).unwrap();
-        prop_assert!(result.is_equal(), "{}", result);
+        let (found, whole) = (tensor(&concatenate(&parts, 2).unwrap()), tensor(&whole));
+        prop_assert!(relative_eq!(found, whole, epsilon = 1e-5, max_relative = 1e-5), "{:?}", found);
     }
 }

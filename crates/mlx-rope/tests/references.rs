@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeOffset, RopeScaling, initialize_rope};
 use mlx_rs::Array;
-use mlx_testing::{Tolerance, compare};
+use mlx_testing::{model_rounding, tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -54,9 +55,9 @@ fn frequencies_and_attention_factors_are_those_of_transformers() {
         let keys: RopeKeys = serde_json::from_value(config).unwrap();
         let rope = keys.uniform(None).and_then(|settings| settings.rope(entry.head_dim, RopeLayout::Halves));
         if DIFFERENT.contains(&name.as_str()) {
-            let differs =
-                |rope: Rope| (f64::from(rope.attention_factor(1)) - entry.attention_factor).abs() > 1e-3;
-            assert!(rope.map_or(true, differs), "{name}");
+            let factor = |rope: Rope| f64::from(rope.attention_factor(1));
+            let is_same = |rope| abs_diff_eq!(factor(rope), entry.attention_factor, epsilon = 1e-3);
+            assert!(!rope.is_ok_and(is_same), "{name}");
             continue;
         }
         let rope = rope.unwrap();
@@ -65,14 +66,11 @@ fn frequencies_and_attention_factors_are_those_of_transformers() {
         let found = rope.frequencies(length).unwrap();
         assert_eq!(found.len(), entry.inv_freq.len(), "{name}");
         for (&found, &expected) in found.iter().zip(&entry.inv_freq) {
-            assert!((f64::from(found) - expected).abs() <= 1e-6 * expected, "{name}: {found} {expected}");
+            let is_close = relative_eq!(f64::from(found), expected, max_relative = 1e-6);
+            assert!(is_close, "{name}: {found} {expected}");
         }
-        let factor = f64::from(rope.attention_factor(length));
-        assert!(
-            (factor - entry.attention_factor).abs() < 1e-6,
-            "{name}: {factor} {}",
-            entry.attention_factor
-        );
+        let (found, expected) = (f64::from(rope.attention_factor(length)), entry.attention_factor);
+        assert!(abs_diff_eq!(found, expected, epsilon = 1e-6), "{name}: {found} {expected}");
         compared += 1;
     }
     assert_eq!(compared, entries.len() - DIFFERENT.len());
@@ -112,10 +110,12 @@ fn the_inverse_of_yarn_is_that_of_mlx_lm() {
             Offset::PerRow(offsets) => RopeOffset::PerRow(offsets),
         };
         let found = rope.rotate_back(&tensors[&format!("x.{i}")], offset).unwrap();
-        let expected = &tensors[&format!("y.{i}")];
-        let exact = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-        let tolerance = if exact { Tolerance::Exact } else { Tolerance::of(expected.dtype()) };
-        let result = compare(&found, expected, tolerance).unwrap();
-        assert!(result.is_equal(), "{i}: {result}");
+        let rounding = model_rounding(found.dtype());
+        let (found, expected) = (tensor(&found).named(i), tensor(&tensors[&format!("y.{i}")]));
+        if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            assert_eq!(found, expected);
+        } else {
+            assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
+        }
     }
 }

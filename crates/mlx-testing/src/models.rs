@@ -4,6 +4,7 @@
 //! be is for parity cases. Models are float32, and tokens `[B, T]` with two different rows.
 #![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
 
+use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheOptions, ModelCache};
 use mlx_rs::Array;
@@ -16,14 +17,11 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, zeros};
 use mlx_rs::optimizers::{Adam, Optimizer};
 
-use crate::{Tolerance, compare};
-
-const CLOSE: Tolerance = Tolerance::Close { rtol: 1e-4, atol: 1e-4 };
+use crate::tensor;
 
 #[track_caller]
 fn assert_close(found: &Array, expected: &Array) {
-    let result = compare(found, expected, CLOSE).unwrap();
-    assert!(result.is_equal(), "{result}");
+    assert_relative_eq!(tensor(found), tensor(expected), epsilon = 1e-4, max_relative = 1e-4);
 }
 
 /// The tokens of all rows from `start` to `end`.
@@ -91,8 +89,9 @@ pub fn the_future_is_not_seen(model: &mut dyn CausalLm, tokens: &Array) {
     let second = all_logits(model, &concatenate(&changed, 1).unwrap());
     let before = |logits: &Array| logits.try_index((.., ..at, ..)).unwrap();
     let after = |logits: &Array| logits.try_index((.., at.., ..)).unwrap();
-    assert!(compare(&before(&first), &before(&second), Tolerance::Exact).unwrap().is_equal());
-    assert!(!compare(&after(&first), &after(&second), CLOSE).unwrap().is_equal());
+    assert_eq!(tensor(&before(&first)), tensor(&before(&second)));
+    let (first, second) = (tensor(&after(&first)), tensor(&after(&second)));
+    assert_relative_ne!(first, second, epsilon = 2e-4, max_relative = 2e-4);
 }
 
 /// Only the logits that are asked for are computed, and the cache is the same.
