@@ -3,6 +3,7 @@
 //! One thread, or `MLX_CPU_THREADS`; the best of many runs, so that what else the machine does shows little. The
 //! peak is that of one core.
 
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it has measured")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
 use std::hint::black_box;

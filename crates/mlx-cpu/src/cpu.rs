@@ -1,8 +1,9 @@
-//! What the kernels run on.
+//! An instruction set and threads: what kernels run on.
 
 use std::sync::OnceLock;
 
-use crate::pool::{Pool, default_threads};
+use crate::environment::{self, Settings};
+use crate::pool::Pool;
 use crate::{Isa, Kernel};
 
 /// An instruction set and threads: the first argument of every kernel.
@@ -18,35 +19,36 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// Kernels of `isa` on `threads` threads, the calling one among them; none means one.
+    /// Runs kernels with the instructions of `isa` on `threads` threads, the calling one among them (0 counts as 1).
     ///
     /// # Panics
     ///
-    /// Where this processor does not have the instructions.
+    /// If this processor does not have the instructions.
     pub fn new(isa: Isa, threads: usize) -> Self {
         assert!(isa.is_available(), "this processor has no {}", isa.name());
         Self { isa, pool: Pool::new(threads) }
     }
 
-    /// The one that a program shares: the fastest instruction set, or the one that the environment
-    /// variable `MLX_CPU_ISA` names (see [`Isa::name`]) where it is available, and a
-    /// thread for every core that the process may use, or `MLX_CPU_THREADS`.
+    /// The one `Cpu` that a program shares.
+    ///
+    /// It has the instruction set that the environment variable `MLX_CPU_ISA` names (see [`Isa::name`]), or the fastest
+    /// one that is available, and as many threads as `MLX_CPU_THREADS` says, or one for each core that the process may
+    /// use. A value that cannot be used counts as no value; [`environment_warnings`](Self::environment_warnings) has
+    /// it.
     pub fn global() -> &'static Self {
         static GLOBAL: OnceLock<Cpu> = OnceLock::new();
         GLOBAL.get_or_init(|| {
-            let named = std::env::var("MLX_CPU_ISA").unwrap_or_default();
-            let isa = match Isa::available().find(|isa| isa.name() == named.trim()) {
-                Some(isa) => isa,
-                None => {
-                    if !named.trim().is_empty() {
-                        let here: Vec<_> = Isa::available().map(Isa::name).collect();
-                        eprintln!("MLX_CPU_ISA={named} is not there: this processor has {}", here.join(", "));
-                    }
-                    Isa::best()
-                }
-            };
-            Self::new(isa, default_threads())
+            let Settings { isa, threads, .. } = environment::settings();
+            Self::new(*isa, *threads)
         })
+    }
+
+    /// What `MLX_CPU_ISA` and `MLX_CPU_THREADS` ask for and [`global`](Self::global) does not have: a sentence for each
+    /// variable that names it, its value and what is used instead. Empty if there is nothing to say.
+    ///
+    /// This crate prints nothing: a program shows these warnings as it shows others.
+    pub fn environment_warnings() -> &'static [String] {
+        &environment::settings().warnings
     }
 
     /// The instruction set.
@@ -65,23 +67,23 @@ impl Cpu {
         self.isa.run(kernel)
     }
 
-    /// Calls `task` with 0 to `count - 1`, shared among the threads.
+    /// Calls `task` with 0 to `count - 1`, each once, on any of the threads, and returns when all calls have returned.
     pub fn parallel(&self, count: usize, task: impl Fn(usize) + Sync) {
         self.pool.run(count, &task);
     }
 
-    /// Takes part in what other threads run with [`parallel`](Self::parallel), until `until` answers yes: for a thread
-    /// that waits for them anyway, so that no more threads want to run than there are.
+    /// Runs tasks that other threads share with [`parallel`](Self::parallel), until `until` returns true. Meant for a
+    /// thread that waits for their results: no more threads than cores want to run then.
     ///
-    /// Returns earlier where another thread does so already or wants to, there is only one thread, or nothing was to be
-    /// done for about a millisecond. The caller then waits in its own way. `until` is called often. Tasks get this
-    /// thread's stack and floating-point mode, and its scratch memory stays with it.
+    /// Returns earlier if another thread helps or wants to, if there is only one thread, or if there was no task for about
+    /// a millisecond. The caller then waits in its own way. `until` is called often. Tasks run with this thread's stack
+    /// and floating-point mode, and the scratch memory that they use stays with this thread.
     pub fn help(&self, until: &dyn Fn() -> bool) {
         self.pool.help(until);
     }
 
-    /// Calls `task` for each piece of `size` elements of `out` (the last may be shorter) with its
-    /// number, shared among the threads.
+    /// Cuts `out` into pieces of `size` elements (the last may be shorter), and calls `task` with the number of each
+    /// piece and the piece, on any of the threads.
     pub fn parallel_pieces<T: Send>(
         &self,
         out: &mut [T],
@@ -112,7 +114,7 @@ impl<T> Shared<T> {
     }
 }
 
-// SAFETY: whoever uses the pointer keeps to parts that no other task touches.
+// SAFETY: code that uses the pointer touches only its own task's part of the output.
 unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}

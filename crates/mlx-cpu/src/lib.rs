@@ -23,6 +23,7 @@ mod copy;
 mod cpu;
 mod element;
 mod elementwise;
+mod environment;
 mod formula;
 mod gates;
 mod isa;

@@ -1,87 +1,113 @@
-//! Threads that share one piece of work at a time.
+//! Threads that share the tasks of one job at a time.
+//!
+//! Each thread has a part of the tasks and takes them in order, so that it reads neighbouring memory as one stream. A
+//! thread whose part is empty takes the last task of another part. A call therefore never waits for a sleeping worker:
+//! it starts with the workers that are awake, and wakes the others.
+//!
+//! A thread that waits for the result of other threads can *help*: it takes the place of the first worker, which sleeps
+//! meanwhile. There are then never more running threads than cores, and the system interrupts no thread in the middle
+//! of a task.
+//!
+//! # Memory orderings
+//!
+//! - `state` publishes all data. [`Pool::run`] writes the job and the parts, then opens the job by storing `state`
+//!   (Release). A worker joins with a compare-exchange (Acquire) that succeeds only while the same job is open. It reads
+//!   that store, or a later read-modify-write of `state`, which belongs to the store's release sequence; so it sees the
+//!   job and the parts.
+//! - A worker leaves with `fetch_sub` (Release), and the caller loads `state` (Acquire) until no worker is in the job.
+//!   So the caller sees all that the tasks wrote, and no worker reads the job any more when the next call writes it.
+//!   With several workers the caller reads the last `fetch_sub` only, but that continues the release sequences of the
+//!   earlier ones.
+//! - `state` and `sleeps` together lose no wake-up. The caller stores `state` and then loads `sleeps`; a worker stores
+//!   `sleeps` and then loads `state`. All four are SeqCst, so at least one of the two threads sees the other's store:
+//!   either the worker does not park, or the caller unparks it. Acquire and Release would allow both to miss it.
+//! - A part is one atomic number, and all its operations are Relaxed. Each task is taken once, because a compare-exchange
+//!   reads the latest value whatever its ordering. Nothing is published through a part: `state` has published it before.
+//! - `stop` needs no ordering of its own: [`Pool::drop`] unparks every worker after the store, and `park` sees what was
+//!   written before `unpark`.
+//! - `helped`, `another_waits` and `reserved_until` are hints about who should run. An old value costs time, never a
+//!   result: the caller runs every task that nobody else takes. Only the exchange of `helped` must be atomic, so that
+//!   one thread at a time is in the first worker's place.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Instant;
 
-/// How often a worker looks for work before it sleeps: 130 microseconds where it was measured, longer than what lies between
-/// two products of a decoding model, and too short to burn a core while a program is idle. To sleep and
-/// be woken costs both threads time, on a virtual machine above all.
+/// How often a worker looks for a job before it sleeps. That takes about 130 microseconds: longer than the time between
+/// two products of a decoding model, and too short to burn a core while a program is idle. Sleeping and waking cost
+/// both threads time, above all on a virtual machine.
 /// Few for Miri, so that workers sleep and are woken there too.
-const LOOKS: u32 = if cfg!(miri) { 8 } else { 2000 };
-/// After so many looks a worker lets other threads have its core: the one that builds the next step's graph
-/// among them, or the one that runs the jobs and was woken on the same core.
-const YIELDS: u32 = 4;
+const LOOKS_BEFORE_SLEEP: u32 = if cfg!(miri) { 8 } else { 2000 };
+/// A thread that looks for a job yields its core at every fourth look. The thread that builds the next step's graph may
+/// need the core, or the caller, if it was woken on the same core.
+const LOOKS_PER_YIELD: u32 = 4;
+/// The same for the caller, which waits for the last tasks to end.
+const WAITS_PER_YIELD: u32 = 64;
 
-/// How often a helper looks for work before it leaves: a millisecond or so, longer than what a model does in between
-/// on one thread.
-const HELPER_LOOKS: u32 = if cfg!(miri) { 8 } else { 10_000 };
-/// So many microseconds a helper that left is waited for: it builds the next part of a graph meanwhile, and the first
-/// worker would take its core.
-const BACK_SOON: u64 = 2000;
+/// How often a helper looks for a job before it leaves. That takes about a millisecond: longer than what a model does on
+/// one thread between two jobs.
+const LOOKS_BEFORE_LEAVING: u32 = if cfg!(miri) { 8 } else { 10_000 };
+/// How long the first worker's place stays reserved after a helper has left, in microseconds. The helper builds the next
+/// part of a graph in that time, and the first worker would take its core.
+const RESERVED: u64 = 2000;
 
-/// Of `state`: a job is there to be joined.
+/// A bit of `state`: workers may join the job.
 const OPEN: u64 = 1 << 31;
-/// Of `state`: how many workers are in the job.
+/// The bits of `state` that count the workers in the job.
 const JOINED: u64 = OPEN - 1;
 
-/// Worker threads beside the one that calls.
-///
-/// Each thread has a part of the tasks, which it takes in order: what follows each other in memory is then read by one
-/// thread, as one stream. Who has none left takes the last one of another's. So a call does not wait for workers that
-/// sleep: it starts with those that are awake, and wakes the others.
-///
-/// A thread that waits for what others compute can be in the first worker's place meanwhile: with as many threads as
-/// cores, the system then takes none away in the middle of a task.
+/// Worker threads, beside the thread that calls [`run`](Self::run).
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
-    /// Held while a job runs; who finds it held works alone.
+    /// Held while a job runs. A call that finds it held runs all of its tasks on its own thread.
     busy: Mutex<()>,
 }
 
 struct Worker {
-    /// Its place among those that should have been started.
+    /// Its place among the workers that should have been started.
     index: usize,
     thread: Thread,
     handle: Option<JoinHandle<()>>,
 }
 
+/// What all threads share. The module's documentation has the argument for the orderings.
 struct Shared {
-    /// The number of the job in the upper half, [`OPEN`], and how many workers are in it.
+    /// The number of the job (upper 32 bits), [`OPEN`], and how many workers are in the job ([`JOINED`]).
     state: AtomicU64,
     /// The tasks that nobody has taken: a part for each thread, the caller's first.
     parts: Vec<Part>,
-    /// Written while no job is open and nobody is in one.
+    /// Written while no job is open and no worker is in one.
     job: UnsafeCell<Option<Task>>,
-    /// What a task panicked with.
+    /// The payload of a task that panicked.
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
-    /// For each worker whether it sleeps.
+    /// For each worker, whether it sleeps or is about to.
     sleeps: Vec<AtomicBool>,
-    /// Whether a helper is in the first worker's place, which then sleeps.
+    /// Whether a helper is in the first worker's place.
     helped: AtomicBool,
-    /// Whether another thread would help.
-    wanted: AtomicBool,
-    /// Until when the first worker's place is kept for a helper, in microseconds since `start`.
-    kept: AtomicU64,
+    /// Whether another thread waits for its turn to help.
+    another_waits: AtomicBool,
+    /// Until when the first worker's place is reserved for a helper, in microseconds since `start`.
+    reserved_until: AtomicU64,
     start: Instant,
+    /// Whether the workers should end.
     stop: AtomicBool,
 }
 
 /// What the tasks of a job call with their numbers.
 type Task = *const (dyn Fn(usize) + Sync);
 
-// SAFETY: `job` is read by a worker only between joining an open job and leaving it, and written by
-// the caller only when none is open and all have left; `state` orders the two. The task is Sync.
+// SAFETY: a worker reads `job` only between joining an open job and leaving it, and the caller writes it only when no
+// job is open and all workers have left; `state` orders the two. The task is Sync.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is not used outside of a job.
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads`, the calling one among them. The others start with the first job.
+    /// A pool of `threads`, the calling one among them. Starts the others.
     pub fn new(threads: usize) -> Self {
         let count = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
@@ -91,8 +117,8 @@ impl Pool {
             panic: Mutex::new(None),
             sleeps: (0..count).map(|_| AtomicBool::new(false)).collect(),
             helped: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
-            kept: AtomicU64::new(0),
+            another_waits: AtomicBool::new(false),
+            reserved_until: AtomicU64::new(0),
             start: Instant::now(),
             stop: AtomicBool::new(false),
         });
@@ -102,7 +128,7 @@ impl Pool {
                 let handle = thread::Builder::new()
                     .name(format!("mlx-cpu-{}", index + 1))
                     .spawn(move || shared.work(index))
-                    // Without threads to spare the caller does it all.
+                    // If the system grants no more threads, fewer share the tasks.
                     .ok()?;
                 Some(Worker { index, thread: handle.thread().clone(), handle: Some(handle) })
             })
@@ -110,23 +136,23 @@ impl Pool {
         Self { shared, workers, busy: Mutex::new(()) }
     }
 
-    /// The threads, the calling one among them.
+    /// The number of threads, the calling one among them.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
     /// Calls `task` with 0 to `count - 1`, each once, on any of the threads, and returns when all
-    /// have returned. A task that panics makes this panic, after the others are done.
+    /// have returned. If a task panics, this panics after the others are done.
     pub fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         let alone = || (0..count).for_each(task);
         if count <= 1 || self.workers.is_empty() {
             return alone();
         }
-        // A part has its numbers in 32 bits each.
+        // A part holds its numbers in 32 bits each.
         let Ok(tasks) = u32::try_from(count) else {
             return alone();
         };
-        // Held by another thread, or by this one, further up: a task that starts tasks.
+        // It may be held by another thread, or by this one further up, if a task starts tasks.
         let Ok(_busy) = self.busy.try_lock() else {
             return alone();
         };
@@ -136,25 +162,29 @@ impl Pool {
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
         };
-        // SAFETY: no job is open and nobody is in one: the previous call has waited for that.
+        // SAFETY: no job is open and no worker is in one: the previous call has waited for that.
         unsafe { *shared.job.get() = Some(task) };
         shared.share_out(tasks);
+        // Relaxed: only this function changes the number, and `busy` orders its calls.
         let number = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
+        // Release for `join`. SeqCst for `sleep`: the loads of `sleeps` in `wake` must not move before it.
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
         let needed = self.workers.iter().take(count - 1);
         needed.filter(|worker| worker.index > 0).for_each(|worker| shared.wake(worker));
-        // Before each task: who is waited for may stay away.
+        // Asked again before each task: the helper may not have come back in time.
         shared.take_tasks(task, 0, || {
             if let Some(first) = self.workers.first().filter(|worker| worker.index == 0)
-                && !shared.is_kept()
+                && !shared.is_reserved()
             {
                 shared.wake(first);
             }
         });
+        // From here on `join` fails. The loads below do the ordering, so Relaxed would be enough.
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0_u32;
+        // Acquire: pairs with the `fetch_sub` with which workers leave.
         while shared.state.load(Ordering::Acquire) & JOINED != 0 {
-            pause(&mut looks, 64);
+            pause(&mut looks, WAITS_PER_YIELD);
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -163,8 +193,8 @@ impl Pool {
         }
     }
 
-    /// Works on other threads' jobs until `until` answers yes, in the first worker's place. Returns earlier where that
-    /// is taken or not there, or nothing is to be done for a while.
+    /// Runs tasks of other threads' jobs, in the first worker's place, until `until` returns true. Returns earlier if
+    /// there is no such place, another thread is in it or waits for it, or there has been no job for a while.
     pub fn help(&self, until: &dyn Fn() -> bool) {
         /// The first worker's place.
         struct Place<'a>(&'a Shared);
@@ -179,47 +209,54 @@ impl Pool {
         if self.workers.is_empty() {
             return;
         }
+        // The exchange lets one helper in. No data goes with it, so its ordering does not matter.
         if shared.helped.swap(true, Ordering::SeqCst) {
-            // Two threads that wait take turns, or one could keep the other from ever going on.
-            return shared.wanted.store(true, Ordering::Relaxed);
+            // Two threads that wait take turns. Otherwise one could keep the other from going on.
+            return shared.another_waits.store(true, Ordering::Relaxed);
         }
         let _place = Place(shared);
-        shared.wanted.store(false, Ordering::Relaxed);
+        shared.another_waits.store(false, Ordering::Relaxed);
         shared.help(until);
     }
 }
 
 impl Shared {
+    /// Wakes a worker if it sleeps.
     fn wake(&self, worker: &Worker) {
+        // SeqCst, after the SeqCst store of `state` in `run`: the other side of `sleep`.
         if self.sleeps[worker.index].load(Ordering::SeqCst) {
             worker.thread.unpark();
         }
     }
 
-    /// Whether the first worker's place is a helper's.
-    fn is_kept(&self) -> bool {
-        let kept = self.kept.load(Ordering::Relaxed);
-        self.helped.load(Ordering::SeqCst) || kept > 0 && kept > self.now()
+    /// Whether the first worker's place belongs to a helper, one that is there or one that will be back soon.
+    fn is_reserved(&self) -> bool {
+        let until = self.reserved_until.load(Ordering::Relaxed);
+        self.helped.load(Ordering::SeqCst) || until > 0 && until > self.now()
     }
 
+    /// Microseconds since the start.
     fn now(&self) -> u64 {
         self.start.elapsed().as_micros() as u64
     }
 
-    /// Runs the job that `state` says is open, if it still is.
+    /// Runs tasks of the job that `state` says is open. Returns false if that job is closed or its state has changed.
     fn join(&self, state: u64, index: usize) -> bool {
-        // Fails where the job was closed or another worker joined: look again.
+        // Acquire: pairs with the store of `state` in `run`, so that the job and the parts are visible. If it fails,
+        // nothing is read, so Relaxed is enough.
         if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
-        // SAFETY: joined an open job: it is not written until this worker has left.
+        // SAFETY: this worker is in an open job, which is not written until it has left.
         if let Some(task) = unsafe { *self.job.get() } {
             self.take_tasks(task, index + 1, || ());
         }
+        // Release: pairs with the Acquire load in `run`, which waits for this.
         self.state.fetch_sub(1, Ordering::AcqRel);
         true
     }
 
+    /// The loop of a helper.
     fn help(&self, until: &dyn Fn() -> bool) {
         let (mut last, mut looks) = (0, 0);
         while !until() {
@@ -229,16 +266,17 @@ impl Shared {
                     last = state >> 32;
                     looks = 0;
                 }
-            } else if looks < HELPER_LOOKS && !self.wanted.load(Ordering::Relaxed) {
-                pause(&mut looks, YIELDS);
+            } else if looks < LOOKS_BEFORE_LEAVING && !self.another_waits.load(Ordering::Relaxed) {
+                pause(&mut looks, LOOKS_PER_YIELD);
             } else {
-                // It may sleep elsewhere.
-                return self.kept.store(0, Ordering::Relaxed);
+                // It may sleep elsewhere now, so nothing is reserved for it.
+                return self.reserved_until.store(0, Ordering::Relaxed);
             }
         }
-        self.kept.store(self.now() + BACK_SOON, Ordering::Relaxed);
+        self.reserved_until.store(self.now() + RESERVED, Ordering::Relaxed);
     }
 
+    /// The loop of a worker.
     fn work(&self, index: usize) {
         let mut last = 0;
         loop {
@@ -252,8 +290,8 @@ impl Shared {
                     break state;
                 }
                 let is_replaced = index == 0 && self.helped.load(Ordering::Relaxed);
-                if looks < LOOKS && !is_replaced {
-                    pause(&mut looks, YIELDS);
+                if looks < LOOKS_BEFORE_SLEEP && !is_replaced {
+                    pause(&mut looks, LOOKS_PER_YIELD);
                 } else {
                     self.sleep(index, last);
                     looks = 0;
@@ -265,17 +303,20 @@ impl Shared {
         }
     }
 
-    /// Sleeps until someone wakes this worker, unless a job has been opened since it looked.
+    /// Sleeps until another thread wakes this worker, unless a job has been opened since the worker looked.
     fn sleep(&self, index: usize, last: u64) {
+        // SeqCst for both: the load of `state` must not move before the store of `sleeps`. In `run` and `wake` it is
+        // the other way round.
         self.sleeps[index].store(true, Ordering::SeqCst);
         let state = self.state.load(Ordering::SeqCst);
         if !is_new(state, last) && !self.stop.load(Ordering::SeqCst) {
             thread::park();
         }
+        // If `wake` still reads true, its `unpark` lets the next `park` return at once, and the worker looks again.
         self.sleeps[index].store(false, Ordering::SeqCst);
     }
 
-    /// Gives each thread its part of so many tasks.
+    /// Gives each thread its part of the tasks.
     fn share_out(&self, tasks: u32) {
         let threads = self.parts.len().min(tasks as usize) as u64;
         for (part, index) in self.parts.iter().zip(0..) {
@@ -284,7 +325,7 @@ impl Shared {
         }
     }
 
-    /// Runs the tasks of this thread's part, and then those that are left of the others'; `before` each, that.
+    /// Runs the tasks of part `own`, then those that are left in the other parts. Calls `before` before each task.
     fn take_tasks(&self, task: Task, own: usize, before: impl Fn()) {
         let (earlier, from) = self.parts.split_at(own);
         let own = std::iter::from_fn(|| from.first().and_then(Part::take_first));
@@ -301,41 +342,45 @@ impl Shared {
     }
 }
 
-/// Whether `state` says that a job is open, and not the `last` one.
+/// Whether `state` says that a job is open, and it is not the job with number `last`.
 fn is_new(state: u64, last: u64) -> bool {
     state & OPEN != 0 && state >> 32 != last
 }
 
-/// Waits between two looks, of which every `yields`-th lets other threads have the core.
-fn pause(looks: &mut u32, yields: u32) {
+/// Waits between two looks. Every `per_yield`-th time other threads may have the core.
+fn pause(looks: &mut u32, per_yield: u32) {
     *looks += 1;
-    if looks.is_multiple_of(yields) {
+    if looks.is_multiple_of(per_yield) {
         thread::yield_now();
     } else {
         std::hint::spin_loop();
     }
 }
 
-/// Tasks that follow each other: the first in the upper half, and the one behind the last. In a cache line of its own.
+/// A range of tasks: the first in the upper 32 bits, the end in the lower ones. In a cache line of its own.
+///
+/// All operations are Relaxed; the module's documentation says why.
 #[derive(Default)]
 #[repr(align(128))]
 struct Part(AtomicU64);
 
 impl Part {
-    /// While nobody takes any.
+    /// Sets the range. No thread may take tasks meanwhile.
     fn set(&self, first: u32, end: u32) {
         self.0.store(u64::from(first) << 32 | u64::from(end), Ordering::Relaxed);
     }
 
+    /// Takes the first task of the range.
     fn take_first(&self) -> Option<u32> {
         self.take(|first, end| (first, first + 1, end))
     }
 
+    /// Takes the last task of the range.
     fn take_last(&self) -> Option<u32> {
         self.take(|first, end| (end - 1, first, end - 1))
     }
 
-    /// Takes the task, and leaves those between, that `which` says of a part with tasks.
+    /// Takes a task of a range that is not empty: `which` returns the task, and the first and the end of what is left.
     fn take(&self, which: impl Fn(u32, u32) -> (u32, u32, u32)) -> Option<u32> {
         let mut part = self.0.load(Ordering::Relaxed);
         loop {
@@ -345,6 +390,7 @@ impl Part {
             }
             let (task, first, end) = which(first, end);
             let left = u64::from(first) << 32 | u64::from(end);
+            // A range only shrinks while a job runs, so an equal value means that nobody has taken a task.
             match self.0.compare_exchange_weak(part, left, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(task),
                 Err(other) => part = other,
@@ -359,43 +405,10 @@ impl Drop for Pool {
         for worker in &mut self.workers {
             worker.thread.unpark();
             if let Some(handle) = worker.handle.take() {
-                // It caught its panics.
+                // Panics of tasks were caught, so there is no result to look at.
                 let _ = handle.join();
             }
         }
-    }
-}
-
-/// How many threads a program should use: `MLX_CPU_THREADS` if it is a number above 0, else as many as
-/// the cores that the process may use. More than these are never of use, and so not had; standard error says it.
-pub fn default_threads() -> usize {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    *COUNT.get_or_init(|| {
-        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let named = std::env::var_os("MLX_CPU_THREADS").unwrap_or_default();
-        let (count, problem) = threads_named(&named.to_string_lossy(), cores);
-        if let Some(problem) = problem {
-            eprintln!("{problem}");
-        }
-        count
-    })
-}
-
-/// The number of threads that `MLX_CPU_THREADS` stands for where there are so many cores, and what is to be said of it.
-fn threads_named(named: &str, cores: usize) -> (usize, Option<String>) {
-    let named = named.trim();
-    match named.parse() {
-        Ok(count) if (1..=cores).contains(&count) => (count, None),
-        Ok(0) => (cores, Some("MLX_CPU_THREADS=0 is no number of threads; it must be 1 or more".to_owned())),
-        Ok(count) => {
-            let problem = format!(
-                "MLX_CPU_THREADS={count} is more than the {cores} cores of this process, and {cores} threads are used"
-            );
-            (cores, Some(problem))
-        }
-        Err(_) if named.is_empty() => (cores, None),
-        // Whoever set it may have put anything there, control sequences too.
-        Err(_) => (cores, Some(format!("MLX_CPU_THREADS={} is no number of threads", named.escape_debug()))),
     }
 }
 
@@ -404,24 +417,6 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-
-    #[test]
-    fn there_are_no_more_threads_than_cores() {
-        for (named, count) in [("", 4), (" 3 ", 3), ("4", 4), ("1", 1)] {
-            assert_eq!(threads_named(named, 4), (count, None), "{named}");
-        }
-        for (named, needle) in [
-            ("5", "more than the 4 cores"),
-            ("100000", "more than the 4 cores"),
-            ("0", "1 or more"),
-            ("-1", "no number"),
-            ("99999999999999999999999", "no number"),
-            ("\u{1b}[2J", "MLX_CPU_THREADS=\\u{1b}[2J is no number"),
-        ] {
-            let (count, problem) = threads_named(named, 4);
-            assert!(count == 4 && problem.as_ref().is_some_and(|said| said.contains(needle)), "{problem:?}");
-        }
-    }
 
     #[test]
     fn a_part_is_taken_from_both_ends() {
@@ -433,12 +428,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_alone_takes_its_own_tasks_in_order_and_then_the_others() {
+    fn a_thread_alone_takes_its_own_tasks_in_order_and_then_the_others() {
         static RAN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
         let pool = Pool::new(3);
         for (tasks, expected) in [(7, vec![0, 1, 3, 2, 6, 5, 4]), (2, vec![0, 1]), (1, vec![0])] {
             pool.shared.share_out(tasks);
-            // Nobody else: no job is open.
+            // No other thread takes any: no job is open.
             pool.shared.take_tasks(&|index| RAN.lock().unwrap().push(index), 0, || ());
             assert_eq!(std::mem::take(&mut *RAN.lock().unwrap()), expected);
         }
@@ -499,7 +494,7 @@ mod tests {
         assert_eq!(ran.into_inner(), 15);
     }
 
-    /// Runs jobs until a task has run on a thread with this property.
+    /// Runs jobs until a task has run on a thread for which `is_it` returns true.
     fn run_until(pool: &Pool, is_it: impl Fn(thread::ThreadId) -> bool + Sync) {
         let seen = AtomicBool::new(false);
         while !seen.load(Ordering::Relaxed) {
@@ -513,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_works_in_the_first_workers_place_and_gives_it_back() {
+    fn a_helper_works_in_the_first_workers_place_and_gives_it_back() {
         let (pool, done) = (Pool::new(2), AtomicBool::new(false));
         let (caller, worker) = (thread::current().id(), pool.workers[0].thread.id());
         run_until(&pool, |id| id == worker);
@@ -526,27 +521,27 @@ mod tests {
             run_until(&pool, |id| id == helper.thread().id());
             done.store(true, Ordering::Relaxed);
         });
-        // It left with what it waited for: its place is kept for a while, and not longer.
+        // The helper has left. Its place is reserved for a while, and then the worker comes back.
         run_until(&pool, |id| id != caller);
     }
 
     #[test]
     fn a_helper_leaves_where_it_is_not_needed() {
-        // No place: not even asked.
+        // There is no worker whose place it could take: `until` is not even called.
         Pool::new(1).help(&|| unreachable!());
         let pool = Pool::new(2);
-        // Nothing to do, and nothing that it waits for.
+        // There is no job.
         pool.help(&|| false);
-        assert!(!pool.shared.is_kept());
-        // Another is there already: that one goes.
+        assert!(!pool.shared.is_reserved());
+        // A helper is there already: the second returns at once, and the first leaves for it.
         pool.help(&|| {
             pool.help(&|| unreachable!());
             false
         });
-        assert!(!pool.shared.is_kept());
-        // What it asks breaks.
+        assert!(!pool.shared.is_reserved());
+        // `until` panics.
         let broken = catch_unwind(AssertUnwindSafe(|| pool.help(&|| panic!("until"))));
-        assert!(broken.is_err() && !pool.shared.is_kept());
+        assert!(broken.is_err() && !pool.shared.is_reserved());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use mlx_cpu::Cpu;
 
@@ -29,6 +30,7 @@ unsafe fn answer(
     thread_local!(static MESSAGE: RefCell<CString> = RefCell::default());
     // SAFETY: the caller's promise.
     let (tensors, settings) = unsafe { (&*tensors.cast(), &*settings) };
+    print_environment_warnings();
     let result = counter.measure(|| catch_unwind(AssertUnwindSafe(|| body(tensors, settings))));
     let message = match result {
         Ok(Ok(())) => return std::ptr::null(),
@@ -44,6 +46,15 @@ unsafe fn answer(
         *kept = CString::new(message).unwrap_or_default();
         kept.as_ptr()
     })
+}
+
+/// Prints to standard error, before the first kernel runs, what `MLX_CPU_ISA` and `MLX_CPU_THREADS` ask for in vain.
+///
+/// Libraries of this workspace do not print. Here there is no other way: a program that calls mlx-rs does not know that
+/// there are kernels, and gives them neither a logger nor a place for warnings.
+fn print_environment_warnings() {
+    static PRINTED: Once = Once::new();
+    PRINTED.call_once(|| Cpu::environment_warnings().iter().for_each(|warning| eprintln!("{warning}")));
 }
 
 /// Makes for each operation an entry of the table, and its counter.
