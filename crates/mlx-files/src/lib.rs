@@ -1,57 +1,54 @@
-//! Files from outside are read within limits, and files are written whole or not at all.
+//! Reads files within limits, and writes files so that they are whole or not there.
 //!
-//! API for crates that read or write checkpoints, caches and conversations. A model's folder may hold anything: a
-//! named pipe in place of `config.json` would block a program forever, and a link to an endless device would fill its
-//! memory. So everything here works on regular files only, and reading has a limit in bytes.
+//! API for crates that read or write checkpoints, caches and conversations. The folder of a model may hold anything: a
+//! named pipe instead of `config.json` would block a program forever, and a link to an endless device would fill its
+//! memory. So everything here accepts regular files only, and reading has a limit in bytes.
 //!
 //! | | |
 //! |---|---|
-//! | [`open`] | a regular file, to read from |
-//! | [`read`], [`read_to_string`] | all of a regular file, up to a limit |
-//! | [`is_present`] | whether a file is there, where a link that leads nowhere is an error |
-//! | [`check_replaceable`] | whether a path is free or a regular file |
-//! | [`shortened`] | what a file says, for a message, which may be very long |
-//! | [`Partial`] | a file or folder that is written beside its place, and takes its place when it is whole |
+//! | [`open`] | opens a regular file to read from it |
+//! | [`read`], [`read_to_string`] | read a whole regular file, up to a limit |
+//! | [`is_present`] | says whether a file is there; a link that leads nowhere is an error |
+//! | [`check_replaceable`] | says whether a file may be written to a path |
+//! | [`write`], [`write_with`] | replace a file in one step |
+//! | [`Partial`] | a file or folder that is written beside its place and then renamed |
+//! | [`shortened`], [`without_source_place`] | texts from outside, as messages show them |
 //!
 //! ```
-//! use std::io::Write;
-//!
 //! # let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("notes.txt");
-//! let partial = mlx_files::Partial::file(&path)?;
-//! partial.as_file().write_all(b"all of it")?;
-//! partial.commit()?;
+//! mlx_files::write(&path, "all of it")?;
 //! assert_eq!(mlx_files::read_to_string(&path, 100)?, "all of it");
 //! assert!(mlx_files::read_to_string(&path, 8).is_err());
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod messages;
 mod partial;
-mod shortened;
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-pub use partial::Partial;
-pub use shortened::shortened;
+pub use messages::{shortened, without_source_place};
+pub use partial::{Partial, write, write_with};
 
-/// The largest JSON file that describes a model: a config, an index of shards. Those of released models have at most
-/// a few megabytes.
+/// Bytes of the largest JSON file that describes a model, such as a config or an index of shards. Those of released
+/// models have at most a few megabytes.
 pub const LARGEST_CONFIG: u64 = 64 << 20;
 
-/// The largest `tokenizer.json`. Those of released models have up to 35 MB.
+/// Bytes of the largest `tokenizer.json`. Those of released models have up to 35 MB.
 pub const LARGEST_TOKENIZER: u64 = 512 << 20;
 
-/// The largest text that a user hands over as a whole: a prompt, a conversation, a text to score.
+/// Bytes of the largest text that a user gives in one file: a prompt, a conversation, a text to score.
 pub const LARGEST_TEXT: u64 = 256 << 20;
 
-/// Opens a regular file, or a link to one, to read from it.
+/// Opens a regular file, or a link to one, to read from it. It never blocks.
 ///
 /// # Errors
 ///
-/// Those of [`File::open`]; [`ErrorKind::InvalidInput`] for what is no regular file (a folder, a named pipe, a device,
-/// a socket), and [`ErrorKind::Other`] for a link that leads nowhere. Nothing blocks.
+/// Those of [`File::open`]; [`ErrorKind::InvalidInput`] for a folder, a named pipe, a device or a socket;
+/// [`ErrorKind::Other`] for a link that leads nowhere.
 pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
     let path = path.as_ref();
     let mut options = OpenOptions::new();
@@ -59,11 +56,11 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // A named pipe without a writer would block here, before anybody can look at what it is. Regular files do
-        // not know the flag.
+        // Without the flag, opening a named pipe would block until something writes to it. On regular files the flag
+        // has no effect.
         options.custom_flags(O_NONBLOCK);
     }
-    // Devices may do something when they are opened, so that they are refused before.
+    // Opening a device may have effects, so devices are refused before they are opened.
     match fs::metadata(path) {
         Ok(about) => check_regular(about.file_type())?,
         Err(e) => return Err(absent(path, e)),
@@ -78,11 +75,12 @@ const O_NONBLOCK: i32 = 0o4000;
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
 const O_NONBLOCK: i32 = 0x4;
 
-/// All bytes of a regular file, if they are at most `limit`.
+/// Reads a whole regular file of at most `limit` bytes.
 ///
 /// # Errors
 ///
-/// Those of [`open`] and of reading; [`ErrorKind::FileTooLarge`] above the limit, of which no more is read.
+/// Those of [`open`] and of reading; [`ErrorKind::FileTooLarge`] for a larger file, of which no more than the limit is
+/// read.
 pub fn read(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let size = file.metadata()?.len();
@@ -90,7 +88,8 @@ pub fn read(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_large(size, limit));
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    // One more than the limit: a file may grow, and files of the kernel say that they are empty.
+    // One byte more than the limit shows that a file is too large: it may have grown, and files of the kernel say
+    // that they are empty.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64, limit));
@@ -98,7 +97,7 @@ pub fn read(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// [`read`], as text.
+/// Reads a whole regular file of at most `limit` bytes as text.
 ///
 /// # Errors
 ///
@@ -114,8 +113,8 @@ pub fn read_to_string(path: impl AsRef<Path>, limit: u64) -> io::Result<String> 
 ///
 /// # Errors
 ///
-/// As of [`open`], but that a file that is not there is none: a link that leads nowhere is an error, since whoever
-/// made it meant a file.
+/// [`ErrorKind::InvalidInput`] for something other than a regular file; [`ErrorKind::Other`] for a link that leads
+/// nowhere, since a link is made for a file that should be there.
 pub fn is_present(path: impl AsRef<Path>) -> io::Result<bool> {
     let path = path.as_ref();
     match fs::metadata(path) {
@@ -127,11 +126,11 @@ pub fn is_present(path: impl AsRef<Path>) -> io::Result<bool> {
     }
 }
 
-/// Whether a file may be written to this path: nothing is there, or a regular file (or a link to one).
+/// Checks that a file may be written to this path: nothing is there, or a regular file, or a link to one.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] where a folder, a device, a named pipe or a socket would be replaced.
+/// [`ErrorKind::InvalidInput`] if a folder, a device, a named pipe or a socket would be replaced.
 pub fn check_replaceable(path: impl AsRef<Path>) -> io::Result<()> {
     is_present(path).map(drop)
 }
@@ -158,10 +157,10 @@ fn kind_of(file_type: FileType) -> &'static str {
             return "a device";
         }
     }
-    if file_type.is_dir() { "a folder" } else { "no file" }
+    if file_type.is_dir() { "a folder" } else { "something else" }
 }
 
-/// What is said of a file that is not there, where `e` is what the system says.
+/// The error for a file that is not there; `e` is the error of the system.
 fn absent(path: &Path, e: io::Error) -> io::Error {
     if e.kind() == ErrorKind::NotFound
         && let Ok(target) = fs::read_link(path)

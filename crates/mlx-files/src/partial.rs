@@ -1,39 +1,68 @@
-//! A file or folder that is written beside its place.
+//! Files and folders that are written beside their place and then renamed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::check_replaceable;
 
-/// What every partial name ends with.
+/// What the name of every partial ends with.
 const SUFFIX: &str = ".partial";
 
-/// A file or folder under a name of its own, beside the place that it gets by [`commit`](Self::commit).
+/// Replaces a file by these bytes in one step: see [`Partial`].
 ///
-/// Nobody sees half of it: until then what was there before stays, and a partial that is dropped is removed. One that a
-/// killed program left behind is removed by the next one for the same place. So that nobody removes what is still
-/// being written, each is locked (`flock`) while its program lives.
+/// # Errors
 ///
-/// Its name is `.NAME.PROCESS-NUMBER.partial`.
+/// What the system says. Then the file is what it was before.
+pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    write_with(path, |out| out.write_all(bytes.as_ref()))
+}
+
+/// Replaces a file in one step by what `write_contents` writes: see [`Partial`].
+///
+/// # Errors
+///
+/// What the system or `write_contents` says. Then the file is what it was before.
+pub fn write_with<R>(
+    path: impl AsRef<Path>,
+    write_contents: impl FnOnce(&mut BufWriter<&File>) -> io::Result<R>,
+) -> io::Result<R> {
+    let partial = Partial::file(path)?;
+    let mut out = BufWriter::new(partial.as_file());
+    let answer = write_contents(&mut out)?;
+    out.flush()?;
+    drop(out);
+    partial.commit()?;
+    Ok(answer)
+}
+
+/// A file or folder that is being written under a temporary name beside its place, and that
+/// [`commit`](Self::commit) renames to its place.
+///
+/// No reader sees half of it: until the commit its place is as it was, and a partial that is dropped is removed. A
+/// partial that a killed program left behind is removed by the next partial for the same place. Each is locked
+/// (`flock`) while its program lives, so that no other program removes it meanwhile.
+///
+/// The temporary name is `.NAME.PROCESS-NUMBER.partial`.
 #[derive(Debug)]
 pub struct Partial {
-    /// Where it goes.
+    /// Where the commit puts it.
     target: PathBuf,
+    /// Where it is until then.
     path: PathBuf,
-    /// Open and locked.
+    /// The file or folder itself, open and locked.
     file: File,
     is_folder: bool,
     is_done: bool,
 }
 
 impl Partial {
-    /// An empty file, for the place `target`. Where that is a link, the file that it leads to is replaced.
+    /// An empty file for the place `target`. If `target` is a link, the file that it leads to is replaced.
     ///
     /// # Errors
     ///
-    /// What the system says; as of [`check_replaceable`] where something other than a regular file is at `target`.
+    /// What the system says; those of [`check_replaceable`] if something other than a regular file is at `target`.
     pub fn file(target: impl AsRef<Path>) -> io::Result<Self> {
         let target = target.as_ref();
         check_replaceable(target)?;
@@ -41,36 +70,36 @@ impl Partial {
         Self::new(target, false)
     }
 
-    /// An empty folder, for the place `target`, where there must be nothing, or an empty folder. Where that is a link,
-    /// the folder that it leads to is replaced.
+    /// An empty folder for the place `target`, where nothing or an empty folder must be. If `target` is a link, the
+    /// folder that it leads to is replaced.
     ///
     /// # Errors
     ///
-    /// What the system says; [`ErrorKind::AlreadyExists`] where something is at `target`.
+    /// What the system says; [`ErrorKind::AlreadyExists`] if something else is at `target`.
     pub fn folder(target: impl AsRef<Path>) -> io::Result<Self> {
         let target = target.as_ref();
         if fs::symlink_metadata(target).is_err() {
             return Self::new(target.to_path_buf(), true);
         }
         if !is_empty_folder(target) {
-            let problem = format!("{} exists, and is no empty folder", target.display());
+            let problem = format!("{} exists, and is not an empty folder", target.display());
             return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
         }
-        // Also `.`, which is no name.
+        // A path such as `.` does not end with a name.
         Self::new(fs::canonicalize(target)?, true)
     }
 
     fn new(target: PathBuf, is_folder: bool) -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = target.file_name().ok_or_else(|| {
-            let problem = format!("{} has no name that a file could have", target.display());
+            let problem = format!("{} does not end with the name of a file", target.display());
             io::Error::new(ErrorKind::InvalidInput, problem)
         })?;
         let parent = parent(&target);
         remove_stale(&target);
         loop {
             let mut partial = std::ffi::OsString::from(".");
-            // A long name would grow too long.
+            // The name of a partial is longer than that of its place.
             partial.push(shortened(name));
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             partial.push(format!(".{}-{number}{SUFFIX}", std::process::id()));
@@ -82,21 +111,21 @@ impl Partial {
             };
             let file = match made {
                 Ok(file) => file,
-                // Of a program that was killed and had this number.
+                // A killed program with the same number left it.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(e),
             };
             let partial = Self { target: target.clone(), path, file, is_folder, is_done: false };
-            // Where a file system knows no locks, nothing is ever taken for stale either.
+            // On a file system without locks no partial is ever taken for stale, so a failure does no harm.
             let _ = partial.file.try_lock();
-            // Between the two lines above another program may have taken it for stale.
+            // Before it was locked another program may have taken it for stale and removed it.
             if partial.path.exists() {
                 return Ok(partial);
             }
         }
     }
 
-    /// Where it is now. What is written may be written to this path, or into this folder.
+    /// Where it is before the commit: the path to write to, or the folder to write into.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -110,8 +139,8 @@ impl Partial {
     ///
     /// # Errors
     ///
-    /// What the system says; then it is removed, and what was there before stays. As of [`check_replaceable`] where
-    /// something other than a regular file has come to its place.
+    /// What the system says; those of [`check_replaceable`] if something other than a regular file has come to its place.
+    /// Then the partial is removed, and its place stays as it was.
     pub fn commit(mut self) -> io::Result<()> {
         if !self.is_folder {
             check_replaceable(&self.target)?;
@@ -135,7 +164,7 @@ fn parent(target: &Path) -> &Path {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A name that leaves room for what is put around it: file systems take 255 bytes.
+/// The beginning of a long name, so that the name of its partial fits into the 255 bytes that file systems allow.
 fn shortened(name: &std::ffi::OsStr) -> std::ffi::OsString {
     const LONGEST: usize = 200;
     if name.len() <= LONGEST {
@@ -150,7 +179,7 @@ fn is_empty_folder(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Removes what programs left behind that were killed while they wrote for this place.
+/// Removes the partials for this place that killed programs left behind.
 fn remove_stale(target: &Path) {
     let Some(name) = target.file_name() else { return };
     let name = shortened(name);
@@ -163,7 +192,7 @@ fn remove_stale(target: &Path) {
             continue;
         }
         let path = entry.path();
-        // Its program lives where the lock is taken.
+        // A lock that can be taken belongs to no living program.
         if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
             remove(&path, kind.is_dir());
         }
@@ -180,6 +209,6 @@ fn is_partial_of(found: &str, name: &str) -> bool {
 }
 
 fn remove(path: &Path, is_folder: bool) {
-    // Nothing is left to do for what cannot be removed.
+    // If it cannot be removed, nothing better can be done here.
     let _ = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }

@@ -10,7 +10,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use mlx_files::{LARGEST_CONFIG, Partial, check_replaceable, is_present, open, read, read_to_string};
+use mlx_files::{
+    LARGEST_CONFIG, Partial, check_replaceable, is_present, open, read, read_to_string, write, write_with,
+};
 
 fn pipe(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
@@ -99,6 +101,26 @@ fn what_is_dropped_leaves_no_trace_and_what_is_committed_is_whole() {
     partial.as_file().write_all(b"new").unwrap();
     partial.commit().unwrap();
     assert_eq!((names(folder.path()).len(), fs::read_to_string(&path).unwrap()), (1, "new".to_owned()));
+}
+
+#[test]
+fn a_file_is_replaced_in_one_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    write(&path, "old").unwrap();
+    let error = write_with(&path, |out| {
+        out.write_all(b"half")?;
+        Err::<(), _>(ErrorKind::StorageFull.into())
+    });
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::StorageFull);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    let answer = write_with(&path, |out| {
+        out.write_all(b"new")?;
+        Ok(fs::read_to_string(&path)?.len())
+    });
+    assert_eq!((answer.unwrap(), fs::read_to_string(&path).unwrap()), (3, "new".to_owned()));
+    assert_eq!(names(folder.path()), ["file"]);
+    assert_eq!(write(folder.path(), "new").unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
