@@ -9,6 +9,9 @@ use std::time::Instant;
 
 use crate::tidy::{self, Metadata};
 
+/// The crates that people take without the rest of this workspace, as their READMEs promise.
+const STAND_ALONE: &[&str] = &["mlx-norms", "mlx-rope"];
+
 /// One thing to run.
 struct Step {
     name: String,
@@ -101,6 +104,19 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
         steps.push(step);
     }
 
+    // A component that stands alone brings mlx-rs, and so our mlx-sys and its kernels, but no other crate of ours.
+    for package in STAND_ALONE {
+        let arguments = format!("tree --package {package} --edges normal --prefix none --format {{lib}}");
+        let mut step = cargo(&format!("{package} stands alone"), &arguments);
+        step.absent = tidy::members(metadata)
+            .into_iter()
+            .filter(|member| member != package && !["mlx-sys", "mlx-cpu"].contains(member))
+            .map(library)
+            .collect();
+        step.present = library(package);
+        steps.push(step);
+    }
+
     let mut readme = cargo("the README's first command", "run --release -- generate --prompt");
     readme.command.arg("Once upon a time");
     readme.present = " ".to_owned();
@@ -162,6 +178,25 @@ fn announce(line: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn components_that_stand_alone_bring_no_other_crate_of_ours() {
+        let root = crate::root();
+        let metadata = tidy::metadata(&root).unwrap();
+        let mut alone: Vec<Step> = steps(&root, &root, &metadata)
+            .into_iter()
+            .filter(|step| step.name.ends_with("stands alone"))
+            .collect();
+        assert_eq!(alone.len(), STAND_ALONE.len());
+        for step in &mut alone {
+            assert!(step.absent.contains(&"mlx_tap".to_owned()), "{:?}", step.absent);
+            assert!(run_step(step).unwrap(), "{}", step.name);
+            let mut command = Command::new("echo");
+            command.args([&*step.present, "mlx_tap"]);
+            let (absent, present) = (step.absent.clone(), step.present.clone());
+            assert!(!run_step(&mut Step { name: String::new(), command, absent, present }).unwrap());
+        }
+    }
 
     #[test]
     fn each_architecture_alone_is_without_the_others() {

@@ -139,6 +139,16 @@ pub(crate) fn features(metadata: &Metadata) -> Vec<(String, String)> {
         .collect()
 }
 
+/// The names of the crates of this workspace.
+pub(crate) fn members(metadata: &Metadata) -> Vec<&str> {
+    let Metadata { packages, workspace_members } = metadata;
+    packages
+        .iter()
+        .filter(|package| workspace_members.contains(&package.id))
+        .map(|package| &*package.name)
+        .collect()
+}
+
 /// The architectures, each as its feature of the facade and the crate behind that: what the facade's
 /// feature `architectures` lists.
 pub(crate) fn architectures(metadata: &Metadata) -> Vec<(&str, &str)> {

@@ -52,6 +52,14 @@ pub use clip::{ClipResidual, clip_residual};
 pub use offset::{OffsetRmsNorm, offset_rms_norm};
 pub use rms::{RmsNorm, rms_norm};
 
+/// Offers the output of the layer with this weight to `mlx-tap`.
+#[cfg(feature = "tap")]
+use mlx_tap::layer as offer;
+
+/// Without the feature `tap` nobody asks for outputs.
+#[cfg(not(feature = "tap"))]
+fn offer(_weight: &mlx_rs::Array, _output: &mlx_rs::Array) {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
