@@ -166,8 +166,8 @@ fn reasons(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
         }
     }
     let mut text = format!(
-        "\nmlx-lm {} itself, on the {count} cases of transformers: {right} within the tolerance. The others, and why:\n\n\
-         | what mlx-lm does | cases |\n|---|---|\n",
+        "\nmlx-lm {} itself is within the tolerance of {right} of the {count} cases of transformers. The others differ for \
+         these reasons:\n\n| what mlx-lm does | cases |\n|---|---|\n",
         mlx_lm.mlx_lm
     );
     for (why, names) in reasons {
@@ -187,7 +187,7 @@ fn every_case(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     for (group, rows) in groups {
         let has_answers = rows.iter().any(|row| mlx_lm.cases.contains_key(&row.name));
         let _ = writeln!(text, "\n<details><summary>{group}, {} cases</summary>\n", rows.len());
-        text += "| case | reference | asked | result | worst difference |";
+        text += "| case | reference | comparison | result | worst difference |";
         text +=
             if has_answers { " mlx-lm |\n|---|---|---|---|---|---|\n" } else { "\n|---|---|---|---|---|\n" };
         for Row { name, oracle, compare, worst, passed, .. } in rows {
