@@ -1,5 +1,5 @@
-//! `cargo xtask ci`: everything that a change must pass. `.ci/run` calls it after it made sure that
-//! the machine has what is needed.
+//! `cargo xtask ci`: runs every check that a change must pass. `.ci/run` calls it after it has made sure that
+//! the machine has the required programs.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,16 +9,16 @@ use std::time::Instant;
 
 use crate::tidy::{self, Metadata};
 
-/// The crates that people take without the rest of this workspace, as their READMEs promise.
+/// The crates that can be used without the rest of this workspace, as their READMEs promise.
 const STAND_ALONE: &[&str] = &["mlx-norms", "mlx-rope"];
 
-/// One thing to run.
+/// One command to run.
 struct Step {
     name: String,
     command: Command,
-    /// What must not be in its output.
+    /// Texts that its output must not contain.
     absent: Vec<String>,
-    /// What must be in its output.
+    /// A text that its output must contain.
     present: String,
 }
 
@@ -55,7 +55,7 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
         cargo("formatting", "fmt --all --check"),
         cargo("tidy", "run --quiet --package xtask -- tidy"),
         cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
-        // Among all features is the one that leaves the kernels out.
+        // All features include the one that leaves the kernels out.
         cargo("clippy with kernels", "clippy --workspace --all-targets -- --deny warnings"),
         cargo("tests and doctests, the README's command", "test --workspace"),
         cargo("parity", "run --quiet --package xtask -- parity"),
@@ -69,9 +69,10 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     docs.command.env("RUSTDOCFLAGS", "--deny warnings");
     steps.push(docs);
 
-    // Finds where a kernel reads or writes outside of its tensors. The compiler's option is not stable, but
-    // the stable toolchain brings what it needs, where Miri and a standard library with checks of its own
-    // would take a nightly one. A folder of its own: RUSTC_BOOTSTRAP makes cargo build what others built.
+    // AddressSanitizer finds reads and writes outside of a kernel's tensors. The compiler option is unstable,
+    // but the stable toolchain contains everything that it needs; Miri and a checked standard library would
+    // need a nightly toolchain. It has its own target folder, because RUSTC_BOOTSTRAP would make cargo rebuild
+    // everything.
     if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
         let target = "x86_64-unknown-linux-gnu";
         let mut memory =
@@ -81,15 +82,16 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
         steps.push(memory);
     }
 
-    // Each feature alone, and none. Its tests run too, since they differ by feature.
+    // Each feature alone, and no feature. The tests run too, because they depend on the features.
     for (package, feature) in tidy::features(metadata) {
-        // The features of mlx-sys are the original's, which change nothing but on Apple, and one without kernels.
+        // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
+        // kernels.
         let verb = if package == "mlx-sys" { "check" } else { "test" };
         let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
         steps.push(cargo(&format!("{package} with {feature:?} alone"), &arguments));
     }
 
-    // What is not asked for is not compiled.
+    // A feature must not compile what belongs to others.
     let architectures = tidy::architectures(metadata);
     for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
         let (own, others): (Vec<_>, Vec<_>) =
@@ -122,25 +124,25 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     readme.present = " ".to_owned();
     steps.push(readme);
 
-    // What is found is found again with the same seed, however far a machine comes in a minute.
+    // The fixed seed gives the same cases again, although a faster machine runs more of them.
     steps.push(cargo("fuzz", "run --quiet --package xtask -- fuzz --seconds 60 --seed 1 --longest 120"));
 
-    // Builds the workspace some ninety times, a few seconds each.
+    // This builds the workspace some ninety times, in a few seconds each.
     steps.push(cargo("mutations", "run --quiet --package xtask -- mutations"));
 
-    let mut other = cargo("a project of somebody else's", "run --quiet");
+    let mut other = cargo("a project outside the workspace", "run --quiet");
     other.command.current_dir(downstream).env("CARGO_TARGET_DIR", root.join("target/downstream"));
     other.present = "[2, 4]".to_owned();
     steps.push(other);
     steps
 }
 
-/// What a crate is called in Rust code, and in the output of `cargo tree --format {lib}`.
+/// The name of a crate in Rust code, and in the output of `cargo tree --format {lib}`.
 fn library(package: &str) -> String {
     package.replace('-', "_")
 }
 
-/// Runs a step, with its output where it is, unless the output is what is checked.
+/// Runs a step and shows its output, unless the output is checked.
 fn run_step(step: &mut Step) -> io::Result<bool> {
     if step.absent.is_empty() && step.present.is_empty() {
         return Ok(step.command.status()?.success());
@@ -152,7 +154,7 @@ fn run_step(step: &mut Step) -> io::Result<bool> {
     Ok(output.status.success() && right)
 }
 
-/// A project outside this workspace, with the lines that `crates/mlx-sys/README.md` tells it to have.
+/// Writes a project outside this workspace, with the lines of `crates/mlx-sys/README.md` in its manifest.
 fn write_downstream_project(root: &Path) -> io::Result<std::path::PathBuf> {
     let folder = root.join("target/downstream-project");
     fs::create_dir_all(folder.join("src"))?;
@@ -206,11 +208,11 @@ mod tests {
             .into_iter()
             .filter(|step| step.name.ends_with("alone brings nothing else"))
             .collect();
-        // None, and each of at least five.
+        // No architecture, and each of at least five.
         assert!(minimal.len() > 5);
         for step in &mut minimal {
             assert!(run_step(step).unwrap(), "{}", step.name);
-            // The same with another architecture compiled in, and without its own.
+            // The step fails with another architecture in the output, and without its own.
             for output in [vec![&step.present, &step.absent[0]], vec![]] {
                 let mut command = Command::new("echo");
                 command.args(output);

@@ -1,7 +1,7 @@
-//! `cargo xtask fixtures`: makes every committed fixture again, by the project's own scripts.
+//! `cargo xtask fixtures`: generates every committed fixture again with the project's scripts.
 //!
-//! The scripts write a tree like this one below a temporary folder. Only when all of them are done is it compared with
-//! what is committed, byte by byte, and what differs is renamed into place: a run that is broken off changes nothing.
+//! The scripts write into a temporary tree. When all of them are done, the tree is compared with the committed
+//! files byte by byte, and files that differ are moved into place. So an interrupted run changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -19,24 +19,25 @@ use crate::python::{self, Environment, ReferenceProgram};
 /// Arguments of `cargo xtask fixtures`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Write nothing: say which files would change, and fail if any would
+    /// Show which files would change without writing them, and fail if there are any
     #[arg(long)]
     check: bool,
-    /// Only fixtures whose path contains this
+    /// Generate only fixtures whose path contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// Only scripts whose name contains this
+    /// Run only scripts whose name contains this text
     #[arg(long, value_name = "SCRIPT", default_value = "")]
     only: String,
-    /// Only what this reference makes
+    /// Generate only the fixtures of this reference program
     #[arg(long, value_enum)]
     reference: Option<ReferenceProgram>,
-    /// Make nothing: run the tests that save prompt caches, adapters and checkpoints, and have mlx-lm read those
+    /// Generate nothing; instead, have mlx-lm read the prompt caches, adapters and checkpoints that our tests
+    /// write
     #[arg(long, conflicts_with_all = ["check", "filter", "only", "reference"])]
     verify_ours: bool,
 }
 
-/// The scripts that make fixtures, and the environment that each needs. Every one of them takes `--out TREE` and
+/// The scripts that generate fixtures, and the environment that each needs. All of them accept `--out TREE` and
 /// `--filter TEXT`.
 const SCRIPTS: &[(&str, Environment)] = &[
     ("make_cases.py", Environment::MlxLm),
@@ -69,24 +70,24 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("mlx_lm_on_transformers_cases.py", Environment::MlxLm),
 ];
 
-/// Where the demos' checkpoints are, and what a script makes of each of them.
+/// The folder of the demos' checkpoints, the script, and the file that it generates for each of them.
 const DEMOS: &str = "crates/mlx-models-cli/demo";
 const DEMO_SCRIPT: &str = "train_demo.py";
 const DEMO_FIXTURE: &str = "greedy.json";
 
-/// Paths from the root of a tree, and the script that makes each.
+/// Paths from the root of a tree, and the script that generated each.
 type Made = BTreeMap<String, String>;
 
-/// What is different from a fresh set.
+/// The differences between the committed fixtures and the generated ones.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
-    /// Files with other bytes, or that are not there.
+    /// Files that are missing or have other bytes.
     differing: Vec<String>,
-    /// Files of a case that its script does not make.
+    /// Files of a case that its script does not generate.
     stale: Vec<String>,
-    /// Fixtures that no script makes.
+    /// Fixtures that no script generates.
     orphans: Vec<String>,
-    /// Cases that do not say where they come from.
+    /// Cases that do not name their origin.
     origins: Vec<String>,
 }
 
@@ -106,7 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         DEMO_SCRIPT.contains(&arguments.only) && arguments.reference != Some(ReferenceProgram::Transformers);
     let demos = if with_demos { demos(&root)? } else { Vec::new() };
 
-    // First, since it can take long, and can fail.
+    // This comes first because it can take long, and can fail.
     let mut interpreters = BTreeMap::new();
     let demo_environment = (!demos.is_empty()).then_some(Environment::MlxLm);
     for environment in scripts.iter().map(|(_, environment)| *environment).chain(demo_environment) {
@@ -115,7 +116,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         }
     }
 
-    // The scripts get the signal too, and end; what is underway here is finished or undone.
+    // The scripts receive the signal too, and end. The current step is finished or undone.
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).map_err(io::Error::other)?;
@@ -166,7 +167,7 @@ fn interruption() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "interrupted; nothing is written")
 }
 
-/// The folders of demos, as paths in the tree.
+/// The demos' folders, as paths in the tree.
 fn demos(root: &Path) -> io::Result<Vec<String>> {
     let mut demos = Vec::new();
     for entry in fs::read_dir(root.join(DEMOS))? {
@@ -186,11 +187,11 @@ fn fixtures(files: &[String]) -> BTreeSet<String> {
             || file.starts_with("crates/") && file.contains("/tests/fixtures/")
             || file.starts_with(DEMOS) && file.ends_with(&format!("/{DEMO_FIXTURE}"))
     };
-    // What the native layer takes over as it is comes from no script of ours.
+    // The native layer contains files copied from upstream, which no script generates.
     files.iter().filter(|file| is_fixture(file) && !file.contains("/upstream/")).cloned().collect()
 }
 
-/// Notes the files that are new in the tree.
+/// Records the new files in the tree.
 fn collect(tree: &Path, script: &str, made: &mut Made) -> io::Result<()> {
     for file in files_below(tree)? {
         made.entry(file).or_insert_with(|| script.to_owned());
@@ -215,8 +216,8 @@ fn files_below(folder: &Path) -> io::Result<Vec<String>> {
     Ok(files)
 }
 
-/// Compares what was made below `tree` with what is below `root`. `committed` are the fixtures there; those that
-/// nobody made are orphans if `everything` was made.
+/// Compares the files generated below `tree` with those below `root`. `committed` are the fixtures there; if
+/// `everything` was generated, the others are orphans.
 fn compare(
     root: &Path,
     tree: &Path,
@@ -248,13 +249,13 @@ fn compare(
     Ok(changes)
 }
 
-/// The folder of the case that a file belongs to, if that was made.
+/// The folder of the case that a file belongs to, if that case was generated.
 fn case_folder<'a>(file: &'a str, made: &Made) -> Option<&'a str> {
     let ends = file.match_indices('/').map(|(end, _)| end);
     ends.map(|end| &file[..end]).find(|folder| made.contains_key(&format!("{folder}/case.json")))
 }
 
-/// What a `case.json` says about where it comes from.
+/// The origin that a `case.json` declares.
 #[derive(Deserialize)]
 struct Origin {
     oracle: Option<String>,
@@ -263,8 +264,8 @@ struct Origin {
     device: Option<String>,
 }
 
-/// What is missing in a `case.json` that `script` made: a program with its version, a device, a seed, and the script,
-/// which needs no arguments and so is the command.
+/// What is missing in a `case.json` that `script` generated. It needs a program with its version, a device, a
+/// seed, and the script. The script needs no arguments, so its name is the command.
 fn origin_problem(case: &[u8], script: &str) -> Option<String> {
     let origin: Origin = match serde_json::from_slice(case) {
         Ok(origin) => origin,
@@ -284,7 +285,7 @@ fn origin_problem(case: &[u8], script: &str) -> Option<String> {
     missing.iter().find(|(_, missing)| *missing).map(|(key, _)| format!("{key} is missing"))
 }
 
-/// Renames what has changed into place, cases as whole folders.
+/// Moves changed files into place; a case is moved as a whole folder.
 fn install(root: &Path, tree: &Path, changes: &Changes) -> io::Result<()> {
     let mut cases = BTreeSet::new();
     for file in changes.differing.iter().chain(&changes.stale) {
@@ -338,13 +339,13 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Says what has changed. Returns whether all is as it should be.
+/// Prints the changes. Returns whether the fixtures are up to date.
 fn report(changes: &Changes, made: &Made, check: bool, out: &mut impl Write) -> io::Result<bool> {
-    let (differing, stale) = if check { ("differs", "would go") } else { ("written", "removed") };
+    let (differing, stale) = if check { ("differs", "would be removed") } else { ("written", "removed") };
     let groups = [
         (differing, &changes.differing),
         (stale, &changes.stale),
-        ("made by no script", &changes.orphans),
+        ("generated by no script", &changes.orphans),
         ("without an origin", &changes.origins),
     ];
     for (what, files) in groups {
@@ -354,14 +355,14 @@ fn report(changes: &Changes, made: &Made, check: bool, out: &mut impl Write) -> 
     }
     let Changes { differing, stale, orphans, origins } = changes;
     let (changed, wrong) = (differing.len() + stale.len(), orphans.len() + origins.len());
-    writeln!(out, "{} files made, {changed} changed, {wrong} wrong", made.len())?;
+    writeln!(out, "{} files generated, {changed} changed, {wrong} wrong", made.len())?;
     if made.is_empty() {
         crate::complain("no fixture matches");
     }
     Ok(wrong == 0 && !made.is_empty() && !(check && changed > 0))
 }
 
-/// Runs a program whose output is of interest only if it fails.
+/// Runs a program, and shows its output only if it fails.
 fn quietly(command: &mut Command, name: &str) -> io::Result<()> {
     let output = command
         .stdin(Stdio::null())
@@ -374,7 +375,8 @@ fn quietly(command: &mut Command, name: &str) -> io::Result<()> {
     Err(io::Error::other(format!("{name} failed ({}):\n{}", output.status, python::last_lines(&said))))
 }
 
-/// Has mlx-lm read what this project writes: prompt caches and adapters that tests leave below the target folder.
+/// Has mlx-lm read what this project writes: prompt caches, adapters and checkpoints that tests leave below the
+/// target folder.
 fn verify_ours() -> io::Result<bool> {
     let interpreter = python::interpreter(Environment::MlxLm)?;
     let root = crate::root();
@@ -386,7 +388,7 @@ fn verify_ours() -> io::Result<bool> {
         ("mlx-models", "architectures", "convert", &["converted"]),
     ] {
         for folder in folders {
-            // What an earlier run has left proves nothing.
+            // Files of an earlier run prove nothing.
             match fs::remove_dir_all(left_by(folder)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -441,7 +443,7 @@ mod tests {
         }
     }
 
-    /// The changes between two trees, with everything made by `a.py`.
+    /// The changes between two trees, if `a.py` generated everything.
     fn changes(root: &Path, tree: &Path, everything: bool) -> (Changes, Made) {
         let mut made = Made::new();
         collect(tree, "a.py", &mut made).unwrap();
@@ -500,20 +502,20 @@ mod tests {
         );
         let (right, text) = said(&found, &made, true);
         assert!(!right && text.contains("differs: xtask/cases/two/case.json\n"), "{text}");
-        assert!(text.contains("would go: xtask/cases/one/adapters/stale.json\n"), "{text}");
+        assert!(text.contains("would be removed: xtask/cases/one/adapters/stale.json\n"), "{text}");
         assert!(
             text.ends_with(
-                "made by no script: xtask/cases/other/case.json\n5 files made, 4 changed, 2 wrong\n"
+                "generated by no script: xtask/cases/other/case.json\n5 files generated, 4 changed, 2 wrong\n"
             )
         );
 
         install(root, tree, &found).unwrap();
         let (found, made) = changes(root, tree, false);
         assert_eq!(found, Changes::default());
-        assert_eq!(said(&found, &made, true), (true, "5 files made, 0 changed, 0 wrong\n".to_owned()));
+        assert_eq!(said(&found, &made, true), (true, "5 files generated, 0 changed, 0 wrong\n".to_owned()));
         assert_eq!(fs::read(root.join("xtask/cases/one/reference.safetensors")).unwrap(), b"new");
         assert!(!root.join("xtask/cases/one/adapters").exists(), "stale");
-        // Nothing else has gone, and nothing lies about.
+        // Nothing else was removed, and no temporary file is left.
         assert_eq!(files_below(root).unwrap().len(), 9);
     }
 

@@ -1,15 +1,16 @@
-//! Ctrl-C in commands that write files: the first ends them at their next step, with nothing half done left behind, and
-//! the second at once.
+//! Ctrl-C in commands that write files. The first Ctrl-C ends the command at its next step, without partial
+//! files; the second ends it at once.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a shell expects of a program that ended because of Ctrl-C: 128 and the signal's number.
+/// The exit status that a shell expects of a program ended by Ctrl-C: 128 plus the number of the signal.
 const EXIT_STATUS: i32 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on Ctrl-C no longer kills the program, which looks at [`requested`] or calls [`check`].
+/// After this call, Ctrl-C no longer kills the program. The program must look at [`requested`] or call
+/// [`check`].
 pub(crate) fn install() -> io::Result<()> {
     let handler = || {
         if REQUESTED.swap(true, Ordering::SeqCst) {
@@ -24,7 +25,7 @@ pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// Fails where the user asked to stop.
+/// Fails if the user asked to stop.
 pub(crate) fn check() -> io::Result<()> {
     if requested() { Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")) } else { Ok(()) }
 }

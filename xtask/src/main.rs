@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// That of the program for users, so that what is measured is what they get.
+/// The allocator of the program for users, so that benchmarks measure what users get.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,35 +35,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare our models with reference outputs (docs/parity.md)
+    /// Compare our models with reference results (docs/parity.md)
     Parity(parity::Arguments),
-    /// Make the committed fixtures again with the reference programs, or check them
+    /// Generate the committed fixtures again with the reference programs, or check them
     Fixtures(fixtures::Arguments),
-    /// Break a copy of the code in many ways, and see whether parity finds each
+    /// Break a copy of the code in many ways, and check that parity catches each
     Mutations(mutations::Arguments),
-    /// Measure this project beside mlx-lm, as ratios
+    /// Compare speed and memory with mlx-lm, as ratios
     Bench(bench::Arguments),
-    /// Measure this project beside mlx-lm and llama.cpp on models with random weights
+    /// Compare speed on the CPU with mlx-lm and llama.cpp, on models with random weights
     Speed(speed::Arguments),
-    /// Make a Python environment of the project's scripts, once, and print its interpreter
+    /// Set up a Python environment of the project's scripts, and print its interpreter
     Python(python::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
     PlotRope,
-    /// Try many random sequences of operations on every kind of cache
+    /// Run many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
-    /// Change files and options at random, and see whether there is an answer or an error (docs/fuzzing.md)
+    /// Change files and options at random, and check that each use gives a result or an error (docs/fuzzing.md)
     Fuzz(fuzz::Arguments),
     /// Write a checkpoint with random weights in the shape of a real model
     RandomModel(random_model::Arguments),
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy,
-    /// Everything that a change must pass, as continuous integration runs it
+    /// Run everything that a change must pass, as continuous integration does
     Ci,
 }
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    // What is compared with a reference's bits is stock MLX.
+    // Results that are compared with a reference bit by bit need stock MLX.
     mlx_sys::cpu_kernels::set_enabled(matches!(command, Command::Bench(_) | Command::Speed(_)));
     let answer = match command {
         Command::Parity(arguments) => parity::run(&arguments),
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     match answer {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // `cargo xtask parity | head` is no failure of ours.
+        // A closed pipe, as in `cargo xtask parity | head`, is not an error.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(e) => {
             complain(&format!("error: {e}"));
@@ -97,10 +97,10 @@ fn root() -> PathBuf {
     xtask.parent().unwrap_or(xtask).to_path_buf()
 }
 
-/// Says something on standard error, where it does not get into a pipe.
+/// Prints a message on standard error, so that it does not get into a pipe.
 fn complain(message: &str) {
     use std::io::Write;
-    // Nothing is left to do for a closed standard error.
+    // Nothing can be done about a closed standard error.
     let _ = writeln!(std::io::stderr(), "{message}");
 }
 

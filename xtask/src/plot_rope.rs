@@ -1,21 +1,22 @@
-//! `cargo xtask plot-rope`: draws `docs/rope.svg`, what each kind of scaling does to the frequencies.
+//! `cargo xtask plot-rope`: draws `docs/rope.svg`, which shows how each kind of scaling changes the
+//! frequencies.
 
 use std::fmt::Write as _;
 use std::io;
 
 use mlx_rope::{RopeError, RopeLayout, RopeScaling, initialize_rope};
 
-/// A head of Llama 3's size, stretched eight times.
+/// A head of Llama 3's size, with a context that is extended eight times.
 const DIMS: i32 = 128;
 const BASE: f64 = 500_000.0;
 const ORIGINAL: i32 = 8192;
 const LONGEST: i32 = 65_536;
 
-/// The picture, and the frame of the curves in it, in pixels.
+/// The size of the picture, and the frame of the curves in it, in pixels.
 const SIZE: (f64, f64) = (760.0, 430.0);
 const FRAME: [f64; 4] = [70.0, 30.0, 540.0, 340.0]; // left, top, width, height
 
-/// The frequencies are shown as a part of those without scaling, from 1/16 to 1, on a logarithmic axis.
+/// The axis shows the scaled frequency divided by the unscaled one, from 1/16 to 1, on a logarithmic scale.
 const LOWEST: f64 = 1.0 / 16.0;
 
 /// Name, colour, dashes, and the object of a config.
@@ -96,7 +97,7 @@ fn draw() -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         for (pair, (scaled, plain)) in curve.iter().zip(&plain).enumerate() {
             let part = f64::from(*scaled) / f64::from(*plain);
             if part < LOWEST {
-                break; // a pair that does not turn is not on a logarithmic axis
+                break; // a pair that is not rotated has no place on a logarithmic axis
             }
             write!(path, "{pen}{:.1} {:.1}", x_of(pair), y_of(part))?;
             pen = 'L';
@@ -106,7 +107,7 @@ fn draw() -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         writeln!(svg, r#"<path d="{path}" {stroke}/>"#)?;
         let y = top + 14.0 + 30.0 * row as f64;
         writeln!(svg, r#"<path d="M{} {}h26" {stroke}/>"#, right + 12.0, y - 4.0)?;
-        // Two lines where a name has a comma.
+        // A name with a comma is written on two lines.
         for (line, part) in name.split(", ").enumerate() {
             let y = y + 11.0 * line as f64;
             let size = if line == 0 { 13 } else { 10 };
@@ -121,8 +122,8 @@ fn scaling(config: &str) -> serde_json::Result<RopeScaling> {
     if !config.is_empty() {
         return serde_json::from_str(config);
     }
-    // A list as LongRoPE's search finds them: fast pairs nearly as they are, slow ones stretched more
-    // than the length asks for, with a steep passage between.
+    // A typical list of LongRoPE: it hardly changes fast pairs, and stretches slow ones more than the longer
+    // context requires, with a steep transition in between.
     let pairs = f64::from(DIMS / 2);
     let long: Vec<f64> = (0..DIMS / 2)
         .map(|pair| 1.0 + 11.0 / (1.0 + (-(f64::from(pair) / pairs - 0.55) * 14.0).exp()))
@@ -134,8 +135,8 @@ fn scaling(config: &str) -> serde_json::Result<RopeScaling> {
     }))
 }
 
-/// In radians per token, in a sequence of the longest length. The dynamic kind was trained for the
-/// original length.
+/// In radians per token, for a sequence of the maximum length. The dynamic scaling was trained for the original
+/// length.
 fn frequencies(scaling: &RopeScaling) -> Result<Vec<f32>, RopeError> {
     let trained = if matches!(scaling, RopeScaling::Dynamic { .. }) { ORIGINAL } else { LONGEST };
     initialize_rope(DIMS, BASE, RopeLayout::Halves, scaling, Some(trained))?.frequencies(LONGEST)

@@ -1,7 +1,7 @@
-//! The Python environments of the project's own scripts: made once, outside the source tree, from the pinned
-//! and hashed requirements in `xtask/python`.
+//! The Python environments of the project's scripts. They are made once, outside the source tree, from the
+//! pinned and hashed requirements in `xtask/python`.
 //!
-//! Nothing that a test or continuous integration runs needs them.
+//! Tests and continuous integration do not need them.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,36 +12,36 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-/// The oldest Python that the pinned packages have files for.
+/// The oldest Python version that all pinned packages support.
 const OLDEST: (u32, u32) = (3, 11);
-/// Where to look for a Python unless `PYTHON` names one.
+/// The programs that are tried as Python, unless `PYTHON` names one.
 const PYTHONS: [&str; 4] = ["python3", "python3.13", "python3.12", "python3.11"];
-/// Written last into an environment: one without it is half of one.
+/// This file is written last. An environment without it is incomplete.
 const STAMP: &str = "complete";
-/// Lines of a failed program's complaints that are repeated.
+/// The number of lines of a failed program's output that are repeated.
 const LAST_LINES: usize = 12;
 
 /// Arguments of `cargo xtask python`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Which of the environments
+    /// The environment
     #[arg(value_enum, default_value_t = Environment::MlxLm)]
     environment: Environment,
 }
 
-/// A program that we are compared with, and what its scripts import.
+/// A program that we compare with, and the packages that its scripts import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Environment {
     /// mlx-lm on MLX for the CPU
     #[default]
     MlxLm,
-    /// transformers on PyTorch: several gigabytes
+    /// transformers on PyTorch; needs several gigabytes
     Transformers,
-    /// llama.cpp, which is compiled: ten minutes, a C++ compiler
+    /// llama.cpp, which is compiled; needs ten minutes and a C++ compiler
     LlamaCpp,
 }
 
-/// A program whose answers are the right ones.
+/// A program whose results are the reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ReferenceProgram {
     /// mlx-lm on MLX for the CPU
@@ -69,7 +69,7 @@ impl Environment {
         }
     }
 
-    /// The variable that names an interpreter to use in the place of our own environment.
+    /// The variable that names an interpreter to use instead of our environment.
     pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::MlxLm => "MLX_MODELS_PYTHON",
@@ -87,13 +87,13 @@ impl Environment {
         scripts().join(name)
     }
 
-    /// What has to be there before, and the flags of CMake, where packages are compiled.
+    /// For packages that are compiled: the tools that must be installed first, and the flags for CMake.
     fn build(self) -> Option<Build> {
         let requirements = || scripts().join("requirements-llama-cpp-build.txt");
         (self == Self::LlamaCpp).then(|| Build { requirements: requirements(), cmake: llama_cpp_flags() })
     }
 
-    /// The packages that decide about a reference's bits.
+    /// The packages that determine the bits of a reference.
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::MlxLm => &["mlx-lm", "mlx", "numpy", "transformers", "tokenizers"],
@@ -103,14 +103,14 @@ impl Environment {
     }
 }
 
-/// How packages are compiled that come as source.
+/// How packages are compiled that are distributed as source.
 struct Build {
     requirements: PathBuf,
     cmake: String,
 }
 
-/// llama.cpp for this processor: with everything but the int8 tiles of AMX, which crash on quantized weights in some
-/// virtual machines. `GGML_NATIVE` would take these as well.
+/// Compiles llama.cpp for this processor, but without the int8 tiles of AMX, which crash on quantized weights
+/// in some virtual machines. `GGML_NATIVE` would enable them.
 fn llama_cpp_flags() -> String {
     #[cfg(target_arch = "x86_64")]
     let features = [
@@ -119,7 +119,7 @@ fn llama_cpp_flags() -> String {
         ("FMA", is_x86_feature_detected!("fma")),
         ("F16C", is_x86_feature_detected!("f16c")),
         ("BMI2", is_x86_feature_detected!("bmi2")),
-        // The compiler's flags for it are these five.
+        // llama.cpp's flag for AVX-512 makes the compiler use these five features.
         (
             "AVX512",
             is_x86_feature_detected!("avx512f")
@@ -144,23 +144,24 @@ pub(crate) fn scripts() -> PathBuf {
     crate::root().join("xtask/python")
 }
 
-/// Makes the environment if it is not there, and prints its interpreter.
+/// Makes the environment if it does not exist yet, and prints its interpreter.
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     writeln!(io::stdout(), "{}", interpreter(arguments.environment)?.display())?;
     Ok(true)
 }
 
-/// The interpreter of an environment, which is made if it is not there: once for each set of pins, which
-/// takes a minute and a network. Where the environment's variable names an interpreter it is that one.
+/// Returns the interpreter of an environment. If the environment does not exist yet, it is made, which takes a
+/// minute and a network; there is one for each set of pinned versions. If the environment's variable names an
+/// interpreter, that interpreter is returned.
 ///
 /// # Errors
 ///
-/// Where there is no Python of 3.11 or newer, where it lacks `venv`, where pip fails, and where an
-/// interpreter that a variable names has other versions than the pins.
+/// There is no Python of 3.11 or newer, it lacks `venv`, pip fails, or the interpreter that a variable names
+/// has other versions than the pinned ones.
 pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
     let requirements = environment.requirements();
     if let Some(python) = env::var_os(environment.variable()).filter(|python| !python.is_empty()) {
-        // Scripts run in another folder; a name alone is looked for in the PATH.
+        // Scripts run in another folder. A name without a folder is searched for in PATH.
         let python = match Path::new(&python).parent() {
             Some(folder) if folder != Path::new("") => std::path::absolute(&python)?.into_os_string(),
             _ => python,
@@ -181,14 +182,14 @@ pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
     })
 }
 
-/// A script of `xtask/python` with this interpreter, in the workspace's root folder. Nothing of the user's
-/// own Python comes between.
+/// A script of `xtask/python` with this interpreter, in the workspace's root folder, isolated from the user's
+/// own Python packages.
 pub(crate) fn script(interpreter: &Path, name: &str) -> Command {
     let mut command = isolated(interpreter);
     command
         .arg(scripts().join(name))
         .current_dir(crate::root())
-        // What the scripts load are folders, never names on a hub.
+        // The scripts load folders, never names on a hub.
         .env("HF_HUB_OFFLINE", "1")
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
@@ -203,7 +204,7 @@ fn isolated(python: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Where environments are kept: `MLX_MODELS_PYTHON_DIR`, or a folder of the user's cache.
+/// The folder of all environments: `MLX_MODELS_PYTHON_DIR`, or a folder of the user's cache.
 fn folder() -> io::Result<PathBuf> {
     let path = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(folder) = path("MLX_MODELS_PYTHON_DIR") {
@@ -219,10 +220,10 @@ fn folder() -> io::Result<PathBuf> {
     })
 }
 
-/// The environment of these requirements below `folder`, made by the first of `pythons` that will do.
+/// The environment of these requirements below `folder`, made by the first suitable program of `pythons`.
 ///
-/// A virtual environment knows its own path, and so is made where it stays: it counts once [`STAMP`] is in it,
-/// and what a run that was broken off has left is made anew.
+/// A virtual environment contains its own path, so it is made in its final place. It is complete once it
+/// contains [`STAMP`]; an incomplete one, left by an interrupted run, is made again.
 fn make(
     name: &str,
     requirements: &Path,
@@ -260,7 +261,7 @@ fn make(
         }
         Err(TryLockError::Error(e)) => return Err(at("locking", &lock_file, e)),
     }
-    // By the run that held the lock.
+    // Made by the run that held the lock.
     if complete() {
         return Ok(interpreter);
     }
@@ -281,8 +282,8 @@ fn make(
     let mut install = pip(requirements);
     if let Some(build) = build {
         succeed(&mut pip(&build.requirements), "pip install")?;
-        // With these tools, not with those that pip would fetch without a hash, and never with what it compiled with
-        // other flags.
+        // Use these tools, not versions that pip would download without a hash. Never use packages from pip's
+        // cache, which were compiled with other flags.
         install.args(["--no-build-isolation", "--no-cache-dir"]).env("CMAKE_ARGS", &build.cmake);
     }
     succeed(&mut install, "pip install")?;
@@ -291,7 +292,7 @@ fn make(
     Ok(interpreter)
 }
 
-/// The first of these programs that is a Python that can make environments.
+/// The first of these programs that is a suitable Python and can make environments.
 fn find(pythons: &[OsString]) -> io::Result<OsString> {
     let mut found = Vec::new();
     for python in pythons {
@@ -329,12 +330,12 @@ fn version(python: &std::ffi::OsStr) -> io::Result<(u32, u32)> {
 }
 
 fn has_venv(python: &std::ffi::OsStr) -> bool {
-    // Debian has venv without ensurepip, and then no pip.
+    // Debian has venv without ensurepip; such an environment has no pip.
     let output = isolated(python).args(["-c", "import venv, ensurepip"]).stdin(Stdio::null()).output();
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs a program with its output on our standard error, and repeats the end of its complaints if it fails.
+/// Runs a program with its output on our standard error, and repeats the last lines if it fails.
 fn succeed(command: &mut Command, what: &str) -> io::Result<()> {
     let output = command
         .stdin(Stdio::null())
@@ -355,7 +356,7 @@ pub(crate) fn last_lines(text: &[u8]) -> String {
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
-/// What a requirements file pins these packages to.
+/// The pinned versions of these packages in a requirements file.
 fn pins<'a>(requirements: &str, packages: &[&'a str]) -> io::Result<Vec<(&'a str, String)>> {
     let pin = |package: &str| {
         let version = requirements.lines().find_map(|line| line.strip_prefix(package)?.strip_prefix("=="))?;
@@ -370,7 +371,7 @@ fn pins<'a>(requirements: &str, packages: &[&'a str]) -> io::Result<Vec<(&'a str
         .collect()
 }
 
-/// Demands these versions of somebody's own interpreter.
+/// Checks that the user's own interpreter has these versions.
 fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Result<()> {
     let code = "import sys\nfrom importlib.metadata import PackageNotFoundError, version\n\
                 for name in sys.argv[1:]:\n    try:\n        print(version(name))\n    \
@@ -391,7 +392,7 @@ fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Resu
         .iter()
         .filter_map(|(package, pin)| {
             let found = found.next().unwrap_or("missing");
-            // What follows a + names a build of the same version, as in 2.15.0+cpu.
+            // A suffix after + names a build of the same version, as in 2.15.0+cpu.
             let same = found.split('+').next() == Some(pin);
             (!same).then(|| format!("{package} {found} (and {pin} is needed)"))
         })
@@ -406,8 +407,8 @@ fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Resu
 mod tests {
     use super::*;
 
-    /// A program that answers like Python 3.`minor`, makes environments of itself and notes what pip is asked
-    /// for; `pip` is what its pip does then.
+    /// A program that behaves like Python 3.`minor`, makes environments that contain itself, and records what
+    /// pip is asked for; `pip` is the script that its pip then runs.
     fn fake_python(folder: &Path, minor: u32, pip: &str) -> OsString {
         let text = format!(
             r#"case "$1 $2" in
@@ -424,8 +425,8 @@ esac
         program(folder, &format!("fake-{minor}"), &text)
     }
 
-    /// A shell script. A process of its own writes it: what another thread of ours starts in between would hold
-    /// the file open for writing, and then it could not be started.
+    /// A shell script. It is written by a separate process: if we wrote it, a process that another thread
+    /// starts at that moment could hold the file open for writing, and the script could not be started.
     fn program(folder: &Path, name: &str, text: &str) -> OsString {
         let file = folder.join(name);
         let mut shell = Command::new("sh");
@@ -496,7 +497,7 @@ esac
 
         let whole = make("x", &file, None, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
         assert_eq!(made(folder), 2);
-        // An interpreter that has gone, as it does with the Python that it came from.
+        // An interpreter that no longer exists, as after its Python was removed.
         fs::remove_file(&whole).unwrap();
         make("x", &file, None, &cache, &[fake_python(folder, 13, "exit 0")]).unwrap();
         assert_eq!(made(folder), 3);

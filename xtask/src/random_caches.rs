@@ -1,7 +1,7 @@
-//! `cargo xtask random-caches`: the random sequences of `mlx-kvcache`'s tests, many of them.
+//! `cargo xtask random-caches`: runs many of the random sequences in `mlx-kvcache`'s tests.
 //!
-//! The ordinary tests try a hundred. A sequence that fails is made smaller until nothing more can be
-//! left out, and printed.
+//! The ordinary tests run a hundred. A sequence that fails is made smaller until nothing can be left out any
+//! more, and printed.
 
 use std::io;
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::process::Command;
 /// Arguments of `cargo xtask random-caches`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// How many sequences of operations to try
+    /// Number of sequences of operations to run
     #[arg(long, value_name = "N", default_value_t = 2000)]
     sequences: u32,
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask random-model`: a checkpoint with random weights in the shape of a real model.
 //!
-//! How fast a model runs does not depend on what its weights are, so a benchmark needs no download. The weights are
-//! those that parity cases are made of (docs/parity.md, "Weights from a seed"): the same on every machine.
+//! The speed of a model does not depend on the values of its weights, so benchmarks need no download. The
+//! weights are generated in the same way as those of parity cases (docs/parity.md, "Weights from a seed"), so
+//! they are the same on every machine.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -14,24 +15,24 @@ use serde_json::{Map, Value, json};
 use crate::interrupt;
 use crate::parity::weights::{self, PARTS, Stored, Tensor};
 
-/// What every model here is made of, unless another seed is given.
+/// The seed of the weights, unless another one is given.
 pub(crate) const SEED: u64 = 1;
-/// Numbers that share a scale in a quantized model.
+/// The number of weights that share a scale in a quantized model.
 const GROUP: i32 = 64;
 
 /// Arguments of `cargo xtask random-model`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Which model it looks like
+    /// The model whose shape is used
     #[arg(long, value_enum)]
     shape: Shape,
-    /// How its weights are stored; quantized ones are made from bf16 by our own `convert`
+    /// How the weights are stored; quantized weights are made from bf16 by our own `convert`
     #[arg(long, value_enum, default_value_t = Width::Bf16)]
     width: Width,
-    /// What the weights follow from
+    /// The seed of the weights
     #[arg(long, value_name = "N", default_value_t = SEED)]
     seed: u64,
-    /// Folder to write; it must not exist
+    /// The folder to write; it must not exist
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }
@@ -39,30 +40,30 @@ pub(crate) struct Arguments {
 /// The sizes of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Shape {
-    /// Gemma 3 of 270 million weights, most of them in its embedding
+    /// Gemma 3 with 270 million weights, most of them in its embedding
     #[value(name = "gemma3-270m")]
     Gemma3,
-    /// Lille of 130 million weights
+    /// Lille with 130 million weights
     #[value(name = "lille-130m")]
     Lille,
-    /// Six layers of width 64 as Gemma 3 has them: all time is overhead
+    /// Six layers of width 64 in the form of Gemma 3; its time is mostly overhead
     Tiny,
 }
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Width {
-    /// As bfloat16
+    /// bfloat16
     Bf16,
-    /// In 8 bits, affine, in groups of 64
+    /// 8 bits, affine, in groups of 64
     #[value(name = "8-bit")]
     Eight,
-    /// In 4 bits, affine, in groups of 64
+    /// 4 bits, affine, in groups of 64
     #[value(name = "4-bit")]
     Four,
 }
 
-/// The sizes of a model of Gemma 3's kind.
+/// The sizes of a model in the form of Gemma 3.
 struct Gemma3 {
     vocab_size: usize,
     hidden_size: usize,
@@ -73,7 +74,7 @@ struct Gemma3 {
     sliding_window: usize,
 }
 
-/// Those of the released Gemma 3 270M.
+/// The sizes of the released Gemma 3 270M.
 const GEMMA3_270M: Gemma3 = Gemma3 {
     vocab_size: 262_144,
     hidden_size: 640,
@@ -83,7 +84,7 @@ const GEMMA3_270M: Gemma3 = Gemma3 {
     head_dim: 256,
     sliding_window: 512,
 };
-/// Small enough that its weights stay in the fastest cache.
+/// Sizes that are small enough to keep all weights in the fastest cache.
 const TINY: Gemma3 = Gemma3 {
     vocab_size: 256,
     hidden_size: 64,
@@ -93,10 +94,11 @@ const TINY: Gemma3 = Gemma3 {
     head_dim: 64,
     sliding_window: 512,
 };
-/// One layer of so many has full attention, in either.
+/// In both shapes, one layer in this many has full attention.
 const PATTERN: usize = 6;
 
-/// The sizes of the released Lille-130M: vocabulary, features, those of the feed-forward network, layers, heads.
+/// The sizes of the released Lille-130M: vocabulary, features, features of the feed-forward network, layers,
+/// heads.
 const LILLE: [usize; 6] = [32_768, 640, 1792, 24, 10, 2];
 
 impl Shape {
@@ -108,7 +110,8 @@ impl Shape {
         }
     }
 
-    /// Bytes of keys and values in half precision that the token behind so many reads: its own and theirs.
+    /// The bytes of keys and values in half precision that a token reads when this many tokens precede it,
+    /// including its own.
     pub(crate) fn key_value_bytes(self, tokens_before: usize) -> usize {
         let tokens = tokens_before + 1;
         let numbers = match self {
@@ -128,7 +131,8 @@ impl Shape {
             Self::Tiny => gemma3_config(&TINY),
             Self::Lille => {
                 let [vocab_size, n_embd, _, n_layer, n_head, n_kv_heads] = LILLE;
-                // The released model has 512 positions, too few for a long prompt. Nothing else depends on it.
+                // The released model has 512 positions, too few for a long prompt. Nothing else depends on this
+                // value.
                 json!({
                     "model_type": "lille-130m", "architectures": ["LilleForCausalLM"], "vocab_size": vocab_size,
                     "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head, "n_kv_heads": n_kv_heads,
@@ -150,7 +154,8 @@ impl Shape {
     }
 }
 
-/// Numbers in the keys and values of the last tokens: one head of each in a layer, which sees its window or everything.
+/// The number of values in the keys and values of the last tokens: one head of each per layer, which attends to
+/// its window or to everything.
 fn gemma3_key_values(sizes: &Gemma3, tokens: usize) -> usize {
     let full = sizes.layers / PATTERN;
     let seen = full * tokens + (sizes.layers - full) * tokens.min(sizes.sliding_window);
@@ -166,7 +171,7 @@ impl Width {
         }
     }
 
-    /// The folder of a model, after the shape's name.
+    /// The suffix of a model's folder, after the name of the shape.
     pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Bf16 => "",
@@ -190,7 +195,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     if *width == Width::Bf16 {
         write(*shape, *seed, folder)?;
     } else {
-        // Quantized from a model that goes again.
+        // The bf16 model that is quantized is temporary.
         let scratch = tempfile::Builder::new().prefix("random-model-").tempdir_in(parent(folder)?)?;
         let plain = scratch.path().join(shape.name());
         write(*shape, *seed, &plain)?;
@@ -204,12 +209,12 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 pub(crate) fn write(shape: Shape, seed: u64, folder: &Path) -> io::Result<()> {
     if folder.exists() {
         return Err(io::Error::other(format!(
-            "{} is there already; name a folder that is not",
+            "{} already exists; name a new folder",
             folder.display()
         )));
     }
     let partial = tempfile::Builder::new().prefix("random-model-").tempdir_in(parent(folder)?)?;
-    // A temporary folder is for its owner's eyes only; what it becomes is a folder like others.
+    // A temporary folder is private to its owner; the new folder inside has ordinary permissions.
     let made = partial.path().join("model");
     fs::create_dir(&made)?;
     let config = serde_json::to_string_pretty(&shape.config())?;
@@ -219,10 +224,10 @@ pub(crate) fn write(shape: Shape, seed: u64, folder: &Path) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", folder.display())))
 }
 
-/// Writes a quantized model of a bf16 one, by our own `convert`.
+/// Writes a quantized model, made from a bf16 model by our own `convert`.
 pub(crate) fn quantize(plain: &Path, width: Width, folder: &Path) -> io::Result<()> {
     let Some(bits) = width.bits() else {
-        return Err(io::Error::other("bf16 is what is quantized"));
+        return Err(io::Error::other("only a bf16 model can be quantized"));
     };
     parent(folder)?;
     let quantization = Quantization::affine(bits, GROUP).map_err(io::Error::other)?;
@@ -236,17 +241,17 @@ pub(crate) fn quantize(plain: &Path, width: Width, folder: &Path) -> io::Result<
     converted.map(drop).map_err(io::Error::other)
 }
 
-/// The folder that another will lie in, which is made.
+/// The parent folder, which is made if needed.
 pub(crate) fn parent(path: &Path) -> io::Result<PathBuf> {
     let parent = std::path::absolute(path)?.parent().map(Path::to_path_buf);
     let parent =
-        parent.ok_or_else(|| io::Error::other(format!("{} is no place to write", path.display())))?;
+        parent.ok_or_else(|| io::Error::other(format!("{} has no parent folder", path.display())))?;
     fs::create_dir_all(&parent)
         .map_err(|e| io::Error::new(e.kind(), format!("making {}: {e}", parent.display())))?;
     Ok(parent)
 }
 
-/// A safetensors file, tensor by tensor, so that only one is in memory.
+/// Writes a safetensors file, tensor by tensor, so that only one tensor is in memory.
 fn write_tensors(tensors: &[Tensor], seed: u64, file: &Path) -> io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "mlx" }));
@@ -334,15 +339,15 @@ fn lille_tensors() -> Vec<Tensor> {
     tensors
 }
 
-/// Of variance 1 / columns, so that what comes out is about as large as what goes in.
+/// Random weights with the variance 1 / columns, so that the outputs are about as large as the inputs.
 fn matrix(name: impl Into<String>, rows: usize, columns: usize) -> Tensor {
-    // A uniform number has a third of the square of its bound as its variance.
+    // The variance of a uniform number is a third of the square of its bound.
     let bound = (3.0 / columns as f64).sqrt();
     let scale = (bound * PARTS).round() as i64;
     Tensor { name: name.into(), shape: vec![rows, columns], dtype: Stored::Bf16, scale, offset: 0 }
 }
 
-/// The weight of a norm: around 1 or, where the model adds 1 itself, around 0.
+/// The weight of a norm: around 1, or around 0 if the model itself adds 1.
 fn vector(name: impl Into<String>, length: usize, center: i64) -> Tensor {
     let scale = (0.1 * PARTS).round() as i64;
     let offset = center * PARTS as i64;
@@ -364,10 +369,10 @@ mod tests {
 
     #[test]
     fn the_shapes_have_the_sizes_of_the_released_models() {
-        // What the model cards say: 268,098,176 and 127.17 million.
+        // The numbers in the model cards: 268,098,176 and 127.17 million.
         assert_eq!(weights_of(Shape::Gemma3), 268_098_176);
         assert_eq!(weights_of(Shape::Lille), 127_171_200);
-        // The tiny model: six layers of width 64.
+        // The tiny shape: six layers of width 64.
         let config = Shape::Tiny.config();
         assert_eq!((&config["num_hidden_layers"], &config["hidden_size"]), (&json!(6), &json!(64)));
     }
@@ -376,7 +381,7 @@ mod tests {
     fn a_token_reads_the_keys_and_values_that_its_layers_see() {
         // 24 layers of 2 heads of 64, in 2 bytes.
         assert_eq!(Shape::Lille.key_value_bytes(1023), 12_582_912);
-        // 3 layers see everything, 15 the last 512; one head of 256.
+        // 3 layers attend to everything, 15 to the last 512; one head of 256.
         assert_eq!(Shape::Gemma3.key_value_bytes(1023), 11_010_048);
         assert_eq!(Shape::Gemma3.key_value_bytes(0), 18_432);
     }
@@ -415,12 +420,12 @@ mod tests {
         assert_eq!(first, made("b", 1));
         assert_ne!(first, made("c", 2));
         let error = write(Shape::Tiny, 1, &folder.path().join("a")).unwrap_err().to_string();
-        assert!(error.ends_with("a is there already; name a folder that is not"), "{error}");
-        // Nothing of what was in the making is left.
+        assert!(error.ends_with("a already exists; name a new folder"), "{error}");
+        // No partial folder is left.
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
-    /// The mean of squares of the matrices keeps activations near 1.
+    /// The matrices' mean square keeps activations near 1.
     #[test]
     fn matrices_keep_the_size_of_what_they_multiply() {
         let bytes = weights::bytes(&matrix("m", 64, 640), SEED).unwrap();

@@ -1,8 +1,9 @@
-//! `cargo xtask mutations`: whether parity finds a broken model.
+//! `cargo xtask mutations`: checks that parity detects a broken model.
 //!
-//! A mutation is one wrong line of the kind that people write: a sign, an off by one, two names exchanged. Each
-//! is made in a copy of this tree, never in the tree itself, and is caught if a parity case then differs from
-//! its reference. That a mutant does not load or does not compile proves nothing about parity.
+//! A mutation is one wrong line of the kind that people write: a wrong sign, an off-by-one error, two swapped
+//! names. Each mutation is applied to a copy of this tree, never to the tree itself. It is caught if a parity
+//! case then differs from its reference. A mutant that does not load or does not compile proves nothing about
+//! parity.
 
 mod table;
 
@@ -20,10 +21,10 @@ use table::MUTATIONS;
 /// Arguments of `cargo xtask mutations`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Try only mutations whose name or file contains this
+    /// Run only mutations whose name or file contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// Print them, try none
+    /// List the mutations without running them
     #[arg(long)]
     list: bool,
 }
@@ -33,14 +34,14 @@ pub(crate) struct Arguments {
 struct Mutation {
     name: &'static str,
     file: &'static str,
-    /// What stands there exactly once.
+    /// The text to replace, which occurs exactly once.
     find: &'static str,
     replace: &'static str,
-    /// Which cases are run, as for `cargo xtask parity --filter`.
+    /// The cases to run, as in `cargo xtask parity --filter`.
     filter: &'static str,
 }
 
-/// A line of what `cargo xtask parity --json` writes.
+/// One entry of the file that `cargo xtask parity --json` writes.
 #[derive(Debug, Deserialize)]
 struct CaseResult {
     name: String,
@@ -49,10 +50,10 @@ struct CaseResult {
     detail: String,
 }
 
-/// What became of a mutant.
+/// The result of a mutant.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// This case differs, and so many more.
+    /// This case differs, and this many others.
     Caught {
         by: String,
         more: usize,
@@ -62,7 +63,7 @@ enum Verdict {
     },
 }
 
-/// A mutant needs a second or two; one that goes round in circles is ended after so long.
+/// A mutant needs a second or two. One that loops is ended after this time.
 const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
@@ -78,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         return Ok(true);
     }
     if chosen.is_empty() {
-        return Err(io::Error::other(format!("no mutation is called {:?}", arguments.filter)));
+        return Err(io::Error::other(format!("no mutation has {:?} in its name or file", arguments.filter)));
     }
 
     let root = crate::root();
@@ -118,38 +119,39 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         out.flush()?;
         progress(&format!("{:.1} s", since.elapsed().as_secs_f64()));
     }
-    progress(&format!("{:.0} s in all", started.elapsed().as_secs_f64()));
+    progress(&format!("{:.0} s in total", started.elapsed().as_secs_f64()));
     if !broken.is_empty() {
-        writeln!(out, "{} mutations of the table are no mutants", broken.len())?;
+        writeln!(out, "{} mutations of the table cannot be run", broken.len())?;
     }
     writeln!(out, "{caught} caught, {survived} survived")?;
     Ok(survived == 0 && broken.is_empty())
 }
 
-/// The text with the mutation in it.
+/// The text with the mutation applied.
 fn apply(mutation: &Mutation, text: &str) -> Result<String, String> {
     let Mutation { name, file, find, replace, .. } = mutation;
     match text.matches(find).count() {
         1 => Ok(text.replacen(find, replace, 1)),
         found => Err(format!(
-            "mutation {name}: its text stands in {file} {found} times and must stand there once; update its row \
+            "mutation {name}: its text occurs {found} times in {file} and must occur once; update its row \
              in xtask/src/mutations/table.rs:\n{find}"
         )),
     }
 }
 
-/// A copy of the tree to break, with a target folder of its own, both below `target/mutations`.
+/// A copy of the tree to break, with its own target folder, both below `target/mutations`.
 struct TreeCopy {
     tree: PathBuf,
     target: PathBuf,
     results: PathBuf,
-    /// Held as long as this copy is used.
+    /// The lock that is held while the copy is used.
     _lock: File,
 }
 
 impl TreeCopy {
-    /// The files as they are now, committed or not. What is there from an earlier run stays where it is the same,
-    /// so that only what has changed is built again; a mutation that an interrupted run left goes away so, too.
+    /// Copies the current files, committed or not. Files of an earlier run that are still the same are left as
+    /// they are, so that only changes are built again. This also removes a mutation that an interrupted run
+    /// left behind.
     fn of(root: &Path) -> io::Result<Self> {
         let folder = root.join("target/mutations");
         let (tree, target) = (folder.join("tree"), folder.join("target"));
@@ -157,7 +159,7 @@ impl TreeCopy {
         let lock = File::create(folder.join("lock"))?;
         lock.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
-                io::Error::other("another `cargo xtask mutations` is running; wait for its end")
+                io::Error::other("another `cargo xtask mutations` is running; wait until it ends")
             }
             TryLockError::Error(e) => e,
         })?;
@@ -170,13 +172,13 @@ impl TreeCopy {
         Ok(Self { tree, target, results: folder.join("results.json"), _lock: lock })
     }
 
-    /// What the compiler says against it.
+    /// Builds the copy. The inner error is the output of the compiler.
     fn build(&self) -> io::Result<Result<(), String>> {
         let output = Command::new(env!("CARGO"))
             .args(["build", "--quiet", "--locked", "--package", "xtask"])
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.target)
-            // What is built is run for a second, and built some ninety times.
+            // Fast to build: each program runs for a second, and is built some ninety times.
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
             .env("CARGO_PROFILE_DEV_DEBUG", "false")
             .env("CARGO_INCREMENTAL", "1")
@@ -186,13 +188,13 @@ impl TreeCopy {
         Ok(if output.status.success() { Ok(()) } else { Err(said) })
     }
 
-    /// Runs the cases that match, and reads what became of each.
+    /// Runs the matching cases, and reads their results.
     fn parity(&self, filter: &str) -> io::Result<Result<Vec<CaseResult>, String>> {
         match fs::remove_file(&self.results) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        // Not through cargo, which would leave a mutant behind that has to be ended.
+        // Not through cargo, which would leave behind a mutant that must be killed.
         let program = self.target.join("debug").join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
         let mut child = Command::new(program)
             .args(["parity", "--filter", filter, "--json"])
@@ -224,7 +226,7 @@ impl TreeCopy {
         Ok(Ok(serde_json::from_slice(&text)?))
     }
 
-    /// Every case passes before anything is broken, and every mutation has cases to be seen by.
+    /// Checks that every case passes without a mutation, and that every mutation has cases.
     fn check_unmutated(&self, mutations: &[&Mutation]) -> io::Result<()> {
         self.build()?.map_err(|said| io::Error::other(format!("the tree does not build:\n{said}")))?;
         let results = self.parity("")?.map_err(io::Error::other)?;
@@ -242,7 +244,7 @@ impl TreeCopy {
         Ok(())
     }
 
-    /// Makes the mutation, looks what parity says, and takes it back. An inner error is one of the table.
+    /// Applies the mutation, runs parity, and undoes the mutation. An inner error is an error in the table.
     fn try_one(&self, mutation: &Mutation) -> io::Result<Result<Verdict, String>> {
         let file = self.tree.join(mutation.file);
         let text = read(&file)?;
@@ -260,7 +262,7 @@ impl TreeCopy {
     }
 }
 
-/// Caught is a mutant by a case that ran and found another answer.
+/// A mutant is caught by a case that ran and gave another result.
 fn verdict(results: Result<Vec<CaseResult>, String>) -> Verdict {
     let results = match results {
         Ok(results) => results,
@@ -283,7 +285,8 @@ fn read(file: &Path) -> io::Result<String> {
     fs::read_to_string(file).map_err(|e| io::Error::new(e.kind(), format!("reading {}: {e}", file.display())))
 }
 
-/// Leaves a file alone that has these contents already, and with it its time, which is what cargo looks at.
+/// Does not write a file that already has these contents. This keeps its modification time, which cargo looks
+/// at.
 fn write_if_new(file: &Path, contents: &[u8]) -> io::Result<()> {
     if fs::read(file).is_ok_and(|old| old == contents) {
         return Ok(());
@@ -310,7 +313,7 @@ fn remove_others(tree: &Path, folder: &Path, files: &BTreeSet<String>) -> io::Re
     Ok(())
 }
 
-/// What is being done, on standard error, so that a pipe has the results only.
+/// Shows progress on standard error, so that a pipe contains only the results.
 fn progress(line: &str) {
     crate::complain(&format!("  {line}"));
 }

@@ -1,4 +1,4 @@
-//! The table fits the code, and a verdict is what it says.
+//! The table fits the code, and verdicts are computed correctly.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn the_table_fits_the_code() {
         let text = read(&root.join(mutation.file)).unwrap();
         let mutated = apply(mutation, &text).unwrap_or_else(|problem| panic!("{problem}"));
         assert_ne!(mutated, text, "{}", mutation.name);
-        // What only a test does breaks nothing.
+        // Code that only tests use breaks no model.
         let code = text.split("#[cfg(test)]").next().unwrap();
         assert!(code.contains(mutation.find), "{} changes a test", mutation.name);
         assert!(cases.iter().any(|case| case.contains(mutation.filter)), "{}", mutation.name);
@@ -70,7 +70,7 @@ fn a_copy_is_what_the_tree_is() {
     remove_others(tree, tree, &BTreeSet::from(["same/file.rs".to_owned()])).unwrap();
     assert_eq!(fs::metadata(&same).unwrap().modified().unwrap(), long_ago);
     assert!(!tree.join("gone").exists());
-    // What a mutation left is written over.
+    // A file that a mutation left behind is overwritten.
     write_if_new(&same, b"other").unwrap();
     assert_eq!(fs::read(&same).unwrap(), b"other");
 }
