@@ -1,4 +1,4 @@
-//! `cargo xtask bench --chunks`: how fast a prompt is read, and with how much memory, in pieces of several sizes.
+//! `cargo xtask bench --chunks`: the speed and memory of reading a prompt in pieces of several sizes.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Arguments, Failure, in_turns, prompt, rates_behind};
 
-/// The figures of one size.
+/// The figures for one size.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Pieces {
     prefill_tps: f64,
@@ -44,7 +44,7 @@ pub(super) fn run(model: &Path, python: &Path, arguments: &Arguments) -> io::Res
     Ok(())
 }
 
-/// One turn of ours: a short prompt to warm up, then the prompt in pieces of each size.
+/// One turn of ours: a short prompt as a warm-up, then the prompt in pieces of each size.
 pub(super) fn measure(folder: &Path, arguments: &Arguments) -> Result<Vec<Pieces>, Failure> {
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;

@@ -1,7 +1,7 @@
-//! `cargo xtask bench --contexts`: how fast tokens are decoded behind texts of several lengths.
+//! `cargo xtask bench --contexts`: the speed of decoding after contexts of several lengths.
 //!
-//! Reading 16000 tokens takes minutes, and what is decoded behind them costs the same whatever they were. So mlx-lm
-//! writes prompt caches of random keys and values, once, and both programs go on behind the same files.
+//! Reading 16000 tokens takes minutes, and decoding costs the same whichever tokens they are. So mlx-lm writes
+//! prompt caches of random keys and values once, and both programs continue from these files.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::{Arguments, Failure, in_turns, rates_behind};
 use crate::python;
 
-/// The first tokens that a rotating cache keeps, as in mlx-lm.
+/// The number of first tokens that a rotating cache keeps, as in mlx-lm.
 const SINKS: i32 = 4;
-/// Tokens that are decoded unless something else is asked for.
+/// The default number of decoded tokens.
 const MOST_TOKENS: usize = 64;
 
-/// The figures behind one file.
+/// The figures for one file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Behind {
     decode_tps: f64,
@@ -81,7 +81,7 @@ fn write_cache(python: &Path, model: &Path, file: &Path, context: i32, limit: Op
     Err(io::Error::other(format!("bench_mlx_lm.py failed:\n{}", python::last_lines(&output.stderr))))
 }
 
-/// One turn of ours: each file once to warm up, and once to count.
+/// One turn of ours: each file once as a warm-up, and once measured.
 pub(super) fn measure(folder: &Path, arguments: &Arguments) -> Result<Vec<Behind>, Failure> {
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;
@@ -96,7 +96,7 @@ pub(super) fn measure(folder: &Path, arguments: &Arguments) -> Result<Vec<Behind
     Ok(figures)
 }
 
-/// Tokens per second behind what a file holds.
+/// Tokens per second when continuing from a prompt cache file.
 fn behind(model: &mut dyn CausalLm, file: &Path, limit: i32, count: usize) -> Result<f64, Failure> {
     let rotating = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rotating"));
     let limit = rotating.then_some(Limit { max_size: limit, keep: SINKS });

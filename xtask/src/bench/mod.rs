@@ -1,9 +1,8 @@
-//! `cargo xtask bench`: our speed and memory beside mlx-lm's, in one run on one machine.
+//! `cargo xtask bench`: compares our speed and memory with mlx-lm's, in one call on one machine.
 //!
-//! The two take turns, each in a process of its own, so that a machine that becomes slower becomes
-//! slower for both. What is printed are ratios of medians, with the figures beside them. `--contexts` and `--chunks`
-//! measure something else in the same way: decoding behind texts of several lengths, and a prompt in pieces of several
-//! sizes.
+//! The two programs take turns, and each turn is a separate process, so a machine that slows down affects both.
+//! The output shows ratios of medians, and the medians. `--contexts` and `--chunks` compare two other things in
+//! the same way: decoding after contexts of several lengths, and a prompt in pieces of several sizes.
 
 mod chunks;
 mod contexts;
@@ -24,34 +23,35 @@ use crate::python::{self, Environment};
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A Python with some mlx-lm; without it, the project's own environment with the pinned one
+    /// A Python with mlx-lm; the default is the project's own environment with the pinned version
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Checkpoint folder; without it, the demo's
+    /// The checkpoint folder; the default is the demo's
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Length of the prompt
+    /// The length of the prompt, in tokens
     #[arg(long, value_name = "P", default_value_t = 256)]
     prompt_tokens: usize,
-    /// Tokens to generate
+    /// The number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 200)]
     gen_tokens: usize,
-    /// How often each program takes its turn
+    /// The number of turns of each program
     #[arg(long, value_name = "R", default_value_t = 5)]
     repeats: usize,
-    /// Decode behind so many tokens, in full and in rotating caches, such as 100,1000,4000,16000
+    /// Measure decoding after contexts of these lengths, in full and in rotating caches, such as
+    /// 100,1000,4000,16000
     #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["prompt_tokens", "chunks"])]
     contexts: Vec<i32>,
-    /// Tokens that the rotating caches of --contexts keep
+    /// The number of tokens that the rotating caches of --contexts keep
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_kv_size: i32,
-    /// Read the prompt in pieces of so many tokens, such as 64,256,1024
+    /// Measure reading the prompt in pieces of these sizes, such as 64,256,1024
     #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "gen_tokens")]
     chunks: Vec<usize>,
-    /// Decode behind the prompt cache in this file
+    /// Continue from the prompt cache in this file
     #[arg(long, hide = true)]
     cache: Vec<PathBuf>,
-    /// Only load a model and its tokenizer, and say one token
+    /// Only load a model and its tokenizer, and generate one token
     #[arg(long, hide = true)]
     first_token: bool,
     /// Only measure this program, once, and print the figures as JSON
@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     one: bool,
 }
 
-/// The figures of one turn; `xtask/python/bench_mlx_lm.py` prints the same.
+/// The figures of one turn; `xtask/python/bench_mlx_lm.py` prints the same keys.
 #[derive(Debug, Serialize, Deserialize)]
 struct Turn {
     load_s: Spread,
@@ -129,7 +129,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What both programs measured, in turns.
+/// The measurements of both programs, turn by turn.
 #[derive(Debug)]
 struct Turns<T> {
     ours: Vec<T>,
@@ -144,7 +144,8 @@ impl<T> Turns<T> {
     }
 }
 
-/// Has both programs measure, each in a process of its own, so many times. What they print is one `T` each.
+/// Runs both programs alternately, each in a separate process, for this many turns. Each prints one `T` as
+/// JSON.
 fn in_turns<T: DeserializeOwned>(
     model: &Path,
     python: &Path,
@@ -182,10 +183,11 @@ fn turn<T: DeserializeOwned>(
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Whatever a model has to say.
+/// Any text; its content does not matter.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Seconds of a whole process that loads a model and its tokenizer, reads a few words and says one token.
+/// The seconds of a whole process that loads a model and its tokenizer, reads a few words and generates one
+/// token.
 fn starts(model: &Path, python: &Path, repeats: usize) -> io::Result<Turns<f64>> {
     let seconds = |mut command: Command, name: &str| {
         command.arg("--model").arg(model).arg("--first-token");
@@ -207,7 +209,7 @@ fn starts(model: &Path, python: &Path, repeats: usize) -> io::Result<Turns<f64>>
     Ok(starts)
 }
 
-/// What [`starts`] has this program do.
+/// The work of the process that [`starts`] runs with this program.
 fn first_token(folder: &Path) -> Result<(), Failure> {
     let mut model = mlx_models::load(folder)?;
     let prompt = Tokenizer::from_folder(folder)?.encode("Once upon a time")?;
@@ -217,7 +219,7 @@ fn first_token(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One turn of ours: load, a short run to warm up, then the one that counts.
+/// One turn of ours: load, a short run as a warm-up, then the measured run.
 fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Failure> {
     let started = Instant::now();
     let mut model = mlx_models::load(folder)?;
@@ -236,27 +238,27 @@ fn measure(folder: &Path, arguments: &Arguments) -> Result<Turn, Failure> {
     })
 }
 
-/// Any tokens do: the work is the same for all. A linear congruence is random enough.
+/// Any tokens: the work is the same for all. A linear congruential generator is random enough.
 fn prompt(model: &dyn CausalLm, tokens: usize) -> Vec<u32> {
     let vocab_size = model.info().vocab_size as u32;
     (0..tokens as u32).map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size).collect()
 }
 
-/// Tokens per second of the prompt up to the first token, and of the tokens after that one.
+/// The rate of the prompt up to the first token, and of the tokens after it, in tokens per second.
 fn rates(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(f64, f64), GenerateError> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
     rates_behind(model, &mut session, prompt, options)
 }
 
-/// The same behind what the session has.
+/// The same, when continuing from the session's tokens.
 fn rates_behind(
     model: &mut dyn CausalLm,
     session: &mut Session,
     prompt: &[u32],
     options: GenerateOptions,
 ) -> Result<(f64, f64), GenerateError> {
-    // A text may go on behind the end of the context that the model was made for: the work is the same.
+    // The text may go beyond the context length of the model: the work is the same.
     let options = GenerateOptions { overflow: Overflow::Slide, ..options };
     let started = Instant::now();
     let mut stream = generate(model, session, prompt, options)?;
@@ -271,14 +273,14 @@ fn rates_behind(
     Ok((prefill, f64::from(rest) / first.elapsed().as_secs_f64()))
 }
 
-/// The most memory that this process had resident, in bytes; unknown (NaN) where there is no `/proc`.
+/// The peak resident memory of this process, in bytes; NaN on systems without `/proc`.
 fn peak_rss() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
     kib.and_then(|kib| kib.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)
 }
 
-/// One number of a turn.
+/// One figure of a turn.
 type Figure = fn(&Turn) -> f64;
 
 fn report(turns: &Turns<Turn>, starts: &Turns<f64>) -> io::Result<()> {

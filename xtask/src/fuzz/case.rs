@@ -1,4 +1,4 @@
-//! One case: what is changed, and what is then done with it.
+//! One case: the changes, and how the changed files are then used.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use super::random::Random;
 use super::worker::Settings;
 use super::{library, program};
 
-/// What a case is about.
+/// The kind of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     Config,
@@ -46,14 +46,15 @@ impl Kind {
         Self::Program,
     ];
 
-    /// The kind of a case: each in turn, those with the most to find more often.
+    /// The kind of a case with this number: the kinds take turns, and those with the most to find come more
+    /// often.
     pub(super) fn of(case: u64) -> Self {
         const MORE: [Kind; 4] = [Kind::Config, Kind::Tokenizer, Kind::Template, Kind::PromptCache];
         let place = (case % (Self::ALL.len() + MORE.len()) as u64) as usize;
         Self::ALL.get(place).copied().unwrap_or_else(|| MORE[place - Self::ALL.len()])
     }
 
-    /// The kind of this name.
+    /// The kind with this name.
     pub(super) fn named(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
         found.ok_or_else(|| format!("known are {}", Self::ALL.map(Self::name).join(", ")))
@@ -71,7 +72,7 @@ impl Kind {
             Self::MlxLmAdapters => "adapters of mlx-lm",
             Self::PeftAdapters => "adapters of PEFT",
             Self::PromptCache => "prompt cache",
-            Self::FileSystem => "what is no file",
+            Self::FileSystem => "not a file",
             Self::Options => "options",
             Self::Several => "several files",
             Self::Program => "the program",
@@ -79,21 +80,21 @@ impl Kind {
     }
 }
 
-/// How a case ended.
+/// The outcome of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// There was an answer.
+    /// There was a result.
     Accepted,
-    /// There was an error, as this text.
+    /// There was an error, with this text.
     Refused(String),
-    /// What must not happen.
+    /// There was a fault.
     Fault(String),
 }
 
-/// Longer messages are a fault.
+/// The longest message; a longer one is a fault.
 const LONGEST_MESSAGE: usize = 64 << 10;
 
-/// Runs a case in an empty folder. `tell` hears what is done next.
+/// Runs a case in an empty folder. `tell` is told each step before it runs.
 pub(super) fn run(
     settings: &Settings,
     case: u64,
@@ -136,7 +137,7 @@ pub(super) fn run(
     if let Verdict::Fault(_) = verdict {
         return Ok(verdict);
     }
-    // What was there before is still there, but for what was to be written.
+    // Everything that was there before must still be there, except the files that were to be written.
     let after = entries(root)?;
     let is_output = |path: &Path| outputs.iter().any(|output| path.starts_with(output));
     let changed = before.iter().find(|entry| !is_output(&entry.path) && after.binary_search(entry).is_err());
@@ -151,7 +152,7 @@ pub(super) fn run(
     })
 }
 
-/// What is changed in the folder of a case.
+/// The changes in the folder of a case.
 fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
     let one = match kind {
         Kind::Config => Target::Config,
@@ -163,7 +164,7 @@ fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
         Kind::Index => Target::Index,
         Kind::MlxLmAdapters | Kind::PeftAdapters => Target::Adapters,
         Kind::FileSystem => return vec![Target::FileSystem],
-        // Files that are changed later, or not at all.
+        // For these kinds, the files are changed later or not at all.
         Kind::PromptCache | Kind::Options => return Vec::new(),
         Kind::Program if random.once_in(2) => return Vec::new(),
         Kind::Several | Kind::Program => {
@@ -181,11 +182,11 @@ fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
             return (0..=random.below(3)).map(|_| random.one(&all)).collect();
         }
     };
-    // More changes are refused sooner.
+    // Several changes: the more there are, the earlier the files are refused.
     vec![one; if random.once_in(3) { 2 + random.below(2) } else { 1 }]
 }
 
-/// Removes what a case left, whatever it is.
+/// Removes what a case left, whether a file or a folder.
 pub(super) fn clean(root: &Path) -> io::Result<()> {
     fs::remove_dir_all(root)?;
     fs::create_dir_all(root)
@@ -199,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// Kinds that need no program, a few cases each: none has a fault, and some are answered.
+    /// A few cases of each kind that needs no program: none has a fault, and some give a result.
     #[test]
     fn cases_end_with_an_answer_or_an_error() {
         let settings = Settings { seed: 1, longest: Duration::from_secs(60), program: "absent".into() };

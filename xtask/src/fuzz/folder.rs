@@ -1,4 +1,4 @@
-//! The folder of a case: a model to begin with, and what is changed in it.
+//! The folder of a case: an original model, and the changes to it.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +15,11 @@ use super::tensors::{Tensor, TensorFile};
 use super::values::mutate_bytes;
 use super::{template, tokenizer, words};
 
-/// The models inside the program, which share a tokenizer.
+/// The demos in the program, which share a tokenizer.
 pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
 
-/// Models of parity cases: an architecture without a demo, quantized ones, a multimodal one, other rotations.
+/// Models of parity cases: an architecture without a demo, quantized models, a multimodal config, other
+/// rotations.
 const CASES: [&str; 9] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
@@ -31,7 +32,7 @@ const CASES: [&str; 9] = [
     "olmo3_q8_whole",
 ];
 
-/// Parity cases with adapters as mlx-lm writes them.
+/// Parity cases with adapters in mlx-lm's format.
 const MLX_LM_ADAPTERS: [&str; 7] = [
     "lora_f32",
     "lora_q4",
@@ -41,7 +42,7 @@ const MLX_LM_ADAPTERS: [&str; 7] = [
     "dora_embedding_f32",
     "full_last_layer_bf16",
 ];
-/// Parity cases with adapters as PEFT writes them.
+/// Parity cases with adapters in PEFT's format.
 const PEFT_ADAPTERS: [&str; 5] = [
     "peft_dora_phi3",
     "peft_lora_olmo3_saved",
@@ -50,10 +51,10 @@ const PEFT_ADAPTERS: [&str; 5] = [
     "peft_lora_phi3",
 ];
 
-/// Where the files of a case lie.
+/// The folders of a case.
 #[derive(Debug)]
 pub(super) struct Folder {
-    /// All of it.
+    /// The folder that contains all others.
     pub(super) root: PathBuf,
     /// The model.
     pub(super) model: PathBuf,
@@ -61,7 +62,7 @@ pub(super) struct Folder {
     pub(super) adapters: Option<PathBuf>,
 }
 
-/// What is changed in a folder.
+/// The file or files of a folder that are changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Config,
@@ -76,13 +77,13 @@ pub(super) enum Target {
 }
 
 impl Folder {
-    /// A model that works, without adapters.
+    /// A working model, without adapters.
     pub(super) fn plain(root: &Path, random: &mut Random) -> io::Result<Self> {
         let name = if random.once_in(4) { random.one(&CASES) } else { random.one(&DEMOS) };
         Self::of(root, name)
     }
 
-    /// A model that works with its adapters, mlx-lm's or PEFT's.
+    /// A working model with its adapters, mlx-lm's or PEFT's.
     pub(super) fn adapted(root: &Path, from_peft: bool, random: &mut Random) -> io::Result<Self> {
         let name = if from_peft { random.one(&PEFT_ADAPTERS) } else { random.one(&MLX_LM_ADAPTERS) };
         let mut folder = Self::of(root, name)?;
@@ -92,7 +93,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// One of the demos or of the parity cases, which have no tokenizer and get the demos'.
+    /// One of the demos or of the parity cases. Parity cases have no tokenizer, and get that of the demos.
     pub(super) fn of(root: &Path, name: &str) -> io::Result<Self> {
         let model = root.join("model");
         let demos = crate::root().join("crates/mlx-models-cli/demo");
@@ -104,14 +105,14 @@ impl Folder {
                 fs::copy(demos.join(DEMOS[0]).join(file), model.join(file))?;
             }
         }
-        // Nothing reads them, and they would be changed for nothing.
+        // Nothing reads these files, so changing them would test nothing.
         for file in ["README.md", "greedy.json", "case.json", "reference.safetensors"] {
             let _ = fs::remove_file(model.join(file));
         }
         Ok(Self { root: root.to_path_buf(), model, adapters: None })
     }
 
-    /// Makes a model of float32 of this one.
+    /// Converts this model to float32.
     pub(super) fn widen(&self) -> io::Result<()> {
         let file = self.model.join("model.safetensors");
         let mut tensors = TensorFile::read(&file)?;
@@ -119,13 +120,13 @@ impl Folder {
         tensors.write(&file)
     }
 
-    /// Changes one thing, and answers where.
+    /// Makes one change, and returns where.
     pub(super) fn mutate(&self, target: Target, random: &mut Random) -> io::Result<PathBuf> {
         let in_model = |name: &str| self.model.join(name);
         match target {
             Target::Config if random.once_in(2) => {
                 let file = in_model("config.json");
-                // What an earlier change has broken stays broken.
+                // A file that an earlier change broke stays broken.
                 if let Ok(mut config) = serde_json::from_slice(&fs::read(&file)?) {
                     words::vary(&mut config, random);
                     fs::write(&file, config.to_string())?;
@@ -188,7 +189,7 @@ impl Folder {
         }
     }
 
-    /// Writes the tensors into two files with an index.
+    /// Splits the tensors into two files with an index.
     fn split(&self) -> io::Result<()> {
         let file = self.model.join("model.safetensors");
         let mut first = TensorFile::read(&file)?;
@@ -208,7 +209,7 @@ impl Folder {
         fs::write(self.model.join("model.safetensors.index.json"), index.to_string())
     }
 
-    /// Puts something else in the place of a file.
+    /// Replaces a file by something else.
     fn replace_file(&self, random: &mut Random) -> io::Result<PathBuf> {
         let mut files = Vec::new();
         for folder in [Some(&self.model), self.adapters.as_ref()].into_iter().flatten() {
@@ -230,7 +231,7 @@ impl Folder {
         Ok(file)
     }
 
-    /// Makes a file of tensors that has what a model asked for, so that sizes of a config may be any.
+    /// Writes a file with the tensors that a model asked for, so that a config can have any sizes.
     pub(super) fn give(
         &self,
         missing: &[(String, Vec<i32>)],
@@ -263,14 +264,14 @@ impl Folder {
     }
 }
 
-/// What is at a path, to see whether it is still that.
+/// The state of a path, to see whether it changes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry {
     pub(super) path: PathBuf,
     about: String,
 }
 
-/// Everything in a folder.
+/// The state of everything in a folder.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
@@ -279,7 +280,7 @@ pub(super) fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
             let about = fs::symlink_metadata(&path)?;
             let modified = about.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let is_folder = about.is_dir();
-            // A folder changes with what is in it.
+            // A folder's own state changes with its contents.
             let (length, modified) = if is_folder { (0, 0) } else { (about.len(), modified.as_nanos()) };
             let about =
                 format!("{:?} {:?} {length} {modified}", about.file_type(), about.permissions().mode());
@@ -293,7 +294,7 @@ pub(super) fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
-/// Puts something that is no such file in the place of one.
+/// Replaces a file by something that is not a regular file.
 pub(super) fn put_in_place(file: &Path, random: &mut Random) -> io::Result<()> {
     match fs::symlink_metadata(file) {
         Ok(about) if about.is_dir() => fs::remove_dir_all(file)?,
@@ -320,7 +321,7 @@ pub(super) fn put_in_place(file: &Path, random: &mut Random) -> io::Result<()> {
     }
 }
 
-/// Whether something that is no regular file is there.
+/// Whether the path holds something other than a regular file.
 pub(super) fn is_special(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|about| {
         let kind = about.file_type();
@@ -330,7 +331,7 @@ pub(super) fn is_special(path: &Path) -> bool {
 
 fn mutate_json(file: &Path, words: &[Word], random: &mut Random) -> io::Result<PathBuf> {
     let mut text = fs::read(file)?;
-    // What an earlier mutation broke can only be broken further.
+    // A file that an earlier mutation broke can only be broken further.
     if let Ok(mut value) = serde_json::from_slice::<Value>(&text)
         && !random.once_in(10)
     {

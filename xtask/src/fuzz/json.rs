@@ -1,22 +1,22 @@
-//! Mutations of JSON files that keep most of their structure, and some that break it.
+//! Mutations of JSON files. Most keep the structure, and some break it.
 
 use serde_json::{Map, Value, json};
 
 use super::random::Random;
 use super::values::{interesting_number, interesting_text};
 
-/// A key that a file of some kind may have, with a value for it.
+/// A key that a file of some kind may have, with a function that makes a value for it.
 pub(super) type Word = fn(&mut Random) -> (String, Value);
 
-/// Marks texts that stand for JSON that [`Value`] cannot hold; see [`to_text`].
+/// Marks texts that stand for JSON that [`Value`] cannot represent; see [`to_text`].
 const RAW: char = '\u{f8ff}';
 
-/// A value that is written as this text, which need not be JSON.
+/// A value that is written as this text, which need not be valid JSON.
 fn raw(text: &str) -> Value {
     Value::String(format!("{RAW}{text}"))
 }
 
-/// Changes one thing in a JSON value. `words` are what may be inserted.
+/// Makes one change in a JSON value. `words` are the keys and values that may be inserted.
 pub(super) fn mutate(value: &mut Value, random: &mut Random, words: &[Word]) {
     let path = random_path(value, random);
     let other = value.pointer(&random_path(value, random)).cloned().unwrap_or(Value::Null);
@@ -36,7 +36,7 @@ pub(super) fn mutate(value: &mut Value, random: &mut Random, words: &[Word]) {
         _ if words.is_empty() => change(value.pointer_mut(&path), |node| *node = anything(random)),
         _ => {
             let (key, inserted) = random.one(words)(random);
-            // Where such a key belongs, more often than where it does not.
+            // More often where such a key belongs than elsewhere.
             let place = if random.once_in(3) { parent } else { String::new() };
             if let Some(Value::Object(object)) = value.pointer_mut(&place) {
                 object.insert(key, inserted);
@@ -45,7 +45,7 @@ pub(super) fn mutate(value: &mut Value, random: &mut Random, words: &[Word]) {
     }
 }
 
-/// The text of a value, with what was marked as not being JSON, or as a key that stands there twice.
+/// The text of a value, with the marked invalid JSON and duplicate keys written out.
 pub(super) fn to_text(value: &Value) -> String {
     let mut text = value.to_string();
     let mark = format!("\"{RAW}");
@@ -59,7 +59,7 @@ pub(super) fn to_text(value: &Value) -> String {
                 let depth = depth.parse().unwrap_or(1);
                 format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth))
             }
-            // A key that another has already.
+            // A key that another entry already has.
             Some(("again", key)) => format!("\"{key}\""),
             _ => inside,
         };
@@ -68,7 +68,7 @@ pub(super) fn to_text(value: &Value) -> String {
     text
 }
 
-/// Any value.
+/// A random value.
 pub(super) fn anything(random: &mut Random) -> Value {
     match random.below(14) {
         0 => Value::Null,
@@ -92,7 +92,7 @@ fn change(node: Option<&mut Value>, change: impl FnOnce(&mut Value)) {
     }
 }
 
-/// A value near the one that is there.
+/// A value that is similar to the present one.
 fn tweak(node: &mut Value, random: &mut Random) {
     *node = match node {
         Value::Bool(flag) => json!(!*flag),
@@ -146,7 +146,7 @@ fn remove(parent: &mut Value, random: &mut Random) {
     }
 }
 
-/// Gives a key another name, or has it twice.
+/// Renames or duplicates a key.
 fn rename(parent: &mut Value, other: Value, random: &mut Random) {
     let Value::Object(object) = parent else { return };
     let Some(key) = object.keys().nth(random.below(object.len())).cloned() else { return };
@@ -165,7 +165,7 @@ fn rename(parent: &mut Value, other: Value, random: &mut Random) {
     }
 }
 
-/// A JSON pointer to a node: mostly near the root, so that long lists are not all that is changed.
+/// A JSON pointer to a random node, mostly near the root: otherwise most changes would be in long lists.
 fn random_path(value: &Value, random: &mut Random) -> String {
     let (mut path, mut node) = (String::new(), value);
     loop {

@@ -1,4 +1,4 @@
-//! What is done with the files of a case through the libraries: loading, generating, saving, converting.
+//! Uses the files of a case through the libraries: loading, generating, saving, converting.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -26,14 +26,14 @@ use super::tensors::TensorFile;
 use super::values::{any_size, interesting_text, prompt};
 use super::{options, template};
 
-/// Hears what is done next, so that a case that never ends says where it is.
+/// Is told each step before it runs, so that for a case that never ends, the last step is known.
 pub(super) type Tell<'t> = &'t mut dyn FnMut(&str);
 
-/// Why a case goes no further.
+/// The reason why a case ends early.
 enum Stop {
-    /// An error of the library, which is right.
+    /// An error of the library, which is a valid outcome.
     Refused(String),
-    /// An answer that must not be.
+    /// A result that is wrong.
     Fault(String),
 }
 
@@ -59,7 +59,7 @@ fn verdict(outcome: Outcome) -> Verdict {
     }
 }
 
-/// Text to tokens and back, and conversations to prompts.
+/// Encodes and decodes texts, and renders conversations.
 pub(super) fn text(folder: &Folder, random: &mut Random, tell: Tell) -> Verdict {
     verdict(use_tokenizer(folder, random, tell))
 }
@@ -93,7 +93,7 @@ fn use_tokenizer(folder: &Folder, random: &mut Random, tell: Tell) -> Outcome {
     let demo = crate::root().join("crates/mlx-models-cli/demo").join(folder::DEMOS[1]);
     let _ = Tokenizer::from_folder(demo)?.shared_tokens(&tokenizer);
     let _ = tokenizer.add_stop_token(&interesting_text(random));
-    // Rendering takes little time beside reading a tokenizer.
+    // Rendering takes little time compared with reading a tokenizer.
     for _ in 0..8 {
         let text = template::template(random);
         tell("render a template");
@@ -106,7 +106,7 @@ fn use_tokenizer(folder: &Folder, random: &mut Random, tell: Tell) -> Outcome {
     chat(&tokenizer, random, tell)
 }
 
-/// A conversation. A model without a template is no refusal.
+/// Renders a conversation. A model without a template does not count as an error.
 fn chat(tokenizer: &Tokenizer, random: &mut Random, tell: Tell) -> Outcome {
     let messages: Vec<Message> = (0..=random.below(4))
         .map(|turn| Message::new(if turn % 2 == 0 { "user" } else { "assistant" }, &interesting_text(random)))
@@ -180,8 +180,8 @@ fn use_model(
     }
 }
 
-/// Loads a model. Where a config asks for other tensors than there are, they are made, so that what is behind the
-/// check of shapes is reached, too.
+/// Loads a model. If a config asks for tensors of other shapes, they are made, so that the code after the shape
+/// check is tested too.
 fn load(
     folder: &Folder,
     options: &LoadOptions,
@@ -204,7 +204,7 @@ fn load(
                 problem => left_over.push(problem.key().to_owned()),
             }
         }
-        tell("make the tensors that are missing");
+        tell("make the missing tensors");
         let single = folder.model.join("model.safetensors");
         if !single.is_file() || !folder.give(&wanted, &left_over, random).unwrap_or(false) {
             break;
@@ -215,7 +215,7 @@ fn load(
     Ok(mlx_models::load_with(&folder.model, options)?)
 }
 
-/// Tokens of a prompt that the model has.
+/// The tokens of a prompt, limited to the model's vocabulary.
 fn tokens(tokenizer: &Tokenizer, model: &dyn CausalLm, random: &mut Random) -> Result<Vec<u32>, Stop> {
     let mut tokens = tokenizer.encode(&prompt(random))?;
     tokens.truncate(600);
@@ -229,7 +229,7 @@ fn tokens(tokenizer: &Tokenizer, model: &dyn CausalLm, random: &mut Random) -> R
     Ok(tokens)
 }
 
-/// Continues a prompt by a few tokens, whose probabilities must be numbers.
+/// Continues a prompt by a few tokens, whose log-probabilities must be numbers.
 fn answer(
     model: &mut dyn CausalLm,
     tokenizer: &Tokenizer,
@@ -242,7 +242,7 @@ fn answer(
     if !extreme && model.new_cache(&cache_options).is_err() {
         cache_options = CacheOptions::default();
     }
-    tell(&format!("generate behind {} tokens with {cache_options:?}", prompt.len()));
+    tell(&format!("generate after {} tokens with {cache_options:?}", prompt.len()));
     let mut session = Session::new(model.new_cache(&cache_options)?);
     let mut options = options::generate(extreme, tokenizer.stop_tokens(), random);
     options.penalties = options::penalties(extreme, random);
@@ -265,8 +265,9 @@ fn check_token(id: u32, logprob: f32, vocab_size: i32) -> Outcome {
     Ok(())
 }
 
-/// The logits of a prompt are the same in pieces as at once, and by the kernels as by stock MLX, up to the rounding of float32;
-/// that of half precision may grow from layer to layer until nothing is alike.
+/// Checks that the logits of a prompt are the same when it is read in pieces, and with the kernels and stock
+/// MLX, up to the rounding of float32. Half precision is not checked: its rounding errors can grow from layer
+/// to layer until the logits are unrelated.
 fn agree(model: &mut dyn CausalLm, prompt: &[u32], random: &mut Random, tell: Tell) -> Outcome {
     let prompt = &prompt[..prompt.len().min(model.info().context_length.max(1) as usize).min(100)];
     let tokens = Array::from_slice(prompt, &[1, prompt.len() as i32]);
@@ -315,14 +316,14 @@ fn perplexities(model: &mut dyn CausalLm, text: &[u32], random: &mut Random, tel
     tell(&format!("perplexity of {} tokens with {options:?}", text.len()));
     let answer = perplexity(model, text, options, |_, _| ControlFlow::Continue(()))?;
     if answer.mean_nll.is_nan() {
-        return Err(Stop::Fault(format!("a perplexity that is no number: {answer:?}")));
+        return Err(Stop::Fault(format!("a perplexity that is not a number: {answer:?}")));
     }
     Ok(())
 }
 
 fn convert(folder: &Folder, random: &mut Random, tell: Tell, outputs: &mut Vec<PathBuf>) -> Outcome {
     let options = options::convert(random);
-    // Over something that is there already, nothing is written.
+    // If the destination already exists, nothing must be written.
     let out = match random.below(4) {
         0 => folder.model.clone(),
         1 => {
@@ -348,8 +349,8 @@ fn convert(folder: &Folder, random: &mut Random, tell: Tell, outputs: &mut Vec<P
     if was_special && !out.is_dir() {
         return Err(Stop::Fault(format!("{} was replaced", out.display())));
     }
-    tell("load what was converted");
-    mlx_models::load(&out).map_err(|e| Stop::Fault(format!("what was converted does not load: {e}")))?;
+    tell("load the converted model");
+    mlx_models::load(&out).map_err(|e| Stop::Fault(format!("the converted model does not load: {e}")))?;
     Ok(())
 }
 
@@ -379,7 +380,7 @@ fn batch(
     Ok(())
 }
 
-/// Speculative decoding, by looking up or by another model.
+/// Speculative decoding, with prompt lookup or a draft model.
 fn drafts(
     model: &mut dyn CausalLm,
     tokenizer: &Tokenizer,
@@ -391,7 +392,7 @@ fn drafts(
     let most = any_size(random);
     let options = options::generate(extreme, tokenizer.stop_tokens(), random);
     let cache_options = CacheOptions { rewind: random.below(5) as i32, ..options::cache(false, random) };
-    tell(&format!("speculate {most} tokens with {options:?}, {cache_options:?}"));
+    tell(&format!("draft {most} tokens with {options:?}, {cache_options:?}"));
     let mut session = Session::new(model.new_cache(&cache_options)?);
     let mut lookup = PromptLookup { longest: any_size(random), shortest: any_size(random) };
     let demo = crate::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS));
@@ -406,7 +407,7 @@ fn drafts(
         &mut draft
     };
     let vocab_size = model.info().vocab_size;
-    // Each round guesses so many tokens.
+    // Each round drafts this many tokens.
     let count = if most > 64 { 1 } else { 5 };
     let go_on = |_, _| ControlFlow::Continue(());
     for token in
@@ -419,7 +420,7 @@ fn drafts(
     Ok(())
 }
 
-/// Writes a session where something may be already.
+/// Saves a session to a path that may already exist.
 fn save(
     model: &mut dyn CausalLm,
     prompt: &[u32],
@@ -432,7 +433,7 @@ fn save(
     session.read_all(model, prompt, 512, |_, _| ControlFlow::Continue(()))?;
     let special = folder.root.join("special");
     let file = match random.below(3) {
-        // Weights and configs are no caches, and stay.
+        // Weights and configs are not caches, and must stay.
         0 => folder.model.join(random.one(&["model.safetensors", "config.json", "tokenizer.json"])),
         1 => {
             folder::put_in_place(&special, random)?;
@@ -449,12 +450,12 @@ fn save(
     if was_special {
         return Err(Stop::Fault(format!("{} was replaced or written through", file.display())));
     }
-    tell("load what was saved");
+    tell("load the saved session");
     Session::load(model, &file, &CacheOptions::default())?;
     Ok(())
 }
 
-/// Saves a session, changes the file, and goes on behind it.
+/// Saves a session, changes the file, and continues from it.
 pub(super) fn prompt_cache(
     folder: &Folder,
     random: &mut Random,
@@ -470,7 +471,7 @@ fn use_prompt_cache(folder: &Folder, random: &mut Random, tell: Tell, outputs: &
     let model = &mut *model;
     let file = folder.root.join("cache.safetensors");
     outputs.push(file.clone());
-    // A second model may have made it.
+    // The file may come from another model.
     let mut other;
     let maker: &mut dyn CausalLm = if random.once_in(12) {
         other = mlx_models::load(
@@ -491,7 +492,7 @@ fn use_prompt_cache(folder: &Folder, random: &mut Random, tell: Tell, outputs: &
     session.read_all(maker, &prompt, 512, |_, _| ControlFlow::Continue(()))?;
     session.save(maker, &file)?;
     if random.once_in(3) {
-        // mlx-lm's files say nothing of what made them, and have no checksum.
+        // mlx-lm's files do not contain the origin or a checksum.
         let mut tensors = TensorFile::read(&file)?;
         tensors.metadata.retain(|key, _| !key.starts_with("0.mlx_models"));
         tensors.write(&file)?;
@@ -504,14 +505,14 @@ fn use_prompt_cache(folder: &Folder, random: &mut Random, tell: Tell, outputs: &
     let mut session = Session::load(model, &file, &cache_options)?;
     let before = session.offset();
     let options = options::generate(false, &[], random);
-    tell(&format!("generate behind {before} tokens with {options:?}"));
+    tell(&format!("generate after {before} tokens with {options:?}"));
     let vocab_size = model.info().vocab_size;
     for token in generate(model, &mut session, &[1, 0], options)?.take(4) {
         let token = token?;
         check_token(token.id, token.logprob, vocab_size)?;
     }
     if random.once_in(2) {
-        tell("take tokens back");
+        tell("rewind");
         session.trim(random.below(100) as i32)?;
         generate(model, &mut session, &[1], options::generate(false, &[], random))?.next().transpose()?;
     }

@@ -1,8 +1,8 @@
-//! How much memory processes use, as Linux says it; elsewhere nothing is known.
+//! The memory that processes use, as Linux reports it. On other systems it is unknown.
 
 use std::fs;
 
-/// The most memory that a process had, in bytes: of the one with this id, or of `self`. 0 where that is not known.
+/// The peak memory of a process, in bytes. `process` is its id or `self`. Returns 0 if it is unknown.
 pub(super) fn peak(process: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -10,8 +10,8 @@ pub(super) fn peak(process: &str) -> u64 {
     number.unwrap_or(0) << 10
 }
 
-/// From here on, [`peak`] of this process counts anew.
+/// Resets the [`peak`] of this process.
 pub(super) fn forget_peak() {
-    // Where that is not possible, the peak is that of all cases of a worker.
+    // If this is not possible, the peak is that of all cases of a worker.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }

@@ -1,10 +1,11 @@
-//! `cargo xtask fuzz`: changes files and options at random, and sees whether there is an answer or an error.
+//! `cargo xtask fuzz`: changes files and options at random, and checks that each use gives a result or an
+//! error.
 //!
-//! Whatever a model's folder, a prompt cache or an option holds, the libraries and the program answer or refuse: no panic, no
-//! signal, no endless loop, no memory without bound, no message without end, nothing written where nothing is to be written.
-//! Cases are made of a seed and a number, so that each can be run again alone. They start from the demo models and from
-//! models of parity cases; a process of its own runs them one after the other, and is replaced where one kills it.
-//! `docs/fuzzing.md` says what is changed.
+//! Whatever a model's folder, a prompt cache or an option contains, the libraries and the program must give a
+//! result or an error. A panic, a signal, an endless loop, unlimited memory, an endless message or a file
+//! written in the wrong place is a fault. A case follows from a seed and a number, so that it can be run again
+//! alone. The cases start from the demo models and from models of parity cases. They run one after the other in
+//! a separate process, which is replaced if a case kills it. `docs/fuzzing.md` lists the changes.
 
 mod case;
 mod folder;
@@ -37,38 +38,38 @@ pub(crate) struct Arguments {
     /// Start no new case after this many seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// What the cases follow from
+    /// The seed of the cases
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Begin with the case of this number
+    /// Start with the case of this number
     #[arg(long, value_name = "N", default_value_t = 0)]
     from: u64,
     /// Run only cases of this kind, by its name in the table at the end
     #[arg(long, value_name = "KIND", value_parser = Kind::named)]
     kind: Option<Kind>,
-    /// Run only this case, say what it does, and keep its folder
+    /// Run only this case, print each step, and keep its folder
     #[arg(long, value_name = "N", conflicts_with_all = ["seconds", "from"])]
     case: Option<u64>,
-    /// Call a case endless after this many seconds; most take a tenth of one
+    /// Treat a case as endless after this many seconds; most take a tenth of a second
     #[arg(long, value_name = "N", default_value_t = 40)]
     longest: u64,
-    /// Say at the end which errors there were, each kind of them once
+    /// List every kind of error at the end
     #[arg(long)]
     errors: bool,
     /// The program that a worker runs
     #[arg(long, value_name = "FILE", hide = true, requires = "worker")]
     program: Option<PathBuf>,
-    /// Run the cases that come on standard input, in this folder
+    /// Run the cases whose numbers come on standard input, in this folder
     #[arg(long, value_name = "DIR", hide = true)]
     worker: Option<PathBuf>,
 }
 
-/// How often something is said of a long run.
+/// The time between two progress messages.
 const PROGRESS: Duration = Duration::from_secs(30);
-/// After so many faults a run ends: they are probably one.
+/// After this many faults a run ends: they probably have one cause.
 const MOST_FAULTS: usize = 100;
 
-/// Among so many cases of a kind some are answered.
+/// If this many cases of a kind run, some must give a result.
 const ENOUGH: usize = 60;
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
@@ -81,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let scratch = tempfile::Builder::new().prefix("fuzz-").tempdir()?;
     let program = scratch.path().join("mlx-models");
     if arguments.case.map(Kind::of).or(arguments.kind).is_none_or(|kind| kind == Kind::Program) {
-        // A build of somebody else's meanwhile does not change what is run.
+        // A copy, so that a build during the run does not change the program that is run.
         let built = build_program()?;
         std::fs::hard_link(&built, &program).or_else(|_| std::fs::copy(&built, &program).map(drop))?;
     }
@@ -92,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     }
 }
 
-/// The program as `cargo run` would run it.
+/// The program as `cargo run` builds it.
 fn build_program() -> io::Result<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
     command.args([
@@ -113,13 +114,13 @@ fn build_program() -> io::Result<PathBuf> {
     found.ok_or_else(|| io::Error::other("the program mlx-models does not build"))
 }
 
-/// What became of the cases of a kind.
+/// The outcomes of a kind's cases.
 #[derive(Default)]
 struct Tally {
     accepted: usize,
     refused: usize,
     faults: usize,
-    /// The messages, without what differs from case to case.
+    /// The error messages, without the parts that differ from case to case.
     messages: BTreeMap<String, usize>,
 }
 
@@ -159,7 +160,7 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
                 faults += 1;
                 say(&format!("FAULT in case {number} ({}): {fault}", Kind::of(number).name()))?;
                 say(&format!("  at: {}", ran.steps.last().map_or("the beginning", |(_, step)| step)))?;
-                say(&format!("  again: cargo xtask fuzz --seed {seed} --case {number}"))?;
+                say(&format!("  repeat: cargo xtask fuzz --seed {seed} --case {number}"))?;
             }
         }
         cases += 1;
@@ -196,11 +197,11 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
         largest.0 >> 20
     ))?;
     say(&format!("seed {seed}: {} cases in {} s, {faults} faults", cases, started.elapsed().as_secs()))?;
-    // Cases that are all refused at the door show nothing.
+    // If all cases of a kind end with an error, only the first check was tested.
     let refused = tallies.iter().filter(|(_, tally)| tally.accepted == 0 && tally.refused >= ENOUGH);
     let refused: Vec<&str> = refused.map(|(kind, _)| kind.name()).collect();
     for kind in &refused {
-        say(&format!("no case of this kind was answered: {kind}"))?;
+        say(&format!("no case of this kind gave a result: {kind}"))?;
     }
     interrupt::check()?;
     Ok(faults == 0 && refused.is_empty())

@@ -1,4 +1,4 @@
-//! Options of the libraries, from usual ones to any.
+//! Options of the libraries, from usual to extreme values.
 
 use mlx_models::generate::{Dry, GenerateOptions, Overflow, Penalties, Penalty, Sampling, Xtc};
 use mlx_models::{
@@ -103,7 +103,7 @@ pub(super) fn penalties(extreme: bool, random: &mut Random) -> Penalties {
     let mut penalties = Penalties { repetition, presence, frequency, ..Penalties::default() };
     if extreme && random.once_in(3) {
         penalties.logit_bias = match random.below(3) {
-            // All of the demos' tokens.
+            // All tokens of the demos' vocabulary.
             0 => (0..1024).map(|id| (id, f64::NEG_INFINITY)).collect(),
             _ => (0..random.below(4)).map(|_| (random.next() as u32 % 2000, any_float(random))).collect(),
         };

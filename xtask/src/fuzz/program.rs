@@ -1,4 +1,4 @@
-//! The program `mlx-models`, run with options of all kinds on the files of a case.
+//! Runs the program `mlx-models` with all kinds of options on the files of a case.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -14,19 +14,19 @@ use super::random::Random;
 use super::values::{any_float, any_size, interesting_text};
 use super::worker::{LARGEST_MEMORY, Settings};
 
-/// More on a pipe is a fault.
+/// The largest output; more is a fault.
 const LONGEST_OUTPUT: u64 = 16 << 20;
-/// More messages are a fault.
+/// The largest standard error; more is a fault.
 const LONGEST_MESSAGES: usize = 64 << 10;
 
-/// What the value of an option looks like.
+/// The kind of value that an option takes.
 #[derive(Debug, Clone, Copy)]
 enum Value {
     Flag,
     Size,
     Number,
     Text,
-    /// One of these, mostly.
+    /// Mostly one of these.
     Of(&'static [&'static str]),
     /// A path, to read or to write.
     File,
@@ -123,7 +123,8 @@ pub(super) fn run(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // Nothing is asked of any server, and nothing is written elsewhere. Port 9 of this machine answers nothing.
+    // The program must not contact a server or write to other folders. Nothing listens on port 9 of this
+    // machine.
     command
         .env("HOME", &home)
         .env("XDG_CACHE_HOME", home.join("cache"))
@@ -230,12 +231,12 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
     Ok(arguments)
 }
 
-/// Arguments end at a zero byte, and have a length that the system bounds.
+/// Arguments cannot contain a zero byte, and the system limits their length.
 fn without_nul(text: String) -> String {
     text.replace('\0', "").chars().take(60_000).collect()
 }
 
-/// A path that something may be at. What is at it afterwards may be another thing, unless it was one that must stay.
+/// A path at which something may exist. Afterwards it may be replaced, unless it is one that must stay.
 fn place(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -> io::Result<String> {
     let place = match random.below(5) {
         0 => folder.model.join(random.one(&["model.safetensors", "config.json"])),
@@ -253,14 +254,14 @@ fn place(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -> io
     Ok(place.display().to_string())
 }
 
-/// How the program ended.
+/// The end of a program.
 struct Ended {
-    /// None where a signal ended it.
+    /// The exit status; `None` if a signal ended the program.
     status: Option<i32>,
     how: String,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    /// Why it was ended from here.
+    /// The reason why we killed it.
     stopped: Option<String>,
 }
 
@@ -270,7 +271,7 @@ fn watch(mut child: Child, input: String, longest: Duration) -> io::Result<Ended
         thread::spawn(move || {
             let mut bytes = Vec::new();
             if let Some(stream) = stream {
-                // A stream that is not read to its end is closed, and ends its writer.
+                // A stream that is not read to its end is closed, which ends the writer.
                 let _ = stream.take(LONGEST_OUTPUT + 1).read_to_end(&mut bytes);
             }
             bytes
@@ -316,7 +317,7 @@ fn judge(ended: &Ended, arguments: &[String]) -> Verdict {
     if messages.contains("panicked at") {
         return fault("a panic".to_owned());
     }
-    // Wrong arguments are repeated to whoever typed them, as they are.
+    // Errors about wrong arguments repeat them as they are, also with control characters.
     if ended.status != Some(2) {
         if messages.len() > LONGEST_MESSAGES {
             return fault(format!("{} bytes of messages", messages.len()));
@@ -330,12 +331,12 @@ fn judge(ended: &Ended, arguments: &[String]) -> Verdict {
         return fault("a control character in the output".to_owned());
     }
     if ended.stdout.len() as u64 > LONGEST_OUTPUT {
-        return fault("output without end".to_owned());
+        return fault("output of unlimited length".to_owned());
     }
     match ended.status {
         Some(0) => match is_json(&ended.stdout, arguments) {
             true => Verdict::Accepted,
-            false => fault("output of --json that is no JSON".to_owned()),
+            false => fault("output of --json that is not JSON".to_owned()),
         },
         Some(1 | 2) if messages.trim().is_empty() => fault("an error without a message".to_owned()),
         Some(1) => Verdict::Refused(messages.into_owned()),
@@ -344,7 +345,7 @@ fn judge(ended: &Ended, arguments: &[String]) -> Verdict {
     }
 }
 
-/// Whether the output is one JSON object, where one was asked for.
+/// Whether the output is one JSON object, if one was asked for.
 fn is_json(output: &[u8], arguments: &[String]) -> bool {
     !arguments.iter().any(|argument| argument == "--json")
         || serde_json::from_slice::<serde_json::Value>(output).is_ok_and(|value| value.is_object())

@@ -1,11 +1,11 @@
-//! Random numbers that follow from a seed and the number of a case, on every machine.
+//! Random numbers that follow from a seed and the number of a case, the same on every machine.
 
 /// SplitMix64 (Steele et al., *Fast Splittable Pseudorandom Number Generators*).
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
 impl Random {
-    /// The numbers of this case.
+    /// The generator of this case.
     pub(super) fn of(seed: u64, case: u64) -> Self {
         let mut random = Self(seed);
         let start = random.next();
@@ -20,17 +20,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, and 0 where there is none.
+    /// A number below `end`, or 0 if `end` is 0.
     pub(super) fn below(&mut self, end: usize) -> usize {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// True once in `times`.
+    /// True with a probability of 1 / `times`.
     pub(super) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    /// One of these, of which there must be one.
+    /// One of these items; there must be at least one.
     pub(super) fn one<T: Clone>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())].clone()
     }

@@ -2,7 +2,7 @@
 
 use super::random::Random;
 
-/// Templates as real models have them.
+/// Templates of real models.
 const REAL: &[&str] = &[
     include_str!("../../python/chat_templates/gemma3.jinja"),
     include_str!("../../python/chat_templates/lille.jinja"),
@@ -13,12 +13,12 @@ const REAL: &[&str] = &[
     include_str!("../../python/chat_templates/qwen3.jinja"),
 ];
 
-/// A template: made up, or a real one, whole or with a change.
+/// A random template: generated, or a real one, unchanged or changed.
 pub(super) fn template(random: &mut Random) -> String {
     let mut text = match random.below(5) {
         0 => random.one(REAL).to_owned(),
         1 => {
-            // Something of the grammar at a place between two statements.
+            // Inserts something from the grammar between two statements.
             let real = random.one(REAL);
             let places: Vec<usize> = real.match_indices("{%").map(|(place, _)| place).collect();
             let place = random.one(&places);
@@ -83,7 +83,7 @@ fn statement(random: &mut Random, depth: usize) -> String {
         ),
         8 => format!("{{% filter {} %}}{}{{% endfilter %}}", filter(random), statements(random, depth - 1)),
         9 => {
-            // An object that holds itself.
+            // An object that contains itself.
             format!("{{% set n = namespace(a={e}) %}}{{% set n.a = n %}}{{{{ n.a }}}}")
         }
         10 => {

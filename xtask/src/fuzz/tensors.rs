@@ -1,4 +1,4 @@
-//! Safetensors files taken apart, put together again, and put together wrongly.
+//! Takes safetensors files apart and puts them together again, correctly or not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::json;
 use super::random::Random;
 use super::values::{interesting_text, mutate_bytes};
 
-/// A tensor as its file has it.
+/// A tensor as it is stored in its file.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
     pub(super) name: String,
@@ -19,14 +19,14 @@ pub(super) struct Tensor {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A whole file.
+/// The contents of a file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TensorFile {
     pub(super) tensors: Vec<Tensor>,
     pub(super) metadata: Map<String, Value>,
 }
 
-/// Bytes of a number.
+/// The bytes of a number.
 fn width(dtype: &str) -> usize {
     match dtype {
         "F64" | "I64" | "U64" => 8,
@@ -37,7 +37,7 @@ fn width(dtype: &str) -> usize {
 }
 
 impl TensorFile {
-    /// A valid file.
+    /// The bytes of a valid file.
     pub(super) fn read(file: &Path) -> io::Result<Self> {
         let bytes = fs::read(file)?;
         let invalid = || io::Error::other(format!("{} is no safetensors file", file.display()));
@@ -64,7 +64,7 @@ impl TensorFile {
         Ok(parsed)
     }
 
-    /// The header, and the numbers behind it.
+    /// The header, and the data after it.
     fn parts(&self) -> (Value, Vec<u8>) {
         let (mut header, mut data) = (Map::new(), Vec::new());
         if !self.metadata.is_empty() {
@@ -85,7 +85,7 @@ impl TensorFile {
         fs::write(file, with_header(header.to_string().as_bytes(), &data))
     }
 
-    /// Makes float32 of all tensors in half precision.
+    /// Converts all half-precision tensors to float32.
     pub(super) fn widen(&mut self) {
         for tensor in &mut self.tensors {
             let widened = |value: fn([u8; 2]) -> f32| -> Vec<u8> {
@@ -101,7 +101,7 @@ impl TensorFile {
         }
     }
 
-    /// Gives a prompt cache the checksum of what it holds now, as somebody would who forges one: the CRC-32 of every entry
+    /// Gives a prompt cache the checksum of its present contents, as a forger would: the CRC-32 of every entry
     /// and every tensor in the order of their names (`mlx-kvcache`, `file/tensors.rs`).
     pub(super) fn sign(&mut self) {
         const CHECKSUM: &str = "0.mlx_models_crc32";
@@ -131,7 +131,7 @@ impl TensorFile {
         self.metadata.insert(CHECKSUM.to_owned(), json!(format!("{:08x}", crc32fast::hash(&bytes))));
     }
 
-    /// Changes one tensor, or the metadata, so that a file of this still is one.
+    /// Changes one tensor, or the metadata. The file stays a valid safetensors file.
     pub(super) fn mutate(&mut self, random: &mut Random) {
         if self.tensors.is_empty() || (!self.metadata.is_empty() && random.once_in(3)) {
             return self.mutate_metadata(random);
@@ -153,7 +153,7 @@ impl TensorFile {
                 self.tensors[place].convert(dtype);
             }
             7 => {
-                // The same bytes as something else.
+                // The same bytes with another dtype or shape.
                 self.tensors[place].dtype = random.one(&["F32", "F16", "BF16", "U32", "U8"]).to_owned();
             }
             8 => self.tensors[place].shape.reverse(),
@@ -191,7 +191,7 @@ impl TensorFile {
         }
     }
 
-    /// Metadata are texts, some of which are JSON.
+    /// Metadata values are texts, and some of them are JSON.
     fn mutate_metadata(&mut self, random: &mut Random) {
         let Some(key) = self.metadata.keys().nth(random.below(self.metadata.len())).cloned() else {
             self.metadata.insert(interesting_text(random), json!(interesting_text(random)));
@@ -217,7 +217,7 @@ impl TensorFile {
         }
     }
 
-    /// The bytes of a file that is broken in its header, or in how long that is, or anywhere.
+    /// The bytes of a file with a broken header, a broken header length, or other damage.
     pub(super) fn broken(&self, random: &mut Random) -> Vec<u8> {
         let (mut header, data) = self.parts();
         match random.below(4) {
@@ -251,7 +251,7 @@ impl TensorFile {
 }
 
 impl Tensor {
-    /// Zeros in this shape.
+    /// Zeros of this shape.
     pub(super) fn zeros(name: &str, dtype: &str, shape: &[i32]) -> Self {
         let shape: Vec<i64> = shape.iter().copied().map(i64::from).collect();
         let mut tensor = Self { name: name.to_owned(), dtype: dtype.to_owned(), shape, bytes: Vec::new() };
@@ -283,7 +283,7 @@ impl Tensor {
         self.fit();
     }
 
-    /// The same number everywhere, or at one place: not a number, infinite, the largest, the smallest, any.
+    /// Writes one number everywhere or at one place: NaN, infinity, the largest, the smallest, or a random one.
     fn fill(&mut self, random: &mut Random) {
         let words: [[u8; 4]; 6] = [
             f32::NAN.to_le_bytes(),
@@ -293,7 +293,7 @@ impl Tensor {
             [0xff; 4],
             (random.next() as u32).to_le_bytes(),
         ];
-        // The upper half of a float32 is the bfloat16 of this value, and a float16 that is large or none.
+        // The upper half of a float32 is the bfloat16 of this value. As a float16 it is a large number or NaN.
         let word = random.one(&words);
         let size = width(&self.dtype).min(4);
         let word = &word[4 - size..];

@@ -1,4 +1,4 @@
-//! Parts of a `tokenizer.json`: every type that the tokenizers crate knows, with values that it may not have thought of.
+//! Parts of a `tokenizer.json`: every type that the tokenizers crate knows, with unusual values.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::json::Word;
 use super::random::Random;
 use super::values::{any_size, interesting_number, interesting_text};
 
-/// What may be put into a `tokenizer.json`.
+/// Keys and values that may be inserted into a `tokenizer.json`.
 pub(super) const WORDS: &[Word] = &[
     |r| ("normalizer".to_owned(), normalizer(r, 2)),
     |r| ("normalizer".to_owned(), normalizer(r, 2)),
@@ -78,7 +78,7 @@ fn normalizer(random: &mut Random, depth: usize) -> Value {
             json!({ "type": "Precompiled", "precompiled_charsmap": random.one(&["", "AAAA", "AAAAAAAA", "/////w==", "tAIAAIAAAAAAAAA="]) })
         }
         6 => {
-            // Chains of these grow a text.
+            // A chain of these makes a text longer and longer.
             let replace = json!({ "type": "Replace", "pattern": { "String": random.one(&["a", "aa", ""]) }, "content": "aaaaaaaaaa" });
             json!({ "type": "Sequence", "normalizers": vec![replace; random.one(&[1, 3, 12, 300])] })
         }

@@ -1,10 +1,10 @@
-//! Numbers and texts that programs stumble over.
+//! Numbers and texts that often cause errors in programs.
 
 use serde_json::{Value, json};
 
 use super::random::Random;
 
-/// A number at the border of some type, or of what models have.
+/// A number at the limit of some type, or of what models have.
 pub(super) fn interesting_number(random: &mut Random) -> Value {
     match random.below(5) {
         0 | 1 => json!(
@@ -29,7 +29,7 @@ pub(super) fn interesting_number(random: &mut Random) -> Value {
     }
 }
 
-/// A finite float64, for which JSON has a form.
+/// A finite float64, which JSON can represent.
 pub(super) fn interesting_float(random: &mut Random) -> f64 {
     random.one(&[
         0.0, -0.0, 0.5, 1.0, 1.5, 2.0, -1.0, 0.1, 8.0, 10_000.0, 1e-5, 1e-45, 1e-320, 3.4e38, 3.5e38, 1e308,
@@ -37,7 +37,7 @@ pub(super) fn interesting_float(random: &mut Random) -> f64 {
     ])
 }
 
-/// Any float64.
+/// A random float64.
 pub(super) fn any_float(random: &mut Random) -> f64 {
     match random.below(6) {
         0 => random.one(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY]),
@@ -61,7 +61,8 @@ pub(super) fn any_size(random: &mut Random) -> usize {
     }
 }
 
-/// A text with something in it that is rare: nothing, control characters, characters of several bytes, names of files, great length.
+/// A text with something unusual: an empty text, control characters, characters of several bytes, file names,
+/// great length.
 pub(super) fn interesting_text(random: &mut Random) -> String {
     const TEXTS: &[&str] = &[
         "",
@@ -120,14 +121,14 @@ pub(super) fn prompt(random: &mut Random) -> String {
     }
 }
 
-/// Changes some bytes, or cuts some off, or puts some in.
+/// Changes, removes or inserts some bytes.
 pub(super) fn mutate_bytes(bytes: &mut Vec<u8>, random: &mut Random) {
     if bytes.is_empty() {
         bytes.extend(random.next().to_le_bytes());
         return;
     }
     let place = random.below(bytes.len());
-    // The beginning says most.
+    // Mostly near the beginning, which matters most.
     let place = if random.once_in(2) { place % 64.min(bytes.len()) } else { place };
     match random.below(8) {
         0 => bytes[place] ^= 1 << random.below(8),

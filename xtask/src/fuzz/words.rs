@@ -1,4 +1,4 @@
-//! What configs may have: keys that real ones have, in the wrong place and with other values too.
+//! Keys that real configs have, also in the wrong place and with other values.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::json::{Word, anything};
 use super::random::Random;
 use super::values::{interesting_float, interesting_number, interesting_text};
 
-/// Of `config.json`.
+/// Keys of `config.json`.
 pub(super) const CONFIG: &[Word] = &[
     |r| ("rope_scaling".to_owned(), rope(r)),
     |r| ("rope_scaling".to_owned(), rope(r)),
@@ -33,7 +33,7 @@ pub(super) const CONFIG: &[Word] = &[
     },
 ];
 
-/// Of `generation_config.json`.
+/// Keys of `generation_config.json`.
 pub(super) const GENERATION: &[Word] = &[
     |r| ("eos_token_id".to_owned(), token_ids(r)),
     |r| ("bos_token_id".to_owned(), token_ids(r)),
@@ -41,7 +41,7 @@ pub(super) const GENERATION: &[Word] = &[
     |r| ("stop_strings".to_owned(), json!([interesting_text(r)])),
 ];
 
-/// Of `tokenizer_config.json` and `special_tokens_map.json`.
+/// Keys of `tokenizer_config.json` and `special_tokens_map.json`.
 pub(super) const TOKENIZER_CONFIG: &[Word] = &[
     |r| (a_token(r), token(r)),
     |r| (a_token(r), token(r)),
@@ -55,14 +55,14 @@ pub(super) const TOKENIZER_CONFIG: &[Word] = &[
     |r| ("model_max_length".to_owned(), interesting_number(r)),
 ];
 
-/// Of `model.safetensors.index.json`.
+/// Keys of `model.safetensors.index.json`.
 pub(super) const INDEX: &[Word] = &[
     |r| ("weight_map".to_owned(), json!({ interesting_text(r): a_shard(r) })),
     |r| (interesting_text(r), a_shard(r)),
     |r| ("metadata".to_owned(), json!({ "total_size": interesting_number(r) })),
 ];
 
-/// Of `adapter_config.json`, mlx-lm's and PEFT's.
+/// Keys of `adapter_config.json`, mlx-lm's and PEFT's.
 pub(super) const ADAPTERS: &[Word] = &[
     |r| ("fine_tune_type".to_owned(), json!(r.one(&["lora", "dora", "full", "LORA", ""]))),
     |r| ("num_layers".to_owned(), interesting_number(r)),
@@ -90,7 +90,7 @@ pub(super) const ADAPTERS: &[Word] = &[
     |r| ("bias".to_owned(), json!(r.one(&["none", "all", "lora_only"]))),
 ];
 
-/// Values of a config that could be those of a model; its tensors are made to fit.
+/// Values of a config that a model could have; its tensors are made to fit.
 const USUAL: &[(&str, &[i64])] = &[
     ("hidden_size", &[32, 64, 96, 160, 256]),
     ("n_embd", &[32, 64, 96, 160, 256]),
@@ -111,7 +111,7 @@ const USUAL: &[(&str, &[i64])] = &[
     ("query_pre_attn_scalar", &[1, 16, 256]),
 ];
 
-/// Gives some of the keys of a config other values that models have, and sometimes another rotation.
+/// Gives some keys of a config other values that models have, and sometimes another rotation.
 pub(super) fn vary(config: &mut Value, random: &mut Random) {
     let Value::Object(config) = config else { return };
     for _ in 0..random.below(4) {
@@ -122,7 +122,7 @@ pub(super) fn vary(config: &mut Value, random: &mut Random) {
     }
     if random.once_in(2) {
         let mut scaling = rope(random);
-        // The config has its own, and would contradict itself.
+        // The config has its own scaling, and would contradict the new one.
         for key in ["rope_theta", "partial_rotary_factor"] {
             scaling.as_object_mut().and_then(|scaling| scaling.remove(key));
         }
@@ -255,7 +255,7 @@ fn layer_types(random: &mut Random) -> Value {
     Value::Array((0..count).map(|_| json!(random.one(&types[..known]))).collect())
 }
 
-/// A scaling of positions, of each type that there is, with most of its keys and some of others.
+/// A scaling of positions, of every type, with most of its keys and some keys of other types.
 fn rope(random: &mut Random) -> Value {
     let types =
         ["default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional", "ntk"];
@@ -301,7 +301,7 @@ fn rope_parameters(random: &mut Random) -> Value {
     }
 }
 
-/// Mostly one of the usual ones. Whole numbers are written as such.
+/// Mostly one of the usual values. Whole numbers are written as integers.
 fn number(random: &mut Random, usual: &[f64]) -> Value {
     if random.once_in(8) {
         return interesting_number(random);

@@ -1,7 +1,8 @@
-//! The process that runs cases one after the other, and the process that watches it.
+//! The process that runs cases one after the other, and the code that watches it.
 //!
-//! The worker gets numbers of cases on its standard input and answers on its standard output: lines of what it does next,
-//! then one JSON line of how the case ended. A worker that dies, or that does not answer, is replaced by another.
+//! The worker reads the numbers of cases from standard input. On standard output it writes a line for each
+//! step, and then one line of JSON with the outcome of the case. A worker that dies or does not respond is
+//! replaced.
 
 use std::any::Any;
 use std::io::{self, BufRead, BufReader, Write};
@@ -18,26 +19,27 @@ use serde::{Deserialize, Serialize};
 use super::case::{self, Verdict};
 use super::memory;
 
-/// More memory is a fault. The models are small, and a process with the largest needs a twentieth of it.
+/// The memory limit; a case that uses more has a fault. The models are small: the largest case needs a
+/// twentieth of this.
 pub(super) const LARGEST_MEMORY: u64 = 3 << 30;
-/// A worker that keeps so much between two cases is replaced, so that a case is measured alone.
+/// A worker that still uses this much memory after a case is replaced, so that each case is measured alone.
 const LARGEST_WORKER: u64 = 1 << 30;
-/// What begins the line of an answer.
+/// The beginning of a line with an outcome.
 const ANSWER: &str = "answer ";
-/// The stack of the thread that runs cases: what threads of Rust programs have unless they ask for more.
+/// The stack of the thread that runs cases: the default of threads in Rust programs.
 const STACK: usize = 2 << 20;
 
-/// What cases depend on beside their number.
+/// What cases depend on besides their number.
 pub(super) struct Settings {
-    /// What they follow from.
+    /// The seed of the cases.
     pub(super) seed: u64,
-    /// How long one may take.
+    /// The time limit of a case.
     pub(super) longest: Duration,
     /// The program `mlx-models`.
     pub(super) program: PathBuf,
 }
 
-/// How a case ended, as one line.
+/// The outcome of a case, as one line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     /// `accepted`, `refused` or `fault`.
@@ -46,12 +48,12 @@ struct Answer {
     peak: u64,
 }
 
-/// Where the last panic was, and what it said.
+/// The place and the message of the last panic.
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
-/// The worker itself: runs the cases whose numbers it is told, in a folder of its own.
+/// The worker itself: runs the cases whose numbers it reads, in its own folder.
 pub(super) fn work(settings: Settings, root: &Path) -> io::Result<bool> {
-    // Panics that a library catches and answers as errors are no fault; those that come through are told by `answer`.
+    // Panics that a library catches and returns as errors are not faults. `answer` reports the others.
     panic::set_hook(Box::new(|about| {
         if let Ok(mut last) = LAST_PANIC.lock() {
             *last = about.to_string();
@@ -72,11 +74,11 @@ pub(super) fn work(settings: Settings, root: &Path) -> io::Result<bool> {
 
 fn answer(settings: &Settings, number: u64, folder: &Path) -> io::Result<Answer> {
     memory::forget_peak();
-    // What every user gets, and now and then stock MLX.
+    // Mostly the kernels, as for users, and sometimes stock MLX.
     mlx_sys::cpu_kernels::set_enabled(number % 5 != 4);
     let mut tell = |step: &str| {
         let step: String = step.chars().take(2000).collect::<String>().replace('\n', "\\n");
-        // The watching process has gone if that fails, and ends this one.
+        // If this fails, the watching process has ended, and so the worker ends.
         let _ = say(&step);
     };
     let run = AssertUnwindSafe(|| case::run(settings, number, folder, &mut tell));
@@ -109,7 +111,7 @@ fn say(line: &str) -> io::Result<()> {
 /// A worker, seen from the process that watches it.
 pub(super) struct Worker<'s> {
     settings: &'s Settings,
-    /// Where it may write.
+    /// The folder that it may write to.
     folder: PathBuf,
     running: Option<Running>,
 }
@@ -119,16 +121,16 @@ struct Running {
     lines: Receiver<String>,
 }
 
-/// How a case ended, and what it was doing last.
+/// The outcome of a case, and its last steps.
 pub(super) struct Ran {
     pub(super) verdict: Verdict,
-    /// With when they began.
+    /// The steps, with the time when each began.
     pub(super) steps: Vec<(Duration, String)>,
     pub(super) peak: u64,
 }
 
 impl<'s> Worker<'s> {
-    /// A worker in this folder, which it may fill.
+    /// Starts a worker in this folder, which it may fill.
     pub(super) fn new(settings: &'s Settings, folder: PathBuf) -> Self {
         Self { settings, folder, running: None }
     }
@@ -150,7 +152,7 @@ impl<'s> Worker<'s> {
         };
         loop {
             let peak = memory::peak(&running.child.id().to_string());
-            // The program that a worker runs has a limit of its own, which comes first.
+            // The program that a worker runs has a lower limit of its own, which is reached first.
             let over = if started.elapsed() > self.settings.longest + Duration::from_secs(10) {
                 Some(format!("no end in {} s", started.elapsed().as_secs()))
             } else if peak > LARGEST_MEMORY {
@@ -184,7 +186,7 @@ impl<'s> Worker<'s> {
             if peak < LARGEST_WORKER && !matches!(verdict, Verdict::Fault(_)) {
                 self.running = Some(running);
             } else {
-                // Its input ends, and so does it.
+                // Closing its input ends the worker.
                 drop(running.child.stdin.take());
                 running.child.wait()?;
             }
@@ -198,7 +200,7 @@ impl<'s> Worker<'s> {
             let _ = std::fs::remove_dir_all(folder);
             std::fs::create_dir_all(folder)?;
         }
-        // This very program, also where another was built in its place since.
+        // This very program, even if another one was built in its place since.
         let this = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe()? };
         let mut command = Command::new(this);
         let Settings { seed, longest, program } = self.settings;
@@ -220,7 +222,7 @@ impl<'s> Worker<'s> {
         Ok(Running { child, lines })
     }
 
-    /// What was written where nothing is to be written.
+    /// The files that were written where nothing should be written.
     pub(super) fn strays(&self) -> io::Result<Vec<PathBuf>> {
         let mut strays = Vec::new();
         for name in ["cwd", "home", "tmp"] {
@@ -236,7 +238,7 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         if let Some(mut running) = self.running.take() {
             drop(running.child.stdin.take());
-            // It has nothing to do, and ends.
+            // The worker is idle, and ends.
             let _ = running.child.wait();
         }
     }

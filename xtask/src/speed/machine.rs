@@ -1,16 +1,16 @@
-//! What the machine is, and how much of it others use.
+//! Properties of the machine, and how much of its time other processes use.
 
 use std::fs;
 use std::thread;
 
-/// The processor's time so far, in the kernel's ticks. It is unknown where there is no `/proc`.
+/// The processor time so far, in the kernel's ticks. It is unknown on systems without `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// All that passed, over all processors.
+    /// All time that passed, over all processors.
     total: u64,
-    /// In which something ran.
+    /// The time in which any process ran.
     busy: u64,
-    /// In which this process ran, or one that it started and that has ended.
+    /// The time in which this process ran, or one that it started and that has ended.
     own: u64,
 }
 
@@ -19,28 +19,28 @@ impl Usage {
         Self::parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)
     }
 
-    /// From the texts of `/proc/stat` and `/proc/self/stat`, which proc(5) describes.
+    /// Parses the texts of `/proc/stat` and `/proc/self/stat`, described in proc(5).
     fn parse(machine: &str, process: &str) -> Option<Self> {
-        // user nice system idle iowait irq softirq steal; what follows is counted in these already.
+        // user nice system idle iowait irq softirq steal; the fields after these are already included in them.
         let times = machine.lines().next()?.strip_prefix("cpu ")?;
         let times: Vec<u64> = times.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
         let total = times.iter().sum();
         let idle = times.get(3)? + times.get(4)?;
-        // The second field is a name in brackets, and may hold anything; utime, stime, cutime and cstime are the 14th
-        // to 17th.
+        // The second field is a name in brackets that can contain anything. utime, stime, cutime and cstime are
+        // the fields 14 to 17.
         let (_, fields) = process.rsplit_once(')')?;
         let own = fields.split_whitespace().skip(11).take(4).map_while(|time| time.parse::<u64>().ok()).sum();
         Some(Self { total, busy: total - idle, own })
     }
 
-    /// The part of the machine's time that others used since then.
+    /// The share of the machine's time that other processes used since then.
     pub(super) fn others_since(&self, before: &Self) -> f64 {
         let others = (self.busy - before.busy).saturating_sub(self.own - before.own);
         others as f64 / (self.total - before.total).max(1) as f64
     }
 }
 
-/// The processors that this process may use.
+/// The number of processors that this process may use.
 pub(super) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(before, Usage { total: 1000, busy: 180, own: 35 });
         let after =
             at("cpu  160 10 60 890 30 0 5 45 9 9\n", "7 (a) b) R 1 1 1 0 0 0 0 0 0 0 30 5 40 10 20\n");
-        // 100 of 200 ticks were busy, and 50 of these ours.
+        // 100 of 200 ticks were busy, and 50 of these were ours.
         assert_eq!(after.others_since(&before), 0.25);
     }
 }

@@ -1,4 +1,4 @@
-//! What a process of ours measures.
+//! The measurements that run in a process of ours.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -14,16 +14,16 @@ use mlx_rs::random;
 
 use super::{Bandwidth, Products, Tokens};
 
-/// Bytes that are read for the bandwidth: more than caches hold.
+/// The number of bytes read to measure the bandwidth: more than the processor's caches hold.
 const MEMORY: usize = 2 << 30;
-/// How often they are read.
+/// The number of times that they are read.
 const READINGS: usize = 6;
-/// Products that are not counted.
+/// The number of products that run first and are not counted.
 const WARM_UP: usize = 2;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Greedy tokens after a prompt. A shorter run comes first, which is not counted.
+/// Generates greedy tokens after a prompt. A shorter run comes first as a warm-up, and is not counted.
 pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens: u32) -> Result<Tokens> {
     let started = Instant::now();
     let mut model = mlx_models::load(folder)?;
@@ -39,12 +39,12 @@ pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens
     Ok(Tokens { load_s, prefill_s: *prefill_s, token_s: token_s.to_vec(), tokens, version })
 }
 
-/// The tokens that every program of the benchmark is given.
+/// The tokens that every program of the benchmark gets.
 fn prompt(count: u32, vocab_size: u32) -> Vec<u32> {
     (0..count).map(|i| i.wrapping_mul(1_664_525).wrapping_add(1) % vocab_size).collect()
 }
 
-/// The tokens, and the seconds that each took: the first with the prompt.
+/// The tokens, and the seconds that each took; the first includes the prompt.
 fn run(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(Vec<u32>, Vec<f64>)> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let (mut tokens, mut seconds) = (Vec::new(), Vec::new());
@@ -59,7 +59,7 @@ fn run(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(Vec<u3
     Ok((tokens, seconds))
 }
 
-/// Products of square float32 matrices.
+/// Multiplies square float32 matrices.
 pub(super) fn products(size: i32, count: usize) -> Result<Products> {
     let key = random::key(1)?;
     let a = random::normal::<f32>(&[size, size], None, None, &key)?;
@@ -75,7 +75,7 @@ pub(super) fn products(size: i32, count: usize) -> Result<Products> {
     Ok(Products { seconds: seconds.split_off(WARM_UP), version })
 }
 
-/// How fast memory is read with so many threads: the sum of an array that no cache holds.
+/// The rate of reading memory with this many threads: the sum of an array that is larger than all caches.
 pub(super) fn bandwidth(threads: usize) -> Bandwidth {
     let memory = vec![1.0_f32; MEMORY / size_of::<f32>()];
     let part = memory.len().div_ceil(threads);
@@ -93,8 +93,8 @@ pub(super) fn bandwidth(threads: usize) -> Bandwidth {
     Bandwidth { bytes_per_second }
 }
 
-/// A sum in the widest vectors there are, and in so many that additions wait for memory only: with narrower ones a core
-/// asks for less memory at a time than it can.
+/// Sums with the widest vectors, and with enough of them that the additions only wait for memory. With narrower
+/// vectors, a core has fewer requests to memory in flight than it could.
 struct Sum<'a>(&'a [f32]);
 
 impl Kernel for Sum<'_> {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_prompt_is_that_of_the_scripts() {
-        // What `prompt_of(4, 262144)` of bench_llama_cpp.py answers.
+        // The result of `prompt_of(4, 262144)` in bench_llama_cpp.py.
         assert_eq!(prompt(4, 262_144), [1, 91_662, 183_323, 12_840]);
         assert_eq!(prompt(5001, 1000).get(4999..), Some(&[180, 705][..]));
     }

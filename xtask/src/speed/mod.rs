@@ -1,8 +1,9 @@
-//! `cargo xtask speed`: how fast models run on the CPU, beside mlx-lm and llama.cpp, in one run on one machine.
+//! `cargo xtask speed`: compares the speed of models on the CPU with mlx-lm and llama.cpp, in one call on one
+//! machine.
 //!
-//! The models have random weights in the shape of real ones. Programs take turns, each turn in a process of its own, so
-//! that a machine that becomes slower becomes slower for all. A turn during which other programs used the processor is
-//! taken again. `docs/performance.md` says what the figures mean.
+//! The models have random weights in the shape of real models. The programs take turns, and each turn is a
+//! separate process, so a machine that slows down affects all of them. A turn during which other programs used
+//! the processor is repeated. `docs/performance.md` explains the figures.
 
 mod machine;
 mod measure;
@@ -21,66 +22,67 @@ use crate::interrupt;
 use crate::python::{self, Environment};
 use crate::random_model::{self, Shape, Width};
 
-/// Turns off our kernels: MLX as it comes.
+/// The value that turns our kernels off and selects stock MLX.
 const KERNELS: &str = "MLX_CPU_KERNELS";
-/// Has our kernels say on standard error where the time goes.
+/// The variable that makes our kernels report on standard error where the time goes.
 const PROFILE: &str = "MLX_CPU_PROFILE";
-/// A part of the processor's time that others may use during a turn.
+/// The share of the processor's time that other processes may use during a turn.
 const LEAST_OTHERS: f64 = 0.05;
-/// Size of the matrices that are multiplied, and how often in a turn.
+/// The size of the matrices that are multiplied, and the number of products in a turn.
 const MATRIX: usize = 1024;
 const PRODUCTS: usize = 20;
-/// Where models are kept below the target folder. The number changes with what [`random_model`] writes.
+/// The folder of the models below the target folder. The number changes when [`random_model`] writes other
+/// models.
 const MODELS: &str = "speed/models-1";
 
 /// Arguments of `cargo xtask speed`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Which models; `tiny` is measured at bf16 and the first prompt only
+    /// The shapes of the models; `tiny` is measured at bf16 and the first prompt length only
     #[arg(long = "shape", value_enum, value_name = "SHAPE", num_args = 1.., default_values = ["gemma3-270m", "lille-130m", "tiny"])]
     shapes: Vec<Shape>,
-    /// Which widths of weights
+    /// The widths of the weights
     #[arg(long = "width", value_enum, value_name = "WIDTH", num_args = 1.., default_values = ["bf16", "8-bit", "4-bit"])]
     widths: Vec<Width>,
-    /// Lengths of prompts
+    /// The lengths of the prompts, in tokens
     #[arg(long, value_name = "P", num_args = 1.., default_values_t = [128, 1024], value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: Vec<u32>,
-    /// Greedy tokens after the prompt
+    /// The number of greedy tokens after the prompt
     #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(2..))]
     gen_tokens: u32,
-    /// Which programs; the tiny model is measured with `stock`, too
+    /// The programs; the tiny model is also measured with `stock`
     #[arg(long = "program", value_enum, value_name = "PROGRAM", num_args = 1.., default_values = ["mlx-models", "llama.cpp", "mlx-lm"])]
     programs: Vec<Program>,
-    /// How often each program takes its turn; those that are ten to a hundred times slower take one
+    /// The number of turns of each program; programs that are ten to a hundred times slower get one
     #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     turns: u32,
-    /// The longest prompt for the slow programs, whose rate is taken for that of longer ones
+    /// The longest prompt for the slow programs; their rate is also used for longer prompts
     #[arg(long, value_name = "P", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     slow_prompt_tokens: u32,
-    /// Tokens that the slow programs generate
+    /// The number of tokens that the slow programs generate
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..))]
     slow_gen_tokens: u32,
-    /// How often a turn is taken again that others have disturbed
+    /// How often a turn is repeated if other processes disturbed it
     #[arg(long, value_name = "K", default_value_t = 3)]
     patience: u32,
-    /// Where the models are, or are made; without it, below the target folder
+    /// The folder of the models, which are made if needed; the default is below the target folder
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
     /// Write one JSON object instead of tables
     #[arg(long)]
     json: bool,
-    /// Only measure this, here, and print what was found as JSON
+    /// Run only this measurement, in this process, and print it as JSON
     #[arg(long, value_enum, hide = true)]
     one: Option<Task>,
-    /// The checkpoint folder of `--one tokens`
+    /// The checkpoint folder for `--one tokens`
     #[arg(long, value_name = "DIR", hide = true)]
     model: Option<PathBuf>,
-    /// Tokens of the prompt that `--one tokens` warms up with
+    /// The number of prompt tokens in the warm-up of `--one tokens`
     #[arg(long, value_name = "P", hide = true)]
     warm_up_tokens: Option<u32>,
 }
 
-/// What one process of ours measures.
+/// A measurement that runs in a process of ours.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Task {
     Tokens,
@@ -88,12 +90,12 @@ enum Task {
     Bandwidth,
 }
 
-/// Who runs a model.
+/// A program that runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 enum Program {
     /// This project
     MlxModels,
-    /// This project on MLX's own code for the CPU
+    /// This project with MLX's own code for the CPU
     Stock,
     #[value(name = "llama.cpp")]
     LlamaCpp,
@@ -115,32 +117,32 @@ impl Program {
     }
 }
 
-/// What a process that runs a model prints: ours, `bench_llama_cpp.py` and `bench_tokens_mlx_lm.py`.
+/// The output of a process that runs a model: ours, `bench_llama_cpp.py` or `bench_tokens_mlx_lm.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Tokens {
     load_s: f64,
-    /// From the start of the prompt to the first token.
+    /// The seconds from the start of the prompt to the first token.
     prefill_s: f64,
-    /// Of each token after the first.
+    /// The seconds of each token after the first.
     token_s: Vec<f64>,
     tokens: Vec<u32>,
     version: String,
 }
 
-/// What a process that multiplies matrices prints: ours and `bench_matmul.py`.
+/// The output of a process that multiplies matrices: ours or `bench_matmul.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Products {
     seconds: Vec<f64>,
     version: String,
 }
 
-/// What a process that reads memory prints.
+/// The output of a process that reads memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Bandwidth {
     bytes_per_second: Vec<f64>,
 }
 
-/// What a process found, and the part of the processor's time that others used meanwhile.
+/// The output of a process, and the share of the processor's time that other processes used meanwhile.
 #[derive(Debug, Clone, Serialize)]
 struct Turn<T> {
     #[serde(flatten)]
@@ -148,21 +150,21 @@ struct Turn<T> {
     others: Option<f64>,
 }
 
-/// One program on one model, by its turns.
+/// One program on one model, with its turns.
 #[derive(Debug, Clone)]
 struct Row {
     shape: Shape,
     width: Width,
-    /// Of the comparison; a slow program may have read fewer.
+    /// The prompt length of this row; a slow program may have read fewer tokens.
     prompt_tokens: u32,
     program: Program,
     measured_prompt_tokens: u32,
-    /// Bytes of all weights, each of which a token reads once: the embedding is the head as well.
+    /// The bytes of all weights. A token reads each of them once, because the embedding is also the head.
     weight_bytes: u64,
     turns: Vec<Turn<Tokens>>,
 }
 
-/// Everything that was measured.
+/// All measurements.
 #[derive(Debug)]
 struct Measurements {
     cores: usize,
@@ -171,7 +173,7 @@ struct Measurements {
     matmul: BTreeMap<&'static str, Vec<Turn<Products>>>,
 }
 
-/// Where a model of one shape and width is, and how large.
+/// The folder of a model of one shape and width, and its size.
 struct Model {
     shape: Shape,
     width: Width,
@@ -179,7 +181,7 @@ struct Model {
     gguf: PathBuf,
 }
 
-/// The Python interpreters that the run needs.
+/// The Python interpreters that the command needs.
 struct Pythons {
     mlx_lm: PathBuf,
     llama_cpp: Option<PathBuf>,
@@ -220,7 +222,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     Ok(true)
 }
 
-/// One process's measurement, on standard output.
+/// Runs one process's measurement and prints it on standard output.
 fn one(task: Task, arguments: &Arguments) -> io::Result<bool> {
     let found = match task {
         Task::Tokens => {
@@ -239,7 +241,7 @@ fn one(task: Task, arguments: &Arguments) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The models, which are made where they are not there yet.
+/// The models, which are made if they do not exist yet.
 fn models(arguments: &Arguments, pythons: &Pythons) -> io::Result<Vec<Model>> {
     let root = match &arguments.models {
         Some(folder) => std::path::absolute(folder)?,
@@ -272,7 +274,7 @@ fn models(arguments: &Arguments, pythons: &Pythons) -> io::Result<Vec<Model>> {
     Ok(models)
 }
 
-/// llama.cpp's type of weights beside a width of ours.
+/// llama.cpp's type of weights for a width of ours.
 fn gguf_type(width: Width) -> &'static str {
     match width {
         Width::Bf16 => "BF16",
@@ -321,7 +323,7 @@ fn rows(arguments: &Arguments, models: &[Model]) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Every program once.
+/// One turn of every program.
 fn round(
     number: u32,
     arguments: &Arguments,
@@ -363,7 +365,7 @@ fn round(
     Ok(())
 }
 
-/// What one program does with a model.
+/// One turn of a program with a model.
 fn run_model(
     program: Program,
     model: &Model,
@@ -388,7 +390,7 @@ fn run_model(
     };
     let slow = program.is_slow(model.shape);
     let gen_tokens = if slow { arguments.slow_gen_tokens } else { arguments.gen_tokens };
-    // Enough to have everything compiled and loaded, where a whole prompt takes a minute.
+    // A short prompt is enough to compile and load everything; a whole prompt can take a minute.
     let warm_up = if slow { prompt_tokens.min(2) } else { prompt_tokens };
     command
         .arg("--model")
@@ -399,7 +401,7 @@ fn run_model(
     Ok((command, name))
 }
 
-/// This program again, for one task.
+/// This program as a new process, for one measurement.
 fn ours(task: Task) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     let task = match task {
@@ -411,7 +413,7 @@ fn ours(task: Task) -> io::Result<Command> {
     Ok(command)
 }
 
-/// A turn, taken again while others disturb it: the least disturbed counts.
+/// Runs a turn, and repeats it if other processes disturb it. The least disturbed turn counts.
 fn turn<T: DeserializeOwned>(
     arguments: &Arguments,
     command: impl Fn() -> io::Result<(Command, &'static str)>,
@@ -430,13 +432,13 @@ fn turn<T: DeserializeOwned>(
             break;
         }
         let others = 100.0 * others.unwrap_or(0.0);
-        crate::complain(&format!("  others used {others:.0} % of the processor; again"));
+        crate::complain(&format!("  other processes used {others:.0} % of the processor; running again"));
         std::thread::sleep(Duration::from_secs(2));
     }
-    best.ok_or_else(|| io::Error::other("no turn was taken"))
+    best.ok_or_else(|| io::Error::other("no turn was run"))
 }
 
-/// What a program prints.
+/// Reads the output of a program.
 fn output(mut command: Command, name: &str) -> io::Result<Vec<u8>> {
     let output = command
         .stdin(Stdio::null())
@@ -453,7 +455,7 @@ fn output(mut command: Command, name: &str) -> io::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Gives rows of a slow program the turns of the row that stands for them.
+/// Copies the turns of a slow program to the rows that it was not measured for.
 fn share_slow_turns(rows: &mut [Row]) {
     for index in 0..rows.len() {
         if rows[index].turns.is_empty() {

@@ -1,4 +1,4 @@
-//! The figures, as tables and as JSON.
+//! Writes the figures as tables and as JSON.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{MATRIX, Measurements, Program, Row, Tokens, Turn};
 
-/// Of the turns of one program.
+/// The median, minimum and maximum of one program's turns.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Spread {
     min: f64,
@@ -40,22 +40,23 @@ impl Spread {
     }
 }
 
-/// What follows from the turns of a row.
+/// The figures that are computed from the turns of a row.
 #[derive(Debug, Serialize)]
 struct Summary {
-    /// Tokens of the prompt in a second, up to the first token.
+    /// Prompt tokens per second, up to the first generated token.
     prefill_tps: Spread,
-    /// Tokens after the first in a second.
+    /// Generated tokens per second, after the first.
     decode_tps: Spread,
-    /// Bytes that a token after the first has to read: all weights, and the keys and values that its layers see.
+    /// The bytes that a token after the first has to read: all weights, and the keys and values that its layers
+    /// attend to.
     read_bytes: f64,
-    /// The part of the memory's bandwidth that reading them takes.
+    /// The rate of reading these bytes as a share of the memory's bandwidth.
     share_of_bandwidth: f64,
-    /// How many times as fast ours is, by the medians.
+    /// Our rate divided by this program's, by the medians.
     ours_to_this: Option<[f64; 2]>,
-    /// Greedy tokens up to the first that differs from ours.
+    /// The number of greedy tokens before the first that differs from ours.
     same_tokens: Option<usize>,
-    /// The part of the processor's time that others used, in the worst turn.
+    /// The largest share of the processor's time that other processes used in a turn.
     others: f64,
 }
 
@@ -69,7 +70,7 @@ fn decode(row: &Row) -> Spread {
     Spread::of(row.turns.iter().map(rate))
 }
 
-/// By the mean over the tokens after the first.
+/// From the mean over the tokens after the first.
 fn read_bytes(row: &Row) -> f64 {
     let tokens = row.turns.first().map_or(0, |turn| turn.found.token_s.len());
     let key_values = |token| row.shape.key_value_bytes(row.measured_prompt_tokens as usize + token);
@@ -83,7 +84,7 @@ fn bandwidth(all: &Measurements) -> Spread {
     Spread::of(all.bandwidth.iter().map(best))
 }
 
-/// Products in a second, as billions of operations.
+/// The rate of the products, in billions of operations per second.
 fn gflops(all: &Measurements, program: &str) -> Spread {
     let operations = 2.0 * (MATRIX as f64).powi(3) / 1e9;
     let turns = all.matmul.get(program).into_iter().flatten();
@@ -98,7 +99,7 @@ fn summary(all: &Measurements, row: &Row) -> Summary {
     };
     let ours = all.rows.iter().find(same).filter(|ours| ours.program != row.program);
     let tokens = |row: &Row| row.turns.first().map(|turn| turn.found.tokens.clone()).unwrap_or_default();
-    // Of the same prompt.
+    // With the same prompt.
     let comparable = ours.filter(|ours| ours.measured_prompt_tokens == row.measured_prompt_tokens);
     let others = row.turns.iter().filter_map(|turn| turn.others);
     let read_bytes = read_bytes(row);
@@ -137,7 +138,7 @@ pub(super) fn json(all: &Measurements) -> Value {
 }
 
 pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "medians of the turns, with the least and the most")?;
+    writeln!(out, "medians of the turns, with the minimum and the maximum")?;
     let read = bandwidth(all).map(|bytes| bytes / 1e9).text();
     writeln!(out, "reading memory with {} threads, GB/s: {read}", all.cores)?;
     let [ours, theirs] = [Program::MlxModels.name(), "OpenBLAS"].map(|program| gflops(all, program));
@@ -157,7 +158,7 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
             writeln!(
                 out,
                 "  {:12} {:>28} {:>28} {:>7} {:>9} {:>16} {:>6}",
-                "", "prompt, tokens/s", "decode, tokens/s", "MB read", "bandwidth", "ours to this", "same"
+                "", "prompt, tokens/s", "decode, tokens/s", "MB read", "bandwidth", "ours / this", "same"
             )?;
         }
         let summary = summary(all, row);
@@ -182,12 +183,12 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
     if slow {
         writeln!(out, "* one turn with a shorter prompt and fewer tokens")?;
     }
-    // Of prompts of different lengths there are different versions of batches.
+    // Prompts of different lengths are split into batches differently.
     for version in versions {
         writeln!(out, "{version}")?;
     }
     let others = all.rows.iter().map(|row| summary(all, row).others).fold(0.0, f64::max);
-    writeln!(out, "others used {:.0} % of the processor at most", 100.0 * others)
+    writeln!(out, "other processes used at most {:.0} % of the processor", 100.0 * others)
 }
 
 #[cfg(test)]
@@ -211,7 +212,8 @@ mod tests {
             prompt_tokens: 100,
             program,
             measured_prompt_tokens: 100,
-            // With 6 layers' head of 64 in bfloat16 behind 100 to 103 tokens, a million.
+            // 6 layers with one head of 64 in bfloat16, after 100 to 103 tokens, and a million bytes of
+            // weights.
             weight_bytes: 1_000_000 - 157_440,
             turns: prefill_s.map(turn).to_vec(),
         }
