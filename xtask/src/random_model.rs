@@ -208,10 +208,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 /// Writes the bf16 checkpoint of this shape. The folder appears when it is complete.
 pub(crate) fn write(shape: Shape, seed: u64, folder: &Path) -> io::Result<()> {
     if folder.exists() {
-        return Err(io::Error::other(format!(
-            "{} already exists; name a new folder",
-            folder.display()
-        )));
+        return Err(io::Error::other(format!("{} already exists; name a new folder", folder.display())));
     }
     let partial = tempfile::Builder::new().prefix("random-model-").tempdir_in(parent(folder)?)?;
     // A temporary folder is private to its owner; the new folder inside has ordinary permissions.

@@ -171,8 +171,8 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
         number += 1;
     }
     say(&format!(
-        "{:>20} {:>8} {:>8} {:>8} {:>8}  different errors",
-        "", "cases", "answered", "refused", "faults"
+        "{:>20} {:>8} {:>8} {:>8} {:>8}  kinds of errors",
+        "", "cases", "results", "errors", "faults"
     ))?;
     for (kind, tally) in &tallies {
         let Tally { accepted, refused, faults, ref messages } = *tally;

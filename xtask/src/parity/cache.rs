@@ -20,7 +20,10 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
                 let (queries, keys, values) = (tensor("q")?, tensor("k")?, tensor("v")?);
                 for array in [queries, keys, values] {
                     if array.ndim() != 4 || array.dim(2) != n {
-                        return Err(problem(format!("{n} tokens have the shape {:?}", array.shape())));
+                        return Err(problem(format!(
+                            "a tensor for {n} tokens has the shape {:?}",
+                            array.shape()
+                        )));
                     }
                 }
                 let found = attend(&mut cache, queries, keys, values, spec.scale)?;
@@ -39,7 +42,7 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
             CacheOperation::Trim { n } => {
                 let gone = cache.trim(n)?;
                 if gone != n {
-                    return Err(problem(format!("of {n} tokens to trim there are {gone}")));
+                    return Err(problem(format!("cannot trim {n} tokens, there are only {gone}")));
                 }
             }
             CacheOperation::SaveLoad => {
@@ -52,7 +55,7 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
         }
     }
     if case.optional_tensor(&format!("q.{update}")).is_some() {
-        let problem = format!("there are queries for update {update}, and ops has {update} updates");
+        let problem = format!("there is a tensor q.{update}, but ops has only {update} updates");
         return Err(CaseError::Reference { problem });
     }
     if update == 0 {
@@ -74,13 +77,13 @@ fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
                 None => cache,
             })
         }
-        (CacheType::Full, ..) => return wrong("a full cache has no max_size, keep or rewind"),
+        (CacheType::Full, ..) => return wrong("a full cache cannot have max_size, keep or rewind"),
         (CacheType::Rotating, Some(max_size), None) => {
             let cache = RotatingKvCache::new(max_size)?.with_keep(keep.unwrap_or(0))?;
             Box::new(cache.with_rewind(rewind.unwrap_or(0))?)
         }
-        (CacheType::Rotating, None, _) => return wrong("a rotating cache has a max_size"),
-        (CacheType::Rotating, _, Some(_)) => return wrong("a window is that of a full cache"),
+        (CacheType::Rotating, None, _) => return wrong("a rotating cache needs max_size"),
+        (CacheType::Rotating, _, Some(_)) => return wrong("only a full cache can have a window"),
     };
     if let Some(quantize) = quantize {
         let quantization = Quantization::affine(quantize.bits, quantize.group_size);
@@ -90,7 +93,7 @@ fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
     Ok(cache)
 }
 
-/// What a layer of a model does: the mask first, then the keys and values, then attention.
+/// Does what a layer of a model does: makes the mask, appends the keys and values, and attends.
 fn attend(
     cache: &mut ModelCache,
     queries: &Array,

@@ -1,4 +1,4 @@
-//! `case.json` and the tensors beside it.
+//! Reads `case.json` and `reference.safetensors`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,11 +14,11 @@ use mlx_sys::cpu_kernels;
 use mlx_testing::Tolerance;
 use serde::Deserialize;
 
-/// Where exact equality is promised unless a case says otherwise: the reference and we then run
-/// the same MLX build on the same kind of processor.
+/// The device on which the results must be exactly equal, unless the case names another one. There, the reference and we
+/// run the same MLX build on the same kind of processor.
 const DEFAULT_DEVICE: &str = "cpu-linux-x86_64";
 
-/// A parity case: what to run, and what the reference answered.
+/// A parity case: what to run, and the results of the reference.
 #[derive(Debug)]
 pub(super) struct Case {
     pub(super) name: String,
@@ -31,7 +31,7 @@ pub(super) struct Case {
     reference: HashMap<String, Array>,
 }
 
-/// What a case exercises.
+/// The kind of a case, with its keys.
 #[derive(Debug)]
 pub(super) enum Kind {
     Model(ModelCase),
@@ -39,20 +39,20 @@ pub(super) enum Kind {
     Cache(CacheCase),
 }
 
-/// A checkpoint, and how many tokens each call reads.
+/// A checkpoint, and the number of tokens that each call reads.
 #[derive(Debug, Deserialize)]
 pub(super) struct ModelCase {
     pub(super) calls: Vec<usize>,
     #[serde(default)]
     pub(super) longrope: LongRope,
-    /// A folder of adapters inside the case's.
+    /// A folder with adapters, inside the case's folder.
     pub(super) adapters: Option<String>,
-    /// Checkpoint folders inside the case's with the adapters fused into the weights.
+    /// Checkpoint folders with the adapters fused into the weights, inside the case's folder.
     #[serde(default)]
     pub(super) fused: Vec<FusedCase>,
 }
 
-/// A checkpoint that the reference has fused.
+/// A checkpoint that the reference fused.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FusedCase {
@@ -60,7 +60,7 @@ pub(super) struct FusedCase {
     pub(super) dequantize: bool,
 }
 
-/// The arguments of a rotation, and the offsets that it is called with.
+/// The arguments of a rotation, and the offsets of its calls.
 #[derive(Debug, Deserialize)]
 pub(super) struct RopeCase {
     pub(super) rope: RopeArguments,
@@ -94,7 +94,7 @@ pub(super) enum Offset {
     PerRow(Vec<i32>),
 }
 
-/// A cache, and what is done to it.
+/// A cache, and the operations on it.
 #[derive(Debug, Deserialize)]
 pub(super) struct CacheCase {
     pub(super) cache: CacheArguments,
@@ -134,13 +134,13 @@ pub(super) struct CacheQuantization {
 pub(super) enum CacheOperation {
     /// Appends this many tokens, and attends.
     Update { n: i32 },
-    /// Takes this many of the newest tokens back.
+    /// Removes this many of the newest tokens.
     Trim { n: i32 },
-    /// Goes on with what a file brings back.
+    /// Saves the cache to a file, loads it and continues with the result.
     SaveLoad,
 }
 
-/// Whose rule LongRoPE follows.
+/// The rule for LongRoPE: that of transformers (`hf`) or of mlx-lm.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LongRope {
@@ -158,9 +158,9 @@ impl From<LongRope> for LongRopeMode {
     }
 }
 
-/// `null` is no scaling.
+/// Reads a scaling; `null` means none.
 fn or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<RopeScaling, D::Error> {
-    // Through an object: a list of nothing would be one without keys.
+    // By way of an object, because an empty list would otherwise count as an object without keys.
     let object: Option<serde_json::Map<String, serde_json::Value>> = Option::deserialize(deserializer)?;
     let Some(object) = object else { return Ok(RopeScaling::Default) };
     serde_json::from_value(object.into()).map_err(serde::de::Error::custom)
@@ -173,7 +173,7 @@ enum Compare {
     Close { rtol: f64, atol: f64 },
 }
 
-/// The keys that every kind has. The others are read by the kind.
+/// The keys of every kind. Each kind reads its other keys itself.
 #[derive(Deserialize)]
 struct Header {
     name: String,
@@ -183,7 +183,7 @@ struct Header {
     device: Option<String>,
 }
 
-/// Why a case cannot be run.
+/// The reason why a case cannot be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(super) enum CaseError {
@@ -229,7 +229,7 @@ impl Case {
         if let Compare::Close { rtol, atol } = header.compare
             && let Some(found) = [rtol, atol].into_iter().find(|bound| !(bound.is_finite() && *bound >= 0.0))
         {
-            return wrong(format!("a bound of compare is {found}, and must be a number from 0 on"));
+            return wrong(format!("a bound of compare is {found}, and must be 0 or larger"));
         }
         let kind = match header.kind.as_str() {
             "model" => Kind::Model(serde_json::from_str(&text).map_err(json)?),
@@ -256,12 +256,12 @@ impl Case {
             .ok_or_else(|| CaseError::Reference { problem: format!("there is no tensor {name}") })
     }
 
-    /// A tensor that a case may leave out.
+    /// A tensor of the reference that a case need not have.
     pub(super) fn optional_tensor(&self, name: &str) -> Option<&Array> {
         self.reference.get(name)
     }
 
-    /// Whether it asks for the bits of stock MLX.
+    /// Whether the case requires the bits of stock MLX.
     pub(super) const fn is_exact(&self) -> bool {
         matches!(self.compare, Compare::Exact)
     }
@@ -270,7 +270,7 @@ impl Case {
         self.is_exact() && self.device == this_device() && !cpu_kernels::is_enabled()
     }
 
-    /// How equal a tensor of this reference dtype must be here.
+    /// The tolerance for a tensor whose reference has this dtype, on this device.
     pub(super) fn tolerance(&self, dtype: mlx_rs::Dtype) -> Tolerance {
         match self.compare {
             Compare::Exact if self.is_exact_here() => Tolerance::Exact,
@@ -279,7 +279,7 @@ impl Case {
         }
     }
 
-    /// The same in words, for the report.
+    /// The comparison as text, for the report.
     pub(super) fn comparison(&self) -> String {
         match self.compare {
             Compare::Exact if self.is_exact_here() => "exact".to_owned(),
@@ -290,17 +290,18 @@ impl Case {
     }
 }
 
-/// A file that is one, also behind a link: to read a folder is an error without a name, and to read a pipe waits.
+/// Checks that this is a regular file, or a link to one. Reading a folder gives an error without its name, and reading a
+/// pipe would wait.
 fn regular(file: PathBuf) -> Result<PathBuf, CaseError> {
     let source = match fs::metadata(&file) {
         Ok(metadata) if metadata.is_file() => return Ok(file),
-        Ok(_) => std::io::Error::other("it is not a file"),
+        Ok(_) => std::io::Error::other("not a regular file"),
         Err(e) => e,
     };
     Err(CaseError::Io { file, source })
 }
 
-/// The device that MLX computes on here, in the words of a case's `device`.
+/// The device that MLX uses here, in the form of a case's `device`.
 pub(super) fn this_device() -> String {
     let device = mlx_rs::Device::default().to_string();
     let kind = if device.contains("gpu") { "gpu" } else { "cpu" };

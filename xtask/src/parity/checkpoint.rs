@@ -1,7 +1,7 @@
-//! `cargo xtask parity --model DIR`: any checkpoint folder beside a reference program, on the same tokens.
+//! `cargo xtask parity --model DIR`: compares any checkpoint folder with a reference program on the same tokens.
 //!
-//! The reference runs in a process of its own (`xtask/python/trace_reference.py`) and leaves a file. Where the
-//! answers differ, both run once more with every output on the way kept, and the first that differs is named.
+//! The reference runs in a separate process (`xtask/python/trace_reference.py`), which writes its results to a file. If
+//! the results differ, both run again and record all intermediate outputs, and the first difference is shown.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -21,11 +21,11 @@ use super::weights::CheckpointFolder;
 use super::{Lines, in_full};
 use crate::python::{self, ReferenceProgram};
 
-/// What is read where no prompt is given.
+/// The default prompt.
 const PROMPT: &str = "Once upon a time there was a little house by the sea, and in the house lived";
-/// How many ids are read where there is no tokenizer and no prompt either.
+/// The number of ids to read if there is neither a prompt nor a tokenizer.
 const IDS: u32 = 24;
-/// How close an answer in float32 must be to that of another library.
+/// The tolerance for float32 results of another library.
 const CLOSE: Tolerance = Tolerance::Close { rtol: 2e-4, atol: 2e-4 };
 
 /// Arguments of `cargo xtask parity --model`.
@@ -34,22 +34,22 @@ pub(super) struct CheckpointArguments {
     /// Compare this checkpoint folder with a reference program, instead of running cases
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<PathBuf>,
-    /// With --model: the text that is read
+    /// With --model: the text to read
     #[arg(long, value_name = "TEXT", requires = "model", conflicts_with = "tokens")]
     prompt: Option<String>,
-    /// With --model: the token ids that are read
+    /// With --model: the token ids to read
     #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', requires = "model")]
     tokens: Option<Vec<u32>>,
-    /// With --model: how many tokens to generate, always the likeliest
+    /// With --model: the number of tokens to generate greedily
     #[arg(long, value_name = "N", default_value_t = 64, requires = "model", value_parser = clap::value_parser!(u32).range(..=100_000))]
     greedy: u32,
-    /// With --model: the program beside ours
+    /// With --model: the program to compare with
     #[arg(long, value_enum, default_value_t = ReferenceProgram::MlxLm, requires = "model")]
     reference: ReferenceProgram,
-    /// With --model: whose rule LongRoPE follows, transformers' (by length) or mlx-lm's (the long factors always)
+    /// With --model: the rule for LongRoPE, transformers' (by length) or mlx-lm's (always the long factors)
     #[arg(long, value_enum, default_value_t = Rule::Hf, requires = "model")]
     longrope: Rule,
-    /// With --model: show the outputs on the way of this call (0 is the prompt, K reads token K), different or not
+    /// With --model: show the intermediate outputs of this call (0 is the prompt, K reads token K), even if all are equal
     #[arg(long, value_name = "K", requires = "model")]
     at: Option<usize>,
 }
@@ -61,24 +61,24 @@ enum Rule {
     MlxLm,
 }
 
-/// What both programs answer.
+/// The results of one of the programs.
 struct Answer {
     /// `[1, T, V]`.
     prompt_logits: Array,
-    /// `[N, V]`: row i chose token i.
+    /// `[N, V]`: token i is chosen from row i.
     greedy_logits: Array,
-    /// The likeliest token by each row, the smallest of equal ones.
+    /// The likeliest token of each row; of equally likely tokens the smallest.
     greedy_tokens: Vec<u32>,
 }
 
-/// What the reference program left.
+/// What the reference program wrote.
 struct Reference {
     answer: Answer,
-    on_the_way: HashMap<String, Array>,
+    intermediate: HashMap<String, Array>,
     programs: String,
 }
 
-/// One question, and what came of it.
+/// One comparison, and its result.
 #[derive(Serialize)]
 struct Verdict {
     what: &'static str,
@@ -88,7 +88,7 @@ struct Verdict {
 
 type Error = Box<dyn std::error::Error>;
 
-/// Compares, prints, and answers whether all is equal.
+/// Compares and prints. Returns whether everything is equal.
 pub(super) fn run(arguments: &CheckpointArguments, folder: &Path, json: Option<&Path>) -> io::Result<bool> {
     let out = &mut Lines { out: &mut io::stdout().lock(), closed: false };
     // The reference computes with stock MLX.
@@ -116,12 +116,12 @@ fn report(
     let tokens = tokens(arguments, folder, &*model)?;
     let calls = arguments.greedy.max(1) as usize - 1;
     if let Some(at) = arguments.at.filter(|&at| at > calls) {
-        return Err(format!("--at {at}: there are calls 0 to {calls}").into());
+        return Err(format!("--at {at}: the calls have the numbers 0 to {calls}").into());
     }
     let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
     if tokens.len() + arguments.greedy as usize > context {
         crate::complain(&format!(
-            "note: {} tokens and {} more go beyond the {context} that the model was made for",
+            "note: {} tokens and {} generated ones exceed the model's context of {context}",
             tokens.len(),
             arguments.greedy
         ));
@@ -141,7 +141,7 @@ fn report(
     line(out, "reference", &reference.programs)?;
     line(out, "tokens", format_args!("{} read, {} generated", tokens.len(), arguments.greedy))?;
 
-    crate::complain("computing our answers");
+    crate::complain("computing our results");
     let theirs = &reference.answer;
     let ours = answer(&mut *model, &tokens, &theirs.greedy_tokens)?;
     let mut verdicts = Vec::new();
@@ -169,7 +169,7 @@ fn report(
     };
     if arguments.reference == ReferenceProgram::MlxLm && verdicts.iter().any(|verdict| !verdict.passed) {
         crate::complain(
-            "note: docs/differences.md lists where mlx-lm is not followed; --longrope mlx-lm follows its rule for LongRoPE",
+            "note: docs/differences.md lists the deliberate differences from mlx-lm; --longrope mlx-lm uses its rule for LongRoPE",
         );
     }
     if let Some(call) = call {
@@ -178,8 +178,8 @@ fn report(
         } else {
             ask(arguments, folder, &tokens, call)?
         };
-        let ours = outputs_on_the_way(&mut *model, &tokens, &reference.answer.greedy_tokens, call)?;
-        where_it_starts(&ours, &reference.on_the_way, tolerance, call, out)?;
+        let ours = intermediate_outputs(&mut *model, &tokens, &reference.answer.greedy_tokens, call)?;
+        show_first_difference(&ours, &reference.intermediate, tolerance, call, out)?;
     }
     Ok(verdicts)
 }
@@ -188,7 +188,7 @@ fn line(out: &mut Lines<'_, impl Write>, what: &str, text: impl Display) -> io::
     out.line(&format!("{what:16}{text}"))
 }
 
-/// The folder, or that of the demo with this name.
+/// The folder, or the folder of the demo with this name.
 fn named(folder: &Path) -> PathBuf {
     match folder.to_str().and_then(|name| name.strip_prefix("demo:")) {
         Some(name) => crate::root().join("crates/mlx-models-cli/demo").join(name),
@@ -207,7 +207,7 @@ fn said(comparison: &Comparison) -> String {
     }
 }
 
-/// The model as a user gets it; in float32 for a reference that runs in float32.
+/// Loads the model as a user would; in float32 if the reference runs in float32.
 fn load(arguments: &CheckpointArguments, folder: &Path) -> Result<Box<dyn CausalLm>, Error> {
     let long_rope = match arguments.longrope {
         Rule::Hf => LongRopeMode::ByLength,
@@ -222,8 +222,8 @@ fn load(arguments: &CheckpointArguments, folder: &Path) -> Result<Box<dyn Causal
                 Dtype::Float16 | Dtype::Bfloat16 => *parameter = parameter.as_dtype(Dtype::Float32)?,
                 _ => {
                     return Err(format!(
-                        "{key} is quantized as MLX does it, which transformers cannot read; \
-                         --reference mlx-lm can, and --reference transformers takes the original checkpoint"
+                        "{key} is quantized by MLX, which transformers cannot read; \
+                         use --reference mlx-lm, or the original checkpoint"
                     )
                     .into());
                 }
@@ -245,13 +245,13 @@ fn tokens(arguments: &CheckpointArguments, folder: &Path, model: &dyn CausalLm) 
         (None, None) => (1..=IDS).map(|i| i.wrapping_mul(7919) % vocab_size).collect(),
     };
     match tokens.iter().find(|&&token| token >= vocab_size) {
-        _ if tokens.is_empty() => Err("there is no token to read; give another --prompt or --tokens".into()),
+        _ if tokens.is_empty() => Err("the prompt has no tokens; use another --prompt or --tokens".into()),
         Some(token) => Err(format!("token {token} is outside the model's vocabulary of {vocab_size}").into()),
         None => Ok(tokens),
     }
 }
 
-/// Runs the reference program, which keeps the outputs on the way of call `at`.
+/// Runs the reference program, which records the intermediate outputs of call `at`.
 fn ask(
     arguments: &CheckpointArguments,
     folder: &Path,
@@ -263,7 +263,7 @@ fn ask(
         ReferenceProgram::Transformers => "transformers",
     };
     let interpreter = python::interpreter(arguments.reference.environment())?;
-    crate::complain(&format!("asking {name}"));
+    crate::complain(&format!("running {name}"));
     let scratch = tempfile::tempdir()?;
     let file = scratch.path().join("trace.safetensors");
     let ids: Vec<String> = tokens.iter().map(u32::to_string).collect();
@@ -281,14 +281,14 @@ fn ask(
     let mut take = |name: &str| {
         tensors
             .remove(name)
-            .ok_or_else(|| format!("trace_reference.py has left no {name}; it is another version"))
+            .ok_or_else(|| format!("trace_reference.py did not write {name}; its version does not match"))
     };
     let (prompt_logits, greedy_logits) = (take("prompt_logits")?, take("greedy_logits")?);
     let greedy_tokens = match take("greedy_tokens")? {
         tokens if tokens.size() == 0 => Vec::new(),
         tokens => tokens.try_as_slice::<i32>()?.iter().map(|&token| token as u32).collect(),
     };
-    // Read now: the folder goes when this returns.
+    // Evaluated now, because the file is removed when this function returns.
     tensors.values().chain([&prompt_logits, &greedy_logits]).try_for_each(Array::eval)?;
     let mut programs: Vec<String> = metadata
         .iter()
@@ -296,18 +296,18 @@ fn ask(
         .map(|(program, version)| format!("{program} {version}"))
         .collect();
     programs.sort_unstable();
-    let on_the_way = tensors
+    let intermediate = tensors
         .into_iter()
         .filter_map(|(key, output)| Some((key.strip_prefix("on_the_way/")?.to_owned(), output)));
     Ok(Reference {
         answer: Answer { prompt_logits, greedy_logits, greedy_tokens },
-        on_the_way: on_the_way.collect(),
+        intermediate: intermediate.collect(),
         programs: programs.join(", "),
     })
 }
 
-/// Our answers on the reference's tokens: the prompt in one call, then its tokens one by one, so that one
-/// token that differs does not make all later ones incomparable.
+/// Our results for the prompt in one call, and then for the reference's tokens one by one. Following the reference's
+/// tokens keeps later logits comparable after a token that differs.
 fn answer(model: &mut dyn CausalLm, tokens: &[u32], greedy: &[u32]) -> Result<Answer, Error> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let prompt_logits = session.read_in_pieces(model, &row(tokens), Logits::All, tokens.len())?;
@@ -341,14 +341,14 @@ fn compare_tokens(ours: &Answer, theirs: &Answer) -> (bool, String) {
             (
                 false,
                 format!(
-                    "token {at} is {found}, the reference's {expected}; {others} choices differ on its text"
+                    "token {at} is {found}, the reference's is {expected}; {others} tokens differ along its text"
                 ),
             )
         }
     }
 }
 
-/// The first row that differs: the number of the call that answered it.
+/// The first row that differs, which is also the number of its call.
 fn first_row(ours: &Array, theirs: &Array, tolerance: Tolerance) -> Result<Option<usize>, Error> {
     for at in 0..ours.dim(0).min(theirs.dim(0)) {
         if !compare(&ours.try_index(at)?, &theirs.try_index(at)?, tolerance)?.is_equal() {
@@ -358,8 +358,8 @@ fn first_row(ours: &Array, theirs: &Array, tolerance: Tolerance) -> Result<Optio
     Ok(None)
 }
 
-/// Every output of call `at`: 0 reads the prompt, K the greedy token K - 1.
-fn outputs_on_the_way(
+/// Every intermediate output of call `at`. Call 0 reads the prompt, call K the greedy token K - 1.
+fn intermediate_outputs(
     model: &mut dyn CausalLm,
     tokens: &[u32],
     greedy: &[u32],
@@ -380,8 +380,8 @@ fn outputs_on_the_way(
     Err(format!("there is no call {at}").into())
 }
 
-/// The last output of each name: a session that reads its tokens again has several, and the last ones are those
-/// that its answer comes from.
+/// The last output of each name. A session that reads its tokens again has several, and the logits come from the last
+/// ones.
 fn last_of_each(outputs: Vec<Traced>) -> Vec<Traced> {
     let mut seen = HashSet::new();
     let newest_first = outputs.into_iter().rev();
@@ -392,7 +392,7 @@ fn last_of_each(outputs: Vec<Traced>) -> Vec<Traced> {
 }
 
 /// Prints a line for each block, and one for each output inside the first block that differs.
-fn where_it_starts(
+fn show_first_difference(
     ours: &[Traced],
     theirs: &HashMap<String, Array>,
     tolerance: Tolerance,
@@ -402,13 +402,13 @@ fn where_it_starts(
     let mut compared = Vec::new();
     for traced in ours {
         let block = traced.block.map_or_else(|| "-".to_owned(), |block| block.to_string());
-        // What has no counterpart is no difference: the reference may do it in another way.
+        // An output without a counterpart does not count: the reference may compute this in another way.
         let Some(expected) = theirs.get(&format!("{block}/{}", traced.name)) else { continue };
         compared.push((traced.block, &*traced.name, compare(&traced.output, expected, tolerance)?));
     }
     let reads = if call == 0 { "the prompt".to_owned() } else { format!("greedy token {}", call - 1) };
     out.line(&format!(
-        "\nOn the way, in the call that reads {reads} ({} outputs compared):",
+        "\nIntermediate outputs of the call that reads {reads} ({} compared):",
         compared.len()
     ))?;
     let name = |block: Option<usize>, name: &str| match block {
@@ -427,8 +427,8 @@ fn where_it_starts(
         Some((block, layer, comparison)) => {
             line(out, "\nstarts at", format_args!("{}: {}", name(*block, layer), said(comparison)))?;
         }
-        None if compared.is_empty() => line(out, "\nstarts at", "nothing on the way could be compared")?,
-        None => line(out, "\nstarts at", "no output on the way: all are equal")?,
+        None if compared.is_empty() => line(out, "\nstarts at", "no intermediate output could be compared")?,
+        None => line(out, "\nstarts at", "no intermediate output: all are equal")?,
     }
     Ok(())
 }
@@ -446,7 +446,7 @@ mod tests {
         crate::root().join("xtask/cases")
     }
 
-    /// What mlx-lm computes on the way from [`IDS`] to logits, in the checkpoint of this case.
+    /// The intermediate outputs of mlx-lm for [`IDS`], with the checkpoint of this case.
     fn theirs(case: &str) -> HashMap<String, Array> {
         let file = crate::root().join(format!("xtask/fixtures/trace_{case}.safetensors"));
         let tensors = Array::load_safetensors(file).unwrap().into_iter();
@@ -458,18 +458,18 @@ mod tests {
     fn ours(case: &str) -> Vec<Traced> {
         let _computing = crate::parity::computing(false);
         let mut model = mlx_models::load(cases().join(case)).unwrap();
-        outputs_on_the_way(&mut *model, &IDS, &[], 0).unwrap()
+        intermediate_outputs(&mut *model, &IDS, &[], 0).unwrap()
     }
 
     fn story(ours: &[Traced], theirs: &HashMap<String, Array>) -> String {
         let mut out = Vec::new();
         let lines = &mut Lines { out: &mut out, closed: false };
-        where_it_starts(ours, theirs, Tolerance::Exact, 0, lines).unwrap();
+        show_first_difference(ours, theirs, Tolerance::Exact, 0, lines).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn every_output_on_the_way_is_that_of_mlx_lm() {
+    fn every_intermediate_output_is_that_of_mlx_lm() {
         let traces = fs::read_dir(crate::root().join("xtask/fixtures")).unwrap();
         let mut found = BTreeSet::new();
         for file in traces {
@@ -485,12 +485,12 @@ mod tests {
                 let comparison = compare(&traced.output, &theirs[&key], Tolerance::Exact).unwrap();
                 assert!(comparison.is_equal(), "{case}: {key}: {comparison}");
             }
-            // And nothing that mlx-lm computes is left out.
+            // All outputs of mlx-lm are compared.
             assert_eq!(ours.len(), theirs.len(), "{case}");
             assert!(story(&ours, &theirs).contains("all are equal"));
             found.insert(mlx_models::load(cases().join(case)).unwrap().info().model_type.clone());
         }
-        // One for each architecture, by the first type that it knows.
+        // One for each architecture.
         let metadata = crate::tidy::metadata(&crate::root()).unwrap();
         assert_eq!(found.len(), crate::tidy::architectures(&metadata).len(), "{found:?}");
     }
@@ -505,18 +505,18 @@ mod tests {
         let story = story(&ours, &theirs);
         let line = |what: &str| story.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
         assert!(line("starts at").contains("block 0, mlp.down_proj: largest difference 5.0"), "{story}");
-        // Inside of the block that it starts in, every output has its line; of the others the last has.
+        // In the first block that differs, every output has a line; in the others, only the last one has.
         assert!(line("block 0, gated").ends_with("exact"), "{story}");
         assert!(line("block 1, output").starts_with('*'), "{story}");
         assert!(line("block 1, gated").is_empty(), "{story}");
     }
 
-    /// A call that makes the session read everything again, over LongRoPE's border of 16 tokens.
+    /// This call crosses LongRoPE's original length of 16 tokens, so the session reads all tokens again.
     #[test]
-    fn of_what_is_read_again_the_last_counts() {
+    fn the_last_outputs_count_if_tokens_are_read_again() {
         let mut model = mlx_models::load(cases().join("hf_phi3_longrope_crossing")).unwrap();
         let tokens: Vec<u32> = (1..15).collect();
-        let outputs = outputs_on_the_way(&mut *model, &tokens, &[3, 1, 4], 3).unwrap();
+        let outputs = intermediate_outputs(&mut *model, &tokens, &[3, 1, 4], 3).unwrap();
         let names: BTreeSet<_> = outputs.iter().map(|traced| (traced.block, &traced.name)).collect();
         assert_eq!(names.len(), outputs.len());
         let embeddings = &outputs[0];
@@ -535,7 +535,7 @@ mod tests {
             (true, "all 3 equal".to_owned())
         );
         let (same, found) = compare_tokens(&answer(&[1, 7, 8]), &answer(&[1, 2, 3]));
-        assert!(!same && found.starts_with("token 1 is 7, the reference's 2; 2 choices"), "{found}");
+        assert!(!same && found.starts_with("token 1 is 7, the reference's is 2; 2 tokens"), "{found}");
 
         let other = Array::from_slice(&[1.0_f32, 2.5, 3.0], &[3, 1]);
         let first = first_row(&other, &answer(&[]).greedy_logits, Tolerance::Exact).unwrap();

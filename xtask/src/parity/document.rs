@@ -1,4 +1,4 @@
-//! The results in `docs/parity.md`, between two lines that mark them.
+//! Writes the results into `docs/parity.md`, between two lines that mark their place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use super::Row;
 const BEGIN: &str = "<!-- results: `cargo xtask parity --document` writes from here -->\n";
 const END: &str = "<!-- results: to here -->";
 
-/// What mlx-lm makes of the cases of transformers; a script writes it.
+/// The results of mlx-lm for the cases of transformers, written by a script.
 const MLX_LM: &str = "xtask/python/mlx_lm_on_transformers_cases.json";
 
 #[derive(Deserialize)]
@@ -24,7 +24,7 @@ struct MlxLm {
     cases: BTreeMap<String, Answer>,
 }
 
-/// What mlx-lm answers to one of them.
+/// The result of mlx-lm for one of these cases.
 #[derive(Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 enum Answer {
@@ -41,7 +41,7 @@ impl Answer {
         }
     }
 
-    /// For a cell of a table.
+    /// The text for a cell of a table.
     fn in_words(&self) -> String {
         match self {
             Self::Within { worst } => format!("within {worst:.0e}"),
@@ -51,19 +51,19 @@ impl Answer {
     }
 }
 
-/// What a case is about, for the report.
+/// A row with what the report says about its case.
 struct Described<'a> {
     row: &'a Row,
     group: String,
-    /// The MLX that computed the reference, where one did.
+    /// The version of MLX that computed the reference, if MLX did.
     mlx: Option<String>,
 }
 
-/// The document with these results in the place of those that it holds.
+/// Returns the document with its results replaced by these.
 ///
 /// # Errors
 ///
-/// Where the marks are missing, a case cannot be read, or mlx-lm's answers are not those to these cases.
+/// The marks are missing, a case cannot be read, or the file with mlx-lm's results lacks a case or has another one.
 pub(super) fn with_results(root: &Path, document: &str, rows: &[Row]) -> io::Result<String> {
     let (before, _, after) = parts(document).map_err(io::Error::other)?;
     let cases: Vec<Described<'_>> = rows.iter().map(describe).collect::<io::Result<_>>()?;
@@ -81,7 +81,7 @@ pub(super) fn with_results(root: &Path, document: &str, rows: &[Row]) -> io::Res
     Ok(format!("{before}{text}\n{END}{after}"))
 }
 
-/// What stands before the results, the results with their first mark, and what stands behind them.
+/// The text before the results, the results with the mark before them, and the text after the mark behind them.
 fn parts(document: &str) -> Result<(&str, &str, &str), String> {
     let (begin, end) = (document.find(BEGIN), document.find(END));
     match (begin, end) {
@@ -111,12 +111,12 @@ fn describe(row: &Row) -> io::Result<Described<'_>> {
         _ if case.get("adapters").is_some() => "adapters".to_owned(),
         _ => read("config.json")?["model_type"].as_str().unwrap_or("models").to_owned(),
     };
-    // A text model and the same with a vision part beside it are one architecture.
+    // A text model, and the same model with a vision part, are one architecture.
     let group = group.strip_suffix("_text").unwrap_or(&group).to_owned();
     Ok(Described { row, group, mlx: case["mlx"].as_str().map(str::to_owned) })
 }
 
-/// When, on what, and with which versions.
+/// The date, the device and the versions.
 fn heading(cases: &[Described<'_>]) -> String {
     let oracles: BTreeSet<&str> = cases.iter().map(|case| case.row.oracle.as_str()).collect();
     let mlx: BTreeSet<&str> = cases.iter().filter_map(|case| case.mlx.as_deref()).collect();
@@ -153,7 +153,7 @@ fn summary(cases: &[Described<'_>]) -> String {
     text
 }
 
-/// Why mlx-lm does not answer as transformers does, with the cases that show it.
+/// The reasons why mlx-lm's results differ from transformers', with the cases that show each.
 fn reasons(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let answers = cases.iter().filter_map(|case| mlx_lm.cases.get_key_value(&case.row.name));
@@ -177,7 +177,7 @@ fn reasons(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     text
 }
 
-/// All cases, folded up by group.
+/// All cases, in a folded table for each group.
 fn every_case(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     let mut groups: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for case in cases {
@@ -209,8 +209,8 @@ fn every_case(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     text
 }
 
-/// That the document lists the cases that there are, and no others, and that mlx-lm was asked about all of
-/// transformers. `names` are the folders of the cases.
+/// Checks that the document lists exactly the existing cases, and that there is a result of mlx-lm for exactly the cases
+/// of transformers. `names` are the folders of the cases.
 pub(crate) fn check(root: &Path, names: &BTreeSet<&str>, problems: &mut Vec<String>) -> io::Result<()> {
     match parts(&fs::read_to_string(root.join("docs/parity.md"))?) {
         Err(problem) => problems.push(problem),
@@ -223,11 +223,10 @@ pub(crate) fn check(root: &Path, names: &BTreeSet<&str>, problems: &mut Vec<Stri
 fn check_list(results: &str, names: &BTreeSet<&str>, problems: &mut Vec<String>) {
     let name = |line| str::strip_prefix(line, "| `").and_then(|rest| rest.split('`').next());
     let listed: BTreeSet<&str> = results.lines().filter_map(name).collect();
-    for (missing, what) in [(names.difference(&listed), "lacks"), (listed.difference(names), "lists")] {
+    for (missing, what) in [(names.difference(&listed), "lacks"), (listed.difference(names), "still lists")] {
         for case in missing {
-            problems.push(format!(
-                "docs/parity.md: {what} the case {case}, and should not; run `cargo xtask parity --document`"
-            ));
+            problems
+                .push(format!("docs/parity.md: {what} the case {case}; run `cargo xtask parity --document`"));
         }
     }
 }
@@ -237,18 +236,18 @@ fn check_answers<'a>(mlx_lm: &MlxLm, names: impl Iterator<Item = &'a str>, probl
     let answered: BTreeSet<&str> = mlx_lm.cases.keys().map(String::as_str).collect();
     for case in of_transformers.symmetric_difference(&answered) {
         problems.push(format!(
-            "{MLX_LM}: {case} is a case or has an answer, not both; run mlx_lm_on_transformers_cases.py"
+            "{MLX_LM}: {case} must be a case and have a result here; run mlx_lm_on_transformers_cases.py"
         ));
     }
 }
 
-/// The date in UTC, as year, month and day.
+/// Today's date in UTC, as year, month and day.
 fn today() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     date((seconds / 86_400) as i64)
 }
 
-/// The date so many days after the first of January 1970, in the calendar of Gregory.
+/// The date this many days after the first of January 1970, in the Gregorian calendar.
 fn date(days: i64) -> String {
     let (mut year, mut left) = (1970, days);
     let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
@@ -298,7 +297,7 @@ mod tests {
         assert_eq!(problems, [""; 0]);
         check_list(results, &BTreeSet::from(["a", "c"]), &mut problems);
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].contains("lacks the case c") && problems[1].contains("lists the case b"));
+        assert!(problems[0].contains("lacks the case c") && problems[1].contains("still lists the case b"));
     }
 
     #[test]
@@ -335,7 +334,7 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part}\n{found}");
         }
-        // Once more, over its own result.
+        // The second time, it replaces its own output.
         assert_eq!(with_results(&root, &found, &rows).unwrap(), found);
         assert!(with_results(&root, "no marks", &rows).is_err());
     }

@@ -1,14 +1,15 @@
-//! `cargo xtask parity`: our answers beside those of a reference.
+//! `cargo xtask parity`: compares our results with those of a reference program.
 //!
-//! A case is a folder with a `case.json`; `docs/parity.md` describes the format. Every case runs
-//! through the public path of a user: the facade, a checkpoint folder, the token loop.
+//! A case is a folder with a `case.json`; `docs/parity.md` describes the format. Every case uses the public API, as a
+//! user would: the facade, a checkpoint folder, a session.
 
 mod cache;
 mod case;
 mod checkpoint;
 mod document;
+mod in_float32;
+mod logits;
 mod model;
-mod nearer;
 mod rope;
 pub(crate) mod weights;
 
@@ -27,33 +28,33 @@ pub(crate) use document::check as check_document;
 /// Arguments of `cargo xtask parity`.
 #[derive(Default, clap::Args)]
 pub(crate) struct Arguments {
-    /// Run every folder below this one that holds a case.json, instead of the project's own cases
+    /// Run every folder below this one that contains a case.json, instead of the project's own cases
     #[arg(long, value_name = "DIR", conflicts_with = "model")]
     cases: Option<PathBuf>,
-    /// Run only cases whose name contains this
+    /// Run only cases whose name contains this text
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "model")]
     filter: String,
-    /// Write the results to this file
+    /// Also write the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compute exact cases too with the kernels that take the place of MLX's code for the CPU: within the tolerance
-    /// of their dtype, or as near as the reference to what float32 gives
+    /// Run exact cases with our CPU kernels too, and require the tolerance of the dtype, or a result that is as close to
+    /// float32 as the reference
     #[arg(long, conflicts_with_all = ["document", "model"])]
     kernels: bool,
-    /// Write the results of the project's own cases into docs/parity.md, if all passed
+    /// If all of the project's own cases pass, write the results into docs/parity.md
     #[arg(long, conflicts_with_all = ["cases", "filter", "model"])]
     document: bool,
     #[command(flatten)]
     checkpoint: checkpoint::CheckpointArguments,
 }
 
-/// What a case that could be run found.
+/// The result of a case that could be run.
 struct Found {
-    /// The largest absolute difference where tensors could be compared.
+    /// The largest absolute difference, if tensors could be compared.
     worst: Option<f64>,
     /// The first difference beyond the tolerance.
     difference: Option<String>,
-    /// How else it was compared than the case says.
+    /// How it was compared, if not as the case says.
     compared: Option<String>,
 }
 
@@ -63,12 +64,12 @@ struct Row {
     name: String,
     oracle: String,
     compare: String,
-    /// The largest absolute difference; absent where nothing could be compared.
+    /// The largest absolute difference; `None` if nothing could be compared.
     worst: Option<f64>,
     passed: bool,
-    /// Whether it failed by an answer that differs, not by one that is missing.
+    /// Whether it failed because the result differs, and not because there is none.
     differs: bool,
-    /// Where they differ, or why nothing could be compared.
+    /// The first difference, or the reason why nothing could be compared.
     detail: String,
     #[serde(skip)]
     folder: PathBuf,
@@ -96,11 +97,11 @@ fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
             Err((folder, e)) => unreadable(&folder, &arguments.filter, &format!("reading the folder: {e}")),
         };
         let Some(mut row) = row else { continue };
-        // Two that cannot be told apart in the report: the second one fails.
+        // Two cases of the same name cannot be told apart in the report, so the second one fails.
         if let Some(first) = rows.iter().find(|first| row.name == first.name) {
             row.passed = false;
             let more = if row.detail.is_empty() { String::new() } else { format!("; {}", row.detail) };
-            row.detail = format!("its name is that of {}, too{more}", first.folder.display());
+            row.detail = format!("its name is also that of {}{more}", first.folder.display());
         }
         out.line(&line(&row))?;
         rows.push(row);
@@ -122,7 +123,7 @@ fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
     Ok(all_passed)
 }
 
-/// A row in words. Whatever a case says of itself stays within its line.
+/// A row as one line, whatever characters the case's texts contain.
 fn line(row: &Row) -> String {
     let Row { name, oracle, compare, .. } = row;
     let verdict = if row.passed { "passed" } else { "FAILED" };
@@ -132,8 +133,8 @@ fn line(row: &Row) -> String {
     line.replace('\n', " ").replace(char::is_control, "\u{fffd}")
 }
 
-/// Where lines go. A reader that has gone away has seen enough, and is no reason to stop: the exit status and
-/// the file of results are about all cases.
+/// Writes lines. If the reader has closed the pipe, the remaining lines are dropped, but all cases still run: the exit
+/// status and the JSON file cover all of them.
 struct Lines<'a, W> {
     out: &'a mut W,
     closed: bool,
@@ -154,12 +155,12 @@ impl<W: Write> Lines<'_, W> {
     }
 }
 
-/// A folder with a case, or one that could not be looked into.
+/// A folder with a case, or a folder that could not be read.
 type FoundFolder = Result<PathBuf, (PathBuf, io::Error)>;
 
-/// Every folder below this one with a `case.json`, whatever that is, in the order of their paths.
+/// Every folder below this one with an entry `case.json`, of whatever type, in the order of their paths.
 ///
-/// A link to a case is a case, and what is below one is not looked at, since links can lead round in circles.
+/// A link to a case is followed. Folders below a link are not searched, because links can form circles.
 fn find_cases(folder: &Path) -> io::Result<Vec<FoundFolder>> {
     fs::read_dir(folder)?;
     let mut found = Vec::new();
@@ -197,7 +198,7 @@ fn path_of(found: &FoundFolder) -> &Path {
     }
 }
 
-/// The row of a case that has no name, unless the filter leaves it out: it looks at the folder's.
+/// The row of a case whose name could not be read, if the filter matches the folder's name.
 fn unreadable(folder: &Path, filter: &str, why: &str) -> Option<Row> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.contains(filter).then(|| failed(folder, name, ["-".to_owned(), "-".to_owned()], why.to_owned()))
@@ -208,7 +209,7 @@ fn failed(folder: &Path, name: String, [oracle, compare]: [String; 2], detail: S
     Row { name, oracle, compare, worst: None, passed: false, differs: false, detail, folder }
 }
 
-/// Has kernels compute, or stock MLX, until the guard is dropped: a setting of the whole process.
+/// Selects the kernels or stock MLX until the guard is dropped. The setting applies to the whole process.
 fn computing(kernels: bool) -> MutexGuard<'static, ()> {
     static COMPUTING: Mutex<()> = Mutex::new(());
     let guard = COMPUTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +217,7 @@ fn computing(kernels: bool) -> MutexGuard<'static, ()> {
     guard
 }
 
-/// Runs one case; `None` where the filter leaves it out.
+/// Runs one case. Returns `None` if the filter does not match its name.
 fn run_case(folder: &Path, arguments: &Arguments) -> Option<Row> {
     let filter = &arguments.filter;
     let case = match Case::read(folder) {
@@ -259,7 +260,7 @@ fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        // Some errors say what their cause says.
+        // The text of some errors already contains that of their cause.
         if !text.contains(&error.to_string()) {
             text += &format!(": {error}");
         }
@@ -268,7 +269,7 @@ fn in_full(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Writes a file so that nobody sees half of it.
+/// Writes a file by renaming a temporary one, so that no other program sees half of it.
 fn write_whole(file: &Path, contents: &[u8]) -> io::Result<()> {
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(".partial");

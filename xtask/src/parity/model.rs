@@ -1,18 +1,17 @@
-//! Cases of kind `model`: a checkpoint's logits and greedy tokens.
+//! Cases of kind `model`: the logits, greedy tokens and fused adapters of a checkpoint.
 
 use std::path::Path;
 
 use mlx_models::generate::{GenerateOptions, Session, generate};
-use mlx_models::{CacheOptions, CausalLm, FuseOptions, LoadOptions, Logits};
-use mlx_rs::ops::concatenate;
-use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_models::{CacheOptions, CausalLm, FuseOptions, LoadOptions};
 use mlx_rs::{Array, Dtype};
 use mlx_sys::cpu_kernels;
 use mlx_testing::{Comparison, Tolerance, compare};
 
 use super::Found;
 use super::case::{Case, CaseError, FusedCase, ModelCase};
-use super::nearer::InFloat32;
+use super::in_float32::InFloat32;
+use super::logits::{ids, logits};
 use super::weights::CheckpointFolder;
 
 pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
@@ -29,7 +28,7 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         Comparison::Equal { worst } | Comparison::Elements { worst, .. } => Some(*worst),
         _ => None,
     };
-    // Kernels need not give the bits of stock MLX, and are to be as near to the exact answer.
+    // The kernels need not give the bits of stock MLX, but must be as close to the exact result.
     let with_kernels = case.is_exact() && cpu_kernels::is_enabled();
     let in_float32 = || InFloat32::load(checkpoint.path(), &options);
     let mut compared = None;
@@ -37,34 +36,36 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         let mut difference = Some(format!("logits: {comparison}"));
         if with_kernels {
             match in_float32()?.judge(case.tensor("tokens")?, spec, &found, expected)? {
-                Ok(said) => (difference, compared) = (None, Some(said)),
-                Err(said) => difference = difference.map(|difference| format!("{difference}; {said}")),
+                Ok(distances) => (difference, compared) = (None, Some(distances)),
+                Err(distances) => {
+                    difference = difference.map(|difference| format!("{difference}; {distances}"))
+                }
             }
         }
         if difference.is_some() {
             return Ok(Found { worst, difference, compared });
         }
     }
-    let mut difference = greedy(&mut *model, case)?;
-    if let Some(Parted { read, found, expected, .. }) = difference.as_ref().filter(|_| with_kernels)
+    let mut difference = greedy_difference(&mut *model, case)?;
+    if let Some(GreedyDifference { read, found, expected, .. }) = difference.as_ref().filter(|_| with_kernels)
         && let (Some(found), Some(expected)) = (*found, *expected)
         && in_float32()?.may_choose(read, found, expected, tolerance)?
     {
-        let text = difference.take().map(|parted| parted.to_string()).unwrap_or_default();
-        compared =
-            Some(format!("{}{text}, alike in float32", compared.map_or(String::new(), |said| said + "; ")));
+        let text = difference.take().map(|difference| difference.to_string()).unwrap_or_default();
+        let logits = compared.map_or(String::new(), |distances| distances + "; ");
+        compared = Some(format!("{logits}{text}, equally good in float32"));
     }
-    let mut difference = difference.map(|parted| parted.to_string());
+    let mut difference = difference.map(|difference| difference.to_string());
     for fused in &spec.fused {
         if difference.is_none() {
-            difference = fusing(case, spec, fused, checkpoint.path())?;
+            difference = fused_difference(case, spec, fused, checkpoint.path())?;
         }
     }
     Ok(Found { worst, difference, compared })
 }
 
-/// Fuses the adapters as a user would, and compares the folder that comes of it with the reference's.
-fn fusing(
+/// Fuses the adapters as a user would, and compares the new folder with the reference's.
+fn fused_difference(
     case: &Case,
     spec: &ModelCase,
     fused: &FusedCase,
@@ -92,7 +93,7 @@ fn fusing(
         };
         let tolerance = case.tolerance(expected.dtype());
         let is_float = matches!(expected.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
-        // On another device a weight may fall on the other side of a border between two numbers.
+        // On another device, a quantized weight may be rounded the other way.
         if !is_float && tolerance != Tolerance::Exact {
             continue;
         }
@@ -105,62 +106,26 @@ fn fusing(
             return Ok(Some(format!("{}: {key}: {comparison}", fused.folder)));
         }
     }
-    Ok(found.into_keys().next().map(|key| format!("{}: {key} is too much", fused.folder)))
+    Ok(found.into_keys().next().map(|key| format!("{}: the reference does not have {key}", fused.folder)))
 }
 
-/// The logits `[B, T, V]` of tokens `[B, T]`, read call by call through one fresh session.
-pub(super) fn logits(model: &mut dyn CausalLm, tokens: &Array, calls: &[usize]) -> Result<Array, CaseError> {
-    let problem = |problem: String| CaseError::Reference { problem };
-    let &[(1..), length @ (1..)] = tokens.shape() else {
-        return Err(problem(format!("tokens have shape {:?}, and [B, T] is needed", tokens.shape())));
-    };
-    let total = calls.iter().try_fold(0_usize, |sum, &call| sum.checked_add(call));
-    if total != usize::try_from(length).ok() || calls.contains(&0) {
-        return Err(problem(format!("the calls {calls:?} do not cut the {length} tokens into pieces")));
-    }
-    check_vocabulary(model, tokens)?;
-
-    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let mut pieces = Vec::with_capacity(calls.len());
-    let mut start = 0;
-    for &call in calls {
-        let end = start + call as i32;
-        let piece = session.read(model, &tokens.try_index((.., start..end))?, Logits::All)?;
-        piece.eval()?;
-        pieces.push(piece);
-        start = end;
-    }
-    Ok(concatenate(&pieces, 1)?)
-}
-
-fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), CaseError> {
-    let vocab_size = model.info().vocab_size;
-    let ids = ids("tokens", tokens)?;
-    match ids.iter().find(|&&id| id >= vocab_size as u32) {
-        Some(id) => Err(CaseError::Reference {
-            problem: format!("token {id} is outside the vocabulary of {vocab_size}"),
-        }),
-        None => Ok(()),
-    }
-}
-
-/// Where greedy decoding leaves the reference's tokens.
-struct Parted {
-    /// The prompt and the tokens up to there.
+/// The first greedy token that is not the reference's.
+struct GreedyDifference {
+    /// The prompt, and the tokens before the first different one.
     read: Vec<u32>,
     at: usize,
     found: Option<u32>,
     expected: Option<u32>,
 }
 
-impl std::fmt::Display for Parted {
+impl std::fmt::Display for GreedyDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "greedy token {}: {:?}, expected {:?}", self.at, self.found, self.expected)
     }
 }
 
-/// Where the case has them: the tokens that greedy decoding gives after a prompt.
-fn greedy(model: &mut dyn CausalLm, case: &Case) -> Result<Option<Parted>, CaseError> {
+/// Compares the tokens that greedy decoding generates after a prompt, if the case has them.
+fn greedy_difference(model: &mut dyn CausalLm, case: &Case) -> Result<Option<GreedyDifference>, CaseError> {
     let Some(prompt) = case.optional_tensor("greedy_prompt") else { return Ok(None) };
     let prompt = ids("greedy_prompt", prompt)?;
     let expected = ids("greedy_tokens", case.tensor("greedy_tokens")?)?;
@@ -174,18 +139,10 @@ fn greedy(model: &mut dyn CausalLm, case: &Case) -> Result<Option<Parted>, CaseE
     }
     let at = found.iter().zip(&expected).take_while(|(found, expected)| found == expected).count();
     let read = prompt.iter().chain(&expected[..at]).copied().collect();
-    Ok(Some(Parted { read, at, found: found.get(at).copied(), expected: expected.get(at).copied() }))
-}
-
-/// Token ids of a reference, of any shape, on the host.
-fn ids(name: &str, tokens: &Array) -> Result<Vec<u32>, CaseError> {
-    let problem = |problem: String| CaseError::Reference { problem: format!("{name}: {problem}") };
-    if tokens.dtype() != Dtype::Int32 {
-        return Err(problem(format!("dtype {:?}, and int32 is needed", tokens.dtype())));
-    }
-    if tokens.size() == 0 {
-        return Ok(Vec::new());
-    }
-    let ids = tokens.try_as_slice::<i32>().map_err(|e| problem(e.to_string()))?;
-    ids.iter().map(|&id| u32::try_from(id).map_err(|_| problem(format!("negative id {id}")))).collect()
+    Ok(Some(GreedyDifference {
+        read,
+        at,
+        found: found.get(at).copied(),
+        expected: expected.get(at).copied(),
+    }))
 }

@@ -12,16 +12,13 @@ pub(super) fn run(case: &Case, spec: &RopeCase) -> Result<Found, CaseError> {
     if spec.calls.is_empty() {
         return Err(CaseError::Description { problem: "calls is empty, so nothing is compared".to_owned() });
     }
-    // Before any table is made: these may be dims that fill the memory.
+    // Checked before any table is made, because a table of that many dims could fill the memory.
     let head_dim = case.tensor("x.0")?.shape().last().copied().unwrap_or(0);
     if arguments.dims > head_dim {
-        return Err(problem(format!(
-            "x.0 has {head_dim} features, and {} are to be rotated",
-            arguments.dims
-        )));
+        return Err(problem(format!("x.0 has {head_dim} features, but dims is {}", arguments.dims)));
     }
     if case.optional_tensor(&format!("x.{}", spec.calls.len())).is_some() {
-        return Err(problem(format!("there is more to rotate than in {} calls", spec.calls.len())));
+        return Err(problem(format!("there is a tensor x.{0}, but only {0} calls", spec.calls.len())));
     }
     let layout = if arguments.traditional { RopeLayout::Interleaved } else { RopeLayout::Halves };
     let scaling = arguments.scaling.clone().with_long_rope_mode(spec.longrope.into());

@@ -1,4 +1,4 @@
-//! The runner itself: a right case passes, every kind of wrong one fails with its reason.
+//! Tests of the runner: a correct case passes, and every kind of wrong case fails with its reason.
 
 use super::*;
 use mlx_rs::Array;
@@ -103,7 +103,7 @@ fn one_bit_is_a_difference_where_exactness_is_promised() {
     });
     let exact = std::env::consts::ARCH == "x86_64" && std::env::consts::OS == "linux";
     assert_eq!(run(folder.path()).passed, !exact);
-    // Elsewhere the comparison is close, and says so.
+    // On another device the comparison is close, and the report says so.
     replace(folder.path(), "case.json", "cpu-linux-x86_64", "gpu-moon-z80");
     let row = run(folder.path());
     assert!(row.passed);
@@ -154,12 +154,12 @@ fn fused_weights_are_part_of_a_case() {
         });
         assert_fails(folder.path(), needle);
         edit_file(&file, |tensors| drop(tensors.remove("model.norm.weight")));
-        // A close case runs on the kernels, whose tokens are their own.
+        // A close case runs on the kernels, which may choose other tokens.
         replace(folder.path(), "case.json", "\"exact\"", "\"close\", \"rtol\": 9.0, \"atol\": 9.0");
         edit_file(&folder.path().join("reference.safetensors"), |tensors| {
             tensors.retain(|key, _| !key.starts_with("greedy"));
         });
-        assert_fails(folder.path(), "model.norm.weight is too much");
+        assert_fails(folder.path(), "the reference does not have model.norm.weight");
     }
 }
 
@@ -220,8 +220,8 @@ fn tokens_of_another_form_are_failed_cases() {
         });
         folder
     };
-    assert_fails(with_tokens(Array::from_slice(&[1, 2], &[2])).path(), "[B, T] is needed");
-    assert_fails(with_tokens(Array::from_slice(&[1.0_f32], &[1, 1])).path(), "do not cut");
+    assert_fails(with_tokens(Array::from_slice(&[1, 2], &[2])).path(), "must have [B, T]");
+    assert_fails(with_tokens(Array::from_slice(&[1.0_f32], &[1, 1])).path(), "do not add up");
     let length = case("lille_f32");
     let tokens = Array::load_safetensors(length.path().join("reference.safetensors"))
         .unwrap()
@@ -269,7 +269,7 @@ fn nothing_to_run_is_a_failure() {
     assert!(gone.unwrap_err().to_string().contains("gone"));
 }
 
-/// Of every case below this folder.
+/// The results of every case below this folder.
 fn arguments(folder: &Path) -> Arguments {
     Arguments { cases: Some(folder.to_path_buf()), ..Arguments::default() }
 }
@@ -282,7 +282,7 @@ fn edit_json(folder: &Path, file: &str, edit: impl FnOnce(&mut serde_json::Value
     fs::write(file, json.to_string()).unwrap();
 }
 
-/// One run over all of them: what somebody may put into a folder, and the reason that each fails with.
+/// Runs many broken cases at once, and checks the reason that each fails with.
 #[test]
 fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
     use serde_json::json;
@@ -308,12 +308,12 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
             json!([{"offset": 1_u64 << 40}]),
             "an offset is a whole number of 32 bits",
         ),
-        ("rope_default", "/calls", json!([{"offset": 0}]), "there is more to rotate than in 1 calls"),
+        ("rope_default", "/calls", json!([{"offset": 0}]), "there is a tensor x.1, but only 1 calls"),
         ("rope_default", "/calls/0/offset", json!([1, 2, 3, 4, 5, 6, 7]), "7 offsets"),
         ("rope_default", "/calls/0/offset", json!([]), "0 offsets"),
         ("rope_default", "/calls/0/offset", json!(i32::MAX), "call 0: worst"),
         ("rope_default", "/rope/dims", json!(0), "over 0 features"),
-        ("rope_default", "/rope/dims", json!(1 << 30), "1073741824 are to be rotated"),
+        ("rope_default", "/rope/dims", json!(1 << 30), "but dims is 1073741824"),
         ("rope_default", "/rope/base", json!(1e300), "rope_theta is 1e300"),
         ("rope_default", "/rope/scaling", json!([]), "invalid type: sequence"),
         ("rope_default", "/rope/scaling", json!({"rope_type": "nonsense"}), "unknown rope_type \"nonsense\""),
@@ -327,17 +327,22 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         ("cache_rewind", "/cache/keep", json!(8), "with 8 sinks"),
         ("cache_rewind", "/cache/rewind", json!(-1), "a rewind of -1"),
         ("cache_rewind", "/cache/type", json!("square"), "unknown variant `square`"),
-        ("cache_rewind", "/window", json!(4), "a window is that of a full cache"),
+        ("cache_rewind", "/window", json!(4), "only a full cache can have a window"),
         ("cache_full_window", "/window", json!(0), "a window of 0"),
         ("cache_full_bf16", "/scale", json!("NaN"), "expected f32"),
-        ("cache_full_bf16", "/ops", json!([]), "ops has 0 updates"),
-        ("cache_full_bf16", "/ops", json!([{"op": "trim", "n": 5}]), "of 5 tokens to trim there are 0"),
+        ("cache_full_bf16", "/ops", json!([]), "ops has only 0 updates"),
+        (
+            "cache_full_bf16",
+            "/ops",
+            json!([{"op": "trim", "n": 5}]),
+            "cannot trim 5 tokens, there are only 0",
+        ),
         ("cache_full_bf16", "/ops", json!([{"op": "trim", "n": -5}]), "-5 tokens"),
         ("cache_full_bf16", "/ops", json!([{"op": "explode"}]), "unknown variant `explode`"),
-        ("cache_full_bf16", "/ops/0/n", json!(0), "0 tokens have the shape"),
-        ("lille_f32", "/calls", json!([]), "do not cut the 24 tokens"),
-        ("lille_f32", "/calls", json!([24, 0]), "do not cut the 24 tokens"),
-        ("lille_f32", "/calls", json!([25, u64::MAX]), "do not cut the 24 tokens"),
+        ("cache_full_bf16", "/ops/0/n", json!(0), "a tensor for 0 tokens has the shape"),
+        ("lille_f32", "/calls", json!([]), "do not add up to 24 tokens"),
+        ("lille_f32", "/calls", json!([24, 0]), "do not add up to 24 tokens"),
+        ("lille_f32", "/calls", json!([25, u64::MAX]), "do not add up to 24 tokens"),
         ("lille_f32", "/calls", json!([-1]), "expected usize"),
         ("lille_f32", "/adapters", json!("../.."), "holds no adapters"),
         ("lille_f32", "/fused", json!([{"folder": "x", "dequantize": true}]), "fused needs adapters"),
@@ -352,7 +357,7 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         });
     }
 
-    // A tensor of the reference, and what takes its place.
+    // A tensor of the reference, and its replacement.
     let floats = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
     let ints = |shape: &[i32]| floats(shape).as_dtype(mlx_rs::Dtype::Int32).unwrap();
     for (from, tensor, new, needle) in [
@@ -362,8 +367,13 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         ("rope_default", "x.0", Some(ints(&[1, 1, 1, 64])), "must be a floating type"),
         ("rope_default", "y.0", Some(floats(&[1, 1, 1, 64])), "expected [1, 1, 1, 64]"),
         ("cache_full_bf16", "v.1", None, "there is no tensor v.1"),
-        ("cache_full_bf16", "q.0", Some(floats(&[9, 32])), "9 tokens have the shape [9, 32]"),
-        ("cache_full_bf16", "k.0", Some(floats(&[1, 2, 8, 32])), "9 tokens have the shape [1, 2, 8, 32]"),
+        ("cache_full_bf16", "q.0", Some(floats(&[9, 32])), "a tensor for 9 tokens has the shape [9, 32]"),
+        (
+            "cache_full_bf16",
+            "k.0",
+            Some(floats(&[1, 2, 8, 32])),
+            "a tensor for 9 tokens has the shape [1, 2, 8, 32]",
+        ),
         ("cache_full_bf16", "k.0", Some(ints(&[1, 1, 9, 32])), "floats"),
         ("cache_full_bf16", "q.0", Some(floats(&[1, 2, 9, 1])), "matching last dimension"),
         ("lille_f32", "logits", None, "there is no tensor logits"),
@@ -375,7 +385,7 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
             "worst inf",
         ),
         ("lille_f32", "greedy_tokens", None, "there is no tensor greedy_tokens"),
-        ("lille_f32", "greedy_tokens", Some(floats(&[4])), "int32 is needed"),
+        ("lille_f32", "greedy_tokens", Some(floats(&[4])), "instead of int32"),
         ("lille_f32", "greedy_prompt", Some(ints(&[0])), "the prompt is empty"),
     ] {
         let case = place(&folder, from, &mut expected, needle);
@@ -385,7 +395,7 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         });
     }
 
-    // A file, and what is done to it.
+    // A file, and how it is broken.
     type Damage = fn(&Path);
     let into_folder: Damage = |file| {
         fs::remove_file(file).unwrap();
@@ -400,11 +410,11 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
     let empty: Damage = |file| fs::write(file, "").unwrap();
     let deep: Damage = |file| fs::write(file, "[".repeat(100_000)).unwrap();
     for (from, file, damage, needle) in [
-        ("lille_f32", "case.json", into_folder, "case.json: it is not a file"),
+        ("lille_f32", "case.json", into_folder, "case.json: not a regular file"),
         ("lille_f32", "case.json", binary, "UTF-8"),
         ("lille_f32", "case.json", empty, "EOF"),
         ("lille_f32", "case.json", deep, "invalid type: sequence"),
-        ("lille_f32", "reference.safetensors", into_folder, "reference.safetensors: it is not a file"),
+        ("lille_f32", "reference.safetensors", into_folder, "reference.safetensors: not a regular file"),
         ("lille_f32", "reference.safetensors", shorter, "reference.safetensors: "),
         ("lille_f32", "reference.safetensors", with_long_header, "reference.safetensors: "),
         ("lille_f32", "reference.safetensors", empty, "reference.safetensors: "),
@@ -424,13 +434,13 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         assert!(folder.ends_with(name));
         let row = run(folder);
         assert!(!row.passed && row.detail.contains(needle), "{name}, {needle:?}: {}", row.detail);
-        // Only an answer that is there can differ.
+        // Only an existing result can differ.
         let has_answer = row.detail.contains("worst") || row.detail.contains(", expected [");
         assert_eq!(row.differs, has_answer, "{name}: {}", row.detail);
     }
 }
 
-/// A copy of a case below a folder, and what it will fail with. Names are numbers, in the order of the calls.
+/// A copy of a case below a folder, and the reason that it fails with. The names are numbers, in the order of the calls.
 fn place<'a>(
     folder: &TempDir,
     from: &str,
@@ -455,7 +465,7 @@ fn two_cases_of_one_name_are_told_apart() {
     let mut lines = Vec::new();
     assert!(!report(&arguments(folder.path()), &mut lines).unwrap());
     let lines = String::from_utf8(lines).unwrap();
-    assert!(lines.contains("its name is that of") && lines.contains("/one, too"), "{lines}");
+    assert!(lines.contains("its name is also that of") && lines.contains("/one\n"), "{lines}");
     assert!(lines.ends_with("1 passed, 1 failed\n"), "{lines}");
 }
 
@@ -502,7 +512,7 @@ fn a_folder_that_cannot_be_looked_into_is_a_failed_case() {
     assert!(unreadable(Path::new("cases/closed"), "open", "").is_none());
 }
 
-/// A reader that goes away after the first line.
+/// A reader that closes the pipe after the first line.
 struct Closed(usize);
 
 impl Write for Closed {
@@ -529,16 +539,16 @@ fn results_do_not_depend_on_who_reads_the_lines() {
     let rows: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     assert_eq!(rows.len(), 2);
 
-    // A file that cannot be written is an error, after every line is out.
+    // If the file cannot be written, the command fails after it has printed every line.
     let mut lines = Vec::new();
     let error = report(&with_json(&folder.path().join("no/such/folder.json")), &mut lines).unwrap_err();
     assert!(error.to_string().contains("folder.json"), "{error}");
     assert!(lines.ends_with(b"2 passed, 0 failed\n"));
 }
 
-/// The text that mlx-lm chooses greedily parts from ours where two tokens are almost equally likely. So along its
-/// own text it is asked which token float32 would choose: the kernels choose that as often as mlx-lm, and what mlx-lm
-/// chose almost everywhere.
+/// mlx-lm's greedy text differs from ours when two tokens are almost equally likely. So this test follows mlx-lm's own text
+/// and computes the likeliest token of float32 at each place: the kernels agree with float32 as often as mlx-lm does, and
+/// with mlx-lm almost everywhere.
 #[test]
 fn kernels_choose_greedily_as_float32_does() {
     let fixture = crate::root().join("crates/mlx-models-cli/tests/fixtures/greedy_500.json");
@@ -570,8 +580,8 @@ fn kernels_choose_greedily_as_float32_does() {
         let options = mlx_models::LoadOptions::default();
         let _computing = computing(true);
         let mut model = mlx_models::load(&folder).unwrap();
-        let ours = nearer::choices(&mut *model, &read).unwrap().split_off(prompt.len() - 1);
-        let mut exact = nearer::InFloat32::load(&folder, &options).unwrap();
+        let ours = in_float32::choices(&mut *model, &read).unwrap().split_off(prompt.len() - 1);
+        let mut exact = in_float32::InFloat32::load(&folder, &options).unwrap();
         let exact = exact.choices(&read).unwrap().split_off(prompt.len() - 1);
         let same = |a: &[u32], b: &[u32]| a.iter().zip(b).filter(|(a, b)| a == b).count();
         let [us, them, both] = [same(&ours, &exact), same(&chosen, &exact), same(&ours, &chosen)];
@@ -580,7 +590,7 @@ fn kernels_choose_greedily_as_float32_does() {
             "{name} {} bits: float32 and kernels {us}, float32 and mlx-lm {them}, kernels and mlx-lm {both} of {all}",
             case["bits"]
         );
-        // In bfloat16 both part from float32 by chance, at ties; of quantized weights mlx-lm's sums are off.
+        // In bfloat16 both differ from float32 by chance, at ties. With quantized weights mlx-lm's sums are less exact.
         let by_chance = if case["bits"].is_null() { all / 100 } else { 0 };
         assert!(us + by_chance >= them && both * 10 >= all * 9, "{name} {}", case["bits"]);
     }

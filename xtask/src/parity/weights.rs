@@ -1,6 +1,7 @@
-//! Weights from a seed: `weights.json` in the place of a case's tensors (docs/parity.md, "Weights from a seed").
+//! Weights from a seed: a case can contain a `weights.json` instead of tensors (docs/parity.md, "Weights from a seed").
 //!
-//! `xtask/python/seeded_weights.py` is the same in NumPy. A hash over all bytes shows that both made the same numbers.
+//! `xtask/python/seeded_weights.py` is the same program in NumPy. A hash of all bytes shows that both generate the same
+//! weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,15 +17,15 @@ use super::case::CaseError;
 
 const FILE: &str = "weights.json";
 const GENERATOR: &str = "splitmix64-uniform-1";
-/// What belongs to the case and not to its checkpoint.
+/// The files that belong to the case, but not to its checkpoint.
 const OF_THE_CASE: [&str; 3] = ["case.json", "reference.safetensors", FILE];
-/// Scales and offsets count in parts of 1 / 4096.
+/// Scales and offsets are in units of 1 / 4096.
 pub(crate) const PARTS: f64 = 4096.0;
-/// Random numbers have one sign and this many bits.
+/// The bits of a random number, besides its sign.
 const BITS: u32 = 23;
-/// Of a scale or an offset, so that all sums are exact in float64.
+/// The largest scale or offset. With this limit, all sums are exact in float64.
 const LARGEST_NUMBER: i64 = 1 << 24;
-/// Elements of all tensors of a case: more is a mistake, and not worth the memory.
+/// The largest number of elements of a case's tensors together. More would be a mistake.
 const MOST_ELEMENTS: usize = 1 << 26;
 
 /// `weights.json`.
@@ -38,7 +39,7 @@ struct Weights {
     files: BTreeMap<String, Vec<Tensor>>,
 }
 
-/// Uniform numbers from `offset - scale` to `offset + scale`.
+/// A tensor of uniform random numbers from `offset - scale` to `offset + scale`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tensor {
@@ -59,15 +60,15 @@ pub(crate) enum Stored {
 
 /// The folder that a case's checkpoint is loaded from.
 pub(super) enum CheckpointFolder {
-    /// The case's own.
+    /// The case's own folder.
     InPlace(PathBuf),
-    /// One that was written for this run, and goes with this value.
+    /// A temporary folder, which is removed when this value is dropped.
     Written(TempDir),
 }
 
 impl CheckpointFolder {
-    /// The checkpoint of a case: its folder, or, where that has a `weights.json`, one with everything of the case's
-    /// and the tensors that are described there.
+    /// The checkpoint of a case: its folder, or, if that contains a `weights.json`, a temporary folder with the other
+    /// files and the generated tensors.
     pub(super) fn of(case: &Path) -> Result<Self, CaseError> {
         let file = case.join(FILE);
         if !file.is_file() {
@@ -98,7 +99,7 @@ impl CheckpointFolder {
     }
 }
 
-/// Copies what a checkpoint has besides tensors: its config, and an index of shards.
+/// Copies the files of a checkpoint that are not tensors: its config, and an index of shards.
 fn copy_rest(case: &Path, folder: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(case)? {
         let entry = entry?;
@@ -110,7 +111,7 @@ fn copy_rest(case: &Path, folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes the files with tensors, once their hash is right.
+/// Generates the tensors, checks their hash, and writes their files.
 fn write(weights: &Weights, folder: &Path) -> Result<(), String> {
     let shapes = weights.files.values().flatten().map(|tensor| {
         let elements = tensor.shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
@@ -118,17 +119,17 @@ fn write(weights: &Weights, folder: &Path) -> Result<(), String> {
     });
     let elements = shapes.sum::<Result<usize, _>>()?;
     if elements > MOST_ELEMENTS {
-        return Err(format!("{elements} elements; a case has {MOST_ELEMENTS} at most"));
+        return Err(format!("{elements} elements; a case may have at most {MOST_ELEMENTS}"));
     }
     let mut hash = Sha256::new();
     let mut files = Vec::new();
     for (name, tensors) in &weights.files {
         let plain = matches!(*Path::new(name).components().collect::<Vec<_>>(), [Component::Normal(_)]);
         if !plain || !name.ends_with(".safetensors") {
-            return Err(format!("{name:?} is no name of a safetensors file"));
+            return Err(format!("{name:?} is not the name of a safetensors file"));
         }
         if folder.join(name).exists() {
-            return Err(format!("{name} is there already"));
+            return Err(format!("{name} already exists"));
         }
         let mut made = Vec::with_capacity(tensors.len());
         for tensor in tensors {
@@ -163,8 +164,8 @@ fn view<'a>(tensor: &Tensor, bytes: &'a [u8]) -> Result<TensorView<'a>, safetens
     TensorView::new(dtype, tensor.shape.clone(), bytes)
 }
 
-/// A tensor's bytes, little-endian. Element i takes the output of SplitMix64 after i + 1 steps from the seed and the
-/// tensor's name.
+/// The bytes of a tensor, little-endian. Element i is the output of SplitMix64 after i + 1 steps, starting from the seed
+/// and the tensor's name.
 pub(crate) fn bytes(tensor: &Tensor, seed: u64) -> Result<Vec<u8>, String> {
     let Tensor { name, scale, offset, .. } = tensor;
     for (key, value) in [("scale", scale), ("offset", offset)] {
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_generator_and_the_hash_of_names_are_the_published_ones() {
-        // The numbers that go around for the seed 1234567.
+        // The widely published outputs for the seed 1234567.
         let mut state = 1_234_567;
         let found = [(); 3].map(|()| splitmix64(&mut state));
         assert_eq!(found, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
@@ -224,7 +225,7 @@ mod tests {
 
     #[test]
     fn tensors_are_those_of_python() {
-        // What `python xtask/python/seeded_weights.py` prints.
+        // The output of `python xtask/python/seeded_weights.py`.
         let words = |dtype, size: usize| -> Vec<u32> {
             let bytes = bytes(&tensor("model.layers.0.weight", &[2, 3], dtype, 1597, 4096), 7).unwrap();
             let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
@@ -247,7 +248,7 @@ mod tests {
         let read = safetensors::SafeTensors::deserialize(&file).unwrap();
         let read = read.tensor("a").unwrap();
         assert_eq!((read.dtype(), read.shape(), read.data().len()), (Dtype::F16, &[3][..], 6));
-        assert_eq!(write(&weights, folder.path()).unwrap_err(), "x.safetensors is there already");
+        assert_eq!(write(&weights, folder.path()).unwrap_err(), "x.safetensors already exists");
     }
 
     #[test]
@@ -316,7 +317,7 @@ mod tests {
             "{}",
             row.detail
         );
-        // The same bytes in another shape get as far as the loader.
+        // The same bytes in another shape are refused by the loader.
         let row = run("[320, 64]", "[64, 320]");
         assert!(!row.passed && row.detail.contains("tok_embeddings.weight"), "{}", row.detail);
     }
@@ -330,11 +331,11 @@ mod tests {
             ("[64, 64]", "[64, 65]", "the tensors have the SHA-256 "),
             ("[64, 64]", "[64, -64]", "invalid value"),
             ("[64, 64]", "[4294967296, 4294967296]", "out_proj.weight: the shape [4294967296, 4294967296]"),
-            ("[64, 64]", "[65536, 65536]", "a case has 67108864 at most"),
+            ("[64, 64]", "[65536, 65536]", "a case may have at most 67108864"),
             ("BF16", "F64", "unknown variant `F64`"),
             ("\"scale\": 1596", "\"scale\": 99999999999", "scale 99999999999 is beyond"),
-            ("model-00001-of-00003.safetensors", "../x.safetensors", "is no name of a safetensors file"),
-            ("model-00001-of-00003.safetensors", "config.json", "is no name of a safetensors file"),
+            ("model-00001-of-00003.safetensors", "../x.safetensors", "is not the name of a safetensors file"),
+            ("model-00001-of-00003.safetensors", "config.json", "is not the name of a safetensors file"),
             ("\"offset\"", "\"offsets\"", "unknown field `offsets`"),
         ] {
             let Err(error) = damaged(from, to) else { panic!("{from} to {to}") };

@@ -254,6 +254,6 @@ mod tests {
         super::text(&all, &mut text).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         assert!(text.contains("tiny bf16, prompt of 100") && text.contains("2.00 4.00"), "{text}");
-        assert!(text.contains("ratio 0.50") && text.contains("others used 2 %"), "{text}");
+        assert!(text.contains("ratio 0.50") && text.contains("used at most 2 %"), "{text}");
     }
 }

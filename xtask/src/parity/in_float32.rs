@@ -1,9 +1,9 @@
-//! Which of two answers is nearer to the one that float32 gives.
+//! Which of two results is closer to that of float32.
 //!
-//! Stock MLX on the CPU adds quantized products up in the dtype of the activations, and our kernels in
-//! float32 or in whole numbers. So with kernels an answer may lie outside a reference's tolerance because the reference is
-//! off. Then the same weights, codes and all, are run in float32 by stock MLX, and ours has to be as
-//! near to that as the reference.
+//! On the CPU, stock MLX adds up quantized products in the dtype of the activations, our kernels in float32 or in
+//! integers. So with kernels, a result may be outside the tolerance because the reference is inexact. In this case stock
+//! MLX runs the same weights, with the same quantized values, in float32. Our result must be as close to that
+//! as the reference.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use mlx_sys::cpu_kernels;
 use mlx_testing::{Tolerance, to_f64};
 
 use super::case::{CaseError, ModelCase};
-use super::model;
+use super::logits::logits;
 
-/// Two answers that are rounded equally often are not equally far by chance: by so much at most.
+/// The distances of two results that are rounded equally often differ by chance, at most by this factor.
 const CHANCE: f64 = 1.25;
 
-/// A model in float32, computed by stock MLX whatever the rest of the process does.
+/// A model in float32 that stock MLX computes, also while the rest of the process uses the kernels.
 pub(super) struct InFloat32 {
     model: Box<dyn CausalLm>,
 }
@@ -30,7 +30,7 @@ impl InFloat32 {
         on_stock(|| {
             let mut model = mlx_models::load_with(checkpoint, options)?;
             for (_, parameter) in model.parameters_mut().flatten() {
-                // Codes stay as they are; their scales and biases are widened.
+                // Quantized values stay as they are; their scales and biases are widened.
                 if matches!(parameter.dtype(), Dtype::Float16 | Dtype::Bfloat16) {
                     *parameter = parameter.as_dtype(Dtype::Float32)?;
                 }
@@ -39,8 +39,8 @@ impl InFloat32 {
         })
     }
 
-    /// Compares logits of a case's tokens: what to say where `found` is as near as `expected`,
-    /// else how far both are.
+    /// Compares the logits of a case's tokens with those of float32. Returns both distances as text: `Ok` if `found` is
+    /// as close as `expected`, otherwise `Err`.
     pub(super) fn judge(
         &mut self,
         tokens: &Array,
@@ -48,11 +48,11 @@ impl InFloat32 {
         found: &Array,
         expected: &Array,
     ) -> Result<Result<String, String>, CaseError> {
-        let exact = on_stock(|| model::logits(&mut *self.model, tokens, &spec.calls))?;
+        let exact = on_stock(|| logits(&mut *self.model, tokens, &spec.calls))?;
         let [ours, theirs] = [distance(found, &exact)?, distance(expected, &exact)?];
-        let said = format!("{ours:.1e} from float32, the reference {theirs:.1e}");
-        // Written so that NaN is not near.
-        Ok(if ours <= CHANCE * theirs { Ok(said) } else { Err(said) })
+        let distances = format!("{ours:.1e} from float32, the reference {theirs:.1e}");
+        // In this form of the comparison, NaN is not close.
+        Ok(if ours <= CHANCE * theirs { Ok(distances) } else { Err(distances) })
     }
 
     /// The likeliest token after each of `ids`.
@@ -61,7 +61,8 @@ impl InFloat32 {
         on_stock(|| choices(&mut *self.model, ids))
     }
 
-    /// Whether, after these tokens, it is a matter of rounding to choose `found` and not `expected`, or right.
+    /// Whether greedy decoding may choose `found` instead of `expected` after these tokens: float32 prefers it, or its
+    /// logits for the two are within the tolerance.
     pub(super) fn may_choose(
         &mut self,
         read: &[u32],
@@ -87,19 +88,19 @@ impl InFloat32 {
     }
 }
 
-/// The likeliest token after each of `ids`, by one pass over all.
+/// The likeliest token after each of `ids`, from one call with all of them.
 #[cfg(test)]
 pub(super) fn choices(model: &mut dyn CausalLm, ids: &[u32]) -> Result<Vec<u32>, CaseError> {
     let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]);
-    let logits = model::logits(model, &tokens, &[ids.len()])?;
+    let logits = logits(model, &tokens, &[ids.len()])?;
     let best = mlx_rs::ops::indexing::argmax_axis(&logits, -1, false)?.reshape(&[-1])?;
     best.try_as_slice::<u32>()
         .map(<[u32]>::to_vec)
         .map_err(|e| CaseError::Reference { problem: e.to_string() })
 }
 
-/// Has stock MLX compute. The caller is the only one who computes; see `computing`.
+/// Runs a task with stock MLX. The caller must hold the lock of `computing`.
 fn on_stock<T>(task: impl FnOnce() -> T) -> T {
     let enabled = cpu_kernels::is_enabled();
     cpu_kernels::set_enabled(false);
@@ -108,7 +109,7 @@ fn on_stock<T>(task: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Root of the mean square.
+/// The root mean square difference.
 fn distance(found: &Array, exact: &Array) -> Result<f64, CaseError> {
     let (found, exact) = (to_f64(found)?, to_f64(exact)?);
     if found.len() != exact.len() {
