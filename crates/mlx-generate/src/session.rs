@@ -5,7 +5,7 @@ mod turn;
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::{CacheError, ModelCache, Snapshot};
+use mlx_kvcache::{CacheError, ModelCache};
 use mlx_rs::error::Exception;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -54,7 +54,7 @@ const MOST_PARTS: usize = 512;
 pub struct Session {
     cache: ModelCache,
     /// The cache without tokens, to begin again; none where the cache came with tokens.
-    empty: Option<Snapshot>,
+    empty: Option<ModelCache>,
     /// Tokens that the cache came with.
     unknown: i32,
     /// The tokens after those, uint32 `[B, n]` each, in order.
@@ -74,7 +74,7 @@ impl Session {
     /// that is an error. [`resume`](Self::resume) is for those who know them.
     pub fn new(cache: ModelCache) -> Self {
         let unknown = cache.offset().max(0);
-        let empty = (unknown == 0).then(|| cache.snapshot());
+        let empty = (unknown == 0).then(|| cache.clone());
         let tokens = Vec::new();
         Self { cache, empty, unknown, tokens, length: unknown, quantization: None, is_quantized: false }
     }
@@ -94,7 +94,7 @@ impl Session {
             }
         }
         let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
-        let empty = Some(empty.snapshot());
+        let empty = Some(empty.clone());
         let session =
             Self { cache, empty, unknown: 0, tokens, length, quantization: None, is_quantized: false };
         session.start()?;
@@ -280,7 +280,7 @@ impl Session {
         self.unknown = self.unknown.min(left);
         self.length = left;
         if left == 0 && self.empty.is_none() {
-            self.empty = Some(self.cache.snapshot());
+            self.empty = Some(self.cache.clone());
         }
         self.start()?;
         Ok(gone)
@@ -314,7 +314,7 @@ impl Session {
 
     fn begin_again(&mut self) -> Result<(), GenerateError> {
         if let Some(empty) = &self.empty {
-            self.cache.restore(empty)?;
+            self.cache = empty.clone();
             self.is_quantized = false;
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use mlx_kvcache::{FullKvCache, KvCache, Quantization, RotatingKvCache};
+use mlx_kvcache::{Full, KvCache, Quantization, Ring};
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
@@ -24,22 +24,22 @@ const LEFT_PADDING: [i32; 4] = [3, 0, 2, 1];
 const FREE_PLACES: i32 = 200;
 
 /// A name, whether mlx-lm has it, the cache for this many tokens, and rows of its batch.
-type Kind = (&'static str, bool, fn(i32) -> Box<dyn KvCache>, i32);
+type Kind = (&'static str, bool, fn(i32) -> KvCache, i32);
 
 const KINDS: [Kind; 9] = [
-    ("full", true, |_| Box::new(FullKvCache::new()), 1),
-    ("quantized8", true, |_| Box::new(FullKvCache::new().quantized(bits(8)).unwrap()), 1),
-    ("quantized4", true, |_| Box::new(FullKvCache::new().quantized(bits(4)).unwrap()), 1),
-    ("rotating", true, |size| Box::new(ring(size)), 1),
-    ("rotating-keep", true, |size| Box::new(ring(size).with_keep(4).unwrap()), 1),
-    ("rotating-rewind", false, |size| Box::new(ring(size).with_rewind(16).unwrap()), 1),
-    ("rotating-quantized8", false, |size| Box::new(ring(size).quantized(bits(8)).unwrap()), 1),
-    ("batch", true, |_| Box::new(FullKvCache::left_padded(&LEFT_PADDING).unwrap()), 4),
-    ("batch-rotating", true, |size| Box::new(ring(size).with_left_padding(&LEFT_PADDING).unwrap()), 4),
+    ("full", true, |_| KvCache::new(Full::new()), 1),
+    ("quantized8", true, |_| KvCache::new(Full::new()).quantized(bits(8)).unwrap(), 1),
+    ("quantized4", true, |_| KvCache::new(Full::new()).quantized(bits(4)).unwrap(), 1),
+    ("rotating", true, |size| ring(size), 1),
+    ("rotating-keep", true, |size| KvCache::new(Ring::new(size).unwrap().with_keep(4).unwrap()), 1),
+    ("rotating-rewind", false, |size| ring(size).with_rewind(16).unwrap(), 1),
+    ("rotating-quantized8", false, |size| ring(size).quantized(bits(8)).unwrap(), 1),
+    ("batch", true, |_| KvCache::new(Full::new()).with_left_padding(&LEFT_PADDING).unwrap(), 4),
+    ("batch-rotating", true, |size| ring(size).with_left_padding(&LEFT_PADDING).unwrap(), 4),
 ];
 
-fn ring(max_size: i32) -> RotatingKvCache {
-    RotatingKvCache::new(max_size).unwrap()
+fn ring(max_size: i32) -> KvCache {
+    KvCache::new(Ring::new(max_size).unwrap())
 }
 
 fn bits(bits: i32) -> Quantization {
@@ -106,13 +106,13 @@ fn report(samples: &BTreeMap<(usize, i32), [Vec<f64>; 2]>) {
 
 /// A cache that holds `tokens` tokens, and one more to append.
 struct Prepared {
-    cache: Box<dyn KvCache>,
+    cache: KvCache,
     token: Array,
     tokens: i32,
 }
 
 impl Prepared {
-    fn new(mut cache: Box<dyn KvCache>, tokens: i32, rows: i32) -> Self {
+    fn new(mut cache: KvCache, tokens: i32, rows: i32) -> Self {
         let ones = |length| {
             let row = Array::ones::<f32>(&[1, HEADS, length, HEAD_DIM]).unwrap();
             concatenate(&vec![row; rows as usize], 0).unwrap()

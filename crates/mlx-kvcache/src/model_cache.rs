@@ -4,7 +4,7 @@ use mlx_attn_masks::AttentionMask;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
-use crate::{CacheError, CacheState, FullKvCache, KvCache, Quantization, RotatingKvCache};
+use crate::{CacheError, KvCache, Layout, Quantization};
 
 /// Which tokens a layer attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,30 +63,24 @@ pub struct Limit {
 }
 
 /// One cache per layer, asked together so that the layers cannot drift apart.
-#[derive(Debug)]
+///
+/// A clone is cheap, since it shares the arrays: keep one to come back to the tokens of now. The first of
+/// the two that is appended to copies the arrays once.
+#[derive(Debug, Clone)]
 pub struct ModelCache {
-    layers: Vec<Box<dyn KvCache>>,
+    layers: Vec<KvCache>,
     /// For each layer the first one with the same mask.
     masked_like: Vec<usize>,
     /// See [`Self::expect`].
     expected: i32,
 }
 
-/// What a [`ModelCache`] held at some time. Arrays are shared, not copied.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    layers: Vec<CacheState>,
-    masked_like: Vec<usize>,
-    expected: i32,
-}
-
 impl ModelCache {
     /// A cache of the given layers, first layer first. Those that are alike now share their masks from now
     /// on: all are to be given the same tokens.
-    pub fn new(layers: Vec<Box<dyn KvCache>>) -> Self {
-        let states: Vec<CacheState> = layers.iter().map(|layer| layer.state()).collect();
-        let first_alike = |state: &CacheState| states.iter().position(|other| other.masked_like(state));
-        let masked_like = states.iter().filter_map(first_alike).collect();
+    pub fn new(layers: Vec<KvCache>) -> Self {
+        let first_alike = |layer: &KvCache| layers.iter().position(|other| other.masked_like(layer));
+        let masked_like = layers.iter().filter_map(first_alike).collect();
         Self { layers, masked_like, expected: 0 }
     }
 
@@ -112,22 +106,10 @@ impl ModelCache {
                     }
                 }
             }
-            let ring = match (layer.kind, limit) {
-                (LayerKind::Sliding { window }, _) => Some(RotatingKvCache::new(window)?),
-                (LayerKind::Full, Some(Limit { max_size, keep })) => {
-                    Some(RotatingKvCache::new(max_size)?.with_keep(keep)?)
-                }
-                (LayerKind::Full, None) => None,
-            };
-            let mut cache: Box<dyn KvCache> = match ring {
-                Some(ring) => {
-                    let ring = ring.with_rewind(rewind)?;
-                    let padded = !left_padding.is_empty();
-                    Box::new(if padded { ring.with_left_padding(left_padding)? } else { ring })
-                }
-                None if left_padding.is_empty() => Box::new(FullKvCache::new()),
-                None => Box::new(FullKvCache::left_padded(left_padding)?),
-            };
+            let mut cache = KvCache::new(Layout::for_layer(layer.kind, limit)?).with_rewind(rewind)?;
+            if !left_padding.is_empty() {
+                cache = cache.with_left_padding(left_padding)?;
+            }
             if let Some(quantization) = quantization {
                 cache.quantize(quantization)?;
             }
@@ -180,13 +162,13 @@ impl ModelCache {
     }
 
     /// The caches, first layer first.
-    pub fn layers(&self) -> &[Box<dyn KvCache>] {
+    pub fn layers(&self) -> &[KvCache] {
         &self.layers
     }
 
     /// The caches, first layer first, to append to.
-    pub fn layers_mut(&mut self) -> impl ExactSizeIterator<Item = &mut dyn KvCache> {
-        self.layers.iter_mut().map(|layer| &mut **layer as &mut dyn KvCache)
+    pub fn layers_mut(&mut self) -> impl ExactSizeIterator<Item = &mut KvCache> {
+        self.layers.iter_mut()
     }
 
     /// Forgets the newest `tokens` tokens in every layer, or all where there are fewer, and says how many
@@ -223,7 +205,7 @@ impl ModelCache {
     /// # Errors
     ///
     /// [`CacheError::Trim`] where a layer with a window no longer holds what it would need; only a
-    /// [snapshot](Self::snapshot) from before that call could help then. No layer is changed.
+    /// clone from before that call could help then. No layer is changed.
     pub fn realign(&mut self) -> Result<(), CacheError> {
         let shortest = self.layers.iter().map(|layer| layer.offset()).min().unwrap_or(0);
         for layer in &self.layers {
@@ -252,38 +234,17 @@ impl ModelCache {
     /// As [`KvCache::quantize`]; no layer is then changed.
     pub fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         for layer in &self.layers {
-            layer.state().check_quantize(quantization)?;
+            layer.check_quantize(quantization)?;
         }
         // One after the other, so that no more than one layer is held twice.
         self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization))
-    }
-
-    /// What is held now, to [`restore`](Self::restore) it later. Cheap: arrays are shared. The next append
-    /// copies them once, since the snapshot still needs them.
-    pub fn snapshot(&self) -> Snapshot {
-        let layers = self.layers.iter().map(|layer| layer.state()).collect();
-        Snapshot { layers, masked_like: self.masked_like.clone(), expected: self.expected }
-    }
-
-    /// Holds again what it held at the time of the snapshot.
-    ///
-    /// # Errors
-    ///
-    /// [`CacheError::Layers`] where the snapshot is one of another number of layers.
-    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), CacheError> {
-        let (expected, found) = (self.layers.len(), snapshot.layers.len());
-        if expected != found {
-            return Err(CacheError::Layers { expected, found });
-        }
-        *self = snapshot.clone().into_cache();
-        Ok(())
     }
 
     /// Keeps these rows of the batch, in this order.
     ///
     /// # Errors
     ///
-    /// As [`CacheState::filter`]; no layer is then changed.
+    /// As [`KvCache::filter`]; no layer is then changed.
     pub fn filter(&mut self, rows: &[usize]) -> Result<(), CacheError> {
         *self = self.select(|layer| layer.filter(rows))?;
         Ok(())
@@ -293,18 +254,14 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`CacheState::filter`].
+    /// As [`KvCache::filter`].
     pub fn row(&self, row: usize) -> Result<Self, CacheError> {
         self.select(|layer| layer.row(row))
     }
 
-    fn select(
-        &self,
-        rows: impl Fn(CacheState) -> Result<CacheState, CacheError>,
-    ) -> Result<Self, CacheError> {
+    fn select(&self, rows: impl Fn(&KvCache) -> Result<KvCache, CacheError>) -> Result<Self, CacheError> {
         self.check_aligned()?;
-        let layers = self.layers.iter().map(|layer| Ok(rows(layer.state())?.into_cache()));
-        let layers = layers.collect::<Result<_, CacheError>>()?;
+        let layers = self.layers.iter().map(rows).collect::<Result<_, _>>()?;
         let mut kept = Self { layers, masked_like: self.masked_like.clone(), expected: 0 };
         // Of the longest row, which may have gone.
         kept.expected = self.expected.saturating_sub(self.offset() - kept.offset()).max(0);
@@ -315,7 +272,7 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`CacheState::merge`], and [`CacheError::Layers`] for caches of different numbers of layers.
+    /// As [`KvCache::merge`], and [`CacheError::Layers`] for caches of different numbers of layers.
     pub fn merge(caches: &[&Self]) -> Result<Self, CacheError> {
         let Some(first) = caches.first() else { return Err(CacheError::Rows { rows: Vec::new(), batch: 0 }) };
         let expected = first.layers.len();
@@ -323,9 +280,9 @@ impl ModelCache {
             return Err(CacheError::Layers { expected, found: other.layers.len() });
         }
         caches.iter().try_for_each(|cache| cache.check_aligned())?;
-        let layer = |i: usize| -> Result<Box<dyn KvCache>, CacheError> {
-            let states: Vec<CacheState> = caches.iter().map(|cache| cache.layers[i].state()).collect();
-            Ok(CacheState::merge(&states)?.into_cache())
+        let layer = |i: usize| {
+            let layers: Vec<&KvCache> = caches.iter().map(|cache| &cache.layers[i]).collect();
+            KvCache::merge(&layers)
         };
         // Rows that were read apart come to their ends apart, so nothing is expected.
         Ok(Self::new((0..expected).map(layer).collect::<Result<_, _>>()?))
@@ -360,20 +317,5 @@ impl ModelCache {
     /// The arrays of all layers, for evaluating them together with others.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.layers.iter().flat_map(|layer| layer.arrays())
-    }
-}
-
-impl Clone for ModelCache {
-    /// As a [snapshot](Self::snapshot): arrays are shared.
-    fn clone(&self) -> Self {
-        self.snapshot().into_cache()
-    }
-}
-
-impl Snapshot {
-    /// A cache of its own with this content.
-    pub fn into_cache(self) -> ModelCache {
-        let layers = self.layers.into_iter().map(CacheState::into_cache).collect();
-        ModelCache { layers, masked_like: self.masked_like, expected: self.expected }
     }
 }

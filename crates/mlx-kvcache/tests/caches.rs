@@ -3,8 +3,8 @@
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{
-    CacheError, CacheOptions, CacheState, FullKvCache, KeysValues, KvCache, LayerKind, LayerSpec, Limit,
-    ModelCache, Quantization, RotatingKvCache,
+    CacheError, CacheOptions, Full, KeysValues, KvCache, LayerKind, LayerSpec, Layout, Limit, ModelCache,
+    Quantization, Ring,
 };
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
@@ -18,7 +18,7 @@ fn tokens(from: i32, count: i32) -> (Array, Array) {
     (keys, values)
 }
 
-fn push(cache: &mut dyn KvCache, count: i32) -> KeysValues {
+fn push(cache: &mut KvCache, count: i32) -> KeysValues {
     let (keys, values) = tokens(cache.offset(), count);
     cache.append(&keys, &values).unwrap()
 }
@@ -42,13 +42,21 @@ fn visible(mask: &AttentionMask) -> Vec<u8> {
     array.as_slice::<bool>().iter().map(|&sees| u8::from(sees)).collect()
 }
 
-fn rotating(max_size: i32, keep: i32, rewind: i32) -> RotatingKvCache {
-    RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap().with_rewind(rewind).unwrap()
+fn full() -> KvCache {
+    KvCache::new(Full::new())
+}
+
+fn merge(caches: &[KvCache]) -> Result<KvCache, CacheError> {
+    KvCache::merge(&caches.iter().collect::<Vec<_>>())
+}
+
+fn rotating(max_size: i32, keep: i32, rewind: i32) -> KvCache {
+    KvCache::new(Ring::new(max_size).unwrap().with_keep(keep).unwrap()).with_rewind(rewind).unwrap()
 }
 
 #[test]
 fn a_full_cache_grows_in_steps_of_256_places() {
-    let mut cache = FullKvCache::new();
+    let mut cache = full();
     push(&mut cache, 1);
     let token = 2 * 2 * 32 * 4; // keys and values, 2 heads, 32 features, 4 bytes
     assert_eq!(cache.nbytes(), 256 * token);
@@ -102,14 +110,14 @@ fn what_cannot_be_taken_back_is_refused_and_nothing_changes() {
     assert_eq!(cache.clone().trim(9).unwrap(), 9);
     assert_eq!(cache.clone().trim(100).unwrap(), 10);
     assert!(matches!(cache.trim(-1), Err(CacheError::Negative { tokens: -1 })));
-    assert_eq!(FullKvCache::new().trim(3).unwrap(), 0);
+    assert_eq!(full().trim(3).unwrap(), 0);
 }
 
 #[test]
 fn masks_are_the_smallest_that_are_right() {
-    let mut full = FullKvCache::new();
+    let mut full = full();
     let mut ring = rotating(6, 2, 0);
-    for cache in [&mut full as &mut dyn KvCache, &mut ring] {
+    for cache in [&mut full as &mut KvCache, &mut ring] {
         assert!(matches!(cache.mask(1).unwrap(), AttentionMask::None));
         assert!(matches!(cache.mask(5).unwrap(), AttentionMask::Causal));
         push(cache, 5);
@@ -125,15 +133,15 @@ fn masks_are_the_smallest_that_are_right() {
     assert_eq!(visible(&ring.mask(2).unwrap()), [1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]);
     assert!(matches!(full.mask(0), Err(CacheError::Mask(_))));
     assert!(matches!(ring.mask(-2), Err(CacheError::Mask(_))));
-    let huge = RotatingKvCache::new(100_000).unwrap().mask(200_000);
+    let huge = KvCache::new(Ring::new(100_000).unwrap()).mask(200_000);
     assert!(matches!(huge, Err(CacheError::Mask(_))), "{huge:?}");
 }
 
 #[test]
 fn rows_of_a_batch_have_positions_of_their_own() {
-    let padded: [Box<dyn KvCache>; 2] = [
-        Box::new(FullKvCache::left_padded(&[1, 0, 4]).unwrap()),
-        Box::new(rotating(8, 2, 0).with_left_padding(&[1, 0, 4]).unwrap()),
+    let padded: [KvCache; 2] = [
+        full().with_left_padding(&[1, 0, 4]).unwrap(),
+        rotating(8, 2, 0).with_left_padding(&[1, 0, 4]).unwrap(),
     ];
     for mut cache in padded {
         assert_eq!(cache.offsets(), [-1, 0, -4]);
@@ -148,60 +156,59 @@ fn rows_of_a_batch_have_positions_of_their_own() {
         assert!(error.to_string().contains("takes [3, 2, L, 32], a row for each of the batch"), "{error}");
     }
     for padding in [&[1, 2][..], &[0, -1], &[], &[0, i32::MAX]] {
-        assert!(matches!(FullKvCache::left_padded(padding), Err(CacheError::Padding { .. })));
+        assert!(matches!(full().with_left_padding(padding), Err(CacheError::Padding { .. })));
         assert!(matches!(rotating(8, 2, 0).with_left_padding(padding), Err(CacheError::Padding { .. })));
     }
 }
 
 #[test]
 fn rows_are_merged_taken_out_and_dropped() {
-    for empty in [CacheState::Full(FullKvCache::new()), CacheState::Rotating(rotating(6, 2, 1))] {
+    for empty in [full(), rotating(6, 2, 1)] {
         let filled = |count: i32| {
-            let mut cache = empty.clone().into_cache();
+            let mut cache = empty.clone();
             for _ in 0..count {
-                push(&mut *cache, 1);
+                push(&mut cache, 1);
             }
-            cache.state()
+            cache.clone()
         };
-        let batch = CacheState::merge(&[filled(3), filled(9), empty.clone()]).unwrap();
-        assert_eq!(batch.as_cache().offsets(), [3, 9, 0]);
+        let batch = merge(&[filled(3), filled(9), empty.clone()]).unwrap();
+        assert_eq!(batch.offsets(), [3, 9, 0]);
         let last = batch.filter(&[2, 0]).unwrap();
-        assert_eq!(last.as_cache().offsets(), [0, 3]);
-        let mut one = batch.filter(&[1]).unwrap().into_cache();
+        assert_eq!(last.offsets(), [0, 3]);
+        let mut one = batch.filter(&[1]).unwrap();
         assert_eq!(one.offsets(), [9]);
-        let mut alone = filled(9).into_cache();
+        let mut alone = filled(9);
         let sorted = |mut tokens: Vec<i32>| {
             tokens.sort_unstable();
             tokens
         };
-        assert_eq!(sorted(read(&push(&mut *one, 1))), sorted(read(&push(&mut *alone, 1))));
+        assert_eq!(sorted(read(&push(&mut one, 1))), sorted(read(&push(&mut alone, 1))));
 
         assert!(matches!(batch.filter(&[3]), Err(CacheError::Rows { batch: 3, .. })));
         assert!(matches!(batch.filter(&[]), Err(CacheError::Rows { .. })));
     }
-    assert!(matches!(CacheState::merge(&[]), Err(CacheError::Rows { .. })));
+    assert!(matches!(merge(&[]), Err(CacheError::Rows { .. })));
 }
 
 #[test]
 fn caches_that_differ_do_not_merge() {
     #[track_caller]
-    fn fails(a: CacheState, b: CacheState, what: &str) {
-        let error = CacheState::merge(&[a, b]).unwrap_err();
+    fn fails(a: KvCache, b: KvCache, what: &str) {
+        let error = merge(&[a, b]).unwrap_err();
         assert!(matches!(error, CacheError::Merge { what: found, .. } if found == what), "{error}");
     }
-    let full = CacheState::Full(FullKvCache::new());
-    let ring = |max_size, keep, rewind| CacheState::Rotating(rotating(max_size, keep, rewind));
-    fails(full.clone(), ring(4, 0, 0), "kinds");
-    fails(ring(4, 0, 0), ring(5, 0, 0), "sizes");
-    fails(ring(4, 0, 1), ring(4, 0, 0), "sizes");
-    fails(full.clone(), CacheState::Full(FullKvCache::new().with_window(3).unwrap()), "window");
-    let quantized = FullKvCache::new().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
-    fails(full.clone(), CacheState::Full(quantized), "quantization");
+    let ring = |max_size, keep, rewind| rotating(max_size, keep, rewind);
+    fails(full(), ring(4, 0, 0), "layouts");
+    fails(ring(4, 0, 0), ring(5, 0, 0), "layouts");
+    fails(ring(4, 0, 1), ring(4, 0, 0), "layouts");
+    fails(full(), KvCache::new(Full::new().with_window(3).unwrap()), "layouts");
+    let quantized = full().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
+    fails(full(), quantized, "quantization");
     let held = |shape: &[i32], dtype| {
-        let mut cache = FullKvCache::new();
+        let mut cache = full();
         let x = Array::ones::<f32>(shape).unwrap().as_dtype(dtype).unwrap();
         cache.append(&x, &x).unwrap();
-        CacheState::Full(cache)
+        cache
     };
     let two = held(&[1, 2, 3, 32], Dtype::Float32);
     fails(two.clone(), held(&[1, 1, 3, 32], Dtype::Float32), "heads");
@@ -209,7 +216,7 @@ fn caches_that_differ_do_not_merge() {
 }
 
 #[test]
-fn a_snapshot_is_what_was_there_whatever_came_after() {
+fn a_clone_is_what_was_there_whatever_came_after() {
     let layers = [
         LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
         LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },
@@ -219,18 +226,18 @@ fn a_snapshot_is_what_was_there_whatever_came_after() {
         cache.layers_mut().map(|layer| read(&push(layer, count))).collect()
     };
     step(&mut cache, 6);
-    let snapshot = cache.snapshot();
+    let before = cache.clone();
     let then = step(&mut cache, 1);
     step(&mut cache, 7);
     cache.quantize(Quantization::affine(4, 32).unwrap()).unwrap();
-    cache.restore(&snapshot).unwrap();
+    cache = before;
     assert_eq!(cache.offset(), 6);
     assert_eq!(step(&mut cache, 1), then);
 
     let mut other = ModelCache::for_layers(&layers[..1], &CacheOptions::default()).unwrap();
-    let error = other.restore(&snapshot).unwrap_err();
+    let error = other.extend(&cache).unwrap_err();
+    assert!(matches!(error, CacheError::Layers { expected: 1, found: 2 }));
     assert_eq!(error.to_string(), "2 layers, where 1 are needed");
-    assert!(matches!(other.extend(&cache), Err(CacheError::Layers { expected: 1, found: 2 })));
 }
 
 #[test]
@@ -282,10 +289,10 @@ fn options_make_the_caches_that_they_name() {
     };
     let cache = ModelCache::for_layers(&layers, &options).unwrap();
     for (layer, (max_size, keep)) in cache.layers().iter().zip([(16, 4), (8, 0)]) {
-        let CacheState::Rotating(ring) = layer.state() else { panic!() };
+        let Layout::Ring(ring) = layer.layout() else { panic!() };
         assert_eq!((ring.max_size(), ring.keep(), ring.rewind()), (max_size, keep, 3));
-        assert_eq!(ring.quantization(), options.quantization);
-        assert_eq!(ring.offsets(), [0, -2]);
+        assert_eq!(layer.quantization(), options.quantization);
+        assert_eq!(layer.offsets(), [0, -2]);
     }
     let wrong = |options: CacheOptions| ModelCache::for_layers(&layers, &options).unwrap_err();
     let groups = CacheOptions { quantization: Some(Quantization::affine(8, 64).unwrap()), ..options.clone() };
@@ -299,8 +306,8 @@ fn options_make_the_caches_that_they_name() {
 #[test]
 fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
     let ones = |shape: &[i32]| Array::ones::<f32>(shape).unwrap();
-    for mut cache in [Box::new(FullKvCache::new()) as Box<dyn KvCache>, Box::new(rotating(8, 1, 2))] {
-        push(&mut *cache, 3);
+    for mut cache in [full(), rotating(8, 1, 2)] {
+        push(&mut cache, 3);
         for (keys, values, what) in [
             (ones(&[2, 1, 32]), ones(&[1, 2, 1, 32]), "keys"),
             (ones(&[1, 2, 0, 32]), ones(&[1, 2, 0, 32]), "keys"),
@@ -323,7 +330,7 @@ fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
             "values of dtype Float16 do not fit this cache, which holds Float32"
         );
         assert_eq!(cache.offset(), 3);
-        let mut tokens = read(&push(&mut *cache, 1));
+        let mut tokens = read(&push(&mut cache, 1));
         tokens.sort_unstable();
         assert_eq!(tokens, [0, 1, 2, 3]);
     }
@@ -331,13 +338,13 @@ fn shapes_and_dtypes_that_do_not_fit_change_nothing() {
 
 #[test]
 fn quantization_is_checked_before_anything_is_quantized() {
-    let error = FullKvCache::new().quantized(Quantization::MXFP8).unwrap_err();
+    let error = full().quantized(Quantization::MXFP8).unwrap_err();
     assert_eq!(
         error.to_string(),
         "a cache cannot be quantized as mxfp8 of 8 bits in groups of 32; its mode must be affine"
     );
     let eight = Quantization::affine(8, 64).unwrap();
-    let mut cache = FullKvCache::new();
+    let mut cache = full();
     push(&mut cache, 3);
     assert!(matches!(cache.quantize(eight), Err(CacheError::Groups { what: "keys", head_dim: 32, .. })));
     assert_eq!(read(&push(&mut cache, 1)), [0, 1, 2, 3]);
@@ -358,7 +365,7 @@ fn quantization_is_checked_before_anything_is_quantized() {
 /// A layer that cannot be quantized leaves the others as they were.
 #[test]
 fn layers_are_quantized_together_or_not_at_all() {
-    let mut cache = ModelCache::new(vec![Box::new(FullKvCache::new()), Box::new(FullKvCache::new())]);
+    let mut cache = ModelCache::new(vec![full(), full()]);
     let wide = Array::ones::<f32>(&[1, 1, 2, 64]).unwrap();
     let narrow = Array::ones::<f32>(&[1, 1, 2, 32]).unwrap();
     for (layer, x) in cache.layers_mut().zip([&wide, &narrow]) {
@@ -374,7 +381,7 @@ fn layers_are_quantized_together_or_not_at_all() {
 fn a_quantized_cache_is_as_much_smaller_as_its_bits() {
     for (bits, bytes_of_head) in [(8, 64 + 2 * 2 * 2), (4, 32 + 2 * 2 * 2)] {
         let quantization = Quantization::affine(bits, 32).unwrap();
-        let mut cache = FullKvCache::new().quantized(quantization).unwrap();
+        let mut cache = full().quantized(quantization).unwrap();
         let x = Array::ones::<f32>(&[1, 2, 1, 64]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
         cache.append(&x, &x).unwrap();
         // keys and values, 2 heads, 256 places; two groups with a scale and a bias of 2 bytes each
@@ -387,13 +394,13 @@ fn sizes_that_contradict_each_other_are_errors() {
     for (max_size, keep, rewind) in
         [(0, 0, 0), (-4, 0, 0), (4, 4, 0), (4, -1, 0), (4, 0, -1), (i32::MAX, 0, 1)]
     {
-        let cache = RotatingKvCache::new(max_size)
-            .and_then(|cache| cache.with_keep(keep))
-            .and_then(|cache| cache.with_rewind(rewind));
+        let cache = Ring::new(max_size)
+            .and_then(|ring| ring.with_keep(keep))
+            .and_then(|ring| KvCache::new(ring).with_rewind(rewind));
         let error = cache.unwrap_err();
         assert!(matches!(error, CacheError::Sizes { .. }), "{error}");
     }
-    let error = FullKvCache::new().with_window(0).unwrap_err();
+    let error = Full::new().with_window(0).unwrap_err();
     assert_eq!(error.to_string(), "a window of 0 tokens, and at least 1 is needed: the token itself");
 }
 
@@ -406,7 +413,7 @@ fn grouped_queries_read_the_head_of_their_group() {
     let y = KeysValues::Dense { keys, values }.attention(&queries, 1.0, &AttentionMask::None).unwrap();
     assert_eq!(y.as_slice::<f32>(), [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
 
-    let mut cache = FullKvCache::new().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
+    let mut cache = full().quantized(Quantization::affine(8, 32).unwrap()).unwrap();
     let keys = Array::ones::<f32>(&[1, 2, 1, 32]).unwrap();
     let read = cache.append(&keys, &keys).unwrap();
     let three = Array::ones::<f32>(&[1, 3, 1, 32]).unwrap();
@@ -428,13 +435,13 @@ fn more_tokens_than_positions_can_count_are_refused() {
     let cache = mlx_kvcache::SavedCache::read(&file).unwrap().into_cache();
     let error = cache.masks(1).unwrap_err();
     assert_eq!(error.to_string(), "1 more tokens after 2147483647 are over 2^31 - 1");
-    let mut layer = cache.layers()[0].state().into_cache();
+    let mut layer = cache.layers()[0].clone();
     let (keys, values) = tokens(0, 1);
     assert!(matches!(layer.append(&keys, &values), Err(CacheError::TooLong { tokens: 1, .. })));
-    assert!(FullKvCache::new().mask(i32::MAX).is_ok()); // causal, whatever its size
+    assert!(full().mask(i32::MAX).is_ok()); // causal, whatever its size
     // Nor can rows be merged that lie so far apart.
-    let far = CacheState::Full(FullKvCache::left_padded(&[1 << 30, 0]).unwrap());
-    let merged = CacheState::merge(&[far, cache.layers()[0].state()]);
+    let far = full().with_left_padding(&[1 << 30, 0]).unwrap();
+    let merged = merge(&[far, cache.layers()[0].clone()]);
     assert!(merged.is_err());
 }
 
@@ -446,7 +453,7 @@ fn a_ring_gets_a_longer_rewind_and_keeps_its_tokens() {
             push(&mut ring, call);
         }
         let mut longer = ring.clone().with_rewind(4).unwrap();
-        let sorted = |cache: &mut dyn KvCache| {
+        let sorted = |cache: &mut KvCache| {
             let mut tokens = read(&push(cache, 1));
             tokens.sort_unstable();
             tokens
@@ -457,7 +464,6 @@ fn a_ring_gets_a_longer_rewind_and_keeps_its_tokens() {
             push(&mut longer, 1);
         }
         assert_eq!(longer.trim(4).unwrap(), 4);
-        assert!(matches!(longer.clone().with_keep(1), Err(CacheError::NotEmpty { what: "keep", .. })));
         let error = longer.with_left_padding(&[0, 1]).unwrap_err();
         assert!(
             error.to_string().starts_with("left padding cannot be changed in a cache that has seen"),
@@ -488,19 +494,35 @@ fn what_one_row_has_lost_the_batch_has_lost() {
     push(&mut lost, 10);
     push(&mut lost, 4);
     lost.trim(2).unwrap();
-    let batch = CacheState::merge(&[lost.state(), rotating(4, 0, 2).state()]).unwrap();
-    assert!(matches!(batch.as_cache().can_trim(3), Err(CacheError::Trim { .. })));
+    let batch = merge(&[lost.clone(), rotating(4, 0, 2).clone()]).unwrap();
+    assert!(matches!(batch.can_trim(3), Err(CacheError::Trim { .. })));
 }
 
 #[test]
 fn a_cache_that_was_emptied_is_as_new() {
-    for mut cache in [Box::new(FullKvCache::new()) as Box<dyn KvCache>, Box::new(rotating(8, 1, 2))] {
-        push(&mut *cache, 3);
+    for mut cache in [full(), rotating(8, 1, 2)] {
+        push(&mut cache, 3);
         cache.trim(3).unwrap();
         assert_eq!(cache.nbytes(), 0);
         let batch = Array::ones::<f32>(&[2, 1, 1, 16]).unwrap();
         cache.append(&batch, &batch).unwrap();
     }
+}
+
+/// A layout of a cache that holds tokens makes an empty cache; a rewind is never made shorter.
+#[test]
+fn a_layout_brings_its_settings_and_no_tokens() {
+    let mut filled = rotating(6, 2, 1);
+    push(&mut filled, 9);
+    let mut new = KvCache::new(*filled.layout());
+    assert_eq!((new.offset(), new.nbytes()), (0, 0));
+    assert_eq!(read(&push(&mut new, 3)), [0, 1, 2]);
+    let names = |cache: KvCache| cache.with_rewind(1).unwrap().layout().to_string();
+    assert_eq!(names(full()), "all tokens");
+    assert_eq!(names(KvCache::new(Full::new().with_window(4).unwrap())), "all tokens with a window of 4");
+    assert_eq!(names(rotating(6, 0, 0)), "at most 6 tokens with a rewind of 1");
+    assert_eq!(names(rotating(6, 2, 3)), "at most 6 tokens with 2 sinks and a rewind of 3");
+    assert!(matches!(full().with_rewind(-1), Err(CacheError::Negative { tokens: -1 })));
 }
 
 #[test]
@@ -544,15 +566,15 @@ fn an_evaluated_cache_moves_to_another_thread() {
 /// Rings that were filled in other ways lie otherwise, and then need masks of their own.
 #[test]
 fn merged_layers_share_a_mask_only_where_they_are_alike() {
-    let filled = |calls: &[i32], trim: i32| -> Box<dyn KvCache> {
+    let filled = |calls: &[i32], trim: i32| -> KvCache {
         let mut cache = rotating(4, 0, 4);
         for &call in calls {
             push(&mut cache, call);
         }
         cache.trim(trim).unwrap();
-        Box::new(cache)
+        cache
     };
-    let fresh = ModelCache::new(vec![Box::new(rotating(4, 0, 4)), Box::new(rotating(4, 0, 4))]);
+    let fresh = ModelCache::new(vec![rotating(4, 0, 4), rotating(4, 0, 4)]);
     let other = ModelCache::new(vec![filled(&[1; 18], 4), filled(&[9, 9], 4)]);
     let mut merged = ModelCache::merge(&[&fresh, &other]).unwrap();
     let masks = merged.masks(1).unwrap();
@@ -564,7 +586,7 @@ fn merged_layers_share_a_mask_only_where_they_are_alike() {
 
 #[test]
 fn the_256th_token_needs_no_second_buffer() {
-    let mut cache = FullKvCache::new();
+    let mut cache = full();
     push(&mut cache, 255);
     let places = cache.nbytes();
     push(&mut cache, 1);

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_attn_masks::AttentionMask;
-use mlx_kvcache::{CacheState, FullKvCache, KvCache, LayerKind, LayerSpec, RotatingKvCache};
+use mlx_kvcache::{Full, KvCache, LayerKind, LayerSpec, Ring};
 use mlx_rs::Array;
 
 fn document() -> String {
@@ -12,7 +12,7 @@ fn document() -> String {
 
 /// Appends tokens whose keys are their positions, and draws which token attention finds in each slot,
 /// and what each of the new tokens sees of them.
-fn draw(cache: &mut dyn KvCache, count: i32) -> String {
+fn draw(cache: &mut KvCache, count: i32) -> String {
     let mask = cache.mask(count).unwrap();
     let from = cache.offset();
     let keys: Vec<f32> = (from..from + count).map(|t| t as f32).collect();
@@ -38,8 +38,8 @@ fn assert_drawn(picture: &str) {
     assert!(document().contains(picture), "docs/kv-caches.md has not this picture:\n{picture}");
 }
 
-fn ring(max_size: i32, keep: i32, rewind: i32) -> RotatingKvCache {
-    RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap().with_rewind(rewind).unwrap()
+fn ring(max_size: i32, keep: i32, rewind: i32) -> KvCache {
+    KvCache::new(Ring::new(max_size).unwrap().with_keep(keep).unwrap()).with_rewind(rewind).unwrap()
 }
 
 #[test]
@@ -78,13 +78,13 @@ fn a_ring_that_is_rewound() {
 #[test]
 fn rows_side_by_side() {
     let filled = |count: i32| {
-        let mut cache = FullKvCache::new();
+        let mut cache = KvCache::new(Full::new());
         draw(&mut cache, count);
-        CacheState::Full(cache)
+        cache
     };
-    let batch = CacheState::merge(&[filled(5), filled(2), filled(4)]).unwrap();
-    assert_eq!(batch.as_cache().offsets(), [5, 2, 4]);
-    let AttentionMask::Array(visible) = batch.as_cache().mask(1).unwrap() else { panic!() };
+    let batch = KvCache::merge(&[&filled(5), &filled(2), &filled(4)]).unwrap();
+    assert_eq!(batch.offsets(), [5, 2, 4]);
+    let AttentionMask::Array(visible) = batch.mask(1).unwrap() else { panic!() };
     let rows: Vec<String> = visible
         .as_slice::<bool>()
         .chunks(6)

@@ -6,11 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlx_kvcache::{
-    CacheError, CacheFileError, CacheOptions, CacheState, FullKvCache, KvCache, LayerKind, LayerSpec, Limit,
-    MadeBy, ModelCache, Quantization, RotatingKvCache, SavedCache,
+    CacheError, CacheFileError, CacheOptions, Full, KvCache, LayerKind, LayerSpec, Layout, Limit, MadeBy,
+    ModelCache, Quantization, Ring, SavedCache,
 };
 use mlx_rs::{Array, Dtype};
 use mlx_testing::{Tolerance, compare};
+
+fn full_cache() -> KvCache {
+    KvCache::new(Full::new())
+}
 
 /// Files that mlx-lm wrote, and beside each what its cache answers to further tokens once it was read
 /// again (`xtask/python/make_prompt_caches.py`).
@@ -41,7 +45,7 @@ fn tolerance(dtype: Dtype) -> Tolerance {
 /// Gives the cache the further tokens, and compares what it answers.
 #[track_caller]
 fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &str) {
-    let offsets = |layer: &dyn KvCache, expected: &Array| {
+    let offsets = |layer: &KvCache, expected: &Array| {
         let expected = expected.reshape(&[-1]).unwrap().as_slice::<i32>().to_vec();
         let found = layer.offsets();
         let found = if found.len() == 1 { vec![found[0]; expected.len()] } else { found.to_vec() };
@@ -220,7 +224,7 @@ fn a_cache_of_another_model_is_refused() {
         ),
         (
             load(lille, &[full, LayerSpec { kind: LayerKind::Sliding { window: 5 }, ..sliding }], float),
-            "layer 1 has a window of 4, and the model needs 5",
+            "layer 1 has a cache of at most 4 tokens with a rewind of 2, and the model needs at most 5 tokens",
         ),
     ] {
         assert!(error.contains(needle), "{error}");
@@ -239,27 +243,35 @@ fn a_loaded_cache_is_what_the_options_ask_for() {
     };
     let none = CacheOptions::default();
     let limit = CacheOptions { limit: Some(Limit { max_size: 8, keep: 4 }), ..CacheOptions::default() };
-    let limited = RotatingKvCache::new(8).unwrap().with_keep(4).unwrap();
-    let other = ModelCache::new(vec![Box::new(limited), Box::new(FullKvCache::new())]);
+    let limited = KvCache::new(Ring::new(8).unwrap().with_keep(4).unwrap());
+    let other = ModelCache::new(vec![limited, full_cache()]);
     other.save(&file, "m", &[]).unwrap();
     let loaded = load(&[full, sliding], &limit).unwrap();
-    let CacheState::Full(windowed) = loaded.layers()[1].state() else { panic!() };
+    let Layout::Full(windowed) = loaded.layers()[1].layout() else { panic!() };
     assert_eq!(windowed.window(), Some(4));
     let error = load(&[full, sliding], &none).unwrap_err().to_string();
-    assert!(error.contains("layer 0 has a limit of 8 with 4 sinks, and the model needs none"), "{error}");
+    assert!(
+        error
+            .contains("layer 0 has a cache of at most 8 tokens with 4 sinks, and the model needs all tokens"),
+        "{error}"
+    );
 
-    let windowed = FullKvCache::new().with_window(4).unwrap();
-    ModelCache::new(vec![Box::new(windowed)]).save(&file, "m", &[]).unwrap();
+    let windowed = KvCache::new(Full::new().with_window(4).unwrap());
+    ModelCache::new(vec![windowed]).save(&file, "m", &[]).unwrap();
     let error = load(&[full], &none).unwrap_err().to_string();
-    assert!(error.contains("a window of 4, and the model needs none"), "{error}");
+    assert!(
+        error.contains("a cache of all tokens with a window of 4, and the model needs all tokens"),
+        "{error}"
+    );
 
     // A ring that has wrapped, with a longer rewind from now on, and quantized.
     let eight = Quantization::affine(8, 32).unwrap();
     cache().save(&file, "m", &[]).unwrap();
     let wanted = CacheOptions { rewind: 5, quantization: Some(eight), ..CacheOptions::default() };
     let loaded = load(&layers(), &wanted).unwrap();
-    let CacheState::Rotating(ring) = loaded.layers()[1].state() else { panic!() };
-    assert_eq!((ring.rewind(), ring.quantization(), ring.offset()), (5, Some(eight), 7));
+    let layer = &loaded.layers()[1];
+    let Layout::Ring(ring) = layer.layout() else { panic!() };
+    assert_eq!((ring.rewind(), layer.quantization(), layer.offset()), (5, Some(eight), 7));
     assert_eq!(loaded.can_trim(2).unwrap(), 2);
     loaded.save(&file, "m", &[]).unwrap();
     let four =
@@ -268,9 +280,7 @@ fn a_loaded_cache_is_what_the_options_ask_for() {
 
     // Groups that the model's heads cannot be cut into, though nothing has been cut yet.
     let groups = Quantization::affine(8, 128).unwrap();
-    ModelCache::new(vec![Box::new(FullKvCache::new().quantized(groups).unwrap())])
-        .save(&file, "m", &[])
-        .unwrap();
+    ModelCache::new(vec![full_cache().quantized(groups).unwrap()]).save(&file, "m", &[]).unwrap();
     let error = load(&[full], &none).unwrap_err().to_string();
     assert!(error.contains("quantization as affine of 8 bits in groups of 128"), "{error}");
 }
@@ -705,7 +715,7 @@ fn a_cache_without_layers_is_not_saved() {
 fn a_batch_without_padding_stays_a_batch() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");
-    let batch = ModelCache::new(vec![Box::new(FullKvCache::left_padded(&[0, 0, 0]).unwrap())]);
+    let batch = ModelCache::new(vec![full_cache().with_left_padding(&[0, 0, 0]).unwrap()]);
     batch.save(&file, "m", &[]).unwrap();
     let (_, entries) = Array::load_safetensors_with_metadata(&file).unwrap();
     assert_eq!(entries["1.0"], "BatchKVCache");
@@ -719,14 +729,14 @@ fn all_kinds_are_saved_and_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");
     let eight = Quantization::affine(8, 32).unwrap();
-    let ring = || RotatingKvCache::new(4).unwrap().with_keep(1).unwrap();
-    let kinds: [Box<dyn KvCache>; 6] = [
-        Box::new(FullKvCache::left_padded(&[0, 2]).unwrap().quantized(eight).unwrap()),
-        Box::new(FullKvCache::left_padded(&[0, 2]).unwrap().with_window(3).unwrap()),
-        Box::new(ring().with_left_padding(&[0, 2]).unwrap()),
-        Box::new(ring().with_left_padding(&[0, 2]).unwrap().quantized(eight).unwrap()),
-        Box::new(ring().with_left_padding(&[0, 2]).unwrap().with_rewind(3).unwrap()),
-        Box::new(RotatingKvCache::new(3).unwrap().with_left_padding(&[0, 2]).unwrap()),
+    let ring = || KvCache::new(Ring::new(4).unwrap().with_keep(1).unwrap());
+    let kinds: [KvCache; 6] = [
+        full_cache().with_left_padding(&[0, 2]).unwrap().quantized(eight).unwrap(),
+        KvCache::new(Full::new().with_window(3).unwrap()).with_left_padding(&[0, 2]).unwrap(),
+        ring().with_left_padding(&[0, 2]).unwrap(),
+        ring().with_left_padding(&[0, 2]).unwrap().quantized(eight).unwrap(),
+        ring().with_left_padding(&[0, 2]).unwrap().with_rewind(3).unwrap(),
+        KvCache::new(Ring::new(3).unwrap()).with_left_padding(&[0, 2]).unwrap(),
     ];
     let mut cache = ModelCache::new(kinds.into());
     for count in [3, 1, 1, 5, 1, 2] {
@@ -739,7 +749,7 @@ fn all_kinds_are_saved_and_loaded() {
             );
             let x = mlx_rs::ops::concatenate(&[&x, &x.negative().unwrap()], 0).unwrap();
             assert_eq!(a.offsets(), b.offsets());
-            let answer = |cache: &mut dyn KvCache| {
+            let answer = |cache: &mut KvCache| {
                 let mask = cache.mask(count).unwrap();
                 cache.append(&x, &x).unwrap().attention(&x, 0.1, &mask).unwrap()
             };
@@ -760,25 +770,25 @@ fn what_only_happens_here_goes_on_in_mlx_lm() {
             (0..rows * 64 * length).map(|i| ((i * 37 + seed * 101) % 59) as f32 / 29.0 - 1.0).collect();
         Array::from_slice(&numbers, &[rows, 2, length, 32])
     };
-    let filled = |cache: &dyn KvCache, calls: &[i32]| {
-        let mut cache = cache.state().into_cache();
+    let filled = |cache: &KvCache, calls: &[i32]| {
+        let mut cache = cache.clone();
         for (&call, seed) in calls.iter().zip(0..) {
             let x = x(1, seed, call);
             cache.append(&x, &x.negative().unwrap()).unwrap();
         }
-        cache.state()
+        cache.clone()
     };
-    let ring = |keep: i32| RotatingKvCache::new(8).unwrap().with_keep(keep).unwrap();
-    let merged = |rows: &[CacheState]| CacheState::merge(rows).unwrap();
-    let trimmed = |state: &CacheState, tokens: i32| {
-        let mut cache = state.clone().into_cache();
+    let ring = |keep: i32| KvCache::new(Ring::new(8).unwrap().with_keep(keep).unwrap());
+    let merged = |rows: &[KvCache]| KvCache::merge(&rows.iter().collect::<Vec<_>>()).unwrap();
+    let trimmed = |state: &KvCache, tokens: i32| {
+        let mut cache = state.clone();
         cache.trim(tokens).unwrap();
-        cache.state()
+        cache.clone()
     };
 
     let singles = filled(&ring(0), &[1; 19]);
     let sinks = filled(&ring(3), &[5, 1, 1, 1, 1, 1, 1]);
-    let full = |calls: &[i32]| filled(&FullKvCache::new(), calls);
+    let full = |calls: &[i32]| filled(&full_cache(), calls);
     let batch = merged(&[singles.clone(), filled(&ring(0), &[3, 1]), filled(&ring(0), &[12])]);
     let full_batch = merged(&[full(&[9, 1]), full(&[2]), full(&[5])]);
     let states = [
@@ -798,34 +808,29 @@ fn what_only_happens_here_goes_on_in_mlx_lm() {
     ];
     for (name, state) in states {
         let file = folder.join(name).with_extension("safetensors");
-        ModelCache::new(vec![state.clone().into_cache()]).save(&file, "test", &[]).unwrap();
+        ModelCache::new(vec![state.clone()]).save(&file, "test", &[]).unwrap();
         if name.contains("after_a_wrap") || name.contains("far") {
             // mlx-lm takes a ring that is shorter for one that has not wrapped.
             assert_eq!(Array::load_safetensors(&file).unwrap()["0.0"].dim(2), 8, "{name}");
         }
         // As it lies in the file, where free slots may stand elsewhere: sums in another order round otherwise.
-        let mut cache = SavedCache::read(&file).unwrap().layers()[0].clone().into_cache();
-        assert_eq!(cache.offsets(), state.as_cache().offsets());
+        let mut cache = SavedCache::read(&file).unwrap().layers()[0].clone();
+        assert_eq!(cache.offsets(), state.offsets());
         let rows = cache.offsets().len() as i32;
-        let offsets = |cache: &dyn KvCache| match *cache.offsets() {
+        let offsets = |cache: &KvCache| match *cache.offsets() {
             [one] => Array::from_int(one),
             ref rows => Array::from_slice(rows, &[rows.len() as i32]),
         };
         let mut next = HashMap::from([
             ("0.scale".to_owned(), Array::from_f32(0.2)),
-            ("0.offset".to_owned(), offsets(&*cache)),
+            ("0.offset".to_owned(), offsets(&cache)),
         ]);
         for (call, length) in [1, 1, 1].into_iter().enumerate() {
             let (queries, keys) = (x(rows, 50, length), x(rows, 60 + call as i32, length));
             let mask = cache.mask(length).unwrap();
             let out = cache.append(&keys, &queries).unwrap().attention(&queries, 0.2, &mask).unwrap();
-            let arrays = [
-                ("q", &queries),
-                ("k", &keys),
-                ("v", &queries),
-                ("out", &out),
-                ("offset", &offsets(&*cache)),
-            ];
+            let arrays =
+                [("q", &queries), ("k", &keys), ("v", &queries), ("out", &out), ("offset", &offsets(&cache))];
             next.extend(arrays.map(|(what, array)| (format!("0.{call}.{what}"), array.clone())));
         }
         Array::save_safetensors(&next, None, file.with_extension("next.safetensors")).unwrap();

@@ -1,14 +1,14 @@
 //! What caches hold, by MLX's own count. Alone in its file: other tests would be counted as well.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use mlx_kvcache::{FullKvCache, KvCache, Quantization, RotatingKvCache};
+use mlx_kvcache::{Full, KvCache, Quantization, Ring};
 use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
 use mlx_rs::{Array, Dtype};
 
 const HEADS: i32 = 2;
 const HEAD_DIM: i32 = 32;
 
-fn append(cache: &mut dyn KvCache, x: &Array) {
+fn append(cache: &mut KvCache, x: &Array) {
     drop(cache.append(x, x).unwrap());
     mlx_rs::transforms::eval(cache.arrays()).unwrap();
 }
@@ -30,8 +30,8 @@ fn rings_stay_within_their_size(x: &Array) {
     {
         clear_cache().unwrap();
         let before = active_memory().unwrap();
-        let ring = RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap();
-        let mut cache: Box<dyn KvCache> = Box::new(ring.with_rewind(rewind).unwrap());
+        let ring = KvCache::new(Ring::new(max_size).unwrap().with_keep(keep).unwrap());
+        let mut cache: KvCache = ring.with_rewind(rewind).unwrap();
         // Bfloat16, or so many bits and, for each 32 numbers, a scale and a bias of 16.
         let bits_of_feature = bits.map_or(16, |bits| bits + 1);
         if let Some(bits) = bits {
@@ -42,7 +42,7 @@ fn rings_stay_within_their_size(x: &Array) {
 
         let mut at_5000 = 0;
         for i in 1..=20_000 {
-            append(&mut *cache, x);
+            append(&mut cache, x);
             if i % 100 == 0 {
                 let held = active_memory().unwrap() - before;
                 assert!(held <= bound, "{held} bytes after {i} tokens, and {bound} are allowed");
@@ -60,7 +60,7 @@ fn rings_stay_within_their_size(x: &Array) {
 /// At 16000 tokens a copy of the buffers would show as a peak of their size.
 fn a_full_cache_copies_nothing_per_token(x: &Array) {
     for bits in [None, Some(8)] {
-        let mut cache = FullKvCache::new();
+        let mut cache = KvCache::new(Full::new());
         if let Some(bits) = bits {
             cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
@@ -86,7 +86,7 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
 fn a_call_of_many_tokens_leaves_no_more_than_its_own(x: &Array) {
     clear_cache().unwrap();
     let before = active_memory().unwrap();
-    let mut cache = RotatingKvCache::new(64).unwrap();
+    let mut cache = KvCache::new(Ring::new(64).unwrap());
     {
         let projected = Array::ones::<f32>(&[1, 2048, 10 * HEADS * HEAD_DIM]).unwrap();
         let projected = projected.as_dtype(Dtype::Bfloat16).unwrap();

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use mlx_kvcache::{CacheError, FullKvCache, SavedCache};
+use mlx_kvcache::{CacheError, Full, KvCache, SavedCache};
 
 /// What is said of a file with this header and one float32 behind it.
 fn message(header: &str) -> String {
@@ -40,7 +40,7 @@ fn long_texts_of_a_file_are_cut() {
 
 #[test]
 fn long_lists_of_numbers_are_cut() {
-    let error = FullKvCache::left_padded(&vec![-1; 100_000]).unwrap_err();
+    let error = KvCache::new(Full::new()).with_left_padding(&vec![-1; 100_000]).unwrap_err();
     assert!(matches!(error, CacheError::Padding { .. }), "{}", &error.to_string()[..100]);
     assert!(error.to_string().len() < 500);
 }

@@ -8,9 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_attn_masks::AttentionMask;
-use mlx_kvcache::{
-    CacheError, FullKvCache, KvCache, ModelCache, Quantization, RotatingKvCache, SavedCache, Snapshot,
-};
+use mlx_kvcache::{CacheError, Full, KvCache, ModelCache, Quantization, Ring, SavedCache};
 use mlx_rs::ops::{dequantize, quantize};
 use mlx_rs::{Array, Dtype};
 use proptest::prelude::*;
@@ -34,29 +32,22 @@ struct Layer {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Full { window: Option<i32> },
-    Rotating { max_size: i32, keep: i32, rewind: i32 },
+    Ring { max_size: i32, keep: i32, rewind: i32 },
 }
 
 impl Layer {
-    fn cache(&self, padding: &[i32]) -> Box<dyn KvCache> {
-        let mut cache: Box<dyn KvCache> = match self.kind {
-            Kind::Full { window } => {
-                let cache = if padding.is_empty() {
-                    FullKvCache::new()
-                } else {
-                    FullKvCache::left_padded(padding).unwrap()
-                };
-                Box::new(match window {
-                    Some(window) => cache.with_window(window).unwrap(),
-                    None => cache,
-                })
-            }
-            Kind::Rotating { max_size, keep, rewind } => {
-                let cache = RotatingKvCache::new(max_size).unwrap().with_keep(keep).unwrap();
-                let cache = cache.with_rewind(rewind).unwrap();
-                Box::new(if padding.is_empty() { cache } else { cache.with_left_padding(padding).unwrap() })
+    fn cache(&self, padding: &[i32]) -> KvCache {
+        let mut cache = match self.kind {
+            Kind::Full { window: None } => KvCache::new(Full::new()),
+            Kind::Full { window: Some(window) } => KvCache::new(Full::new().with_window(window).unwrap()),
+            Kind::Ring { max_size, keep, rewind } => {
+                let ring = Ring::new(max_size).unwrap().with_keep(keep).unwrap();
+                KvCache::new(ring).with_rewind(rewind).unwrap()
             }
         };
+        if !padding.is_empty() {
+            cache = cache.with_left_padding(padding).unwrap();
+        }
         if let Some(bits) = self.bits {
             cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
@@ -68,7 +59,7 @@ impl Layer {
         j <= i
             && match self.kind {
                 Kind::Full { window } => window.is_none_or(near),
-                Kind::Rotating { max_size, keep, .. } => j < keep || near(max_size - keep),
+                Kind::Ring { max_size, keep, .. } => j < keep || near(max_size - keep),
             }
     }
 
@@ -238,7 +229,7 @@ impl World {
     fn rewind(&self) -> i32 {
         let rewind = |history: &History| match history.layer.kind {
             Kind::Full { .. } => i32::MAX,
-            Kind::Rotating { rewind, .. } => rewind,
+            Kind::Ring { rewind, .. } => rewind,
         };
         self.layers.iter().map(rewind).min().unwrap()
     }
@@ -373,8 +364,7 @@ fn check_smallest(mask: &AttentionMask, history: &History, length: i32) -> Resul
         let small = if length == 1 { "None" } else { "Causal" };
         prop_assert_eq!(format!("{mask:?}"), small);
     }
-    if let (AttentionMask::Array(array), Kind::Rotating { rewind: 0, .. }, 1) =
-        (mask, history.layer.kind, length)
+    if let (AttentionMask::Array(array), Kind::Ring { rewind: 0, .. }, 1) = (mask, history.layer.kind, length)
     {
         prop_assert!(array.as_slice::<bool>().contains(&false), "a mask that hides nothing");
     }
@@ -395,17 +385,15 @@ fn run(
     operations: &[Operation],
 ) -> Result<(), TestCaseError> {
     let mut world = World::new(layers, padding, rows, 7);
-    let mut kept: Option<(World, Snapshot)> = None;
+    let mut kept: Option<(World, ModelCache)> = None;
     for operation in operations {
         match operation {
             Operation::Append(length) => world.append(*length)?,
             Operation::Trim(tokens) => world.trim(*tokens)?,
-            Operation::Snapshot => kept = Some((world.clone(), world.cache.snapshot())),
+            Operation::Snapshot => kept = Some((world.clone(), world.cache.clone())),
             Operation::Restore => {
                 if let Some((then, snapshot)) = &kept {
-                    let mut cache = world.cache;
-                    cache.restore(snapshot).unwrap();
-                    world = World { cache, ..then.clone() };
+                    world = World { cache: snapshot.clone(), ..then.clone() };
                 }
             }
             Operation::SaveLoad => world.cache = save_and_load(&world.cache),
@@ -451,8 +439,8 @@ fn run(
 
 fn layer() -> impl Strategy<Value = Layer> {
     let full = prop::option::of(1_i32..20).prop_map(|window| Kind::Full { window });
-    let rotating = (1_i32..20, 0_i32..6, prop_oneof![2 => Just(0), 3 => 1_i32..9])
-        .prop_map(|(window, keep, rewind)| Kind::Rotating { max_size: window + keep, keep, rewind });
+    let ring = (1_i32..20, 0_i32..6, prop_oneof![2 => Just(0), 3 => 1_i32..9])
+        .prop_map(|(window, keep, rewind)| Kind::Ring { max_size: window + keep, keep, rewind });
     let dtype = prop_oneof![6 => Just(Dtype::Float32), 1 => Just(Dtype::Bfloat16), 1 => Just(Dtype::Float16)];
     let bits = prop_oneof![
         6 => Just(None),
@@ -460,7 +448,7 @@ fn layer() -> impl Strategy<Value = Layer> {
         2 => Just(Some(4)),
         1 => prop_oneof![Just(Some(2)), Just(Some(3)), Just(Some(5)), Just(Some(6))],
     ];
-    (prop_oneof![1 => full, 3 => rotating], bits, 1_i32..3, 1_i32..3, dtype)
+    (prop_oneof![1 => full, 3 => ring], bits, 1_i32..3, 1_i32..3, dtype)
         .prop_map(|(kind, bits, heads, group, dtype)| Layer { kind, bits, heads, group, dtype })
 }
 

@@ -14,7 +14,7 @@ pub struct AttentionInput<'a> {
     /// Who sees whom, from the cache.
     pub mask: &'a AttentionMask,
     /// The memory of this layer.
-    pub cache: &'a mut dyn KvCache,
+    pub cache: &'a mut KvCache,
 }
 
 /// Cuts the features of each token into heads: `[B, L, H * D]` to `[B, H, L, D]`.
@@ -91,7 +91,7 @@ pub fn attend(
     rope: &Rope,
     scale: f32,
     mask: &AttentionMask,
-    cache: &mut dyn KvCache,
+    cache: &mut KvCache,
 ) -> Result<Array> {
     let queries = rope.rotate(queries, cache.offsets())?;
     mlx_tap::step("rotated queries", &queries);

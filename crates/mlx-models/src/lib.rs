@@ -58,7 +58,7 @@ pub use mlx_checkpoint::{
 };
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,
-    Quantization, SavedCache, Snapshot, UnknownQuantization, check_destination,
+    Quantization, SavedCache, UnknownQuantization, check_destination,
 };
 
 #[cfg(all(feature = "generate", feature = "tokenizer"))]

@@ -1,8 +1,6 @@
 //! Cases of kind `cache`: attention over one layer's cache.
 
-use mlx_kvcache::{
-    FullKvCache, KvCache, ModelCache, Quantization, RotatingKvCache, SavedCache, UnknownQuantization,
-};
+use mlx_kvcache::{Full, KvCache, ModelCache, Quantization, Ring, SavedCache, UnknownQuantization};
 use mlx_rs::Array;
 use mlx_testing::{Comparison, compare};
 
@@ -66,21 +64,18 @@ pub(super) fn run(case: &Case, spec: &CacheCase) -> Result<Found, CaseError> {
     Ok(Found { worst: Some(worst), difference: None, compared: None })
 }
 
-fn build(spec: &CacheCase) -> Result<Box<dyn KvCache>, CaseError> {
+fn build(spec: &CacheCase) -> Result<KvCache, CaseError> {
     let CacheArguments { kind, max_size, keep, rewind, quantize } = spec.cache;
     let wrong = |problem: &str| Err(CaseError::Description { problem: problem.to_owned() });
-    let mut cache: Box<dyn KvCache> = match (kind, max_size, spec.window) {
-        (CacheType::Full, None, window) if keep.is_none() && rewind.is_none() => {
-            let cache = FullKvCache::new();
-            Box::new(match window {
-                Some(window) => cache.with_window(window)?,
-                None => cache,
-            })
-        }
+    let mut cache = match (kind, max_size, spec.window) {
+        (CacheType::Full, None, window) if keep.is_none() && rewind.is_none() => KvCache::new(match window {
+            Some(window) => Full::new().with_window(window)?,
+            None => Full::new(),
+        }),
         (CacheType::Full, ..) => return wrong("a full cache cannot have max_size, keep or rewind"),
         (CacheType::Rotating, Some(max_size), None) => {
-            let cache = RotatingKvCache::new(max_size)?.with_keep(keep.unwrap_or(0))?;
-            Box::new(cache.with_rewind(rewind.unwrap_or(0))?)
+            let ring = Ring::new(max_size)?.with_keep(keep.unwrap_or(0))?;
+            KvCache::new(ring).with_rewind(rewind.unwrap_or(0))?
         }
         (CacheType::Rotating, None, _) => return wrong("a rotating cache needs max_size"),
         (CacheType::Rotating, _, Some(_)) => return wrong("only a full cache can have a window"),

@@ -141,7 +141,7 @@ impl Session {
         let saved = SavedCache::read(file)?;
         let tokens = saved.tokens().to_vec();
         let info = model.info();
-        let tokens_seen = saved.layers().first().map_or(0, |layer| layer.as_cache().offset());
+        let tokens_seen = saved.layers().first().map_or(0, |layer| layer.offset());
         let cache = saved.into_cache_for(made_by(model, tokens_seen)?, &info.layers, info.dtype, options)?;
         if tokens.is_empty() {
             // mlx-lm's files do not have them. Such a session goes on, and does not go back.
@@ -166,7 +166,7 @@ impl Session {
     ) -> Result<(), CacheError> {
         // Refused now rather than in the middle of a text.
         for layer in self.cache.layers() {
-            if let Some(found) = layer.state().quantization().filter(|&found| found != quantization) {
+            if let Some(found) = layer.quantization().filter(|&found| found != quantization) {
                 return Err(CacheError::Quantized { found, asked: quantization });
             }
         }

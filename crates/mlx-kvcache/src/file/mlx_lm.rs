@@ -19,11 +19,12 @@ use std::path::Path;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
-use super::record::{LayerRecord, Layout, QuantizationRecord, names};
+use super::record::{LayerRecord, QuantizationRecord, names};
 use super::tensors::Tensors;
 use super::{CHECKSUM, CacheFileError, RECORD};
-use crate::CacheState;
+use crate::KvCache;
 use crate::buffers::Buffers;
+use crate::layout::LayoutRecord;
 
 /// The classes that can be read.
 pub(super) const CLASSES: [&str; 5] =
@@ -67,14 +68,14 @@ pub(super) fn write_layer(
     let per_row = |numbers: Vec<i32>| Array::from_slice(&numbers, &[numbers.len() as i32]);
     let offsets = || per_row(padding.iter().map(|row| steps - row).collect());
     let (class, state) = match (layout, record.quantization, padding.is_empty()) {
-        (Layout::Full { .. }, None, true) => ("KVCache", vec![Array::from_int(steps)]),
-        (Layout::Full { .. }, Some(QuantizationRecord { bits, group_size }), true) => {
+        (LayoutRecord::Full { .. }, None, true) => ("KVCache", vec![Array::from_int(steps)]),
+        (LayoutRecord::Full { .. }, Some(QuantizationRecord { bits, group_size }), true) => {
             ("QuantizedKVCache", [steps, group_size, bits].map(Array::from_int).to_vec())
         }
-        (Layout::Full { .. }, None, false) => {
+        (LayoutRecord::Full { .. }, None, false) => {
             ("BatchKVCache", vec![offsets(), per_row(padding.clone()), Array::from_int(steps)])
         }
-        (Layout::Rotating { max_size, keep, rewind: 0, start, head }, None, unpadded)
+        (LayoutRecord::Rotating { max_size, keep, rewind: 0, start, head }, None, unpadded)
             if unpadded || keep == 0 =>
         {
             // As many slots as there are, in order; or all of `max_size`, with the next one among them.
@@ -95,8 +96,8 @@ pub(super) fn write_layer(
                 ("BatchRotatingKVCache", state)
             }
         }
-        (Layout::Full { .. }, Some(_), false) | (Layout::Rotating { .. }, ..) => {
-            (record.own_class(), Vec::new())
+        (LayoutRecord::Full { .. }, Some(_), false) | (LayoutRecord::Rotating { .. }, ..) => {
+            (record.layout.class(), Vec::new())
         }
     };
     for (array, n) in state.into_iter().zip(2..) {
@@ -136,7 +137,7 @@ pub(super) fn users_metadata(metadata: &BTreeMap<String, String>) -> BTreeMap<St
 }
 
 /// The layers of a file that mlx-lm wrote.
-pub(super) fn read_layers(path: &Path, contents: &Tensors) -> Result<Vec<CacheState>, CacheFileError> {
+pub(super) fn read_layers(path: &Path, contents: &Tensors) -> Result<Vec<KvCache>, CacheFileError> {
     let class = |i: usize| contents.metadata.get(&format!("1.{i}"));
     if class(0).is_none() {
         let problem = "there is no entry 1.0 with the class of a layer".to_owned();
@@ -213,7 +214,7 @@ impl Layer<'_> {
     /// The same state in our numbers.
     fn record(&self, class: &str) -> Result<LayerRecord, String> {
         let record = |layout, steps, padding| LayerRecord { layout, quantization: None, steps, padding };
-        let full = Layout::Full { window: None };
+        let full = LayoutRecord::Full { window: None };
         Ok(match class {
             "KVCache" => record(full, self.number(2)?, Vec::new()),
             "QuantizedKVCache" => {
@@ -230,7 +231,7 @@ impl Layer<'_> {
                 let [steps, keep, max_size, next] =
                     [self.number(2)?, self.number(3)?, self.number(4)?, self.number(5)?];
                 let (start, head) = self.ring(steps, keep, max_size, next)?;
-                record(Layout::Rotating { max_size, keep, rewind: 0, start, head }, steps, Vec::new())
+                record(LayoutRecord::Rotating { max_size, keep, rewind: 0, start, head }, steps, Vec::new())
             }
             _ => {
                 let (offsets, left_padding) = (self.numbers(2)?, self.numbers(3)?);
@@ -246,7 +247,7 @@ impl Layer<'_> {
                 let padding: Vec<i32> = offsets.iter().map(|&offset| steps.saturating_sub(offset)).collect();
                 check_padding(steps, &offsets, &left_padding, steps - held)?;
                 let (start, head) = self.ring(steps, 0, max_size, next)?;
-                record(Layout::Rotating { max_size, keep: 0, rewind: 0, start, head }, steps, padding)
+                record(LayoutRecord::Rotating { max_size, keep: 0, rewind: 0, start, head }, steps, padding)
             }
         })
     }

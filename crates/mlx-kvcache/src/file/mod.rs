@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
-use crate::{CacheError, CacheOptions, CacheState, LayerKind, LayerSpec, ModelCache};
+use crate::{CacheError, CacheOptions, KvCache, LayerKind, LayerSpec, Layout, ModelCache};
 use record::{LayerRecord, OriginRecord, Record};
 use tensors::{Tensors, check_replaceable, read, write};
 
@@ -258,9 +258,9 @@ impl ModelCache {
         contents.metadata.extend(metadata.iter().map(|(name, value)| (format!("0.{name}"), value.clone())));
         let (mut classes, mut scalars, mut layers) = (Vec::new(), Vec::new(), Vec::new());
         for (i, cache) in self.layers().iter().enumerate() {
-            let (record, buffers) = LayerRecord::of(&cache.state())?;
+            let (record, buffers) = LayerRecord::of(cache)?;
             let class = mlx_lm::write_layer(i, &record, buffers.as_ref(), &mut contents, &mut scalars)?;
-            classes.push(if made_by.unlike_mlx_lm.is_none() { class } else { record.own_class() });
+            classes.push(if made_by.unlike_mlx_lm.is_none() { class } else { record.layout.class() });
             layers.push(record);
         }
         let record = Record {
@@ -288,7 +288,7 @@ impl ModelCache {
 #[derive(Debug, Clone)]
 pub struct SavedCache {
     file: PathBuf,
-    layers: Vec<CacheState>,
+    layers: Vec<KvCache>,
     model_type: Option<String>,
     /// Whether it has our own entries.
     is_ours: bool,
@@ -337,8 +337,7 @@ impl SavedCache {
             let problem = |problem: String| CacheFileError::Layer { file: path.into(), layer: i, problem };
             layer.restore(i, &contents).map_err(problem)
         };
-        let layers: Vec<CacheState> =
-            record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
+        let layers: Vec<KvCache> = record.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         let Record { model_type, made_by, tokens, .. } = record;
         let (model_type, is_ours) = (Some(model_type), true);
         Self { file, layers, model_type, is_ours, made_by, tokens, metadata }.checked()
@@ -350,12 +349,12 @@ impl SavedCache {
             let problem = "it has no layers".to_owned();
             return Err(CacheFileError::NoCache { file: self.file, problem });
         };
-        let offset = first.as_cache().offset();
+        let offset = first.offset();
         if !self.tokens.is_empty() && i32::try_from(self.tokens.len()) != Ok(offset) {
             let problem = format!("it has {} token ids for {offset} tokens", self.tokens.len());
             return Err(CacheFileError::Damaged { file: self.file, problem });
         }
-        let rows = |layer: &CacheState| (layer.batch(), layer.as_cache().offsets().to_vec());
+        let rows = |layer: &KvCache| (layer.batch(), layer.offsets().to_vec());
         let expected = rows(first);
         for (i, layer) in self.layers.iter().enumerate() {
             let found = rows(layer);
@@ -413,13 +412,13 @@ impl SavedCache {
     }
 
     /// The layers, first layer first.
-    pub fn layers(&self) -> &[CacheState] {
+    pub fn layers(&self) -> &[KvCache] {
         &self.layers
     }
 
     /// The cache, for whatever model.
     pub fn into_cache(self) -> ModelCache {
-        let mut cache = ModelCache::new(self.layers.into_iter().map(CacheState::into_cache).collect());
+        let mut cache = ModelCache::new(self.layers);
         // Some rotations depend on the length that a sequence was expected to have.
         cache.expect(self.made_by.map_or(0, |made_by| made_by.expected.max(0)));
         cache
@@ -454,68 +453,68 @@ impl SavedCache {
             return Err(CacheFileError::Layers { file, expected, found });
         }
         for (i, (layer, spec)) in self.layers.iter_mut().zip(layers).enumerate() {
-            let mismatch = |what, expected: String, found: String| {
-                Err(CacheFileError::Mismatch { file: self.file.clone(), layer: i, what, expected, found })
-            };
-            // mlx-lm's files do not say what window a layer has all of whose tokens they hold.
-            if let (CacheState::Full(cache), LayerKind::Sliding { window }) = (&mut *layer, spec.kind)
-                && cache.window().is_none()
-            {
-                *cache = cache.clone().with_window(window)?;
-            }
-            let sizes = |max_size: i32, keep: i32| match keep {
-                0 => max_size.to_string(),
-                keep => format!("{max_size} with {keep} sinks"),
-            };
-            let words =
-                |size: Option<(i32, i32)>| size.map_or("none".to_owned(), |(size, keep)| sizes(size, keep));
-            let limit = options.limit.map(|limit| (limit.max_size, limit.keep));
-            let window = if let LayerKind::Sliding { window } = spec.kind { Some((window, 0)) } else { None };
-            match layer {
-                CacheState::Full(cache) => {
-                    let found = cache.window().map(|window| (window, 0));
-                    if window.is_none() && limit.is_some() {
-                        return mismatch("a limit of", words(limit), words(None));
-                    }
-                    if found != window {
-                        return mismatch("a window of", words(window), words(found));
-                    }
+            fit(layer, spec, dtype, options).map_err(|misfit| match misfit {
+                Misfit::Cache(error) => error.into(),
+                Misfit::Differs { what, expected, found } => {
+                    CacheFileError::Mismatch { file: file.clone(), layer: i, what, expected, found }
                 }
-                CacheState::Rotating(cache) => {
-                    let found = Some((cache.max_size(), cache.keep()));
-                    if found != window.or(limit) {
-                        let what = if window.is_some() { "a window of" } else { "a limit of" };
-                        return mismatch(what, words(window.or(limit)), words(found));
-                    }
-                    if cache.rewind() < options.rewind {
-                        *cache = cache.clone().with_rewind(options.rewind)?;
-                    }
-                }
-            }
-            let found = layer.quantization();
-            if let Some(quantization) = options.quantization.or(found) {
-                if [spec.key_dim, spec.value_dim].iter().any(|dim| dim % quantization.group_size() != 0) {
-                    let dims = format!("heads of {} and {} features", spec.key_dim, spec.value_dim);
-                    return mismatch("quantization as", dims, quantization.to_string());
-                }
-                layer.quantize(quantization)?;
-            }
-            let Some(form) = layer.form() else { continue };
-            for (what, expected, found) in [
-                ("heads:", spec.heads, form.heads),
-                ("a head_dim of keys of", spec.key_dim, form.key_dim),
-                ("a head_dim of values of", spec.value_dim, form.value_dim),
-            ] {
-                if expected != found {
-                    return mismatch(what, expected.to_string(), found.to_string());
-                }
-            }
-            for found in [form.key_dtype, form.value_dtype] {
-                if found != dtype {
-                    return mismatch("the dtype", format!("{dtype:?}"), format!("{found:?}"));
-                }
-            }
+            })?;
         }
         Ok(self.into_cache())
     }
+}
+
+/// Why a layer of a file is not one that the model can use.
+enum Misfit {
+    Differs { what: &'static str, expected: String, found: String },
+    Cache(CacheError),
+}
+
+impl From<CacheError> for Misfit {
+    fn from(error: CacheError) -> Self {
+        Self::Cache(error)
+    }
+}
+
+/// Makes of a layer of a file what the model needs and the options ask for.
+fn fit(layer: &mut KvCache, spec: &LayerSpec, dtype: Dtype, options: &CacheOptions) -> Result<(), Misfit> {
+    // mlx-lm's files do not say what window a layer has all of whose tokens they hold.
+    if let (Layout::Full(full), LayerKind::Sliding { window }) = (*layer.layout(), spec.kind)
+        && full.window().is_none()
+    {
+        layer.set_window(full.with_window(window)?);
+    }
+    if !layer.layout().rules().serves(spec.kind, options.limit) {
+        let expected = Layout::for_layer(spec.kind, options.limit)?.to_string();
+        return differs("a cache of", expected, layer.layout());
+    }
+    *layer = layer.clone().with_rewind(options.rewind.max(0))?;
+
+    if let Some(quantization) = options.quantization.or(layer.quantization()) {
+        if [spec.key_dim, spec.value_dim].iter().any(|dim| dim % quantization.group_size() != 0) {
+            let dims = format!("heads of {} and {} features", spec.key_dim, spec.value_dim);
+            return differs("quantization as", dims, quantization);
+        }
+        layer.quantize(quantization)?;
+    }
+    let Some(form) = layer.form() else { return Ok(()) };
+    for (what, expected, found) in [
+        ("heads:", spec.heads, form.heads),
+        ("a head_dim of keys of", spec.key_dim, form.key_dim),
+        ("a head_dim of values of", spec.value_dim, form.value_dim),
+    ] {
+        if expected != found {
+            return differs(what, expected.to_string(), found);
+        }
+    }
+    for found in [form.key_dtype, form.value_dtype] {
+        if found != dtype {
+            return differs("the dtype", format!("{dtype:?}"), format!("{found:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn differs(what: &'static str, expected: String, found: impl ToString) -> Result<(), Misfit> {
+    Err(Misfit::Differs { what, expected, found: found.to_string() })
 }

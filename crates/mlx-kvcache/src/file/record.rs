@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::VERSION;
 use super::tensors::Tensors;
 use crate::buffers::{Buffers, Form};
-use crate::ring::{Ring, Sizes};
+use crate::cache::Held;
+use crate::layout::LayoutRecord;
 use crate::rows::Rows;
-use crate::{CacheError, CacheState, FullKvCache, Quantization, RotatingKvCache};
+use crate::{CacheError, KvCache, Quantization};
 
 /// The entry `0.mlx_models`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,22 +45,12 @@ struct Version {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LayerRecord {
-    pub(super) layout: Layout,
+    pub(super) layout: LayoutRecord,
     pub(super) quantization: Option<QuantizationRecord>,
     /// Steps so far.
     pub(super) steps: i32,
     /// The left padding of each row; empty where it is no batch.
     pub(super) padding: Vec<i32>,
-}
-
-/// What lies where.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Layout {
-    /// The token of each step in the place of its number.
-    Full { window: Option<i32> },
-    /// Sinks, and a ring with its oldest step and the place of it.
-    Rotating { max_size: i32, keep: i32, rewind: i32, start: i32, head: i32 },
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -96,38 +87,18 @@ pub(super) fn names(i: usize, quantized: bool) -> Vec<String> {
 
 impl LayerRecord {
     /// The numbers of this cache, and what they are about.
-    pub(super) fn of(state: &CacheState) -> Result<(Self, Option<Buffers>), CacheError> {
-        let (layout, rows, quantization, buffers) = match state {
-            CacheState::Full(cache) => {
-                let layout = Layout::Full { window: cache.window() };
-                (layout, cache.rows(), cache.quantization(), cache.used()?)
-            }
-            CacheState::Rotating(cache) => {
-                let (ring, buffers) = cache.to_save()?;
-                let Sizes { max_size, keep, rewind } = ring.sizes;
-                let layout = Layout::Rotating { max_size, keep, rewind, start: ring.start, head: ring.head };
-                (layout, cache.rows(), cache.quantization(), buffers)
-            }
-        };
-        let quantization = quantization.map(|quantization| QuantizationRecord {
+    pub(super) fn of(cache: &KvCache) -> Result<(Self, Option<Buffers>), CacheError> {
+        let (layout, buffers) = cache.to_save()?;
+        let quantization = cache.quantization().map(|quantization| QuantizationRecord {
             bits: quantization.bits(),
             group_size: quantization.group_size(),
         });
-        let (steps, padding) = (rows.steps(), rows.padding_of_batch());
-        Ok((Self { layout, quantization, steps, padding }, buffers))
-    }
-
-    /// The name of a layer that mlx-lm has no class for, or must not take for one of its own.
-    pub(super) fn own_class(&self) -> &'static str {
-        match self.layout {
-            Layout::Full { .. } => "FullKvCache",
-            Layout::Rotating { .. } => "RotatingKvCache",
-        }
+        let (steps, padding) = (cache.rows().steps(), cache.rows().padding_of_batch());
+        Ok((Self { layout: layout.rules().record(), quantization, steps, padding }, buffers))
     }
 
     /// The cache with these numbers and the tensors of layer `i`, or what contradicts what.
-    pub(super) fn restore(&self, i: usize, contents: &Tensors) -> Result<CacheState, String> {
-        let error = |e: CacheError| e.to_string();
+    pub(super) fn restore(&self, i: usize, contents: &Tensors) -> Result<KvCache, String> {
         let quantization = self.quantization.map(|q| Quantization::affine(q.bits, q.group_size));
         let quantization = quantization.transpose().map_err(|e| e.to_string())?;
         if self.steps < 0 || self.padding.iter().any(|row| !(0..=1 << 30).contains(row)) {
@@ -148,25 +119,11 @@ impl LayerRecord {
             if rows.count().is_some_and(|rows| rows as i32 != form.batch) {
                 return Err(format!("{} rows have the padding {:?}", form.batch, self.padding));
             }
-            Some((form, Buffers::from_arrays(arrays, quantization)))
+            Some(Held { form, buffers: Buffers::from_arrays(arrays, quantization) })
         };
-        let places = held.as_ref().map_or(0, |(_, buffers)| buffers.places());
-
-        match self.layout {
-            Layout::Full { window } => {
-                if places < self.steps || window.is_some_and(|window| window < 1) {
-                    return Err(format!("{} tokens in {places} places, with window {window:?}", self.steps));
-                }
-                Ok(CacheState::Full(FullKvCache::from_parts(window, quantization, rows, held)))
-            }
-            Layout::Rotating { max_size, keep, rewind, start, head } => {
-                let empty = RotatingKvCache::new(max_size).and_then(|cache| cache.with_keep(keep));
-                let empty = empty.and_then(|cache| cache.with_rewind(rewind)).map_err(error)?;
-                let ring = Ring { room: places, start, head, ..empty.ring() };
-                ring.check(self.steps)?;
-                Ok(CacheState::Rotating(RotatingKvCache::from_parts(ring, quantization, rows, held)))
-            }
-        }
+        let places = held.as_ref().map_or(0, |held| held.buffers.places());
+        let layout = self.layout.restore(self.steps, places)?;
+        Ok(KvCache::from_parts(layout, quantization, rows, held))
     }
 }
 
