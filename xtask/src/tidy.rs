@@ -30,7 +30,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"]),
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
-    ("mlx-models-cli", &["mlx-files", "mlx-models"]),
+    ("mlx-hub", &["mlx-files"]),
+    ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models"]),
     (
         "mlx-testing",
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],

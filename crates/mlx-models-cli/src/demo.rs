@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use mlx_files::Partial;
+use mlx_hub::{HubId, Revision};
 
 use crate::failure::Failure;
-use crate::hub::{HubId, Revision};
 use crate::threads;
 
 /// A checkpoint: its name, and its files. `demo/NAME/README.md` says how they were made.
@@ -93,7 +93,7 @@ impl Source {
         match self {
             Self::Folder(folder) if !folder.exists() => Err(Failure::NoModel { name: folder }),
             Self::Folder(folder) => Ok(folder),
-            Self::Hub(id) => match crate::download::fetch(&id, &Revision::default()) {
+            Self::Hub(id) => match crate::download::fetch(&id, Revision::default()) {
                 Ok(snapshot) => Ok(snapshot.folder),
                 Err(source) => Err(Failure::NoFolderNorModel { name: id.to_string(), source }),
             },
@@ -189,22 +189,8 @@ fn private_folder(folder: &Path) -> io::Result<()> {
 /// The user's folder for files that can be made again, if the user has one.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
     let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    named_cache(home.as_deref())
+    mlx_hub::xdg_cache_home(home.as_deref())
         .or_else(|| Some(home?.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" })))
-}
-
-/// The folder that XDG_CACHE_HOME names. Its rules say that a relative path is ignored; one that begins with `~/` is in
-/// the home folder.
-pub(crate) fn named_cache(home: Option<&Path>) -> Option<PathBuf> {
-    cache_named(PathBuf::from(env::var_os("XDG_CACHE_HOME")?), home)
-}
-
-fn cache_named(named: PathBuf, home: Option<&Path>) -> Option<PathBuf> {
-    let named = match named.strip_prefix("~") {
-        Ok(rest) => home?.join(rest),
-        Err(_) => named,
-    };
-    Some(named).filter(|named| named.is_absolute())
 }
 
 #[cfg(test)]
@@ -212,17 +198,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-
-    #[test]
-    fn a_named_cache_folder_is_absolute_or_in_the_home_folder() {
-        let named = |named: &str, home: Option<&str>| cache_named(named.into(), home.map(Path::new));
-        assert_eq!(named("/c", None).unwrap(), Path::new("/c"));
-        assert_eq!(named("~/c", Some("/h")).unwrap(), Path::new("/h/c"));
-        assert_eq!(named("~", Some("/h")).unwrap(), Path::new("/h"));
-        for (path, home) in [("", Some("/h")), ("c", Some("/h")), ("~someone/c", Some("/h")), ("~/c", None)] {
-            assert_eq!(named(path, home), None, "{path}");
-        }
-    }
 
     #[test]
     #[cfg(unix)]

@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use mlx_hub::{Event, Hub, HubError, HubId, Revision, Settings, Snapshot};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::hub::{Event, Hub, HubError, HubId, Revision, Snapshot};
 use crate::interrupt;
 use crate::progress::{Progress, Unit, bytes};
 
@@ -37,7 +37,7 @@ struct Report {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { id, revision, json } = arguments;
-    let Snapshot { folder, commit, files, downloaded } = fetch(&id, &revision)?;
+    let Snapshot { folder, commit, files, downloaded, .. } = fetch(&id, revision.clone())?;
     let mut out = io::stdout().lock();
     if json {
         let report = Report {
@@ -56,17 +56,24 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The model in the cache, after a download with its progress on standard error where that is needed.
-pub(crate) fn fetch(id: &HubId, revision: &Revision) -> Result<Snapshot, HubError> {
-    let hub = Hub::from_environment()?;
+/// Downloads those files of a model that the cache does not have, with progress on standard error.
+pub(crate) fn fetch(id: &HubId, revision: Revision) -> Result<Snapshot, HubError> {
+    let model_types = mlx_models::known_model_types().into_iter().map(str::to_owned).collect();
+    let hub = Hub::new(Settings {
+        model_types: Some(model_types),
+        user_agent: concat!("mlx-models/", env!("CARGO_PKG_VERSION")).to_owned(),
+        ..Settings::from_environment()?
+    })?;
     interrupt::end_at_once();
     let mut bar = Progress::new(Unit::Bytes);
-    let snapshot = hub.fetch(id, revision, &mut |event| match event {
-        Event::Bytes { done, total, file } => bar.set(done, total, file),
+    let download = hub.download(id).revision(revision).on_event(|event| match event {
+        Event::Progress { done, total, file } => bar.set(done, total, file),
         Event::Waiting { file } => bar.say(&format!("waiting for another download of {file}")),
-        Event::Again { problem } => bar.say(&format!("trying again: {problem}")),
-        Event::FromCache { problem } => bar.say(&format!("using {id} as it is in the cache: {problem}")),
-    })?;
+        Event::Retrying { problem } => bar.say(&format!("trying again: {problem}")),
+        Event::UsingCache { problem } => bar.say(&format!("using {id} as it is in the cache: {problem}")),
+        _ => {}
+    });
+    let snapshot = download.run()?;
     bar.clear();
     if snapshot.downloaded > 0 {
         bar.say(&format!("downloaded {} of {id}", bytes(snapshot.downloaded)));

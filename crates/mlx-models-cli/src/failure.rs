@@ -5,12 +5,12 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use mlx_hub::HubError;
 use mlx_models::generate::GenerateError;
 use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
 
-use crate::hub::HubError;
 use crate::style::{printable, say_error};
 
 /// Anything that ends the program.

@@ -9,7 +9,6 @@ mod download;
 mod engine;
 mod failure;
 mod generate;
-mod hub;
 mod inspect;
 mod interrupt;
 mod perplexity;

@@ -1,24 +1,24 @@
-//! How fast a download must be.
+//! The least speed of a download.
 
 use std::time::Duration;
 
-/// How long a slow connection is looked at.
+/// The time over which the speed of a connection is measured.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What must come in that time. A server that sends a byte now and then would otherwise keep a program forever.
-pub(super) const LEAST: u64 = 60_000;
+/// Bytes that must arrive in that time. A server that sends a byte now and then could otherwise hold the program forever.
+pub(crate) const LEAST: u64 = 60_000;
 
-/// Counts what comes over one connection.
+/// Measures the speed of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    /// When the counting began.
+pub(crate) struct Pace {
+    /// When the present measurement began, since the connection was made.
     since: Duration,
     bytes: u64,
 }
 
 impl Pace {
-    /// So many bytes have come, at this time since the connection was made. Answers whether it is fast enough.
-    pub(super) fn is_fast_enough(&mut self, bytes: usize, now: Duration) -> bool {
+    /// Counts bytes that have arrived, at the time `now` since the connection was made. Answers whether it is fast enough.
+    pub(crate) fn is_fast_enough(&mut self, bytes: usize, now: Duration) -> bool {
         self.bytes += bytes as u64;
         if now.saturating_sub(self.since) < WINDOW {
             return true;
@@ -39,7 +39,7 @@ mod tests {
         let mut pace = Pace::default();
         assert!(pace.is_fast_enough(1, at(20)) && pace.is_fast_enough(1, at(40)));
         assert!(!pace.is_fast_enough(1, at(60)));
-        // A modem of 14,400 bits in a second is not.
+        // A modem of 14,400 bits per second is fast enough.
         let mut pace = Pace::default();
         assert!((1..1000).all(|second| pace.is_fast_enough(1_800, at(second))));
         // What came before the last minute does not count.

@@ -1,4 +1,4 @@
-//! A hub for tests: a server on this machine that knows one model, and what may go wrong.
+//! A hub for tests: a server on this machine that has one model and can fail in several ways.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,30 +14,30 @@ use sha2::{Digest, Sha256};
 /// The commit that the branch `main` of the model stands for.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A request as it came.
+/// A request that arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// By their names in small letters.
+    /// Their names are in lower case.
     pub(crate) headers: BTreeMap<String, String>,
 }
 
-/// What is answered.
+/// What the server answers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// So many bytes of the body are sent, and then the connection ends.
+    /// The connection ends after this many bytes of the body.
     pub(crate) cut: Option<usize>,
-    /// Before the connection ends, nothing happens for so long.
+    /// The connection stays open and silent for this long before it ends.
     pub(crate) stall: Duration,
-    /// The body says nothing of its length, and goes on until the other side has gone, or for [`ENDLESS`] bytes.
+    /// The body has no announced length, and goes on until the client has left, or for [`ENDLESS`] bytes.
     pub(crate) is_endless: bool,
 }
 
-/// More than anybody should read, so that a test ends where it is read.
+/// More bytes than a client should read. A test ends even if the client reads them all.
 pub(crate) const ENDLESS: u64 = 64 << 20;
 
 impl Reply {
@@ -50,12 +50,12 @@ impl Reply {
 pub(crate) struct Server {
     pub(crate) endpoint: String,
     requests: Arc<Mutex<Vec<Request>>>,
-    /// Bytes of endless bodies that went out.
+    /// Bytes of endless bodies that were sent.
     sent: Arc<AtomicU64>,
 }
 
 impl Server {
-    /// A hub with a model `owner/name` of these files. `fault` may answer in its place.
+    /// A hub with a model `owner/name` of these files. `fault` may replace an answer.
     pub(crate) fn start(
         files: &[(&str, Vec<u8>)],
         mut fault: impl FnMut(&Request, &Reply) -> Option<Reply> + Send + 'static,
@@ -77,7 +77,7 @@ impl Server {
                 let reply = fault(&request, &reply).unwrap_or(reply);
                 let counted = Arc::clone(&counted);
                 thread::spawn(move || {
-                    // The other side may have gone.
+                    // The client may have left.
                     let _ = write(&mut stream, &request, &reply, &counted);
                     thread::sleep(reply.stall);
                 });
@@ -86,13 +86,13 @@ impl Server {
         Self { endpoint, requests, sent }
     }
 
-    /// Everything that was asked for since the last time.
+    /// All requests since the last call.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.requests.lock().unwrap())
     }
 
-    /// How many bytes of endless bodies were taken, and some more that lay between the two sides.
-    #[allow(dead_code, reason = "not every test looks at it")]
+    /// How many bytes of endless bodies were sent, including those still on their way.
+    #[allow(dead_code, reason = "not every test program uses it")]
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
@@ -142,7 +142,7 @@ fn write(stream: &mut TcpStream, request: &Request, reply: &Reply, sent: &Atomic
     stream.flush()
 }
 
-/// What the hub answers where nothing is wrong.
+/// The answer of a hub without faults.
 fn answer(files: &BTreeMap<String, Vec<u8>>, request: &Request) -> Reply {
     let page = |body: String| Reply { status: 200, body: body.into_bytes(), ..Reply::default() };
     if let Some(revision) = request.path.strip_prefix("/api/models/owner/name/revision/") {
@@ -166,7 +166,7 @@ fn answer(files: &BTreeMap<String, Vec<u8>>, request: &Request) -> Reply {
     header("X-Repo-Commit", COMMIT.to_owned());
     let is_large = name.ends_with(".safetensors");
     if request.path.starts_with(&of_model) {
-        // As the hub does: large files are elsewhere, small ones on another page.
+        // The hub redirects to another server for large files and to another page for small ones.
         reply.status = if is_large { 302 } else { 307 };
         reply.body.clear();
         if is_large {

@@ -1,84 +1,120 @@
-//! A model's folder in the cache of the hub's own library.
+//! A model's folder in the cache, in the layout of the hub's own Python library.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mlx_files::{LARGEST_CONFIG, Partial};
 
-use super::names::{HubId, Revision, is_commit, is_inside, is_needed};
-use super::{FileInfo, HubError, STALE, Snapshot};
+use crate::error::HubError;
+use crate::names::{HubId, Revision, is_commit, is_inside, is_needed};
+use crate::remote::RemoteFile;
 
-/// The largest file that says which commit a branch stands for.
+/// The largest file that says which commit a branch stands for, in bytes.
 const LARGEST_REFERENCE: u64 = 1 << 10;
 
-/// The folder of one model.
-pub(super) struct ModelFolder(PathBuf);
+/// The age at which the part of a file is removed, if no download has continued it.
+const STALE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// A snapshot that is in the cache, with all files that it is known to need.
-pub(super) struct Found {
-    pub(super) snapshot: Snapshot,
-    /// Whether the hub has said which files the commit has. Otherwise another program downloaded it, and a file that
-    /// nothing here names may be missing.
-    pub(super) is_listed: bool,
+/// A model in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The checkpoint folder.
+    pub folder: PathBuf,
+    /// The commit that the files are from.
+    pub commit: String,
+    /// The names of the model's files in the folder, sorted. Files that no checkpoint needs are not among them.
+    pub files: Vec<String>,
+    /// Bytes that came over the network in this run.
+    pub downloaded: u64,
+}
+
+/// The folder of one model.
+pub(crate) struct ModelFolder(PathBuf);
+
+/// A snapshot in the cache that has every file it is known to need.
+pub(crate) struct Found {
+    pub(crate) snapshot: Snapshot,
+    /// Whether the hub has said which files the commit has. If not, another program downloaded it, and a file that
+    /// no other file names may be missing.
+    pub(crate) is_listed: bool,
 }
 
 impl ModelFolder {
-    pub(super) fn new(cache: &Path, id: &HubId) -> Self {
+    pub(crate) fn new(cache: &Path, id: &HubId) -> Self {
         Self(cache.join(id.folder_name()))
     }
 
-    /// Where the contents of files are.
-    pub(super) fn blobs(&self) -> PathBuf {
+    /// The folder of the files' contents.
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.0.join("blobs")
     }
 
-    /// Where the contents of a file are.
-    pub(super) fn blob(&self, file: &FileInfo) -> PathBuf {
+    /// The place of a file's contents.
+    pub(crate) fn blob(&self, file: &RemoteFile) -> PathBuf {
         self.blobs().join(&file.etag)
     }
 
-    /// The length of a file that is here, as the hub says it, or else as it came.
-    pub(super) fn length(&self, file: &FileInfo) -> u64 {
+    /// The place of a file's contents while they are not complete.
+    pub(crate) fn part(&self, file: &RemoteFile) -> PathBuf {
+        self.blobs().join(format!("{}.incomplete", file.etag))
+    }
+
+    /// Whether the contents of a file are here. Contents of another length are damaged, and count as missing.
+    pub(crate) fn has_blob(&self, file: &RemoteFile) -> bool {
+        let about = fs::metadata(self.blob(file)).ok().filter(fs::Metadata::is_file);
+        about.is_some_and(|about| file.size.is_none_or(|size| about.len() == size))
+    }
+
+    /// The length of a file that is here: as the hub announces it, or else as it came.
+    pub(crate) fn length(&self, file: &RemoteFile) -> u64 {
         file.size.unwrap_or_else(|| fs::metadata(self.blob(file)).map_or(0, |about| about.len()))
     }
 
-    /// Removes parts of files that no download has written to for a long time. The hub's own library locks other files
-    /// than these, so that time alone says that nobody writes.
-    pub(super) fn remove_stale_parts(&self) {
+    /// Removes the part of a file whose contents another program has brought.
+    pub(crate) fn remove_part(&self, file: &RemoteFile) {
+        let part = self.part(file);
+        if is_unlocked(&part) {
+            let _ = fs::remove_file(part);
+        }
+    }
+
+    /// Removes parts of files that no download has continued for a long time. The Python library locks other files than
+    /// these, so that only the age shows that it does not write to one.
+    pub(crate) fn remove_stale_parts(&self) {
         for entry in fs::read_dir(self.blobs()).into_iter().flatten().flatten() {
             let path = entry.path();
             let is_part = path.extension().is_some_and(|end| end == "incomplete");
             let about = entry.metadata().ok().filter(|about| is_part && about.is_file());
             let age = about.and_then(|about| about.modified().ok()?.elapsed().ok());
-            if age.is_some_and(|age| age > STALE)
-                && mlx_files::open(&path).is_ok_and(|part| part.try_lock().is_ok())
-            {
+            if age.is_some_and(|age| age > STALE) && is_unlocked(&path) {
                 let _ = fs::remove_file(path);
             }
         }
     }
 
     /// The checkpoint folder of a commit.
-    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.0.join("snapshots").join(commit)
     }
 
-    /// The file that says which files a commit has. The hub's own library has none such, and ignores it.
+    /// The file that lists the files of a commit. The Python library has no such file, and ignores it.
     fn list(&self, commit: &str) -> PathBuf {
         self.0.join(".mlx-models").join(format!("{commit}.json"))
     }
 
-    /// Remembers the names of a commit's files, so that it is known from now on whether all are here. Where that cannot
-    /// be written, in a cache that is only read, the hub is asked again the next time.
-    pub(super) fn remember_files(&self, commit: &str, files: &[String]) {
+    /// Remembers the names of a commit's files, so that later runs know whether all of them are here. Where the list cannot
+    /// be written, as in a read-only cache, the next run asks the hub again.
+    pub(crate) fn remember_files(&self, commit: &str, files: &[String]) {
         if self.files(commit).is_none() {
             let _ = write_whole(&self.list(commit), &serde_json::json!(files).to_string());
         }
     }
 
-    /// The files of a commit that are needed, where the hub has said it.
+    /// The files of a commit that are needed, where the hub has listed them.
     fn files(&self, commit: &str) -> Option<Vec<String>> {
         let text = mlx_files::read(self.list(commit), LARGEST_CONFIG).ok()?;
         let files: Vec<String> = serde_json::from_slice(&text).ok()?;
@@ -97,27 +133,27 @@ impl ModelFolder {
     }
 
     /// Remembers which commit a branch or tag stands for.
-    pub(super) fn set_revision(&self, revision: &Revision, commit: &str) -> Result<(), HubError> {
+    pub(crate) fn set_revision(&self, revision: &Revision, commit: &str) -> Result<(), HubError> {
         if self.known_commit(revision).is_ok_and(|known| known == commit) {
-            return Ok(()); // also in a cache that is only read
+            return Ok(()); // also in a read-only cache
         }
         write_whole(&self.reference(revision), commit)
     }
 
-    /// Whether the cache can know a branch or tag: not where another one is a file that this one needs as a folder, or
-    /// the other way round. A repository has had both, one after the other.
-    pub(super) fn check_revision(&self, revision: &Revision) -> Result<(), HubError> {
+    /// Fails where the cache cannot store a branch or tag, since the branch `a` is a file and `a/b` needs a folder of that
+    /// name. A repository can have had both, one after the other.
+    pub(crate) fn check_revision(&self, revision: &Revision) -> Result<(), HubError> {
         let (refs, file) = (self.0.join("refs"), self.reference(revision));
         let folders = file.ancestors().skip(1).take_while(|folder| **folder != *refs);
         let is_taken = |folder: &&Path| folder.symlink_metadata().is_ok_and(|about| !about.is_dir());
         let taken = folders.filter(is_taken).last().or_else(|| file.is_dir().then_some(&*file));
         taken.map_or(Ok(()), |taken| {
-            Err(HubError::Revisions { revision: revision.to_string(), taken: taken.to_path_buf() })
+            Err(HubError::RevisionTaken { revision: revision.to_string(), taken: taken.to_path_buf() })
         })
     }
 
-    /// A revision that is in the cache as a whole, or else what is missing.
-    pub(super) fn find(&self, revision: &Revision) -> Result<Found, String> {
+    /// A revision of which the cache has all files, or else what is missing.
+    pub(crate) fn find(&self, revision: &Revision) -> Result<Found, String> {
         let commit = if revision.is_commit() {
             revision.to_string()
         } else {
@@ -139,8 +175,8 @@ impl ModelFolder {
         Ok(Found { snapshot: Snapshot { folder, commit, files, downloaded: 0 }, is_listed })
     }
 
-    /// Puts a link to a blob into a snapshot, as a path from there; a copy where there are no links.
-    pub(super) fn link(&self, blob: &Path, pointer: &Path) -> Result<(), HubError> {
+    /// Puts a relative link to a blob into a snapshot, or a copy where the file system has no links.
+    pub(crate) fn link(&self, blob: &Path, pointer: &Path) -> Result<(), HubError> {
         self.try_link(blob, pointer).map_err(|source| HubError::Write { file: pointer.to_path_buf(), source })
     }
 
@@ -154,7 +190,7 @@ impl ModelFolder {
         let target = blob.strip_prefix(&self.0).unwrap_or(blob);
         let target: PathBuf = std::iter::repeat_n(Path::new(".."), depth).chain([target]).collect();
         if pointer.symlink_metadata().is_ok() && !pointer.exists() {
-            fs::remove_file(pointer)?; // a link that leads nowhere
+            fs::remove_file(pointer)?; // a broken link
         }
         #[cfg(unix)]
         let linked = std::os::unix::fs::symlink(&target, pointer);
@@ -172,8 +208,8 @@ impl ModelFolder {
     }
 }
 
-/// The files of a snapshot that another program downloaded, as far as it can be seen that it is whole, or else what is
-/// missing: the config and the weights.
+/// The files of a snapshot that another program downloaded, or else which of its weights are missing. Nothing says whether
+/// other files are missing.
 fn files_of_another(folder: &Path) -> Result<Vec<String>, String> {
     let index =
         mlx_files::read(folder.join("model.safetensors.index.json"), LARGEST_CONFIG).unwrap_or_default();
@@ -194,6 +230,11 @@ fn files_of_another(folder: &Path) -> Result<Vec<String>, String> {
         }
     }
     Ok(files)
+}
+
+/// Whether a file is there and no process has locked it.
+fn is_unlocked(file: &Path) -> bool {
+    mlx_files::open(file).is_ok_and(|file| file.try_lock().is_ok())
 }
 
 /// Writes a small file beside its place, and moves it there.
