@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mlx_files::{LARGEST_CONFIG, Partial};
+use mlx_files::LARGEST_CONFIG;
 
 use crate::error::HubError;
 use crate::names::{HubId, Revision, is_commit, is_inside, is_needed};
@@ -199,9 +199,8 @@ impl ModelFolder {
         match linked {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()), // another run was faster
             Err(_) => {
-                let partial = Partial::file(pointer)?;
-                io::copy(&mut mlx_files::open(blob)?, &mut partial.as_file())?;
-                partial.commit()
+                let mut contents = mlx_files::open(blob)?;
+                mlx_files::write_with(pointer, |out| io::copy(&mut contents, out)).map(|_| ())
             }
             Ok(()) => Ok(()),
         }
@@ -237,13 +236,9 @@ fn is_unlocked(file: &Path) -> bool {
     mlx_files::open(file).is_ok_and(|file| file.try_lock().is_ok())
 }
 
-/// Writes a small file beside its place, and moves it there.
+/// Replaces a small file in one step, in a folder that may not be there yet.
 fn write_whole(file: &Path, text: &str) -> Result<(), HubError> {
-    let written = || {
-        fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
-        let partial = Partial::file(file)?;
-        partial.as_file().write_all(text.as_bytes())?;
-        partial.commit()
-    };
-    written().map_err(|source| HubError::Write { file: file.to_path_buf(), source })
+    let written = fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))
+        .and_then(|()| mlx_files::write(file, text));
+    written.map_err(|source| HubError::Write { file: file.to_path_buf(), source })
 }
