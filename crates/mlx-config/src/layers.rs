@@ -1,9 +1,9 @@
 //! Layers of two kinds: with full attention, and with a sliding window.
 
-use mlx_kvcache::LayerKind;
+use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling, RopeSettings};
 
-use crate::{ConfigError, size};
+use crate::{ConfigError, limits, size};
 
 /// Where a config says which layers attend to everything and which have a window.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ impl LayerTypes<'_> {
         let sliding = || {
             let (key, needed_for) = ("sliding_window", "layers of kind sliding_attention");
             let window = sliding_window.ok_or(ConfigError::Missing { key, needed_for })?;
-            Ok(LayerKind::Sliding { window: size(key, window, 1 << 28)? })
+            Ok(LayerKind::Sliding { window: size(key, window, limits::TOKENS)? })
         };
         match self {
             Self::Listed(types) if types.len() != layers => {
@@ -58,6 +58,13 @@ pub struct Layer {
     pub kind: LayerKind,
     /// The rotation of its queries and keys.
     pub rope: Rope,
+}
+
+impl Layer {
+    /// What the layer needs of a cache, with this number of key-value heads and features of a head.
+    pub fn spec(&self, heads: i32, head_dim: i32) -> LayerSpec {
+        LayerSpec { kind: self.kind, heads, key_dim: head_dim, value_dim: head_dim }
+    }
 }
 
 /// The bases of the frequencies where the config has none: those of the architecture, if it has any.

@@ -27,8 +27,26 @@ pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike};
 
 use mlx_rope::RopeKeys;
 
-/// A size, which is between 1 and `max`: a generous limit, which only keeps a typing error from
-/// filling the memory.
+/// The largest sizes that a config may state. They are far beyond released models: they keep a typing error from filling
+/// the memory, and the features of fused projections within what an `i32` can count.
+pub mod limits {
+    /// Features of the residual stream.
+    pub const HIDDEN_SIZE: i32 = 1 << 17;
+    /// Features inside a feed-forward network.
+    pub const INTERMEDIATE_SIZE: i32 = 1 << 20;
+    /// Layers of a model.
+    pub const LAYERS: i32 = 1 << 12;
+    /// Heads of a layer.
+    pub const HEADS: i32 = 1 << 12;
+    /// Features of a head.
+    pub const HEAD_DIM: i32 = 1 << 14;
+    /// Tokens in a vocabulary.
+    pub const VOCABULARY: i32 = 1 << 24;
+    /// Tokens in a context or a window.
+    pub const TOKENS: i32 = 1 << 28;
+}
+
+/// A size that a config states, which must be between 1 and `max`, one of the [`limits`].
 ///
 /// # Errors
 ///
@@ -56,7 +74,7 @@ pub fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -
 ///
 /// [`ConfigError::Size`], and [`ConfigError::Rope`] where the config contradicts itself.
 pub fn context_length(key: &'static str, found: i64, rope: &RopeKeys) -> Result<i32, ConfigError> {
-    Ok(rope.context_length(size(key, found, 1 << 28)?)?)
+    Ok(rope.context_length(size(key, found, limits::TOKENS)?)?)
 }
 
 /// How many heads there are, of queries and of keys and values: the first number is a multiple of the second.
@@ -66,10 +84,24 @@ pub fn context_length(key: &'static str, found: i64, rope: &RopeKeys) -> Result<
 /// [`ConfigError::Size`] and [`ConfigError::Multiple`], for `num_attention_heads` and `num_key_value_heads`.
 pub fn grouped_heads(queries: i64, keys: i64) -> Result<(i32, i32), ConfigError> {
     let (queries_key, keys_key) = ("num_attention_heads", "num_key_value_heads");
-    let queries = size(queries_key, queries, 1 << 12)?;
-    let keys = size(keys_key, keys, 1 << 12)?;
+    let queries = size(queries_key, queries, limits::HEADS)?;
+    let keys = size(keys_key, keys, limits::HEADS)?;
     multiple(queries_key, queries, keys_key, keys)?;
     Ok((queries, keys))
+}
+
+/// The features of a head: `head_dim` where the config states it, otherwise an equal part of the residual stream for each
+/// query head.
+///
+/// # Errors
+///
+/// [`ConfigError::Size`] for `head_dim`, and [`ConfigError::Multiple`] where `hidden_size` cannot be cut into heads.
+pub fn head_dim(found: Option<i64>, hidden_size: i32, num_attention_heads: i32) -> Result<i32, ConfigError> {
+    if let Some(found) = found {
+        return size("head_dim", found, limits::HEAD_DIM);
+    }
+    multiple("hidden_size", hidden_size, "num_attention_heads", num_attention_heads)?;
+    Ok(hidden_size / num_attention_heads)
 }
 
 /// The epsilon of a norm: a positive number below 1, as the float32 that norms compute with.
@@ -150,6 +182,16 @@ mod tests {
             let error = grouped_heads(queries, keys).unwrap_err().to_string();
             assert!(error.starts_with(found), "{error}");
         }
+    }
+
+    #[test]
+    fn a_head_is_as_wide_as_stated_or_an_equal_part() {
+        assert!(matches!(head_dim(Some(96), 100, 8), Ok(96)));
+        assert!(matches!(head_dim(None, 64, 8), Ok(8)));
+        let error = head_dim(Some(0), 64, 8).unwrap_err().to_string();
+        assert!(error.starts_with("head_dim is 0"), "{error}");
+        let error = head_dim(None, 100, 8).unwrap_err().to_string();
+        assert!(error.starts_with("hidden_size is 100, and must be a multiple"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The numbers that make one Gemma 3 model.
 
-use mlx_causal_lm::LoadError;
+use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers, off, only,
+    Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers, limits, off, only,
     positive, size,
 };
-use mlx_rope::RopeKeys;
+use mlx_rope::{MlxLmReads, RopeKeys};
+use mlx_rs::Dtype;
 use serde::Deserialize;
 
 use crate::KeyLayout;
@@ -93,14 +94,6 @@ struct Multimodal<T> {
     tie_word_embeddings: Option<bool>,
 }
 
-/// All that a [`Config`] follows from.
-struct Sources {
-    raw: RawConfig,
-    rope: RopeKeys,
-    keys: KeyLayout,
-    has_own_head: bool,
-}
-
 impl Config {
     /// Reads and validates the config of a checkpoint. The names of its tensors decide which of the
     /// layouts of a `gemma3` checkpoint it has and, with the config, whether it has a head of its own.
@@ -109,24 +102,109 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
-        let multimodal = checkpoint.model_type() == MULTIMODAL;
         let keys = KeyLayout::of(checkpoint);
-        let error = |source: ConfigError| LoadError::Config {
-            model_type: if multimodal { MULTIMODAL } else { TEXT }.to_owned(),
-            source: Box::new(source),
+        let (raw, rope) = match keys {
+            KeyLayout::Text => read_config::<RawConfig>(checkpoint)?,
+            KeyLayout::LanguageModel | KeyLayout::Inner => read_multimodal(checkpoint)?,
         };
-        // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, RopeKeys) = if multimodal {
-            let rope = checkpoint.config::<Multimodal<RopeKeys>>()?.text_config;
-            (language_model(checkpoint.config()?).map_err(error)?, rope)
-        } else {
-            (checkpoint.config()?, checkpoint.config()?)
-        };
-        let inside = if multimodal { "text_config." } else { "" };
-        checkpoint.warn_ignored(rope.ignored().iter().map(|key| format!("{inside}{key}")));
         let has_own_head = checkpoint.has_own_head(keys.lm_head(), raw.tie_word_embeddings != Some(false));
-        Self::try_from(Sources { raw, rope, keys, has_own_head }).map_err(error)
+        Self::validate(raw, &rope, keys, has_own_head)
+            .map_err(|problem| LoadError::config(keys.model_type(), problem))
     }
+
+    fn validate(
+        raw: RawConfig,
+        rope: &RopeKeys,
+        keys: KeyLayout,
+        has_own_head: bool,
+    ) -> Result<Self, ConfigError> {
+        // mlx-lm and transformers have different defaults for these, so there is none.
+        let needed = |key, found: Option<i64>| {
+            found.ok_or(ConfigError::Missing { key, needed_for: "models of type gemma3_text" })
+        };
+        let layer_types = match &raw.layer_types {
+            Some(types) => LayerTypes::Listed(types),
+            None => LayerTypes::FullEvery(pattern(&raw)?),
+        };
+        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
+        let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
+
+        let (num_attention_heads, num_key_value_heads) = grouped_heads(
+            needed("num_attention_heads", raw.num_attention_heads)?,
+            needed("num_key_value_heads", raw.num_key_value_heads)?,
+        )?;
+        // From here on, defaults in which mlx-lm and transformers agree.
+        let head_dim = size("head_dim", raw.head_dim.unwrap_or(256), limits::HEAD_DIM)?;
+        let scalar = positive("query_pre_attn_scalar", raw.query_pre_attn_scalar.unwrap_or(256.0))?;
+        // For local layers 10 000, since they never look further than their window; for global layers
+        // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
+        let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
+        let layers = layers(kinds, rope, bases, head_dim)?;
+        let settings = rope.full_attention(bases.full)?;
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm);
+
+        only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
+        only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
+        off("use_bidirectional_attention", raw.use_bidirectional_attention)?;
+        if let Some(found) = raw.attn_logit_softcapping {
+            // transformers has the key and does not apply it.
+            let key = "attn_logit_softcapping";
+            return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
+        }
+        let softcap = raw.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
+
+        Ok(Self {
+            model_type: keys.model_type(),
+            keys,
+            hidden_size: size("hidden_size", raw.hidden_size, limits::HIDDEN_SIZE)?,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, limits::INTERMEDIATE_SIZE)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: size("vocab_size", needed("vocab_size", raw.vocab_size)?, limits::VOCABULARY)?,
+            context_length: context_length(
+                "max_position_embeddings",
+                needed("max_position_embeddings", raw.max_position_embeddings)?,
+                rope,
+            )?,
+            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?,
+            attention_scale: scalar.powf(-0.5) as f32,
+            attention_bias: raw.attention_bias.unwrap_or(false),
+            layers,
+            has_own_head,
+            rotation_unlike_mlx_lm,
+            final_logit_softcapping: softcap.transpose()?.map(|cap| cap as f32),
+        })
+    }
+
+    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
+    /// adapters are.
+    pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
+        ModelInfo {
+            model_type: self.model_type.to_owned(),
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.spec(self.num_key_value_heads, self.head_dim))
+                .collect(),
+            dtype,
+            // Keys and values depend on everything else.
+            config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
+            adapter_settings,
+            unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: false },
+        }
+    }
+}
+
+/// [`read_config`] for the config of a model with a vision part.
+fn read_multimodal(checkpoint: &Checkpoint) -> Result<(RawConfig, RopeKeys), LoadError> {
+    let rope = checkpoint.config::<Multimodal<RopeKeys>>()?.text_config;
+    let raw = language_model(checkpoint.config()?);
+    let raw = raw.map_err(|problem| LoadError::config(MULTIMODAL, problem))?;
+    checkpoint.warn_ignored(rope.ignored().iter().map(|key| format!("text_config.{key}")));
+    Ok((raw, rope))
 }
 
 /// The description of the language model, completed from what stands around it and by the defaults of
@@ -153,70 +231,6 @@ fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigErro
     Ok(raw)
 }
 
-impl TryFrom<Sources> for Config {
-    type Error = ConfigError;
-
-    fn try_from(Sources { raw, rope, keys, has_own_head }: Sources) -> Result<Self, ConfigError> {
-        // mlx-lm and transformers have different defaults for these, so there is none.
-        let needed = |key, found: Option<i64>| {
-            found.ok_or(ConfigError::Missing { key, needed_for: "models of type gemma3_text" })
-        };
-        let layer_types = match &raw.layer_types {
-            Some(types) => LayerTypes::Listed(types),
-            None => LayerTypes::FullEvery(pattern(&raw)?),
-        };
-        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
-        let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
-
-        let (num_attention_heads, num_key_value_heads) = grouped_heads(
-            needed("num_attention_heads", raw.num_attention_heads)?,
-            needed("num_key_value_heads", raw.num_key_value_heads)?,
-        )?;
-        // From here on, defaults in which mlx-lm and transformers agree.
-        let head_dim = size("head_dim", raw.head_dim.unwrap_or(256), 1 << 14)?;
-        let scalar = positive("query_pre_attn_scalar", raw.query_pre_attn_scalar.unwrap_or(256.0))?;
-        // For local layers 10 000, since they never look further than their window; for global layers
-        // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
-        let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
-        let layers = layers(kinds, &rope, bases, head_dim)?;
-        let settings = rope.full_attention(bases.full)?;
-        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, false);
-
-        only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
-        only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
-        off("use_bidirectional_attention", raw.use_bidirectional_attention)?;
-        if let Some(found) = raw.attn_logit_softcapping {
-            // transformers has the key and does not apply it.
-            let key = "attn_logit_softcapping";
-            return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
-        }
-        let softcap = raw.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
-
-        Ok(Self {
-            model_type: if keys == KeyLayout::Text { TEXT } else { MULTIMODAL },
-            keys,
-            hidden_size: size("hidden_size", raw.hidden_size, 1 << 17)?,
-            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            vocab_size: size("vocab_size", needed("vocab_size", raw.vocab_size)?, 1 << 24)?,
-            context_length: context_length(
-                "max_position_embeddings",
-                needed("max_position_embeddings", raw.max_position_embeddings)?,
-                &rope,
-            )?,
-            rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?,
-            attention_scale: scalar.powf(-0.5) as f32,
-            attention_bias: raw.attention_bias.unwrap_or(false),
-            layers,
-            has_own_head,
-            rotation_unlike_mlx_lm,
-            final_logit_softcapping: softcap.transpose()?.map(|cap| cap as f32),
-        })
-    }
-}
-
 /// Which layers are global where no list says it: every n-th.
 fn pattern(raw: &RawConfig) -> Result<usize, ConfigError> {
     let (first_key, second_key) = ("sliding_window_pattern", "_sliding_window_pattern");
@@ -227,5 +241,5 @@ fn pattern(raw: &RawConfig) -> Result<usize, ConfigError> {
         }
         (first, second) => first.or(second).unwrap_or(6),
     };
-    Ok(size(first_key, n, 1 << 12)? as usize)
+    Ok(size(first_key, n, limits::LAYERS)? as usize)
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use mlx_checkpoint::Checkpoint;
 use mlx_rs::nested::{NestedHashMap, NestedValue};
 
-use crate::config::MULTIMODAL;
+use crate::config::{MULTIMODAL, TEXT};
 
 /// Where in a checkpoint the tensors of the language model are.
 ///
@@ -38,6 +38,14 @@ impl KeyLayout {
             checkpoint.headers().keys().filter(|key| key.starts_with(&prefix)).count()
         };
         if count(Self::Inner) > count(Self::LanguageModel) { Self::Inner } else { Self::LanguageModel }
+    }
+
+    /// The `model_type` of checkpoints with this layout.
+    pub(crate) fn model_type(self) -> &'static str {
+        match self {
+            Self::Text => TEXT,
+            Self::LanguageModel | Self::Inner => MULTIMODAL,
+        }
     }
 
     /// What stands before the names of the blocks, the embedding and the last norm.

@@ -1,8 +1,8 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::{LayerSpec, ModelCache};
+use mlx_kvcache::ModelCache;
 use mlx_layers::{
     AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
     Parameters, through_blocks,
@@ -67,7 +67,7 @@ impl CausalLm for Gemma3 {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { embed_tokens, layers, norm, embedding_scale } = &mut self.text.model;
         let x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
-        let x = through_blocks(layers, scale_embedding(&x, *embedding_scale)?, cache)?;
+        let x = through_blocks(layers, scale_embedding(&x, *embedding_scale)?, cache, Block::forward)?;
         norm.forward(&x)
     }
 
@@ -88,10 +88,7 @@ impl CausalLm for Gemma3 {
     }
 }
 
-impl Module<AttentionInput<'_>> for Block {
-    type Output = Array;
-    type Error = Exception;
-
+impl Block {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         let normed = self.input_layernorm.forward(x)?;
         let attended = self.self_attn.forward(AttentionInput { x: &normed, mask, cache })?;
@@ -101,8 +98,6 @@ impl Module<AttentionInput<'_>> for Block {
         let fed = self.mlp.forward(&normed)?;
         clip_residual(&h, &self.post_feedforward_layernorm.forward(&fed)?)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
 /// The embedding times `scale`, in the dtype of the embedding.
@@ -123,24 +118,7 @@ impl Gemma3 {
     /// Builds the model of this config from a source of parameters.
     pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
         let text = Text::new(config, Parameters::root(source));
-        let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
-        let layer =
-            |layer: &Layer| LayerSpec { kind: layer.kind, heads, key_dim: head_dim, value_dim: head_dim };
-        let info = ModelInfo {
-            model_type: config.model_type.to_owned(),
-            vocab_size: config.vocab_size,
-            context_length: config.context_length,
-            layers: config.layers.iter().map(layer).collect(),
-            dtype: activation_dtype(&text),
-            // Keys and values depend on everything else.
-            config_digest: digest(&Config {
-                context_length: 0,
-                rotation_unlike_mlx_lm: None,
-                ..config.clone()
-            }),
-            adapter_settings: source.adapter_settings(),
-            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: false },
-        };
+        let info = config.info(activation_dtype(&[&text]), source.adapter_settings());
         let Config { keys, final_logit_softcapping, .. } = *config;
         Self { text, keys, final_logit_softcapping, info }
     }

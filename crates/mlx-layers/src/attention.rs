@@ -8,6 +8,12 @@ use mlx_rs::module::{Module, ModuleParameters};
 
 use crate::{AttentionInput, Linear, Parameters, heads};
 
+/// A norm that [`HeadNormAttention`] can put on queries and keys, such as those of `mlx-norms`: a layer from one array to
+/// another of the same shape.
+pub trait Norm: ModuleParameters + for<'a> Module<&'a Array, Output = Array, Error = Exception> {}
+
+impl<N> Norm for N where N: ModuleParameters + for<'a> Module<&'a Array, Output = Array, Error = Exception> {}
+
 /// The numbers of a [`HeadNormAttention`].
 #[derive(Debug, Clone)]
 pub struct HeadNormSettings {
@@ -48,7 +54,7 @@ pub struct HeadNormSettings {
 /// Dehghani et al., *Scaling Vision Transformers to 22 Billion Parameters*, section 2
 /// (<https://arxiv.org/abs/2302.05442>); Ainslie et al., *GQA* (<https://arxiv.org/abs/2305.13245>).
 #[derive(Debug, Clone, ModuleParameters)]
-pub struct HeadNormAttention<N: ModuleParameters> {
+pub struct HeadNormAttention<N: Norm> {
     #[param]
     q_proj: Linear,
     #[param]
@@ -67,7 +73,7 @@ pub struct HeadNormAttention<N: ModuleParameters> {
     scale: f32,
 }
 
-impl<N: ModuleParameters> HeadNormAttention<N> {
+impl<N: Norm> HeadNormAttention<N> {
     /// Attention of this size, its parameters taken from the source; `norm` makes a norm of its weight.
     pub fn new(
         mut parameters: Parameters<'_>,
@@ -93,10 +99,7 @@ impl<N: ModuleParameters> HeadNormAttention<N> {
     }
 }
 
-impl<N> Module<AttentionInput<'_>> for HeadNormAttention<N>
-where
-    N: for<'a> Module<&'a Array, Output = Array, Error = Exception>,
-{
+impl<N: Norm> Module<AttentionInput<'_>> for HeadNormAttention<N> {
     type Output = Array;
     type Error = Exception;
 

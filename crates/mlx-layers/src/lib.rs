@@ -22,7 +22,7 @@ mod parameters;
 mod stack;
 
 pub use adapter::{AdaptedLayer, AdapterParameters, Form, Magnitudes};
-pub use attention::{HeadNormAttention, HeadNormSettings};
+pub use attention::{HeadNormAttention, HeadNormSettings, Norm};
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};
 pub use gates::{geglu, swiglu, swiglu_fused};
@@ -30,4 +30,4 @@ pub use heads::AttentionInput;
 pub use linear::Linear;
 pub use mlx_quantization::Quantization;
 pub use parameters::{ParameterSource, Parameters};
-pub use stack::{through_blocks, through_blocks_by};
+pub use stack::through_blocks;

@@ -3,14 +3,13 @@
 use mlx_kvcache::ModelCache;
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::module::Module;
 
 use crate::AttentionInput;
 
-/// Sends the embedded tokens through all blocks: each reads what the one before it answered, and its
-/// own layer of the cache.
+/// Sends the embedded tokens through all blocks of a model. `forward` runs one block: it gets the output of the block
+/// before it, the mask for its kind of layer, and its own layer of the cache.
 ///
-/// Masks are asked of the cache once, before the first block; layers of one kind share theirs.
+/// The masks are computed once, before the first block; layers of one kind share a mask.
 ///
 /// # Shapes
 ///
@@ -18,20 +17,8 @@ use crate::AttentionInput;
 ///
 /// # Errors
 ///
-/// Where `x` has not three axes, the cache has not one layer for each block, or a block fails.
-pub fn through_blocks<B>(blocks: &mut [B], x: Array, cache: &mut ModelCache) -> Result<Array>
-where
-    B: for<'a> Module<AttentionInput<'a>, Output = Array, Error = Exception>,
-{
-    through_blocks_by(blocks, x, cache, |block, input| block.forward(input))
-}
-
-/// [`through_blocks`] for blocks that need more than that: `forward` calls them.
-///
-/// # Errors
-///
-/// Those of [`through_blocks`].
-pub fn through_blocks_by<B>(
+/// Where `x` does not have three axes, the number of layers in the cache is not the number of blocks, or a block fails.
+pub fn through_blocks<B>(
     blocks: &mut [B],
     mut x: Array,
     cache: &mut ModelCache,

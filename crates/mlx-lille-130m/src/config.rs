@@ -1,9 +1,11 @@
 //! The numbers that make one Lille model.
 
-use mlx_causal_lm::LoadError;
+use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, context_length, epsilon, multiple, off, only, size};
+use mlx_config::{ConfigError, context_length, epsilon, limits, multiple, off, only, size};
+use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
+use mlx_rs::Dtype;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -62,26 +64,17 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
-        // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        checkpoint.warn_ignored(rope.ignored());
-        Self::try_from((raw, rope)).map_err(|source| LoadError::Config {
-            model_type: MODEL_TYPE.to_owned(),
-            source: Box::new(source),
-        })
+        let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
+        Self::validate(raw, &rope).map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
-}
 
-impl TryFrom<(RawConfig, RopeKeys)> for Config {
-    type Error = ConfigError;
-
-    fn try_from((raw, rope): (RawConfig, RopeKeys)) -> Result<Self, ConfigError> {
-        let n_embd = size("n_embd", raw.n_embd, 1 << 17)?;
-        let n_head = size("n_head", raw.n_head, 1 << 12)?;
-        let n_kv_heads = size("n_kv_heads", raw.n_kv_heads, 1 << 12)?;
-        let n_layer = size("n_layer", raw.n_layer, 1 << 12)? as usize;
-        let vocab_size = size("vocab_size", raw.vocab_size, 1 << 24)?;
-        let context_length = context_length("block_size", raw.block_size, &rope)?;
+    fn validate(raw: RawConfig, rope: &RopeKeys) -> Result<Self, ConfigError> {
+        let n_embd = size("n_embd", raw.n_embd, limits::HIDDEN_SIZE)?;
+        let n_head = size("n_head", raw.n_head, limits::HEADS)?;
+        let n_kv_heads = size("n_kv_heads", raw.n_kv_heads, limits::HEADS)?;
+        let n_layer = size("n_layer", raw.n_layer, limits::LAYERS)? as usize;
+        let vocab_size = size("vocab_size", raw.vocab_size, limits::VOCABULARY)?;
+        let context_length = context_length("block_size", raw.block_size, rope)?;
 
         multiple("n_embd", n_embd, "n_head", n_head)?;
         multiple("n_head", n_head, "n_kv_heads", n_kv_heads)?;
@@ -119,6 +112,24 @@ impl TryFrom<(RawConfig, RopeKeys)> for Config {
             norm_eps,
             rope: rotation.rope(head_dim, RopeLayout::Interleaved)?,
         })
+    }
+
+    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
+    /// adapters are.
+    pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
+        let (kind, heads, head_dim) = (LayerKind::Full, self.n_kv_heads, self.head_dim);
+        let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
+        ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            layers: vec![layer; self.n_layer],
+            dtype,
+            // Keys and values depend on everything else.
+            config_digest: digest(&Self { context_length: 0, ..self.clone() }),
+            adapter_settings,
+            unlike_mlx_lm: UnlikeMlxLm::default(),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
+use mlx_kvcache::ModelCache;
 use mlx_layers::{
     AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu, through_blocks,
 };
@@ -13,7 +13,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::Module;
 
-use crate::{Config, MODEL_TYPE};
+use crate::Config;
 
 /// A Lille language model.
 #[derive(Debug, Clone, ModuleParameters)]
@@ -75,7 +75,7 @@ impl CausalLm for Lille130m {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { tok_embeddings, layers, norm } = &mut self.transformer;
         let x = tok_embeddings.forward(tokens)?; // [B, L] -> [B, L, D]
-        norm.forward(&through_blocks(layers, x, cache)?)
+        norm.forward(&through_blocks(layers, x, cache, Block::forward)?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
@@ -87,22 +87,14 @@ impl CausalLm for Lille130m {
     }
 }
 
-impl Module<AttentionInput<'_>> for Block {
-    type Output = Array;
-    type Error = Exception;
-
+impl Block {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         let h = x.add(self.attention.forward(AttentionInput { x, mask, cache })?)?;
         h.add(self.feed_forward.forward(&h)?)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
-impl Module<AttentionInput<'_>> for Attention {
-    type Output = Array;
-    type Error = Exception;
-
+impl Attention {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         // One product for queries, keys and values: [B, L, D] -> [B, L, (H + 2 H_kv) * d]
         let qkv = self.qkv_proj.forward(&self.norm.forward(x)?)?;
@@ -111,21 +103,14 @@ impl Module<AttentionInput<'_>> for Attention {
         let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
         self.out_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
-impl Module<&Array> for FeedForward {
-    type Output = Array;
-    type Error = Exception;
-
+impl FeedForward {
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         let h = self.norm.forward(x)?;
         let gated = swiglu(&self.gate_proj.forward(&h)?, &self.up_proj.forward(&h)?)?; // [B, L, hidden]
         self.down_proj.forward(&gated)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
 impl Lille130m {
@@ -133,19 +118,7 @@ impl Lille130m {
     pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
         let mut root = Parameters::root(source);
         let transformer = Transformer::new(config, root.at("transformer"));
-        let (heads, head_dim) = (config.n_kv_heads, config.head_dim);
-        let layer = LayerSpec { kind: LayerKind::Full, heads, key_dim: head_dim, value_dim: head_dim };
-        let info = ModelInfo {
-            model_type: MODEL_TYPE.to_owned(),
-            vocab_size: config.vocab_size,
-            context_length: config.context_length,
-            layers: vec![layer; config.n_layer],
-            dtype: activation_dtype(&transformer),
-            // Keys and values depend on everything else.
-            config_digest: digest(&Config { context_length: 0, ..config.clone() }),
-            adapter_settings: source.adapter_settings(),
-            unlike_mlx_lm: UnlikeMlxLm::default(),
-        };
+        let info = config.info(activation_dtype(&[&transformer]), source.adapter_settings());
         Self { transformer, info }
     }
 

@@ -1,12 +1,13 @@
 //! The numbers that make one OLMo 3 model.
 
-use mlx_causal_lm::LoadError;
+use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers, multiple, off,
-    only, size,
+    Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, head_dim, layers, limits,
+    off, only, size,
 };
-use mlx_rope::RopeKeys;
+use mlx_rope::{MlxLmReads, RopeKeys};
+use mlx_rs::Dtype;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -70,58 +71,63 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
-        // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        checkpoint.warn_ignored(rope.ignored());
+        let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
-        Self::try_from((raw, rope, has_own_head)).map_err(|source| LoadError::Config {
-            model_type: MODEL_TYPE.to_owned(),
-            source: Box::new(source),
-        })
+        Self::validate(raw, &rope, has_own_head).map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
-}
 
-impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
-    type Error = ConfigError;
-
-    fn try_from((raw, rope, has_own_head): (RawConfig, RopeKeys, bool)) -> Result<Self, ConfigError> {
+    fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
         let layer_types = match &raw.layer_types {
             Some(types) => LayerTypes::Listed(types),
             // Three layers with a window, then a full one.
             None => LayerTypes::FullEvery(4),
         };
-        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
         let kinds = layer_types.kinds(num_hidden_layers, raw.sliding_window)?;
 
-        let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
+        let hidden_size = size("hidden_size", raw.hidden_size, limits::HIDDEN_SIZE)?;
         let key_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
         let (num_attention_heads, num_key_value_heads) = grouped_heads(raw.num_attention_heads, key_heads)?;
-        let head_dim = match raw.head_dim {
-            Some(head_dim) => size("head_dim", head_dim, 1 << 14)?,
-            None => {
-                multiple("hidden_size", hidden_size, "num_attention_heads", num_attention_heads)?;
-                hidden_size / num_attention_heads
-            }
-        };
-        let layers = layers(kinds, &rope, Bases::default(), head_dim)?;
+        let head_dim = head_dim(raw.head_dim, hidden_size, num_attention_heads)?;
+        let layers = layers(kinds, rope, Bases::default(), head_dim)?;
         let settings = rope.full_attention(None)?;
-        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, false);
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm);
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", raw.mlp_bias)?;
         Ok(Self {
             hidden_size,
-            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, limits::INTERMEDIATE_SIZE)?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
-            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, &rope)?,
+            vocab_size: size("vocab_size", raw.vocab_size, limits::VOCABULARY)?,
+            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, rope)?,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
             has_own_head,
             rotation_unlike_mlx_lm,
         })
+    }
+
+    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
+    /// adapters are.
+    pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
+        ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.spec(self.num_key_value_heads, self.head_dim))
+                .collect(),
+            dtype,
+            // Keys and values depend on everything else.
+            config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
+            adapter_settings,
+            unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: false },
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! The numbers that make one Phi-3 model.
 
-use mlx_causal_lm::{LoadError, LoadOptions};
+use mlx_causal_lm::{LoadError, LoadOptions, LongRopeMode, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, context_length, epsilon, grouped_heads, multiple, off, only, size};
-use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling};
+use mlx_config::{ConfigError, context_length, epsilon, grouped_heads, head_dim, limits, off, only, size};
+use mlx_kvcache::{LayerKind, LayerSpec};
+use mlx_rope::{MlxLmReads, Rope, RopeKeys, RopeLayout, RopeScaling};
+use mlx_rs::Dtype;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -74,39 +76,26 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, LoadError> {
-        // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        checkpoint.warn_ignored(rope.ignored());
+        let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
-        Self::try_from((raw, rope, has_own_head, options)).map_err(|source| LoadError::Config {
-            model_type: MODEL_TYPE.to_owned(),
-            source: Box::new(source),
-        })
+        Self::validate(raw, &rope, has_own_head, options.long_rope)
+            .map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
-}
 
-impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
-    type Error = ConfigError;
-
-    fn try_from(
-        (raw, rope, has_own_head, options): (RawConfig, RopeKeys, bool, &LoadOptions),
+    fn validate(
+        raw: RawConfig,
+        rope: &RopeKeys,
+        has_own_head: bool,
+        long_rope: LongRopeMode,
     ) -> Result<Self, ConfigError> {
-        // Generous limits: they only keep a typing error from filling the memory, and the features of the
-        // fused projections within what an i32 can count.
-        let hidden_size = size("hidden_size", raw.hidden_size, 1 << 17)?;
-        let intermediate_size = size("intermediate_size", raw.intermediate_size, 1 << 20)?;
-        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+        let hidden_size = size("hidden_size", raw.hidden_size, limits::HIDDEN_SIZE)?;
+        let intermediate_size = size("intermediate_size", raw.intermediate_size, limits::INTERMEDIATE_SIZE)?;
+        let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
         let key_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
         let (num_attention_heads, num_key_value_heads) = grouped_heads(raw.num_attention_heads, key_heads)?;
-        let head_dim = match raw.head_dim {
-            Some(head_dim) => size("head_dim", head_dim, 1 << 14)?,
-            None => {
-                multiple("hidden_size", hidden_size, "num_attention_heads", num_attention_heads)?;
-                hidden_size / num_attention_heads
-            }
-        };
-        let sliding_window = raw.sliding_window.map(|window| size("sliding_window", window, 1 << 28));
-        let sliding_window = sliding_window.transpose()?;
+        let head_dim = head_dim(raw.head_dim, hidden_size, num_attention_heads)?;
+        let window = |window| size("sliding_window", window, limits::TOKENS);
+        let sliding_window = raw.sliding_window.map(window).transpose()?;
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("attention_bias", raw.attention_bias)?;
@@ -117,14 +106,16 @@ impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
             return unsupported("layer_types", format!("{found:?}"), "layers of one kind");
         }
 
-        let rotation = rope.uniform(Some(DEFAULT_BASE))?.with_long_rope_mode(options.long_rope);
-        let interleaved = raw.rope_traditional == Some(true);
+        let rotation = rope.uniform(Some(DEFAULT_BASE))?.with_long_rope_mode(long_rope);
+        let layout = match raw.rope_traditional {
+            Some(true) => RopeLayout::Interleaved,
+            _ => RopeLayout::Halves,
+        };
         match &rotation.scaling {
-            RopeScaling::Default | RopeScaling::Linear { .. } => {}
-            RopeScaling::LongRope(_) if interleaved => {
+            RopeScaling::LongRope(_) if layout == RopeLayout::Interleaved => {
                 return unsupported("rope_traditional", "true".to_owned(), "false for longrope");
             }
-            RopeScaling::LongRope(_) => {}
+            RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::LongRope(_) => {}
             other => {
                 let found = format!("{:?}", other.rope_type());
                 return unsupported("rope_type", found, "default, linear, longrope and su");
@@ -137,14 +128,32 @@ impl TryFrom<(RawConfig, RopeKeys, bool, &LoadOptions)> for Config {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
-            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, &rope)?,
+            vocab_size: size("vocab_size", raw.vocab_size, limits::VOCABULARY)?,
+            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, rope)?,
             sliding_window,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             has_own_head,
-            rotation_unlike_mlx_lm: rope.unlike_mlx_lm(&rotation, false),
-            rope: rotation
-                .rope(head_dim, if interleaved { RopeLayout::Interleaved } else { RopeLayout::Halves })?,
+            rotation_unlike_mlx_lm: rope.unlike_mlx_lm(&rotation, MlxLmReads::OldForm),
+            rope: rotation.rope(head_dim, layout)?,
         })
+    }
+
+    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
+    /// adapters are.
+    pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
+        let kind = self.sliding_window.map_or(LayerKind::Full, |window| LayerKind::Sliding { window });
+        let (heads, head_dim) = (self.num_key_value_heads, self.head_dim);
+        let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
+        ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            layers: vec![layer; self.num_hidden_layers],
+            dtype,
+            // Keys and values depend on everything else.
+            config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
+            adapter_settings,
+            unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: true },
+        }
     }
 }

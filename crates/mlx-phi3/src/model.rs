@@ -1,19 +1,19 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, LoadOptions, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::{LayerKind, LayerSpec, ModelCache};
+use mlx_kvcache::ModelCache;
 use mlx_layers::{
-    AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu_fused, through_blocks_by,
+    AttentionInput, Embedding, Linear, ParameterSource, Parameters, heads, swiglu_fused, through_blocks,
 };
 use mlx_norms::RmsNorm;
 use mlx_rope::Rope;
+use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::Module;
-use mlx_rs::{Array, Dtype};
 
-use crate::{Config, MODEL_TYPE};
+use crate::Config;
 
 /// A Phi-3 language model.
 #[derive(Debug, Clone, ModuleParameters)]
@@ -80,7 +80,7 @@ impl CausalLm for Phi3 {
         // Not the end of this call counts, but that of what is being read.
         let following = cache.expected_after(tokens.shape().last().copied().unwrap_or(0));
         let rope = &self.rope.followed_by(following);
-        norm.forward(&through_blocks_by(layers, x, cache, |block, input| block.forward((input, rope)))?)
+        norm.forward(&through_blocks(layers, x, cache, |block, input| block.forward(input, rope))?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
@@ -103,76 +103,49 @@ impl CausalLm for Phi3 {
     }
 }
 
-impl Module<(AttentionInput<'_>, &Rope)> for Block {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, (input, rope): (AttentionInput<'_>, &Rope)) -> Result<Array, Exception> {
-        let AttentionInput { x, mask, cache } = input;
+impl Block {
+    fn forward(
+        &mut self,
+        AttentionInput { x, mask, cache }: AttentionInput<'_>,
+        rope: &Rope,
+    ) -> Result<Array, Exception> {
         let normed = self.input_layernorm.forward(x)?;
-        let h = x.add(self.self_attn.forward((AttentionInput { x: &normed, mask, cache }, rope))?)?;
+        let h = x.add(self.self_attn.forward(AttentionInput { x: &normed, mask, cache }, rope)?)?;
         h.add(self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
-impl Module<(AttentionInput<'_>, &Rope)> for Attention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, (input, rope): (AttentionInput<'_>, &Rope)) -> Result<Array, Exception> {
-        let AttentionInput { x, mask, cache } = input;
+impl Attention {
+    fn forward(
+        &mut self,
+        AttentionInput { x, mask, cache }: AttentionInput<'_>,
+        rope: &Rope,
+    ) -> Result<Array, Exception> {
         let qkv = self.qkv_proj.forward(x)?; // [B, L, D] -> [B, L, (H + 2 H_kv) d]
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.query_heads, self.key_heads)?;
         let attended = heads::attend([&queries, &keys, &values], rope, self.scale, mask, cache)?;
         self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
-impl Module<&Array> for Mlp {
-    type Output = Array;
-    type Error = Exception;
-
+impl Mlp {
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         let gated = swiglu_fused(&self.gate_up_proj.forward(x)?)?; // [B, L, 2 F] -> [B, L, F]
         self.down_proj.forward(&gated)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
 impl Phi3 {
     /// Builds the model of this config from a source of parameters.
     pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
+        let Config { hidden_size, vocab_size, .. } = *config;
         let mut root = Parameters::root(source);
         let model = Transformer::new(config, root.at("model"));
-        let Config { hidden_size, vocab_size, head_dim, num_key_value_heads: heads, .. } = *config;
         let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
         let lm_head = config.has_own_head.then(head);
-        let kind = config.sliding_window.map_or(LayerKind::Full, |window| LayerKind::Sliding { window });
-        let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
-        let info = ModelInfo {
-            model_type: MODEL_TYPE.to_owned(),
-            vocab_size,
-            context_length: config.context_length,
-            layers: vec![layer; config.num_hidden_layers],
-            dtype: Dtype::Float32,
-            // Keys and values depend on everything else.
-            config_digest: digest(&Config {
-                context_length: 0,
-                rotation_unlike_mlx_lm: None,
-                ..config.clone()
-            }),
-            adapter_settings: source.adapter_settings(),
-            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: true },
-        };
-        let mut phi3 = Self { model, lm_head, rope: config.rope.clone(), info };
-        phi3.info.dtype = activation_dtype(&phi3);
-        phi3
+        let info = config.info(activation_dtype(&[&model, &lm_head]), source.adapter_settings());
+        Self { model, lm_head, rope: config.rope.clone(), info }
     }
 
     /// Builds the model of a checkpoint.

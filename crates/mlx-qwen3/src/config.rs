@@ -1,12 +1,14 @@
 //! The numbers that make one Qwen 3 model.
 
-use mlx_causal_lm::LoadError;
+use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers_alike, off, only, size,
+    ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers_alike, limits, off, only,
+    size,
 };
 use mlx_kvcache::LayerKind;
-use mlx_rope::RopeKeys;
+use mlx_rope::{MlxLmReads, RopeKeys};
+use mlx_rs::Dtype;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
@@ -72,39 +74,30 @@ impl Config {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
-        // Twice over the same file: the keys of rotations have one parser for all architectures.
-        let (raw, rope): (RawConfig, RopeKeys) = (checkpoint.config()?, checkpoint.config()?);
-        checkpoint.warn_ignored(rope.ignored());
+        let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
-        Self::try_from((raw, rope, has_own_head)).map_err(|source| LoadError::Config {
-            model_type: MODEL_TYPE.to_owned(),
-            source: Box::new(source),
-        })
+        Self::validate(raw, &rope, has_own_head).map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
-}
 
-impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
-    type Error = ConfigError;
-
-    fn try_from((raw, rope, has_own_head): (RawConfig, RopeKeys, bool)) -> Result<Self, ConfigError> {
+    fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
         // As in transformers, where some configs lack it; the shapes of the tensors show whether it is right.
-        let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), 1 << 14)?;
-        let layers = layers_alike(kinds(&raw)?, &rope, head_dim)?;
+        let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), limits::HEAD_DIM)?;
+        let layers = layers_alike(kinds(&raw)?, rope, head_dim)?;
         let settings = rope.full_attention(None)?;
-        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, true);
+        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::BothForms);
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", raw.mlp_bias)?;
         Ok(Self {
-            hidden_size: size("hidden_size", raw.hidden_size, 1 << 17)?,
-            intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+            hidden_size: size("hidden_size", raw.hidden_size, limits::HIDDEN_SIZE)?,
+            intermediate_size: size("intermediate_size", raw.intermediate_size, limits::INTERMEDIATE_SIZE)?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: size("vocab_size", raw.vocab_size, 1 << 24)?,
-            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, &rope)?,
+            vocab_size: size("vocab_size", raw.vocab_size, limits::VOCABULARY)?,
+            context_length: context_length("max_position_embeddings", raw.max_position_embeddings, rope)?,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             attention_bias: raw.attention_bias.unwrap_or(false),
             layers,
@@ -112,13 +105,33 @@ impl TryFrom<(RawConfig, RopeKeys, bool)> for Config {
             rotation_unlike_mlx_lm,
         })
     }
+
+    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
+    /// adapters are.
+    pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
+        ModelInfo {
+            model_type: MODEL_TYPE.to_owned(),
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.spec(self.num_key_value_heads, self.head_dim))
+                .collect(),
+            dtype,
+            // Keys and values depend on everything else.
+            config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
+            adapter_settings,
+            unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: true },
+        }
+    }
 }
 
 /// Which layers have a window. Without `use_sliding_window` none has, whatever `sliding_window` and
 /// `max_window_layers` say: released configs have numbers there. With it `layer_types` decides, and
 /// where it is missing, all layers from `max_window_layers` on have one.
 fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
-    let layers = size("num_hidden_layers", raw.num_hidden_layers, 1 << 12)? as usize;
+    let layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
     let windows = raw.use_sliding_window.unwrap_or(false);
     match (&raw.layer_types, raw.max_window_layers) {
         (Some(types), _) => {
@@ -136,7 +149,7 @@ fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
         (None, _) if !windows => Ok(vec![LayerKind::Full; layers]),
         (None, Some(first)) => {
             // Unlike a size it may be 0: every layer has a window.
-            let first = if first == 0 { 0 } else { size("max_window_layers", first, 1 << 12)? };
+            let first = if first == 0 { 0 } else { size("max_window_layers", first, limits::LAYERS)? };
             LayerTypes::FullFirst(first as usize).kinds(layers, raw.sliding_window)
         }
         (None, None) => Err(ConfigError::Missing {

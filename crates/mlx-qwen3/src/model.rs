@@ -1,19 +1,19 @@
 //! The model, from tokens to logits.
 
-use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, UnlikeMlxLm, activation_dtype, digest};
+use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
-use mlx_kvcache::{LayerSpec, ModelCache};
+use mlx_kvcache::ModelCache;
 use mlx_layers::{
     AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
     Parameters, through_blocks,
 };
 use mlx_norms::RmsNorm;
+use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::Module;
-use mlx_rs::{Array, Dtype};
 
-use crate::{Config, Layer, MODEL_TYPE};
+use crate::{Config, Layer};
 
 /// A Qwen 3 language model.
 #[derive(Debug, Clone, ModuleParameters)]
@@ -54,7 +54,7 @@ impl CausalLm for Qwen3 {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { embed_tokens, layers, norm } = &mut self.model;
         let x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
-        norm.forward(&through_blocks(layers, x, cache)?)
+        norm.forward(&through_blocks(layers, x, cache, Block::forward)?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
@@ -70,50 +70,25 @@ impl CausalLm for Qwen3 {
     }
 }
 
-impl Module<AttentionInput<'_>> for Block {
-    type Output = Array;
-    type Error = Exception;
-
+impl Block {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         let normed = self.input_layernorm.forward(x)?;
         let h = x.add(self.self_attn.forward(AttentionInput { x: &normed, mask, cache })?)?;
         let normed = self.post_attention_layernorm.forward(&h)?;
         h.add(self.mlp.forward(&normed)?)
     }
-
-    fn training_mode(&mut self, _mode: bool) {}
 }
 
 impl Qwen3 {
     /// Builds the model of this config from a source of parameters.
     pub fn new(config: &Config, source: &mut dyn ParameterSource) -> Self {
-        let Config { hidden_size, vocab_size, head_dim, .. } = *config;
+        let Config { hidden_size, vocab_size, .. } = *config;
         let mut root = Parameters::root(source);
         let model = Transformer::new(config, root.at("model"));
         let head = || Linear::new(root.at("lm_head"), hidden_size, vocab_size);
         let lm_head = config.has_own_head.then(head);
-
-        let heads = config.num_key_value_heads;
-        let layer =
-            |layer: &Layer| LayerSpec { kind: layer.kind, heads, key_dim: head_dim, value_dim: head_dim };
-        let info = ModelInfo {
-            model_type: MODEL_TYPE.to_owned(),
-            vocab_size,
-            context_length: config.context_length,
-            layers: config.layers.iter().map(layer).collect(),
-            dtype: Dtype::Float32,
-            // Keys and values depend on everything else.
-            config_digest: digest(&Config {
-                context_length: 0,
-                rotation_unlike_mlx_lm: None,
-                ..config.clone()
-            }),
-            adapter_settings: source.adapter_settings(),
-            unlike_mlx_lm: UnlikeMlxLm { rotation: config.rotation_unlike_mlx_lm, ignores_windows: true },
-        };
-        let mut qwen3 = Self { model, lm_head, info };
-        qwen3.info.dtype = activation_dtype(&qwen3);
-        qwen3
+        let info = config.info(activation_dtype(&[&model, &lm_head]), source.adapter_settings());
+        Self { model, lm_head, info }
     }
 
     /// Builds the model of a checkpoint.

@@ -47,6 +47,15 @@ pub struct RopeKeys {
     max_position_embeddings: Option<f64>,
 }
 
+/// Which forms of the keys for rotations mlx-lm 0.32.2 reads in its model of an architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlxLmReads {
+    /// `rope_scaling` only, the form of transformers 4.
+    OldForm,
+    /// `rope_parameters` too, the form of transformers 5.
+    BothForms,
+}
+
 /// Everything that a rotation needs besides the size and layout of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSettings {
@@ -175,16 +184,11 @@ impl RopeKeys {
         context_length(&raw.read()?.0, original, stated)
     }
 
-    /// Why mlx-lm 0.32.2 rotates layers with these `settings`, which the config was read as, by other angles or factors:
-    /// the end of a sentence. `reads_rope_parameters` is whether its model of this architecture reads the form of
-    /// transformers 5.
-    pub fn unlike_mlx_lm(
-        &self,
-        settings: &RopeSettings,
-        reads_rope_parameters: bool,
-    ) -> Option<&'static str> {
-        let is_unread =
-            !reads_rope_parameters && self.rope_parameters.is_some() && self.rope_scaling.is_none();
+    /// Why mlx-lm 0.32.2 computes other angles or factors from this config than these `settings` of ours, as the end
+    /// of a sentence; `None` where it computes the same.
+    pub fn unlike_mlx_lm(&self, settings: &RopeSettings, mlx_lm_reads: MlxLmReads) -> Option<&'static str> {
+        let has_new_form_only = self.rope_parameters.is_some() && self.rope_scaling.is_none();
+        let is_unread = has_new_form_only && mlx_lm_reads == MlxLmReads::OldForm;
         if is_unread && settings.scaling != RopeScaling::Default {
             return Some(
                 "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",

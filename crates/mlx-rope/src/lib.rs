@@ -30,7 +30,7 @@ mod periods;
 mod rope;
 mod scaling;
 
-pub use config::{RopeKeys, RopeSettings};
+pub use config::{MlxLmReads, RopeKeys, RopeSettings};
 pub use error::RopeError;
 pub use rope::{Rope, RopeLayout, RopeOffset, initialize_rope};
 pub use scaling::{Llama3Scaling, LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};

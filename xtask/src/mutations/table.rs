@@ -611,7 +611,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-phi3
     Mutation {
         name: "phi3_window_ignored",
-        file: "crates/mlx-phi3/src/model.rs",
+        file: "crates/mlx-phi3/src/config.rs",
         find: "LayerKind::Sliding { window });",
         replace: "LayerKind::Sliding { window: window + (1 << 20) });",
         filter: "hf_phi3_window",
