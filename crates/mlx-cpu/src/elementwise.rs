@@ -1,7 +1,7 @@
 //! Elements of two tensors, one by one.
 
 use crate::rows::{Rows, assert_rows, parallel_ranges};
-use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
+use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
 
 /// `a + b`, rounded once: MLX's bits.
 ///
@@ -58,7 +58,7 @@ struct Less(f32);
 
 impl Map for Less {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, a: S::F, _: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, a: S::F, _: S::F) -> S::F {
         s.sub(a, s.splat(self.0))
     }
 }
@@ -68,7 +68,7 @@ struct Sum;
 
 impl Map for Sum {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
         s.add(a, b)
     }
 }
@@ -78,7 +78,7 @@ struct Product;
 
 impl Map for Product {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F {
         s.mul(a, b)
     }
 }
@@ -86,12 +86,12 @@ impl Map for Product {
 /// A function of one number, or of two.
 pub(crate) trait Map: Copy + Sync {
     /// Of vectors. What is stored is rounded then.
-    fn map<S: Simd, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
+    fn map<S: Arithmetic, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
 }
 
 /// Writes `f` of each element of `a` and the one of `b` beside it; `b` has as many or none.
 #[inline(always)]
-fn map<S: Simd, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
+fn map<S: Arithmetic, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
     let whole = out.len() / S::LANES * S::LANES;
     for from in (0..whole).step_by(S::LANES) {
         let y = if b.is_empty() { s.zero() } else { s.load(&b[from..]) };

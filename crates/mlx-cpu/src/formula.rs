@@ -4,21 +4,21 @@
 //! here gives the same bits, so that a kernel and the graph that it replaces agree; where the two need
 //! not agree, `Simd::exp` is more exact.
 
-use crate::{Element, Simd};
+use crate::{Arithmetic, Element, MAX_LANES};
 
 /// Whether vectors are arrays, of an instruction set that has no registers for them: nothing is fused there,
 /// and code for several of them at a time only takes longer to compile.
-pub(crate) const fn has_arrays<S: Simd>() -> bool {
+pub(crate) const fn has_arrays<S: Arithmetic>() -> bool {
     align_of::<S::F>() == align_of::<f32>()
 }
 
 /// `a * b + c`, rounded once on every processor: the argument of a sine loses all its digits otherwise.
 #[inline(always)]
-pub(crate) fn fused<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
+pub(crate) fn fused<S: Arithmetic>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
     if const { !has_arrays::<S>() } {
         return s.mul_add(a, b, c);
     }
-    let (mut x, mut y, mut z) = ([0.0_f32; 16], [0.0_f32; 16], [0.0_f32; 16]);
+    let (mut x, mut y, mut z) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
     s.store(&mut x, a);
     s.store(&mut y, b);
     s.store(&mut z, c);
@@ -31,21 +31,21 @@ pub(crate) fn fused<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
 
 /// The next whole number towards minus infinity, of numbers below 2^23.
 #[inline(always)]
-fn floor<S: Simd>(s: S, x: S::F) -> S::F {
+fn floor<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let near = s.round(x);
     s.where_less(x, near, s.sub(near, s.splat(1.0)), near)
 }
 
 /// The same number without its sign.
 #[inline(always)]
-pub(crate) fn abs<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn abs<S: Arithmetic>(s: S, x: S::F) -> S::F {
     s.max(x, s.sub(s.zero(), x))
 }
 
 /// e to the power of `x` as MLX has it: 0 below -88, infinity above 88. Its relative error is about
 /// 1e-7 near 0 and 8e-6 at the ends, where `x` times log2(e) has few digits left.
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn exp<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let power = s.mul(x, s.splat(std::f32::consts::LOG2_E));
     // MLX rounds halves up, the processor to even.
     let near = s.round(power);
@@ -66,13 +66,13 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 /// 2^-99. Of smaller weights, products with values and their sums may be denormal, over which processors take many
 /// times as long.
 #[inline(always)]
-pub(crate) fn weight<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn weight<S: Arithmetic>(s: S, x: S::F) -> S::F {
     s.where_less(x, s.splat(-69.0), s.zero(), exp(s, x))
 }
 
 /// `1 / (1 + exp(-x))` as MLX has it for `T`, which rounds the exponential to `T`. Not yet rounded itself.
 #[inline(always)]
-pub(crate) fn sigmoid<S: Simd, T: Element>(s: S, x: S::F) -> S::F {
+pub(crate) fn sigmoid<S: Arithmetic, T: Element>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let power = T::rounded(s, exp(s, abs(s, x)));
     let small = s.div(one, s.add(one, power));
@@ -85,7 +85,7 @@ const LARGEST: f32 = 8_388_608.0;
 /// Sine and cosine as MLX has them. Up to 2^23 the argument is reduced by pi/4 in three parts, fused:
 /// the absolute error stays below 1e-6. Beyond that it is the system's library.
 #[inline(always)]
-pub(crate) fn sin_cos<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
+pub(crate) fn sin_cos<S: Arithmetic>(s: S, x: S::F) -> (S::F, S::F) {
     let positive = abs(s, x);
     // The nearest even multiple of pi/4 is 2 q.
     let octant = floor(s, s.mul(positive, s.splat(1.273_239_5)));
@@ -120,7 +120,8 @@ pub(crate) fn sin_cos<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
     if s.largest(positive) <= LARGEST {
         return (sine, cosine);
     }
-    let (mut angles, mut sines, mut cosines) = ([0.0_f32; 16], [0.0_f32; 16], [0.0_f32; 16]);
+    let (mut angles, mut sines, mut cosines) =
+        ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
     s.store(&mut angles, x);
     s.store(&mut sines, sine);
     s.store(&mut cosines, cosine);

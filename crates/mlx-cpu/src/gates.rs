@@ -4,7 +4,8 @@
 //! elementwise operations, each of which rounds to the tensors' format; so do these.
 
 use crate::elementwise::{Map, each};
-use crate::{Cpu, Element, Matrix, MatrixMut, Simd, formula};
+use crate::simd::tanh;
+use crate::{Arithmetic, Cpu, Element, Matrix, MatrixMut, formula};
 
 /// `silu(gate) * up`: MLX's graph `multiply(multiply(gate, sigmoid(gate)), up)`, bit for bit.
 ///
@@ -69,7 +70,7 @@ struct Silu;
 
 impl Map for Silu {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
         s.mul(x, T::rounded(s, formula::sigmoid::<S, T>(s, x)))
     }
 }
@@ -79,7 +80,7 @@ struct GeluTanh;
 
 impl Map for GeluTanh {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, x: S::F, _: S::F) -> S::F {
         let constant = |x: f32| s.splat(T::narrow(x).widen());
         let square = s.mul(x, x);
         let cube = if size_of::<T>() == 2 {
@@ -95,7 +96,7 @@ impl Map for GeluTanh {
         let cube = T::rounded(s, cube);
         let bent = T::rounded(s, s.add(x, T::rounded(s, s.mul(cube, constant(0.044_715)))));
         let angle = T::rounded(s, s.mul(bent, constant((2.0 / std::f64::consts::PI).sqrt() as f32)));
-        let share = T::rounded(s, s.add(T::rounded(s, s.tanh(angle)), s.splat(1.0)));
+        let share = T::rounded(s, s.add(T::rounded(s, tanh(s, angle)), s.splat(1.0)));
         s.mul(T::rounded(s, s.mul(x, s.splat(0.5))), share)
     }
 }
@@ -106,7 +107,7 @@ struct Gate<F>(F);
 
 impl<F: Map> Map for Gate<F> {
     #[inline(always)]
-    fn map<S: Simd, T: Element>(self, s: S, gate: S::F, up: S::F) -> S::F {
+    fn map<S: Arithmetic, T: Element>(self, s: S, gate: S::F, up: S::F) -> S::F {
         s.mul(T::rounded(s, self.0.map::<S, T>(s, gate, up)), up)
     }
 }

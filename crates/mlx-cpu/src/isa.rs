@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::Simd;
+use crate::{MAX_LANES, Simd};
 use crate::simd::Portable;
 
 /// An instruction set that kernels are compiled for.
@@ -55,7 +55,7 @@ impl Isa {
     pub const fn lanes(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 => 8,
-            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => 16,
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => MAX_LANES,
             Self::Neon => 4,
         }
     }

@@ -1,7 +1,7 @@
 //! Root mean square normalization.
 
 use crate::rows::{Rows, assert_rows, parallel_ranges};
-use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
+use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row; Zhang and Sennrich 2019, *Root Mean Square Layer
 /// Normalization*, arXiv:1910.07467.
@@ -96,7 +96,7 @@ impl<T: Element> Kernel for Norm<'_, T> {
 }
 
 #[inline(always)]
-fn sum_of_squares<S: Simd, T: Element>(s: S, x: &[T]) -> f32 {
+fn sum_of_squares<S: Arithmetic, T: Element>(s: S, x: &[T]) -> f32 {
     let mut sums = [s.zero(); 4];
     let mut blocks = x.chunks_exact(4 * S::LANES);
     for block in &mut blocks {

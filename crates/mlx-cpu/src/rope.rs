@@ -2,7 +2,7 @@
 
 use crate::cpu::Shared;
 use crate::rows::parallel_ranges;
-use crate::{Cpu, Element, Kernel, Simd, View, formula};
+use crate::{Arithmetic, Cpu, Element, Kernel, Simd, View, formula};
 
 /// Which two numbers of a head are a pair that is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,13 +174,24 @@ impl<T: Element> Kernel for Rotate<'_, T> {
 
 /// A pair, rotated, each product rounded to `T`.
 #[inline(always)]
-fn rotated<S: Simd, T: Element>(s: S, (a, b): (S::F, S::F), (cosine, sine): (S::F, S::F)) -> (S::F, S::F) {
+fn rotated<S: Arithmetic, T: Element>(
+    s: S,
+    (a, b): (S::F, S::F),
+    (cosine, sine): (S::F, S::F),
+) -> (S::F, S::F) {
     let product = |a, b| T::rounded(s, s.mul(a, b));
     (s.sub(product(a, cosine), product(b, sine)), s.add(product(a, sine), product(b, cosine)))
 }
 
 #[inline(always)]
-fn halves<S: Simd, T: Element>(s: S, x: &[T], pairs: usize, cosines: &[f32], sines: &[f32], out: &mut [T]) {
+fn halves<S: Arithmetic, T: Element>(
+    s: S,
+    x: &[T],
+    pairs: usize,
+    cosines: &[f32],
+    sines: &[f32],
+    out: &mut [T],
+) {
     let (x, y) = x[..2 * pairs].split_at(pairs);
     let (to_x, to_y) = out[..2 * pairs].split_at_mut(pairs);
     let whole = pairs / S::LANES * S::LANES;
@@ -200,7 +211,7 @@ fn halves<S: Simd, T: Element>(s: S, x: &[T], pairs: usize, cosines: &[f32], sin
 }
 
 #[inline(always)]
-fn interleaved<S: Simd, T: Element>(
+fn interleaved<S: Arithmetic, T: Element>(
     s: S,
     x: &[T],
     pairs: usize,

@@ -1,7 +1,7 @@
 //! Work that is done row by row.
 
 use crate::cpu::Shared;
-use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
+use crate::{Arithmetic, Cpu, Element, Matrix, MatrixMut};
 
 /// Less than this many nanoseconds of work is not worth the threads: waking one costs that much.
 /// Miri's cases are small, and threads are what it is to see.
@@ -86,12 +86,12 @@ pub(crate) fn assert_rows<T>(x: &Matrix<'_, T>, name: &str) {
 
 /// A vector of as many elements as there are, up to `LANES`, and `fill` in the other lanes.
 #[inline(always)]
-pub(crate) fn load<S: Simd, T: Element>(s: S, from: &[T], fill: f32) -> S::F {
+pub(crate) fn load<S: Arithmetic, T: Element>(s: S, from: &[T], fill: f32) -> S::F {
     if from.len() >= S::LANES { s.load(from) } else { s.load_some(from, fill) }
 }
 
 /// Writes as many elements as there are, up to `LANES`.
 #[inline(always)]
-pub(crate) fn store<S: Simd, T: Element>(s: S, to: &mut [T], x: S::F) {
+pub(crate) fn store<S: Arithmetic, T: Element>(s: S, to: &mut [T], x: S::F) {
     if to.len() >= S::LANES { s.store(to, x) } else { s.store_some(to, x) }
 }

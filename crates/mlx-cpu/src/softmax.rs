@@ -4,7 +4,7 @@
 
 use crate::cpu::Shared;
 use crate::rows::{Rows, assert_rows, load, store, tasks};
-use crate::{Cpu, Element, Kernel, Matrix, MatrixMut, Simd, formula};
+use crate::{Cpu, Element, Kernel, MAX_LANES, Matrix, MatrixMut, Simd, formula};
 
 /// Elements of a piece of a row.
 const PIECE: usize = 16_384;
@@ -225,7 +225,7 @@ impl<T: Element> Kernel for Powers<'_, T> {
         for vector in blocks.remainder().chunks(S::LANES) {
             // What is not there has no exponential, also where the largest is infinite.
             let power = formula::exp(s, s.sub(load(s, vector, 0.0), largest));
-            let mut powers = [0.0_f32; 16];
+            let mut powers = [0.0_f32; MAX_LANES];
             s.store(&mut powers, power);
             powers[vector.len()..].fill(0.0);
             sums[0] = s.add(sums[0], s.load(&powers));

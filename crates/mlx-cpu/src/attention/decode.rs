@@ -8,7 +8,7 @@ use crate::cpu::Shared;
 use crate::matmul::{self, Purpose};
 use crate::rows::{load, store};
 use crate::simd::prefetch;
-use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd, formula};
+use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Matrix, Simd, formula};
 
 /// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
 /// Miri's cases are small, and blocks are what it is to see.
@@ -32,8 +32,8 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     let layout = Layout {
         rows: problem.group * length,
         // Zeros after the last number, so that vectors need no tail.
-        size: size.next_multiple_of(16),
-        out_size: out_size.next_multiple_of(16),
+        size: size.next_multiple_of(MAX_LANES),
+        out_size: out_size.next_multiple_of(MAX_LANES),
         count,
         blocks: count.div_ceil(BLOCK),
     };
@@ -76,12 +76,12 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
 }
 
 /// Whether vectors are arrays (see [`formula::has_arrays`]). Not for Miri, which is to see what others do.
-const fn has_arrays<S: Simd>() -> bool {
+const fn has_arrays<S: Arithmetic>() -> bool {
     formula::has_arrays::<S>() && !cfg!(miri)
 }
 
 /// How many queries are computed together, of so many.
-const fn together<S: Simd>(rows: usize) -> usize {
+const fn together<S: Arithmetic>(rows: usize) -> usize {
     match rows {
         _ if has_arrays::<S>() => 1,
         ..=5 => rows,
@@ -193,7 +193,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn queries<S: Simd>(&self, s: S, group: usize) {
+    fn queries<S: Arithmetic>(&self, s: S, group: usize) {
         // SAFETY: the queries of this group, within the scratch; nobody else touches them now.
         let queries = unsafe { std::slice::from_raw_parts_mut(self.parts(group).0, self.layout.queries()) };
         for (row, to) in queries.chunks_exact_mut(self.layout.size.max(1)).enumerate() {
@@ -212,7 +212,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, group: usize, decoded: &mut [f32]) {
+    fn scores<S: Arithmetic>(&self, s: S, group: usize, decoded: &mut [f32]) {
         for block in self.blocks.clone() {
             let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
             if !self.is_seen(group, &keys) {
@@ -284,7 +284,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
 
     /// Scores of `ROWS` queries, `KEYS` keys at a time.
     #[inline(always)]
-    fn products<S: Simd, const ROWS: usize, const KEYS: usize>(
+    fn products<S: Arithmetic, const ROWS: usize, const KEYS: usize>(
         &self,
         s: S,
         group: usize,
@@ -346,7 +346,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn weights<S: Simd>(&self, s: S, group: usize) {
+    fn weights<S: Arithmetic>(&self, s: S, group: usize) {
         let all = 0..self.layout.count;
         for row in 0..self.layout.rows {
             let query = self.query(group, row);
@@ -358,7 +358,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn apply_mask<S: Simd>(&self, s: S, Query { batch, head, place }: Query, scores: &mut [f32]) {
+    fn apply_mask<S: Arithmetic>(&self, s: S, Query { batch, head, place }: Query, scores: &mut [f32]) {
         match &self.problem.mask {
             Mask::None => {}
             Mask::Causal => {
@@ -375,7 +375,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
             Mask::Additive(mask) => {
                 let step = S::LANES;
                 for (i, scores) in scores.chunks_mut(step).enumerate() {
-                    let mut added = [0.0; 16];
+                    let mut added = [0.0; MAX_LANES];
                     for (j, added) in added.iter_mut().enumerate().take(scores.len()) {
                         *added = mask.data()[mask.at([batch, head, place, i * step + j])].widen();
                     }
@@ -387,7 +387,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, s: S, group: usize, decoded: &mut [f32]) {
+    fn sums<S: Arithmetic>(&self, s: S, group: usize, decoded: &mut [f32]) {
         let width = self.layout.out_size;
         for block in self.blocks.clone() {
             let keys = block * BLOCK..self.layout.count.min((block + 1) * BLOCK);
@@ -426,7 +426,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
 
     /// Adds values by their weights to the sums of `ROWS` queries.
     #[inline(always)]
-    fn weighted<S: Simd, const ROWS: usize>(
+    fn weighted<S: Arithmetic, const ROWS: usize>(
         &self,
         s: S,
         group: usize,
@@ -452,7 +452,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     }
 
     #[inline(always)]
-    fn results<S: Simd>(&self, s: S, group: usize) {
+    fn results<S: Arithmetic>(&self, s: S, group: usize) {
         let Layout { rows, out_size, blocks, .. } = self.layout;
         // SAFETY: the sums of this group, within the scratch, written in the phase before.
         let sums =
@@ -500,7 +500,7 @@ fn weights_at<const ROWS: usize, const VALUES: usize>(
 
 /// Adds `VALUES` values from row `first` on by the weights of `ROWS` queries to their sums, which lie `width` apart.
 #[inline(always)]
-fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
+fn add_values<S: Arithmetic, T: Element, const ROWS: usize, const VALUES: usize>(
     s: S,
     values: Matrix<'_, T>,
     first: usize,
@@ -544,7 +544,7 @@ fn add_values<S: Simd, T: Element, const ROWS: usize, const VALUES: usize>(
 ///
 /// A vector can be read and written at each of the sums.
 #[inline(always)]
-unsafe fn add_weighted<S: Simd, const ROWS: usize, const VALUES: usize>(
+unsafe fn add_weighted<S: Arithmetic, const ROWS: usize, const VALUES: usize>(
     s: S,
     values: [S::F; VALUES],
     weights: &[[f32; VALUES]; ROWS],
@@ -569,7 +569,7 @@ unsafe fn add_weighted<S: Simd, const ROWS: usize, const VALUES: usize>(
 ///
 /// A vector can be read at each of the queries.
 #[inline(always)]
-unsafe fn add_products<S: Simd, const ROWS: usize, const KEYS: usize>(
+unsafe fn add_products<S: Arithmetic, const ROWS: usize, const KEYS: usize>(
     s: S,
     keys: [S::F; KEYS],
     queries: *const f32,
@@ -591,14 +591,14 @@ unsafe fn add_products<S: Simd, const ROWS: usize, const KEYS: usize>(
 ///
 /// So many numbers can be read.
 #[inline(always)]
-unsafe fn load_rest<S: Simd, T: Element>(s: S, from: *const T, count: usize) -> S::F {
+unsafe fn load_rest<S: Arithmetic, T: Element>(s: S, from: *const T, count: usize) -> S::F {
     // SAFETY: the caller's promise.
     s.load_some(unsafe { std::slice::from_raw_parts(from, count) }, 0.0)
 }
 
 /// Softmax in place, of scores and a sink that has no place; each rounded to `T`.
 #[inline(always)]
-fn softmax<S: Simd, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
+fn softmax<S: Arithmetic, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
     let mut largest = s.splat(sink.unwrap_or(f32::NEG_INFINITY));
     for scores in scores.chunks(S::LANES) {
         largest = s.max(load(s, scores, f32::NEG_INFINITY), largest);
@@ -612,7 +612,7 @@ fn softmax<S: Simd, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
     }
     let mut sum = s.sum(sums);
     if let Some(sink) = sink {
-        let mut power = [0.0_f32; 16];
+        let mut power = [0.0_f32; MAX_LANES];
         s.store(&mut power, formula::exp(s, s.sub(s.splat(sink), largest)));
         sum += power[0];
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Element, Isa, Matrix, QuantizedMatrix, Simd, View};
+use crate::{Arithmetic, Element, Isa, Matrix, QuantizedMatrix, View};
 
 /// Keys or values `[B, H, S, D]`: a [`View`] or [`QuantizedHeads`].
 pub trait Heads<T: Element>: Rows<T> {}
@@ -33,7 +33,7 @@ pub trait Rows<T: Element>: Copy + Sync {
     fn scratch(&self) -> usize;
 
     /// Up to [`at_once`](Self::at_once) rows of head `[b, h]`, as they lie or decoded to `scratch`.
-    fn rows<'b, S: Simd>(
+    fn rows<'b, S: Arithmetic>(
         &'b self,
         s: S,
         isa: Isa,
@@ -44,7 +44,7 @@ pub trait Rows<T: Element>: Copy + Sync {
 
     /// Writes rows of head `[b, h]` as float32, each `stride` behind the one before; what is between is
     /// anything, up to a vector behind each row.
-    fn widen<S: Simd>(
+    fn widen<S: Arithmetic>(
         &self,
         s: S,
         isa: Isa,
@@ -80,7 +80,7 @@ impl<T: Element> Rows<T> for View<'_, T, 4> {
     }
 
     #[inline(always)]
-    fn rows<'b, S: Simd>(
+    fn rows<'b, S: Arithmetic>(
         &'b self,
         _: S,
         _: Isa,
@@ -93,7 +93,7 @@ impl<T: Element> Rows<T> for View<'_, T, 4> {
     }
 
     #[inline(always)]
-    fn widen<S: Simd>(
+    fn widen<S: Arithmetic>(
         &self,
         s: S,
         isa: Isa,
@@ -173,7 +173,7 @@ impl<T: Element> Rows<T> for QuantizedHeads<'_, T> {
     }
 
     #[inline(always)]
-    fn rows<'b, S: Simd>(
+    fn rows<'b, S: Arithmetic>(
         &'b self,
         s: S,
         isa: Isa,
@@ -187,7 +187,7 @@ impl<T: Element> Rows<T> for QuantizedHeads<'_, T> {
     }
 
     #[inline(always)]
-    fn widen<S: Simd>(
+    fn widen<S: Arithmetic>(
         &self,
         s: S,
         isa: Isa,

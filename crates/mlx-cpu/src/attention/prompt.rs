@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::Heads;
 use super::{Mask, Problem, Query, with_scratch};
-use crate::{Cpu, Element, Isa, Kernel, Simd, formula};
+use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Simd, formula};
 
 /// Keys that are widened to float32 at a time.
 /// Miri's cases are small, and blocks and tiles are what it is to see.
@@ -43,7 +43,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
 }
 
 /// Of a panel: two vectors of any instruction set have no more.
-const MOST_LANES: usize = 32;
+const MOST_LANES: usize = 2 * MAX_LANES;
 
 /// Some places of the heads of a group.
 struct Tile<'a, T, H> {
@@ -254,7 +254,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
 
     /// Fills the panels of queries.
     #[inline(always)]
-    fn queries<S: Simd>(&self, s: S, shape: &Shape, panels: &mut [f32]) {
+    fn queries<S: Arithmetic>(&self, s: S, shape: &Shape, panels: &mut [f32]) {
         let scale = s.splat(self.problem.scale);
         for (number, panel) in panels.chunks_exact_mut((shape.size * shape.lanes).max(1)).enumerate() {
             for lane in 0..shape.lanes {
@@ -265,7 +265,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
                 }
                 let query = self.problem.query(self.query(row));
                 for (i, from) in query.chunks(S::LANES).enumerate() {
-                    let mut scaled = [0.0_f32; 16];
+                    let mut scaled = [0.0_f32; MAX_LANES];
                     let x = crate::rows::load(s, from, 0.0);
                     s.store(&mut scaled, T::rounded(s, s.mul(x, scale)));
                     for (j, &x) in scaled[..from.len()].iter().enumerate() {
@@ -278,7 +278,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
 
     /// Writes the numbers of some keys or values as float32, with zeros up to the next multiple of [`STEP`].
     #[inline(always)]
-    fn widen<S: Simd>(&self, s: S, shape: &Shape, from: &H, keys: Range<usize>, block: &mut [f32]) {
+    fn widen<S: Arithmetic>(&self, s: S, shape: &Shape, from: &H, keys: Range<usize>, block: &mut [f32]) {
         let (count, size) = (keys.len(), from.shape()[3]);
         from.widen(s, self.isa, self.shared_head(), keys, block, shape.block_stride);
         let mut rows = block.chunks_exact_mut(shape.block_stride);
@@ -292,7 +292,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
 
     /// Computes the sums. Returns whether what was skipped has no weight in any row.
     #[inline(always)]
-    fn try_with<S: Simd>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> bool {
+    fn try_with<S: Arithmetic>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> bool {
         for (row, largest) in parts.largest.iter_mut().enumerate() {
             let sink = self.problem.sinks.filter(|_| row < shape.rows);
             *largest = sink.map_or(f32::NEG_INFINITY, |sinks| sinks[self.query(row).head].widen());
@@ -369,7 +369,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
 
     /// Applies the mask to the scores of a panel and a block.
     #[inline(always)]
-    fn apply_mask<S: Simd>(
+    fn apply_mask<S: Arithmetic>(
         &self,
         s: S,
         shape: &Shape,
@@ -418,14 +418,14 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
 
     /// Writes the sums where they belong.
     #[inline(always)]
-    fn results<S: Simd>(&self, s: S, shape: &Shape, sums: &[f32]) {
+    fn results<S: Arithmetic>(&self, s: S, shape: &Shape, sums: &[f32]) {
         for row in 0..shape.rows {
             let (panel, lane) = (row / shape.lanes, row % shape.lanes);
             let from = &sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
             // SAFETY: the output is borrowed by the caller; each query belongs to one tile.
             let out = unsafe { self.problem.out(self.query(row)) };
             for (out, from) in out.chunks_mut(S::LANES).zip(from.chunks(S::LANES * shape.lanes)) {
-                let mut some = [0.0_f32; 16];
+                let mut some = [0.0_f32; MAX_LANES];
                 for (to, from) in some.iter_mut().zip(from.chunks_exact(shape.lanes)) {
                     *to = from[lane];
                 }
@@ -446,14 +446,14 @@ struct Strides<'a> {
 /// `to[i][lane] = sum over k of from[i][k] * panel[k][lane]`, or that added to what is there. Scores are
 /// rounded to `T`.
 #[inline(always)]
-fn panel_products<S: Simd, T: Element, const SCORES: bool>(
+fn panel_products<S: Arithmetic, T: Element, const SCORES: bool>(
     s: S,
     from: Strides<'_>,
     panel: &[f32],
     to: &mut [f32],
 ) {
     // As many sums as hide the latency and leave registers for the rest.
-    if S::LANES == 16 {
+    if S::LANES == MAX_LANES {
         products_by::<S, T, SCORES, 8>(s, from, panel, to);
     } else {
         products_by::<S, T, SCORES, 4>(s, from, panel, to);
@@ -461,7 +461,7 @@ fn panel_products<S: Simd, T: Element, const SCORES: bool>(
 }
 
 #[inline(always)]
-fn products_by<S: Simd, T: Element, const SCORES: bool, const ROWS: usize>(
+fn products_by<S: Arithmetic, T: Element, const SCORES: bool, const ROWS: usize>(
     s: S,
     from: Strides<'_>,
     panel: &[f32],
@@ -505,7 +505,7 @@ fn products_by<S: Simd, T: Element, const SCORES: bool, const ROWS: usize>(
 
 /// The exponentials of scores less the largest of their lane, and one over their sum in its place.
 #[inline(always)]
-fn powers<S: Simd>(
+fn powers<S: Arithmetic>(
     s: S,
     lanes: usize,
     scores: &mut [f32],
@@ -515,9 +515,9 @@ fn powers<S: Simd>(
     for half in 0..2 {
         let first = half * S::LANES;
         let top = s.load(&largest[first..]);
-        let mut sums = [0.0_f32; 16];
+        let mut sums = [0.0_f32; MAX_LANES];
         if sink(0).is_some() {
-            let mut sinks = [f32::NEG_INFINITY; 16];
+            let mut sinks = [f32::NEG_INFINITY; MAX_LANES];
             for (lane, to) in sinks.iter_mut().enumerate().take(S::LANES) {
                 *to = sink(first + lane).unwrap_or(f32::NEG_INFINITY);
             }

@@ -17,7 +17,7 @@ use super::pack::{Lines, Panels};
 use super::scratch::{Purpose, with_scratch};
 use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
-use crate::{Cpu, Element, Isa, Kernel, Simd};
+use crate::{Arithmetic, Cpu, Element, Isa, Kernel, Simd};
 
 /// So many rows of the left factor are worked on at a time: their panels stay in the second- or
 /// third-level cache, and packing the right factor again for the next rows costs little.
@@ -174,7 +174,7 @@ impl<T: Element> Kernel for Strip<'_, T> {
 impl<T: Element> Strip<'_, T> {
     /// Writes the product of two panels to the output, from (`i`, `j`) on.
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, product: &Product, i: usize, rows: usize, j: usize) {
+    fn put<S: Arithmetic>(&self, s: S, product: &Product, i: usize, rows: usize, j: usize) {
         let count = self.b.lines() - j;
         for (row, from) in product.0.chunks_exact(2 * S::LANES).take(rows).enumerate() {
             // SAFETY: these rows and columns belong to this task alone.

@@ -1,7 +1,7 @@
 //! Where products go.
 
 use crate::cpu::Shared;
-use crate::{Element, Matrix, MatrixMut, Simd};
+use crate::{Arithmetic, Element, MAX_LANES, Matrix, MatrixMut};
 
 /// A matrix that several threads write, and what is added before a number is rounded.
 pub(crate) struct Output<'a, T> {
@@ -53,7 +53,7 @@ impl<'a, T: Element> Output<'a, T> {
     ///
     /// The places are within the matrix, `count` is at most `S::LANES`, no other thread writes them.
     #[inline(always)]
-    pub(crate) unsafe fn put<S: Simd>(&self, s: S, i: usize, j: usize, count: usize, x: S::F) {
+    pub(crate) unsafe fn put<S: Arithmetic>(&self, s: S, i: usize, j: usize, count: usize, x: S::F) {
         debug_assert!(i < self.rows && j + count <= self.columns && count <= S::LANES);
         let x = match &self.sum {
             None => x,
@@ -62,11 +62,11 @@ impl<'a, T: Element> Output<'a, T> {
                 if sum.beta == 0.0 {
                     scaled
                 } else {
-                    let mut c = [0.0; 16];
+                    let mut c = [0.0; MAX_LANES];
                     for (l, c) in c[..count].iter_mut().enumerate() {
                         *c = sum.c.data()[i * sum.c.row_stride() + (j + l) * sum.c.column_stride()].widen();
                     }
-                    // SAFETY: no instruction set has more than 16 lanes.
+                    // SAFETY: no instruction set has more than `MAX_LANES` lanes.
                     s.mul_add(s.splat(sum.beta), unsafe { s.load_f32(c.as_ptr()) }, scaled)
                 }
             }

@@ -1,7 +1,7 @@
 //! Panels: a few lines of a matrix side by side, as the tile kernel reads them.
 
 use crate::simd::prefetch;
-use crate::{Element, Isa, Kernel, Matrix, Simd};
+use crate::{Arithmetic, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
 /// So many steps of the depth ahead memory is asked for where they lie far apart.
 pub(super) const AHEAD: usize = 12;
@@ -108,7 +108,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
 
 /// Widens `from` into the beginning of `to`.
 #[inline(always)]
-pub(crate) fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+pub(crate) fn copy<S: Arithmetic, T: Element>(s: S, from: &[T], to: &mut [f32]) {
     for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
         if from.len() == S::LANES && to.len() == S::LANES {
             s.store(to, s.load(from));
@@ -124,7 +124,7 @@ pub(crate) fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
 /// lines as a vector has lanes are exchanged in registers. What is needed next lies `ahead` elements
 /// further.
 #[inline(always)]
-pub(crate) fn pack_transposing<'a, S: Simd, T: Element>(
+pub(crate) fn pack_transposing<'a, S: Arithmetic, T: Element>(
     s: S,
     ahead: usize,
     line: impl Fn(usize) -> &'a [T],
@@ -136,14 +136,14 @@ pub(crate) fn pack_transposing<'a, S: Simd, T: Element>(
     assert!(count <= width && to.len() == depth * width);
     for block in (0..width).step_by(S::LANES) {
         let lanes = S::LANES.min(width - block);
-        let mut lines: [&[T]; 16] = [&[]; 16];
+        let mut lines: [&[T]; MAX_LANES] = [&[]; MAX_LANES];
         let held = S::LANES.min(count.saturating_sub(block));
         for (i, to) in lines[..held].iter_mut().enumerate() {
             *to = &line(block + i)[..depth];
         }
         for p in (0..depth).step_by(S::LANES) {
             let some = S::LANES.min(depth - p);
-            let mut rows = [s.zero(); 16];
+            let mut rows = [s.zero(); MAX_LANES];
             if some == S::LANES {
                 for (row, line) in rows[..S::LANES].iter_mut().zip(&lines[..held]) {
                     // SAFETY: `LANES` elements of the line are there from `p` on.

@@ -2,7 +2,7 @@
 
 use super::pack::Numbers;
 use crate::simd::prefetch;
-use crate::{Isa, Kernel, Simd};
+use crate::{Arithmetic, Integers, Isa, Kernel, MAX_LANES, Simd};
 
 /// So many steps of the depth ahead panels are asked for: they come from the second-level cache.
 pub(super) const AHEAD: usize = 12;
@@ -82,7 +82,7 @@ impl Kernel for Tile<'_> {
             };
         }
         match S::LANES {
-            16 => rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            MAX_LANES => rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             8 => rows!(1 2 3 4 5 6),
             _ => rows!(1 2 3 4 5 6 7 8 9 10 11 12),
         }
@@ -96,7 +96,13 @@ impl Kernel for Tile<'_> {
 /// `depth * ROWS` numbers can be read at `a`, `depth * 2 * S::LANES` at `b`, and `ROWS * 2 * S::LANES`
 /// written at `to`.
 #[inline(always)]
-unsafe fn tile<S: Simd, const ROWS: usize>(s: S, depth: usize, a: *const f32, b: *const f32, to: *mut f32) {
+unsafe fn tile<S: Arithmetic, const ROWS: usize>(
+    s: S,
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    to: *mut f32,
+) {
     let mut sums = [[s.zero(); 2]; ROWS];
     let (mut a, mut b) = (a, b);
     for _ in 0..depth {
@@ -131,7 +137,7 @@ unsafe fn tile<S: Simd, const ROWS: usize>(s: S, depth: usize, a: *const f32, b:
 ///
 /// As for [`tile`] with a depth of `groups * (pairs + 2)`.
 #[inline(always)]
-unsafe fn whole_tile<S: Simd, const ROWS: usize>(
+unsafe fn whole_tile<S: Integers, const ROWS: usize>(
     s: S,
     groups: usize,
     pairs: usize,

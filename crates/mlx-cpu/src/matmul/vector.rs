@@ -7,7 +7,7 @@ use super::output::Output;
 use super::pack::copy;
 use super::scratch::{Purpose, with_scratch};
 use crate::simd::prefetch_stream;
-use crate::{Cpu, Element, Kernel, Matrix, Simd};
+use crate::{Arithmetic, Cpu, Element, Kernel, MAX_LANES, Matrix, Simd};
 
 /// So many rows at most; with more, panels pay. Up to here each row has the bits that it has alone, so that
 /// checking guessed tokens gives the answer that decoding them one by one gives.
@@ -75,7 +75,7 @@ impl<T: Element> Kernel for Widen<'_, T> {
 
 /// Widens a row, however far its elements are apart.
 #[inline(always)]
-pub(crate) fn widen_row<S: Simd, T: Element>(s: S, x: &Matrix<'_, T>, row: usize, to: &mut [f32]) {
+pub(crate) fn widen_row<S: Arithmetic, T: Element>(s: S, x: &Matrix<'_, T>, row: usize, to: &mut [f32]) {
     if x.column_stride() == 1 {
         return copy(s, x.row(row), to);
     }
@@ -86,7 +86,7 @@ pub(crate) fn widen_row<S: Simd, T: Element>(s: S, x: &Matrix<'_, T>, row: usize
 
 /// `out = x w^T` for a few rows of `x` and rows of `w` whose elements follow each other.
 pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_, T>, out: &Output<'_, T>) {
-    let padded = x.columns().next_multiple_of(16);
+    let padded = x.columns().next_multiple_of(MAX_LANES);
     with_rows(cpu, x, padded, |x| {
         let x = &*x;
         let size = piece(w.rows(), w.columns() * size_of::<T>());
@@ -135,7 +135,7 @@ impl<T: Element> Kernel for Dot<'_, T> {
 impl<T: Element> Dot<'_, T> {
     /// `W` rows of weights at once: independent sums, and each vector of `x` is loaded once for all.
     #[inline(always)]
-    fn some<S: Simd, const X: usize, const W: usize>(&self, s: S, first: usize, row: usize) {
+    fn some<S: Arithmetic, const X: usize, const W: usize>(&self, s: S, first: usize, row: usize) {
         let columns = self.w.columns();
         let weights: [&[T]; W] = std::array::from_fn(|i| self.w.row(row + i));
         let x = &self.x[first * self.padded..];

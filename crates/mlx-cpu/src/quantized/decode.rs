@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::{Element, Isa, Kernel, Simd};
+use crate::{Arithmetic, Decoding, Element, Isa, Kernel, Simd};
 
 /// How many groups are decoded with one call; the smallest group has 16 elements.
 /// Miri's cases are small, and more than one call is what it is to see.
@@ -14,13 +14,13 @@ impl<T: Element> QuantizedMatrix<'_, T> {
     /// Decodes elements `first..first + to.len()` of a row; both numbers are multiples of 8, or of 16
     /// where a vector is as long, and no more than 1024 elements.
     #[inline(always)]
-    pub(super) fn decode<S: Simd>(&self, s: S, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
+    pub(super) fn decode<S: Arithmetic>(&self, s: S, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
         self.decode_some(s, isa, row..row + 1, first..first + to.len(), to, 0);
     }
 
     /// Decodes whole rows, each to `stride` numbers behind the one before.
     #[inline(always)]
-    pub(crate) fn decode_rows<S: Simd>(
+    pub(crate) fn decode_rows<S: Arithmetic>(
         &self,
         s: S,
         isa: Isa,
@@ -42,7 +42,7 @@ impl<T: Element> QuantizedMatrix<'_, T> {
 
     /// Decodes some columns of a row or all of some rows, of no more than [`GROUPS`] groups.
     #[inline(always)]
-    fn decode_some<S: Simd>(
+    fn decode_some<S: Arithmetic>(
         &self,
         s: S,
         isa: Isa,
@@ -120,7 +120,7 @@ struct Rows<'a, S> {
     s: S,
 }
 
-impl<S: Simd> ForFormat for Rows<'_, S> {
+impl<S: Decoding> ForFormat for Rows<'_, S> {
     #[inline(always)]
     fn run<F: Format>(self, _: F) {
         let Self { task: Decode { codes, rows, columns, group, scales, biases, to, stride, .. }, s } = self;

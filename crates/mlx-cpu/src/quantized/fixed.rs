@@ -9,7 +9,7 @@
 //! smallest normal number.
 
 use super::Codes;
-use crate::Simd;
+use crate::Integers;
 
 /// Added to the bits of a float32, makes its exponent the next one where it is at least 255/256 of the next power of
 /// two, as 32640 is.
@@ -19,7 +19,7 @@ const UP: u32 = 1 << 16;
 ///
 /// Where a number is infinite or NaN, the power is NaN.
 #[inline(always)]
-fn fix<S: Simd>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
+fn fix<S: Integers>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
     let (mut largest, mut total, mut poison) = (s.zero(), s.zero(), s.zero());
     for x in x.chunks_exact(S::LANES) {
         let x = s.load(x);
@@ -63,7 +63,7 @@ pub(super) trait Layout {
     fn bits(&self) -> usize;
 
     /// [`write`](Self::write) where a word of 16 bits has `FIELDS` codes.
-    fn write_fields<S: Simd, const FIELDS: usize>(
+    fn write_fields<S: Integers, const FIELDS: usize>(
         &self,
         s: S,
         unit: f32,
@@ -74,7 +74,7 @@ pub(super) trait Layout {
 
     /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
+    fn write<S: Integers>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
         match self.bits() {
             2 => self.write_fields::<S, 8>(s, unit, x, scratch, to),
             4 => self.write_fields::<S, 4>(s, unit, x, scratch, to),
@@ -89,7 +89,7 @@ pub(super) trait Layout {
 /// vectors of pairs; in lane `i` of the `j`-th are codes `j` and `fields + j` of word `i`. Activations
 /// lie in the same order.
 ///
-/// Where products of bytes are used ([`Simd::BYTES`], [`Codes::are_plain`]), a vector of words is taken apart into half as
+/// Where products of bytes are used ([`Integers::MULTIPLIES_BYTES`], [`Codes::are_plain`]), a vector of words is taken apart into half as
 /// many vectors of bytes; in lane `i` of the `j`-th are codes `j`, `fields / 2 + j` and so on of word `i`.
 /// Activations lie in the same order, first the upper bytes of all these vectors, then the lower ones: a
 /// number is 256 times the one and the other, both with a sign.
@@ -130,7 +130,7 @@ impl Layout for Row {
     }
 
     #[inline(always)]
-    fn write_fields<S: Simd, const FIELDS: usize>(
+    fn write_fields<S: Integers, const FIELDS: usize>(
         &self,
         s: S,
         unit: f32,
@@ -151,7 +151,7 @@ impl Layout for Row {
         }
         let used = self.columns / self.group * lanes;
         units[used..].fill(0.0);
-        if const { S::BYTES } && self.codes.are_plain() {
+        if const { S::MULTIPLIES_BYTES } && self.codes.are_plain() {
             // Of each half.
             let (bytes, fields) = (S::LANES * FIELDS * 2, FIELDS / 2);
             let blocks = as_bytes(pairs).chunks_exact_mut(2 * bytes);
@@ -213,7 +213,7 @@ impl Layout for Paired {
     }
 
     #[inline(always)]
-    fn write_fields<S: Simd, const FIELDS: usize>(
+    fn write_fields<S: Integers, const FIELDS: usize>(
         &self,
         s: S,
         unit: f32,

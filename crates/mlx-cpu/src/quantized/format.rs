@@ -1,7 +1,7 @@
 //! What codes stand for, at compile time.
 
 use super::Codes;
-use crate::Simd;
+use crate::Decoding;
 
 /// A kind of code.
 pub(super) trait Format: Copy + Send + Sync {
@@ -21,31 +21,31 @@ pub(super) trait Format: Copy + Send + Sync {
     /// # Safety
     ///
     /// `first` is a multiple of `LANES`, and the codes are within the memory at `from`.
-    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F;
+    unsafe fn unpack<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F;
 
-    /// The same in the order [`Simd::NIBBLES`] where codes have 4 bits.
+    /// The same in the order [`Decoding::NIBBLES`] where codes have 4 bits.
     ///
     /// # Safety
     ///
     /// As above.
     #[inline(always)]
-    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack_fast<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { Self::unpack(s, from, first) }
     }
 
     /// Of each lane as a word of 32 bits, what the code with this index stands for. Only for codes
     /// that do not go on in the next word.
-    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F;
+    fn field<S: Decoding>(s: S, words: S::F, index: usize) -> S::F;
 
     /// Of each byte, the code with this index.
     #[inline(always)]
-    fn field8<S: Simd>(_: S, _: S::I, _: usize) -> S::I {
+    fn field8<S: Decoding>(_: S, _: S::I, _: usize) -> S::I {
         unreachable!("codes that are no whole numbers")
     }
 
     /// Of each word of 16 bits, what the code with this index stands for, in [`Codes::unit`].
-    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I;
+    fn field16<S: Decoding>(s: S, words: S::I, index: usize) -> S::I;
 }
 
 /// Whole numbers from 0 on.
@@ -66,29 +66,29 @@ impl<const BITS: usize> Format for Whole<BITS> {
     const PLAIN: bool = Self::WHOLE;
 
     #[inline(always)]
-    fn field8<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+    fn field8<S: Decoding>(s: S, words: S::I, index: usize) -> S::I {
         s.field8::<BITS>(words, index)
     }
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.unpack::<BITS>(from, first) }
     }
 
     #[inline(always)]
-    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack_fast<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { if BITS == 4 { s.nibbles(from, first) } else { s.unpack::<BITS>(from, first) } }
     }
 
     #[inline(always)]
-    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+    fn field<S: Decoding>(s: S, words: S::F, index: usize) -> S::F {
         s.field::<BITS>(words, index)
     }
 
     #[inline(always)]
-    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+    fn field16<S: Decoding>(s: S, words: S::I, index: usize) -> S::I {
         s.field16::<BITS>(words, index)
     }
 }
@@ -99,24 +99,24 @@ impl Format for E2m1 {
     const WHOLE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.unpack_e2m1(from, first) }
     }
 
     #[inline(always)]
-    unsafe fn unpack_fast<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack_fast<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.nibbles_e2m1(from, first) }
     }
 
     #[inline(always)]
-    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+    fn field<S: Decoding>(s: S, words: S::F, index: usize) -> S::F {
         s.field_e2m1(words, index)
     }
 
     #[inline(always)]
-    fn field16<S: Simd>(s: S, words: S::I, index: usize) -> S::I {
+    fn field16<S: Decoding>(s: S, words: S::I, index: usize) -> S::I {
         s.field16_e2m1(words, index)
     }
 }
@@ -126,18 +126,18 @@ impl Format for E4m3 {
     const WHOLE: bool = false;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: *const u8, first: usize) -> S::F {
+    unsafe fn unpack<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.unpack_e4m3(from, first) }
     }
 
     #[inline(always)]
-    fn field<S: Simd>(s: S, words: S::F, index: usize) -> S::F {
+    fn field<S: Decoding>(s: S, words: S::F, index: usize) -> S::F {
         s.field_e4m3(words, index)
     }
 
     #[inline(always)]
-    fn field16<S: Simd>(_: S, _: S::I, _: usize) -> S::I {
+    fn field16<S: Decoding>(_: S, _: S::I, _: usize) -> S::I {
         unreachable!("numbers of E4M3 are not whole")
     }
 }

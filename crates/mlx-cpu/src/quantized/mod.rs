@@ -44,7 +44,7 @@ pub use quantize::quantize;
 use crate::matmul::{FEW, Output, blocked, copy};
 
 use crate::simd::{packing, prefetch};
-use crate::{Cpu, Element, Matrix, MatrixMut, Simd};
+use crate::{Arithmetic, Cpu, Element, Matrix, MatrixMut};
 
 /// Why memory cannot be a quantized matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,7 +274,7 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
 
     /// Widens scales and, in mode `affine`, biases; groups are counted over all rows from `first` on.
     #[inline(always)]
-    fn widen_scales<S: Simd>(&self, s: S, first: usize, to: &mut [f32], biases_to: &mut [f32]) {
+    fn widen_scales<S: Arithmetic>(&self, s: S, first: usize, to: &mut [f32], biases_to: &mut [f32]) {
         let groups = first..first + to.len();
         match self.scales {
             Scales::Affine { scales, biases } => {

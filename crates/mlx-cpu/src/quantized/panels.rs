@@ -6,7 +6,7 @@ use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
-use crate::{Element, Isa, Kernel, Matrix, Simd};
+use crate::{Decoding, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
 /// So much of a row is decoded before it is packed: all rows of a panel stay in the first-level cache.
 /// Miri's cases are small, and more than one part is what it is to see.
@@ -199,7 +199,7 @@ struct Decode<'a, S> {
     s: S,
 }
 
-impl<S: Simd> ForFormat for Decode<'_, S> {
+impl<S: Decoding> ForFormat for Decode<'_, S> {
     #[inline(always)]
     fn run<F: Format>(self, _: F) {
         if const { 32 % F::BITS != 0 } {
@@ -215,11 +215,11 @@ impl<S: Simd> ForFormat for Decode<'_, S> {
         assert!(to.len() >= (depth - 1) * width + S::LANES);
         assert!(F::WHOLE || !whole);
         // Beyond the last row, that row again; its scale there is 0.
-        let from: [*const f32; 16] =
+        let from: [*const f32; MAX_LANES] =
             std::array::from_fn(|i| words[i.min(rows.max(1) - 1) * row..].as_ptr().cast());
         for word in (0..row).step_by(S::LANES) {
             let some = S::LANES.min(row - word);
-            let mut block = [s.zero(); 16];
+            let mut block = [s.zero(); MAX_LANES];
             for (block, from) in block[..S::LANES].iter_mut().zip(&from) {
                 // SAFETY: `some` words of each row are there from `word` on; a word is read as a
                 // number of any value, which no arithmetic touches.

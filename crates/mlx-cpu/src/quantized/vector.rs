@@ -8,7 +8,7 @@ use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
 use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
 use crate::simd::prefetch_stream;
-use crate::{Cpu, Element, Isa, Kernel, Matrix, Simd};
+use crate::{Arithmetic, Cpu, Decoding, Element, Integers, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
 /// Rows of weights that are worked on with one call.
 const ROWS: usize = 16;
@@ -23,8 +23,8 @@ pub(super) fn rows_by_rows<T: Element>(
     let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.codes, cpu.isa().lanes()));
     // Each row of x, and behind it its sums over groups; or, as it is then not looked at any more, what
     // it is in whole numbers.
-    let at = w.columns.next_multiple_of(16);
-    let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(16);
+    let at = w.columns.next_multiple_of(MAX_LANES);
+    let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(MAX_LANES);
     with_rows(cpu, x, padded, |x| {
         match whole {
             Some(row) => with_scratch(Purpose::Right, halved(w.columns), |scratch| {
@@ -39,7 +39,7 @@ pub(super) fn rows_by_rows<T: Element>(
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
             // More scales than there are may be read.
-            with_scratch(Purpose::Right, 2 * ROWS * w.groups() + 16, |scratch| {
+            with_scratch(Purpose::Right, 2 * ROWS * w.groups() + MAX_LANES, |scratch| {
                 cpu.run(Piece { isa: cpu.isa(), x, padded, whole, w, rows, scratch, out });
             });
         });
@@ -90,7 +90,7 @@ impl Kernel for Prepare<'_> {
                 for x in x.chunks_exact_mut(S::LANES) {
                     total = s.add(total, s.load(x));
                     if self.nibbles {
-                        let mut ordered = [0.0; 16];
+                        let mut ordered = [0.0; MAX_LANES];
                         for (to, from) in ordered[..S::LANES].iter_mut().zip(S::NIBBLES) {
                             *to = x[from];
                         }
@@ -125,7 +125,7 @@ impl<T: Element> Kernel for Piece<'_, T> {
         let mut sums = [[0.0; ROWS]; MOST];
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
-            let (scales, biases) = scratch.split_at_mut(count * groups + 16);
+            let (scales, biases) = scratch.split_at_mut(count * groups + MAX_LANES);
             let biases = &mut biases[..count * groups];
             w.widen_scales(s, first * groups, &mut scales[..count * groups], biases);
             w.prefetch_scales((first + ROWS) * groups, ROWS * groups);
@@ -168,7 +168,7 @@ struct Dots<'a> {
     rows: usize,
     columns: usize,
     group: usize,
-    /// And 16 more of any value.
+    /// And [`MAX_LANES`] more of any value.
     scales: &'a [f32],
     biases: Option<&'a [f32]>,
     sums: &'a mut [[f32; ROWS]; MOST],
@@ -188,7 +188,7 @@ struct All<'a, S> {
     s: S,
 }
 
-impl<S: Simd> ForFormat for All<'_, S> {
+impl<S: Decoding> ForFormat for All<'_, S> {
     #[inline(always)]
     fn run<F: Format>(mut self, _: F) {
         // As many sums at once as stay in registers: a group's and the total for each row of weights
@@ -222,12 +222,12 @@ impl<S: Simd> ForFormat for All<'_, S> {
 // function of its own, which then lacks the instructions.
 impl Dots<'_> {
     #[inline(always)]
-    fn go<S: Simd, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
+    fn go<S: Decoding, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         assert!(self.x_rows == X && X <= MOST);
         let sums_at = self.whole.map_or(columns, |row| row.sums);
         assert!(self.x.len() >= (X - 1) * self.padded + sums_at + groups);
-        assert!(self.scales.len() == self.rows * groups + 16 && self.rows <= ROWS);
+        assert!(self.scales.len() == self.rows * groups + MAX_LANES && self.rows <= ROWS);
         assert!(self.biases.is_none_or(|biases| biases.len() == self.rows * groups));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
         let mut all = [[s.zero(); ROWS]; X];
@@ -251,7 +251,7 @@ impl Dots<'_> {
 
     /// `W` rows of weights from `row` on, each with all rows of x: vectors whose lanes have still to be summed.
     #[inline(always)]
-    fn rows<S: Simd, F: Format, const X: usize, const W: usize>(
+    fn rows<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
         s: S,
         row: usize,
@@ -300,7 +300,7 @@ impl Dots<'_> {
     /// Adds what `W` rows of weights from `row` on sum up to, in whole numbers: a vector of words of
     /// codes at a time, in which a group has some lanes, or all.
     #[inline(always)]
-    fn blocks<S: Simd, F: Format, const X: usize, const W: usize>(
+    fn blocks<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
         s: S,
         layout: &fixed::Row,
@@ -310,12 +310,12 @@ impl Dots<'_> {
         let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
         // Both are powers of two.
         let lanes = (self.group * F::BITS / 32).trailing_zeros();
-        let scales = &self.scales[row * groups..][..W * groups + 16];
+        let scales = &self.scales[row * groups..][..W * groups + MAX_LANES];
         let codes = &self.codes[row * words * 4..][..W * words * 4];
-        let inner = places(s, lanes, 16);
+        let inner = places(s, lanes, MAX_LANES);
         let mut first = 0;
         // SAFETY: the words of each row are within its codes, and `x` is as long as its layout says: `go` has asserted
-        // it. Behind the scales there are 16 more numbers.
+        // it. Behind the scales there are `MAX_LANES` more numbers.
         unsafe {
             while first + S::LANES <= words {
                 let mut block = [s.bits(s.zero()); W];
@@ -328,7 +328,7 @@ impl Dots<'_> {
                 }
                 let scales: [S::F; W] = std::array::from_fn(|w| {
                     let at = scales.as_ptr().add(w * groups + (first >> lanes));
-                    if 1 << lanes >= S::LANES { s.splat(*at) } else { s.spread(at, inner) }
+                    if 1 << lanes >= S::LANES { s.splat(*at) } else { s.permute(at, inner) }
                 });
                 self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
                 first += S::LANES;
@@ -340,7 +340,7 @@ impl Dots<'_> {
                     s.bits(s.load_first(at.cast(), words - first))
                 });
                 let scales = std::array::from_fn(|w| {
-                    s.spread(scales.as_ptr().add(w * groups + (first >> lanes)), last)
+                    s.permute(scales.as_ptr().add(w * groups + (first >> lanes)), last)
                 });
                 self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
             }
@@ -353,7 +353,7 @@ impl Dots<'_> {
     ///
     /// `x` is as long as its layout says, and has the word.
     #[inline(always)]
-    unsafe fn block<S: Simd, F: Format, const X: usize, const W: usize>(
+    unsafe fn block<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
         s: S,
         layout: &fixed::Row,
@@ -370,7 +370,7 @@ impl Dots<'_> {
                 let at = self.x.as_ptr().add(first * fields + field * S::LANES);
                 let x: [S::I; X] = std::array::from_fn(|i| s.bits(s.load_f32(at.add(i * self.padded))));
                 for (words, sums) in words.iter().zip(&mut sums) {
-                    if const { S::BYTES && F::PLAIN } {
+                    if const { S::MULTIPLIES_BYTES && F::PLAIN } {
                         // The upper bytes of x, then the lower ones.
                         let codes = F::field8(s, *words, field % (fields / 2));
                         for (x, sum) in x.iter().zip(sums) {
@@ -397,7 +397,7 @@ impl Dots<'_> {
 
     /// Adds what `W` rows of weights from `row` on sum up to, each group `N` vectors at a time.
     #[inline(always)]
-    fn groups<S: Simd, F: Format, const X: usize, const W: usize, const N: usize>(
+    fn groups<S: Decoding, F: Format, const X: usize, const W: usize, const N: usize>(
         &self,
         s: S,
         row: usize,
@@ -446,15 +446,15 @@ impl Dots<'_> {
 /// Which of the groups of a vector of codes each lane belongs to, where a group has 2^`lanes`; those
 /// behind the last of `groups` count for it.
 #[inline(always)]
-fn places<S: Simd>(s: S, lanes: u32, groups: usize) -> S::I {
-    let places: [u32; 16] = std::array::from_fn(|lane| (lane >> lanes).min(groups - 1) as u32);
-    // SAFETY: no instruction set has more than 16 lanes.
+fn places<S: Integers>(s: S, lanes: u32, groups: usize) -> S::I {
+    let places: [u32; MAX_LANES] = std::array::from_fn(|lane| (lane >> lanes).min(groups - 1) as u32);
+    // SAFETY: no instruction set has more than `MAX_LANES` lanes.
     s.bits(unsafe { s.load_f32(places.as_ptr().cast()) })
 }
 
 /// A vector, with zeros where the slice is shorter.
 #[inline(always)]
-fn some<S: Simd>(s: S, from: &[f32]) -> S::F {
+fn some<S: Arithmetic>(s: S, from: &[f32]) -> S::F {
     // SAFETY: no more than the slice has.
     unsafe { s.load_first(from.as_ptr(), from.len().min(S::LANES)) }
 }

@@ -4,12 +4,14 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::arithmetic::{Arithmetic, MAX_LANES};
+use super::decoding::Decoding;
+use super::integers::Integers;
 use super::packing::{E2M1, E2M1_TWICE};
 
 /// x86-64 with AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
+pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// Proof of the instructions.
@@ -18,7 +20,7 @@ impl Avx2 {
     ///
     /// The processor has them.
     #[inline(always)]
-    pub const unsafe fn new() -> Self {
+    pub(crate) const unsafe fn new() -> Self {
         Self(())
     }
 }
@@ -47,9 +49,8 @@ macro_rules! lanewise {
     )*};
 }
 
-impl Simd for Avx2 {
+impl Arithmetic for Avx2 {
     type F = __m256;
-    type I = __m256i;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
 
@@ -74,70 +75,6 @@ impl Simd for Avx2 {
         unless_nan(x, a) = _mm256_blendv_ps(a, x, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         round_f16(x) = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         round_bf16(x) = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bf16_bits(x)));
-    }
-
-    #[inline(always)]
-    fn bits(self, x: __m256) -> __m256i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm256_castps_si256(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_bits(self, to: *mut f32, x: __m256i) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_si256(to.cast(), x) }
-    }
-
-    #[inline(always)]
-    fn to_float(self, x: __m256i) -> __m256 {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm256_cvtepi32_ps(x) }
-    }
-
-    #[inline(always)]
-    fn dot(self, a: __m256i, b: __m256i, sums: __m256i) -> __m256i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)) }
-    }
-
-    #[inline(always)]
-    fn field16<const BITS: usize>(self, words: __m256i, index: usize) -> __m256i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            let fields = _mm256_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
-            _mm256_and_si256(fields, _mm256_set1_epi16((1 << BITS) - 1))
-        }
-    }
-
-    #[inline(always)]
-    fn field16_e2m1(self, words: __m256i, index: usize) -> __m256i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            // The numbers fit into bytes, with the sign in the upper one after the two shifts.
-            let mut bytes = [0_i8; 16];
-            for (byte, number) in bytes.iter_mut().zip(E2M1_TWICE) {
-                *byte = number as i8;
-            }
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()));
-            let found = _mm256_shuffle_epi8(table, self.field16::<4>(words, index));
-            _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(found))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_i16(self, to: *mut i16, x: __m256) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let whole = _mm256_cvtps_epi32(x);
-            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
-            _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn spread(self, from: *const f32, places: __m256i) -> __m256 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), places) }
     }
 
     #[inline(always)]
@@ -228,6 +165,109 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> __m256 {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m256; MAX_LANES]) {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let mut t = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..2 {
+                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm256_castps_pd(x));
+                r[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[0], four[2]));
+                r[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[0], four[2]));
+                r[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[1], four[3]));
+                r[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[1], four[3]));
+            }
+            for i in 0..4 {
+                let (low, high) = (r[i], r[i + 4]);
+                r[i] = _mm256_permute2f128_ps::<0x20>(low, high);
+                r[i + 4] = _mm256_permute2f128_ps::<0x31>(low, high);
+            }
+        }
+    }
+}
+
+impl Integers for Avx2 {
+    type I = __m256i;
+
+    #[inline(always)]
+    fn bits(self, x: __m256) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_castps_si256(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: __m256i) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: __m256i) -> __m256 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn dot(self, a: __m256i, b: __m256i, sums: __m256i) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: __m256) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn permute(self, from: *const f32, places: __m256i) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), places) }
+    }
+}
+
+impl Decoding for Avx2 {
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: __m256i, index: usize) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let fields = _mm256_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm256_and_si256(fields, _mm256_set1_epi16((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: __m256i, index: usize) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            // The numbers fit into bytes, with the sign in the upper one after the two shifts.
+            let mut bytes = [0_i8; 16];
+            for (byte, number) in bytes.iter_mut().zip(E2M1_TWICE) {
+                *byte = number as i8;
+            }
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let found = _mm256_shuffle_epi8(table, self.field16::<4>(words, index));
+            _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(found))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -252,15 +292,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_first(self, from: *const f32, count: usize) -> __m256 {
-        // SAFETY: the caller's promise; what is masked out is not touched.
-        unsafe {
-            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn unpack_e4m3(self, from: *const u8, first: usize) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -278,30 +309,6 @@ impl Simd for Avx2 {
             let count = _mm_cvtsi32_si128((index * BITS) as i32);
             let fields = _mm256_srl_epi32(_mm256_castps_si256(words), count);
             _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << BITS) - 1)))
-        }
-    }
-
-    #[inline(always)]
-    fn transpose(self, r: &mut [__m256; 16]) {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            let mut t = [_mm256_setzero_ps(); 8];
-            for i in 0..4 {
-                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-            }
-            for i in 0..2 {
-                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm256_castps_pd(x));
-                r[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[0], four[2]));
-                r[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[0], four[2]));
-                r[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(four[1], four[3]));
-                r[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(four[1], four[3]));
-            }
-            for i in 0..4 {
-                let (low, high) = (r[i], r[i + 4]);
-                r[i] = _mm256_permute2f128_ps::<0x20>(low, high);
-                r[i + 4] = _mm256_permute2f128_ps::<0x31>(low, high);
-            }
         }
     }
 }

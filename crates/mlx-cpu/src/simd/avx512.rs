@@ -4,12 +4,14 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::arithmetic::{Arithmetic, MAX_LANES};
+use super::decoding::Decoding;
+use super::integers::Integers;
 use super::packing::{E2M1, E2M1_TWICE};
 
 /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx512(());
+pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// Proof of the instructions.
@@ -18,7 +20,7 @@ impl Avx512 {
     ///
     /// The processor has them.
     #[inline(always)]
-    pub const unsafe fn new() -> Self {
+    pub(crate) const unsafe fn new() -> Self {
         Self(())
     }
 }
@@ -47,13 +49,10 @@ macro_rules! lanewise {
     )*};
 }
 
-impl Simd for Avx512 {
+impl Arithmetic for Avx512 {
     type F = __m512;
-    type I = __m512i;
-    const LANES: usize = 16;
+    const LANES: usize = MAX_LANES;
     const REGISTERS: usize = 32;
-    /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
-    const NIBBLES: [usize; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -75,88 +74,6 @@ impl Simd for Avx512 {
         unless_nan(x, a) = _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x);
         round_f16(x) = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         round_bf16(x) = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bf16_bits(x)));
-    }
-
-    #[inline(always)]
-    fn bits(self, x: __m512) -> __m512i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm512_castps_si512(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_bits(self, to: *mut f32, x: __m512i) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(to.cast(), x) }
-    }
-
-    #[inline(always)]
-    fn to_float(self, x: __m512i) -> __m512 {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm512_cvtepi32_ps(x) }
-    }
-
-    #[inline(always)]
-    fn dot(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { dot(a, b, sums) }
-    }
-
-    const BYTES: bool = true;
-
-    #[inline(always)]
-    fn dot_bytes(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm512_dpbusd_epi32(sums, a, b) }
-    }
-
-    #[inline(always)]
-    fn field8<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
-        if BITS == 8 {
-            return words;
-        }
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
-            _mm512_and_si512(fields, _mm512_set1_epi8((1 << BITS) - 1))
-        }
-    }
-
-    #[inline(always)]
-    fn times_256(self, x: __m512i) -> __m512i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe { _mm512_slli_epi32::<8>(x) }
-    }
-
-    #[inline(always)]
-    fn field16<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
-            _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1))
-        }
-    }
-
-    #[inline(always)]
-    fn field16_e2m1(self, words: __m512i, index: usize) -> __m512i {
-        // SAFETY: `self` is proof of the instructions. The permutation looks at the five low bits only,
-        // and the table has its 16 numbers twice.
-        unsafe {
-            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * 4) as i32));
-            let table = _mm256_loadu_si256(E2M1_TWICE.as_ptr().cast());
-            _mm512_permutexvar_epi16(fields, _mm512_broadcast_i64x4(table))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_i16(self, to: *mut i16, x: __m512) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
-    }
-
-    #[inline(always)]
-    unsafe fn spread(self, from: *const f32, places: __m512i) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_permutexvar_ps(places, _mm512_loadu_ps(from)) }
     }
 
     #[inline(always)]
@@ -248,6 +165,135 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> __m512 {
+        // SAFETY: the caller's promise; what is masked out is not touched.
+        unsafe { _mm512_maskz_loadu_ps(((1_u32 << count) - 1) as __mmask16, from) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m512; MAX_LANES]) {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); MAX_LANES];
+            // Pairs of rows, then fours: afterwards every quarter of 128 bits is transposed.
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm512_castps_pd(x));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[0], four[2]));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[0], four[2]));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[1], four[3]));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[1], four[3]));
+            }
+            // Then the quarters themselves.
+            for i in 0..4 {
+                t[i] = _mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]);
+                t[i + 4] = _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]);
+                t[i + 8] = _mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]);
+                t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]);
+            }
+            for i in 0..4 {
+                r[i] = _mm512_shuffle_f32x4::<0x88>(t[i], t[i + 8]);
+                r[i + 4] = _mm512_shuffle_f32x4::<0x88>(t[i + 4], t[i + 12]);
+                r[i + 8] = _mm512_shuffle_f32x4::<0xdd>(t[i], t[i + 8]);
+                r[i + 12] = _mm512_shuffle_f32x4::<0xdd>(t[i + 4], t[i + 12]);
+            }
+        }
+    }
+}
+
+impl Integers for Avx512 {
+    type I = __m512i;
+    const MULTIPLIES_BYTES: bool = true;
+
+    #[inline(always)]
+    fn bits(self, x: __m512) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_castps_si512(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: __m512i) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: __m512i) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn dot(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { dot(a, b, sums) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_dpbusd_epi32(sums, a, b) }
+    }
+
+    #[inline(always)]
+    fn times_256(self, x: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_slli_epi32::<8>(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn permute(self, from: *const f32, places: __m512i) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_permutexvar_ps(places, _mm512_loadu_ps(from)) }
+    }
+}
+
+impl Decoding for Avx512 {
+    /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
+    const NIBBLES: [usize; MAX_LANES] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
+
+    #[inline(always)]
+    fn field8<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
+        if BITS == 8 {
+            return words;
+        }
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi8((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: __m512i, index: usize) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: __m512i, index: usize) -> __m512i {
+        // SAFETY: `self` is proof of the instructions. The permutation looks at the five low bits only,
+        // and the table has its 16 numbers twice.
+        unsafe {
+            let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * 4) as i32));
+            let table = _mm256_loadu_si256(E2M1_TWICE.as_ptr().cast());
+            _mm512_permutexvar_epi16(fields, _mm512_broadcast_i64x4(table))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn unpack<const BITS: usize>(self, from: *const u8, first: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -279,12 +325,6 @@ impl Simd for Avx512 {
     unsafe fn nibbles_e2m1(self, from: *const u8, first: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { table(from.add(first / 2), &E2M1) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(self, from: *const f32, count: usize) -> __m512 {
-        // SAFETY: the caller's promise; what is masked out is not touched.
-        unsafe { _mm512_maskz_loadu_ps(((1_u32 << count) - 1) as __mmask16, from) }
     }
 
     #[inline(always)]
@@ -320,39 +360,6 @@ impl Simd for Avx512 {
             _mm512_permutexvar_ps(fields, _mm512_loadu_ps(E2M1.as_ptr()))
         }
     }
-
-    #[inline(always)]
-    fn transpose(self, r: &mut [__m512; 16]) {
-        // SAFETY: `self` is proof of the instructions.
-        unsafe {
-            let mut t = [_mm512_setzero_ps(); 16];
-            // Pairs of rows, then fours: afterwards every quarter of 128 bits is transposed.
-            for i in 0..8 {
-                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-            }
-            for i in 0..4 {
-                let four = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|x| _mm512_castps_pd(x));
-                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[0], four[2]));
-                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[0], four[2]));
-                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(four[1], four[3]));
-                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(four[1], four[3]));
-            }
-            // Then the quarters themselves.
-            for i in 0..4 {
-                t[i] = _mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]);
-                t[i + 4] = _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]);
-                t[i + 8] = _mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]);
-                t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]);
-            }
-            for i in 0..4 {
-                r[i] = _mm512_shuffle_f32x4::<0x88>(t[i], t[i + 8]);
-                r[i + 4] = _mm512_shuffle_f32x4::<0x88>(t[i + 4], t[i + 12]);
-                r[i + 8] = _mm512_shuffle_f32x4::<0xdd>(t[i], t[i + 8]);
-                r[i + 12] = _mm512_shuffle_f32x4::<0xdd>(t[i + 4], t[i + 12]);
-            }
-        }
-    }
 }
 
 /// One instruction. The compiler makes a product and a sum of `_mm512_dpwssd_epi32`, which take half
@@ -377,7 +384,7 @@ fn dot(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
 const WHOLE: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// What a table has for each of the 16 codes in 8 bytes, in the order [`Simd::NIBBLES`]. A
+/// What a table has for each of the 16 codes in 8 bytes, in the order [`Decoding::NIBBLES`]. A
 /// permutation of 16 numbers looks at the four low bits of a lane only: no mask, no conversion.
 #[inline(always)]
 unsafe fn table(from: *const u8, numbers: &[f32; 16]) -> __m512 {

@@ -1,13 +1,13 @@
 //! Functions that no processor has as an instruction.
 
-use super::Simd;
+use super::arithmetic::Arithmetic;
 
 /// e to the power of `x`, within 2 units in the last place; 0 below -104, infinity above 88.73.
 ///
 /// Splits `x` into `k ln 2 + r` with whole `k` and `|r| <= ln 2 / 2`, and sums the series of
 /// `exp(r)`; Cody and Waite, *Software Manual for the Elementary Functions*, chapter 6.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+pub(super) fn exp<S: Arithmetic>(s: S, x: S::F) -> S::F {
     // Beyond these the result is 0 or infinity anyway, and k stays within two halves of a scale.
     let bounded = s.min(s.max(x, s.splat(-110.0)), s.splat(100.0));
     let k = s.round(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
@@ -27,7 +27,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 
 /// `1 - 2 / (exp(2 x) + 1)`, and near 0, where that loses digits, the series.
 #[inline(always)]
-pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn tanh<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let square = s.mul(x, x);
     // Padé's approximation of order 7 over 6 for small x.

@@ -4,13 +4,14 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::arithmetic::{Arithmetic, Element};
+use super::decoding::Decoding;
+use super::integers::Integers;
 use super::packing::E2M1_TWICE;
-use crate::Element;
 
 /// AArch64.
 #[derive(Debug, Clone, Copy)]
-pub struct Neon(());
+pub(crate) struct Neon(());
 
 impl Neon {
     /// Proof of the instructions.
@@ -19,7 +20,7 @@ impl Neon {
     ///
     /// The processor has them.
     #[inline(always)]
-    pub const unsafe fn new() -> Self {
+    pub(crate) const unsafe fn new() -> Self {
         Self(())
     }
 }
@@ -47,9 +48,8 @@ macro_rules! lanewise {
     )*};
 }
 
-impl Simd for Neon {
+impl Arithmetic for Neon {
     type F = float32x4_t;
-    type I = int32x4_t;
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
 
@@ -83,73 +83,6 @@ impl Simd for Neon {
         let all = all.map(|x| f16::narrow(x).widen());
         // SAFETY: an array of four.
         unsafe { self.load_f32(all.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn bits(self, x: float32x4_t) -> int32x4_t {
-        // SAFETY: NEON is part of the architecture.
-        unsafe { vreinterpretq_s32_f32(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_bits(self, to: *mut f32, x: int32x4_t) {
-        // SAFETY: the caller's promise.
-        unsafe { vst1q_s32(to.cast(), x) }
-    }
-
-    #[inline(always)]
-    fn to_float(self, x: int32x4_t) -> float32x4_t {
-        // SAFETY: NEON is part of the architecture.
-        unsafe { vcvtq_f32_s32(x) }
-    }
-
-    #[inline(always)]
-    fn dot(self, a: int32x4_t, b: int32x4_t, sums: int32x4_t) -> int32x4_t {
-        // SAFETY: NEON is part of the architecture.
-        unsafe {
-            let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
-            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
-            vaddq_s32(sums, vpaddq_s32(low, vmull_high_s16(a, b)))
-        }
-    }
-
-    #[inline(always)]
-    fn field16<const BITS: usize>(self, words: int32x4_t, index: usize) -> int32x4_t {
-        // SAFETY: NEON is part of the architecture.
-        unsafe {
-            let right = vdupq_n_s16(-((index * BITS) as i16));
-            let fields = vshlq_u16(vreinterpretq_u16_s32(words), right);
-            vreinterpretq_s32_u16(vandq_u16(fields, vdupq_n_u16((1 << BITS) - 1)))
-        }
-    }
-
-    #[inline(always)]
-    fn field16_e2m1(self, words: int32x4_t, index: usize) -> int32x4_t {
-        // SAFETY: NEON is part of the architecture; the table is an array of 16.
-        unsafe {
-            // The numbers fit into bytes; the shifts fill the upper one with the sign.
-            let table = E2M1_TWICE.map(|number| number as i8);
-            let codes = vreinterpretq_u8_s32(self.field16::<4>(words, index));
-            let found = vreinterpretq_s16_s8(vqtbl1q_s8(vld1q_s8(table.as_ptr()), codes));
-            vreinterpretq_s32_s16(vshrq_n_s16::<8>(vshlq_n_s16::<8>(found)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_i16(self, to: *mut i16, x: float32x4_t) {
-        // SAFETY: the caller's promise.
-        unsafe { vst1_s16(to, vqmovn_s32(vcvtnq_s32_f32(x))) }
-    }
-
-    #[inline(always)]
-    unsafe fn spread(self, from: *const f32, places: int32x4_t) -> float32x4_t {
-        let mut all = [0; 4];
-        // SAFETY: an array of four.
-        unsafe { vst1q_s32(all.as_mut_ptr(), places) };
-        // SAFETY: the caller's promise.
-        let all = all.map(|place| unsafe { from.add(place as usize).read() });
-        // SAFETY: an array of four.
-        unsafe { vld1q_f32(all.as_ptr()) }
     }
 
     #[inline(always)]
@@ -213,5 +146,78 @@ impl Simd for Neon {
     unsafe fn store_bf16(self, to: *mut bf16, x: float32x4_t) {
         // SAFETY: the caller's promise.
         unsafe { vst1_u16(to.cast(), vmovn_u32(bf16_bits(x))) }
+    }
+}
+
+impl Integers for Neon {
+    type I = int32x4_t;
+
+    #[inline(always)]
+    fn bits(self, x: float32x4_t) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vreinterpretq_s32_f32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: int32x4_t) {
+        // SAFETY: the caller's promise.
+        unsafe { vst1q_s32(to.cast(), x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: int32x4_t) -> float32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vcvtq_f32_s32(x) }
+    }
+
+    #[inline(always)]
+    fn dot(self, a: int32x4_t, b: int32x4_t, sums: int32x4_t) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe {
+            let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+            vaddq_s32(sums, vpaddq_s32(low, vmull_high_s16(a, b)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: float32x4_t) {
+        // SAFETY: the caller's promise.
+        unsafe { vst1_s16(to, vqmovn_s32(vcvtnq_s32_f32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn permute(self, from: *const f32, places: int32x4_t) -> float32x4_t {
+        let mut all = [0; 4];
+        // SAFETY: an array of four.
+        unsafe { vst1q_s32(all.as_mut_ptr(), places) };
+        // SAFETY: the caller's promise.
+        let all = all.map(|place| unsafe { from.add(place as usize).read() });
+        // SAFETY: an array of four.
+        unsafe { vld1q_f32(all.as_ptr()) }
+    }
+}
+
+impl Decoding for Neon {
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: int32x4_t, index: usize) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe {
+            let right = vdupq_n_s16(-((index * BITS) as i16));
+            let fields = vshlq_u16(vreinterpretq_u16_s32(words), right);
+            vreinterpretq_s32_u16(vandq_u16(fields, vdupq_n_u16((1 << BITS) - 1)))
+        }
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: int32x4_t, index: usize) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture; the table is an array of 16.
+        unsafe {
+            // The numbers fit into bytes; the shifts fill the upper one with the sign.
+            let table = E2M1_TWICE.map(|number| number as i8);
+            let codes = vreinterpretq_u8_s32(self.field16::<4>(words, index));
+            let found = vreinterpretq_s16_s8(vqtbl1q_s8(vld1q_s8(table.as_ptr()), codes));
+            vreinterpretq_s32_s16(vshrq_n_s16::<8>(vshlq_n_s16::<8>(found)))
+        }
     }
 }

@@ -2,13 +2,14 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::arithmetic::{Arithmetic, Element};
+use super::decoding::Decoding;
+use super::integers::Integers;
 use super::packing::E2M1_TWICE;
-use crate::Element;
 
 /// What every processor has.
 #[derive(Debug, Clone, Copy)]
-pub struct Portable;
+pub(crate) struct Portable;
 
 type F = [f32; 8];
 
@@ -46,9 +47,8 @@ unsafe fn store<T: Element>(to: *mut T, x: F) {
     unsafe { to.cast::<[T; 8]>().write_unaligned(each(x, T::narrow)) }
 }
 
-impl Simd for Portable {
+impl Arithmetic for Portable {
     type F = F;
-    type I = [i32; 8];
     const LANES: usize = 8;
     const REGISTERS: usize = 4;
 
@@ -114,80 +114,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn bits(self, x: F) -> [i32; 8] {
-        each(x, |x| x.to_bits() as i32)
-    }
-
-    #[inline(always)]
-    unsafe fn store_bits(self, to: *mut f32, x: [i32; 8]) {
-        // SAFETY: the caller's promise.
-        unsafe { to.cast::<[i32; 8]>().write_unaligned(x) }
-    }
-
-    #[inline(always)]
-    fn to_float(self, x: [i32; 8]) -> F {
-        each(x, |x| x as f32)
-    }
-
-    #[inline(always)]
-    fn dot(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
-        let pair = |x: i32| (i32::from(x as i16), x >> 16);
-        lanes(|i| {
-            let (a, b) = (pair(a[i]), pair(b[i]));
-            sums[i].wrapping_add(a.0 * b.0).wrapping_add(a.1 * b.1)
-        })
-    }
-
-    const BYTES: bool = true;
-
-    #[inline(always)]
-    fn dot_bytes(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
-        lanes(|i| {
-            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
-            a.into_iter().zip(b).fold(sums[i], |sum, (a, b)| sum + i32::from(a) * i32::from(b as i8))
-        })
-    }
-
-    #[inline(always)]
-    fn field8<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
-        let mask = i32::from_ne_bytes([((1_u32 << BITS) - 1) as u8; 4]);
-        each(words, |word| word >> (index * BITS) & mask)
-    }
-
-    #[inline(always)]
-    fn times_256(self, x: [i32; 8]) -> [i32; 8] {
-        each(x, |x| x << 8)
-    }
-
-    #[inline(always)]
-    fn field16<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
-        let mask = (1 << BITS) - 1;
-        each(words, |word| word >> (index * BITS) & (mask << 16 | mask))
-    }
-
-    #[inline(always)]
-    fn field16_e2m1(self, words: [i32; 8], index: usize) -> [i32; 8] {
-        each(self.field16::<4>(words, index), |word| {
-            let [low, high] = [word, word >> 16].map(|code| E2M1_TWICE[(code & 15) as usize]);
-            i32::from(high) << 16 | i32::from(low) & 0xffff
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn store_i16(self, to: *mut i16, x: F) {
-        for (i, x) in x.into_iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { to.add(i).write(x.round_ties_even() as i16) }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn spread(self, from: *const f32, places: [i32; 8]) -> F {
-        // SAFETY: the caller's promise.
-        each(places, |place| unsafe { from.add(place as usize).read() })
-    }
-
-    #[inline(always)]
     fn sum(self, a: F) -> f32 {
         ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
     }
@@ -241,5 +167,84 @@ impl Simd for Portable {
     #[inline(always)]
     fn round_bf16(self, x: F) -> F {
         each(x, |x| bf16::narrow(x).widen())
+    }
+}
+
+impl Integers for Portable {
+    type I = [i32; 8];
+    const MULTIPLIES_BYTES: bool = true;
+
+    #[inline(always)]
+    fn bits(self, x: F) -> [i32; 8] {
+        each(x, |x| x.to_bits() as i32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bits(self, to: *mut f32, x: [i32; 8]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[i32; 8]>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: [i32; 8]) -> F {
+        each(x, |x| x as f32)
+    }
+
+    #[inline(always)]
+    fn dot(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
+        let pair = |x: i32| (i32::from(x as i16), x >> 16);
+        lanes(|i| {
+            let (a, b) = (pair(a[i]), pair(b[i]));
+            sums[i].wrapping_add(a.0 * b.0).wrapping_add(a.1 * b.1)
+        })
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, a: [i32; 8], b: [i32; 8], sums: [i32; 8]) -> [i32; 8] {
+        lanes(|i| {
+            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            a.into_iter().zip(b).fold(sums[i], |sum, (a, b)| sum + i32::from(a) * i32::from(b as i8))
+        })
+    }
+
+    #[inline(always)]
+    fn times_256(self, x: [i32; 8]) -> [i32; 8] {
+        each(x, |x| x << 8)
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: F) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { to.add(i).write(x.round_ties_even() as i16) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn permute(self, from: *const f32, places: [i32; 8]) -> F {
+        // SAFETY: the caller's promise.
+        each(places, |place| unsafe { from.add(place as usize).read() })
+    }
+}
+
+impl Decoding for Portable {
+    #[inline(always)]
+    fn field8<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        let mask = i32::from_ne_bytes([((1_u32 << BITS) - 1) as u8; 4]);
+        each(words, |word| word >> (index * BITS) & mask)
+    }
+
+    #[inline(always)]
+    fn field16<const BITS: usize>(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        let mask = (1 << BITS) - 1;
+        each(words, |word| word >> (index * BITS) & (mask << 16 | mask))
+    }
+
+    #[inline(always)]
+    fn field16_e2m1(self, words: [i32; 8], index: usize) -> [i32; 8] {
+        each(self.field16::<4>(words, index), |word| {
+            let [low, high] = [word, word >> 16].map(|code| E2M1_TWICE[(code & 15) as usize]);
+            i32::from(high) << 16 | i32::from(low) & 0xffff
+        })
     }
 }
