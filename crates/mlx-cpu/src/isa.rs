@@ -1,9 +1,9 @@
-//! Which instructions the kernels are made of.
+//! Instruction sets: which the processor has, and kernels compiled for each.
 
 use std::sync::OnceLock;
 
-use crate::{MAX_LANES, Simd};
 use crate::simd::Portable;
+use crate::{MAX_LANES, Simd};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,32 +14,40 @@ pub enum Isa {
     Avx2,
     /// x86-64 with the AVX-512 of Ice Lake (2019) and Zen 4: F, BW, DQ, VL, VBMI, VNNI.
     Avx512,
-    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Products of bfloat16 with many rows use it; all else is
-    /// as with `Avx512`.
+    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Only products of bfloat16 with many rows differ from `Avx512`.
     Avx512Bf16,
-    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Products of
-    /// bfloat16 with many rows use them; all else is as with `Avx512`.
+    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Only products of bfloat16
+    /// with many rows differ from `Avx512`.
     Amx,
     /// AArch64.
     Neon,
 }
 
-/// Code that is written over vectors of any width. See [`Isa::run`].
+/// The arguments of a computation that is written over vectors of any width. [`Isa::run`] runs it.
 pub trait Kernel {
-    /// What it computes.
+    /// The result.
     type Output;
 
-    /// Computes it. Mark it, and all that it calls with vectors, `#[inline(always)]`: else it is
-    /// compiled without the instructions that `S` stands for.
+    /// Computes the result. Mark this and every function that it calls with vectors `#[inline(always)]`; otherwise it is
+    /// compiled without the instructions of `S`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+// Arrays for one vector have `MAX_LANES` numbers.
+const _: () = {
+    let mut index = 0;
+    while index < Isa::ALL.len() {
+        assert!(Isa::ALL[index].lanes() <= MAX_LANES);
+        index += 1;
+    }
+};
+
 impl Isa {
-    /// All there are, the fastest last.
+    /// All instruction sets, the fastest last.
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
-    /// Its name, as the environment variable `MLX_CPU_ISA` has it.
+    /// The name, as in the environment variable `MLX_CPU_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -51,7 +59,7 @@ impl Isa {
         }
     }
 
-    /// How many float32 its vectors have.
+    /// The number of float32 in a vector.
     pub const fn lanes(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 => 8,
@@ -60,24 +68,24 @@ impl Isa {
         }
     }
 
-    /// Whether it has products of bfloat16, which panels then keep.
+    /// Whether it multiplies bfloat16. Panels then hold bfloat16 and not float32.
     pub(crate) const fn multiplies_bf16(self) -> bool {
         matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
 
     /// Whether this processor has it and the operating system lets this process use it.
     ///
-    /// Of tiles that has to be asked for. Linux grants them to the whole process, once and for all; other systems are
-    /// not asked.
+    /// The tiles of AMX have to be requested. Linux grants them to the whole process for its lifetime; on other systems
+    /// they count as missing.
     #[inline]
     pub fn is_available(self) -> bool {
-        // Kernels ask again and again.
+        // Every call of `run` asks.
         static ANSWERS: [OnceLock<bool>; Isa::ALL.len()] = [const { OnceLock::new() }; Isa::ALL.len()];
-        *ANSWERS[self as usize].get_or_init(|| self.is_there())
+        *ANSWERS[self as usize].get_or_init(|| self.detect())
     }
 
-    /// What [`is_available`](Self::is_available) answers, asked of the processor and the operating system.
-    fn is_there(self) -> bool {
+    /// [`is_available`](Self::is_available), asked of the processor and the operating system.
+    fn detect(self) -> bool {
         match self {
             Self::Portable => true,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -109,12 +117,12 @@ impl Isa {
         }
     }
 
-    /// Those that this processor has, the fastest last.
+    /// The available instruction sets, the fastest last.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The fastest that this processor has.
+    /// The fastest available instruction set.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().unwrap_or(Self::Portable))
@@ -124,7 +132,7 @@ impl Isa {
     ///
     /// # Panics
     ///
-    /// Where the processor does not have them.
+    /// If the processor does not have them.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         assert!(self.is_available(), "this processor has no {}", self.name());
@@ -149,7 +157,7 @@ impl Isa {
     }
 }
 
-/// Compiled once, not into every caller.
+/// Not inlined, so that it is compiled once and not into every caller.
 #[inline(never)]
 fn without<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Portable)
@@ -169,13 +177,13 @@ fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(unsafe { crate::simd::Avx512::new() })
 }
 
-/// Whether there are tiles and products of bfloat16 in them, and Linux grants them.
+/// Whether the processor has tiles that multiply bfloat16, and Linux grants them.
 ///
 /// Intel, *Architecture Instruction Set Extensions Programming Reference*, chapter 3; Linux, *Using XSTATE features in
 /// user space applications* (Documentation/arch/x86/xstate.rst).
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn has_tiles() -> bool {
-    /// Of EDX of CPUID's leaf 7: AMX-BF16 and AMX-TILE.
+    /// Bits of EDX in CPUID's leaf 7: AMX-BF16 and AMX-TILE.
     const FEATURES: u32 = 1 << 22 | 1 << 24;
     // A processor with AVX-512 has this leaf.
     std::arch::x86_64::__cpuid_count(7, 0).edx & FEATURES == FEATURES && tiles_are_granted()

@@ -1,22 +1,53 @@
-//! The operations of a language model on the CPU, as functions on slices.
+//! Kernels of language models for the CPU, as safe functions on slices.
 //!
-//! MLX's own CPU device is portable scalar code on Linux. `mlx-sys` hands the operations below to
-//! this crate, and MLX programs then run at the speed of the hardware without a change. Nothing
-//! here knows of MLX: every kernel is a safe function that takes slices, shapes and strides.
-//!
-//! # How a kernel is written
-//!
-//! Once, over the vectors of [`Simd`], as a [`Kernel`]; [`Isa::run`] compiles it for every
-//! instruction set and chooses at run time. A kernel splits its *output* among the threads of a
-//! [`Cpu`], never a sum: results do not depend on the number of threads.
+//! MLX's own CPU device is portable scalar code on Linux. `mlx-sys` makes MLX call the functions of this crate instead,
+//! so that MLX programs run at the speed of the hardware without a change. Nothing here knows of MLX: each function
+//! takes slices with shapes and strides, and a [`Cpu`], which is an instruction set and a number of threads.
 //!
 //! # Numbers
 //!
-//! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest even
-//! when they are stored, but for [products of bfloat16](matmul()#numbers) where a processor has them; sums are
-//! float32, or, of quantized weights with half-precision activations,
-//! [whole numbers](quantized_matmul#numbers). Where MLX's own graph of an operation rounds
-//! between two steps, the kernel rounds there too, so that what differs is the order of sums.
+//! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest, ties to even, when they are
+//! stored. Sums are float32. Two kinds of products differ: [products of bfloat16](matmul()#numbers) on processors that
+//! have such instructions, and [products of quantized weights](quantized_matmul#numbers) with half-precision activations,
+//! which are sums of whole numbers. Where MLX's own graph of an operation rounds between two steps, the kernel rounds
+//! there too. What differs from MLX is the order of sums.
+//!
+//! # How to write a kernel
+//!
+//! A kernel is written once, over vectors of any width, and compiled for every instruction set. It has two parts:
+//!
+//! 1. A function takes a [`Cpu`] and the tensors: [`Matrix`], [`View`] or plain slices. It checks the shapes and splits
+//!    the work into tasks with [`Cpu::parallel`] or [`Cpu::parallel_pieces`]. A task computes a part of the *output*;
+//!    a sum is never split between tasks, so results do not depend on the number of threads.
+//! 2. A struct holds the arguments of one task and implements [`Kernel`]. Its method `run` gets a value `s` of a type
+//!    [`Simd`], which has all vector operations. [`Cpu::run`] chooses the instruction set and calls it.
+//!
+//! `examples/sum_of_squares.rs` is such a kernel. The tests of this crate run it.
+//!
+//! ```ignore
+#![doc = include_str!("../examples/sum_of_squares.rs")]
+//! ```
+//!
+//! Functions that `run` calls with vectors are generic over the part of [`Simd`] that they use, so that their signatures
+//! say what they need:
+//!
+//! | bound | for |
+//! |---|---|
+//! | [`Arithmetic`] | loads, stores and arithmetic of float32: norms, softmax, rotation, attention |
+//! | [`Integers`] | products and sums of whole numbers: quantized activations |
+//! | [`Decoding`] | codes of quantized weights as numbers |
+//! | [`Simd`] | all of them |
+//!
+//! Rules that the compiler does not check:
+//!
+//! - Mark `run` and every function that it calls with vectors `#[inline(always)]`. A function that is not inlined is
+//!   compiled without the instructions. That includes closures: one that is called in several places may not be inlined.
+//! - An array for one vector has the length [`MAX_LANES`]; the first `S::LANES` numbers count.
+//! - What depends on the instruction set alone is tested with `const { ... }`, so that the other branch is not compiled.
+//! - Test it on all of [`Isa::available`] with one, two and three threads: against plain code in float64, and for equal
+//!   bits whatever the number of threads. `tests/ops` has the helpers.
+//!
+//! `mlx-sys` names what makes MLX call a new kernel (`src/cpu_kernels`).
 
 mod attention;
 mod copy;
