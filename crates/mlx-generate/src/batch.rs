@@ -2,16 +2,17 @@
 
 use std::ops::ControlFlow;
 
-use mlx_causal_lm::{CausalLm, Logits};
-use mlx_kvcache::{CacheOptions, ModelCache};
+use mlx_causal_lm::CausalLm;
+use mlx_kvcache::CacheOptions;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
 
-use crate::chooser::Chooser;
-use crate::{FinishReason, GenerateError, GenerateOptions, Session, Token, as_i32, prefill};
+use crate::chooser::Step;
+use crate::sequence::Sequence;
+use crate::{FinishReason, GenerateError, GenerateOptions, PREFILL_CHUNK, Session, StepOptions, Token};
 
-/// Names a sequence of a [`Batch`], also after others have gone.
+/// Names a sequence of a [`Batch`]. It stays the same when other sequences leave the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId(u64);
 
@@ -22,24 +23,24 @@ impl RowId {
     }
 }
 
-/// A token of one of the sequences.
+/// What a step of a [`Batch`] has for one of its sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchToken {
-    /// Whose it is.
+    /// The sequence.
     pub row: RowId,
-    /// The token.
-    pub token: Token,
-    /// Why it was the last one; none where the sequence goes on.
+    /// Its next token. `None` where the sequence ended before it got one: it was cancelled, or no token was asked for.
+    pub token: Option<Token>,
+    /// Why the sequence ended; `None` where it goes on. A sequence that ended has left the batch.
     pub finish: Option<FinishReason>,
 }
 
-/// Sequences that get their tokens together, one each with every [`step`](Self::step): a step reads all weights
-/// once, however many rows it serves. Rows come and go at any time.
+/// Sequences that are decoded together: each gets one token with every [`step`](Self::step). A step reads all weights of
+/// the model once, however many sequences there are. Sequences come and go at any time.
 ///
-/// Prompts are read one by one and then lie in one cache, filled up on the left to the longest. Each row has its
-/// own options, random numbers among them, and its tokens are those that it would have alone: rows do not see
-/// each other. (To the last bit of a logit where the kernels of the device add in the same order for one row as for
-/// many.)
+/// Each prompt is read alone, and then its sequence becomes a row of one [`Session`]. A row has its own options, among
+/// them penalties, processors and random numbers, and gets the tokens that it would get alone: rows do not see each
+/// other. (Logits may differ in their last bits where the device's kernels add in another order for several rows than
+/// for one.)
 ///
 /// ```no_run
 /// # use mlx_causal_lm::CausalLm;
@@ -52,7 +53,7 @@ pub struct BatchToken {
 /// }
 /// while !batch.is_empty() {
 ///     for answer in batch.step(model)? {
-///         println!("{:?}: {}", answer.row, answer.token.id);
+///         println!("{:?}: {:?} {:?}", answer.row, answer.token, answer.finish);
 ///     }
 /// }
 /// # Ok(())
@@ -61,33 +62,28 @@ pub struct BatchToken {
 #[derive(Debug)]
 pub struct Batch {
     options: CacheOptions,
-    cache: Option<ModelCache>,
-    /// In the order of the cache's rows.
+    /// None where there are no rows.
+    session: Option<Session>,
+    /// In the order of the session's rows.
     rows: Vec<Row>,
     added: u64,
-    /// Rows that failed in the last step and were not told of yet.
+    /// Rows that failed, of which [`step`](Self::step) has not told yet.
     failed: Vec<(RowId, GenerateError)>,
-    /// The tokens of the others in that step.
-    kept_back: Vec<BatchToken>,
+    /// What other rows got or why they ended, of which [`step`](Self::step) has not told yet.
+    answers: Vec<BatchToken>,
 }
 
 #[derive(Debug)]
 struct Row {
     id: RowId,
-    /// All tokens so far, prompt and answer. The cache has all of them but the last.
-    tokens: Vec<u32>,
-    /// The length of the sequence that the cached keys are rotated for.
-    rotated_for: i32,
-    decoded: usize,
-    chooser: Chooser,
-    options: GenerateOptions,
+    sequence: Sequence,
 }
 
 impl Batch {
-    /// A batch without rows. `options` are those of the cache; its padding is not looked at.
+    /// A batch without sequences. `options` are those of the cache; their padding has no effect.
     pub fn new(options: CacheOptions) -> Self {
         let options = CacheOptions { left_padding: Vec::new(), ..options };
-        Self { options, cache: None, rows: Vec::new(), added: 0, failed: Vec::new(), kept_back: Vec::new() }
+        Self { options, session: None, rows: Vec::new(), added: 0, failed: Vec::new(), answers: Vec::new() }
     }
 
     /// How many sequences there are.
@@ -95,39 +91,69 @@ impl Batch {
         self.rows.len()
     }
 
-    /// Whether there is none, and [`step`](Self::step) has nothing to tell of those that were.
+    /// Whether there is no sequence, and [`step`](Self::step) has nothing left to tell of earlier ones.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.failed.is_empty() && self.kept_back.is_empty()
+        self.rows.is_empty() && self.failed.is_empty() && self.answers.is_empty()
     }
 
-    /// The tokens of a sequence so far, prompt and answer; none where it has ended.
+    /// The tokens of a sequence so far, prompt and answer; `None` where it has ended.
     pub fn tokens(&self, row: RowId) -> Option<&[u32]> {
-        self.rows.iter().find(|found| found.id == row).map(|row| &*row.tokens)
+        self.rows.iter().find(|found| found.id == row).map(|row| row.sequence.ids())
     }
 
-    /// Reads a prompt, which the next step continues.
+    /// A copy of a sequence's session, which has read all of its tokens but the last; `None` where the sequence has
+    /// ended.
     ///
     /// # Errors
     ///
-    /// Those of [`generate`](crate::generate); the batch is then as it was.
+    /// Those of [`Session::row`].
+    pub fn session(&self, row: RowId) -> Result<Option<Session>, GenerateError> {
+        let at = self.rows.iter().position(|found| found.id == row);
+        let found = self.session.as_ref().zip(at);
+        found.map(|(session, at)| session.row(at)).transpose()
+    }
+
+    /// Adds a sequence: reads its prompt, which the next step continues.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`generate`](crate::generate). The batch is then as it was.
     pub fn add(
         &mut self,
         model: &mut dyn CausalLm,
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
-        let chooser = Chooser::new(&options, model.info().vocab_size)?.after(|| {
-            let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
-            Ok(rest.to_vec())
-        })?;
+        let session = Session::new(model.new_cache(&self.options)?);
+        self.add_session(model, session, prompt, options)
+    }
+
+    /// Adds a sequence that continues a session of one row: a prompt whose beginning was read before, for example. The
+    /// session's cache must have the options of this batch.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`generate`](crate::generate) and of [`Session::join`]. The batch is then as it was.
+    pub fn add_session(
+        &mut self,
+        model: &mut dyn CausalLm,
+        mut session: Session,
+        prompt: &[u32],
+        options: GenerateOptions,
+    ) -> Result<RowId, GenerateError> {
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let (sequence, _) = Sequence::begin(model, &mut session, prompt, options, go_on)?;
+        match &mut self.session {
+            Some(all) => all.join(model, session)?,
+            none => *none = Some(session),
+        }
         let id = RowId(self.added);
-        let rotated_for = as_i32(prompt.len());
-        self.join(model, Row { id, tokens: prompt.to_vec(), rotated_for, decoded: 0, chooser, options })?;
+        self.rows.push(Row { id, sequence });
         self.added += 1;
         Ok(id)
     }
 
-    /// Ends a sequence, and says whether there was one.
+    /// Takes a sequence out, and returns whether it was there.
     ///
     /// # Errors
     ///
@@ -138,140 +164,88 @@ impl Batch {
         Ok(self.rows.len() < before)
     }
 
-    /// The next token of every sequence, in the order in which they were added. Those that have come to their
-    /// end are gone afterwards.
+    /// Gives every sequence its next token, and returns the tokens in the order in which the sequences were added.
+    /// Sequences that ended are gone afterwards.
     ///
     /// # Errors
     ///
-    /// What the model reports; [`GenerateError::Row`] where no token can be chosen for one sequence, which then has
-    /// left the batch. The tokens of the others come with the next call.
+    /// What the model reports; [`GenerateError::Row`] where one sequence failed: no token was possible, or one of its
+    /// processors reported an error. That sequence has left the batch, and the next call returns the tokens of the others.
     pub fn step(&mut self, model: &mut dyn CausalLm) -> Result<Vec<BatchToken>, GenerateError> {
-        if let Some(failure) = self.next_failure() {
-            return Err(failure);
+        if self.failed.is_empty() && self.answers.is_empty() {
+            self.end_rows_before_step()?;
+            self.read_and_choose(model)?;
         }
-        if !self.kept_back.is_empty() {
-            return Ok(std::mem::take(&mut self.kept_back));
-        }
-        // A row that was asked for no token at all.
-        self.keep(|row| row.options.max_tokens > 0)?;
-        self.read_again_over_borders(model)?;
-        let Some(cache) = self.cache.as_mut() else { return Ok(Vec::new()) };
-        let last: Vec<u32> = self.rows.iter().filter_map(|row| row.tokens.last().copied()).collect();
-        let tokens = Array::from_slice(&last, &[last.len() as i32, 1]);
-        let logits = model.forward(&tokens, cache, Logits::Last)?.squeeze_axes(&[1])?; // [B, V]
-
-        let mut steps = Vec::with_capacity(self.rows.len());
-        for (index, row) in (0..).zip(&mut self.rows) {
-            let token = tokens.try_index((index, ..))?; // [1]
-            steps.push(row.chooser.step(&token, logits.try_index(index..index + 1)?)?);
-        }
-        let mut answers = Vec::with_capacity(steps.len());
-        for (row, step) in self.rows.iter_mut().zip(&steps) {
-            let token = match step.read() {
-                Ok(token) => token,
-                Err(e) => {
-                    self.failed.push((row.id, e));
-                    continue;
-                }
-            };
-            row.decoded += 1;
-            row.tokens.push(token.id);
-            let finish = if row.options.stop_tokens.contains(&token.id) {
-                Some(FinishReason::StopToken)
-            } else if row.options.cancel.is_cancelled() {
-                Some(FinishReason::Cancelled)
-            } else if row.decoded >= row.options.max_tokens {
-                Some(FinishReason::MaxTokens)
-            } else if row.tokens.len() > row.options.longest(model) {
-                Some(FinishReason::ContextFull)
-            } else {
-                None
-            };
-            answers.push(BatchToken { row: row.id, token, finish });
-        }
-        let ended: Vec<RowId> = answers
-            .iter()
-            .filter(|answer| answer.finish.is_some())
-            .map(|answer| answer.row)
-            .chain(self.failed.iter().map(|(row, _)| *row))
-            .collect();
-        self.keep(|row| !ended.contains(&row.id))?;
-        answers.sort_by_key(|answer| answer.row);
-        match self.next_failure() {
-            None => Ok(answers),
-            Some(failure) => {
-                self.kept_back = answers;
-                Err(failure)
+        match self.failed.pop() {
+            Some((row, source)) => Err(GenerateError::Row { row, source: Box::new(source) }),
+            None => {
+                let mut answers = std::mem::take(&mut self.answers);
+                answers.sort_by_key(|answer| answer.row);
+                Ok(answers)
             }
         }
     }
 
-    fn next_failure(&mut self) -> Option<GenerateError> {
-        let (row, source) = self.failed.pop()?;
-        Some(GenerateError::Row { row, source: Box::new(source) })
+    /// Takes out the rows that get no token: they were cancelled, or asked for none.
+    fn end_rows_before_step(&mut self) -> Result<(), GenerateError> {
+        for Row { id, sequence } in &mut self.rows {
+            if sequence.finish().is_some() || sequence.is_cancelled() {
+                self.answers.push(BatchToken { row: *id, token: None, finish: sequence.finish() });
+            }
+        }
+        self.keep(|row| row.sequence.finish().is_none())
     }
 
-    /// Rows whose next token comes over a border between two rotations (LongRoPE) are read anew.
-    fn read_again_over_borders(&mut self, model: &mut dyn CausalLm) -> Result<(), GenerateError> {
-        let crosses = |row: &Row| !model.rotates_alike(row.rotated_for, as_i32(row.tokens.len()));
-        if !self.rows.iter().any(crosses) {
-            return Ok(());
+    /// Reads the last token of every row in one call, and chooses the next one for each.
+    fn read_and_choose(&mut self, model: &mut dyn CausalLm) -> Result<(), GenerateError> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let last: Vec<u32> = self.rows.iter().filter_map(|row| row.sequence.ids().last().copied()).collect();
+        let last = Array::from_slice(&last, &[last.len() as i32, 1]);
+        let chunk = self.rows.iter().map(|row| row.sequence.options.prefill_chunk).min();
+        let options = StepOptions { chunk: chunk.unwrap_or(PREFILL_CHUNK), ..StepOptions::default() };
+        let logits = session.next_logits(model, &last, options)?.squeeze_axes(&[1])?; // [B, V]
+        if self.rows.iter().any(|row| row.sequence.needs_ids()) {
+            // The device computes them while processors work.
+            async_eval([&logits])?;
         }
-        let crossing: Vec<RowId> = self.rows.iter().filter(|row| crosses(row)).map(|row| row.id).collect();
-        let (gone, kept): (Vec<usize>, Vec<usize>) =
-            (0..self.rows.len()).partition(|&index| crossing.contains(&self.rows[index].id));
-        self.select(&kept)?;
-        let mut rows: Vec<Row> = Vec::new();
-        let mut gone_rows = Vec::new();
-        for (index, row) in std::mem::take(&mut self.rows).into_iter().enumerate() {
-            if gone.contains(&index) { gone_rows.push(row) } else { rows.push(row) }
+        // All choices are started before the first one is waited for.
+        let mut steps = Vec::with_capacity(self.rows.len());
+        for (index, row) in (0..).zip(&mut self.rows) {
+            let logits = logits.try_index(index..index + 1)?;
+            match row.sequence.choose(&last.try_index((index, ..))?, logits) {
+                Err(e @ GenerateError::Processor { .. }) => steps.push(Err(e)),
+                step => steps.push(Ok(step?)),
+            }
         }
-        self.rows = rows;
-        for mut row in gone_rows {
-            row.rotated_for = as_i32(row.tokens.len());
-            self.join(model, row)?;
+        for (row, step) in self.rows.iter_mut().zip(steps) {
+            match step.and_then(|step| row.take(&step)) {
+                Ok(answer) => self.answers.push(answer),
+                Err(e) => self.failed.push((row.id, e)),
+            }
         }
-        Ok(())
+        let failed: Vec<RowId> = self.failed.iter().map(|(row, _)| *row).collect();
+        self.keep(|row| row.sequence.finish().is_none() && !failed.contains(&row.id))
     }
 
-    /// Reads all but the last token of the row, and puts it behind the others.
-    fn join(&mut self, model: &mut dyn CausalLm, row: Row) -> Result<(), GenerateError> {
-        let mut session = self.new_session(model)?;
-        prefill(model, &mut session, &row.tokens, &row.options, &mut |_, _| ControlFlow::Continue(()))?;
-        let cache = session.into_cache();
-        match &mut self.cache {
-            Some(all) => all.extend(&cache)?,
-            none => *none = Some(cache),
-        }
-        self.rows.push(row);
-        self.start()
-    }
-
-    fn keep(&mut self, wanted: impl Fn(&Row) -> bool) -> Result<(), GenerateError> {
-        let kept: Vec<usize> = (0..self.rows.len()).filter(|&index| wanted(&self.rows[index])).collect();
+    fn keep(&mut self, is_kept: impl Fn(&Row) -> bool) -> Result<(), GenerateError> {
+        let kept: Vec<usize> = (0..self.rows.len()).filter(|&index| is_kept(&self.rows[index])).collect();
         if kept.len() == self.rows.len() {
             return Ok(());
         }
-        self.select(&kept)?;
-        self.rows.retain(wanted);
+        match &mut self.session {
+            Some(session) if !kept.is_empty() => session.keep_rows(&kept)?,
+            session => *session = None,
+        }
+        self.rows.retain(is_kept);
         Ok(())
     }
+}
 
-    /// Keeps these rows of the cache.
-    fn select(&mut self, rows: &[usize]) -> Result<(), GenerateError> {
-        match &mut self.cache {
-            Some(cache) if !rows.is_empty() => cache.filter(rows)?,
-            cache => *cache = None,
-        }
-        self.start()
-    }
-
-    /// As [`Session::start`].
-    fn start(&self) -> Result<(), GenerateError> {
-        Ok(async_eval(self.cache.iter().flat_map(ModelCache::arrays))?)
-    }
-
-    fn new_session(&self, model: &dyn CausalLm) -> Result<Session, GenerateError> {
-        Ok(Session::new(model.new_cache(&self.options)?))
+impl Row {
+    /// Waits for the token that was chosen.
+    fn take(&mut self, step: &Step) -> Result<BatchToken, GenerateError> {
+        let token = step.read()?;
+        let finish = self.sequence.take(token.id)?;
+        Ok(BatchToken { row: self.id, token: Some(token), finish })
     }
 }

@@ -1,9 +1,9 @@
-//! Stopping from elsewhere.
+//! Stopping a prompt or a stream from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A handle that stops a prompt or a stream, from another thread or from a signal: all clones are one.
+/// A handle that stops a prompt or a stream, from another thread or from a signal handler. All clones stop the same one.
 ///
 /// ```
 /// use mlx_generate::{Cancel, GenerateOptions};
@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Stops what has the handle: a prompt at its next piece, a stream before its next token.
+    /// Stops what has the handle: a prompt before its next chunk, a stream or a row of a batch before its next token.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was stopped.
+    /// Whether [`cancel`](Self::cancel) was called.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

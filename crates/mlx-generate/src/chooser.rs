@@ -1,4 +1,4 @@
-//! One step of the choice of tokens for one sequence: from logits to a token with its log-probability.
+//! The choice of the next token of one sequence: from logits to a token with its log-probability.
 
 use mlx_rs::error::{ConversionError, Exception};
 use mlx_rs::ops::concatenate;
@@ -7,43 +7,53 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::sampling::{Alternatives, forbid};
-use crate::{GenerateError, GenerateOptions, History, Penalizer, Sampler, Token};
+use crate::{
+    GenerateError, GenerateOptions, History, LogitsProcessor, Penalizer, ProcessorError, Sampler, Token,
+    TokenSet,
+};
 
-/// Penalties, sampler and what they know of a sequence.
-#[derive(Debug, Clone)]
+/// Everything that decides about the next token of a sequence: penalties, the caller's processors, the least length and
+/// the sampler, with what they know of the sequence.
+#[derive(Debug)]
 pub(crate) struct Chooser {
     penalizer: Option<Penalizer>,
-    sampler: Sampler,
-    /// Empty where nothing needs it.
+    /// Empty where there are no penalties.
     history: History,
-    /// Those that are impossible in the first `min_tokens` steps, uint32 `[n]`.
+    processors: Vec<Box<dyn LogitsProcessor>>,
+    /// What the processors allow for the newest token that was asked for.
+    allowed: Vec<TokenSet>,
+    sampler: Sampler,
+    /// Those that are impossible in the first `min_tokens` steps, uint32 `[1, n]`.
     stop_tokens: Option<Array>,
     min_tokens: usize,
     top_logprobs: usize,
     steps: usize,
 }
 
-/// A token that the device may still be working on.
+/// A token that the device may still be computing.
 #[derive(Debug)]
 pub(crate) struct Step {
     /// Its id, uint32 `[1]`.
     pub(crate) id: Array,
     logprob: Array,
     alternatives: Option<Alternatives>,
-    /// What the model answered, to say what was wrong with it.
+    /// The model's logits, which tell what is wrong where no token could be chosen.
     logits: Array,
 }
 
 impl Chooser {
-    pub(crate) fn new(options: &GenerateOptions, vocab_size: i32) -> Result<Self, GenerateError> {
-        // Also where they change nothing, so that what is wrong with them is an error.
+    /// Takes the processors out of the options.
+    pub(crate) fn new(options: &mut GenerateOptions, vocab_size: i32) -> Result<Self, GenerateError> {
+        // Also where they change nothing, so that wrong values are an error.
         let penalizer = Penalizer::new(options.penalties.clone(), vocab_size)?;
         let known = |id: &u32| i64::from(*id) < i64::from(vocab_size);
         let stop_tokens: Vec<u32> = options.stop_tokens.iter().copied().filter(known).collect();
         Ok(Self {
             penalizer: (!options.penalties.is_empty()).then_some(penalizer),
-            sampler: Sampler::new(options.sampling.clone())?,
             history: History::default(),
+            processors: std::mem::take(&mut options.processors),
+            allowed: Vec::new(),
+            sampler: Sampler::new(options.sampling.clone())?,
             stop_tokens: (options.min_tokens > 0 && !stop_tokens.is_empty())
                 .then(|| Array::from_slice(&stop_tokens, &[1, stop_tokens.len() as i32])),
             min_tokens: options.min_tokens,
@@ -52,40 +62,53 @@ impl Chooser {
         })
     }
 
-    /// The chooser for a sequence that has these tokens, which are asked for where something needs them.
-    pub(crate) fn after(
-        mut self,
-        tokens: impl FnOnce() -> Result<Vec<u32>, GenerateError>,
-    ) -> Result<Self, GenerateError> {
+    /// The chooser for a sequence that has these tokens, of which the model has yet to read the last.
+    pub(crate) fn after(mut self, tokens: &[u32]) -> Result<Self, GenerateError> {
         if self.penalizer.is_some() {
-            self.history = History::new(&tokens()?);
+            self.history = History::new(tokens.split_last().map_or(&[], |(_, rest)| rest));
         }
+        self.processors.iter_mut().try_for_each(|processor| processor.begin(tokens)).map_err(failed)?;
         Ok(self)
+    }
+
+    /// Whether a token's id must be known, and [accepted](Self::accept), before the token after it can be chosen.
+    pub(crate) fn needs_ids(&self) -> bool {
+        !self.processors.is_empty() || self.penalizer.as_ref().is_some_and(Penalizer::waits)
+    }
+
+    /// Whether the next tokens are chosen by their logits alone, whatever the tokens before them.
+    pub(crate) fn looks_at_logits_alone(&self) -> bool {
+        let least_length_is_reached = self.steps >= self.min_tokens || self.stop_tokens.is_none();
+        self.penalizer.is_none() && self.processors.is_empty() && least_length_is_reached
     }
 
     /// Chooses the token after `token`, an id of shape `[1]`, from its logits `[1, V]`, and starts the device on
     /// it.
-    pub(crate) fn step(&mut self, token: &Array, logits: Array) -> Result<Step, Exception> {
+    pub(crate) fn step(&mut self, token: &Array, logits: Array) -> Result<Step, GenerateError> {
         let logprobs = self.logprobs(token, logits.clone())?;
         let id = self.sampler.sample(&logprobs)?; // [1]
         let logprob = take_along_axis(&logprobs, id.reshape(&[1, 1])?, -1)?.as_dtype(Dtype::Float32)?;
         let alternatives = Alternatives::new(&logprobs, self.top_logprobs)?;
         let step = Step { id, logprob, alternatives, logits };
-        // With the state of the random numbers, so that the next step may be another thread's.
+        // With the state of the random numbers, so that another thread can take the next step.
         async_eval(step.arrays().chain(self.sampler.state()))?;
         Ok(step)
     }
 
-    /// The log-probabilities of what follows `token`, an id of shape `[1]`: of its logits `[1, V]`, with
-    /// everything that changes them.
-    fn logprobs(&mut self, token: &Array, mut logits: Array) -> Result<Array, Exception> {
+    /// The log-probabilities of what follows `token`, an id of shape `[1]`, from its logits `[1, V]`, after everything
+    /// that changes them.
+    fn logprobs(&mut self, token: &Array, mut logits: Array) -> Result<Array, GenerateError> {
         if let Some(penalizer) = &self.penalizer {
             self.history.push(token)?;
-            if penalizer.waits() {
-                // For `token`, while the device computes what comes after it.
-                async_eval([&logits])?;
-            }
             logits = penalizer.apply(&mut self.history, &logits)?;
+        }
+        self.allowed.clear();
+        for processor in &mut self.processors {
+            logits = processor.process(&logits).map_err(failed)?;
+            if let Some(allowed) = processor.allowed().map_err(failed)? {
+                logits = allowed.keep(&logits)?;
+                self.allowed.push(allowed);
+            }
         }
         if self.steps < self.min_tokens
             && let Some(stop_tokens) = &self.stop_tokens
@@ -93,25 +116,63 @@ impl Chooser {
             logits = forbid(&logits, stop_tokens)?;
         }
         self.steps += 1;
-        logits.subtract(logits.logsumexp_axis(-1, true)?)
+        Self::plain_logprobs(&logits)
     }
 
-    /// The log-probabilities `[n, V]` of what follows each of these tokens, one after the other, if each turns out
-    /// to be right. Nothing is remembered; see [`remember`](Self::remember).
-    pub(crate) fn logprobs_if(&self, tokens: &[u32], logits: Array) -> Result<Array, Exception> {
-        if self.penalizer.is_none() && (self.steps >= self.min_tokens || self.stop_tokens.is_none()) {
-            return logits.subtract(logits.logsumexp_axis(-1, true)?);
+    /// The log-probabilities of logits `[n, V]` that nothing changes.
+    pub(crate) fn plain_logprobs(logits: &Array) -> Result<Array, GenerateError> {
+        Ok(logits.subtract(logits.logsumexp_axis(-1, true)?)?)
+    }
+
+    /// The log-probabilities `[1, V]` of what follows `token`, from the row of the logits `[n, V]` that is the token's.
+    /// The token counts as one after which a token was chosen; [`rollback`](Self::rollback) takes that back.
+    pub(crate) fn logprobs_of_row(
+        &mut self,
+        token: u32,
+        logits: &Array,
+        row: i32,
+    ) -> Result<Array, GenerateError> {
+        self.logprobs(&Array::from_slice(&[token], &[1]), logits.try_index(row..row + 1)?)
+    }
+
+    /// These log-probabilities `[1, V]` each, and for the other rows of the logits `[n, V]` those of the logits alone.
+    pub(crate) fn with_plain_rows(mut rows: Vec<Array>, logits: &Array) -> Result<Array, GenerateError> {
+        let first = rows.len() as i32;
+        if first < logits.dim(0) {
+            rows.push(Self::plain_logprobs(&logits.try_index(first..)?)?);
         }
-        let mut if_right = self.clone();
-        let rows = (0..).zip(tokens).map(|(index, &token)| {
-            let logits = logits.try_index(index..index + 1)?;
-            if_right.logprobs(&Array::from_slice(&[token], &[1]), logits)
-        });
-        concatenate(&rows.collect::<Result<Vec<_>, _>>()?, 0)
+        Ok(concatenate(&rows, 0)?)
     }
 
-    /// These tokens turned out to be right, and something was chosen after each.
-    pub(crate) fn remember(&mut self, tokens: &[u32]) -> Result<(), Exception> {
+    /// Whether the processors allow this token as the next one.
+    pub(crate) fn allows(&self, token: u32) -> bool {
+        self.allowed.iter().all(|allowed| allowed.contains(token))
+    }
+
+    /// Tells the processors of a token that was taken.
+    pub(crate) fn accept(&mut self, token: u32) -> Result<(), GenerateError> {
+        self.processors.iter_mut().try_for_each(|processor| processor.accept(token)).map_err(failed)
+    }
+
+    /// Takes back the newest tokens: as many as were `accepted`, and as many after which a token was `chosen`.
+    pub(crate) fn rollback(&mut self, accepted: usize, chosen: usize) -> Result<(), GenerateError> {
+        self.steps -= chosen;
+        if self.penalizer.is_some() {
+            self.history.rollback(chosen)?;
+        }
+        if accepted == 0 {
+            return Ok(());
+        }
+        self.processors.iter_mut().try_for_each(|processor| processor.rollback(accepted)).map_err(failed)
+    }
+
+    /// The place of the first processor that says that the sequence is complete.
+    pub(crate) fn complete_processor(&self) -> Option<usize> {
+        self.processors.iter().position(|processor| processor.is_complete())
+    }
+
+    /// Remembers that a token was chosen after each of these.
+    pub(crate) fn remember(&mut self, tokens: &[u32]) -> Result<(), GenerateError> {
         self.steps += tokens.len();
         if self.penalizer.is_some() {
             tokens.iter().try_for_each(|&token| self.history.push(&Array::from_slice(&[token], &[1])))?;
@@ -119,24 +180,25 @@ impl Chooser {
         Ok(())
     }
 
-    /// The state of the random numbers, which MLX may not have computed yet.
+    /// The state of the random numbers, which may not be computed yet.
     pub(crate) fn state(&self) -> Option<&Array> {
         self.sampler.state()
     }
 
-    /// Whether the likeliest token is taken.
+    /// Whether the most probable token is taken.
     pub(crate) fn is_greedy(&self) -> bool {
         self.sampler.is_greedy()
     }
 
-    /// What tokens are drawn by, float32 `[n, V]`: each row as in a step of its own.
+    /// The probabilities that tokens are drawn by, float32 `[n, V]`: each row as in a step of its own.
     pub(crate) fn probabilities(&mut self, logprobs: &Array) -> Result<Array, Exception> {
         let rows =
             (0..logprobs.dim(0)).map(|row| self.sampler.probabilities(&logprobs.try_index(row..row + 1)?));
         concatenate(&rows.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
-    /// Tokens that were chosen by the first rows of these log-probabilities `[n, V]`, which are those of these logits.
+    /// The tokens with these ids, one for each of the first rows of the log-probabilities `[n, V]` that they were chosen by.
+    /// `logits` `[n, V]` are the model's.
     pub(crate) fn tokens(
         &self,
         ids: &[u32],
@@ -179,8 +241,8 @@ impl Step {
     }
 }
 
-/// Whether the token that was chosen has a probability: not where the logits `[1, V]` were no numbers, and not where
-/// every token was made impossible.
+/// Checks that the token that was chosen has a probability. It has none where the logits `[1, V]` are not numbers, or
+/// where every token was made impossible.
 fn check_possible(logprob: f32, logits: &Array) -> Result<(), GenerateError> {
     if logprob.is_finite() {
         return Ok(());
@@ -191,13 +253,17 @@ fn check_possible(logprob: f32, logits: &Array) -> Result<(), GenerateError> {
     Err(if is_number { GenerateError::NoTokenPossible } else { GenerateError::NotANumber })
 }
 
-/// Waits until it is computed, also where nobody will ask for it. A program that ends while the device's
-/// threads still work on it takes away what they use, and crashes.
+/// Waits until the token is computed, also where nobody asks for it: a program that ends while the device's threads
+/// compute it would take away what they use, and crash.
 impl Drop for Step {
     fn drop(&mut self) {
         for array in self.arrays() {
-            // An error here is one of a token that nobody reads.
+            // Nobody reads this token, so nobody needs its error.
             let _ = array.eval();
         }
     }
+}
+
+fn failed(source: ProcessorError) -> GenerateError {
+    GenerateError::Processor { source }
 }

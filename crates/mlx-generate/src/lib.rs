@@ -1,14 +1,17 @@
 //! From a prompt to a stream of tokens.
 //!
-//! API. A [`Session`] is a cache with the tokens that it has read. [`generate`] reads a prompt into it, in
-//! pieces, and answers with an iterator that decodes one token at a time. While the caller looks at a
-//! token, the device already works on the next one.
+//! API. A [`Session`] is a cache with the tokens that it has read, and [`Session::step`] is the one way by which tokens get
+//! into it. [`generate`] reads a prompt into a session, in chunks, and returns an iterator that decodes one token at a
+//! time. [`Batch`] decodes several sequences together, and [`generate_speculative`] checks several guessed tokens at once.
+//! All three choose tokens in the same way and end for the same [reasons](FinishReason), and callers can bring
+//! [`LogitsProcessor`]s of their own to each.
 
 mod batch;
 mod cancel;
 mod chooser;
 mod perplexity;
 mod sampling;
+mod sequence;
 mod session;
 mod speculative;
 mod stream;
@@ -19,26 +22,29 @@ use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{CacheError, CacheFileError};
 use mlx_rs::error::Exception;
 
-use chooser::Chooser;
+use sequence::Sequence;
 
 pub use batch::{Batch, BatchToken, RowId};
 pub use cancel::Cancel;
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
-pub use sampling::{Dry, History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
-pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session};
+pub use sampling::{
+    CloneProcessor, Dry, History, LogitsProcessor, Penalizer, Penalties, Penalty, ProcessorError, Sampler,
+    Sampling, TokenSet, Xtc,
+};
+pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
 pub use speculative::{
     Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
 };
 pub use stream::{FinishReason, Token, TokenStream, Tokens};
 
-/// Why a prompt is not continued.
+/// Why a prompt cannot be read or continued.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// There is nothing to continue.
+    /// The prompt has no token.
     #[error("the prompt is empty; a model needs at least one token to continue")]
     EmptyPrompt,
-    /// The prompt and what the session has leave no room for a token.
+    /// The prompt, behind the tokens that the session has, is longer than the model's context.
     #[error("the prompt has {prompt} tokens{}, and the model's context ends at {context}", already(*cached))]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -48,59 +54,59 @@ pub enum GenerateError {
         /// The model's context length.
         context: usize,
     },
-    /// A token that the model does not have.
+    /// The model does not have a token of the prompt.
     #[error(
         "token id {id} at position {position} of the prompt is outside the model's vocabulary of {vocab_size}"
     )]
     OutsideVocabulary {
         /// The id.
         id: i64,
-        /// Its place in the prompt.
+        /// Its position in the prompt.
         position: usize,
-        /// Ids must be below this.
+        /// The size of the model's vocabulary: ids must be below it.
         vocab_size: i32,
     },
     /// An option of sampling or of a penalty is out of its range.
     #[error("{option} is {found}, and must be {expected}")]
     Option {
-        /// Its name.
+        /// The name of the option.
         option: &'static str,
         /// The value that was given.
         found: String,
-        /// What it must be.
+        /// The values that are possible.
         expected: String,
     },
-    /// The sequence has to be read again, and its first tokens are not known.
+    /// The sequence has to be read again, or its ids are needed, and the ids of its first tokens are not known.
     #[error(
         "the first {tokens} tokens of the cache have to be read again, and the cache came without their ids, as mlx-lm's \
          files do; make the cache again with this program"
     )]
     UnknownTokens {
-        /// How many the cache came with.
+        /// How many tokens the cache came with.
         tokens: i32,
     },
-    /// A cache of another number of tokens than were said to be in it.
+    /// A cache has not read as many tokens as it should have.
     #[error("a cache of {found} tokens, where one of {expected} is needed")]
     CachedTokens {
-        /// What the cache holds.
+        /// How many tokens the cache has read.
         found: i32,
-        /// What it has to hold.
+        /// How many tokens it should have read.
         expected: i32,
     },
-    /// There is no token to score.
+    /// A text is too short to score a token.
     #[error("a piece of {tokens} tokens, and at least {needed} are needed to score one")]
     TooFewTokens {
-        /// How many there are in a piece.
+        /// How many tokens a piece has.
         tokens: usize,
-        /// How many are needed.
+        /// How many tokens are needed.
         needed: usize,
     },
-    /// The model's answer is no probability.
+    /// The model's logits are not numbers.
     #[error(
         "the model's logits are not finite numbers: its weights are damaged, or its dtype is too narrow for them"
     )]
     NotANumber,
-    /// A draft's proposals come from no probabilities.
+    /// The probabilities of a draft's tokens are not numbers.
     #[error(
         "the probabilities of the draft's tokens are not numbers: the weights of the draft model are damaged, or its \
          dtype is too narrow for them"
@@ -112,36 +118,42 @@ pub enum GenerateError {
          so large that no token is likelier than another"
     )]
     NoTokenPossible,
+    /// A [`LogitsProcessor`] reported an error.
+    #[error("a logits processor failed")]
+    Processor {
+        /// Its error.
+        source: ProcessorError,
+    },
     /// A sequence of a [`Batch`] failed, and has left it.
     #[error("row {} of the batch", row.number())]
     Row {
-        /// Which one.
+        /// The sequence.
         row: RowId,
-        /// Why.
+        /// Why it failed.
         source: Box<GenerateError>,
     },
-    /// An array that was not computed yet has come from another thread.
+    /// An array that was not computed yet comes from another thread.
     #[error(
         "MLX computes an array on the thread that made it, and this one came from another thread before it was \
          computed; evaluate it before it is sent (a model is, unless it was loaded with `lazy`)"
     )]
     OtherThread,
-    /// Something that one sequence has was asked of a batch.
+    /// A session has several rows, where one is needed.
     #[error("this needs a session of one row, and there are {rows}")]
     Rows {
-        /// How many there are.
+        /// How many rows it has.
         rows: i32,
     },
-    /// A file of a session.
+    /// A session could not be read from a file or written to one.
     #[error(transparent)]
     CacheFile(#[from] CacheFileError),
     /// The progress callback or the [`Cancel`] handle asked to stop.
     #[error("cancelled while reading the prompt")]
     Cancelled,
-    /// The cache refused an operation.
+    /// The cache reported an error.
     #[error(transparent)]
     Cache(CacheError),
-    /// MLX refused an operation.
+    /// MLX reported an error.
     #[error(transparent)]
     Mlx(Exception),
 }
@@ -161,7 +173,7 @@ impl From<Exception> for GenerateError {
     }
 }
 
-/// What MLX says where an array waits for work of a thread that is not this one.
+/// MLX's message where an array depends on work of another thread.
 const OTHER_THREAD: &str = "There is no Stream(";
 
 fn already(cached: usize) -> String {
@@ -171,41 +183,43 @@ fn already(cached: usize) -> String {
 /// How to continue a prompt.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
-    /// Stop after this many tokens.
+    /// Generate at most this many tokens.
     pub max_tokens: usize,
-    /// Stop after one of these.
+    /// Stop after one of these tokens.
     pub stop_tokens: Vec<u32>,
-    /// Before this many tokens, stop tokens are impossible.
+    /// Generate at least this many tokens: until then, stop tokens are impossible. A processor may end the sequence earlier.
     pub min_tokens: usize,
-    /// What the logits are changed by.
+    /// Built-in changes of the logits.
     pub penalties: Penalties,
+    /// The caller's own changes of the logits, applied after the penalties, in this order. Each sequence has its own: a clone
+    /// of these options has clones of the processors.
+    pub processors: Vec<Box<dyn LogitsProcessor>>,
     /// How a token is drawn.
     pub sampling: Sampling,
-    /// How many [`alternatives`](Token::alternatives) a token comes with.
+    /// How many [`alternatives`](Token::alternatives) each token has.
     pub top_logprobs: usize,
-    /// Tokens of the prompt that are read in one call; [`PREFILL_CHUNK`] unless something else is asked for. Larger
-    /// pieces need more memory.
+    /// How many tokens of the prompt are read in one call; [`PREFILL_CHUNK`] by default. Larger chunks need more memory.
     pub prefill_chunk: usize,
-    /// What happens where the model's context ends.
+    /// What happens at the end of the model's context.
     pub overflow: Overflow,
-    /// Stops the prompt or the stream from elsewhere.
+    /// Stops the prompt or the stream, from another thread for example.
     pub cancel: Cancel,
 }
 
-/// What happens where a sequence comes to the end of the context that the model was made for.
+/// What happens where a sequence reaches the end of the context that the model was made for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Overflow {
     /// The stream ends with [`FinishReason::ContextFull`]; a longer prompt is an error.
     #[default]
     Stop,
-    /// It goes on. Meant for caches with a [`Limit`](mlx_kvcache::Limit), whose layers slide: they keep the first
-    /// tokens and the newest ones, so that memory stays what it is. (Xiao et al., *Efficient Streaming Language Models with
-    /// Attention Sinks*, <https://arxiv.org/abs/2309.17453>; positions go on counting, as in mlx-lm.)
+    /// The stream goes on. This is for caches with a [`Limit`](mlx_kvcache::Limit), which keep the first tokens and the
+    /// newest ones, so that memory does not grow. (Xiao et al., *Efficient Streaming Language Models with Attention Sinks*,
+    /// <https://arxiv.org/abs/2309.17453>; positions go on counting, as in mlx-lm.)
     Slide,
 }
 
 impl GenerateOptions {
-    /// How many tokens a sequence may have.
+    /// How many tokens a sequence may have, its prompt included.
     fn longest(&self, model: &dyn CausalLm) -> usize {
         match self.overflow {
             Overflow::Stop => usize::try_from(model.info().context_length).unwrap_or(usize::MAX),
@@ -221,6 +235,7 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             min_tokens: 0,
             penalties: Penalties::default(),
+            processors: Vec::new(),
             sampling: Sampling::default(),
             top_logprobs: 0,
             prefill_chunk: PREFILL_CHUNK,
@@ -230,9 +245,9 @@ impl Default for GenerateOptions {
     }
 }
 
-/// Reads `prompt` into `session` and answers with the stream of tokens that continue it.
+/// Reads `prompt` into `session` and returns the stream of tokens that continue it.
 ///
-/// The session may have tokens already; the prompt then continues them.
+/// The session may have tokens already; the prompt then continues them. It must have one row.
 ///
 /// # Errors
 ///
@@ -246,13 +261,13 @@ pub fn generate<'a>(
     generate_with_progress(model, session, prompt, options, |_, _| ControlFlow::Continue(()))
 }
 
-/// [`generate`] with a callback that hears how many tokens of the prompt were read, of how many,
-/// and may stop it. Tokens before the prompt that have to be read again count as part of it.
+/// [`generate`] with a callback that gets the number of tokens of the prompt that were read and their total, and may stop
+/// the reading. Tokens before the prompt that have to be read again are part of both numbers.
 ///
 /// # Errors
 ///
-/// Those of [`generate`], and [`GenerateError::Cancelled`] where the callback asked to stop. The
-/// session then has the part that was read.
+/// Those of [`generate`], and [`GenerateError::Cancelled`] where the callback asked to stop. The session then keeps what
+/// was read.
 pub fn generate_with_progress<'a>(
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
@@ -260,59 +275,15 @@ pub fn generate_with_progress<'a>(
     options: GenerateOptions,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<TokenStream<'a>, GenerateError> {
-    let chooser = Chooser::new(&options, model.info().vocab_size)?;
-    // The last token comes with the first step.
-    let chooser = chooser.after(|| {
-        let rest = prompt.split_last().map_or(&[][..], |(_, rest)| rest);
-        Ok([session.ids()?, rest.to_vec()].concat())
-    })?;
-    let (last, total) = prefill(model, session, prompt, &options, &mut progress)?;
-    let stream = TokenStream::start(model, session, last, chooser, options)?;
+    let (sequence, total) = Sequence::begin(model, session, prompt, options, &mut progress)?;
+    let stream = TokenStream::start(model, session, sequence)?;
     match progress(total, total) {
         ControlFlow::Continue(()) => Ok(stream),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
     }
 }
 
-/// Reads all of a prompt but its last token, which it answers, and how many tokens there were to read in all.
-///
-/// The last token is for the first step, alone: its logits are the ones that a token is chosen by.
-fn prefill(
-    model: &mut dyn CausalLm,
-    session: &mut Session,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-) -> Result<(u32, usize), GenerateError> {
-    check_prompt(model, session, prompt, options)?;
-    let (last, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
-    let total = session.feed(model, rest, 1, options.prefill_chunk, &mut |read, total| match options
-        .cancel
-        .is_cancelled()
-    {
-        true => ControlFlow::Break(()),
-        false => progress(read, total),
-    })?;
-    Ok((*last, total))
-}
-
-fn check_prompt(
-    model: &dyn CausalLm,
-    session: &Session,
-    prompt: &[u32],
-    options: &GenerateOptions,
-) -> Result<(), GenerateError> {
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt);
-    }
-    let (cached, context) = (session.offset() as usize, options.longest(model));
-    if cached + prompt.len() > context {
-        return Err(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context });
-    }
-    check_ids(model, prompt)
-}
-
-/// Whether the model has all of these tokens.
+/// Checks that the model has all of these tokens.
 fn check_ids(model: &dyn CausalLm, ids: &[u32]) -> Result<(), GenerateError> {
     let vocab_size = model.info().vocab_size;
     match ids.iter().position(|&id| i64::from(id) >= i64::from(vocab_size)) {

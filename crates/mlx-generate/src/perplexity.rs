@@ -8,53 +8,53 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::{Array, Dtype};
 
-use crate::session::PREFILL_CHUNK;
-use crate::{GenerateError, Session, check_ids};
+use crate::{GenerateError, PREFILL_CHUNK, Session, StepOptions, check_ids};
 
-/// What [`perplexity`] found.
+/// The result of [`perplexity`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
     /// The mean of `-ln p` over the scored tokens, in nats.
     pub mean_nll: f64,
-    /// The standard error of that mean. It takes the tokens for independent, which they are not: a lower bound.
+    /// The standard error of that mean, computed as if the tokens were independent. They are not, so it is a lower bound.
     pub standard_error: f64,
     /// Tokens that were scored.
     pub tokens: usize,
 }
 
 impl Perplexity {
-    /// `exp` of the mean: among how many equally likely tokens the model hesitates on average.
+    /// `exp` of the mean: the number of equally probable tokens that would be as hard to predict.
     pub fn perplexity(&self) -> f64 {
         self.mean_nll.exp()
     }
 }
 
-/// How a text is cut into pieces for [`perplexity`]. Each piece is read with an empty cache.
+/// How [`perplexity`] cuts a text into pieces. Each piece is read with an empty cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerplexityOptions {
     /// Tokens of a piece, [`begin`](Self::begin) and [`context`](Self::context) included.
     pub piece: usize,
-    /// The token that every piece begins with, for models that were trained so: the beginning-of-text token. Without
-    /// one, the first token of a piece is predicted from nothing and not scored.
+    /// A token that every piece begins with: the beginning-of-text token, for models that were trained with it. Without
+    /// one, the first token of a piece is not scored, since there is nothing to predict it from.
     pub begin: Option<u32>,
-    /// How many tokens of a piece are those at the end of the piece before it, which are read again and not scored
-    /// again: every token, but those at the beginning of the text, is scored behind at least so many. 0 reads each
-    /// token once.
+    /// How many tokens at the beginning of a piece repeat the end of the piece before it. They are read again as context
+    /// and not scored again, so that every token is scored behind at least this many others, except at the beginning of
+    /// the text. With 0 each token is read once.
     pub context: usize,
-    /// Whether the rest of the text, shorter than a piece, is scored as well. A text shorter than a piece always is.
+    /// Whether the rest of the text, which is shorter than a piece, is scored too. A text that is shorter than a piece is
+    /// always scored.
     pub with_rest: bool,
 }
 
 impl Default for PerplexityOptions {
-    /// Pieces of 512 tokens without a token of their own, and the rest: without the rest, the figures are those of
-    /// mlx-lm's `perplexity` command.
+    /// Pieces of 512 tokens, without a beginning-of-text token, and the rest of the text. Without the rest, the numbers are
+    /// those of mlx-lm's `perplexity` command.
     fn default() -> Self {
         Self { piece: 512, begin: None, context: 0, with_rest: true }
     }
 }
 
 impl PerplexityOptions {
-    /// The pieces of a text of so many tokens: where each begins and ends, and from where on it is scored.
+    /// The pieces of a text of `length` tokens: the range of each, and its first token that is scored.
     fn pieces(&self, length: usize) -> Result<Vec<(Range<usize>, usize)>, GenerateError> {
         let has_begin = usize::from(self.begin.is_some());
         let room = self.piece.saturating_sub(has_begin);
@@ -76,7 +76,7 @@ impl PerplexityOptions {
             let start = done.saturating_sub(self.context);
             let end = (start + room).min(length);
             let is_whole = end - start == room || start == 0;
-            // Nothing comes before the first token of a piece, unless it has a beginning of its own.
+            // The first token of a piece can only be scored behind a beginning-of-text token.
             let scored = done.max(start + 1 - has_begin);
             if (is_whole || self.with_rest) && scored < end {
                 pieces.push((start..end, scored));
@@ -87,15 +87,15 @@ impl PerplexityOptions {
     }
 }
 
-/// The perplexity of a text of these ids, without a token that is put around it. The callback hears how many tokens
-/// were read, of how many, and may stop it.
+/// Measures a model's perplexity on a text. The ids are those of the text alone, without a beginning-of-text token. The
+/// callback gets the number of tokens that were read and their total, and may stop the measurement.
 ///
-/// The log-probabilities are computed in float32 whatever the dtype of the logits, and added in float64.
+/// The log-probabilities are computed in float32, whatever the dtype of the logits, and added in float64.
 ///
 /// # Errors
 ///
 /// [`GenerateError::TooFewTokens`] where there is no token to score; [`GenerateError::Option`] for a context that
-/// fills a piece; [`GenerateError::NotANumber`] where the model answers with NaN;
+/// fills a piece; [`GenerateError::NotANumber`] where the model's logits are NaN;
 /// [`GenerateError::OutsideVocabulary`]; [`GenerateError::Cancelled`] where the callback asked to stop.
 ///
 /// # Reference
@@ -111,56 +111,81 @@ pub fn perplexity(
     let pieces = options.pieces(text.len())?;
     check_ids(model, text)?;
     check_ids(model, options.begin.as_slice())?;
-    let (mut sum, mut squares, mut tokens) = (0.0_f64, 0.0_f64, 0);
-    let mut tell = |read| match progress(read, text.len()) {
+    let mut report = |read| match progress(read, text.len()) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(GenerateError::Cancelled),
     };
-    tell(0)?;
+    let mut total = Total::default();
+    report(0)?;
     for (place, scored) in pieces {
-        let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
         let piece: Vec<u32> = options.begin.iter().chain(&text[place.clone()]).copied().collect();
-        // The token at `i + 1` of the piece is predicted at `i`. Before the first that is scored no logits are needed.
+        // The logits at `i` predict the token at `i + 1`. Those before the first scored token are not needed.
         let unscored = piece.len() - (place.end - scored) - 1;
-        let (context, read) = piece[..piece.len() - 1].split_at(unscored);
-        session.prepare(model, context.len() as i32 + read.len() as i32)?;
-        for part in context.chunks(PREFILL_CHUNK) {
-            session.append(model, &row(part), Logits::None)?;
-            session.tidy()?;
-        }
-        let next = &piece[unscored + 1..];
-        let mut read_to = scored;
-        for (part, next) in read.chunks(PREFILL_CHUNK).zip(next.chunks(PREFILL_CHUNK)) {
-            for nll in surprise(&mut session, model, part, next)? {
-                if nll.is_nan() {
-                    return Err(GenerateError::NotANumber);
-                }
-                (sum, squares, tokens) = (sum + nll, squares + nll * nll, tokens + 1);
-            }
-            session.tidy()?;
-            read_to += part.len();
-            tell(read_to)?;
-        }
-        tell(place.end)?;
+        score(model, &piece, unscored, &mut total, &mut |read| report(scored + read))?;
+        report(place.end)?;
     }
-    tell(text.len())?;
-    let count = tokens as f64;
-    let mean = sum / count;
-    let variance = (squares / count - mean * mean).max(0.0) * count / (count - 1.0).max(1.0);
-    Ok(Perplexity { mean_nll: mean, standard_error: (variance / count).sqrt(), tokens })
+    report(text.len())?;
+    Ok(total.perplexity())
 }
 
-/// `-ln p` of each token of `next`, in nats.
-fn surprise(
-    session: &mut Session,
+/// Scores the tokens of a piece behind the first `unscored + 1`, with an empty cache. `report` gets the number of tokens
+/// that were scored.
+fn score(
     model: &mut dyn CausalLm,
-    part: &[u32],
-    next: &[u32],
-) -> Result<Vec<f64>, GenerateError> {
-    let length = part.len() as i32;
-    let logits = session.append(model, &row(part), Logits::All)?;
+    piece: &[u32],
+    unscored: usize,
+    total: &mut Total,
+    report: &mut dyn FnMut(usize) -> Result<(), GenerateError>,
+) -> Result<(), GenerateError> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let (context, read) = piece[..piece.len() - 1].split_at(unscored);
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    session.prefill(model, context, read.len(), PREFILL_CHUNK, go_on)?;
+    let mut more = read.len();
+    for (tokens, next) in read.chunks(PREFILL_CHUNK).zip(piece[unscored + 1..].chunks(PREFILL_CHUNK)) {
+        more -= tokens.len();
+        let options = StepOptions { logits: Logits::All, more, chunk: PREFILL_CHUNK };
+        let logits = session.next_logits(model, &row(tokens), options)?; // [1, L, V]
+        for nll in negative_log_probabilities(&logits, next)? {
+            total.add(nll)?;
+        }
+        session.tidy()?;
+        report(read.len() - more)?;
+    }
+    Ok(())
+}
+
+/// The sum over the tokens that were scored so far.
+#[derive(Debug, Default)]
+struct Total {
+    sum: f64,
+    squares: f64,
+    tokens: usize,
+}
+
+impl Total {
+    fn add(&mut self, nll: f64) -> Result<(), GenerateError> {
+        if nll.is_nan() {
+            return Err(GenerateError::NotANumber);
+        }
+        self.sum += nll;
+        self.squares += nll * nll;
+        self.tokens += 1;
+        Ok(())
+    }
+
+    fn perplexity(&self) -> Perplexity {
+        let count = self.tokens as f64;
+        let mean = self.sum / count;
+        let variance = (self.squares / count - mean * mean).max(0.0) * count / (count - 1.0).max(1.0);
+        Perplexity { mean_nll: mean, standard_error: (variance / count).sqrt(), tokens: self.tokens }
+    }
+}
+
+/// `-ln p` of each token of `next`, in nats, from the logits `[1, L, V]` that predict them.
+fn negative_log_probabilities(logits: &Array, next: &[u32]) -> Result<Vec<f64>, GenerateError> {
     let logits = logits.squeeze_axes(&[0])?.as_dtype(Dtype::Float32)?; // [L, V]
-    let chosen = take_along_axis(&logits, Array::from_slice(next, &[length, 1]), -1)?;
+    let chosen = take_along_axis(&logits, Array::from_slice(next, &[next.len() as i32, 1]), -1)?;
     let nll = logits.logsumexp_axis(-1, true)?.subtract(chosen)?;
     let nll = nll.try_as_slice::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
     Ok(nll.iter().map(|&nll| f64::from(nll)).collect())

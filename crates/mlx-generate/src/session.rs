@@ -1,5 +1,10 @@
 //! A sequence of tokens, and the cache of those that a model has read.
+//!
+//! Everything above a model reads its tokens through [`Session::step`]: streams, batches, speculation, draft models and
+//! perplexity. A session of several rows that come and go is in `rows.rs`, and the turns of a conversation are in
+//! `turn.rs`.
 
+mod rows;
 mod turn;
 
 use std::ops::ControlFlow;
@@ -13,28 +18,31 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::{GenerateError, as_i32, check_ids};
+use rows::Row;
 pub use turn::{KvQuantization, Reuse};
 
-/// Tokens of a prompt that are read in one call unless something else is asked for.
+/// How many tokens of a prompt are read in one call by default.
 ///
-/// On a Mac's GPU mlx-lm's choice, 2048. On MLX's CPU device, where attention writes all scores of a piece to memory,
-/// 512: larger pieces are slower there and need more memory, as `docs/performance.md` shows.
+/// On a Mac's GPU this is mlx-lm's 2048. On MLX's CPU device, attention writes all scores of a chunk to memory, so that
+/// larger chunks are slower and need more memory: there it is 512, as `docs/performance.md` shows.
 pub const PREFILL_CHUNK: usize = if cfg!(target_vendor = "apple") { 2048 } else { 512 };
 
-/// A session keeps its tokens in at most so many arrays, so that decoding them one by one stays cheap.
+/// A session keeps its tokens in at most this many arrays. Decoding adds one array for each token, and they are joined
+/// when the limit is reached.
 const MOST_PARTS: usize = 512;
 
 /// A cache with the tokens that it has read.
 ///
-/// Some models rotate their keys by the length of the whole sequence (LongRoPE): once a sequence grows
-/// over a certain length, or is cut back below it, what was cached is wrong. A session knows the tokens,
-/// so it then reads them again, and its answers are always those of one pass over the whole sequence.
-/// All models are used in the same way; most of them never read anything twice.
+/// Some models rotate their keys by the length of the whole sequence (LongRoPE): when a sequence grows over a certain
+/// length, or is cut back below it, the cached keys are wrong. A session knows its tokens, so it reads them again, and
+/// the logits are always those of one pass over the whole sequence. Callers use all models in the same way; most models
+/// never read a token twice.
 ///
-/// A session may move to another thread at any time, and so may a [`Batch`](crate::Batch) and the streams: everything
-/// that they hold is computed, or the device works on it.
+/// A session may move to another thread at any time, and so may a [`Batch`](crate::Batch) and a stream: every array that
+/// they hold is computed, or the device is computing it.
 ///
-/// A batch is a session of several rows, which get their tokens together.
+/// A session may have several rows, which get their tokens together. Rows of different lengths are put together with
+/// [`join`](Self::join) and taken out with [`keep_rows`](Self::keep_rows) and [`row`](Self::row).
 ///
 /// ```no_run
 /// use mlx_causal_lm::{CausalLm, Logits};
@@ -45,7 +53,7 @@ const MOST_PARTS: usize = 512;
 /// # fn f(model: &mut dyn CausalLm) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
 /// let logits = session.read(model, &Array::from_slice(&[3_u32, 1, 4], &[1, 3]), Logits::Last)?; // [1, 1, V]
-/// session.trim(1)?; // as if the 4 had never come
+/// session.trim(1)?; // forgets the 4
 /// assert_eq!(session.offset(), 2);
 /// # Ok(())
 /// # }
@@ -53,61 +61,89 @@ const MOST_PARTS: usize = 512;
 #[derive(Debug, Clone)]
 pub struct Session {
     cache: ModelCache,
-    /// The cache without tokens, to begin again; none where the cache came with tokens.
+    /// The cache without tokens, for reading the sequence again. None where the cache came with tokens.
     empty: Option<ModelCache>,
-    /// Tokens that the cache came with.
+    /// How many tokens the cache came with. Their ids are not known.
     unknown: i32,
-    /// The tokens after those, uint32 `[B, n]` each, in order.
+    /// The tokens after those, uint32 `[B, n]` each, in order. Rows that are shorter than the longest row are padded with
+    /// zeros on the left.
     tokens: Vec<Array>,
-    /// The number of all of them. Those that the cache has not read, the last ones, are read before
-    /// anything else is.
+    /// The number of all tokens, of the longest row. The cache may have read fewer: the last ones are then read before
+    /// any new token is.
     length: i32,
-    /// When keys and values become few bits, and whether they are.
+    /// The rows, where they have been joined: their lengths may differ. Empty otherwise.
+    joined: Vec<Row>,
+    /// When keys and values are quantized, and whether they are.
     quantization: Option<KvQuantization>,
     is_quantized: bool,
+}
+
+/// How [`Session::step`] reads its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepOptions {
+    /// Which positions need logits.
+    pub logits: Logits,
+    /// How many tokens of the same text later steps will read. A model that rotates by the length of the sequence
+    /// (LongRoPE) then rotates for the whole text from its first step on, and reads nothing twice.
+    pub more: usize,
+    /// How many tokens are read in one call where the session has to read earlier tokens again.
+    pub chunk: usize,
+}
+
+impl Default for StepOptions {
+    /// The logits of the last position, no more tokens, and chunks of [`PREFILL_CHUNK`] tokens.
+    fn default() -> Self {
+        Self { logits: Logits::Last, more: 0, chunk: PREFILL_CHUNK }
+    }
 }
 
 impl Session {
     /// A session on this cache.
     ///
-    /// The cache may hold tokens already, though it cannot tell which; if they have to be read again,
-    /// that is an error. [`resume`](Self::resume) is for those who know them.
+    /// The cache may hold tokens already. Their ids are then not known, and it is an error if they have to be read again.
+    /// Use [`resume`](Self::resume) where the ids are known.
     pub fn new(cache: ModelCache) -> Self {
         let unknown = cache.offset().max(0);
         let empty = (unknown == 0).then(|| cache.clone());
-        let tokens = Vec::new();
-        Self { cache, empty, unknown, tokens, length: unknown, quantization: None, is_quantized: false }
+        Self {
+            cache,
+            empty,
+            unknown,
+            tokens: Vec::new(),
+            length: unknown,
+            joined: Vec::new(),
+            quantization: None,
+            is_quantized: false,
+        }
     }
 
-    /// A session on a cache that has read these tokens, int32 or uint32 `[B, T]`, to their end: one that was
-    /// kept in a file, for instance. `empty` is a cache of the same kind without tokens, to begin again with
-    /// where that is needed.
+    /// A session on a cache that has read exactly these tokens, int32 or uint32 `[B, T]`: one that was kept in a file,
+    /// for example. `empty` is a cache of the same kind without tokens, for reading the tokens again where that is needed.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::CachedTokens`] where the cache has not read so many tokens, or `empty` any.
+    /// [`GenerateError::CachedTokens`] where the cache has read another number of tokens, or `empty` has read any.
     pub fn resume(cache: ModelCache, tokens: &Array, empty: &ModelCache) -> Result<Self, GenerateError> {
-        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        let length = length_of(tokens);
         for (expected, cache) in [(length, &cache), (0, empty)] {
             if cache.offset() != expected {
                 return Err(GenerateError::CachedTokens { found: cache.offset(), expected });
             }
         }
         let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
-        let empty = Some(empty.clone());
-        let session =
-            Self { cache, empty, unknown: 0, tokens, length, quantization: None, is_quantized: false };
+        let session = Self { tokens, length, unknown: 0, empty: Some(empty.clone()), ..Self::new(cache) };
         session.start()?;
         Ok(session)
     }
 
-    /// The tokens of the sequence, of the longest row: the position of the next one.
+    /// How many tokens the sequence has, which is the position of the next one. Of the longest row, where there are
+    /// several.
     pub fn offset(&self) -> i32 {
         self.length
     }
 
-    /// The tokens of the sequence, uint32 `[B, T]`, without those that the cache came with; none before the
-    /// first.
+    /// The tokens of the sequence, uint32 `[B, T]`, without those that the cache came with; none before the first token.
+    /// Where rows of different lengths were joined, zeros stand on the left of the shorter ones.
     ///
     /// # Errors
     ///
@@ -116,8 +152,8 @@ impl Session {
         match &self.tokens[..] {
             [] => Ok(None),
             [all] => Ok(Some(all.clone())),
-            pieces => {
-                let all = concatenate(pieces, 1)?;
+            parts => {
+                let all = concatenate(parts, 1)?;
                 async_eval([&all])?;
                 Ok(Some(all))
             }
@@ -129,59 +165,89 @@ impl Session {
         &self.cache
     }
 
-    /// The cache alone. Where something was interrupted, it has read fewer tokens than the session has.
+    /// The cache alone. After an interruption it may have read fewer tokens than the session has.
     pub fn into_cache(self) -> ModelCache {
         self.cache
     }
 
-    /// Reads the next tokens, int32 or uint32 `[B, L]`, and answers with the logits that were asked for, as
-    /// [`CausalLm::forward`] does.
+    /// Reads the next tokens, int32 or uint32 `[B, L]`, in one call of the model, and returns the logits that `options`
+    /// ask for, as [`CausalLm::forward`] does. The device computes them when this returns; the call does not wait for it.
     ///
-    /// Long calls are cut into pieces of [`PREFILL_CHUNK`] tokens.
+    /// A step makes the cache fit for the tokens, reads again what has to be read again, appends the tokens and starts
+    /// the device. It does not check that the model has the ids, since it would have to wait for them; [`read`](Self::read)
+    /// does.
     ///
     /// # Errors
     ///
-    /// Those of [`CausalLm::forward`]; [`GenerateError::OutsideVocabulary`]; and [`GenerateError::UnknownTokens`]
-    /// where tokens have to be read again that the cache came with. The session then has the tokens of those pieces
-    /// that were read.
+    /// Those of [`CausalLm::forward`], and [`GenerateError::UnknownTokens`] where tokens have to be read again that the
+    /// cache came with. The session is then as it was before.
+    pub fn step(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        options: StepOptions,
+    ) -> Result<Array, GenerateError> {
+        let logits = self.next_logits(model, tokens, options)?;
+        async_eval([&logits])?;
+        self.start()?;
+        Ok(logits)
+    }
+
+    /// A [`step`](Self::step) that leaves it to the caller to start the device, so that the caller can add what it
+    /// computes from the logits: the device gets both in one go.
+    pub(crate) fn next_logits(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &Array,
+        StepOptions { logits, more, chunk }: StepOptions,
+    ) -> Result<Array, GenerateError> {
+        self.prepare(model, length_of(tokens).saturating_add(as_i32(more)))?;
+        while self.catch_up(model, chunk)? > 0 {}
+        self.append(model, tokens, logits)
+    }
+
+    /// Reads the next tokens, int32 or uint32 `[B, L]`, and returns the logits that were asked for, as
+    /// [`CausalLm::forward`] does.
+    ///
+    /// More than [`PREFILL_CHUNK`] tokens are read in chunks of that size.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`step`](Self::step), and [`GenerateError::OutsideVocabulary`]. The session keeps the chunks that were
+    /// read before the error.
     pub fn read(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &Array,
         logits: Logits,
     ) -> Result<Array, GenerateError> {
-        self.read_in_pieces(model, tokens, logits, PREFILL_CHUNK)
+        self.read_in_chunks(model, tokens, logits, PREFILL_CHUNK)
     }
 
-    /// [`read`](Self::read) in pieces of so many tokens.
+    /// [`read`](Self::read) in chunks of at most `chunk` tokens.
     ///
     /// # Errors
     ///
     /// Those of [`read`](Self::read).
-    pub fn read_in_pieces(
+    pub fn read_in_chunks(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &Array,
         logits: Logits,
-        piece: usize,
+        chunk: usize,
     ) -> Result<Array, GenerateError> {
-        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
         check_vocabulary(model, tokens)?;
-        self.prepare(model, length)?;
-        while self.catch_up(model, piece)? > 0 {}
-        let piece = piece_length(piece);
-        if length <= piece {
-            let answer = self.append(model, tokens, logits)?;
-            async_eval([&answer])?;
-            self.start()?;
-            return Ok(answer);
+        let length = length_of(tokens);
+        if length <= chunk_length(chunk) {
+            return self.step(model, tokens, StepOptions { logits, more: 0, chunk });
         }
         let mut answers = Vec::new();
         let mut start = 0;
         while start < length {
-            let end = start.saturating_add(piece).min(length);
+            let end = start.saturating_add(chunk_length(chunk)).min(length);
             let wanted = if logits == Logits::All || end == length { logits } else { Logits::None };
-            let answer = self.append(model, &tokens.try_index((.., start..end))?, wanted)?;
+            let options = StepOptions { logits: wanted, more: (length - end) as usize, chunk };
+            let answer = self.next_logits(model, &tokens.try_index((.., start..end))?, options)?;
             if wanted == logits {
                 answer.eval()?;
                 answers.push(answer);
@@ -195,68 +261,63 @@ impl Session {
         Ok(answer)
     }
 
-    /// Starts the device on everything that the session holds. What was started can be used by another thread, and
-    /// what was not only by the thread that asked for it.
-    pub(crate) fn start(&self) -> Result<(), GenerateError> {
-        Ok(async_eval(self.cache.arrays().chain(&self.tokens))?)
-    }
-
-    /// Reads the next tokens of a session of one row without looking at what they are answered with, in pieces of
-    /// `piece`: a prompt that is to be kept. The callback hears how many tokens were read, of how many, and may stop it;
-    /// what was read stays. Tokens that have to be read again count as well.
+    /// Reads the next tokens of a session of one row in chunks, without their logits: a prompt whose cache is to be kept,
+    /// for example. The callback gets the number of tokens that were read and their total, and may stop the reading; the
+    /// session keeps what was read. Tokens that have to be read again are part of both numbers.
     ///
     /// # Errors
     ///
-    /// Those of [`read`](Self::read), and [`GenerateError::Cancelled`].
+    /// Those of [`read`](Self::read), and [`GenerateError::Cancelled`] where the callback asked to stop.
     pub fn read_all(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &[u32],
-        piece: usize,
+        chunk: usize,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), GenerateError> {
         check_ids(model, tokens)?;
-        self.feed(model, tokens, 0, piece, &mut progress)?;
+        self.prefill(model, tokens, 0, chunk, &mut progress)?;
         Ok(())
     }
 
-    /// Reads tokens that the model has, and answers how many there were to read in all, with `more` to come.
-    pub(crate) fn feed(
+    /// Reads tokens that the model has, with `more` tokens of the same text to come, and returns how many tokens there are
+    /// in all: those, and what has to be read again.
+    pub(crate) fn prefill(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &[u32],
         more: usize,
-        piece: usize,
+        chunk: usize,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, GenerateError> {
-        // The model hears the length of the whole text before its first piece.
-        let coming = tokens.len() + more;
+        let mut coming = tokens.len() + more;
         let again = self.prepare(model, as_i32(coming))? as usize;
         let total = again + coming;
-        let mut tell = |read| match progress(read, total) {
+        let mut report = |read| match progress(read, total) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(GenerateError::Cancelled),
         };
         let mut read = 0;
-        tell(read)?;
+        report(read)?;
         while read < again {
-            read += self.catch_up(model, piece)? as usize;
-            tell(read)?;
+            read += self.catch_up(model, chunk)? as usize;
+            report(read)?;
         }
-        for piece in tokens.chunks(piece.max(1)) {
-            let tokens = Array::from_slice(piece, &[1, piece.len() as i32]);
-            self.append(model, &tokens, Logits::None)?;
+        for ids in tokens.chunks(chunk.max(1)) {
+            coming -= ids.len();
+            let options = StepOptions { logits: Logits::None, more: coming, chunk };
+            self.next_logits(model, &Array::from_slice(ids, &[1, ids.len() as i32]), options)?;
             self.tidy()?;
-            read += piece.len();
-            tell(read)?;
+            read += ids.len();
+            report(read)?;
         }
         Ok(total)
     }
 
-    /// Forgets the newest `tokens` tokens, or all where there are fewer, and says how many went.
+    /// Forgets the newest `tokens` tokens of every row, or as many as the shortest row has, and returns how many that
+    /// were.
     ///
-    /// Where the cache no longer holds what would become visible again, the next call reads the sequence
-    /// again.
+    /// Where the cache no longer holds what would become visible again, the next call reads the sequence again.
     ///
     /// # Errors
     ///
@@ -265,11 +326,12 @@ impl Session {
         if tokens < 0 {
             return Err(CacheError::Negative { tokens }.into());
         }
-        let gone = tokens.min(self.length);
+        let shortest = self.joined.iter().map(|row| row.length).min().unwrap_or(self.length);
+        let gone = tokens.min(shortest);
         let left = self.length - gone;
         match self.cache.trim((self.cache.offset() - left).max(0)) {
             Ok(_) => {}
-            Err(_) if self.empty.is_some() => self.begin_again()?,
+            Err(_) if self.empty.is_some() => self.begin_again(),
             Err(e) => return Err(e.into()),
         }
         let known = (left - self.unknown).max(0);
@@ -279,6 +341,7 @@ impl Session {
         };
         self.unknown = self.unknown.min(left);
         self.length = left;
+        self.joined.iter_mut().for_each(|row| row.length -= gone);
         if left == 0 && self.empty.is_none() {
             self.empty = Some(self.cache.clone());
         }
@@ -286,25 +349,38 @@ impl Session {
         Ok(gone)
     }
 
-    /// Makes the cache fit for `coming` more tokens: forgets keys that would be rotated wrongly, and says
-    /// how long the sequence will be. Answers how many tokens [`catch_up`](Self::catch_up) has to read.
-    pub(crate) fn prepare(&mut self, model: &dyn CausalLm, coming: i32) -> Result<i32, GenerateError> {
+    /// Starts the device on everything that the session holds. Another thread can use what was started; what was not can
+    /// only be computed by the thread that asked for it.
+    fn start(&self) -> Result<(), GenerateError> {
+        Ok(async_eval(self.cache.arrays().chain(&self.tokens))?)
+    }
+
+    /// Makes the cache fit for `coming` more tokens: forgets keys that would be rotated for the wrong length, and tells
+    /// the cache how long the sequence will be. Returns how many tokens [`catch_up`](Self::catch_up) has to read.
+    fn prepare(&mut self, model: &dyn CausalLm, coming: i32) -> Result<i32, GenerateError> {
         let length = self.length.saturating_add(coming);
-        let offset = self.cache.offset();
-        // What was read was rotated for a sequence of this length.
-        let held = offset.max(self.cache.expected());
-        if offset > 0 && !self.all_alike(model, held, length) {
+        if !self.joined.is_empty() {
+            self.find_stale_rows(model, coming);
+        } else if self.cache.offset() > 0 && !self.all_alike(model, self.rotated_for(), length) {
             if self.empty.is_none() {
                 return Err(GenerateError::UnknownTokens { tokens: self.unknown });
             }
-            self.begin_again()?;
+            self.begin_again();
         }
         self.cache.expect(length);
-        Ok(self.length - self.cache.offset())
+        Ok(match &self.joined[..] {
+            [] => self.length - self.cache.offset(),
+            rows => rows.iter().filter(|row| row.is_stale).map(|row| row.length).sum(),
+        })
     }
 
-    /// Whether in every row the keys of a sequence of `held` tokens serve one of `length`, both counted in
-    /// the longest row.
+    /// The length of the sequence that the cached keys are rotated for, of the longest row.
+    fn rotated_for(&self) -> i32 {
+        self.cache.offset().max(self.cache.expected())
+    }
+
+    /// Whether in every row the keys of a sequence of `held` tokens serve a sequence of `length` tokens. Both lengths are
+    /// those of the longest row.
     fn all_alike(&self, model: &dyn CausalLm, held: i32, length: i32) -> bool {
         let offset = self.cache.offset();
         let rows = self.cache.layers().first().map_or(&[][..], |layer| layer.offsets());
@@ -312,17 +388,22 @@ impl Session {
         shorter.chain([0]).all(|shorter| model.rotates_alike(held - shorter, length - shorter))
     }
 
-    fn begin_again(&mut self) -> Result<(), GenerateError> {
+    /// Empties the cache. The tokens stay, and are read again.
+    fn begin_again(&mut self) {
         if let Some(empty) = &self.empty {
             self.cache = empty.clone();
             self.is_quantized = false;
         }
-        Ok(())
+        self.joined.iter_mut().for_each(|row| row.is_stale = true);
     }
 
-    /// Reads at most `piece` of the tokens that the cache has not read yet, and answers how many those were.
-    pub(crate) fn catch_up(&mut self, model: &mut dyn CausalLm, piece: usize) -> Result<i32, GenerateError> {
-        let behind = (self.length - self.cache.offset()).min(piece_length(piece));
+    /// Reads at most `chunk` of the tokens that the cache has not read yet, or all of them where rows were joined, and
+    /// returns how many it read.
+    fn catch_up(&mut self, model: &mut dyn CausalLm, chunk: usize) -> Result<i32, GenerateError> {
+        if !self.joined.is_empty() {
+            return self.read_stale_rows(model, chunk);
+        }
+        let behind = (self.length - self.cache.offset()).min(chunk_length(chunk));
         if behind <= 0 {
             return Ok(0);
         }
@@ -335,17 +416,18 @@ impl Session {
         Ok(behind)
     }
 
-    /// Reads the next tokens in one call, after [`prepare`](Self::prepare) and everything there was to catch up.
-    pub(crate) fn append(
+    /// Reads the next tokens in one call, once the cache is prepared and has caught up.
+    fn append(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &Array,
         logits: Logits,
     ) -> Result<Array, GenerateError> {
-        let length = if tokens.ndim() == 2 { tokens.dim(1) } else { 0 };
+        let length = length_of(tokens);
         let answer = self.forward(model, tokens, logits)?;
         self.tokens.push(tokens.as_dtype(Dtype::Uint32)?);
         self.length += length;
+        self.joined.iter_mut().for_each(|row| row.length += length);
         if self.tokens.len() >= MOST_PARTS
             && let Some(all) = self.tokens()?
         {
@@ -363,26 +445,27 @@ impl Session {
     ) -> Result<Array, GenerateError> {
         let answer = model.forward(tokens, &mut self.cache, logits);
         if answer.is_err() {
-            // Some layers may have the tokens, and others not.
-            self.begin_again()?;
+            // Some layers may have read the tokens, and others may not.
+            self.begin_again();
         }
         let answer = answer?;
         self.quantize_if_due()?;
         Ok(answer)
     }
 
-    /// After a piece whose logits nobody reads.
+    /// Computes what the cache holds, and gives memory back that is not needed: for after a chunk whose logits nobody
+    /// reads.
     pub(crate) fn tidy(&self) -> Result<(), GenerateError> {
         self.cache.eval()?;
         Ok(mlx_rs::memory::clear_cache()?)
     }
 }
 
-/// Whether the model has all of these tokens: MLX does not notice an id outside the embedding table, and reads
-/// what lies there.
+/// Whether the model has all of these tokens. MLX does not report an id outside of the embedding table: it reads another
+/// row.
 fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), GenerateError> {
     if !matches!(tokens.dtype(), Dtype::Int32 | Dtype::Uint32) || tokens.size() == 0 {
-        return Ok(()); // the model says what it needs
+        return Ok(()); // the model reports what it needs
     }
     let ids = tokens.reshape(&[-1])?.as_dtype(Dtype::Int64)?;
     ids.eval()?;
@@ -394,7 +477,12 @@ fn check_vocabulary(model: &dyn CausalLm, tokens: &Array) -> Result<(), Generate
     }
 }
 
+/// L of tokens `[B, L]`. For any other shape 0: the model reports it.
+fn length_of(tokens: &Array) -> i32 {
+    if tokens.ndim() == 2 { tokens.dim(1) } else { 0 }
+}
+
 /// At least one token.
-fn piece_length(piece: usize) -> i32 {
-    as_i32(piece.max(1))
+fn chunk_length(chunk: usize) -> i32 {
+    as_i32(chunk.max(1))
 }

@@ -1,9 +1,9 @@
 //! Speculative decoding: guess several tokens, check them in one call.
 //!
-//! A call of a large model on five tokens takes little longer than one on a single token, since both read all weights. So
-//! something cheap guesses what follows ([`Draft`]), the model reads the guesses in one call, and those that it would have chosen
-//! itself are kept. The answer is the one of plain decoding: the same tokens where the likeliest one is taken, the
-//! same distribution where tokens are drawn.
+//! A call of a large model on five tokens takes little longer than a call on one token, since both read all weights. So
+//! something cheap guesses the next tokens ([`Draft`]), the model reads the guesses in one call, and those that it would
+//! have chosen itself are kept. The answer is that of plain decoding: the same tokens for greedy decoding, and the same
+//! distribution where tokens are drawn.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -16,45 +16,46 @@ use mlx_rs::random::{RandomState, categorical, uniform};
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
-use crate::chooser::Chooser;
+use crate::sequence::Sequence;
 use crate::{
-    FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, Token, Tokens, as_i32, prefill,
+    FinishReason, GenerateError, GenerateOptions, Sampler, Sampling, Session, StepOptions, Token, Tokens,
+    as_i32,
 };
 
 /// Something that guesses how a text goes on.
 pub trait Draft: Send {
-    /// At most `most` tokens that may follow `text`, the whole sequence so far; none is an answer too.
+    /// Guesses at most `most` tokens that follow `text`, the whole sequence so far. It may guess none.
     ///
     /// # Errors
     ///
-    /// What the guessing needs.
+    /// Whatever keeps it from guessing. The stream ends with the error.
     fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError>;
 
-    /// Hears of the model that it guesses for, before the first guess.
+    /// Gets the facts about the model that it guesses for, before the first guess.
     fn begin(&mut self, _model: &ModelInfo) {}
 }
 
-/// What a [`Draft`] guesses.
+/// The guess of a [`Draft`].
 #[derive(Debug, Clone, Default)]
 pub struct Guess {
-    /// The tokens. Those from the first on that the model does not have are left out.
+    /// The tokens. If the model does not have one of them, that token and those after it are left out.
     pub tokens: Vec<u32>,
-    /// The distribution that each was drawn from, `[n, V]` in float32, with as many columns as the draft has tokens;
-    /// none where each was certain.
+    /// The distribution that each token was drawn from, `[n, V]` in float32, where V is the size of the draft's
+    /// vocabulary; `None` where no token was drawn.
     pub probabilities: Option<Array>,
 }
 
-/// Guesses that the text goes on as it did after an earlier place with the same last tokens. It costs nothing,
-/// and is often right where an answer repeats its prompt: summaries, edits of code, extraction.
+/// Guesses that the text goes on as it did the last time that the same tokens occurred. It costs nothing, and is often
+/// right where an answer repeats its prompt: summaries, edits of code, extraction.
 ///
 /// # Reference
 ///
 /// Saxena, *Prompt Lookup Decoding* (<https://github.com/apoorvumang/prompt-lookup-decoding>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptLookup {
-    /// As many last tokens are looked for first,
+    /// How many of the last tokens are looked for first. If they did not occur before, fewer are looked for.
     pub longest: usize,
-    /// and then fewer, down to this many.
+    /// The smallest number of last tokens that are looked for.
     pub shortest: usize,
 }
 
@@ -70,7 +71,7 @@ impl Draft for PromptLookup {
         let longest = self.longest.min(text.len().saturating_sub(1));
         for length in (self.shortest.max(1)..=longest).rev() {
             let last = &text[text.len() - length..];
-            // The latest such place: what was written last is most like what comes.
+            // The latest such place: the newest text resembles the next one most.
             let place = text[..text.len() - 1].windows(length).rposition(|window| window == last);
             if let Some(place) = place {
                 let tokens = text[place + length..].iter().copied().take(most).collect();
@@ -83,9 +84,9 @@ impl Draft for PromptLookup {
 
 /// A small model that guesses for a large one with the same tokens.
 ///
-/// What counts is that an id means the same token in both. Their tables may have different lengths, which often differ in
-/// rows behind the last token: ids that the large model does not have are never proposed, nor are those of
-/// [`never_proposing`](Self::never_proposing). Behind a token that its own table does not have it proposes nothing.
+/// An id must mean the same token in both. Their vocabularies may have different sizes, since embedding tables often have
+/// unused rows at the end: the draft never guesses ids that the large model does not have, nor those of
+/// [`never_proposing`](Self::never_proposing). If the text has a token that the draft does not have, it guesses nothing.
 ///
 /// # Reference
 ///
@@ -98,15 +99,15 @@ pub struct DraftModel<'a> {
     sampler: Sampler,
     random: RandomState,
     never: Vec<u32>,
-    /// Which tokens may be proposed, bool `[1, V]`; none where all may.
+    /// Which tokens it may guess, bool `[1, V]`; `None` for all.
     possible: Option<Array>,
 }
 
 impl<'a> DraftModel<'a> {
-    /// A draft by this model, with an empty session. Its cache needs a
-    /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of as many tokens as it shall guess, or the text
-    /// is read again after a wrong guess wherever a layer has a window. Tokens are chosen as `options` say for the
-    /// large model, with other random numbers.
+    /// A draft by this model, with an empty session. The session's cache should have a
+    /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of as many tokens as are guessed at a time: with less, a model with
+    /// windows reads the text again after each wrong guess. Tokens are drawn with the sampling options of the large model
+    /// and other random numbers.
     ///
     /// # Errors
     ///
@@ -129,13 +130,13 @@ impl<'a> DraftModel<'a> {
         })
     }
 
-    /// The same draft without these tokens: those that mean nothing to the large model's tokenizer.
+    /// The same draft, which never guesses these tokens: those that the large model's tokenizer does not have.
     #[must_use]
     pub fn never_proposing(self, ids: Vec<u32>) -> Self {
         Self { never: ids, ..self }
     }
 
-    /// Its session, for the draft of the next answer.
+    /// Its session, to be used for the next answer.
     pub fn into_session(self) -> Session {
         self.session
     }
@@ -151,10 +152,10 @@ impl Draft for DraftModel<'_> {
             return Ok(Guess::default());
         }
         let (_, rest) = self.session.turn_to(self.model, text)?;
-        let mut input = row(rest);
+        let mut logits = self.session.read(self.model, &row(rest), Logits::Last)?;
         let (mut tokens, mut probabilities) = (Vec::with_capacity(most), Vec::new());
-        for _ in 0..most {
-            let mut logits = self.session.read(self.model, &input, Logits::Last)?.squeeze_axes(&[1])?;
+        loop {
+            logits = logits.squeeze_axes(&[1])?; // [1, V]
             if let Some(possible) = &self.possible {
                 let never = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
                 logits = select(possible, &logits, never)?;
@@ -169,7 +170,11 @@ impl Draft for DraftModel<'_> {
                 token
             }; // [1]
             tokens.push(token.try_item_exact::<u32>().map_err(|e| Exception::custom(e.to_string()))?);
-            input = token.reshape(&[1, 1])?;
+            if tokens.len() == most {
+                break;
+            }
+            let input = token.reshape(&[1, 1])?;
+            logits = self.session.step(self.model, &input, StepOptions::default())?;
         }
         let probabilities = match &probabilities[..] {
             [] => None,
@@ -190,26 +195,27 @@ impl Draft for DraftModel<'_> {
     }
 }
 
-/// Who guesses, and how far.
+/// How [`generate_speculative`] guesses.
 pub struct Speculation<'a> {
-    /// Who guesses.
+    /// What guesses the tokens.
     pub draft: &'a mut dyn Draft,
-    /// At most so many tokens at a time.
+    /// How many tokens are guessed at a time, at most.
     pub most: usize,
 }
 
-/// [`generate`](crate::generate) with guesses: reads `prompt` into `session` and answers with the stream of tokens that continue it.
-/// `progress` hears how many tokens of the prompt were read, of how many, and may stop it. Tokens that were guessed are
-/// [marked](Token::guessed).
+/// [`generate`](crate::generate) with speculative decoding: reads `prompt` into `session` and returns the stream of tokens
+/// that continue it. `progress` gets the number of tokens that were read and their total, and may stop the reading. Tokens
+/// that were guessed are [marked](Token::guessed).
 ///
-/// The tokens are those of plain decoding (where the device's kernels add in the same order for several positions
-/// as for one), for every model, past windows and over LongRoPE's border. The session's cache needs a
-/// [`rewind`](mlx_kvcache::CacheOptions::rewind) of `most` tokens; with less, a wrong guess makes the
-/// session read the text again wherever a layer has a window, which is right and slow.
+/// The tokens are those of plain decoding, for every model, past windows and over LongRoPE's border. (They may differ where
+/// the device's kernels add in another order for several positions than for one.) The session's cache should have a
+/// [`rewind`](mlx_kvcache::CacheOptions::rewind) of `most` tokens: with less, a model with windows reads the text again
+/// after each wrong guess, which is correct and slow.
 ///
 /// # Errors
 ///
-/// Those of [`generate`](crate::generate); [`GenerateError::UnknownTokens`] where the session's cache came with tokens that it does not know.
+/// Those of [`generate`](crate::generate), and [`GenerateError::UnknownTokens`] where the session's cache came with tokens
+/// whose ids are not known.
 pub fn generate_speculative<'a>(
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
@@ -219,125 +225,106 @@ pub fn generate_speculative<'a>(
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<SpeculativeStream<'a>, GenerateError> {
     draft.begin(model.info());
-    let text = [session.all_ids()?, prompt.to_vec()].concat();
-    let chooser = Chooser::new(&options, model.info().vocab_size)?;
-    let chooser = chooser.after(|| Ok(text[..text.len().saturating_sub(1)].to_vec()))?;
+    session.all_ids()?;
     let random = RandomState::with_seed(options.sampling.seed)?;
-    let (_, total) = prefill(model, session, prompt, &options, &mut progress)?;
+    let (sequence, total) = Sequence::begin(model, session, prompt, options, &mut progress)?;
     if progress(total, total).is_break() {
         return Err(GenerateError::Cancelled);
     }
-    let finish = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
-    let emitted = text.len();
+    let handed_out = sequence.ids().len();
     Ok(SpeculativeStream {
         model,
         session,
         draft,
-        chooser,
+        sequence,
         random,
         most,
-        options,
-        text,
-        emitted,
-        decoded: 0,
+        handed_out,
         ready: VecDeque::new(),
-        finish,
         has_failed: false,
     })
 }
 
 /// The tokens that continue a prompt, checked several at a time.
 ///
-/// When it ends or is dropped, the session has the prompt and the tokens that were handed out: all, or all but the
-/// last.
+/// When the stream ends or is dropped, the session has the prompt and the tokens that were handed out: all of them, or all
+/// but the last.
 pub struct SpeculativeStream<'a> {
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
     draft: &'a mut dyn Draft,
-    chooser: Chooser,
+    /// The session has read all of its tokens but the last.
+    sequence: Sequence,
     random: RandomState,
-    options: GenerateOptions,
     most: usize,
-    /// The whole sequence. The session has all of it but the last token.
-    text: Vec<u32>,
-    /// How much of it was handed out, the prompt included.
-    emitted: usize,
-    decoded: usize,
+    /// How many tokens of the sequence the caller has, the prompt included.
+    handed_out: usize,
+    /// The tokens after those.
     ready: VecDeque<Token>,
-    /// Why there is nothing after what is ready.
-    finish: Option<FinishReason>,
     has_failed: bool,
 }
 
 impl SpeculativeStream<'_> {
     /// Guesses, checks, and makes at least one token ready.
     fn round(&mut self) -> Result<(), GenerateError> {
-        let context = self.options.longest(self.model);
-        let length = self.text.len();
-        if length > context {
-            self.finish = Some(FinishReason::ContextFull);
-            return Ok(());
+        let guess = self.guess()?;
+        let mut call: Vec<u32> = self.sequence.ids().last().copied().into_iter().collect();
+        call.extend(&guess.tokens);
+        let chunk = self.sequence.options.prefill_chunk;
+        let logits = self.session.read_in_chunks(self.model, &row(&call), Logits::All, chunk)?;
+        let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
+        let logprobs = self.sequence.logprobs_of_guesses(&guess.tokens, &logits)?;
+        let mut chosen = if self.sequence.chooser.is_greedy() {
+            likeliest(&logprobs, &guess.tokens)?
+        } else {
+            let probabilities = self.sequence.chooser.probabilities(&logprobs)?;
+            drawn(&probabilities, &guess, &mut self.random)?
+        };
+        let mut taken = 0;
+        for &id in &chosen {
+            taken += 1;
+            if self.sequence.take(id)?.is_some() {
+                break;
+            }
         }
-        let left = self.options.max_tokens - self.decoded;
-        let mut most = self.most.min(left - 1).min(context - length);
-        // A guess must not bring the tokens before it over a border that they would not have come to.
+        chosen.truncate(taken);
+        self.sequence.chooser.remember(&call[..taken])?;
+        let tokens = self.sequence.chooser.tokens(&chosen, &logprobs, &logits)?;
+        for (index, mut token) in tokens.into_iter().enumerate() {
+            token.guessed = guess.tokens.get(index) == Some(&token.id);
+            self.ready.push_back(token);
+        }
+        async_eval([self.random.as_array()].into_iter().chain(self.sequence.chooser.state()))?;
+        self.forget(self.sequence.ids().len() - 1)
+    }
+
+    /// The draft's guess, without tokens that the model does not have or that there is no room for.
+    fn guess(&mut self) -> Result<Guess, GenerateError> {
+        let length = self.sequence.ids().len();
+        // The model adds one token of its own.
+        let mut most = self.most.min(self.sequence.left().saturating_sub(1));
+        // A guess must not bring the tokens before it over a border (LongRoPE) that they would not have reached alone.
         while most > 0 && !self.model.rotates_alike(as_i32(length), as_i32(length + most)) {
             most -= 1;
         }
         let mut guess = match most {
             0 => Guess::default(),
-            _ => self.draft.guess(&self.text, most)?,
+            _ => self.draft.guess(self.sequence.ids(), most)?,
         };
         let vocab_size = self.model.info().vocab_size;
         let known = guess.tokens.iter().take_while(|&&id| i64::from(id) < i64::from(vocab_size)).count();
         guess.tokens.truncate(most.min(known));
         guess.probabilities = guess.probabilities.map(|q| with_columns(&q, vocab_size)).transpose()?;
-        if let Some(q) = &guess.probabilities
-            && !q
-                .sum(None)?
-                .try_item_exact::<f32>()
-                .map_err(|e| Exception::custom(e.to_string()))?
-                .is_finite()
-        {
-            return Err(GenerateError::DraftNotANumber);
+        if let Some(q) = &guess.probabilities {
+            let sum = q.sum(None)?.try_item_exact::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
+            if !sum.is_finite() {
+                return Err(GenerateError::DraftNotANumber);
+            }
         }
-
-        let mut call: Vec<u32> = self.text.last().copied().into_iter().collect();
-        call.extend(&guess.tokens);
-        let piece = self.options.prefill_chunk;
-        let logits = self.session.read_in_pieces(self.model, &row(&call), Logits::All, piece)?;
-        let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
-        let logprobs = self.chooser.logprobs_if(&call, logits.clone())?;
-        let mut chosen = if self.chooser.is_greedy() {
-            likeliest(&logprobs, &guess.tokens)?
-        } else {
-            let probabilities = self.chooser.probabilities(&logprobs)?;
-            drawn(&probabilities, &guess, &mut self.random)?
-        };
-        let stop = chosen.iter().position(|id| self.options.stop_tokens.contains(id));
-        if let Some(stop) = stop {
-            chosen.truncate(stop + 1);
-            self.finish = Some(FinishReason::StopToken);
-        }
-        self.decoded += chosen.len();
-        if self.finish.is_none() && self.decoded >= self.options.max_tokens {
-            self.finish = Some(FinishReason::MaxTokens);
-        }
-        if self.finish.is_none() && length + chosen.len() > context {
-            self.finish = Some(FinishReason::ContextFull);
-        }
-
-        self.chooser.remember(&call[..chosen.len()])?;
-        for (index, mut token) in self.chooser.tokens(&chosen, &logprobs, &logits)?.into_iter().enumerate() {
-            token.guessed = guess.tokens.get(index) == Some(&token.id);
-            self.ready.push_back(token);
-        }
-        self.text.extend(chosen);
-        async_eval([self.random.as_array()].into_iter().chain(self.chooser.state()))?;
-        self.forget(self.text.len() - 1)
+        Ok(guess)
     }
 
-    /// Takes back what the session has beyond so many tokens.
+    /// Takes back what the session has beyond `length` tokens.
     fn forget(&mut self, length: usize) -> Result<(), GenerateError> {
         let beyond = self.session.offset() - as_i32(length);
         if beyond > 0 {
@@ -349,7 +336,7 @@ impl SpeculativeStream<'_> {
 
 impl Tokens for SpeculativeStream<'_> {
     fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish.filter(|_| self.ready.is_empty())
+        self.sequence.finish().filter(|_| self.ready.is_empty())
     }
 }
 
@@ -357,12 +344,11 @@ impl Iterator for SpeculativeStream<'_> {
     type Item = Result<Token, GenerateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.options.cancel.is_cancelled() && self.finish_reason().is_none() {
+        if self.finish_reason().is_none() && self.sequence.is_cancelled() {
             self.ready.clear();
-            self.finish = Some(FinishReason::Cancelled);
         }
         if self.ready.is_empty()
-            && self.finish.is_none()
+            && self.sequence.finish().is_none()
             && !self.has_failed
             && let Err(e) = self.round()
         {
@@ -370,20 +356,20 @@ impl Iterator for SpeculativeStream<'_> {
             return Some(Err(e));
         }
         let token = self.ready.pop_front()?;
-        self.emitted += 1;
+        self.handed_out += 1;
         Some(Ok(token))
     }
 }
 
-/// What nobody asked for is as if it had never been read.
+/// Takes tokens back that were not handed out, as if the session had never read them.
 impl Drop for SpeculativeStream<'_> {
     fn drop(&mut self) {
-        // Where the session cannot take it back it reads again, and an error is one of its next call as well.
-        let _ = self.forget(self.emitted);
+        // Where the session cannot take them back it reads the sequence again, and its next call reports the error too.
+        let _ = self.forget(self.handed_out);
     }
 }
 
-/// The likeliest token at each position as long as the guesses before it are right, `[n + 1, V]`.
+/// The most probable tokens, up to and with the first one that is not the guess, from log-probabilities `[n + 1, V]`.
 fn likeliest(logprobs: &Array, guesses: &[u32]) -> Result<Vec<u32>, GenerateError> {
     let best = argmax_axis(logprobs, -1, false)?;
     let best = best.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
@@ -391,11 +377,11 @@ fn likeliest(logprobs: &Array, guesses: &[u32]) -> Result<Vec<u32>, GenerateErro
     Ok(best[..=right.min(best.len() - 1)].to_vec())
 }
 
-/// Tokens that are distributed as `probabilities`, `[n + 1, V]`, of which as many as may be are the guesses.
+/// Draws tokens that are distributed as `probabilities`, `[n + 1, V]`, and keeps as many guesses as that allows.
 ///
-/// A guess `x` that was drawn from `q` is kept with probability `min(1, p(x) / q(x))`; the first that is not is
-/// replaced by one drawn from `max(p - q, 0)`, and then there are no more. Behind the last guess one is drawn from
-/// `p`. (Leviathan et al., section 2.3.)
+/// A guess `x` that was drawn from `q` is kept with probability `min(1, p(x) / q(x))`. The first guess that is not kept is
+/// replaced by a token drawn from `max(p - q, 0)`, which is then the last token. If all guesses are kept, one more token is
+/// drawn from `p`. (Leviathan et al., section 2.3.)
 fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Result<Vec<u32>, GenerateError> {
     let count = guess.tokens.len();
     let kept = if count == 0 {
@@ -432,8 +418,7 @@ fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Resu
     Ok(tokens)
 }
 
-/// Probabilities `[n, V]` with as many columns as another model has tokens: more are cut off, and what is missing is
-/// never drawn.
+/// Probabilities `[n, V]` with another number of columns: further columns are cut off, and missing ones are 0.
 fn with_columns(probabilities: &Array, columns: i32) -> Result<Array, Exception> {
     let (rows, found) = (probabilities.dim(0), probabilities.dim(1));
     if found >= columns {
@@ -443,21 +428,21 @@ fn with_columns(probabilities: &Array, columns: i32) -> Result<Array, Exception>
     concatenate(&[probabilities.clone(), none], 1)
 }
 
-/// A token by these probabilities, `[1, V]`, which may have any sum: uint32 `[1]`.
+/// Draws a token, uint32 `[1]`, from probabilities `[1, V]`, which may have any sum.
 fn draw(probabilities: &Array, random: &mut RandomState) -> Result<Array, Exception> {
     let key = random.next_key()?;
     categorical(probabilities.log()?, -1, None, &key)
 }
 
-/// What is left of `p` where a token drawn from `q` was not kept, without a common factor.
+/// The distribution of the token that replaces one drawn from `q` that was not kept: `max(p - q, 0)`, not normalized.
 fn residual(p: &Array, q: &Array) -> Result<Array, Exception> {
     let rest = maximum(p.subtract(q)?, Array::from_f32(0.0))?;
-    // Rounding may leave nothing where the two are the same; then any token of p is right.
+    // Where p and q are equal up to rounding nothing may be left, and p itself is right.
     let nothing = rest.sum_axis(-1, true)?.le(Array::from_f32(0.0))?;
     select(&nothing, p, &rest)
 }
 
-/// Certainty: 1 at this token, 0 elsewhere, `[1, V]`.
+/// Probabilities `[1, V]` that are 1 for this token and 0 for all others.
 fn one_hot(token: u32, vocab_size: i32) -> Result<Array, Exception> {
     let ids = mlx_rs::ops::arange::<_, u32>(None, vocab_size, None)?;
     ids.eq(Array::from_slice(&[token], &[1, 1]))?.as_dtype(Dtype::Float32)

@@ -1,12 +1,14 @@
 //! The decode loop.
 
-use mlx_causal_lm::{CausalLm, Logits};
+use mlx_causal_lm::CausalLm;
 use mlx_rs::Array;
+use mlx_rs::transforms::async_eval;
 
-use crate::chooser::{Chooser, Step};
-use crate::{GenerateError, GenerateOptions, Session};
+use crate::chooser::Step;
+use crate::sequence::Sequence;
+use crate::{GenerateError, Session, StepOptions};
 
-/// Allocations of the device are given back after this many tokens, as in mlx-lm.
+/// Memory that the device no longer needs is given back after this many tokens, as in mlx-lm.
 const TOKENS_BETWEEN_CLEANUPS: usize = 256;
 
 /// A token that was generated.
@@ -14,113 +16,135 @@ const TOKENS_BETWEEN_CLEANUPS: usize = 256;
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// The natural logarithm of the probability that the model gave it, after penalties and before the filters
-    /// and the temperature.
+    /// The natural logarithm of its probability, after penalties and processors, and before the filters and the
+    /// temperature.
     pub logprob: f32,
-    /// The most probable tokens in its place with the logarithms of their probabilities, the largest first: as
-    /// many as [`GenerateOptions::top_logprobs`] asks for.
+    /// The most probable tokens in its place with the logarithms of their probabilities, the largest first. Their number
+    /// is [`GenerateOptions::top_logprobs`](crate::GenerateOptions::top_logprobs).
     pub alternatives: Vec<(u32, f32)>,
-    /// Whether a [`Draft`](crate::Draft) had guessed it.
+    /// Whether a [`Draft`](crate::Draft) guessed it.
     pub guessed: bool,
 }
 
-/// A stream of tokens, however they are decoded.
+/// A stream of tokens, whether plain or speculative.
 pub trait Tokens: Iterator<Item = Result<Token, GenerateError>> {
-    /// Why the stream ended: known as soon as its last token is out, `None` while it goes on.
+    /// Why the stream ended, as soon as its last token was handed out; `None` before.
     fn finish_reason(&self) -> Option<FinishReason>;
 }
 
-/// Why a stream ended.
+/// Why a sequence ended. Where several reasons hold for its last token, it is the first of them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose one of the stop tokens, which was the last token of the stream.
+    /// The last token is one of the stop tokens.
     StopToken,
-    /// As many tokens as were asked for.
+    /// A [`LogitsProcessor`](crate::LogitsProcessor) said that the sequence is complete.
+    Complete {
+        /// Its place in [`GenerateOptions::processors`](crate::GenerateOptions::processors).
+        processor: usize,
+    },
+    /// It has [`GenerateOptions::max_tokens`](crate::GenerateOptions::max_tokens) tokens.
     MaxTokens,
     /// The model's context is full.
     ContextFull,
-    /// Somebody used the [`Cancel`](crate::Cancel) handle.
+    /// Somebody used the [`Cancel`](crate::Cancel) handle. This is looked at before each step, and not for a sequence that
+    /// has ended.
     Cancelled,
 }
 
 /// The tokens that continue a prompt, decoded as they are asked for.
 ///
-/// The stream is one step ahead of its reader: asking for a token first starts the next step.
-/// When it ends or is dropped, the session has the prompt and the tokens that were read to decode
-/// further ones: all, or all but the last. [`Session::offset`] says which.
+/// The stream is one step ahead of its reader: asking for a token first starts the next step, so that the device computes
+/// while the caller looks at the token. Where something needs the id of each token (a
+/// [`LogitsProcessor`](crate::LogitsProcessor), DRY), the device still computes the model's next logits while the stream
+/// waits for the id.
+///
+/// When the stream ends or is dropped, the session has the prompt and the tokens that were handed out: all of them, or all
+/// but the last. [`Session::offset`] tells which.
 #[derive(Debug)]
 pub struct TokenStream<'a> {
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
-    chooser: Chooser,
-    options: GenerateOptions,
-    decoded: usize,
+    sequence: Sequence,
+    /// The next token, which the device is computing.
     ahead: Option<Step>,
-    finish: Option<FinishReason>,
 }
 
 impl<'a> TokenStream<'a> {
     pub(crate) fn start(
         model: &'a mut dyn CausalLm,
         session: &'a mut Session,
-        last_of_prompt: u32,
-        chooser: Chooser,
-        options: GenerateOptions,
+        sequence: Sequence,
     ) -> Result<Self, GenerateError> {
-        let mut stream = Self { model, session, chooser, options, decoded: 0, ahead: None, finish: None };
-        if stream.options.max_tokens == 0 {
-            stream.finish = Some(FinishReason::MaxTokens);
-            return Ok(stream);
+        let mut stream = Self { model, session, sequence, ahead: None };
+        if let (None, Some(&last)) = (stream.sequence.finish(), stream.sequence.ids().last()) {
+            let last = Array::from_slice(&[last], &[1]);
+            let logits = stream.logits_after(&last)?;
+            let first = stream.sequence.choose(&last, logits)?;
+            // So that the prompt's progress ends when its work does.
+            first.id.eval()?;
+            stream.ahead = Some(first);
         }
-        let first = stream.step(&Array::from_slice(&[last_of_prompt], &[1]))?;
-        // So that the end of the prompt's progress is the end of its work.
-        first.id.eval()?;
-        stream.ahead = Some(first);
         Ok(stream)
     }
 
     /// Why the stream ended; `None` while it goes on.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish
+        self.sequence.finish()
     }
 
-    /// Starts the device on the token after `token`, uint32 `[1]`.
-    fn step(&mut self, token: &Array) -> Result<Step, GenerateError> {
-        let (token, piece) = (token.reshape(&[1, 1])?, self.options.prefill_chunk);
-        self.session.prepare(self.model, 1)?;
-        while self.session.catch_up(self.model, piece)? > 0 {}
-        // Not `read`, which looks at the id and so would wait for it. The model has every id that it chooses.
-        let logits = self.session.append(self.model, &token, Logits::Last)?; // [1, 1, V]
-        let logits = logits.squeeze_axes(&[1])?; // [1, V]
-        Ok(self.chooser.step(&token.reshape(&[1])?, logits)?)
+    /// The logits `[1, V]` of the token after `token`, uint32 `[1]`. The device does not compute them yet: whatever chooses
+    /// the token goes along.
+    fn logits_after(&mut self, token: &Array) -> Result<Array, GenerateError> {
+        let options = StepOptions { chunk: self.sequence.options.prefill_chunk, ..StepOptions::default() };
+        let logits = self.session.next_logits(self.model, &token.reshape(&[1, 1])?, options)?; // [1, 1, V]
+        Ok(logits.squeeze_axes(&[1])?)
     }
 
     fn advance(&mut self) -> Result<Option<Token>, GenerateError> {
-        if self.options.cancel.is_cancelled() && self.finish.is_none() {
-            self.finish = Some(FinishReason::Cancelled);
+        if self.sequence.finish().is_none() && self.sequence.is_cancelled() {
             self.ahead = None;
         }
         let Some(current) = self.ahead.take() else { return Ok(None) };
-        self.decoded += 1;
-        let last = if self.decoded >= self.options.max_tokens {
-            Some(FinishReason::MaxTokens)
-        } else if self.session.offset() as usize >= self.options.longest(self.model) {
-            Some(FinishReason::ContextFull)
-        } else {
-            self.ahead = Some(self.step(&current.id)?);
-            None
+        let logits = match self.sequence.ends_with_next() {
+            true => None,
+            false => Some(self.logits_after(&current.id)?),
         };
-        if self.decoded.is_multiple_of(TOKENS_BETWEEN_CLEANUPS) {
+        let token = match logits {
+            Some(logits) if self.sequence.needs_ids() => self.take_then_choose(&current, logits),
+            logits => self.choose_then_take(&current, logits),
+        }?;
+        if self.sequence.decoded().is_multiple_of(TOKENS_BETWEEN_CLEANUPS) {
             mlx_rs::memory::clear_cache()?;
         }
+        Ok(Some(token))
+    }
+
+    /// Starts the device on the token after `current`, and reads `current` meanwhile.
+    fn choose_then_take(&mut self, current: &Step, logits: Option<Array>) -> Result<Token, GenerateError> {
+        self.ahead = logits.map(|logits| self.sequence.choose(&current.id, logits)).transpose()?;
         let token = current.read()?;
-        self.finish = last;
-        if self.options.stop_tokens.contains(&token.id) {
-            self.finish = Some(FinishReason::StopToken);
+        if self.sequence.take(token.id)?.is_some() {
             self.ahead = None;
         }
-        Ok(Some(token))
+        Ok(token)
+    }
+
+    /// Starts the device on the logits after `current`, reads `current` meanwhile, and chooses when its id is known.
+    fn take_then_choose(&mut self, current: &Step, logits: Array) -> Result<Token, GenerateError> {
+        async_eval([&logits])?;
+        let token = current.read().and_then(|token| {
+            if self.sequence.take(token.id)?.is_none() {
+                self.ahead = Some(self.sequence.choose(&current.id, logits.clone())?);
+            }
+            Ok(token)
+        });
+        if self.ahead.is_none() {
+            // Nobody needs them any more, but a program must not end while the device computes: see `Step`. Their error
+            // is of no interest either.
+            let _ = logits.eval();
+        }
+        token
     }
 }
 
@@ -132,7 +156,7 @@ impl<T: Tokens + ?Sized> Tokens for Box<T> {
 
 impl Tokens for TokenStream<'_> {
     fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish
+        self.sequence.finish()
     }
 }
 

@@ -126,7 +126,9 @@ fn a_row_that_fails_leaves_the_others_alone() {
     let (mut tokens, mut failed) = (Vec::new(), Vec::new());
     while !batch.is_empty() {
         match batch.step(&mut model) {
-            Ok(answers) => tokens.extend(answers.into_iter().map(|answer| (answer.row, answer.token.id))),
+            Ok(answers) => {
+                tokens.extend(answers.into_iter().map(|answer| (answer.row, answer.token.unwrap().id)))
+            }
             Err(GenerateError::Row { row, .. }) => failed.push(row),
             Err(e) => panic!("{e}"),
         }

@@ -76,7 +76,7 @@ fn each_call_is_answered_as_by_one_pass_up_to_its_end() {
                 for &call in &calls {
                     let end = start + call;
                     let next = cut(&tokens, start, end);
-                    let found = session.read_in_pieces(&mut model, &next, Logits::All, piece).unwrap();
+                    let found = session.read_in_chunks(&mut model, &next, Logits::All, piece).unwrap();
                     let whole = one_pass(&mut model, &cut(&tokens, 0, end));
                     assert_close(&found, &cut(&whole, start, end), &format!("{calls:?} by {piece} to {end}"));
                     start = end;

@@ -96,7 +96,7 @@ fn a_session_that_is_half_read_goes_on_on_another_thread() {
             let int32 = row(&text(24)[..9]).as_dtype(mlx_rs::Dtype::Int32).unwrap();
             // Nobody looks at what comes of it.
             drop(session.read(&mut model, &int32, logits).unwrap());
-            elsewhere(|| session.read_in_pieces(&mut model, &row(&text(24)[9..20]), logits, 4).map(drop))
+            elsewhere(|| session.read_in_chunks(&mut model, &row(&text(24)[9..20]), logits, 4).map(drop))
                 .unwrap();
             elsewhere(|| session.trim(2)).unwrap();
             let answer = elsewhere(|| session.read(&mut model, &row(&text(24)[18..]), Logits::Last)).unwrap();

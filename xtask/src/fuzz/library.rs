@@ -275,7 +275,7 @@ fn agree(model: &mut dyn CausalLm, prompt: &[u32], random: &mut Random, tell: Te
     let mut read = |piece: usize, kernels: bool| -> Result<Vec<f32>, Stop> {
         cpu_kernels::set_enabled(kernels);
         let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-        let logits = session.read_in_pieces(model, &tokens, Logits::All, piece)?.as_dtype(Dtype::Float32)?;
+        let logits = session.read_in_chunks(model, &tokens, Logits::All, piece)?.as_dtype(Dtype::Float32)?;
         Ok(logits
             .reshape(&[-1])?
             .contiguous()?
@@ -374,7 +374,9 @@ fn batch(
     let vocab_size = model.info().vocab_size;
     while !batch.is_empty() {
         for answer in batch.step(model)? {
-            check_token(answer.token.id, answer.token.logprob, vocab_size)?;
+            if let Some(token) = answer.token {
+                check_token(token.id, token.logprob, vocab_size)?;
+            }
         }
     }
     Ok(())

@@ -664,8 +664,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "nothing_is_read_again_over_the_border",
         file: "crates/mlx-generate/src/session.rs",
-        find: "if offset > 0 && !self.all_alike(model, held, length) {",
-        replace: "if offset < 0 && !self.all_alike(model, held, length) {",
+        find: "if self.cache.offset() > 0 && !self.all_alike(model, self.rotated_for(), length) {",
+        replace: "if self.cache.offset() < 0 && !self.all_alike(model, self.rotated_for(), length) {",
         filter: "hf_phi3_longrope_crossing",
     },
     Mutation {

@@ -310,7 +310,7 @@ fn ask(
 /// tokens keeps later logits comparable after a token that differs.
 fn answer(model: &mut dyn CausalLm, tokens: &[u32], greedy: &[u32]) -> Result<Answer, Error> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let prompt_logits = session.read_in_pieces(model, &row(tokens), Logits::All, tokens.len())?;
+    let prompt_logits = session.read_in_chunks(model, &row(tokens), Logits::All, tokens.len())?;
     let mut rows = vec![prompt_logits.try_index((.., -1.., ..))?];
     let read = greedy.split_last().map_or(&[][..], |(_, read)| read);
     for (number, &token) in read.iter().enumerate() {
@@ -371,11 +371,11 @@ fn intermediate_outputs(
         let call = row(call);
         if number == at {
             let (logits, outputs) =
-                trace(model, |model| session.read_in_pieces(model, &call, Logits::All, tokens.len()));
+                trace(model, |model| session.read_in_chunks(model, &call, Logits::All, tokens.len()));
             logits?.eval()?;
             return Ok(last_of_each(outputs));
         }
-        session.read_in_pieces(model, &call, Logits::Last, tokens.len())?.eval()?;
+        session.read_in_chunks(model, &call, Logits::Last, tokens.len())?.eval()?;
     }
     Err(format!("there is no call {at}").into())
 }

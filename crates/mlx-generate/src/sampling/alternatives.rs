@@ -5,7 +5,7 @@ use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
 use mlx_rs::ops::{argpartition_axis, argsort_axis};
 use mlx_rs::{Array, Dtype};
 
-/// The tokens of the largest log-probabilities of one row, which the device may still be working on.
+/// The tokens with the largest log-probabilities of one row, which the device may still be computing.
 #[derive(Debug)]
 pub(crate) struct Alternatives {
     ids: Array,
@@ -13,8 +13,8 @@ pub(crate) struct Alternatives {
 }
 
 impl Alternatives {
-    /// The `count` most probable tokens, or all where there are fewer, of log-probabilities `[1, V]`; none where
-    /// none are asked for.
+    /// The `count` most probable tokens, or all where there are fewer, of log-probabilities `[1, V]`; `None` for a count
+    /// of 0.
     pub(crate) fn new(logprobs: &Array, count: usize) -> Result<Option<Self>, Exception> {
         let vocab_size = logprobs.dim(-1);
         let count = i32::try_from(count).unwrap_or(i32::MAX).min(vocab_size);

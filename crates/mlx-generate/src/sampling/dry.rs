@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use super::{from_zero, wrong};
 use crate::GenerateError;
 
-/// A penalty that grows with the length of what would be repeated.
+/// A penalty that grows with the length of the repetition.
 ///
-/// Where the last `n` tokens were there before, the token that came after them then would make the repetition
-/// longer. If `n` is at least `allowed_length`, its logit loses `multiplier * base^(n - allowed_length)`; the
-/// longest such `n` counts. Unlike the other penalties it leaves alone the words that any text needs again.
+/// Where the last `n` tokens occurred before, the token that followed them there would make the repetition longer. If `n`
+/// is at least `allowed_length`, `multiplier * base^(n - allowed_length)` is subtracted from its logit; where there are
+/// several such `n`, the largest counts. Unlike the other penalties, it does not penalize words that every text repeats.
 ///
 /// mlx-lm has no such penalty. It needs the ids of all tokens on the host: see
 /// [`Penalizer::waits`](super::Penalizer::waits).
@@ -20,17 +20,16 @@ use crate::GenerateError;
 /// several tokens as in koboldcpp and llama.cpp: <https://github.com/ggml-org/llama.cpp/pull/9702>.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dry {
-    /// The penalty for a repetition of `allowed_length` tokens. From 0 on, where 0 changes nothing; 0.8 is
-    /// usual.
+    /// The penalty for a repetition of `allowed_length` tokens. From 0 on; 0 changes nothing, and 0.8 is usual.
     pub multiplier: f64,
-    /// What the penalty grows by with each further token. From 1 on.
+    /// The factor by which each further token makes the penalty larger. From 1 on.
     pub base: f64,
-    /// What continues a repetition of fewer tokens is free. From 1 on.
+    /// Repetitions of fewer tokens are not penalized. From 1 on.
     pub allowed_length: usize,
-    /// How many of the last tokens are looked at; all where there is no number.
+    /// How many of the last tokens are looked at; `None` for all.
     pub penalty_last_n: Option<usize>,
-    /// A repetition does not reach over one of these sequences of tokens, such as a line break, and a token
-    /// that is one by itself is never penalized.
+    /// Sequences of tokens that end a repetition, such as a line break. A token that is such a sequence by itself is never
+    /// penalized.
     pub sequence_breakers: Vec<Vec<u32>>,
 }
 
@@ -48,8 +47,8 @@ impl Default for Dry {
     }
 }
 
-/// `exp(-10_000)` is 0 in every dtype, so that a larger penalty would be the same one. It is a float16, and with
-/// it no sum of logits overflows.
+/// The largest penalty. `exp(-10_000)` is 0 in every dtype, so that a larger penalty would have the same effect; and it
+/// fits into a float16, where sums of logits with it do not overflow.
 const MOST: f64 = 10_000.0;
 
 impl Dry {
@@ -71,7 +70,7 @@ impl Dry {
         self.multiplier == 0.0 || self.penalty_last_n == Some(0)
     }
 
-    /// The tokens that are penalized after `history`, each once, and what their logits lose.
+    /// The tokens that are penalized after `history`, each once, and what is subtracted from their logits.
     pub(super) fn penalties(&self, history: &[u32]) -> (Vec<u32>, Vec<f32>) {
         if self.is_off() {
             return Default::default();

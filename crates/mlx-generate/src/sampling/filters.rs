@@ -1,7 +1,7 @@
-//! What takes tokens out of the choice: each function gives those a log-probability of minus infinity, `[B, V]`
-//! to `[B, V]` of the same dtype, and leaves the others as they are, not normalized.
+//! Filters: each function gives some tokens a log-probability of minus infinity, `[B, V]` to `[B, V]` of the same dtype.
+//! The others keep theirs, which are not normalized again.
 //!
-//! They are mlx-lm's, operation for operation.
+//! They use mlx-lm's operations in mlx-lm's order.
 
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::{TryIndexOp, put_along_axis, take_along_axis};
@@ -11,11 +11,12 @@ use mlx_rs::{Array, Dtype};
 
 use super::{Xtc, constant, ids, scalar};
 
-/// Below this a `top_p` is taken as this, so that the product with the sum of all probabilities is never 0,
-/// which every token would reach.
+/// The smallest `top_p`. With a smaller one the product with the sum of all probabilities could become 0, which every
+/// token reaches.
 const LEAST_TOP_P: f64 = 1e-30;
 
-/// Keeps the tokens that are at least as probable as the last that is needed to reach `top_p`, which is above 0.
+/// Keeps the most probable tokens until they have `top_p` together, which is above 0, and tokens that are as probable as
+/// the last of them.
 pub(super) fn top_p(logprobs: &Array, top_p: f64) -> Result<Array, Exception> {
     let ascending = sort_axis(logprobs, -1)?;
     let probabilities = ascending.as_dtype(Dtype::Float32)?.exp()?;
@@ -27,8 +28,8 @@ pub(super) fn top_p(logprobs: &Array, top_p: f64) -> Result<Array, Exception> {
     without(logprobs, &logprobs.lt(&threshold)?)
 }
 
-/// Keeps the tokens that are at least `min_p` times as probable as the most probable one, which is above 0, and
-/// in any case the `keep` most probable ones.
+/// Keeps the tokens that are at least `min_p` times as probable as the most probable one, and always the `keep` most
+/// probable tokens. `min_p` is above 0.
 pub(super) fn min_p(logprobs: &Array, min_p: f64, keep: usize) -> Result<Array, Exception> {
     let vocab_size = logprobs.dim(-1);
     let Some(keep) = i32::try_from(keep).ok().filter(|&keep| keep < vocab_size) else {
@@ -43,8 +44,8 @@ pub(super) fn min_p(logprobs: &Array, min_p: f64, keep: usize) -> Result<Array, 
     without(logprobs, &removed)
 }
 
-/// With the probability that `xtc` says, leaves out all tokens above the threshold but the least probable of
-/// them. One random number decides for all rows.
+/// With the probability of `xtc`, leaves out all tokens above the threshold but the least probable of them. One random
+/// number decides for all rows.
 pub(super) fn xtc(logprobs: &Array, xtc: &Xtc, key: &Array) -> Result<Array, Exception> {
     let (rows, vocab_size) = (logprobs.dim(0), logprobs.dim(-1));
     let probabilities = softmax_axis(logprobs, -1, None)?;
@@ -63,7 +64,7 @@ pub(super) fn xtc(logprobs: &Array, xtc: &Xtc, key: &Array) -> Result<Array, Exc
     select(untouched, logprobs, without(logprobs, &removed)?)
 }
 
-/// Keeps the `k` most probable tokens, of which there is at least one; of equally probable ones any.
+/// Keeps the `k` most probable tokens, where `k` is at least 1. Which of equally probable tokens stay is not defined.
 pub(super) fn top_k(logprobs: &Array, k: usize) -> Result<Array, Exception> {
     let vocab_size = logprobs.dim(-1);
     let Some(k) = i32::try_from(k).ok().filter(|&k| k < vocab_size) else {
@@ -82,8 +83,7 @@ fn without(logprobs: &Array, removed: &Array) -> Result<Array, Exception> {
 mod tests {
     use super::*;
 
-    /// The second token has to stay where `top_p` has nine digits, and mlx-lm, whose constant has seven, leaves
-    /// it out.
+    /// With nine digits of `top_p` the second token would stay. mlx-lm's constant has seven digits, and leaves it out.
     #[test]
     #[cfg_attr(
         not(all(target_os = "linux", target_arch = "x86_64")),

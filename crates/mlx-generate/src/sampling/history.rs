@@ -8,8 +8,8 @@ use super::ids;
 
 /// The tokens of one sequence so far, the prompt's too.
 ///
-/// The newest one may still be on the device: what needs the ids there ([`recent`](Self::recent)) does not wait
-/// for it, and what needs them here ([`ids`](Self::ids)) does.
+/// The device may still be computing the newest one. [`recent`](Self::recent), which is for the device, does not wait for
+/// it; [`ids`](Self::ids) does.
 #[derive(Debug, Clone, Default)]
 pub struct History {
     ids: Vec<u32>,
@@ -24,7 +24,7 @@ impl History {
 
     /// Adds a token, one id of an integer dtype that may not be computed yet.
     ///
-    /// The one before it is waited for, which costs nothing where its reader has it already.
+    /// Waits for the token before it, which costs nothing where that was read already.
     ///
     /// # Errors
     ///
@@ -32,6 +32,17 @@ impl History {
     pub fn push(&mut self, token: &Array) -> Result<(), Exception> {
         self.settle()?;
         self.newest = Some(token.reshape(&[1])?.as_dtype(Dtype::Uint32)?);
+        Ok(())
+    }
+
+    /// Takes back the newest `tokens` tokens, or all where there are fewer.
+    ///
+    /// # Errors
+    ///
+    /// What MLX reports.
+    pub fn rollback(&mut self, tokens: usize) -> Result<(), Exception> {
+        self.settle()?;
+        self.ids.truncate(self.ids.len().saturating_sub(tokens));
         Ok(())
     }
 
@@ -64,7 +75,7 @@ impl History {
         }
     }
 
-    /// All tokens. Waits for the newest.
+    /// The ids of all tokens. Waits for the newest.
     ///
     /// # Errors
     ///
@@ -74,6 +85,7 @@ impl History {
         Ok(&self.ids)
     }
 
+    /// Reads the id of the newest token, which waits for it.
     fn settle(&mut self) -> Result<(), Exception> {
         if let Some(newest) = self.newest.take() {
             let id = newest.try_item_exact::<u32>().map_err(|e| Exception::custom(e.to_string()))?;

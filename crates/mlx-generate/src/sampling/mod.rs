@@ -1,17 +1,18 @@
-//! How the next token is chosen: what its logits are changed by, what is left of their probabilities, and the
-//! draw.
+//! How the next token is chosen: what changes its logits, which tokens the filters keep, and the draw.
 //!
-//! The order is mlx-lm's. [`Penalizer`] changes logits: bias, then the penalties for repetition, presence and
-//! frequency; then DRY, which mlx-lm does not have. From their log-probabilities [`Sampler`] takes away what
-//! top-p, min-p, XTC and top-k do not keep, each seeing what the one before it left, and draws from the rest at
-//! the temperature.
+//! The order is mlx-lm's. [`Penalizer`] changes the logits: bias, then the penalties for repetition, presence and
+//! frequency, then DRY, which mlx-lm does not have. The caller's [`LogitsProcessor`]s come next. [`Sampler`] then takes
+//! the log-probabilities, applies the filters top-p, min-p, XTC and top-k, each to what the one before it kept, and draws
+//! from the rest at the temperature.
 
 mod alternatives;
 mod dry;
 mod filters;
 mod history;
 mod penalties;
+mod processor;
 mod sampler;
+mod token_set;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
@@ -23,29 +24,30 @@ pub use dry::Dry;
 pub use history::History;
 pub(crate) use penalties::forbid;
 pub use penalties::{Penalizer, Penalties, Penalty};
+pub use processor::{CloneProcessor, LogitsProcessor, ProcessorError};
 pub use sampler::Sampler;
+pub use token_set::TokenSet;
 
 /// How the next token is drawn from its probabilities.
 ///
-/// The default is greedy: the most probable one. Numbers are float64, as in Python, so that they are rounded
+/// The default is greedy: it takes the most probable token. Numbers are float64, as in Python, so that they are rounded
 /// where mlx-lm rounds them and not before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// From 0 on. 0 takes the most probable token, whatever else is asked for. Otherwise
-    /// `softmax(logprobs / temperature)` are the probabilities of what the filters keep: below 1 the probable
-    /// tokens gain, above 1 the improbable ones.
+    /// From 0 on. 0 takes the most probable token, whatever the other options say. Otherwise the tokens that the filters
+    /// keep have the probabilities `softmax(logprobs / temperature)`: below 1 the probable tokens gain, above 1 the
+    /// improbable ones.
     pub temperature: f64,
-    /// Keeps the fewest tokens that have this probability together, the most probable ones, and those that are
-    /// as probable as the last of them. From 0 to 1, where both ends keep all.
+    /// Keeps the smallest number of most probable tokens that have this probability together, and those that are exactly
+    /// as probable as the last of them. From 0 to 1; 0 and 1 both keep all tokens.
     pub top_p: f64,
-    /// Keeps tokens that are at least so probable, as a part of the most probable one's. From 0 to 1, where 0
-    /// keeps all.
+    /// Keeps tokens whose probability is at least this part of the most probable token's. From 0 to 1; 0 keeps all.
     pub min_p: f64,
-    /// So many tokens stay whatever `min_p` says. From 1 on.
+    /// How many of the most probable tokens `min_p` always keeps. From 1 on.
     pub min_tokens_to_keep: usize,
-    /// Keeps so many tokens, the most probable ones; 0, or as many as the vocabulary has, keeps all.
+    /// Keeps this number of most probable tokens; 0, or the size of the vocabulary, keeps all.
     pub top_k: usize,
-    /// Leaves out the most probable choices.
+    /// Excludes the most probable choices.
     pub xtc: Xtc,
     /// The same seed draws the same tokens: those that mlx-lm draws after `mx.random.seed(seed)`.
     pub seed: u64,
@@ -65,20 +67,20 @@ impl Default for Sampling {
     }
 }
 
-/// Exclude top choices (XTC): where several tokens are probable, all but the least probable of them are left
-/// out, so that a text becomes less predictable and stays coherent.
+/// Exclude top choices (XTC): where several tokens are probable, all of them but the least probable one are left out. The
+/// text becomes less predictable and stays coherent.
 ///
 /// # Reference
 ///
 /// The pull request of its author: <https://github.com/oobabooga/textgen/pull/6335>.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Xtc {
-    /// How often that happens: from 0, never, to 1, for every token.
+    /// The probability that a token is chosen so, from 0 (never) to 1 (always).
     pub probability: f64,
     /// A token above this is probable. From 0 to 0.5.
     pub threshold: f64,
-    /// Tokens that are never left out, such as line breaks and the end of a turn. Ids that the vocabulary does
-    /// not have change nothing.
+    /// Tokens that are never left out, such as line breaks and the end of a turn. Ids outside of the vocabulary have no
+    /// effect.
     pub special_tokens: Vec<u32>,
 }
 
@@ -89,7 +91,7 @@ impl Default for Xtc {
 }
 
 impl Sampling {
-    /// All options are within their ranges.
+    /// Checks that all options are within their ranges.
     fn check(&self) -> Result<(), GenerateError> {
         from_zero("temperature", self.temperature)?;
         within("top_p", self.top_p, 1.0, "a number from 0 to 1")?;
@@ -119,15 +121,15 @@ fn finite(option: &'static str, value: f64) -> Result<(), GenerateError> {
     if value.is_finite() { Ok(()) } else { Err(wrong(option, value, "a finite number")) }
 }
 
-/// A number as Python's MLX takes it into an operation with an array of this dtype: by way of float32, and
-/// without widening half precision.
+/// A number as Python's MLX uses it in an operation with an array of this dtype: it goes through float32, and half
+/// precision stays half precision.
 fn scalar(value: f64, dtype: Dtype) -> Result<Array, Exception> {
     Array::from_f32(value as f32).as_dtype(dtype)
 }
 
-/// [`scalar`] as it is in one of mlx-lm's compiled functions. `mx.compile` writes constants of float32 into the
-/// source of its kernels with seven significant digits, of the nine that tell all of them apart; those of half
-/// precision survive that.
+/// [`scalar`] as it is in one of mlx-lm's compiled functions. `mx.compile` writes float32 constants into the source of its
+/// kernels with seven significant digits, where nine are needed to tell all float32 numbers apart. Constants of half
+/// precision do not change by that.
 fn constant(value: f64, dtype: Dtype) -> Result<Array, Exception> {
     match dtype {
         Dtype::Float32 => {

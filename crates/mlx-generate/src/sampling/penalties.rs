@@ -8,35 +8,35 @@ use mlx_rs::ops::{broadcast_to, select};
 use super::{Dry, History, finite, from_zero, ids, scalar, wrong};
 use crate::GenerateError;
 
-/// What logits are changed by, in the order of the fields. The default changes nothing.
+/// Built-in changes of the logits, applied in the order of the fields. The default changes nothing.
 ///
-/// The penalties look at the tokens so far, the prompt's too. A token may be hit by several of them.
+/// The penalties look at the tokens so far, those of the prompt included. Several of them may apply to one token.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Penalties {
-    /// What is added to the logits of tokens. Minus infinity makes one impossible. A token that is there twice
-    /// gets both.
+    /// Tokens and what is added to their logits. Minus infinity makes a token impossible. The values of a token that is
+    /// listed twice are both added.
     pub logit_bias: Vec<(u32, f64)>,
-    /// Logits above 0 of tokens that were seen are divided by this, those below multiplied: above 1 they become
-    /// less probable, below 1 more. From 0 on, where 0 changes nothing.
+    /// The logits of tokens that were seen are divided by this where they are above 0, and multiplied where they are below:
+    /// above 1 the tokens become less probable, below 1 more. From 0 on; 0 changes nothing.
     ///
     /// # Reference
     ///
     /// CTRL, section 4.1: <https://arxiv.org/abs/1909.05858>.
     pub repetition: Penalty,
-    /// This is subtracted from the logits of tokens that were seen. Negative, it asks for repetition.
+    /// Subtracted from the logits of tokens that were seen. A negative number makes them more probable.
     pub presence: Penalty,
-    /// This is subtracted from the logit of a token as often as it was seen.
+    /// Subtracted from the logit of a token once for each time that it was seen.
     pub frequency: Penalty,
-    /// Penalizes what would repeat a longer text.
+    /// Penalizes tokens that would repeat a longer text.
     pub dry: Option<Dry>,
 }
 
 /// A penalty for tokens that were seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Penalty {
-    /// How strong; 0 changes nothing.
+    /// Its strength; 0 changes nothing.
     pub penalty: f64,
-    /// How many of the last tokens count. 0 is all of them, as in mlx-lm.
+    /// How many of the last tokens count. 0 means all of them, as in mlx-lm.
     pub context_size: usize,
 }
 
@@ -54,7 +54,7 @@ impl Default for Penalty {
 }
 
 impl Penalties {
-    /// Whether nothing is changed.
+    /// Whether they change nothing.
     pub fn is_empty(&self) -> bool {
         let off = |penalty: Penalty| penalty.penalty == 0.0;
         self.logit_bias.is_empty()
@@ -69,7 +69,7 @@ impl Penalties {
             if i64::from(id) >= i64::from(vocab_size) {
                 return Err(wrong("the token id of a logit bias", id, format!("below {vocab_size}")));
             }
-            // As float32, which logits are at most.
+            // As float32: logits are never wider.
             if bias.is_nan() || bias as f32 == f32::INFINITY {
                 return Err(wrong("a logit bias", bias, "a finite number, or minus infinity"));
             }
@@ -81,7 +81,7 @@ impl Penalties {
     }
 }
 
-/// [`Penalties`] made ready for a model.
+/// [`Penalties`] for a model of some vocabulary size.
 #[derive(Debug, Clone)]
 pub struct Penalizer {
     penalties: Penalties,
@@ -94,7 +94,7 @@ impl Penalizer {
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Option`] that names what is out of its range.
+    /// [`GenerateError::Option`] that names the option that is out of its range.
     pub fn new(penalties: Penalties, vocab_size: i32) -> Result<Self, GenerateError> {
         penalties.check(vocab_size)?;
         let (tokens, values): (Vec<u32>, Vec<f32>) =
@@ -104,12 +104,12 @@ impl Penalizer {
         Ok(Self { penalties, bias })
     }
 
-    /// Whether [`apply`](Self::apply) waits for the newest token of the history, which DRY alone does.
+    /// Whether [`apply`](Self::apply) waits for the newest token of the history. Only DRY does.
     pub fn waits(&self) -> bool {
         self.penalties.dry.as_ref().is_some_and(|dry| !dry.is_off())
     }
 
-    /// The logits `[1, V]` of the token that comes after the history, changed; in the same dtype.
+    /// Changes the logits `[1, V]` of the token after the history; the dtype stays.
     ///
     /// The ids in the history must be below V.
     ///
@@ -144,7 +144,7 @@ impl Penalizer {
     }
 }
 
-/// The tokens that this penalty counts, `[n]`; none where it changes nothing.
+/// The tokens that this penalty applies to, `[n]`; none where it changes nothing.
 fn seen(history: &History, penalty: Penalty) -> Result<Option<Array>, Exception> {
     if penalty.penalty == 0.0 { Ok(None) } else { history.recent(penalty.context_size) }
 }
@@ -157,12 +157,14 @@ fn penalize_repetition(logits: &Array, tokens: &Array, penalty: f64) -> Result<A
     put(logits, tokens, &changed)
 }
 
-/// The logits with those of `tokens` `[n]` replaced by `values` `[1, n]`, which are equal for equal tokens.
+/// The logits with those of `tokens` `[n]` replaced by `values` `[1, n]`. A token that is there twice has the same value
+/// twice.
 fn put(logits: &Array, tokens: &Array, values: &Array) -> Result<Array, Exception> {
     put_along_axis(logits, tokens.reshape(&[1, -1])?, values, 1)
 }
 
-/// The logits with `values`, one or one each, added to those of `tokens` `[n]`, as often as they are there.
+/// The logits with `values` added to those of `tokens` `[n]`: one value for all, or one for each. A token that is there
+/// twice gets both.
 fn add(logits: &Array, tokens: &Array, values: &Array) -> Result<Array, Exception> {
     let count = tokens.dim(0);
     let values = broadcast_to(values.as_dtype(logits.dtype())?, &[count])?.reshape(&[count, 1, 1])?;

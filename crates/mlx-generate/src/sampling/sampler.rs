@@ -9,9 +9,9 @@ use mlx_rs::{Array, Dtype};
 use super::{Sampling, constant, filters, scalar};
 use crate::GenerateError;
 
-/// A [`Sampling`] with the state of its random numbers.
+/// Draws tokens as a [`Sampling`] says, with the state of the random numbers.
 ///
-/// All its functions take log-probabilities `[B, V]`, the logits less their `logsumexp`, in any floating dtype.
+/// All functions take log-probabilities `[B, V]` (the logits minus their `logsumexp`) in any floating dtype.
 ///
 /// ```
 /// use mlx_generate::{Sampler, Sampling};
@@ -34,11 +34,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the beginning of its random numbers.
+    /// A sampler whose random numbers begin at the seed.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Option`] that names an option outside its range.
+    /// [`GenerateError::Option`] that names an option outside of its range.
     pub fn new(sampling: Sampling) -> Result<Self, GenerateError> {
         sampling.check()?;
         let random = match sampling.temperature {
@@ -48,14 +48,13 @@ impl Sampler {
         Ok(Self { sampling, random })
     }
 
-    /// Whether the most probable token is taken: nothing is random.
+    /// Whether it takes the most probable token, so that nothing is random.
     pub fn is_greedy(&self) -> bool {
         self.random.is_none()
     }
 
-    /// Chooses one token for each row of log-probabilities, `[B, V]` to uint32 `[B]`.
-    ///
-    /// It is drawn from what [`probabilities`](Self::probabilities) would answer.
+    /// Chooses one token for each row of log-probabilities, `[B, V]` to uint32 `[B]`, with the probabilities that
+    /// [`probabilities`](Self::probabilities) returns.
     ///
     /// # Errors
     ///
@@ -65,11 +64,10 @@ impl Sampler {
         categorical(scaled, -1, None, self.next_key()?.as_ref())
     }
 
-    /// The probabilities that a token is drawn by, after all filters and the temperature: `[B, V]` to float32
-    /// `[B, V]`. Where the temperature is 0, one token of each row has them all.
+    /// The probabilities that tokens are drawn with, after all filters and the temperature: `[B, V]` to float32
+    /// `[B, V]`. Where the temperature is 0, one token of each row has probability 1.
     ///
-    /// XTC takes its random number here as it does in [`sample`](Self::sample), so that with it each call is one
-    /// step.
+    /// With XTC each call uses up a random number, as [`sample`](Self::sample) does.
     ///
     /// # Errors
     ///
@@ -82,10 +80,10 @@ impl Sampler {
         softmax_axis(scaled.as_dtype(Dtype::Float32)?, -1, true)
     }
 
-    /// What the filters leave of the log-probabilities, before the temperature: minus infinity for the tokens
-    /// that are out, `[B, V]` to the same dtype and shape. Nothing changes where the temperature is 0.
+    /// The log-probabilities after the filters and before the temperature: minus infinity for the tokens that are left
+    /// out, `[B, V]` to the same dtype and shape. Nothing changes where the temperature is 0.
     ///
-    /// XTC takes its random number here.
+    /// With XTC each call uses up a random number.
     ///
     /// # Errors
     ///
@@ -112,7 +110,7 @@ impl Sampler {
         Ok(left)
     }
 
-    /// Logits of what a token is drawn from; none where nothing is random.
+    /// The logits that a token is drawn from; none where nothing is random.
     fn scaled(&mut self, logprobs: &Array) -> Result<Option<Array>, Exception> {
         if self.random.is_none() {
             return Ok(None);
@@ -120,7 +118,7 @@ impl Sampler {
         Ok(Some(divide(&self.filter(logprobs)?, self.sampling.temperature)?))
     }
 
-    /// What the next random numbers follow from, which MLX may not have computed yet.
+    /// The state of the random numbers, which may not be computed yet.
     pub(crate) fn state(&self) -> Option<&Array> {
         self.random.as_ref().map(RandomState::as_array)
     }
@@ -140,13 +138,14 @@ fn divide(logprobs: &Array, temperature: f64) -> Result<Array, Exception> {
     if inverse < largest / LARGEST_LOGPROB {
         return logprobs.multiply(constant(inverse, logprobs.dtype())?);
     }
-    // So cold that all of them would overflow. From the best one, which stays 0, only the others do.
+    // The temperature is so low that all of them would overflow. Relative to the largest, which is then 0, only the others
+    // do.
     let logprobs = logprobs.as_dtype(Dtype::Float32)?;
     let behind = logprobs.subtract(logprobs.max_axis(-1, true)?)?;
     behind.multiply(scalar(inverse.min(f32::MAX.into()), Dtype::Float32)?)
 }
 
-/// The best token of a vocabulary of 2^23 has a log-probability of at least -16.
+/// The most probable token of a vocabulary of 2^23 has a log-probability of at least -16.
 const LARGEST_LOGPROB: f64 = 16.0;
 
 #[cfg(test)]

@@ -12,32 +12,32 @@ use mlx_rs::transforms::async_eval;
 use super::Session;
 use crate::{GenerateError, as_i32, check_ids};
 
-/// What became of the tokens of a session that went to another text.
+/// What [`Session::turn_to`] kept of a session's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reuse {
-    /// All of them are the beginning of the text.
+    /// All of them: the text begins with them.
     Continued,
-    /// The newest ones were taken back.
+    /// All but the newest tokens, which were taken back.
     Rewound {
-        /// How many.
+        /// How many tokens were taken back.
         tokens: usize,
     },
-    /// The cache does not hold what it would need without the newest ones (a window has moved on, or LongRoPE
-    /// rotates the text by other factors): the beginning is read again with the next call.
+    /// The session keeps the common tokens, but the next call reads them again: the cache no longer holds what it would
+    /// need (a window has moved on), or LongRoPE rotates the text by other factors.
     ReadAgain {
-        /// How many tokens that are.
+        /// How many tokens are read again.
         tokens: usize,
     },
 }
 
 impl Session {
-    /// Goes to `text`, a whole conversation: keeps what the session and the text have in common from the
-    /// first token on, forgets the rest, and answers what is left to read. At least one token is left, since
-    /// only what is read is answered.
+    /// Makes the session fit for `text`, a whole conversation: keeps the tokens that the session and the text have in
+    /// common from the first one on, forgets the rest, and returns the part of the text that is left to read. At least
+    /// one token is left, since a model only answers to tokens that it reads.
     ///
-    /// For the session of one row that [`generate`](crate::generate) needs. A conversation that goes on is
-    /// [`Reuse::Continued`]; one whose earlier turn was edited goes back to the edit, at once where the cache can:
-    /// always without windows, and within [`CacheOptions::rewind`] tokens with them.
+    /// The session must have one row, as for [`generate`](crate::generate). A conversation that goes on is
+    /// [`Reuse::Continued`]. If an earlier turn was edited, the session goes back to the edit. That takes no reading where
+    /// the cache can take the tokens back: always without windows, and within [`CacheOptions::rewind`] tokens with them.
     ///
     /// ```no_run
     /// # use mlx_causal_lm::CausalLm;
@@ -51,8 +51,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`GenerateError::EmptyPrompt`] for an empty text; [`GenerateError::UnknownTokens`] where the session's
-    /// cache came with tokens that it does not know; [`GenerateError::Rows`] for a batch.
+    /// [`GenerateError::EmptyPrompt`] for an empty text; [`GenerateError::UnknownTokens`] where the cache came with tokens
+    /// whose ids are not known; [`GenerateError::Rows`] for several rows.
     pub fn turn_to<'t>(
         &mut self,
         model: &dyn CausalLm,
@@ -65,8 +65,8 @@ impl Session {
         self.trim(as_i32(gone))?;
 
         let held = self.cache.offset();
-        let rotated = held.max(self.cache.expected());
-        let again = held < self.length || (held > 0 && !self.all_alike(model, rotated, as_i32(text.len())));
+        let again = held < self.length
+            || (held > 0 && !self.all_alike(model, self.rotated_for(), as_i32(text.len())));
         let reuse = match (again, gone) {
             (true, _) => Reuse::ReadAgain { tokens: kept },
             (false, 0) => Reuse::Continued,
@@ -75,21 +75,21 @@ impl Session {
         Ok((reuse, &text[kept..]))
     }
 
-    /// The ids of a session of one row, without those that its cache came with.
+    /// The token ids of a session of one row, without those of the tokens that its cache came with.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Rows`] for a batch.
+    /// [`GenerateError::Rows`] for several rows.
     pub fn ids(&self) -> Result<Vec<u32>, GenerateError> {
-        let Some(tokens) = self.tokens()? else { return Ok(Vec::new()) };
-        if tokens.dim(0) != 1 {
-            return Err(GenerateError::Rows { rows: tokens.dim(0) });
+        if self.rows() != 1 {
+            return Err(GenerateError::Rows { rows: as_i32(self.rows()) });
         }
+        let Some(tokens) = self.tokens()? else { return Ok(Vec::new()) };
         let tokens = tokens.contiguous()?;
         Ok(tokens.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?.to_vec())
     }
 
-    /// The ids of everything that a session of one row has.
+    /// The ids of all tokens of a session of one row.
     pub(crate) fn all_ids(&self) -> Result<Vec<u32>, GenerateError> {
         match self.unknown {
             0 => self.ids(),
@@ -97,18 +97,18 @@ impl Session {
         }
     }
 
-    /// Writes the cache and the ids of its tokens to a file, for [`load`](Self::load) and for mlx-lm: see
+    /// Writes the cache and its token ids to a file that [`load`](Self::load) and mlx-lm can read: see
     /// [`ModelCache::save`](mlx_kvcache::ModelCache::save).
     ///
     /// # Errors
     ///
-    /// Those of `ModelCache::save`; [`GenerateError::Rows`] for a batch; [`GenerateError::UnknownTokens`] where
-    /// the cache came with tokens that it does not know.
+    /// Those of `ModelCache::save`; [`GenerateError::Rows`] for several rows; [`GenerateError::UnknownTokens`] where the
+    /// cache came with tokens whose ids are not known.
     pub fn save(&self, model: &dyn CausalLm, file: impl AsRef<Path>) -> Result<(), GenerateError> {
         self.save_with(model, file, &BTreeMap::new())
     }
 
-    /// [`save`](Self::save) with further entries: see [`ModelCache::save_with`](mlx_kvcache::ModelCache::save_with).
+    /// [`save`](Self::save) with entries of the caller's own: see [`ModelCache::save_with`](mlx_kvcache::ModelCache::save_with).
     ///
     /// # Errors
     ///
@@ -120,19 +120,17 @@ impl Session {
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), GenerateError> {
         let mut ids = self.all_ids()?;
-        // After something was interrupted, the cache has read fewer.
+        // After an interruption the cache has read fewer tokens.
         ids.truncate(usize::try_from(self.cache.offset()).unwrap_or(0));
-        // What is held was rotated for a sequence of this length.
-        let length = self.cache.offset().max(self.cache.expected());
-        Ok(self.cache.save_with(file, made_by(model, length)?, &ids, metadata)?)
+        Ok(self.cache.save_with(file, made_by(model, self.rotated_for())?, &ids, metadata)?)
     }
 
-    /// The session in a file, for this model. `options` are those that [`CausalLm::new_cache`] would be given.
+    /// Reads a session of this model from a file. `options` are those of [`CausalLm::new_cache`].
     ///
     /// # Errors
     ///
-    /// [`GenerateError::CacheFile`] where the file is none, damaged, or of another model, of other weights, adapters or
-    /// settings; or where it is mlx-lm's and mlx-lm computes other keys and values than this model.
+    /// [`GenerateError::CacheFile`] where the file is missing, damaged, or made by another model, other weights, adapters
+    /// or settings; or where mlx-lm made it and mlx-lm computes other keys and values than this model.
     pub fn load(
         model: &dyn CausalLm,
         file: impl AsRef<Path>,
@@ -144,16 +142,16 @@ impl Session {
         let tokens_seen = saved.layers().first().map_or(0, |layer| layer.offset());
         let cache = saved.into_cache_for(made_by(model, tokens_seen)?, &info.layers, info.dtype, options)?;
         if tokens.is_empty() {
-            // mlx-lm's files do not have them. Such a session goes on, and does not go back.
+            // mlx-lm's files have no ids. Such a session can be continued, but its tokens cannot be read again.
             return Ok(Self::new(cache));
         }
         check_ids(model, &tokens)?;
-        // Those of a file whose keys are rotated for another length are read again with the next call.
+        // If the keys of the file are rotated for another length, the next call reads the tokens again.
         let row = Array::from_slice(&tokens, &[1, as_i32(tokens.len())]);
         Self::resume(cache, &row, &model.new_cache(options)?)
     }
 
-    /// Quantizes the cache once it has so many tokens; see [`KvQuantization`].
+    /// Quantizes the cache once it has [`KvQuantization::from`] tokens.
     ///
     /// # Errors
     ///
@@ -164,7 +162,7 @@ impl Session {
         model: &dyn CausalLm,
         KvQuantization { quantization, from }: KvQuantization,
     ) -> Result<(), CacheError> {
-        // Refused now rather than in the middle of a text.
+        // An error now is better than one in the middle of a text.
         for layer in self.cache.layers() {
             if let Some(found) = layer.quantization().filter(|&found| found != quantization) {
                 return Err(CacheError::Quantized { found, asked: quantization });
@@ -175,7 +173,7 @@ impl Session {
         self.quantize_if_due()
     }
 
-    /// After every call.
+    /// Quantizes the cache where it has come to that length; called after every call of the model.
     pub(super) fn quantize_if_due(&mut self) -> Result<(), CacheError> {
         match self.quantization {
             Some(KvQuantization { quantization, from })
@@ -190,11 +188,12 @@ impl Session {
     }
 }
 
-/// Keys and values in few bits, from some length of the sequence on: short texts stay exact, and long ones fit.
+/// Quantization of keys and values that starts at some length of the sequence: short texts stay exact, and long ones
+/// fit into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvQuantization {
-    /// How.
+    /// The mode, bits and group size.
     pub quantization: mlx_kvcache::Quantization,
-    /// From how many tokens on. What was read before is quantized then, too.
+    /// The number of tokens at which it starts. The tokens that were read before are quantized then, too.
     pub from: i32,
 }

@@ -1,0 +1,179 @@
+//! One sequence that is being generated, apart from its cache.
+
+use std::ops::ControlFlow;
+
+use mlx_causal_lm::CausalLm;
+use mlx_rs::Array;
+
+use crate::chooser::{Chooser, Step};
+use crate::{FinishReason, GenerateError, GenerateOptions, Session, check_ids};
+
+/// What a stream, a row of a batch and a speculative stream have in common: the tokens so far, how the next one is chosen,
+/// and why there is no next one.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) options: GenerateOptions,
+    pub(crate) chooser: Chooser,
+    /// The tokens so far whose ids are known: the session's, the prompt's and those that were taken. The session has read
+    /// all of them but the last.
+    ids: Vec<u32>,
+    /// How many tokens were taken.
+    decoded: usize,
+    /// How many tokens the model's context has room for behind the prompt.
+    room: usize,
+    finish: Option<FinishReason>,
+}
+
+impl Sequence {
+    /// Begins a sequence: checks the prompt and the options, and reads all of the prompt but its last token into the
+    /// session. The last token is read by the first step, alone, since its logits choose the first token. Also returns
+    /// how many tokens there were to read in all, the last one included.
+    pub(crate) fn begin(
+        model: &mut dyn CausalLm,
+        session: &mut Session,
+        prompt: &[u32],
+        mut options: GenerateOptions,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<(Self, usize), GenerateError> {
+        let chooser = Chooser::new(&mut options, model.info().vocab_size)?;
+        let ids = [session.ids()?, prompt.to_vec()].concat();
+        let room = check_prompt(model, session, prompt, &options)?;
+        let (_, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
+        let chooser = chooser.after(&ids)?;
+        let mut sequence = Self { options, chooser, ids, decoded: 0, room, finish: None };
+        sequence.finish = sequence.end(0, None);
+        let cancel = &sequence.options.cancel;
+        let chunk = sequence.options.prefill_chunk;
+        let total =
+            session.prefill(model, rest, 1, chunk, &mut |read, total| match cancel.is_cancelled() {
+                true => ControlFlow::Break(()),
+                false => progress(read, total),
+            })?;
+        Ok((sequence, total))
+    }
+
+    /// The tokens so far whose ids are known.
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// How many tokens were taken.
+    pub(crate) fn decoded(&self) -> usize {
+        self.decoded
+    }
+
+    /// Why there is no next token; none while the sequence goes on.
+    pub(crate) fn finish(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// How many more tokens may be taken at most.
+    pub(crate) fn left(&self) -> usize {
+        (self.options.max_tokens - self.decoded).min((self.room + 1).saturating_sub(self.decoded))
+    }
+
+    /// Asked before a step: whether the sequence was cancelled, which then is why it ends.
+    pub(crate) fn is_cancelled(&mut self) -> bool {
+        if self.options.cancel.is_cancelled() {
+            self.finish = Some(FinishReason::Cancelled);
+        }
+        self.finish == Some(FinishReason::Cancelled)
+    }
+
+    /// Whether the sequence ends with the next token, whatever its id.
+    pub(crate) fn ends_with_next(&self) -> bool {
+        self.end(self.decoded + 1, None).is_some()
+    }
+
+    /// Whether a token must be [taken](Self::take) before the one after it can be [chosen](Self::choose): something needs
+    /// the ids of the tokens so far. Otherwise the device can go on before anybody has seen the id.
+    pub(crate) fn needs_ids(&self) -> bool {
+        self.chooser.needs_ids()
+    }
+
+    /// Chooses the token after `token`, an id of shape `[1]` that may not be computed yet, from its logits `[1, V]`, and
+    /// starts the device on it.
+    pub(crate) fn choose(&mut self, token: &Array, logits: Array) -> Result<Step, GenerateError> {
+        self.chooser.step(token, logits)
+    }
+
+    /// Takes the next token, and says why the sequence ends with it.
+    pub(crate) fn take(&mut self, id: u32) -> Result<Option<FinishReason>, GenerateError> {
+        self.ids.push(id);
+        self.decoded += 1;
+        self.chooser.accept(id)?;
+        self.finish = self.end(self.decoded, Some(id));
+        Ok(self.finish)
+    }
+
+    /// The log-probabilities `[n + 1, V]` of what follows the last token and each of `guesses`, if all guesses are right,
+    /// from their logits. Afterwards the sequence is as before.
+    ///
+    /// Behind a guess that is not allowed, or that ends the sequence, the log-probabilities are those of the logits alone:
+    /// no token is taken there.
+    pub(crate) fn logprobs_of_guesses(
+        &mut self,
+        guesses: &[u32],
+        logits: &Array,
+    ) -> Result<Array, GenerateError> {
+        let Some(&last) = self.ids.last() else { return Err(GenerateError::EmptyPrompt) };
+        if self.chooser.looks_at_logits_alone() {
+            return Chooser::plain_logprobs(logits);
+        }
+        let mut rows = vec![self.chooser.logprobs_of_row(last, logits, 0)?];
+        let mut accepted = 0;
+        for (row, &guess) in (1..).zip(guesses) {
+            if !self.chooser.allows(guess) {
+                break;
+            }
+            self.chooser.accept(guess)?;
+            accepted += 1;
+            if self.end(self.decoded + accepted, Some(guess)).is_some() {
+                break;
+            }
+            rows.push(self.chooser.logprobs_of_row(guess, logits, row)?);
+        }
+        self.chooser.rollback(accepted, rows.len())?;
+        Chooser::with_plain_rows(rows, logits)
+    }
+
+    /// Why a sequence ends that has `decoded` tokens of its own, the newest of which is `newest`; none where it goes on.
+    /// While the id of the newest is not known, only what holds for every id counts.
+    ///
+    /// This is the one place that decides it. A sequence can also be [cancelled](Self::is_cancelled) between two tokens.
+    fn end(&self, decoded: usize, newest: Option<u32>) -> Option<FinishReason> {
+        if let Some(id) = newest {
+            if self.options.stop_tokens.contains(&id) {
+                return Some(FinishReason::StopToken);
+            }
+            if let Some(processor) = self.chooser.complete_processor() {
+                return Some(FinishReason::Complete { processor });
+            }
+        }
+        if decoded >= self.options.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else if decoded > self.room {
+            Some(FinishReason::ContextFull)
+        } else {
+            None
+        }
+    }
+}
+
+/// Checks that the model can read the prompt behind what the session has, and returns how many tokens its context then
+/// has room for.
+fn check_prompt(
+    model: &dyn CausalLm,
+    session: &Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<usize, GenerateError> {
+    if prompt.is_empty() {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    let (cached, context) = (session.offset() as usize, options.longest(model));
+    let room = context.checked_sub(cached + prompt.len());
+    let room = room.ok_or(GenerateError::PromptTooLong { prompt: prompt.len(), cached, context })?;
+    check_ids(model, prompt)?;
+    Ok(room)
+}

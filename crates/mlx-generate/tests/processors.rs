@@ -1,0 +1,392 @@
+//! Processors of the caller: a stream, a row of a batch and speculative decoding give the same tokens.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::{model, text};
+use mlx_causal_lm::{CausalLm, Logits};
+use mlx_generate::{
+    Batch, Draft, FinishReason, GenerateError, GenerateOptions, Guess, LogitsProcessor, Penalties, Penalty,
+    ProcessorError, PromptLookup, Sampling, Session, Speculation, Token, TokenSet, Tokens, generate,
+    generate_speculative,
+};
+use mlx_kvcache::CacheOptions;
+use mlx_phi3::Phi3;
+use mlx_rs::Array;
+
+const VOCAB_SIZE: u32 = 96;
+
+/// Allows the ids that leave the same remainder by 3 as the sum of all tokens so far, and prefers small ones. It refuses
+/// tokens that it does not allow, and counts wrongly where a token is not taken back.
+#[derive(Debug, Clone, Default)]
+struct Remainder {
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Complete with a token below this, which is none where it is 0.
+    complete_below: u32,
+}
+
+impl Remainder {
+    fn allows(tokens: &[u32], id: u32) -> bool {
+        id % 3 == tokens.iter().sum::<u32>() % 3
+    }
+
+    /// What it adds to the logit of a token.
+    fn bonus(id: u32) -> f32 {
+        (VOCAB_SIZE - id) as f32 / 32.0
+    }
+}
+
+impl LogitsProcessor for Remainder {
+    fn begin(&mut self, tokens: &[u32]) -> Result<(), ProcessorError> {
+        (self.tokens, self.prompt) = (tokens.to_vec(), tokens.len());
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
+        if !Self::allows(&self.tokens, token) {
+            return Err(format!("{token} is not allowed").into());
+        }
+        self.tokens.push(token);
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        let left = self.tokens.len() - tokens;
+        if left < self.prompt {
+            return Err("more tokens are taken back than were accepted".into());
+        }
+        self.tokens.truncate(left);
+        Ok(())
+    }
+
+    fn process(&mut self, logits: &Array) -> Result<Array, ProcessorError> {
+        assert_eq!(logits.shape(), [1, VOCAB_SIZE as i32]);
+        let bonus: Vec<f32> = (0..VOCAB_SIZE).map(Self::bonus).collect();
+        Ok(logits.add(Array::from_slice(&bonus, &[1, VOCAB_SIZE as i32]))?)
+    }
+
+    fn allowed(&mut self) -> Result<Option<TokenSet>, ProcessorError> {
+        Ok(Some((0..VOCAB_SIZE).filter(|&id| Self::allows(&self.tokens, id)).collect()))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.tokens.len() > self.prompt && self.tokens.last().is_some_and(|&id| id < self.complete_below)
+    }
+}
+
+/// Forbids the token before, through the logits alone.
+#[derive(Debug, Clone, Default)]
+struct NeverTwice {
+    tokens: Vec<u32>,
+}
+
+impl LogitsProcessor for NeverTwice {
+    fn begin(&mut self, tokens: &[u32]) -> Result<(), ProcessorError> {
+        self.tokens = tokens.to_vec();
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
+        self.tokens.push(token);
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.tokens.truncate(self.tokens.len() - tokens);
+        Ok(())
+    }
+
+    fn process(&mut self, logits: &Array) -> Result<Array, ProcessorError> {
+        let last = *self.tokens.last().ok_or("nothing came before")?;
+        let others: TokenSet = (0..VOCAB_SIZE).filter(|&id| id != last).collect();
+        Ok(others.keep(logits)?)
+    }
+}
+
+fn options(max_tokens: usize, complete_below: u32) -> GenerateOptions {
+    let remainder = Remainder { complete_below, ..Remainder::default() };
+    GenerateOptions {
+        max_tokens,
+        processors: vec![Box::new(NeverTwice::default()), Box::new(remainder)],
+        ..GenerateOptions::default()
+    }
+}
+
+fn new_session(model: &Phi3) -> Session {
+    Session::new(model.new_cache(&CacheOptions { rewind: 4, ..CacheOptions::default() }).unwrap())
+}
+
+type Answer = (Vec<Token>, Option<FinishReason>);
+
+fn streamed(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Answer {
+    let mut session = new_session(model);
+    let mut stream = generate(model, &mut session, prompt, options).unwrap();
+    (stream.by_ref().map(Result::unwrap).collect(), stream.finish_reason())
+}
+
+/// As a row of a batch with two others, one longer and one shorter.
+fn batched(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Answer {
+    let mut batch = Batch::new(CacheOptions::default());
+    let others = GenerateOptions { max_tokens: 30, ..GenerateOptions::default() };
+    batch.add(model, &text(20), others.clone()).unwrap();
+    let row = batch.add(model, prompt, options).unwrap();
+    batch.add(model, &text(2), others).unwrap();
+    let (mut tokens, mut finish) = (Vec::new(), None);
+    while finish.is_none() {
+        let answers = batch.step(model).unwrap();
+        let answer = answers.into_iter().find(|answer| answer.row == row).unwrap();
+        tokens.extend(answer.token);
+        finish = answer.finish;
+    }
+    (tokens, finish)
+}
+
+fn speculative(
+    model: &mut Phi3,
+    draft: &mut dyn Draft,
+    prompt: &[u32],
+    options: GenerateOptions,
+) -> (Answer, usize) {
+    let mut session = new_session(model);
+    let speculation = Speculation { draft, most: 4 };
+    let go_on = |_, _| ControlFlow::Continue(());
+    let mut stream = generate_speculative(model, &mut session, prompt, options, speculation, go_on).unwrap();
+    let tokens: Vec<Token> = stream.by_ref().map(Result::unwrap).collect();
+    let guessed = tokens.iter().filter(|token| token.guessed).count();
+    ((tokens, stream.finish_reason()), guessed)
+}
+
+/// Knows the answer, and is wrong at every multiple of `wrong_at`: with a token that is not allowed, or one that is.
+#[derive(Debug)]
+struct Oracle {
+    answer: Vec<u32>,
+    wrong_at: usize,
+    wrong_by: u32,
+}
+
+impl Draft for Oracle {
+    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+        let coming = self.answer.iter().enumerate().skip(text.len()).take(most);
+        let wrong = |id: u32| (id + self.wrong_by) % VOCAB_SIZE;
+        let tokens = coming.map(|(i, &id)| if i % self.wrong_at == 0 { wrong(id) } else { id });
+        Ok(Guess { tokens: tokens.collect(), probabilities: None })
+    }
+}
+
+#[track_caller]
+fn assert_same((found, finish): &Answer, (expected, why): &Answer) {
+    assert_eq!(finish, why);
+    let ids = |tokens: &[Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
+    assert_eq!(ids(found), ids(expected));
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found.logprob - expected.logprob).abs() < 1e-4, "{found:?} {expected:?}");
+        let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        assert_eq!(ids(found), ids(expected));
+    }
+}
+
+/// Greedy decoding without a cache and without processors, by the rules that they have.
+fn naive(model: &mut Phi3, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+        let input = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
+        let logits = model.forward(&input, &mut cache, Logits::Last).unwrap();
+        let logits = logits.as_slice::<f32>();
+        let score = |id: u32| logits[id as usize] + Remainder::bonus(id);
+        let possible = (0..VOCAB_SIZE)
+            .filter(|&id| Remainder::allows(&tokens, id) && Some(&id) != tokens.last())
+            .max_by(|&a, &b| score(a).total_cmp(&score(b)));
+        tokens.push(possible.unwrap());
+    }
+    tokens.split_off(prompt.len())
+}
+
+#[test]
+fn tokens_are_those_of_a_loop_that_applies_the_rules() {
+    for (window, border) in [(None, None), (Some(6), Some(16))] {
+        let mut model = model(window, border);
+        let expected = naive(&mut model, &text(11), 24);
+        let (found, finish) = streamed(&mut model, &text(11), options(24, 0));
+        assert_eq!(found.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
+        assert_eq!(finish, Some(FinishReason::MaxTokens));
+        // A session that has the beginning of the prompt already.
+        let mut session = new_session(&model);
+        let beginning = Array::from_slice(&text(11)[..6], &[1, 6]);
+        session.read(&mut model, &beginning, Logits::None).unwrap();
+        let stream = generate(&mut model, &mut session, &text(11)[6..], options(24, 0)).unwrap();
+        assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn rows_and_speculation_give_the_tokens_of_a_stream() {
+    let penalties = Penalties {
+        logit_bias: vec![(3, 2.0), (7, f64::NEG_INFINITY)],
+        repetition: Penalty::new(1.3),
+        ..Penalties::default()
+    };
+    for (window, border) in [(None, None), (Some(6), None), (None, Some(16))] {
+        let mut model = model(window, border);
+        let prompt = text(11);
+        let plain = options(30, 0);
+        let stop = streamed(&mut model, &prompt, plain.clone()).0[3].id;
+        let rich = GenerateOptions {
+            penalties: penalties.clone(),
+            stop_tokens: vec![stop],
+            min_tokens: 12,
+            top_logprobs: 3,
+            ..options(30, 0)
+        };
+        for options in [plain, rich, options(30, 9)] {
+            let expected = streamed(&mut model, &prompt, options.clone());
+            assert_same(&batched(&mut model, &prompt, options.clone()), &expected);
+            let answer: Vec<u32> =
+                prompt.iter().copied().chain(expected.0.iter().map(|token| token.id)).collect();
+            for (wrong_at, wrong_by) in [(1000, 1), (3, 1), (2, 3), (5, 6), (1, 1)] {
+                let mut oracle = Oracle { answer: answer.clone(), wrong_at, wrong_by };
+                let (found, guessed) = speculative(&mut model, &mut oracle, &prompt, options.clone());
+                assert_same(&found, &expected);
+                let all = expected.0.len();
+                assert!(wrong_at < 1000 || guessed >= all * 3 / 5, "{guessed} of {all}");
+            }
+            let lookup = &mut PromptLookup::default();
+            assert_same(&speculative(&mut model, lookup, &prompt, options.clone()).0, &expected);
+        }
+    }
+}
+
+#[test]
+fn drawn_tokens_obey_processors() {
+    let mut model = model(None, None);
+    let prompt = text(9);
+    for seed in 0..3 {
+        let sampling = Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() };
+        let options = GenerateOptions { sampling, ..options(25, 0) };
+        let expected = streamed(&mut model, &prompt, options.clone());
+        assert_same(&batched(&mut model, &prompt, options.clone()), &expected);
+        // Speculation draws other tokens of the same distribution. `Remainder` would refuse a wrong one.
+        let answer: Vec<u32> =
+            prompt.iter().copied().chain(expected.0.iter().map(|token| token.id)).collect();
+        let mut oracle = Oracle { answer, wrong_at: 3, wrong_by: 1 };
+        let ((found, finish), _) = speculative(&mut model, &mut oracle, &prompt, options);
+        assert_eq!((found.len(), finish), (25, Some(FinishReason::MaxTokens)));
+        assert!(found.iter().all(|token| token.logprob.is_finite()));
+    }
+}
+
+/// The reasons in their order: a stop token, a processor, the maximum of tokens.
+#[test]
+fn a_processor_ends_the_sequence_with_a_reason_of_its_own() {
+    let mut model = model(None, None);
+    let prompt = text(11);
+    let (free, _) = streamed(&mut model, &prompt, options(30, 0));
+    let at = free.iter().position(|token| token.id < 9).unwrap();
+    let id = free[at].id;
+    let answer: Vec<u32> = prompt.iter().copied().chain(free.iter().map(|token| token.id)).collect();
+    let complete = FinishReason::Complete { processor: 1 };
+    for (options, reason) in [
+        (options(30, 9), complete),
+        (options(at + 1, 9), complete),
+        (GenerateOptions { stop_tokens: vec![id], ..options(at + 1, 9) }, FinishReason::StopToken),
+        (options(at + 1, 0), FinishReason::MaxTokens),
+    ] {
+        let oracle = &mut Oracle { answer: answer.clone(), wrong_at: 1000, wrong_by: 1 };
+        for (found, finish) in [
+            streamed(&mut model, &prompt, options.clone()),
+            batched(&mut model, &prompt, options.clone()),
+            speculative(&mut model, oracle, &prompt, options.clone()).0,
+        ] {
+            assert_eq!((found.len(), finish), (at + 1, Some(reason)));
+        }
+    }
+    // The session has the answer up to its last token, or with it.
+    let mut session = new_session(&model);
+    generate(&mut model, &mut session, &prompt, options(30, 9)).unwrap().for_each(drop);
+    let read = session.offset() as usize - prompt.len();
+    assert!((at..=at + 1).contains(&read), "{read} {at}");
+}
+
+/// Reports an error with its third token.
+#[derive(Debug, Clone)]
+struct Failing(usize);
+
+impl LogitsProcessor for Failing {
+    fn accept(&mut self, _token: u32) -> Result<(), ProcessorError> {
+        self.0 += 1;
+        if self.0 < 3 { Ok(()) } else { Err("no third token".into()) }
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.0 -= tokens;
+        Ok(())
+    }
+}
+
+#[test]
+fn the_error_of_a_processor_ends_its_own_sequence_alone() {
+    let mut model = model(None, None);
+    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
+    let failing = GenerateOptions { processors: vec![Box::new(Failing(0))], ..plain.clone() };
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &text(5), failing.clone()).unwrap();
+    assert_eq!(stream.by_ref().take_while(Result::is_ok).count(), 2);
+    assert!(stream.next().is_none() && stream.finish_reason().is_none());
+
+    let (expected, _) = streamed(&mut model, &text(7), plain.clone());
+    let mut batch = Batch::new(CacheOptions::default());
+    let bad = batch.add(&mut model, &text(5), failing.clone()).unwrap();
+    let good = batch.add(&mut model, &text(7), plain).unwrap();
+    let (mut tokens, mut errors) = (Vec::new(), Vec::new());
+    while !batch.is_empty() {
+        match batch.step(&mut model) {
+            Ok(answers) => {
+                let of_good = answers.into_iter().filter(|answer| answer.row == good);
+                tokens.extend(of_good.map(|answer| answer.token.unwrap().id));
+            }
+            Err(GenerateError::Row { row, source }) => errors.push((row, source)),
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert_eq!(tokens, expected.iter().map(|token| token.id).collect::<Vec<_>>());
+    let [(row, error)] = &errors[..] else { panic!("{errors:?}") };
+    assert!(*row == bad && matches!(**error, GenerateError::Processor { .. }), "{error}");
+    let source = std::error::Error::source(&**error).unwrap();
+    assert_eq!(
+        (error.to_string(), source.to_string()),
+        ("a logits processor failed".into(), "no third token".into())
+    );
+}
+
+/// Where the set of a processor leaves nothing, that is the error of all tokens that are impossible.
+#[test]
+fn a_processor_that_allows_nothing_is_an_error() {
+    #[derive(Debug, Clone)]
+    struct Nothing;
+    impl LogitsProcessor for Nothing {
+        fn accept(&mut self, _token: u32) -> Result<(), ProcessorError> {
+            Ok(())
+        }
+        fn rollback(&mut self, _tokens: usize) -> Result<(), ProcessorError> {
+            Ok(())
+        }
+        fn allowed(&mut self) -> Result<Option<TokenSet>, ProcessorError> {
+            Ok(Some(TokenSet::new()))
+        }
+    }
+    let mut model = model(None, None);
+    let options = GenerateOptions { processors: vec![Box::new(Nothing)], ..GenerateOptions::default() };
+    let mut session = new_session(&model);
+    let mut stream = generate(&mut model, &mut session, &text(5), options.clone()).unwrap();
+    assert!(matches!(stream.next(), Some(Err(GenerateError::NoTokenPossible))));
+    drop(stream);
+    let mut session = new_session(&model);
+    let speculation = Speculation { draft: &mut PromptLookup::default(), most: 4 };
+    let go_on = |_, _| ControlFlow::Continue(());
+    let mut stream =
+        generate_speculative(&mut model, &mut session, &text(5), options, speculation, go_on).unwrap();
+    assert!(matches!(stream.next(), Some(Err(GenerateError::NoTokenPossible))));
+}
