@@ -1,4 +1,4 @@
-//! The Rust declarations of mlx-c, by bindgen.
+//! The Rust declarations of mlx-c and of `native/abi.h`, by bindgen.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub fn headers(mlx_c: &Path) -> Result<Vec<PathBuf>> {
     Ok(headers)
 }
 
-/// Writes the declarations of everything in `mlx_c` to `to`. `forced` is read before every header.
+/// Writes the declarations of everything in `mlx_c` to `to`. `forced` is a header that is read before every other.
 pub fn write(mlx_c: &Path, forced: Option<&Path>, clang_args: &[String], to: &Path) -> Result<()> {
     let headers = headers(mlx_c)?;
     let mut builder = bindgen::Builder::default()
@@ -36,14 +36,28 @@ pub fn write(mlx_c: &Path, forced: Option<&Path>, clang_args: &[String], to: &Pa
     for header in &headers {
         builder = builder.header(header.display().to_string());
     }
-    builder
-        .generate()
-        .map_err(|e| {
-            Failure::new(
-                format!("bindgen cannot read the headers of mlx-c: {e}"),
-                "use libclang 14 or newer (LIBCLANG_PATH names its folder), or unset LIBCLANG_PATH",
-            )
-        })?
-        .write_to_file(to)
-        .map_err(|e| Failure::io(format!("writing {}", to.display()), e))
+    generate(builder, "the headers of mlx-c", to)
+}
+
+/// Writes the Rust declarations of `native/abi.h`, the types that C++ and Rust exchange, to `to`. Its enumerations become
+/// enums of Rust, since both sides are compiled from the same list of values.
+pub fn write_abi(native: &Path, clang_args: &[String], to: &Path) -> Result<()> {
+    let builder = bindgen::Builder::default()
+        .header(native.join("abi.h").display().to_string())
+        .clang_args(["-x", "c++", "-std=c++20"])
+        .clang_args(clang_args)
+        .allowlist_file(".*/(abi\\.h|operations\\.def)")
+        .disable_name_namespacing()
+        .rustified_enum(".*");
+    generate(builder, "native/abi.h", to)
+}
+
+fn generate(builder: bindgen::Builder, what: &str, to: &Path) -> Result<()> {
+    let bindings = builder.generate().map_err(|e| {
+        Failure::new(
+            format!("bindgen cannot read {what}: {e}"),
+            "use libclang 14 or newer (LIBCLANG_PATH names its folder), or unset LIBCLANG_PATH",
+        )
+    })?;
+    bindings.write_to_file(to).map_err(|e| Failure::io(format!("writing {}", to.display()), e))
 }

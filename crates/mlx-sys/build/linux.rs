@@ -6,7 +6,7 @@
 //! ~/.mlx/linux/                      or $MLX_SYS_HOME
 //!   mlx-cpu-0.32.2-x86_64/           the wheel, unpacked: mlx/lib/libmlx.so, mlx/include, mlx_cpu.libs
 //!   libclang-18.1.1-x86_64/          the wheel, unpacked; only where the system has no libclang
-//!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs
+//!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs, abi.rs
 //! ```
 //!
 //! `libmlxc.so` is a shared library whose own name is its absolute path, and which knows where
@@ -22,45 +22,29 @@ use crate::{MLX_VERSION, Published, bindings, upstream};
 /// The oldest glibc that the wheel of MLX runs on.
 const GLIBC: (u32, u32) = (2, 35);
 
-/// What the result depends on besides the machine. A change here makes a new `mlx-c-KEY`.
+/// What the result depends on, beside the machine and `native/`. A change here makes a new `mlx-c-KEY`.
 const RECIPE: &[&str] = &[
     MLX_VERSION,
     include_str!("linux.rs"),
     include_str!("bindings.rs"),
-    include_str!("../native/forced.hpp"),
-    include_str!("../native/forced.h"),
-    include_str!("../native/cpu_kernels.cpp"),
-    include_str!("../native/cpu_kernels.h"),
     include_str!("../upstream/Cargo.lock"),
     include_str!("../requirements/mlx-cpu.txt"),
 ];
 
 /// Files that a whole `mlx-c-KEY` has.
-const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "include/mlx/c/mlx.h"];
+const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "abi.rs", "include/mlx/c/mlx.h"];
 
-/// The functions of mlx-c that `native/cpu_kernels.cpp` defines in the place of the originals, which get
-/// the name `stock_` before their own.
-const HANDED: &[&str] = &[
-    "mlx_add",
-    "mlx_addmm",
-    "mlx_argmax_axis",
-    "mlx_array_eval",
-    "mlx_dequantize",
-    "mlx_eval",
-    "mlx_fast_rms_norm",
-    "mlx_fast_rope",
-    "mlx_fast_rope_dynamic",
-    "mlx_fast_scaled_dot_product_attention",
-    "mlx_logsumexp_axis",
-    "mlx_matmul",
-    "mlx_multiply",
-    "mlx_quantize",
-    "mlx_quantized_matmul",
-    "mlx_softmax_axis",
-    "mlx_subtract",
-];
+/// The kernels, a row each (see the file).
+const OPERATIONS: &str = include_str!("../native/operations.def");
 
-/// Whether operations are handed to kernels of ours.
+/// The functions of mlx-c that `native/mlx_c.cpp` replaces, a row each (see the file).
+const REPLACED: &str = include_str!("../native/replaced.def");
+
+fn replaced_functions() -> impl Iterator<Item = &'static str> {
+    REPLACED.lines().filter_map(|line| line.strip_prefix("REPLACED(")?.strip_suffix(')'))
+}
+
+/// Whether MLX's operations are handed to the kernels of `mlx-cpu`.
 fn with_kernels() -> bool {
     std::env::var_os("CARGO_FEATURE_WITHOUT_CPU_KERNELS").is_none()
 }
@@ -95,7 +79,7 @@ pub fn build(platform: Platform) -> Result<Published> {
     let prefix = std::env::var_os("MLX_PREFIX").filter(|prefix| !prefix.is_empty()).map(PathBuf::from);
     let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
 
-    let place = home.join(format!("mlx-c-{}", key(platform, &home, installed.as_ref())));
+    let place = home.join(format!("mlx-c-{}", key(platform, &home, installed.as_ref())?));
     let made = is_whole(&place, MLX_C);
     let mlx = match installed {
         Some(mlx) => mlx,
@@ -111,15 +95,27 @@ pub fn build(platform: Platform) -> Result<Published> {
         make(platform, &mlx, &home, &place)?;
     }
 
-    let bindings = PathBuf::from(variable("OUT_DIR")?).join("bindings.rs");
-    std::fs::copy(place.join("bindings.rs"), &bindings)
-        .map_err(|e| Failure::io(format!("writing {}", bindings.display()), e))?;
-    // A missing file is a changed file: who clears the folder gets it filled again.
+    write_declarations(&place)?;
+    // Cargo takes a missing file for a changed one: if the folder is removed, the next build makes it again.
     println!("cargo::rerun-if-changed={}", place.join("lib/libmlxc.so").display());
     println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
     println!("cargo::rustc-link-search=native={}", place.join("lib").display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
     Ok(Published { include: vec![mlx.include, place.join("include")], defines: "" })
+}
+
+/// Writes what `src/` includes: the declarations of mlx-c and of `native/abi.h`, and the rows of `operations.def` as the
+/// arguments of a macro.
+fn write_declarations(place: &Path) -> Result<()> {
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    for file in ["bindings.rs", "abi.rs"] {
+        let to = out.join(file);
+        std::fs::copy(place.join(file), &to)
+            .map_err(|e| Failure::io(format!("writing {}", to.display()), e))?;
+    }
+    let to = out.join("operations.rs");
+    std::fs::write(&to, format!("operations! {{\n{OPERATIONS}}}\n"))
+        .map_err(|e| Failure::io(format!("writing {}", to.display()), e))
 }
 
 /// The folder that keeps what was downloaded and built.
@@ -228,8 +224,9 @@ fn check_glibc() -> Result<()> {
     }
 }
 
-/// With the folder, since the library that is made knows its own absolute path and MLX's.
-fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> String {
+/// A name for the result, by all that it depends on. The folder is part of it, since the library knows its own absolute
+/// path and that of MLX.
+fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> Result<String> {
     let mut hash = Fnv::new();
     hash.update(home.to_string_lossy().as_bytes());
     hash.update(platform.arch.as_bytes());
@@ -237,10 +234,43 @@ fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> String {
     for text in RECIPE {
         hash.update(text.as_bytes());
     }
+    let native = native()?;
+    for file in files_below(&native)? {
+        let name = file.strip_prefix(&native).unwrap_or(&file);
+        hash.update(name.to_string_lossy().as_bytes());
+        hash.update(
+            &std::fs::read(&file).map_err(|e| Failure::io(format!("reading {}", file.display()), e))?,
+        );
+    }
     if let Some(mlx) = installed {
         hash.update(mlx.lib.to_string_lossy().as_bytes());
     }
-    hash.hex()
+    Ok(hash.hex())
+}
+
+/// This crate's C++.
+fn native() -> Result<PathBuf> {
+    Ok(PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native"))
+}
+
+/// All files in a folder and its folders, in a fixed order.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Failure::io(format!("listing {}", folder.display()), e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn is_cpp(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "cpp")
 }
 
 /// Compiles mlx-c and writes its declarations, in a folder of its own that then moves to `place`.
@@ -259,7 +289,10 @@ fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> 
             std::fs::copy(&header, work.join("include/mlx/c").join(name))
                 .map_err(|e| Failure::io(format!("copying {}", header.display()), e))?;
         }
-        write_bindings(platform, &mlx_c, home, &compiler, &work.join("bindings.rs"))?;
+        let clang_args = clang_args(platform, home, &compiler)?;
+        let native = native()?;
+        bindings::write(&mlx_c, Some(&native.join("forced.h")), &clang_args, &work.join("bindings.rs"))?;
+        bindings::write_abi(&native, &clang_args, &work.join("abi.rs"))?;
         compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
         install(&work, place, MLX_C)
     })();
@@ -293,28 +326,21 @@ fn compiler(platform: Platform) -> Result<cc::Tool> {
 }
 
 fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path: &Path) -> Result<()> {
-    let native = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native");
-    let sources = mlx_c.join("mlx/c");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&sources)
-        .map_err(|e| Failure::io(format!("listing {}", sources.display()), e))?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
-        .collect();
-    files.sort();
-
+    let native = native()?;
     let mut build = cc();
     build.include(mlx_c).flag("-isystem").flag(&mlx.include);
     build.flag("-include").flag(native.join("forced.hpp"));
-    let ours = with_kernels().then(|| {
+    let ours = if with_kernels() {
         let mut ours = build.clone();
-        ours.file(native.join("cpu_kernels.cpp"));
-        for name in HANDED {
+        ours.files(files_below(&native)?.into_iter().filter(|file| is_cpp(file)));
+        for name in replaced_functions() {
             build.define(name, format!("stock_{name}").as_str());
         }
-        ours
-    });
-    build.files(&files);
+        Some(ours)
+    } else {
+        None
+    };
+    build.files(files_below(&mlx_c.join("mlx/c"))?.into_iter().filter(|file| is_cpp(file)));
     let mut objects = Vec::new();
     for build in std::iter::once(build).chain(ours) {
         objects.extend(build.try_compile_intermediates().map_err(|e| {
@@ -349,14 +375,8 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
     Ok(())
 }
 
-fn write_bindings(
-    platform: Platform,
-    mlx_c: &Path,
-    home: &Path,
-    compiler: &cc::Tool,
-    to: &Path,
-) -> Result<()> {
-    let forced = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native/forced.h");
+/// Finds libclang, or downloads it. Returns what bindgen has to tell it.
+fn clang_args(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<Vec<String>> {
     let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch)];
     if let Err(missing) = clang_sys::load() {
         let folder = match std::env::var_os("LIBCLANG_PATH") {
@@ -384,7 +404,7 @@ fn write_bindings(
             clang_args.push(format!("-I{}", String::from_utf8_lossy(&answer.stdout).trim()));
         }
     }
-    bindings::write(mlx_c, Some(&forced), &clang_args, to)
+    Ok(clang_args)
 }
 
 /// FNV-1a, 64 bits: a name for contents, stable across Rust versions.

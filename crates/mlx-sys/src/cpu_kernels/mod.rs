@@ -1,69 +1,35 @@
 //! Hands operations of MLX's CPU device to the kernels of `mlx-cpu`, on Linux.
 //!
-//! Nothing has to be called for that: the kernels are in place before `main` begins. What a program, or who
-//! compares, may want is to turn them off and on ([`set_enabled`]), which counts for the operations that are
-//! made from then on. The environment variable `MLX_CPU_KERNELS=off` turns them off from the start: then
-//! stock MLX runs, bit for bit. They are off too where this crate is compiled without optimization, which
-//! would make them slower than stock MLX, unless the variable says `on`.
+//! A program has to call nothing: the kernels are in place before `main` begins. [`set_enabled`] turns them off and on
+//! for operations that are made from then on, for example to compare them with stock MLX. The environment variable
+//! `MLX_CPU_KERNELS=off` turns them off from the start, and then stock MLX runs, bit for bit. A build of this crate
+//! without optimization has them off unless the variable says `on`, since they would be slower than stock MLX.
+//!
+//! How an operation gets here:
+//!
+//! | step | where |
+//! |---|---|
+//! | mlx-rs calls a function of mlx-c | `native/mlx_c.cpp` |
+//! | an offer checks the arrays, and looks for a pattern that one kernel computes | `native/offer/`, `native/recognize.cpp`, `native/fuse.cpp` |
+//! | the operation becomes a node of MLX's lazy graph | `native/graph.cpp` |
+//! | MLX evaluates the node, which calls a function of the table | `native/table.cpp`, `table.rs` |
+//! | the function makes slices of the arrays and calls `mlx-cpu` | `run/` |
+//!
+//! `native/operations.def` lists the kernels and `native/abi.h` declares the types that C++ and Rust exchange.
+//! The README's section "Add a kernel" says what to write where.
 #![warn(missing_docs, clippy::all)]
 
-mod operations;
+mod abi;
 mod profile;
 mod run;
+mod stderr;
+mod table;
 mod tensor;
 
-use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use profile::{Timing, profile};
-use tensor::Tensor;
-
-/// What else an operation needs to know; `native/cpu_kernels.cpp` says for each what is where.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Settings {
-    a: f32,
-    b: f32,
-    i: i32,
-    j: i32,
-    k: i32,
-    l: i32,
-}
-
-type Run = unsafe extern "C" fn(*const Tensor, *const Settings) -> *const c_char;
-
-/// Whether what a thread waits for is there.
-type Until = unsafe extern "C" fn(*mut c_void) -> bool;
-
-/// The kernels, by operation, and what a thread does that waits for them, in the order of `Table` in `native/cpu_kernels.h`.
-#[repr(C)]
-struct Table {
-    rms_norm: Option<Run>,
-    rope: Option<Run>,
-    attention: Option<Run>,
-    matmul: Option<Run>,
-    addmm: Option<Run>,
-    quantized_matmul: Option<Run>,
-    quantized_attention: Option<Run>,
-    dequantize: Option<Run>,
-    quantize: Option<Run>,
-    softmax: Option<Run>,
-    logsumexp: Option<Run>,
-    argmax: Option<Run>,
-    add: Option<Run>,
-    multiply: Option<Run>,
-    subtract_from_rows: Option<Run>,
-    silu: Option<Run>,
-    swiglu: Option<Run>,
-    gelu: Option<Run>,
-    geglu: Option<Run>,
-    help: Option<unsafe extern "C" fn(Until, *mut c_void)>,
-}
-
-unsafe extern "C" {
-    fn mlx_sys_set_kernels(table: *const Table);
-}
+pub use profile::Timing;
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
@@ -78,12 +44,20 @@ pub fn is_enabled() -> bool {
 pub fn set_enabled(enabled: bool) {
     let enabled = enabled && is_allowed();
     ENABLED.store(enabled, Ordering::Relaxed);
-    let table: *const Table = if enabled { &operations::TABLE } else { std::ptr::null() };
-    // SAFETY: the table is a static, and of the layout that the C++ side declares.
-    unsafe { mlx_sys_set_kernels(table) };
+    let table: *const abi::Table = if enabled { &table::TABLE } else { std::ptr::null() };
+    // SAFETY: the table is a static.
+    unsafe { abi::mlx_sys_set_kernels(table) };
 }
 
-/// What the environment variable `MLX_CPU_KERNELS` says; without it, whether they were compiled to be fast.
+/// How long each kernel took until now, those that took the longest first. Operations of stock MLX are not counted.
+///
+/// Empty unless the environment variable `MLX_CPU_PROFILE` is `1`. Then the program also writes the profile to standard
+/// error when it ends.
+pub fn profile() -> Vec<Timing> {
+    profile::timings(table::COUNTERS)
+}
+
+/// What the environment variable `MLX_CPU_KERNELS` says; without it, whether this crate is compiled with optimization.
 fn is_allowed() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| match std::env::var("MLX_CPU_KERNELS").as_deref().map(str::trim) {
@@ -91,15 +65,15 @@ fn is_allowed() -> bool {
         Ok("on" | "1" | "true" | "yes") => true,
         Ok("") | Err(_) => !cfg!(unoptimized),
         Ok(other) => {
-            // A word that was meant to turn them off must not go unnoticed.
-            eprintln!("MLX_CPU_KERNELS={other} says nothing: it is \"off\" or \"on\"");
+            // A misspelt "off" must not go unnoticed.
+            stderr::write(&format!("MLX_CPU_KERNELS={other} is ignored: it must be \"off\" or \"on\"\n"));
             !cfg!(unoptimized)
         }
     })
 }
 
 extern "C" fn install() {
-    profile::install();
+    profile::install(table::COUNTERS);
     set_enabled(true);
 }
 
@@ -110,8 +84,9 @@ static INSTALL: extern "C" fn() = install;
 
 #[cfg(test)]
 mod tests {
+    use super::abi::{Arrays, OPERATIONS, Operation, Table, mlx_sys_set_kernels};
     use super::*;
-    use std::ffi::{CStr, c_int, c_void};
+    use std::ffi::{CStr, c_char, c_int, c_void};
     use std::sync::Mutex;
 
     static SAID: Mutex<String> = Mutex::new(String::new());
@@ -121,11 +96,11 @@ mod tests {
         *SAID.lock().unwrap() = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
     }
 
-    unsafe extern "C" fn fails(_: *const Tensor, _: *const Settings) -> *const c_char {
+    unsafe extern "C" fn fails(_: *const Arrays, _: *const c_void) -> *const c_char {
         c"the kernel broke".as_ptr()
     }
 
-    /// Adds two arrays of 1000 zeros and evaluates the sum; what mlx-c answered.
+    /// Adds two arrays of 1000 zeros and evaluates the sum. Returns what mlx-c answers.
     fn add() -> c_int {
         let shape: [c_int; 1] = [1000];
         // SAFETY: calls of mlx-c with what its functions made.
@@ -144,8 +119,15 @@ mod tests {
 
     #[test]
     fn an_error_in_a_kernel_reaches_the_caller_and_the_next_one_runs() {
-        // The thread that waits works with the one that the kernel breaks on.
-        static BROKEN: Table = Table { add: Some(fails), help: operations::TABLE.help, ..operations::NONE };
+        // The waiting thread helps while the kernel fails on another one.
+        static BROKEN: Table = Table {
+            kernels: {
+                let mut kernels: [abi::Run; OPERATIONS as usize] = [None; OPERATIONS as usize];
+                kernels[Operation::add as usize] = Some(fails);
+                kernels
+            },
+            help: table::TABLE.help,
+        };
         // SAFETY: a handler without data, and a static table.
         unsafe {
             crate::mlx_set_error_handler(Some(remember), std::ptr::null_mut(), None);
@@ -156,5 +138,17 @@ mod tests {
         // SAFETY: no kernels is what it was before.
         unsafe { mlx_sys_set_kernels(std::ptr::null()) };
         assert_eq!(add(), 0);
+    }
+
+    /// A row of `native/operations.def` for each counter and each entry, in the order of `Operation`.
+    #[test]
+    fn the_table_has_the_rows_of_the_list() {
+        let list = include_str!("../../native/operations.def");
+        let rows: Vec<&str> = list.lines().filter(|line| line.starts_with("KERNEL(")).collect();
+        assert_eq!(rows.len(), OPERATIONS as usize);
+        for (row, counter) in rows.iter().zip(table::COUNTERS) {
+            assert!(row.contains(&format!("\"{}\"", counter.name)), "{row}: {}", counter.name);
+        }
+        assert!(rows[Operation::quantize as usize].contains(" quantize, "));
     }
 }

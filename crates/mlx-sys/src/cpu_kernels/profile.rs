@@ -1,8 +1,10 @@
-//! How long which kernel took.
+//! How long each kernel takes, counted where the environment variable `MLX_CPU_PROFILE` is `1`.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use super::stderr;
 
 /// The calls of a kernel since the program began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,11 +13,11 @@ pub struct Timing {
     pub name: &'static str,
     /// How often it was called.
     pub calls: u64,
-    /// How long it took, all calls together.
+    /// The time of all calls together.
     pub time: Duration,
 }
 
-/// Calls and nanoseconds.
+/// The calls and the time of one kernel.
 pub(super) struct Counter {
     pub(super) name: &'static str,
     calls: AtomicU64,
@@ -27,13 +29,13 @@ impl Counter {
         Self { name, calls: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) }
     }
 
-    /// Runs `body`, and adds its time where somebody wants to know.
+    /// Runs `body`, and adds its time where the environment asks for a profile.
     pub(super) fn measure<Y>(&self, body: impl FnOnce() -> Y) -> Y {
         if !is_wanted() {
             return body();
         }
         let started = Instant::now();
-        SINCE.get_or_init(|| started);
+        FIRST_CALL.get_or_init(|| started);
         let y = body();
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
@@ -41,18 +43,30 @@ impl Counter {
     }
 }
 
-/// Where somebody wants to know, has the program say at its end what the kernels took.
-pub(super) fn install() {
+/// When the first kernel began.
+static FIRST_CALL: OnceLock<Instant> = OnceLock::new();
+
+/// What the report at the end of the program is about.
+static REPORTED: OnceLock<&'static [&'static Counter]> = OnceLock::new();
+
+fn is_wanted() -> bool {
+    static WANTED: OnceLock<bool> = OnceLock::new();
+    *WANTED.get_or_init(|| std::env::var_os("MLX_CPU_PROFILE").is_some_and(|value| value == "1"))
+}
+
+/// Where the environment asks for a profile, writes one to standard error when the program ends.
+pub(super) fn install(counters: &'static [&'static Counter]) {
     if is_wanted() {
-        // SAFETY: a function without arguments, which stays where it is.
+        REPORTED.get_or_init(|| counters);
+        // SAFETY: the function takes no arguments and is never unloaded.
         let _ = unsafe { crate::atexit(Some(report)) };
     }
 }
 
 unsafe extern "C" fn report() {
-    let timings = profile();
+    let timings = timings(REPORTED.get().copied().unwrap_or_default());
     let Some(total) = timings.iter().map(|timing| timing.time).reduce(|a, b| a + b) else { return };
-    let span = SINCE.get().map_or(total, Instant::elapsed);
+    let span = FIRST_CALL.get().map_or(total, Instant::elapsed);
     let percent = |time: Duration| 100.0 * time.as_secs_f64() / span.as_secs_f64().max(1e-9);
     let mut text = format!("{:<18} {:>9} {:>10} {:>9} {:>7}\n", "kernel", "calls", "ms", "us/call", "%");
     for Timing { name, calls, time } in timings {
@@ -62,22 +76,12 @@ unsafe extern "C" fn report() {
     }
     let ms = span.as_secs_f64() * 1e3;
     text += &format!("all kernels: {:.1} % of the {ms:.0} ms since the first\n", percent(total));
-    // Standard error may be closed, and this is the end of the program.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    stderr::write(&text);
 }
 
-/// When the first kernel began.
-static SINCE: OnceLock<Instant> = OnceLock::new();
-
-fn is_wanted() -> bool {
-    static WANTED: OnceLock<bool> = OnceLock::new();
-    *WANTED.get_or_init(|| std::env::var_os("MLX_CPU_PROFILE").is_some_and(|value| value == "1"))
-}
-
-/// What the kernels took until now, the longest first; empty unless the environment variable
-/// `MLX_CPU_PROFILE` is `1`, which also has the program say it on standard error at its end. Stock operations of MLX are not among them.
-pub fn profile() -> Vec<Timing> {
-    let mut timings: Vec<Timing> = super::operations::COUNTERS
+/// The kernels that were called, those that took the longest first.
+pub(super) fn timings(counters: &[&Counter]) -> Vec<Timing> {
+    let mut timings: Vec<Timing> = counters
         .iter()
         .map(|counter| Timing {
             name: counter.name,

@@ -2,56 +2,38 @@
 
 use mlx_cpu::{Element, Matrix};
 
-pub(crate) const MAX_DIMS: usize = 6;
+use super::abi::{self, Format, Tensor};
 
-/// The format of an array's numbers.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(dead_code, reason = "made by the C++ side")]
-pub(crate) enum Format {
-    F32,
-    F16,
-    Bf16,
-    U8,
-    U32,
-    I32,
-    Bool,
-}
+pub(super) const MAX_DIMS: usize = abi::MAX_DIMS as usize;
 
-/// An array in memory, as the C++ side gives it; strides in elements.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Tensor {
-    data: *mut u8,
-    format: Format,
-    dims: i32,
-    shape: [i32; MAX_DIMS],
-    strides: [i64; MAX_DIMS],
-}
-
-/// Runs the body with `$T` the Rust type of a float format.
+/// Runs the body with `$T` as the Rust type of a float format.
 macro_rules! with_float {
     ($format:expr, $T:ident => $body:expr) => {
         match $format {
-            $crate::cpu_kernels::tensor::Format::F32 => {
+            $crate::cpu_kernels::abi::Format::F32 => {
                 type $T = f32;
                 $body
             }
-            $crate::cpu_kernels::tensor::Format::F16 => {
+            $crate::cpu_kernels::abi::Format::F16 => {
                 type $T = half::f16;
                 $body
             }
-            $crate::cpu_kernels::tensor::Format::Bf16 => {
+            $crate::cpu_kernels::abi::Format::Bf16 => {
                 type $T = half::bf16;
                 $body
             }
-            other => Err(format!("a kernel of floats was given {other:?}")),
+            other => Err(format!("a kernel for floats was given {other:?}")),
         }
     };
 }
-pub(crate) use with_float;
+pub(super) use with_float;
 
 impl Tensor {
+    /// The tensor, unless its slot is empty.
+    pub(crate) fn given(&self) -> Option<&Self> {
+        (self.dims != abi::ABSENT).then_some(self)
+    }
+
     pub(crate) const fn format(&self) -> Format {
         self.format
     }
@@ -61,12 +43,12 @@ impl Tensor {
         self.shape[..self.dims.max(0) as usize].iter().map(|&size| size as usize)
     }
 
-    /// How many elements lie from one to the next, in each dimension.
+    /// How many elements apart two neighbours lie, in each dimension.
     pub(crate) fn strides(&self) -> &[i64] {
         &self.strides[..self.dims.max(0) as usize]
     }
 
-    /// Size of dimension `i`.
+    /// The size of dimension `i`.
     pub(crate) fn size(&self, i: usize) -> usize {
         self.shape[i] as usize
     }
@@ -76,16 +58,20 @@ impl Tensor {
         self.shape().product()
     }
 
-    /// Size of the last dimension; 1 without one.
+    /// The size of the last dimension; 1 where there is none.
     pub(crate) fn last(&self) -> usize {
         self.shape().next_back().unwrap_or(1)
     }
 
     /// The memory from the first element to the last.
     ///
+    /// # Errors
+    ///
+    /// Where a dimension runs backwards (see [`forwards`](Self::forwards)).
+    ///
     /// # Safety
     ///
-    /// The tensor is an input of MLX's, of the format of `T`, and lives as long as the slice is used.
+    /// The tensor is an input from MLX, of the format of `T`, and lives as long as the slice is used.
     pub(crate) unsafe fn reach<'a, T>(&self) -> Result<&'a [T], String> {
         if self.len() == 0 {
             return Ok(&[]);
@@ -93,7 +79,7 @@ impl Tensor {
         let mut last = 0;
         for (size, &stride) in self.shape().zip(self.strides()) {
             if size > 1 && stride < 0 {
-                return Err("it was given an array that runs backwards".to_owned());
+                return Err("it was given an array with a negative stride".to_owned());
             }
             last += (size - 1) * stride.max(0) as usize;
         }
@@ -101,17 +87,18 @@ impl Tensor {
         Ok(unsafe { std::slice::from_raw_parts(self.data.cast(), last + 1) })
     }
 
-    /// The elements of an output, which lie in one piece.
+    /// The elements of an output, which lie in one piece of memory.
     ///
     /// # Safety
     ///
-    /// The tensor is an output of MLX's, of the format of `T`, that nothing else uses meanwhile.
+    /// The tensor is an output for MLX, of the format of `T`, and no other code uses it at the same time.
     pub(crate) unsafe fn output<'a, T>(&self) -> &'a mut [T] {
         // SAFETY: allocated for this many elements by the C++ side.
         unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.len()) }
     }
 
-    /// The dimensions before the last `keep` as one: how often, and how far apart; where they can be.
+    /// All dimensions before the last `keep` as one dimension: its size and its stride. `None` where one stride cannot
+    /// reach all elements.
     pub(crate) fn collapsed(&self, keep: usize) -> Option<(usize, usize)> {
         let dims = self.strides().len().checked_sub(keep)?;
         let mut count = 1;
@@ -131,7 +118,7 @@ impl Tensor {
         Some((count, step.unwrap_or(0).try_into().ok()?))
     }
 
-    /// Itself with these sizes: repeated along dimensions that it lacks, or of which it has one.
+    /// The tensor broadcast to these sizes: repeated along dimensions that it lacks or that have size 1.
     pub(crate) fn broadcast(&self, sizes: &[usize]) -> Self {
         let mut whole = Self { dims: sizes.len() as i32, ..*self };
         let missing = sizes.len() - self.strides().len();
@@ -143,7 +130,8 @@ impl Tensor {
         whole
     }
 
-    /// `[B, H, G, L, D]` as `[B, H * G, L, D]`, where it can be; four dimensions as they are.
+    /// `[B, H, G, L, D]` as `[B, H * G, L, D]`; four dimensions as they are. `None` where one stride cannot reach all
+    /// heads.
     pub(crate) fn with_merged_heads(&self) -> Option<Self> {
         if self.dims == 4 {
             return Some(*self);
@@ -160,11 +148,11 @@ impl Tensor {
         Some(Self { dims: 4, shape, strides: [of_batch, of_head, of_length, of_number, 0, 0], ..*self })
     }
 
-    /// Itself, or where a dimension runs backwards, as that of a reversed array does, a copy in `copy`.
+    /// The tensor, or where a stride is negative, as in a reversed array, a copy of it in `copy`.
     ///
     /// # Safety
     ///
-    /// The tensor is an input of MLX's, of the format of `T`, and is used no longer than `copy` lives.
+    /// The tensor is an input from MLX, of the format of `T`, and is used no longer than `copy` lives.
     pub(crate) unsafe fn forwards<T: Copy>(&self, copy: &mut Vec<T>) -> Self {
         if self.strides().iter().all(|&stride| stride >= 0) {
             return *self;
@@ -180,12 +168,12 @@ impl Tensor {
         straight
     }
 
-    /// The array as a matrix of its last dimension's rows, whose elements follow each other: where it
-    /// lies otherwise, a copy of it, in `copy`.
+    /// The tensor as a matrix whose rows are the last dimension, with the elements of a row next to each other. Where
+    /// the tensor lies differently in memory, a copy of it in `copy`.
     ///
     /// # Safety
     ///
-    /// That of [`reach`](Self::reach).
+    /// The conditions of [`reach`](Self::reach).
     pub(crate) unsafe fn rows<'a, T: Element>(&self, copy: &'a mut Vec<T>) -> Result<Matrix<'a, T>, String> {
         let columns = self.last();
         let follows = self.strides().last().is_none_or(|&stride| stride == 1 || columns == 1);
@@ -203,7 +191,7 @@ impl Tensor {
     ///
     /// # Safety
     ///
-    /// The tensor is an input of MLX's, of the format of `T`.
+    /// The tensor is an input from MLX, of the format of `T`.
     pub(crate) unsafe fn gather<T: Copy>(&self, into: &mut Vec<T>) {
         into.clear();
         into.reserve(self.len());

@@ -1,0 +1,169 @@
+// Kernels as nodes of MLX's lazy graph: a node has inputs, outputs and a stream, and runs when MLX evaluates it.
+
+#include "graph.h"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <utility>
+
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/scheduler.h"
+#include "wait.h"
+
+namespace kernels {
+
+namespace {
+
+Tensor tensor_of(const mx::array& x) {
+  Tensor tensor{};
+  tensor.data = const_cast<char*>(x.data<char>());
+  // `find` has checked the dtype.
+  tensor.format = format_of(x.dtype()).value_or(Format::U8);
+  tensor.dims = x.ndim();
+  std::copy(x.shape().begin(), x.shape().end(), tensor.shape);
+  std::copy(x.strides().begin(), x.strides().end(), tensor.strides);
+  return tensor;
+}
+
+// One call of a kernel.
+struct Call {
+  Run run;
+  AnySettings settings;
+  Arrays arrays{};
+
+  explicit Call(const Step& step) : run(step.run), settings(step.settings) {
+    for (auto& tensor : arrays.inputs) {
+      tensor.dims = ABSENT;
+    }
+    for (auto& tensor : arrays.outputs) {
+      tensor.dims = ABSENT;
+    }
+  }
+
+  void operator()() const {
+    if (const char* error = run(&arrays, settings.data())) {
+      throw std::runtime_error(error);
+    }
+  }
+};
+
+Call call_of(
+    const Step& step,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::array>& results,
+    std::span<const mx::array> outputs) {
+  Call call(step);
+  for (size_t slot = 0; slot < step.operands.size(); slot++) {
+    auto [source, number] = step.operands[slot];
+    if (source != Operand::Source::nothing) {
+      auto& sources = source == Operand::Source::input ? inputs : results;
+      call.arrays.inputs[slot] = tensor_of(sources.at(number));
+    }
+  }
+  Tensor* slot = call.arrays.outputs;
+  for (auto& output : outputs) {
+    *slot++ = tensor_of(output);
+  }
+  return call;
+}
+
+void allocate(mx::array& out, Layout layout) {
+  auto buffer = mx::allocator::malloc(out.nbytes());
+  if (layout == Layout::rows) {
+    out.set_data(buffer);
+    return;
+  }
+  int64_t heads = out.shape(1), length = out.shape(2), width = out.shape(3);
+  mx::Strides strides{length * heads * width, width, heads * width, 1};
+  mx::array::Flags flags{};
+  flags.contiguous = true;
+  flags.row_contiguous = heads == 1 || length == 1;
+  flags.col_contiguous = out.size() == 1;
+  out.set_data(buffer, out.size(), strides, flags);
+}
+
+mx::array allocated(const InnerStep& step) {
+  size_t size = mx::size_of(step.dtype);
+  for (auto length : step.shape) {
+    size *= length;
+  }
+  return mx::array(mx::allocator::malloc(size), step.shape, step.dtype);
+}
+
+constexpr size_t SMALL_BYTES = 64 << 10;
+
+// Sends a task to the stream's thread.
+//
+// MLX stops the thread that builds the graph where too many tasks wait, since what they write is already allocated.
+// A task with small outputs is not counted, so that the thread is stopped half as often.
+template <typename Task>
+void send(const mx::Stream& stream, Task task, const std::vector<mx::array>& outputs) {
+  bool is_small = std::all_of(
+      outputs.begin(), outputs.end(), [](auto& output) { return output.nbytes() <= SMALL_BYTES; });
+  if (is_small) {
+    mx::scheduler::enqueue(stream, std::move(task));
+  } else {
+    mx::cpu::get_command_encoder(stream).dispatch(std::move(task));
+  }
+  help_with_tasks();
+}
+
+} // namespace
+
+KernelNode::KernelNode(mx::Stream stream, Step last, Layout layout, std::vector<InnerStep> before)
+    : Primitive(stream), last_(std::move(last)), layout_(layout), before_(std::move(before)) {}
+
+void KernelNode::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  for (auto& out : outputs) {
+    allocate(out, layout_);
+  }
+  // Tasks are shared, since MLX copies them on their way. The inputs' memory is kept by a task that MLX adds behind
+  // each operation.
+  if (is_single()) {
+    auto only = std::make_shared<const Call>(call_of(last_, inputs, {}, outputs));
+    send(stream(), [only = std::move(only)] { (*only)(); }, outputs);
+    return;
+  }
+  struct Calls {
+    std::vector<Call> calls;
+    // Holds the memory of the inner steps' results.
+    std::vector<mx::array> results;
+  };
+  auto all = std::make_shared<Calls>();
+  all->results.reserve(before_.size());
+  all->calls.reserve(before_.size() + 1);
+  for (auto& inner : before_) {
+    auto result = allocated(inner);
+    all->calls.push_back(call_of(inner.step, inputs, all->results, {&result, 1}));
+    all->results.push_back(std::move(result));
+  }
+  all->calls.push_back(call_of(last_, inputs, all->results, outputs));
+  auto run = [all = std::shared_ptr<const Calls>(std::move(all))] {
+    for (auto& call : all->calls) {
+      call();
+    }
+  };
+  send(stream(), std::move(run), outputs);
+}
+
+void KernelNode::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
+}
+
+std::vector<mx::array> fill(Operands& operands, Slots slots) {
+  std::vector<mx::array> inputs;
+  inputs.reserve(slots.size());
+  size_t slot = 0;
+  for (auto array : slots) {
+    auto& operand = operands.at(slot++);
+    if (array) {
+      operand = {Operand::Source::input, static_cast<uint8_t>(inputs.size())};
+      inputs.push_back(*array);
+    }
+  }
+  return inputs;
+}
+
+} // namespace kernels

@@ -1,0 +1,160 @@
+// Kernels as nodes of MLX's lazy graph.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "mlx/primitives.h"
+#include "table.h"
+
+namespace kernels {
+
+// The settings of any operation.
+class AnySettings {
+ public:
+  template <typename Settings>
+  explicit AnySettings(const Settings& settings) {
+    static_assert(std::is_trivially_copyable_v<Settings>);
+    static_assert(sizeof(Settings) <= SIZE && alignof(Settings) <= alignof(std::max_align_t));
+    std::memcpy(bytes_, &settings, sizeof(Settings));
+  }
+
+  template <typename Settings>
+  Settings as() const {
+    Settings settings;
+    std::memcpy(&settings, bytes_, sizeof(Settings));
+    return settings;
+  }
+
+  const void* data() const {
+    return bytes_;
+  }
+
+ private:
+  static constexpr size_t SIZE = 32;
+  alignas(std::max_align_t) std::byte bytes_[SIZE]{};
+};
+
+// Where a step finds what goes into one of its slots.
+struct Operand {
+  enum class Source : uint8_t { nothing, input, step };
+
+  Source source = Source::nothing;
+  // Which of the node's inputs, or which of its steps, from 0 on.
+  uint8_t number = 0;
+};
+
+using Operands = std::array<Operand, MAX_INPUTS>;
+
+// One kernel that a node runs.
+struct Step {
+  Operation operation;
+  Run run;
+  AnySettings settings;
+  Operands operands{};
+};
+
+// A step whose result only later steps of the same node read.
+struct InnerStep {
+  Step step;
+  mx::Shape shape;
+  mx::Dtype dtype;
+};
+
+// How an output lies in memory.
+enum class Layout {
+  // Row by row.
+  rows,
+  // [B, H, L, D] as the transpose of [B, L, H, D], so that the model's own transpose costs nothing.
+  heads_inside,
+};
+
+// One or more kernels as an operation of MLX's graph. The last step writes the node's outputs.
+class KernelNode : public mx::Primitive {
+ public:
+  KernelNode(mx::Stream stream, Step last, Layout layout, std::vector<InnerStep> before = {});
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+
+  const char* name() const override {
+    return name_of(last_.operation);
+  }
+
+  // Whether the node has one step, so that its inputs are those of the operation that it is named after.
+  bool is_single() const {
+    return before_.empty();
+  }
+
+  const Step& last() const {
+    return last_;
+  }
+
+  // True for the first caller, which may compute this node's result as a step of its own; false for all others.
+  bool take() const {
+    return !is_taken_.exchange(true, std::memory_order_relaxed);
+  }
+
+ private:
+  Step last_;
+  Layout layout_;
+  std::vector<InnerStep> before_;
+  mutable std::atomic<bool> is_taken_{false};
+};
+
+// Puts arrays into a step's slots, as inputs of a node of its own. Returns the node's inputs.
+std::vector<mx::array> fill(Operands& operands, Slots slots);
+
+// The kernel of one operation on some arrays. False where stock MLX has to run the operation (see `find`).
+template <Operation OPERATION>
+class Kernel {
+ public:
+  Kernel(const mx::Stream& stream, Slots arrays)
+      : stream_(stream), run_(find(OPERATION, stream, arrays)) {}
+
+  explicit operator bool() const {
+    return run_ != nullptr;
+  }
+
+  Step step(const SettingsOf<OPERATION>& settings = {}) const {
+    return {OPERATION, run_, AnySettings(settings)};
+  }
+
+  // The operation as a node of MLX's graph.
+  mx::array node(
+      Slots slots,
+      mx::Shape shape,
+      mx::Dtype dtype,
+      const SettingsOf<OPERATION>& settings = {},
+      Layout layout = Layout::rows) const {
+    Step step = this->step(settings);
+    auto inputs = fill(step.operands, slots);
+    auto node = std::make_shared<KernelNode>(stream_, std::move(step), layout);
+    return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));
+  }
+
+  // The same for an operation of several outputs.
+  std::vector<mx::array> nodes(
+      Slots slots,
+      std::vector<mx::Shape> shapes,
+      const std::vector<mx::Dtype>& dtypes,
+      const SettingsOf<OPERATION>& settings = {}) const {
+    Step step = this->step(settings);
+    auto inputs = fill(step.operands, slots);
+    auto node = std::make_shared<KernelNode>(stream_, std::move(step), Layout::rows);
+    return mx::array::make_arrays(std::move(shapes), dtypes, std::move(node), inputs);
+  }
+
+ private:
+  mx::Stream stream_;
+  Run run_;
+};
+
+} // namespace kernels

@@ -1,0 +1,102 @@
+// Offers: each makes the node of a kernel, or nothing where stock MLX has to run the operation.
+//
+// An offer checks everything that its kernel relies on: shapes, dtypes and settings.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../graph.h"
+#include "mlx/c/mlx.h"
+
+namespace kernels::offer {
+
+using Offer = std::optional<mx::array>;
+
+// rows.cpp
+
+Offer add(const mx::array& a, const mx::array& b, const mx::Stream& stream);
+// Also the last operation of SiLU, SwiGLU, GELU and GeGLU.
+Offer multiply(const mx::array& a, const mx::array& b, const mx::Stream& stream);
+Offer subtract(const mx::array& x, const mx::array& numbers, const mx::Stream& stream);
+Offer rms_norm(const mx::array& x, const mx::array* weight, float eps, const mx::Stream& stream);
+Offer softmax(const mx::array& x, int axis, const mx::Stream& stream);
+Offer logsumexp(const mx::array& x, int axis, bool keep_dims, const mx::Stream& stream);
+Offer argmax(const mx::array& x, int axis, bool keep_dims, const mx::Stream& stream);
+
+// products.cpp
+
+Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream);
+Offer addmm(
+    const mx::array& c,
+    const mx::array& a,
+    const mx::array& b,
+    float alpha,
+    float beta,
+    const mx::Stream& stream);
+
+// attention.cpp
+
+// `offset` is the position of the first token, where `offsets` is null.
+Offer rope(
+    const mx::array& x,
+    int dims,
+    bool traditional,
+    mlx_optional_float base,
+    float scale,
+    int offset,
+    const mx::array* offsets,
+    const mx::array* periods,
+    const mx::Stream& stream);
+Offer attention(
+    const mx::array& queries,
+    const mx::array& keys,
+    const mx::array& values,
+    float scale,
+    const std::string& mask_mode,
+    const mx::array* mask,
+    const mx::array* sinks,
+    const mx::Stream& stream);
+
+// quantized.cpp
+
+// How the caller says that a matrix is quantized.
+struct QuantizationArguments {
+  mlx_optional_int group_size;
+  mlx_optional_int bits;
+  std::string mode;
+};
+
+// Also the last operation of attention over quantized keys and values.
+Offer quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array* biases,
+    bool transpose,
+    const QuantizationArguments& arguments,
+    const mx::Stream& stream);
+Offer dequantize(
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array* biases,
+    const QuantizationArguments& arguments,
+    const mx::Stream& stream);
+std::optional<std::vector<mx::array>>
+quantize(const mx::array& w, const QuantizationArguments& arguments, const mx::Stream& stream);
+
+// For all of them.
+
+inline bool is_float(const mx::array& x) {
+  return x.dtype() == mx::float32 || x.dtype() == mx::float16 || x.dtype() == mx::bfloat16;
+}
+
+// Whether a.shape without its last `a_last` dimensions equals b.shape without its last `b_last`.
+inline bool same_start(const mx::array& a, int a_last, const mx::array& b, int b_last) {
+  return std::equal(
+      a.shape().begin(), a.shape().end() - a_last, b.shape().begin(), b.shape().end() - b_last);
+}
+
+} // namespace kernels::offer

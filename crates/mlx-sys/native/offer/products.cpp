@@ -1,0 +1,52 @@
+// Products of matrices.
+
+#include "offer.h"
+
+namespace kernels::offer {
+
+namespace {
+
+// The shape of a b, where a kernel takes it: b is one matrix, or there are as many as in a.
+std::optional<mx::Shape> product_shape(const mx::array& a, const mx::array& b) {
+  if (a.ndim() < 2 || b.ndim() < 2 || a.dtype() != b.dtype() || !is_float(a) || a.size() == 0 ||
+      b.size() == 0 || a.shape(-1) != b.shape(-2) || (b.ndim() != 2 && !same_start(a, 2, b, 2))) {
+    return std::nullopt;
+  }
+  mx::Shape shape = a.shape();
+  shape.back() = b.shape(-1);
+  return shape;
+}
+
+} // namespace
+
+Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
+  Kernel<Operation::matmul> kernel(stream, {&a, &b});
+  auto shape = kernel ? product_shape(a, b) : std::nullopt;
+  if (!shape) {
+    return std::nullopt;
+  }
+  return kernel.node({&a, &b}, std::move(*shape), a.dtype());
+}
+
+Offer addmm(
+    const mx::array& c,
+    const mx::array& a,
+    const mx::array& b,
+    float alpha,
+    float beta,
+    const mx::Stream& stream) {
+  Kernel<Operation::addmm> kernel(stream, {&a, &b, &c});
+  auto shape = kernel ? product_shape(a, b) : std::nullopt;
+  if (!shape || c.dtype() != a.dtype()) {
+    return std::nullopt;
+  }
+  bool is_number = c.size() == 1 && c.ndim() <= shape->size();
+  bool is_row = c.ndim() == 1 && c.shape(0) == shape->back();
+  bool is_matrix = a.ndim() == 2 && b.ndim() == 2 && c.shape() == *shape;
+  if (!is_number && !is_row && !is_matrix) {
+    return std::nullopt;
+  }
+  return kernel.node({&a, &b, &c}, std::move(*shape), a.dtype(), {.alpha = alpha, .beta = beta});
+}
+
+} // namespace kernels::offer

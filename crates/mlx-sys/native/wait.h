@@ -1,0 +1,22 @@
+// What a thread does while it waits for MLX: it works on kernels.
+//
+// mlx-cpu has one thread for each core. A waiting thread that merely slept or spun would take a core from a kernel, or
+// leave one idle.
+#pragma once
+
+#include <span>
+
+#include "mlx/array.h"
+
+namespace kernels {
+
+// Called after a task is queued. Where MLX would soon stop this thread because too many tasks wait, helps with kernels
+// until fewer do.
+void help_with_tasks();
+
+// Called before a function of MLX in which this thread sleeps until `arrays` are computed. Helps with kernels until
+// they are, or until there is no work. Does nothing for arrays that have not been scheduled or are on another device.
+// Throws what a kernel threw.
+void help_with(std::span<const mlx::core::array> arrays);
+
+} // namespace kernels

@@ -1,0 +1,26 @@
+//! Tensors of heads as views with four dimensions.
+
+use mlx_cpu::View;
+
+use crate::cpu_kernels::abi::Tensor;
+
+/// A tensor `[B, H, L, D]`, or `[B, H, G, L, D]` as one of `H * G` heads, with the elements of its last dimension next to
+/// each other. Where the tensor lies differently in memory, a copy of it in `copy`.
+///
+/// # Safety
+///
+/// The tensor is an input from MLX, of the format of `T`.
+pub(super) unsafe fn heads<'a, T: Copy>(x: &Tensor, copy: &'a mut Vec<T>) -> Result<View<'a, T, 4>, String> {
+    if let Some(x) = x.with_merged_heads() {
+        let (shape, strides) = (std::array::from_fn(|i| x.size(i)), x.strides());
+        if strides.iter().all(|&stride| stride >= 0) && (strides[3] == 1 || shape[3] == 1) {
+            // SAFETY: the caller's promise.
+            return Ok(View::new(unsafe { x.reach()? }, shape, std::array::from_fn(|i| strides[i] as usize)));
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { x.gather(copy) };
+    let dims = x.strides().len();
+    let heads = x.shape().take(dims - 2).skip(1).product();
+    Ok(View::contiguous(copy, [x.size(0), heads, x.size(dims - 2), x.size(dims - 1)]))
+}
