@@ -1,8 +1,7 @@
 //! Apple: MLX and mlx-c built by CMake, linked statically.
 //!
-//! Step by step what the build script of the original crate does, down to the place of the Metal
-//! library, so that nothing changes for a project that builds on a Mac with the original. It was
-//! written by reading and cannot be run on Linux, where this project is tested.
+//! The steps and the place of the Metal library are those of the original crate's build script, so that nothing changes for
+//! a project on a Mac. This file was written by reading the original and has not been run: the project is tested on Linux.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +33,7 @@ fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
     config
         .very_verbose(true)
         .define("CMAKE_INSTALL_PREFIX", ".")
-        // Xcode's own compiler, which fits the SDK.
+        // Xcode's compiler, which matches the SDK.
         .define("CMAKE_C_COMPILER", "/usr/bin/cc")
         .define("CMAKE_CXX_COMPILER", "/usr/bin/c++")
         .define("CMAKE_BUILD_TYPE", if cfg!(debug_assertions) { "Debug" } else { "Release" })
@@ -54,7 +53,7 @@ fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
 fn link(built: &Path, mlx_c: &Path) -> Result<()> {
     let built = built.join("build");
     println!("cargo::rustc-link-search=native={}", built.join("lib").display());
-    // gguflib, which MLX's GGUF support needs, stays where CMake built it.
+    // MLX's GGUF support needs gguflib, which CMake does not install.
     println!("cargo::rustc-link-search=native={}", built.join("_deps/mlx-build/mlx/io").display());
     for library in ["mlx", "mlxc", "gguflib"] {
         println!("cargo::rustc-link-lib=static={library}");
@@ -80,7 +79,7 @@ fn link(built: &Path, mlx_c: &Path) -> Result<()> {
     if cfg!(feature = "accelerate") {
         println!("cargo::rustc-link-lib=framework=Accelerate");
     }
-    // ___isPlatformVersionAtLeast: the runtime that rustc brings can be older than macOS 26 asks for.
+    // For ___isPlatformVersionAtLeast: the runtime that comes with rustc can be too old for macOS 26.
     if let Some(folder) = clang_runtime() {
         println!("cargo::rustc-link-search={}", folder.display());
         println!("cargo::rustc-link-lib=static=clang_rt.osx");
@@ -88,7 +87,7 @@ fn link(built: &Path, mlx_c: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where the Metal library goes: a stable folder, since binaries look for it there at run time.
+/// The folder of the Metal library. It must not change after the build, since binaries look for the library there.
 fn metallib_dir(mlx_c: &Path) -> Result<PathBuf> {
     if let Some(place) = std::env::var_os("MLX_RS_METAL_PATH") {
         return Ok(PathBuf::from(place));
@@ -96,7 +95,7 @@ fn metallib_dir(mlx_c: &Path) -> Result<PathBuf> {
     let home = std::env::var_os("HOME").ok_or_else(|| {
         Failure::new("HOME is not set", "set it, or name a folder for the Metal library in MLX_RS_METAL_PATH")
     })?;
-    // A JIT library holds only a few kernels, so the two kinds must not overwrite each other.
+    // A JIT library holds only a few kernels and must not replace a full one.
     let suffix = if cfg!(feature = "metal-jit") { "-jit" } else { "" };
     Ok(PathBuf::from(home).join(".mlx/lib").join(mlx_c_key(mlx_c)? + suffix))
 }

@@ -24,13 +24,13 @@ pub fn write(mlx_c: &Path, forced: Option<&Path>, clang_args: &[String], to: &Pa
     let mut builder = bindgen::Builder::default()
         .clang_arg(format!("-I{}", mlx_c.display()))
         .clang_args(clang_args)
-        // mlx-c does not own these, and bindgen's `c_ulong` sizes differ from what rustc expects of them.
+        // They are the C library's, and bindgen declares their sizes as `c_ulong`, which rustc does not expect.
         .blocklist_function("malloc")
         .blocklist_function("realloc");
     if let Some(forced) = forced {
         builder = builder
             .clang_args(["-include".to_owned(), forced.display().to_string()])
-            // What mlx-rs expects: a newtype over u16, so that it differs from bfloat16_t, a plain u16.
+            // mlx-rs expects a newtype over u16, different from bfloat16_t, which is a plain u16.
             .new_type_alias("float16_t");
     }
     for header in &headers {

@@ -1,4 +1,4 @@
-//! A failed build: what went wrong, and what the person who started it can do.
+//! A failed build: what went wrong, and what the user can do about it.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ impl Failure {
         Self { what: what.into(), remedy: remedy.into() }
     }
 
-    /// A file operation that failed for a reason that only the operating system knows.
+    /// A file operation that the operating system refused.
     pub fn io(doing: impl fmt::Display, error: io::Error) -> Self {
         Self::new(format!("{doing} failed: {error}"), "check the free space and the permissions there")
     }
@@ -39,12 +39,12 @@ pub fn variable(name: &str) -> Result<String> {
     std::env::var(name).map_err(|_| {
         Failure::new(
             format!("{name} is not set"),
-            "run this program through cargo, as the build script that it is",
+            "build with cargo, which runs this program as a build script",
         )
     })
 }
 
-/// Runs a command to its end; `None` where there is no such program.
+/// Runs a command to its end. `None` if the program does not exist.
 pub fn run(command: &mut Command) -> Result<Option<Output>> {
     match command.output() {
         Ok(output) => Ok(Some(output)),
@@ -53,7 +53,7 @@ pub fn run(command: &mut Command) -> Result<Option<Output>> {
     }
 }
 
-/// The end of what a program said, for a message: enough to see the cause, not pages of it.
+/// The last 12 lines of a program's output, for an error message.
 pub fn last_lines(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -65,28 +65,28 @@ pub fn create_dir(path: &Path) -> Result<()> {
         .map_err(|e| Failure::io(format!("creating the folder {}", path.display()), e))
 }
 
-/// Whether a folder holds all of these, and so is whole.
-pub fn is_whole(folder: &Path, proof: &[&str]) -> bool {
+/// Whether a folder is complete: whether it has all of these files.
+pub fn is_complete(folder: &Path, proof: &[&str]) -> bool {
     proof.iter().all(|file| folder.join(file).is_file())
 }
 
-/// Moves a finished folder to its place. Where another build was faster, its work stays; where
-/// something damaged lies there, it goes.
+/// Moves a finished folder to its place. If another build has put a complete folder there, that folder stays; an
+/// incomplete folder is replaced.
 pub fn install(finished: &Path, place: &Path, proof: &[&str]) -> Result<()> {
-    if !is_whole(place, proof) {
+    if !is_complete(place, proof) {
         let _ = std::fs::remove_dir_all(place);
         let moved = std::fs::rename(finished, place);
         if let Err(e) = moved
-            && !is_whole(place, proof)
+            && !is_complete(place, proof)
         {
             return Err(Failure::io(format!("moving a folder to {}", place.display()), e));
         }
     }
-    if is_whole(place, proof) {
+    if is_complete(place, proof) {
         return Ok(());
     }
     Err(Failure::new(
-        format!("{} is not whole after it was made: it lacks one of {}", place.display(), proof.join(", ")),
+        format!("{} is incomplete after it was made: it lacks one of {}", place.display(), proof.join(", ")),
         format!("remove {} and build again", place.display()),
     ))
 }

@@ -1,6 +1,6 @@
 //! Linux: MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it.
 //!
-//! Everything that is made lies in one folder outside any target folder, so that it is made once:
+//! All results are in one folder outside any target folder, so that they are made once:
 //!
 //! ```text
 //! ~/.mlx/linux/                      or $MLX_SYS_HOME
@@ -9,13 +9,13 @@
 //!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs, abi.rs
 //! ```
 //!
-//! `libmlxc.so` is a shared library whose own name is its absolute path, and which knows where
-//! `libmlx.so` lies. A program linked against it therefore finds both wherever it is started from,
-//! without an rpath of its own, which a dependency's build script could not give it.
+//! The name (soname) of `libmlxc.so` is its absolute path, and its rpath is the folder of `libmlx.so`. A program that is
+//! linked against it therefore finds both from any working directory. It needs no rpath of its own, which a dependency's
+//! build script could not set.
 
 use std::path::{Path, PathBuf};
 
-use crate::failure::{Failure, Result, create_dir, install, is_whole, last_lines, run, variable};
+use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
 use crate::python::Wheel;
 use crate::{MLX_VERSION, Published, bindings, upstream};
 
@@ -31,7 +31,7 @@ const RECIPE: &[&str] = &[
     include_str!("../requirements/mlx-cpu.txt"),
 ];
 
-/// Files that a whole `mlx-c-KEY` has.
+/// Files that show that an `mlx-c-KEY` is complete.
 const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "abi.rs", "include/mlx/c/mlx.h"];
 
 /// The kernels, a row each (see the file).
@@ -65,7 +65,7 @@ impl Platform {
     }
 }
 
-/// An MLX to link against.
+/// The folders of an MLX to link against.
 struct Mlx {
     include: PathBuf,
     lib: PathBuf,
@@ -80,12 +80,12 @@ pub fn build(platform: Platform) -> Result<Published> {
     let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
 
     let place = home.join(format!("mlx-c-{}", key(platform, &home, installed.as_ref())?));
-    let made = is_whole(&place, MLX_C);
+    let made = is_complete(&place, MLX_C);
     let mlx = match installed {
         Some(mlx) => mlx,
         None => {
             if !made {
-                // Before the download: the check that costs nothing and needs the user.
+                // Checked before the download, since only the user can install a compiler.
                 compiler(platform)?;
             }
             Mlx::downloaded(platform, &home)?
@@ -124,12 +124,12 @@ fn home() -> Result<PathBuf> {
     let home =
         named("MLX_SYS_HOME").or_else(|| Some(named("HOME")?.join(".mlx/linux"))).ok_or_else(|| {
             Failure::new(
-                "HOME is not set, and MLX has to be kept somewhere",
+                "HOME is not set, so there is no folder to keep MLX in",
                 "name a folder in MLX_SYS_HOME; programs will load the library from there",
             )
         })?;
     create_dir(&home)?;
-    // Programs will look for the library there, from wherever they are started.
+    // Programs look for the library by this path, so it must not depend on the working directory.
     let home = home.canonicalize().map_err(|e| Failure::io(format!("resolving {}", home.display()), e))?;
     if home.to_string_lossy().contains([':', '$']) {
         return Err(Failure::new(
@@ -182,7 +182,7 @@ impl Mlx {
             platform: format!("manylinux_{}_{}_{}", GLIBC.0, GLIBC.1, platform.arch),
             instead: "point MLX_PREFIX at an installed MLX",
         };
-        if !is_whole(&home.join(&wheel.keep_as), wheel.proof) {
+        if !is_complete(&home.join(&wheel.keep_as), wheel.proof) {
             check_glibc()?;
         }
         let mlx = wheel.fetch(home)?.join("mlx");
@@ -203,7 +203,7 @@ fn version_in(header: &str) -> Option<String> {
 }
 
 fn check_glibc() -> Result<()> {
-    // Where the program is missing or says something else, the dynamic linker has the last word.
+    // If the program is missing or its output is not understood, the dynamic linker checks when a program starts.
     let Some(answer) = run(std::process::Command::new("getconf").arg("GNU_LIBC_VERSION"))? else {
         return Ok(());
     };
@@ -273,13 +273,13 @@ fn is_cpp(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "cpp")
 }
 
-/// Compiles mlx-c and writes its declarations, in a folder of its own that then moves to `place`.
+/// Compiles mlx-c and writes the Rust declarations, in a temporary folder that is then moved to `place`.
 fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> {
     let compiler = compiler(platform)?;
     let mlx_c = upstream::mlx_c()?;
     create_dir(home)?;
     let work = home.join(format!(".mlx-c-{}", std::process::id()));
-    // What a build that was killed left under this name.
+    // A build that was killed may have left it.
     let _ = std::fs::remove_dir_all(&work);
     let result = (|| {
         create_dir(&work.join("lib"))?;
@@ -306,11 +306,11 @@ fn cc() -> cc::Build {
     build
 }
 
-/// The C++ compiler, known to run.
+/// The C++ compiler, after a check that it runs.
 fn compiler(platform: Platform) -> Result<cc::Tool> {
     let none = |found: String| {
         Failure::new(
-            format!("no working C++ compiler, which compiles mlx-c ({found})"),
+            format!("no working C++ compiler, which mlx-c needs ({found})"),
             format!(
                 "install one (Debian and Ubuntu: `apt install g++`; to cross-compile: `apt install g++-{}-linux-gnu`), \
                  or name one in CXX",
@@ -356,7 +356,7 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
         .arg("-o")
         .arg(into.join("libmlxc.so"))
         .args(&objects)
-        // Not -Wl, which would cut a path at its commas.
+        // Not -Wl, which splits a path at its commas.
         .args(["-Xlinker", "-soname", "-Xlinker"])
         .arg(final_path)
         .args(["-Xlinker", "-rpath", "-Xlinker"])
@@ -396,9 +396,9 @@ fn clang_args(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<Ve
             .fetch(home)?
             .join("libclang-18.1.1.data/platlib/clang/native"),
         };
-        // SAFETY: build scripts are single-threaded here; no other thread reads the environment.
+        // SAFETY: this program has one thread here, so no other reads the environment.
         unsafe { std::env::set_var("LIBCLANG_PATH", folder) };
-        // The package is the library alone; the headers that a compiler brings come from ours.
+        // The package has no headers. Those that come with a compiler are taken from the C++ compiler.
         let answer = run(compiler.to_command().arg("-print-file-name=include"))?;
         if let Some(answer) = answer.filter(|answer| answer.status.success()) {
             clang_args.push(format!("-I{}", String::from_utf8_lossy(&answer.stdout).trim()));
@@ -407,7 +407,7 @@ fn clang_args(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<Ve
     Ok(clang_args)
 }
 
-/// FNV-1a, 64 bits: a name for contents, stable across Rust versions.
+/// The hash FNV-1a with 64 bits, which is the same in every version of Rust.
 pub struct Fnv(u64);
 
 impl Fnv {

@@ -1,8 +1,9 @@
-//! Provides MLX and its C interface to `mlx-rs`, and the Rust declarations of that interface.
+//! Provides MLX, its C interface (mlx-c) and the Rust declarations of that interface.
 //!
-//! On Apple the steps are those of the original crate: CMake builds MLX and mlx-c (`apple`).
-//! On Linux MLX comes ready-made from the Python package index, and only mlx-c is compiled
-//! (`linux`). Either way the sources of mlx-c are those of the original crate (`upstream`).
+//! On Apple, CMake builds MLX and mlx-c, as in the original crate (`apple`). On Linux, MLX is downloaded as a binary from
+//! the Python package index, and only mlx-c is compiled (`linux`). On both, the sources of mlx-c are those of the original
+//! crate (`upstream`).
+#![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
 mod apple;
 mod bindings;
@@ -15,10 +16,10 @@ use std::process::ExitCode;
 
 use failure::{Failure, Result};
 
-/// The MLX that mlx-c 0.7.0 is written against, and so the only one that it is linked to.
+/// The version of MLX that mlx-c 0.7.0 is written against. No other is linked.
 const MLX_VERSION: &str = "0.32.2";
 
-/// What the crate's dependents are told: `DEP_MLX_INCLUDE` and its kin, as the original publishes them.
+/// What the build scripts of dependent crates get in `DEP_MLX_INCLUDE` and `DEP_MLX_DEFINES`, as from the original crate.
 struct Published {
     include: Vec<std::path::PathBuf>,
     defines: &'static str,
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    // Lets the crate's tests run this program again, in a world where something is missing.
+    // tests/failures.rs runs this program again where something is missing.
     let this = std::env::current_exe().map_err(|e| Failure::io("finding this program", e))?;
     println!("cargo::rustc-env=MLX_SYS_BUILD_SCRIPT={}", this.display());
 

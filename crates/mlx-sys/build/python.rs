@@ -1,11 +1,11 @@
-//! Packages from the Python package index, fetched by pip and kept.
+//! Packages of the Python package index: downloads them with pip and keeps them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result, create_dir, install, is_whole, last_lines, run, variable};
+use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
 
-/// A wheel to fetch: one line of a requirements file with its hashes.
+/// A wheel to download: one line of a requirements file, with its hashes.
 pub struct Wheel {
     /// Name in the folder where downloads are kept.
     pub keep_as: String,
@@ -13,27 +13,27 @@ pub struct Wheel {
     pub requirements: &'static str,
     /// Platform tag of the wheel, such as `manylinux_2_35_x86_64`.
     pub platform: String,
-    /// Files that a whole wheel has.
+    /// Files that show that the unpacked wheel is complete.
     pub proof: &'static [&'static str],
-    /// What a person can do instead of downloading.
+    /// What the user can do instead of downloading, for error messages.
     pub instead: &'static str,
 }
 
 impl Wheel {
-    /// The unpacked wheel below `home`, downloaded if it is not there yet.
+    /// The folder of the unpacked wheel in `home`. Downloads the wheel if the folder is missing.
     pub fn fetch(&self, home: &Path) -> Result<PathBuf> {
         let place = home.join(&self.keep_as);
-        if is_whole(&place, self.proof) {
+        if is_complete(&place, self.proof) {
             return Ok(place);
         }
         let python = Python::find(self.instead)?;
         create_dir(home)?;
         let work = home.join(format!(".{}-{}", self.keep_as, std::process::id()));
-        // What a build that was killed left under this name.
+        // A build that was killed may have left it.
         let _ = std::fs::remove_dir_all(&work);
         let result = self.download_and_unpack(&python, &work);
         let result = result.and_then(|unpacked| install(&unpacked, &place, self.proof));
-        // Also after a failure: nothing half-fetched stays behind.
+        // After a failure too, so that no part of a download stays.
         let _ = std::fs::remove_dir_all(&work);
         result.map(|()| place)
     }
@@ -73,16 +73,16 @@ impl Wheel {
         Ok(unpacked)
     }
 
-    /// Says which of pip's many refusals this was.
+    /// The failure that pip's error output stands for.
     fn refused(&self, said: &str) -> Failure {
         let said_lower = said.to_lowercase();
         let name = &self.keep_as;
         if said_lower.contains("do not match the hashes") {
             return Failure::new(
                 format!(
-                    "the downloaded {name} is not the file that this crate was written for (its hash differs):\n{said}"
+                    "the downloaded {name} is not the file that this crate expects (its hash differs):\n{said}"
                 ),
-                "clear pip's cache (`python3 -m pip cache purge`) and look at what PIP_INDEX_URL and PIP_FIND_LINKS point at",
+                "clear pip's cache (`python3 -m pip cache purge`) and check PIP_INDEX_URL and PIP_FIND_LINKS",
             );
         }
         let unreachable = [
@@ -98,7 +98,7 @@ impl Wheel {
             return Failure::new(
                 format!("pip cannot reach a package index that has {name}:\n{said}"),
                 format!(
-                    "connect to the network for the first build (later builds need none), or {}",
+                    "connect to the network for the first build (later builds do not need it), or {}",
                     self.instead
                 ),
             );

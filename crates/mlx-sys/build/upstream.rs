@@ -1,4 +1,4 @@
-//! The original crate, as cargo keeps it: the source of mlx-c's sources.
+//! Finds the sources of mlx-c, which are in the original crate.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,8 +7,8 @@ use crate::failure::{Failure, Result, last_lines, run, variable};
 
 /// The folder of mlx-c's sources inside the crates.io package `mlx-sys` 0.7.0.
 ///
-/// Cargo downloads that package and checks its hash against `upstream/Cargo.lock`, then says where
-/// it put it. The manifest is copied out of the source tree first: cargo may want to write beside it.
+/// Cargo downloads the package, checks its hash against `upstream/Cargo.lock`, and says in which folder it is. The
+/// manifest is copied out of the source tree first, since cargo may write files next to it.
 pub fn mlx_c() -> Result<PathBuf> {
     let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("upstream");
     let copy = PathBuf::from(variable("OUT_DIR")?).join("upstream");
@@ -27,19 +27,19 @@ pub fn mlx_c() -> Result<PathBuf> {
     if !answer.status.success() {
         return Err(Failure::new(
             format!(
-                "the crates.io package mlx-sys 0.7.0, which holds the sources of mlx-c, cannot be had:\n{}",
+                "the crates.io package mlx-sys 0.7.0, which holds the sources of mlx-c, cannot be downloaded:\n{}",
                 last_lines(&answer.stderr)
             ),
-            "connect to the network for the first build; later builds need none",
+            "connect to the network for the first build; later builds do not need it",
         ));
     }
     let root = package_root(&answer.stdout)
-        .ok_or_else(|| Failure::new("cargo did not say where mlx-sys 0.7.0 lies", "update cargo"))?;
+        .ok_or_else(|| Failure::new("cargo did not name the folder of mlx-sys 0.7.0", "update cargo"))?;
     let mlx_c = root.join("src/mlx-c");
     if !mlx_c.join("CMakeLists.txt").is_file() {
         return Err(Failure::new(
-            format!("{} is not the mlx-c that mlx-sys 0.7.0 carries", mlx_c.display()),
-            format!("remove the folder {}, so that cargo unpacks it again", root.display()),
+            format!("{} is not the mlx-c of mlx-sys 0.7.0", mlx_c.display()),
+            format!("remove the folder {} and build again; cargo then unpacks it again", root.display()),
         ));
     }
     Ok(mlx_c)

@@ -1,6 +1,6 @@
-/* Read by bindgen before every header of mlx-c on Linux: the two half-precision types as the bits
- * that they are, which is how mlx-rs takes them. HAS_* makes mlx-c declare their accessors, and
- * MLX_HALF_H keeps its own definitions out. */
+/* Read before every header of mlx-c when bindgen writes the Rust declarations on Linux. It declares the two
+ * half-precision types by their bits, as mlx-rs takes them. HAS_* makes mlx-c declare their accessors, and MLX_HALF_H
+ * keeps mlx-c's own definitions out. */
 #ifndef MLX_SYS_FORCED_H
 #define MLX_SYS_FORCED_H
 

@@ -1,4 +1,4 @@
-// Read before every source file of mlx-c on Linux.
+// Included before every source file that is compiled on Linux, those of mlx-c and ours.
 #pragma once
 
 // mlx-c declares its half-precision accessors on Arm only, and mlx-rs calls them everywhere.
@@ -10,7 +10,7 @@ using mlx::core::bfloat16_t;
 using mlx::core::float16_t;
 #endif
 
-// GCC 12 has no <format>. mlx-c puts a few values into plain {} and asks for nothing more.
+// GCC 12 has no <format>. mlx-c uses no more of it than values in plain {}.
 #if __has_include(<format>)
 #include <format>
 #endif

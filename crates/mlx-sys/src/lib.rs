@@ -1,9 +1,9 @@
-//! The C interface of MLX, as declarations: a drop-in for the crates.io package of the same name
-//! and version, which builds on Linux too.
+//! Declarations of MLX's C interface: a drop-in for the crates.io package of the same name and version that also builds on
+//! Linux.
 //!
-//! Implementation, not API: use `mlx-rs`, which is written against it.
-//! `README.md` says how a project on Linux puts this crate in the place of the original, and what
-//! the build script does.
+//! This crate is an implementation, not an API: use `mlx-rs`, which is written on top of it. `README.md` says how a project
+//! on Linux uses this crate in place of the original, what the build script does, and how to add a kernel. On Linux,
+//! `cpu_kernels` hands operations of MLX's CPU device to the kernels of `mlx-cpu`.
 #![allow(
     missing_docs,
     non_camel_case_types,
@@ -19,15 +19,15 @@ include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 #[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
 pub mod cpu_kernels;
 
-/// Without kernels: stock MLX runs.
+/// A build without kernels, in which stock MLX runs.
 #[cfg(not(all(target_os = "linux", not(feature = "without-cpu-kernels"))))]
 pub mod cpu_kernels {
-    /// False: there are none.
+    /// Always false, since there are no kernels.
     pub fn is_enabled() -> bool {
         false
     }
 
-    /// Does nothing: there are none.
+    /// Does nothing, since there are no kernels.
     pub fn set_enabled(_: bool) {}
 }
 
@@ -38,11 +38,11 @@ impl Default for float16_t {
     }
 }
 
-/// Apple's clock, which mlx-rs reads for its default random seed: nanoseconds here.
+/// A clock in nanoseconds, in place of Apple's, from which mlx-rs makes its default random seed.
 #[cfg(target_os = "linux")]
 #[unsafe(no_mangle)]
 pub extern "C" fn mach_approximate_time() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    // A clock before 1970 only makes the seed a fixed one.
+    // With a clock before 1970 the seed is always 0.
     since_epoch.map_or(0, |time| time.as_nanos() as u64)
 }

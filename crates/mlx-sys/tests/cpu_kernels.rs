@@ -1,10 +1,11 @@
-//! Operations through mlx-rs with kernels beside the same operations of stock MLX.
+//! Compares operations of mlx-rs with kernels and with stock MLX.
 //!
-//! `mlx-cpu`'s own tests compare its kernels with float64; these show that every way of calling an operation
-//! reaches the right kernel with the right arrays, or stock MLX.
+//! The tests of `mlx-cpu` compare its kernels with float64. These show that each way to call an operation reaches the right
+//! kernel with the right arrays, or stock MLX.
 #![cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+use approx::abs_diff_eq;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::error::Result;
@@ -21,7 +22,7 @@ use mlx_sys::cpu_kernels::set_enabled;
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
-/// Which code computes is a setting of the process; its tests take turns.
+/// Kernels are turned on and off for the whole process, so tests run one after the other.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -40,13 +41,13 @@ fn evaluated(make: impl Fn() -> Result<Array>, kernels: bool) -> Array {
     y
 }
 
-/// Kernels give what stock MLX gives, up to `units` in the last place of the dtype, of the largest number
-/// in sight: what sums of float32 in another order may do.
+/// Kernels give what stock MLX gives. Elements may differ by `units` in the last place of the dtype, at the size of the
+/// largest element, since sums of float32 are in another order.
 fn assert_like_stock(what: &str, units: f64, make: impl Fn() -> Result<Array>) {
     assert_like(what, units, &make, &make);
 }
 
-/// Kernels give in `make` what stock MLX gives in `reference`.
+/// `make` with kernels gives what `reference` gives with stock MLX.
 fn assert_like(
     what: &str,
     units: f64,
@@ -59,15 +60,14 @@ fn assert_like(
     let unit = match stock.dtype() {
         Dtype::Float16 => 2_f64.powi(-10),
         Dtype::Bfloat16 => 2_f64.powi(-7),
-        // Stock MLX adds up one by one.
+        // Stock MLX sums one element after the other, which is less exact.
         _ => 2_f64.powi(-20),
     };
     let [ours, stock] = [ours, stock].map(|y| y.as_dtype(Dtype::Float32).unwrap().evaluated_slice());
     let scale = stock.iter().filter(|y| y.is_finite()).fold(0_f64, |scale, y| scale.max(f64::from(y.abs())));
     for (i, (a, b)) in ours.iter().zip(&stock).enumerate() {
-        let error = (f64::from(*a) - f64::from(*b)).abs();
-        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan() || a == b;
-        assert!(same || error <= units * unit * scale, "{what}: element {i} is {a}, and stock MLX's {b}");
+        let is_near = abs_diff_eq!(f64::from(*a), f64::from(*b), epsilon = units * unit * scale);
+        assert!(is_near || a.is_nan() && b.is_nan(), "{what}: element {i} is {a}, and stock MLX's is {b}");
     }
 }
 
@@ -80,7 +80,7 @@ impl EvaluatedSlice for Array {
         if self.size() == 0 {
             return Vec::new();
         }
-        // In one piece, whatever its strides.
+        // A copy in one piece of memory, since `as_slice` does not look at strides.
         let whole = self.reshape(&[-1]).unwrap().add(Array::from_f32(0.0)).unwrap();
         whole.eval().unwrap();
         whole.as_slice::<f32>().to_vec()
@@ -96,14 +96,14 @@ fn rms_norms() {
             let weight = normal(&shape[shape.len() - 1..], 2, dtype);
             assert_like_stock(&format!("{dtype:?} {shape:?}"), 2.0, || rms_norm(&x, Some(&weight), 1e-5));
             assert_like_stock(&format!("{dtype:?} {shape:?} bare"), 2.0, || rms_norm(&x, None, 1e-5));
-            // One that lies the other way round, and one of several heads.
+            // Columns in the place of rows.
             let turned = normal(&[shape[shape.len() - 1], 6], 3, dtype).transpose().unwrap();
             assert_like_stock("turned", 2.0, || rms_norm(&turned, Some(&weight), 1e-5));
         }
         let heads = normal(&[2, 5, 4, 16], 4, dtype).transpose_axes(&[0, 2, 1, 3]).unwrap();
         let weight = normal(&[16], 5, dtype);
         assert_like_stock("heads", 2.0, || rms_norm(&heads, Some(&weight), 1e-5));
-        // The weight of another dtype: stock MLX's affair.
+        // A weight of another dtype is left to stock MLX.
         let wide = normal(&[16], 5, Dtype::Float32);
         assert_like_stock("another dtype", 2.0, || rms_norm(&heads, Some(&wide), 1e-5));
     }
@@ -165,7 +165,7 @@ fn attentions() {
                     scaled_dot_product_attention(&q, &k, &v, scale, Mask::Array(&added), &sinks)
                 });
             }
-            // Part of a longer cache, as decoding has it.
+            // Part of a longer cache, as in decoding.
             let longer = normal(&[2, of_keys, keys + 20, size], 7, dtype);
             let mut parts = longer.split_at_indices(&[keys], 2).unwrap();
             let part = parts.remove(0);
@@ -218,8 +218,7 @@ fn quantized_products() {
         for (bits, group_size) in [(2, 32), (3, 64), (4, 64), (4, 128), (5, 32), (6, 64), (8, 32), (8, 64)] {
             for (m, k, n) in [(1, 128, 64), (1, 640, 96), (5, 256, 128), (70, 128, 256)] {
                 let (q, scales, biases) = quantize(normal(&[n, k], 1, dtype), group_size, bits).unwrap();
-                // Stock MLX sums in the dtype itself, and is further from the truth than the kernels: the
-                // reference is float32.
+                // The reference is float32: stock MLX sums in the dtype itself, and is less exact than the kernels.
                 let wide = |x: &Array| x.as_dtype(Dtype::Float32);
                 let weights = || dequantize(&q, wide(&scales)?, &wide(&biases)?, group_size, bits);
                 let x = normal(&[2, m, k], 2, dtype);
@@ -244,7 +243,7 @@ fn quantized_products() {
                         if part.dtype() != Dtype::Uint32 {
                             return Ok(part);
                         }
-                        // In halves: a float32 has not all bits of a word.
+                        // In halves, since float32 cannot hold every u32.
                         let half = |number: u32| Array::from_slice(&[number], &[1]);
                         let halves = [part.floor_divide(half(1 << 16))?, part.remainder(half(1 << 16))?];
                         concatenate(&halves, -1)?.as_dtype(Dtype::Float32)
@@ -256,8 +255,8 @@ fn quantized_products() {
     }
 }
 
-/// As attention has them whose keys and values are quantized: a matrix for each head, which several heads of
-/// queries share, in a part of a larger buffer.
+/// Quantized keys and values of attention: a matrix for each head, which several heads of queries share, in a part of a
+/// larger buffer.
 #[test]
 fn stacks_of_quantized_matrices() {
     let _turn = turn();
@@ -299,7 +298,7 @@ fn stacks_of_quantized_matrices() {
 #[derive(Debug, Clone, Copy)]
 enum Hiding<'a> {
     Nothing,
-    /// Where this is false, this number.
+    /// Scores are replaced by the number where the mask is false.
     Chosen(&'a Array, f32),
     Added(&'a Array),
 }
@@ -339,7 +338,7 @@ fn quantized_attention(
     product(&softmax_axis(hiding.apply(product(queries, keys, true)?)?, -1, true)?, values, false)
 }
 
-/// The same over what keys and values stand for, in float32; rounded where the operations round.
+/// The same attention over dequantized keys and values, in float32, rounded wherever the operations round.
 fn attention_of_wide(
     queries: &Array,
     keys: &[Array; 3],
@@ -355,7 +354,7 @@ fn attention_of_wide(
     matmul(wide(&weights)?, plain(values)?)?.as_dtype(dtype)
 }
 
-/// Keys and values `[B, H, S, _]` as part of a longer cache, and of grouped heads `[B, H, 1, S, _]`.
+/// Quantized keys or values `[B, H, S, _]` as part of a longer cache; `[B, H, 1, S, _]` for grouped heads.
 fn cached(
     [batch, heads, count, size]: [i32; 4],
     seed: u64,
@@ -394,7 +393,7 @@ fn attentions_over_quantized_keys_and_values() {
                 };
                 check("all", Hiding::Nothing);
                 let mut shapes = vec![vec![length, count], [&heads[..], &[length, count]].concat()];
-                // For each row of the batch; for each head of keys; for the heads of a group.
+                // Masks for each row of the batch, for each head of keys, and for the heads of a group.
                 if grouped {
                     shapes.extend([
                         vec![2, 1, 1, 1, count],
@@ -405,10 +404,10 @@ fn attentions_over_quantized_keys_and_values() {
                     shapes.extend([vec![2, 1, length, count], vec![of_keys, 1, 1]]);
                 }
                 for shape in shapes {
-                    // Some queries see no key.
+                    // With this mask some queries see no key.
                     let mask = normal(&shape, 5, Dtype::Float32).gt(Array::from_f32(0.3)).unwrap();
                     check(&format!("{shape:?}"), Hiding::Chosen(&mask, lowest(dtype)));
-                    // Not the lowest, and so not a mask.
+                    // Another number than the lowest does not hide a key.
                     check(&format!("{shape:?} another number"), Hiding::Chosen(&mask, 3.0));
                     let added = normal(&shape, 6, dtype);
                     check(&format!("{shape:?} added"), Hiding::Added(&added));
@@ -423,9 +422,9 @@ fn attentions_over_quantized_keys_and_values() {
     }
 }
 
-/// Queries as a projection leaves them, heads apart; all heads with the same keys.
+/// Queries as a projection makes them, with heads apart in memory, and one head of keys for all.
 #[test]
-fn attentions_over_quantized_keys_of_queries_that_lie_oddly() {
+fn attentions_over_quantized_keys_of_queries_that_are_not_contiguous() {
     let _turn = turn();
     for dtype in FLOATS {
         let [k, v] = [1, 2].map(|seed| cached([2, 1, 50, 32], seed, [32, 4], false, dtype));
@@ -449,9 +448,9 @@ fn attentions_over_quantized_keys_of_queries_that_lie_oddly() {
     }
 }
 
-/// The weights are wanted too, and so are computed beside.
+/// The scores and weights have other uses, so they are computed as well.
 #[test]
-fn attention_over_quantized_keys_whose_parts_are_wanted() {
+fn attention_over_quantized_keys_whose_scores_have_other_uses() {
     let _turn = turn();
     let [k, v] = [1, 2].map(|seed| cached([1, 2, 40, 64], seed, [64, 8], false, Dtype::Float32));
     let q = normal(&[1, 2, 3, 64], 3, Dtype::Float32);
@@ -463,7 +462,7 @@ fn attention_over_quantized_keys_whose_parts_are_wanted() {
     });
 }
 
-/// What `docs/performance.md` says of quantized products in half precision.
+/// `docs/performance.md` says this about quantized products in half precision.
 #[test]
 fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
     let _turn = turn();
@@ -488,9 +487,9 @@ fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
     }
 }
 
-/// Arrays that run backwards, and others that no model has.
+/// Reversed, strided and broadcast arrays.
 #[test]
-fn arrays_that_lie_oddly() {
+fn arrays_that_are_not_contiguous() {
     let _turn = turn();
     for dtype in FLOATS {
         let long = normal(&[2, 4, 20, 64], 1, dtype);
@@ -526,18 +525,18 @@ fn arrays_that_lie_oddly() {
         assert_like_stock("no row", 0.0, || matmul(&nothing, normal(&[16, 3], 3, dtype)));
         assert_like_stock("no column", 0.0, || matmul(normal(&[2, 0], 3, dtype), normal(&[0, 5], 3, dtype)));
     }
-    // What is wrong is stock MLX's to say.
+    // Stock MLX reports wrong shapes.
     let [a, b] = [normal(&[2, 3], 1, Dtype::Float32), normal(&[4, 5], 1, Dtype::Float32)];
     assert!(matmul(&a, &b).is_err());
     assert!(rms_norm(&a, Some(&normal(&[5], 1, Dtype::Float32)), 1e-5).is_err());
-    // Of different dtypes: promoted, as ever.
+    // Arrays of different dtypes are promoted by stock MLX.
     assert_like_stock("two dtypes", 4.0, || matmul(&a, normal(&[3, 4], 2, Dtype::Float16)));
     assert_like_stock("integers", 0.0, || {
         Array::from_slice(&[1, 2, 3], &[3]).add(Array::from_slice(&[4, 5, 6], &[3]))?.as_dtype(Dtype::Float32)
     });
 }
 
-/// The gates as models write them: several operations that become one.
+/// Gates as models write them: several operations, which become one kernel.
 #[test]
 fn gates() {
     let _turn = turn();
@@ -563,13 +562,13 @@ fn gates() {
                 let halves = gate.split_equal(2, -1)?;
                 halves[0].multiply(sigmoid(&halves[0])?)?.multiply(&halves[1])
             });
-            // What looks like a gate and is none.
+            // These look like gates and are not.
             assert_like_stock("another's sigmoid", 0.0, || gate.multiply(sigmoid(&up)?));
             assert_like_stock("another number", 1.0, || {
                 let share = tanh(gate.multiply(number(0.8)?)?)?.add(number(1.0)?)?;
                 gate.multiply(number(0.5)?)?.multiply(share)
             });
-            // Its parts are wanted too.
+            // A part of the gate has another use.
             assert_like_stock("gate and silu", 1.0, || {
                 let silu = silu()?;
                 let gated = silu.multiply(&up)?;
@@ -598,7 +597,7 @@ fn reductions() {
             };
             assert_like_stock("argmax", 0.0, || largest(true)(&x));
             assert_like_stock("argmax, flat", 0.0, || largest(false)(&x));
-            // Equal ones: the first.
+            // Of equal elements, the first.
             let equal = x.greater_equal_number();
             assert_like_stock("argmax of equals", 0.0, || largest(true)(&equal));
         }
@@ -615,7 +614,7 @@ impl Equals for Array {
     }
 }
 
-/// A block of a model in small: every operation that has a kernel.
+/// A small block of a model, with most of the operations that have a kernel.
 fn block(x: &Array, weight: &Array, norm: &Array) -> Result<Array> {
     let y = rms_norm(x, Some(norm), 1e-5)?;
     let h = matmul(&y, weight.transpose()?)?.reshape(&[1, 6, 2, 8])?.transpose_axes(&[0, 2, 1, 3])?;
@@ -626,7 +625,7 @@ fn block(x: &Array, weight: &Array, norm: &Array) -> Result<Array> {
     softmax_axis(x.add(&h)?, -1, None)
 }
 
-/// Gradients go through stock MLX, with kernels in place or not.
+/// Gradients go through stock MLX, even when kernels are on.
 #[test]
 fn gradients() {
     let _turn = turn();
@@ -645,7 +644,7 @@ fn gradients() {
     }
 }
 
-/// A gradient of some inputs, while what depends on the others alone has kernels in it.
+/// A gradient with respect to some inputs. What depends on the other inputs alone runs kernels.
 #[test]
 fn gradients_beside_constants() {
     let _turn = turn();
@@ -664,7 +663,7 @@ fn gradients_beside_constants() {
     });
 }
 
-/// Of queries, through quantized keys and values.
+/// A gradient with respect to queries, through quantized keys and values.
 #[test]
 fn gradients_of_attention_over_quantized_keys() {
     let _turn = turn();
@@ -695,13 +694,13 @@ fn compiled_functions() {
     });
 }
 
-/// Kernels take what they are there for: a comparison with stock MLX would not notice if stock MLX ran twice.
+/// The comparisons with stock MLX would pass if no kernel ran, so this counts the calls of kernels.
 #[test]
 fn every_operation_reaches_its_kernel() {
     let _turn = turn();
     let name = "CPU_KERNELS_TEST_COUNTS";
     if std::env::var_os(name).is_none() {
-        // Counters are there where the environment asks for them from the start.
+        // The environment must ask for counters before the program starts.
         let child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "every_operation_reaches_its_kernel"])
             .envs([(name, "1"), ("MLX_CPU_PROFILE", "1")])
@@ -765,7 +764,7 @@ fn every_operation_reaches_its_kernel() {
             check("QuantizedAttention", &|| masked(Hiding::Nothing));
             check("QuantizedAttention", &|| masked(Hiding::Chosen(&mask, lowest(dtype))));
             check("QuantizedAttention", &|| masked(Hiding::Added(&added)));
-            // So few scores that MLX computes their softmax itself.
+            // So few scores that stock MLX computes their softmax.
             let few = |x: &[Array; 3]| {
                 x.clone().map(|x| x.take_axis(Array::from_slice(&[0, 1], &[2]), -2).unwrap())
             };
@@ -774,7 +773,7 @@ fn every_operation_reaches_its_kernel() {
             check("QuantizedAttention", &|| {
                 quantized_attention(&q, &few_keys, &few_values, [32, 4], Hiding::Nothing)
             });
-            assert_eq!(calls("QuantizedMatmul"), products, "beside the attention that they are part of");
+            assert_eq!(calls("QuantizedMatmul"), products, "besides the attention that they are part of");
             let attentions = calls("QuantizedAttention");
             masked(Hiding::Chosen(&mask, -1e9)).unwrap().eval().unwrap();
             assert_eq!(calls("QuantizedMatmul"), products + 2, "with another number than the lowest");
@@ -800,8 +799,8 @@ fn every_operation_reaches_its_kernel() {
         check("GELU", &gelu);
         check("GeGLU", &|| gelu()?.multiply(&x));
     }
-    // A sum of few rows computes what it is a sum of itself, and does not know that others do too. A product
-    // that many sums have is computed once more, for all others.
+    // A sum of few rows runs the operations of its terms itself. A product that is a term of many sums runs twice: in the
+    // first sum's node, and once for all others.
     let (x, w) = (normal(&[1, 128], 1, Dtype::Float32), normal(&[128, 128], 2, Dtype::Float32));
     let y = matmul(&x, &w).unwrap();
     let sums: Vec<Array> =
@@ -818,8 +817,8 @@ fn every_operation_reaches_its_kernel() {
     }
 }
 
-/// A gated network between two norms, added to what came in: with `at_once`, every step is evaluated as soon
-/// as it is made, so that none is part of another.
+/// A gated feed-forward network between two norms, added to its input; also the output of its last product. With `at_once`
+/// each operation is evaluated as soon as it is made, so that none becomes part of another.
 fn network(x: &Array, dtype: Dtype, packed: bool, at_once: bool) -> Result<[Array; 2]> {
     let step = |y: Result<Array>| -> Result<Array> {
         let y = y?;
@@ -846,7 +845,7 @@ fn network(x: &Array, dtype: Dtype, packed: bool, at_once: bool) -> Result<[Arra
 }
 
 #[test]
-fn a_sum_takes_in_the_steps_before_it_and_keeps_their_bits() {
+fn a_sum_that_runs_the_operations_before_it_has_the_same_bits() {
     let _turn = turn();
     for dtype in FLOATS {
         for (rows, packed) in [(1, true), (1, false), (16, true), (17, true)] {
@@ -855,7 +854,7 @@ fn a_sum_takes_in_the_steps_before_it_and_keeps_their_bits() {
             let [each, _] = network(&x, dtype, packed, true).unwrap();
             let what = format!("{dtype:?}, {rows} rows, packed: {packed}");
             assert_eq!(fused.evaluated_slice(), each.evaluated_slice(), "{what}");
-            // A step that something else uses too is right in both places.
+            // An operation that runs in two nodes gives the same bits in both.
             let [fused, down] = network(&x, dtype, packed, false).unwrap();
             let twice = down.add(&fused).unwrap();
             transforms::eval([&twice, &down, &fused]).unwrap();
@@ -868,7 +867,7 @@ fn a_sum_takes_in_the_steps_before_it_and_keeps_their_bits() {
     }
 }
 
-/// The formula of GELU with constants that were rounded to another dtype is not GELU.
+/// A formula like that of GELU, with constants that were rounded to another dtype, is not GELU.
 #[test]
 fn a_rounded_constant_is_another_number() {
     let _turn = turn();
@@ -886,9 +885,9 @@ fn a_rounded_constant_is_another_number() {
     assert_like_stock("rounded constants", 2.0, gelu);
 }
 
-/// The inputs of a sum that has taken in other steps are not what it is a sum of.
+/// A sum that runs other operations in its node has inputs that are not its terms.
 #[test]
-fn a_sum_with_steps_in_it_is_not_taken_for_another() {
+fn patterns_do_not_match_a_sum_of_several_steps() {
     let _turn = turn();
     let format = [32, 4];
     let [keys, values] = [1, 2].map(|seed| cached([1, 2, 60, 32], seed, format, false, Dtype::Float32));
@@ -922,9 +921,9 @@ fn a_sum_with_steps_in_it_is_not_taken_for_another() {
     });
 }
 
-/// Inside of a gradient numbers that are being traced can be looked at, as with stock MLX.
+/// Inside a gradient, arrays that are traced can be evaluated, as with stock MLX.
 #[test]
-fn evaluation_inside_of_a_gradient() {
+fn evaluation_inside_a_gradient() {
     let _turn = turn();
     let seen = Mutex::new(Vec::new());
     let function = |x: &Array| -> Result<Array> {
@@ -937,11 +936,11 @@ fn evaluation_inside_of_a_gradient() {
     assert_eq!((gradient.item_exact::<f32>(), seen.into_inner().unwrap()), (6.0, vec![15.0]));
 }
 
-/// What is no array is an error, here as in stock MLX.
+/// Waiting for an array that does not exist is an error, as in stock MLX.
 #[test]
-fn waiting_for_no_array() {
+fn waiting_for_an_array_that_does_not_exist() {
     let _turn = turn();
-    // mlx-rs turns the error into a message of its own, of the thread.
+    // mlx-rs installs its error handler, without which mlx-c would end the program.
     transforms::eval([&Array::from_f32(1.0)]).unwrap();
     // SAFETY: calls of mlx-c with what its functions made.
     unsafe {
@@ -950,8 +949,8 @@ fn waiting_for_no_array() {
     }
 }
 
-/// Several threads build graphs that are longer than MLX lets them get ahead, and wait for them: one of them works on
-/// kernels meanwhile, the others sleep.
+/// Several threads build graphs with more operations than MLX queues, and wait for them. One of them works on kernels
+/// meanwhile, the others sleep.
 #[test]
 fn threads_that_wait_for_long_graphs() {
     let _turn = turn();
@@ -959,7 +958,7 @@ fn threads_that_wait_for_long_graphs() {
         for seed in 0..4_u16 {
             scope.spawn(move || {
                 let start = f32::from(seed);
-                // Large enough to be shared among threads; exact in float32.
+                // Large enough for several threads, and exact in float32.
                 let (mut y, step) = (
                     Array::from_slice(&[start; 40_000], &[40, 1000]),
                     Array::from_slice(&[0.5; 40_000], &[40, 1000]),
@@ -976,9 +975,9 @@ fn threads_that_wait_for_long_graphs() {
     });
 }
 
-/// A parent process: what its child finds in the environment and cannot use is named, and the rest goes on.
+/// Runs this test again as a child process, which names the environment variables that it ignores and goes on.
 #[test]
-fn words_in_the_environment_that_say_nothing_are_named() {
+fn environment_variables_that_are_ignored_are_named() {
     let _turn = turn();
     let name = "CPU_KERNELS_TEST_WORDS";
     if std::env::var_os(name).is_some() {
@@ -988,7 +987,7 @@ fn words_in_the_environment_that_say_nothing_are_named() {
     }
     let words = [("MLX_CPU_KERNELS", "of"), ("MLX_CPU_ISA", "avx9"), ("MLX_CPU_THREADS", "two")];
     let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "words_in_the_environment_that_say_nothing_are_named"])
+        .args(["--exact", "environment_variables_that_are_ignored_are_named"])
         .env(name, "1")
         .envs(words)
         .output()
@@ -1000,7 +999,7 @@ fn words_in_the_environment_that_say_nothing_are_named() {
     }
 }
 
-/// A parent process: what its child, with kernels turned off by the environment, computes.
+/// Runs this test again as a child process with kernels turned off by the environment, and compares what it computes.
 #[test]
 fn off_by_environment_means_stock_mlx() {
     let _turn = turn();
@@ -1011,7 +1010,7 @@ fn off_by_environment_means_stock_mlx() {
     };
     let name = "CPU_KERNELS_TEST_FILE";
     if let Some(file) = std::env::var_os(name) {
-        // The child: turning them on does not.
+        // The child process: here kernels cannot be turned on.
         set_enabled(true);
         assert!(!mlx_sys::cpu_kernels::is_enabled());
         let bits: Vec<u8> =

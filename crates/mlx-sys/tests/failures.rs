@@ -1,7 +1,7 @@
-//! Every way in which the build can fail says what to do.
+//! Every failure of the build says what to do.
 //!
-//! Each test runs the build script again, as cargo would, in a world where one thing is missing:
-//! an empty folder for downloads, a PATH with only the named programs, an index that nobody serves.
+//! Each test runs the build script as cargo would, in an environment where one thing is missing: with an empty folder for
+//! downloads, a PATH with a few programs, and a package index that does not answer.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -12,31 +12,31 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A world to build in.
-struct World {
+/// An environment to build in.
+struct Environment {
     folder: TempDir,
     env: Vec<(&'static str, PathBuf)>,
 }
 
-impl World {
-    /// Everything is there but a network.
+impl Environment {
+    /// An environment with all programs and without a network.
     fn offline() -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in ["bin", "home", "out", "no-wheels"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let world = Self { folder, env: Vec::new() };
+        let environment = Self { folder, env: Vec::new() };
         for program in ["c++", "cc", "as", "ld", "getconf", "rustc"] {
-            world.link(program);
+            environment.link(program);
         }
-        // By its real place: what PATH finds may be a shim that needs more programs.
+        // By its real path: the one in PATH may be a script that needs other programs.
         let python =
             Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-        world.script(
+        environment.script(
             "python3",
             &format!("exec '{}' \"$@\"", String::from_utf8(python.stdout).unwrap().trim()),
         );
-        world
+        environment
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// Puts a program of our own in the place of one.
+    /// Replaces a program by a shell script.
     fn script(&self, program: &str, body: &str) {
         let file = self.path("bin").join(program);
         let _ = fs::remove_file(&file);
@@ -70,14 +70,14 @@ impl World {
         self
     }
 
-    /// What the build script says while it fails.
+    /// Runs the build script and returns its error message.
     fn failure(&self) -> String {
         let arch = std::env::consts::ARCH;
         let target = format!("{arch}-unknown-linux-gnu");
         let output = Command::new(env!("MLX_SYS_BUILD_SCRIPT"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdin(Stdio::null())
-            // What cargo sets.
+            // Variables that cargo sets.
             .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"))
             .env("OUT_DIR", self.path("out"))
             .env("TARGET", &target)
@@ -85,7 +85,7 @@ impl World {
             .env("OPT_LEVEL", "0")
             .env("CARGO_CFG_TARGET_VENDOR", "unknown")
             .env("CARGO", std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            // The world.
+            // The environment of the test.
             .env("PATH", self.path("bin"))
             .env("MLX_SYS_HOME", self.path("home"))
             .env("PIP_INDEX_URL", "http://127.0.0.1:9/")
@@ -105,7 +105,7 @@ impl World {
         let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("cargo::error=")).collect();
         let said = said.join("\n");
         assert!(said.contains("what to do: "), "{said}");
-        // A failure leaves nothing behind that a later build would take for whole.
+        // A failure leaves no folder that a later build would use.
         let left: Vec<_> =
             fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
         assert!(left.is_empty(), "{left:?}");
@@ -137,35 +137,35 @@ fn assert_says(said: &str, needles: &[&str]) {
 
 #[test]
 fn no_compiler() {
-    let said = World::offline().without("c++").failure();
+    let said = Environment::offline().without("c++").failure();
     assert_says(&said, &["no working C++ compiler", "apt install g++", "CXX"]);
 }
 
 #[test]
 fn a_compiler_that_does_not_run() {
-    let said = World::offline().with("CXX", "/no/such/compiler").failure();
+    let said = Environment::offline().with("CXX", "/no/such/compiler").failure();
     assert_says(&said, &["no working C++ compiler", "/no/such/compiler"]);
 }
 
 #[test]
 fn no_python() {
-    let said = World::offline().without("python3").failure();
+    let said = Environment::offline().without("python3").failure();
     assert_says(&said, &["no Python 3 called `python3`", "apt install python3 python3-pip", "MLX_PREFIX"]);
 }
 
 #[test]
 fn no_pip() {
-    let world = World::offline();
-    world.script(
+    let environment = Environment::offline();
+    environment.script(
         "python3",
         r#"[ "$1" = --version ] && echo Python 3.11.2 || { echo No module named pip >&2; exit 1; }"#,
     );
-    assert_says(&world.failure(), &["has no pip", "apt install python3-pip"]);
+    assert_says(&environment.failure(), &["has no pip", "apt install python3-pip"]);
 }
 
 #[test]
 fn no_network() {
-    let said = World::offline().failure();
+    let said = Environment::offline().failure();
     assert_says(
         &said,
         &["pip cannot reach a package index that has mlx-cpu-0.32.2", "connect to the network", "MLX_PREFIX"],
@@ -174,112 +174,116 @@ fn no_network() {
 
 #[test]
 fn a_download_with_another_hash() {
-    let world = World::offline();
+    let environment = Environment::offline();
     let arch = std::env::consts::ARCH;
-    let wheel = world.path("no-wheels").join(format!("mlx_cpu-0.32.2-py3-none-manylinux_2_35_{arch}.whl"));
+    let wheel =
+        environment.path("no-wheels").join(format!("mlx_cpu-0.32.2-py3-none-manylinux_2_35_{arch}.whl"));
     write_wheel(&wheel);
-    assert_says(&world.failure(), &["its hash differs", "pip cache purge", "PIP_FIND_LINKS"]);
+    assert_says(&environment.failure(), &["its hash differs", "pip cache purge", "PIP_FIND_LINKS"]);
 }
 
 #[test]
 fn an_old_glibc() {
-    let world = World::offline();
-    world.script("getconf", "echo glibc 2.31");
-    assert_says(&world.failure(), &["this system has glibc 2.31", "needs 2.35", "Ubuntu 22.04"]);
+    let environment = Environment::offline();
+    environment.script("getconf", "echo glibc 2.31");
+    assert_says(&environment.failure(), &["this system has glibc 2.31", "needs 2.35", "Ubuntu 22.04"]);
 }
 
 #[test]
 fn no_libclang() {
-    let world = World::offline();
-    let prefix = world.mlx([0, 32, 2], true);
-    let said = world.with("MLX_PREFIX", prefix).with("LIBCLANG_PATH", "/no/such/folder").failure();
+    let environment = Environment::offline();
+    let prefix = environment.mlx([0, 32, 2], true);
+    let said = environment.with("MLX_PREFIX", prefix).with("LIBCLANG_PATH", "/no/such/folder").failure();
     assert_says(&said, &["no libclang at LIBCLANG_PATH=/no/such/folder", "unset it"]);
 }
 
 #[test]
 fn no_libclang_and_no_network() {
-    let world = World::offline();
-    let prefix = world.mlx([0, 32, 2], true);
-    // Where the system has a libclang, the build gets further, to the compiler and this empty MLX.
-    let said = world.with("MLX_PREFIX", prefix).failure();
+    let environment = Environment::offline();
+    let prefix = environment.mlx([0, 32, 2], true);
+    // If the system has a libclang, the build goes on until the compiler finds that this MLX is empty.
+    let said = environment.with("MLX_PREFIX", prefix).failure();
     let missing = said.contains("apt install libclang-dev");
     assert!(missing || said.contains("mlx-c does not compile"), "{said}");
 }
 
 #[test]
 fn an_installed_mlx_of_another_version() {
-    let world = World::offline();
-    let prefix = world.mlx([0, 31, 1], true);
+    let environment = Environment::offline();
+    let prefix = environment.mlx([0, 31, 1], true);
     assert_says(
-        &world.with("MLX_PREFIX", prefix).failure(),
+        &environment.with("MLX_PREFIX", prefix).failure(),
         &["holds MLX 0.31.1", "needs 0.32.2", "unset it"],
     );
 }
 
 #[test]
 fn an_installed_mlx_without_its_library() {
-    let world = World::offline();
-    let prefix = world.mlx([0, 32, 2], false);
+    let environment = Environment::offline();
+    let prefix = environment.mlx([0, 32, 2], false);
     assert_says(
-        &world.with("MLX_PREFIX", prefix).failure(),
+        &environment.with("MLX_PREFIX", prefix).failure(),
         &["no lib/libmlx.so", "MLX_PREFIX must name a folder"],
     );
 }
 
 #[test]
 fn a_prefix_that_is_not_there() {
-    let said = World::offline().with("MLX_PREFIX", "/no/such/prefix").failure();
+    let said = Environment::offline().with("MLX_PREFIX", "/no/such/prefix").failure();
     assert_says(&said, &["MLX_PREFIX=/no/such/prefix", "version.h"]);
 }
 
 #[test]
 fn a_prefix_that_holds_no_mlx() {
-    let world = World::offline();
-    let prefix = world.path("no-wheels");
-    assert_says(&world.with("MLX_PREFIX", prefix).failure(), &["no version of MLX", "version.h"]);
+    let environment = Environment::offline();
+    let prefix = environment.path("no-wheels");
+    assert_says(&environment.with("MLX_PREFIX", prefix).failure(), &["no version of MLX", "version.h"]);
 }
 
 #[test]
 fn a_target_without_mlx() {
-    let said = World::offline().with("TARGET", "riscv64gc-unknown-linux-gnu").failure();
+    let said = Environment::offline().with("TARGET", "riscv64gc-unknown-linux-gnu").failure();
     assert_says(&said, &["no MLX for the target riscv64gc-unknown-linux-gnu", "x86_64-unknown-linux-gnu"]);
 }
 
 #[test]
 fn a_folder_that_no_program_can_load_from() {
-    let world = World::offline();
-    let home = world.path("home:or$not");
-    assert_says(&world.with("MLX_SYS_HOME", home).failure(), &["whose name has a : or a $", "MLX_SYS_HOME"]);
+    let environment = Environment::offline();
+    let home = environment.path("home:or$not");
+    assert_says(
+        &environment.with("MLX_SYS_HOME", home).failure(),
+        &["whose name has a : or a $", "MLX_SYS_HOME"],
+    );
 }
 
-/// What is damaged is made again, and not taken for whole.
+/// A damaged folder is made again.
 #[test]
 fn a_damaged_store() {
-    let world = World::offline();
+    let environment = Environment::offline();
     let arch = std::env::consts::ARCH;
-    let store = world.path("damaged");
+    let store = environment.path("damaged");
     fs::create_dir_all(store.join(format!("mlx-cpu-0.32.2-{arch}/mlx/lib"))).unwrap();
-    let said = world.with("MLX_SYS_HOME", store).failure();
+    let said = environment.with("MLX_SYS_HOME", store).failure();
     assert_says(&said, &["pip cannot reach a package index that has mlx-cpu"]);
 }
 
 #[test]
 fn no_home() {
-    let said = World::offline().with("MLX_SYS_HOME", "").with("HOME", "").failure();
+    let said = Environment::offline().with("MLX_SYS_HOME", "").with("HOME", "").failure();
     assert_says(&said, &["HOME is not set", "MLX_SYS_HOME"]);
 }
 
 #[test]
 fn no_sources_of_mlx_c() {
-    let world = World::offline();
-    let prefix = world.mlx([0, 32, 2], true);
-    world.script("cargo", "echo 'error: failed to download' >&2; exit 101");
-    let cargo = world.path("bin/cargo");
-    let said = world.with("MLX_PREFIX", prefix).with("CARGO", cargo).failure();
+    let environment = Environment::offline();
+    let prefix = environment.mlx([0, 32, 2], true);
+    environment.script("cargo", "echo 'error: failed to download' >&2; exit 101");
+    let cargo = environment.path("bin/cargo");
+    let said = environment.with("MLX_PREFIX", prefix).with("CARGO", cargo).failure();
     assert_says(&said, &["mlx-sys 0.7.0", "failed to download", "connect to the network"]);
 }
 
-/// A wheel as pip wants it, made by Python, whose contents are not MLX.
+/// Makes a wheel that pip accepts and that is not MLX.
 fn write_wheel(file: &Path) {
     let script = r#"
 import sys, zipfile
