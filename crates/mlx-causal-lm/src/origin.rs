@@ -11,14 +11,14 @@ use mlx_rs::{Array, Dtype};
 
 use crate::CausalLm;
 
-/// Elements of a vector that the digest of the weights looks at, spread evenly. Of a matrix it looks at one element of
-/// each row.
+/// How many elements of a vector go into the digest of the weights, spread evenly. Of a matrix, one element of each row
+/// does.
 const SAMPLES: i32 = 4096;
 
-/// What makes the keys and values of this model, as a cache of so many `tokens` says it in its file.
+/// Identifies the model that computed a cache of this many `tokens`, for the file of the cache.
 ///
-/// Of each weight one element of every row is looked at, so that this takes milliseconds and a row that was trained is
-/// seen. Weights that were not evaluated yet are.
+/// The digest of the weights reads one element of every row of each weight: that takes milliseconds, and still changes
+/// when a row was trained. Weights that are not in memory yet are evaluated.
 ///
 /// # Errors
 ///
@@ -47,8 +47,8 @@ pub fn made_by(model: &dyn CausalLm, tokens: i32) -> Result<MadeBy, Exception> {
     })
 }
 
-/// A digest of a model's config, for [`ModelInfo::config_digest`](crate::ModelInfo::config_digest): of everything
-/// that its `Debug` shows.
+/// A digest of a model's config, for [`ModelInfo::config_digest`](crate::ModelInfo::config_digest). It covers the whole
+/// `Debug` output, so names and order of the fields count, too.
 pub fn digest(config: &impl Debug) -> String {
     format!("{:08x}", crc32fast::hash(format!("{config:?}").as_bytes()))
 }
@@ -67,12 +67,12 @@ fn digest_of(parameters: &[(&str, &Array)]) -> Result<String, Exception> {
     Ok(format!("{:08x}", hasher.finalize()))
 }
 
-/// The bytes of some elements of an array.
+/// The bytes of a sample of an array's elements.
 fn sample(array: &Array) -> Result<Array, Exception> {
     let elements = match *array.shape() {
         [.., rows, columns] if rows > 0 && columns > 0 => {
             let matrix = array.reshape(&[-1, columns])?; // [R, C]
-            // Another column for each row, so that a column that was trained is seen too.
+            // Another column for each row, so that the digest also changes when one column was trained.
             let places: Vec<i32> =
                 (0..matrix.dim(0)).map(|row| row.wrapping_mul(7919).rem_euclid(columns)).collect();
             take_along_axis(&matrix, Array::from_slice(&places, &[matrix.dim(0), 1]), -1)?

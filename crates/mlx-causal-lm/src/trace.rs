@@ -1,4 +1,4 @@
-//! What a model computes on the way, by name.
+//! The intermediate results of a model, by name.
 
 use std::collections::BTreeMap;
 
@@ -7,34 +7,35 @@ use mlx_tap::{Site, record};
 
 use crate::CausalLm;
 
-/// An output on the way from tokens to logits.
+/// The output of a layer or of a step between tokens and logits.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// The block that it comes from, counted from 0; none before the first and after the last.
+    /// The block that it belongs to, counted from 0; `None` before the first block and after the last.
     pub block: Option<usize>,
-    /// The layer, as the checkpoint's keys have it, without what stands for the block: `self_attn.q_proj` of
-    /// `model.layers.3.self_attn.q_proj.weight`. Steps without parameters have names of their own:
+    /// The name of the layer in the keys of the checkpoint, without the part for the block: `self_attn.q_proj` for
+    /// `model.layers.3.self_attn.q_proj.weight`. Steps without parameters have these names:
     ///
     /// | name | output | shape |
     /// |---|---|---|
-    /// | `embeddings` | what goes into the first block | `[B, L, D]` |
+    /// | `embeddings` | the input of the first block | `[B, L, D]` |
     /// | `rotated queries` | queries after the rotation | `[B, H, L, d]` |
     /// | `rotated keys` | keys after the rotation | `[B, H_kv, L, d]` |
-    /// | `attention` | what the heads read, before they are merged | `[B, H, L, d]` |
-    /// | `gated` | what goes into the last projection of the feed-forward network | `[B, L, F]` |
-    /// | `output` | the residual stream behind a block | `[B, L, D]` |
-    /// | `logits` | what the head answers | `[B, L, V]` |
+    /// | `attention` | the output of each attention head | `[B, H, L, d]` |
+    /// | `gated` | the input of the last projection of the feed-forward network | `[B, L, F]` |
+    /// | `output` | the residual stream after a block | `[B, L, D]` |
+    /// | `logits` | the output of the head | `[B, L, V]` |
     pub name: String,
-    /// Perhaps not computed yet.
+    /// The output, which may not be computed yet.
     pub output: Array,
 }
 
-/// Calls `run` with the model, and answers with what it answers and every output on the way, in order.
+/// Calls `run` with the model. Returns the result of `run` and, in order, every output that a layer or step computed
+/// during the call.
 ///
-/// For the search of a difference between two programs: the first output that differs is where to look. A model's
-/// own code has nothing for this, its layers offer what they answer (`mlx-tap`). All outputs stay in memory until
-/// they are dropped. Where `run` reads tokens several times, as a session does over LongRoPE's border, a name
-/// comes several times, too; the last is what the answer comes from.
+/// This finds where two programs begin to differ: at the first output that is not the same. The code of a model needs
+/// nothing for it, because its layers offer their outputs to `mlx-tap`. All outputs stay in memory until they are
+/// dropped. Where `run` reads tokens several times, as a session does when it crosses LongRoPE's border, a name occurs
+/// several times, and its last occurrence led to the result.
 ///
 /// ```no_run
 /// # use mlx_causal_lm::{CausalLm, Logits, trace};
@@ -43,8 +44,8 @@ pub struct Traced {
 /// # fn f(model: &mut dyn CausalLm) -> Result<(), Box<dyn std::error::Error>> {
 /// let tokens = Array::from_slice(&[3_u32, 1, 4], &[1, 3]);
 /// let mut cache = model.new_cache(&CacheOptions::default())?;
-/// let (logits, on_the_way) = trace(model, |model| model.forward(&tokens, &mut cache, Logits::Last));
-/// for traced in on_the_way {
+/// let (logits, outputs) = trace(model, |model| model.forward(&tokens, &mut cache, Logits::Last));
+/// for traced in outputs {
 ///     println!("{:?} {}: {:?}", traced.block, traced.name, traced.output.shape());
 /// }
 /// # logits?;
@@ -63,7 +64,7 @@ pub fn trace<R>(model: &mut dyn CausalLm, run: impl FnOnce(&mut dyn CausalLm) ->
     let traced = taps.into_iter().filter_map(|tap| {
         let name = match tap.site {
             Site::Step(name) => name.to_owned(),
-            // A layer of something else that runs on this thread has no name here.
+            // A layer of another model that ran on this thread has no name here.
             Site::Layer { parameter } => inside_block(layers.get(&parameter)?, tap.block),
         };
         Some(Traced { block: tap.block, name, output: tap.output })
@@ -85,7 +86,7 @@ mod tests {
     use super::inside_block;
 
     #[test]
-    fn names_leave_out_what_stands_for_the_block() {
+    fn names_leave_out_the_part_for_the_block() {
         let of = |layer, block| inside_block(layer, block);
         assert_eq!(of("model.layers.3.self_attn.q_proj", Some(3)), "self_attn.q_proj");
         assert_eq!(of("transformer.layers.13.attention.norm", Some(13)), "attention.norm");

@@ -60,11 +60,10 @@ pub struct Layer {
     pub rope: Rope,
 }
 
-impl Layer {
-    /// What the layer needs of a cache, with this number of key-value heads and features of a head.
-    pub fn spec(&self, heads: i32, head_dim: i32) -> LayerSpec {
-        LayerSpec { kind: self.kind, heads, key_dim: head_dim, value_dim: head_dim }
-    }
+/// What each layer needs of its cache, with this number of key-value heads and of features of a head.
+pub fn specs(layers: &[Layer], heads: i32, head_dim: i32) -> Vec<LayerSpec> {
+    let spec = |layer: &Layer| LayerSpec { kind: layer.kind, heads, key_dim: head_dim, value_dim: head_dim };
+    layers.iter().map(spec).collect()
 }
 
 /// The bases of the frequencies where the config has none: those of the architecture, if it has any.

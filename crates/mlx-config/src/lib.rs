@@ -23,7 +23,7 @@ mod error;
 mod layers;
 
 pub use error::ConfigError;
-pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike};
+pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, specs};
 
 use mlx_rope::RopeKeys;
 

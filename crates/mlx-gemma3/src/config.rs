@@ -4,7 +4,7 @@ use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
     Bases, ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers, limits, off, only,
-    positive, size,
+    positive, size, specs,
 };
 use mlx_rope::{MlxLmReads, RopeKeys};
 use mlx_rs::Dtype;
@@ -184,11 +184,7 @@ impl Config {
             model_type: self.model_type.to_owned(),
             vocab_size: self.vocab_size,
             context_length: self.context_length,
-            layers: self
-                .layers
-                .iter()
-                .map(|layer| layer.spec(self.num_key_value_heads, self.head_dim))
-                .collect(),
+            layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
             dtype,
             // Keys and values depend on everything else.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
@@ -211,18 +207,9 @@ fn read_multimodal(checkpoint: &Checkpoint) -> Result<(RawConfig, RopeKeys), Loa
 /// transformers, which the released configs of this type rely on.
 fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigError> {
     let Multimodal { text_config: mut raw, vocab_size, tie_word_embeddings } = config;
-    let number = |first_key, second_key, first: Option<i64>, second: Option<i64>| match (first, second) {
-        (Some(first), Some(second)) if first != second => Err(ConfigError::Contradiction {
-            first_key,
-            first: first.to_string(),
-            second_key,
-            second: second.to_string(),
-        }),
-        (first, second) => Ok(first.or(second)),
-    };
     only("text_config.model_type", raw.model_type.as_ref(), TEXT)?;
-    raw.vocab_size =
-        number("vocab_size", "text_config.vocab_size", vocab_size, raw.vocab_size)?.or(Some(262_208));
+    let vocab_size = one_of(("vocab_size", vocab_size), ("text_config.vocab_size", raw.vocab_size))?;
+    raw.vocab_size = vocab_size.or(Some(262_208));
     // The outer one counts, as in transformers, which leaves the inner one at its default when it saves.
     raw.tie_word_embeddings = tie_word_embeddings.or(raw.tie_word_embeddings);
     raw.num_attention_heads.get_or_insert(8);
@@ -231,15 +218,22 @@ fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigErro
     Ok(raw)
 }
 
-/// Which layers are global where no list says it: every n-th.
+/// After how many layers a global one comes, where no list gives the kind of each layer.
 fn pattern(raw: &RawConfig) -> Result<usize, ConfigError> {
-    let (first_key, second_key) = ("sliding_window_pattern", "_sliding_window_pattern");
-    let n = match (raw.sliding_window_pattern, raw._sliding_window_pattern) {
+    let (first, second) = (raw.sliding_window_pattern, raw._sliding_window_pattern);
+    let n = one_of(("sliding_window_pattern", first), ("_sliding_window_pattern", second))?.unwrap_or(6);
+    Ok(size("sliding_window_pattern", n, limits::LAYERS)? as usize)
+}
+
+type Key = (&'static str, Option<i64>);
+
+/// A number that a config may state under two keys, which must then agree.
+fn one_of((first_key, first): Key, (second_key, second): Key) -> Result<Option<i64>, ConfigError> {
+    match (first, second) {
         (Some(first), Some(second)) if first != second => {
             let (first, second) = (first.to_string(), second.to_string());
-            return Err(ConfigError::Contradiction { first_key, first, second_key, second });
+            Err(ConfigError::Contradiction { first_key, first, second_key, second })
         }
-        (first, second) => first.or(second).unwrap_or(6),
-    };
-    Ok(size(first_key, n, limits::LAYERS)? as usize)
+        (first, second) => Ok(first.or(second)),
+    }
 }

@@ -1,4 +1,4 @@
-//! The norms beside the same computations in plain mlx-rs operations: `cargo bench -p mlx-norms`.
+//! The norms compared with the same computations in plain mlx-rs operations: `cargo bench -p mlx-norms`.
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails has nothing to say")]
 
 use std::hint::black_box;

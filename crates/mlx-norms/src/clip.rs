@@ -9,25 +9,24 @@ use mlx_rs::{Array, Dtype};
 /// The largest finite float16: `(2 - 2^-10) * 2^15`. Eleven bits of precision, largest exponent 15.
 const LARGEST_FLOAT16: f32 = 65504.0;
 
-/// Adds what a block computed to the residual stream, within the range of float16.
+/// Adds the output of a block to the residual stream, within the range of float16.
 ///
 /// For a float16 `x` the result is `clip(x + y, -65504, 65504)`, with the sum in float32 and the
 /// clipped sum cast to float16. For any other dtype of `x` it is `x + y`.
 ///
 /// # Why
 ///
-/// Gemma is trained in bfloat16, which reaches as far as float32 (3.4e38), and the residual streams
-/// of its models pass 65504, the largest float16. There a float16 sum becomes infinite; the next
-/// norm divides infinity by infinity, and every later token is NaN. Clipping keeps such a feature at
-/// the largest number that there is. bfloat16 and float32 have room, so nothing is done for them.
+/// Gemma is trained in bfloat16, which has the range of float32 (up to 3.4e38), and the residual streams of its models
+/// exceed 65504, the largest float16. There a float16 sum becomes infinite; the next norm divides infinity by infinity,
+/// and every later token is NaN. Clipping keeps such a feature at the largest float16. bfloat16 and float32 need no
+/// clipping.
 ///
 /// # The arithmetic
 ///
-/// float32 has 24 bits of precision, which is 2 * 11 + 2 for float16's 11, so rounding the sum to
-/// float32 and then to float16 gives what one rounding of the exact sum gives. The result is the sum
-/// that float16 arithmetic gives wherever that is finite, and 65504 with its sign elsewhere: for
-/// infinite `x` or `y` as well. NaN stays NaN, and so does infinity less infinity. The gradient is
-/// zero where the sum was clipped.
+/// float32 has 24 bits of precision, which is 2 * 11 + 2 for float16's 11. Rounding the sum to float32 and then to
+/// float16 therefore gives the same as rounding the exact sum once. So the result is the sum of float16 arithmetic
+/// wherever that is finite, and 65504 with the sign of the sum elsewhere, also for an infinite `x` or `y`. NaN, and
+/// infinity minus infinity, give NaN. The gradient is zero where the sum was clipped.
 ///
 /// # Shapes
 ///
@@ -54,7 +53,7 @@ pub fn clip_residual(x: &Array, y: &Array) -> Result<Array> {
     clip(sum, (-LARGEST_FLOAT16, LARGEST_FLOAT16))?.as_dtype(Dtype::Float16)
 }
 
-/// [`clip_residual`] as a layer without parameters, of the residual stream and what is added to it.
+/// [`clip_residual`] as a layer without parameters. Its input is the residual stream and the addend.
 ///
 /// ```
 /// use mlx_norms::ClipResidual;

@@ -1,33 +1,34 @@
 //! Normalization for language models: RMSNorm, Gemma's offset RMSNorm, Gemma's clipped residual.
 //!
-//! API: usable without the rest of this workspace.
+//! API: usable without the rest of this workspace; `mlx-rs` is the only dependency.
 //!
 //! # Why normalize
 //!
-//! A transformer's block adds its result to what came in, so the vectors of the residual stream grow
-//! with depth. Each layer would see inputs of another scale, and the scale would drift in training.
-//! Root mean square normalization divides a vector of `D` features by its own size before a layer
-//! reads it, and lets the layer learn how loud each feature should be:
+//! Each block of a transformer adds its result to its input, so the vectors of the residual stream grow with depth.
+//! Without a norm, every layer would see inputs of another scale, and that scale would drift during training. Root mean
+//! square normalization divides a vector of `D` features by its own size before a layer reads it, and multiplies each
+//! feature by a learned scale `g_j`:
 //!
 //! ```text
 //! y_j = x_j / r * g_j        r = sqrt((x_1² + ... + x_D²) / D + eps)
 //! ```
 //!
-//! For `eps = 0` the result does not change when `x` is multiplied by a positive number, and with
-//! all `g_j = 1` its mean square is 1. `eps` keeps a vector of zeros from being divided by zero.
-//! Layer normalization subtracts the mean first and adds a bias last; RMSNorm does neither.
+//! With `eps = 0` the result does not change when `x` is multiplied by a positive number, and with all `g_j = 1` its
+//! mean square is 1. `eps` prevents a division by zero when all features are 0. Layer normalization also subtracts the
+//! mean and adds a bias; RMSNorm does neither.
 //!
-//! # The parts
+//! # Contents
 //!
 //! | function | module | `g` | used by |
 //! |---|---|---|---|
 //! | [`rms_norm`] | [`RmsNorm`] | the weight | Llama, Phi-3, OLMo, Lille |
 //! | [`offset_rms_norm`] | [`OffsetRmsNorm`] | 1 + the weight | Gemma |
-//! | [`clip_residual`] | [`ClipResidual`] | | Gemma, where the residual stream is added up |
+//! | [`clip_residual`] | [`ClipResidual`] | | Gemma, for the sums of the residual stream |
 //!
-//! The modules implement mlx-rs's [`Module`](mlx_rs::module::Module) and
-//! [`ModuleParameters`](mlx_rs::module::ModuleParameters): its optimizers, `value_and_grad`, loading
-//! and saving work on them.
+//! The modules implement [`Module`](mlx_rs::module::Module) and
+//! [`ModuleParameters`](mlx_rs::module::ModuleParameters) of mlx-rs, so its optimizers, `value_and_grad`, loading and
+//! saving work on them. With the feature `tap` the modules offer their outputs to `mlx-tap`, which traces what a model
+//! computes.
 //!
 //! ```
 //! use approx::assert_abs_diff_eq;
@@ -56,7 +57,7 @@ pub use rms::{RmsNorm, rms_norm};
 #[cfg(feature = "tap")]
 use mlx_tap::layer as offer;
 
-/// Without the feature `tap` nobody asks for outputs.
+/// Does nothing without the feature `tap`.
 #[cfg(not(feature = "tap"))]
 fn offer(_weight: &mlx_rs::Array, _output: &mlx_rs::Array) {}
 

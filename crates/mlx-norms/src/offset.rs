@@ -1,4 +1,4 @@
-//! Gemma's RMSNorm, whose parameter is the distance of the scale from 1.
+//! Gemma's RMSNorm, whose parameter is the scale minus 1.
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -8,8 +8,8 @@ use crate::{RmsNorm, rms_norm};
 
 /// Gemma's root mean square normalization as a function: `x / sqrt(mean(x²) + eps) * (1 + weight)`.
 ///
-/// The parameter is the distance of the scale from 1: weights of zero are the identity, and weight
-/// decay pulls the scale to 1 instead of to 0.
+/// The parameter is the scale minus 1. A weight of 0 thus leaves a feature at its normalized value, and weight decay pulls
+/// the scale to 1 instead of to 0.
 ///
 /// # Shapes
 ///
@@ -17,10 +17,9 @@ use crate::{RmsNorm, rms_norm};
 ///
 /// # Dtypes
 ///
-/// Any float. The sum `1 + weight` is rounded to the dtype of `weight`, as mlx-lm does; in bfloat16,
-/// with steps of 2^-7 above 1, that loses much of a small weight. transformers adds in float32; a
-/// caller who wants that hands in a float32 weight. The statistics are computed in float32; the
-/// result has the common dtype of `x` and `weight`.
+/// Any float. The sum `1 + weight` is rounded to the dtype of `weight`, as in mlx-lm. In bfloat16, whose steps above 1
+/// are 2^-7, that loses much of a small weight. transformers adds in float32; pass a float32 weight for that. The mean
+/// square is computed in float32; the result has the common dtype of `x` and `weight`.
 ///
 /// # Errors
 ///
@@ -35,26 +34,24 @@ pub fn offset_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
     rms_norm(x, &one_plus(weight)?, eps)
 }
 
-/// `1 + weight` in the dtype of `weight`. A plain `1.0_f32` would make the sum, and with it the
-/// activations, float32.
+/// `1 + weight` in the dtype of `weight`. A plain `1.0_f32` would make the sum float32, and with it the activations.
 fn one_plus(weight: &Array) -> Result<Array> {
     Array::from_f32(1.0).as_dtype(weight.dtype())?.add(weight)
 }
 
 /// [`offset_rms_norm`] as a layer, which adds the 1 once and not in every call.
 ///
-/// The parameter `weight` is the checkpoint's value, for optimizers and for saving. The sum
-/// `1 + weight` is made by the first [`forward`](Module::forward) after the weight was set and kept
-/// for the calls that follow.
+/// The parameter `weight` is the checkpoint's value; optimizers change it and files store it. The first
+/// [`forward`](Module::forward) after the weight was set computes the sum `1 + weight` and keeps it for later calls.
 ///
-/// # Why the kept sum is never stale
+/// # Why the kept sum always matches the weight
 ///
-/// The weight is private. Whoever replaces it, be it an optimizer, `update`, `load_safetensors`,
-/// `value_and_grad` or a compiled function that takes this layer as its state, goes through
-/// [`ModuleParameters::parameters_mut`], and that forgets the sum. The references that it gives out
-/// borrow the layer, so no call can come between the forgetting and the last write.
+/// The weight is private and can only be replaced through [`ModuleParameters::parameters_mut`], which discards the sum.
+/// Optimizers, `update`, `load_safetensors`, `value_and_grad` and compiled functions with this layer as their state all
+/// go through it. The references that it returns borrow the layer, so no call of `forward` can happen before the last
+/// write through them.
 ///
-/// Function transformations need nothing more: they put their traced weight in the same way, the
+/// Function transformations work for the same reason: they insert their traced weight through `parameters_mut`, the
 /// traced call adds the 1 to it, and gradients flow through that sum to `weight`.
 ///
 /// ```
@@ -76,14 +73,14 @@ fn one_plus(weight: &Array) -> Result<Array> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct OffsetRmsNorm {
-    /// Holds the parameter under its name; its own forward is not used.
+    /// Holds the parameter under its name. Its own `forward` is not used.
     parameter: RmsNorm,
-    /// `1 + weight`, unless the weight may have changed since.
+    /// `1 + weight`, or `None` where the weight may have changed since the last call.
     scale: Option<Array>,
 }
 
 impl OffsetRmsNorm {
-    /// A layer with the checkpoint's weight `[D]`, which is the scale less 1.
+    /// A layer with the checkpoint's weight `[D]`, which is the scale minus 1.
     pub fn new(weight: Array, eps: f32) -> Self {
         Self { parameter: RmsNorm::new(weight, eps), scale: None }
     }
@@ -117,7 +114,7 @@ impl Module<&Array> for OffsetRmsNorm {
     fn training_mode(&mut self, _mode: bool) {}
 }
 
-/// Those of a layer with the one parameter `weight`.
+/// The layer has one parameter, `weight`.
 impl ModuleParameters for OffsetRmsNorm {
     fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
         self.scale = None;
@@ -182,12 +179,12 @@ mod tests {
         assert_eq!(tensor(found), tensor(expected));
     }
 
-    /// What a layer that was just made with this layer's weight answers.
+    /// The output of a new layer with this layer's weight.
     fn fresh(norm: &OffsetRmsNorm) -> Array {
         OffsetRmsNorm::new(norm.weight().clone(), norm.eps()).forward(&x()).unwrap()
     }
 
-    /// The sum of the outputs, so that every one of them has a gradient of 1.
+    /// The sum of the outputs, so that each of them has a gradient of 1.
     fn loss(norm: &mut OffsetRmsNorm, x: &Array) -> Result<Array> {
         norm.forward(x)?.sum(None)
     }
@@ -220,7 +217,7 @@ mod tests {
     fn the_sum_is_made_once() {
         let mut norm = OffsetRmsNorm::new(weight(), 1e-5);
         norm.forward(&x()).unwrap();
-        // A sum that nobody would compute shows whether it is used.
+        // A wrong sum shows whether the kept one is used.
         norm.scale = Some(weight());
         assert_same(&norm.forward(&x()).unwrap(), &rms_norm(&x(), &weight(), 1e-5).unwrap());
     }
@@ -228,7 +225,7 @@ mod tests {
     #[test]
     fn gradients_reach_the_weight() {
         let mut norm = OffsetRmsNorm::new(weight(), 1e-5);
-        norm.forward(&x()).unwrap(); // a sum is kept when the tracing begins
+        norm.forward(&x()).unwrap(); // the layer keeps a sum before the tracing begins
         let (_, gradients) = value_and_grad(loss)(&mut norm, &x()).unwrap();
 
         // d(sum of y)/d(weight_j) is the sum of x_j / r over the rows.
@@ -238,7 +235,7 @@ mod tests {
         let found = tensor(&gradients["weight"]);
         assert_relative_eq!(found, tensor(&expected), epsilon = 1e-6, max_relative = 1e-5);
 
-        // The weight is what it was, and so are the answers.
+        // The weight and the outputs are unchanged.
         assert_same(norm.weight(), &weight());
         assert_same(&norm.forward(&x()).unwrap(), &fresh(&norm));
     }
@@ -344,7 +341,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
-        /// Whatever is done to the layer in whatever order, it answers for the weight that it has.
+        /// Any sequence of changes leaves a layer whose output belongs to its present weight.
         #[test]
         fn the_kept_sum_is_never_stale(steps in prop::collection::vec((0_u8..4, -2.0_f32..2.0), 1..8)) {
             let mut norm = OffsetRmsNorm::new(weight(), 1e-5);

@@ -7,8 +7,8 @@ use mlx_rs::module::{Module, Param};
 
 /// Root mean square normalization as a function: `x / sqrt(mean(x²) + eps) * weight`.
 ///
-/// The mean goes over the last axis. Unlike layer normalization it neither subtracts the mean nor
-/// adds a bias: the paper finds that the rescaling is what helps.
+/// The mean is taken over the last axis. Unlike layer normalization, this neither subtracts the mean nor adds a bias: the
+/// paper finds that the rescaling is what helps.
 ///
 /// # Shapes
 ///
@@ -16,8 +16,8 @@ use mlx_rs::module::{Module, Param};
 ///
 /// # Dtypes
 ///
-/// Any float. The statistics are computed in float32 whatever the dtype of `x`; the result has
-/// the common dtype of `x` and `weight`.
+/// Any float. The mean square is computed in float32 for every dtype of `x`; the result has the common dtype of `x` and
+/// `weight`.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The same bits as mlx-lm, on what `xtask/python/make_norm_fixtures.py` recorded.
+//! The norms give the same bits as mlx-lm, whose results `xtask/python/make_norm_fixtures.py` recorded.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use mlx_testing::tensor;
 /// As in the script.
 const EPS: f32 = 1e-6;
 
-/// The recorded cases of one function, by name: two inputs and what mlx-lm answered.
+/// The recorded cases of one function, by name: two inputs and mlx-lm's output.
 fn cases(file: &str) -> Vec<(String, [Array; 3])> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(file);
     let mut cases: HashMap<String, [Option<Array>; 3]> = HashMap::new();

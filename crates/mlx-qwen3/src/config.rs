@@ -4,7 +4,7 @@ use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
     ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers_alike, limits, off, only,
-    size,
+    size, specs,
 };
 use mlx_kvcache::LayerKind;
 use mlx_rope::{MlxLmReads, RopeKeys};
@@ -113,11 +113,7 @@ impl Config {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size: self.vocab_size,
             context_length: self.context_length,
-            layers: self
-                .layers
-                .iter()
-                .map(|layer| layer.spec(self.num_key_value_heads, self.head_dim))
-                .collect(),
+            layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
             dtype,
             // Keys and values depend on everything else.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),

@@ -1,12 +1,12 @@
-//! What a model computes on the way from tokens to logits.
+//! Records the intermediate results of a model, between tokens and logits.
 //!
-//! API for authors of layers. When two programs answer differently, the question is where that begins. So each
-//! layer offers what it answers to a tap ([`layer`], [`step`]), and whoever looks for a difference opens the tap
-//! around a call ([`record`]). Closed, it costs one look at a variable of the thread, and keeps nothing.
+//! API for authors of layers. When two programs give different logits, one wants to know in which layer the difference
+//! begins. So each layer offers its output to a tap ([`layer`], [`step`]), and [`record`] opens the tap around a call and
+//! returns the outputs. While the tap is closed, an offer costs one look at a thread-local variable and keeps nothing.
 //!
-//! A layer does not know its name, and a model's code should not have to say it twice. What a layer does have is
-//! a parameter, and the model knows all parameters by name: so a layer is known by where its parameter lies in
-//! memory. `mlx_causal_lm::trace` puts the names in.
+//! A layer does not know its own name, and the code of a model should not state each name twice. But a layer has a
+//! parameter, and the model knows all parameters by name. So the tap identifies a layer by the address of its parameter,
+//! and `mlx_causal_lm::trace` replaces the addresses by names.
 //!
 //! ```
 //! use mlx_rs::Array;
@@ -36,12 +36,12 @@ use std::cell::{Cell, RefCell};
 
 use mlx_rs::Array;
 
-/// Where an output comes from.
+/// The source of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Site {
     /// The layer that owns the parameter at this address.
     Layer {
-        /// Of the [`Array`] of the parameter, which stays where it is as long as the model does.
+        /// The address of the parameter's [`Array`], which does not change while the model is borrowed.
         parameter: usize,
     },
     /// A step without parameters, such as a rotation.
@@ -55,25 +55,25 @@ impl Site {
     }
 }
 
-/// An output on the way.
+/// A recorded output.
 #[derive(Debug, Clone)]
 pub struct Tap {
-    /// What answered it.
+    /// Its source.
     pub site: Site,
-    /// Inside which block of the model, counted from 0; none before the first block and after the last.
+    /// The block of the model that it belongs to, counted from 0; `None` before the first block and after the last.
     pub block: Option<usize>,
-    /// Perhaps not computed yet: recording evaluates nothing.
+    /// The output, which may not be computed yet: recording evaluates nothing.
     pub output: Array,
 }
 
 thread_local! {
-    /// Whether anybody records; apart from the rest, so that a closed tap is one load.
+    /// Whether a recording is open. It is a variable of its own so that an offer to a closed tap costs one load.
     static IS_OPEN: Cell<bool> = const { Cell::new(false) };
     static BLOCK: Cell<Option<usize>> = const { Cell::new(None) };
     static TAPS: RefCell<Vec<Tap>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Offers what the layer that owns this parameter answers.
+/// Offers the output of the layer that owns this parameter.
 #[inline]
 pub fn layer(parameter: &Array, output: &Array) {
     if IS_OPEN.get() {
@@ -81,7 +81,7 @@ pub fn layer(parameter: &Array, output: &Array) {
     }
 }
 
-/// Offers what a step without parameters answers. Its name says which, among those of its block.
+/// Offers the output of a step without parameters. The name distinguishes it from the other steps of its block.
 #[inline]
 pub fn step(name: &'static str, output: &Array) {
     if IS_OPEN.get() {
@@ -95,13 +95,13 @@ fn keep(site: Site, output: &Array) {
     TAPS.with_borrow_mut(|taps| taps.push(tap));
 }
 
-/// What is offered until the answer is dropped comes from inside this block.
+/// Enters a block: outputs that are offered until the returned guard is dropped belong to this block.
 #[must_use = "the block ends when this is dropped"]
 pub fn block(index: usize) -> InBlock {
     InBlock { before: BLOCK.replace(Some(index)) }
 }
 
-/// The inside of a block; see [`block`].
+/// The guard of a block; see [`block`].
 #[derive(Debug)]
 pub struct InBlock {
     before: Option<usize>,
@@ -113,18 +113,18 @@ impl Drop for InBlock {
     }
 }
 
-/// Calls `run` with the tap open, and answers with what it answers and all that was offered on this thread
-/// meanwhile, in order.
+/// Calls `run` with the tap open. Returns the result of `run` and, in order, all outputs that were offered on this thread
+/// during the call.
 ///
-/// Every output is kept until the answer is dropped, so the memory is that of all activations. Inside of a
-/// recording another one keeps its outputs for itself.
+/// The outputs stay in memory until they are dropped, so a recording needs the memory of all activations. A recording
+/// inside another one takes its outputs for itself.
 pub fn record<R>(run: impl FnOnce() -> R) -> (R, Vec<Tap>) {
     let _open = Open { was_open: IS_OPEN.replace(true), before: TAPS.take() };
     let answer = run();
     (answer, TAPS.take())
 }
 
-/// Puts back what was there before, after a panic too.
+/// Restores the state from before the recording, after a panic too.
 struct Open {
     was_open: bool,
     before: Vec<Tap>,

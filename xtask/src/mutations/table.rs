@@ -576,8 +576,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "gemma3_default_pattern",
         file: "crates/mlx-gemma3/src/config.rs",
-        find: "first.or(second).unwrap_or(6)",
-        replace: "first.or(second).unwrap_or(5)",
+        find: "?.unwrap_or(6);",
+        replace: "?.unwrap_or(5);",
         filter: "gemma3_defaults",
     },
     // mlx-olmo3
