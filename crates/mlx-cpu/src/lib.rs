@@ -62,6 +62,7 @@ mod matmul;
 mod matrix;
 mod norm;
 mod pool;
+mod products;
 mod quantized;
 mod rope;
 mod rows;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Heads;
 use super::{Mask, Problem, Query, with_scratch};
 use crate::cpu::Shared;
-use crate::matmul::{self, Purpose};
+use crate::products::{self, Purpose};
 use crate::rows::{load, store};
 use crate::simd::prefetch;
 use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Matrix, Simd, formula};
@@ -41,7 +41,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     with_scratch(groups * layout.all(), |scratch| {
         let scratch = Shared(scratch.as_mut_ptr());
         let phase = |phase: Phase, groups: Range<usize>, blocks: Range<usize>| {
-            matmul::with_scratch(Purpose::Right, decoded, |decoded| {
+            products::with_scratch(Purpose::Right, decoded, |decoded| {
                 cpu.run(Part { problem, layout, isa: cpu.isa(), scratch, phase, groups, blocks, decoded });
             });
         };

@@ -9,7 +9,7 @@ use std::cell::Cell;
 pub use heads::{Heads, QuantizedHeads};
 
 use crate::cpu::Shared;
-use crate::matmul::FEW;
+use crate::products::FEW_ROWS;
 use crate::{Cpu, Element, View, ViewMut};
 
 /// Which keys a query sees, or what is added to its scores.
@@ -138,7 +138,7 @@ pub fn attention<T: Element, H: Heads<T>>(
         out: Shared(out.as_mut_ptr()),
         group,
     };
-    if length <= FEW {
+    if length <= FEW_ROWS {
         decode::run(cpu, &problem);
     } else {
         prompt::run(cpu, &problem);

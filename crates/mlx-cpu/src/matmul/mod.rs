@@ -1,23 +1,11 @@
 //! Products of matrices. [`matmul`] says how exact they are.
 
-mod bf16;
-mod blocked;
-mod output;
-mod pack;
+mod few_rows;
 mod pairs;
-mod scratch;
-mod tile;
-mod vector;
-
-pub(crate) use blocked::blocked;
-pub(crate) use output::Output;
-pub(crate) use pack::{Lines, Numbers, Panels, copy, pack_transposing};
-pub(crate) use scratch::{Purpose, with_scratch};
-pub(crate) use tile::MOST_ROWS;
-pub(crate) use vector::{FEW, MOST, piece, portions, widen_row, with_rows};
 
 use pairs::Pairs;
 
+use crate::products::{FEW_ROWS, Output, blocked};
 use crate::{Cpu, Element, Matrix, MatrixMut};
 
 /// `out = a b`.
@@ -83,8 +71,8 @@ fn product<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: &Outp
         return out.put_zeros();
     }
     let w = b.transposed();
-    if a.rows() <= vector::FEW && (w.column_stride() == 1 || w.columns() == 1) {
-        vector::rows_by_rows(cpu, a, w, out);
+    if a.rows() <= FEW_ROWS && (w.column_stride() == 1 || w.columns() == 1) {
+        few_rows::rows_by_rows(cpu, a, w, out);
     } else if let (true, Some(a), Some(w)) = (cpu.isa().multiplies_bf16(), T::as_bf16(a), T::as_bf16(w)) {
         blocked(cpu, &Pairs::left(a, cpu.isa()), &Pairs::right(w, cpu.isa()), out);
     } else {

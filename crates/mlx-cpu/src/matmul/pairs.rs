@@ -2,12 +2,10 @@
 
 use half::bf16;
 
-use super::pack::{AHEAD, Lines, Numbers, Panels, pack_transposing};
+use crate::products::{AHEAD, Lines, Numbers, Panels, TILE, pack_transposing};
 use crate::simd::prefetch;
 use crate::{Isa, Kernel, Matrix, Simd};
 
-/// A tile has so many pairs of a line, and panels for tiles are zeros from the end of a line up to a multiple of it.
-pub(super) const TILE: usize = 16;
 /// So much of a line is copied before it is packed: all lines of a panel stay in the first-level cache.
 const DEPTH: usize = 256;
 

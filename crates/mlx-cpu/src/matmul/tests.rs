@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Isa;
+use crate::products::{Lines, Panels};
 
 /// Numbers from a seed, in -1 to 1.
 pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
@@ -238,7 +239,7 @@ fn denormals() {
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
             assert!(out.iter().all(|x| x.to_bits() == 30), "{} {rows} rows", isa.name());
 
-            let is_zero = isa.multiplies_bf16() && rows > vector::FEW;
+            let is_zero = isa.multiplies_bf16() && rows > FEW_ROWS;
             let tiny = vec![bf16::from_bits(3); rows * 5];
             for (factor, product) in
                 [(2.0, 30), (2_f32.powi(40), bf16::from_f32(15.0 * 2_f32.powi(-93)).to_bits())]
@@ -276,7 +277,7 @@ fn small_numbers() {
             let mut out = vec![bf16::ZERO; rows * columns];
             let (x, w) = (Matrix::contiguous(&a, rows, depth), Matrix::contiguous(&b, columns, depth));
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
-            let flushes = isa.multiplies_bf16() && rows > vector::FEW;
+            let flushes = isa.multiplies_bf16() && rows > FEW_ROWS;
             for (at, found) in out.iter().enumerate() {
                 let (i, j) = (at / columns, at % columns);
                 let (mut exact, mut sizes) = (0.0, 0.0);

@@ -28,11 +28,11 @@
 
 mod decode;
 mod dequantize;
+mod few_rows;
 mod fixed;
 mod format;
 mod panels;
 mod quantize;
-mod vector;
 
 use std::fmt;
 
@@ -41,8 +41,7 @@ pub(crate) use dequantize::dequantize_row;
 use panels::{Activations, Columns, Rows};
 pub use quantize::quantize;
 
-use crate::matmul::{FEW, Output, blocked, copy};
-
+use crate::products::{FEW_ROWS, Output, blocked, widen};
 use crate::simd::{packing, prefetch};
 use crate::{Arithmetic, Cpu, Element, Matrix, MatrixMut};
 
@@ -278,8 +277,8 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
         let groups = first..first + to.len();
         match self.scales {
             Scales::Affine { scales, biases } => {
-                copy(s, &scales[groups.clone()], to);
-                copy(s, &biases[groups], biases_to);
+                widen(s, &scales[groups.clone()], to);
+                widen(s, &biases[groups], biases_to);
             }
             Scales::E8m0(scales) => {
                 for (scale, to) in scales[groups].iter().zip(to) {
@@ -363,8 +362,8 @@ pub fn quantized_matmul<T: Element>(
     if depth == 0 {
         return out.put_zeros();
     }
-    if transpose && x.rows() <= FEW {
-        vector::rows_by_rows(cpu, x, w, &out);
+    if transpose && x.rows() <= FEW_ROWS {
+        few_rows::rows_by_rows(cpu, x, w, &out);
     } else {
         match (transpose, w.is_whole()) {
             (true, true) => blocked(cpu, &Activations::new(x, w), &Rows { w, whole: true }, &out),

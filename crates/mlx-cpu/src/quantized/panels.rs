@@ -4,7 +4,7 @@
 use super::fixed::{Layout, Paired, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
+use crate::products::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
 use crate::{Decoding, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 

@@ -1,6 +1,6 @@
 //! The kernel in the middle of every large product.
 
-use super::pack::Numbers;
+use super::panels::Numbers;
 use crate::simd::prefetch;
 use crate::{Arithmetic, Integers, Isa, Kernel, MAX_LANES, Simd};
 

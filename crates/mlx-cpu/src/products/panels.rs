@@ -4,7 +4,7 @@ use crate::simd::prefetch;
 use crate::{Arithmetic, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
 /// So many steps of the depth ahead memory is asked for where they lie far apart.
-pub(super) const AHEAD: usize = 12;
+pub(crate) const AHEAD: usize = 12;
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
 /// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
@@ -42,7 +42,7 @@ pub(crate) enum Numbers {
         /// How much of the depth a group takes.
         group: usize,
     },
-    /// Pairs of elements; see [`Pairs`](super::pairs::Pairs).
+    /// Pairs of elements of bfloat16: the first in the lower half, the next one of its line in the upper half.
     Bfloat16,
 }
 
@@ -92,7 +92,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
                 for line in (0..count).step_by(64 / size_of::<T>()) {
                     prefetch(data.as_ptr().wrapping_add(at + AHEAD * from.column_stride() + line));
                 }
-                copy(s, &data[at..][..count], to);
+                widen(s, &data[at..][..count], to);
                 to[count..].fill(0.0);
             }
         } else {
@@ -108,7 +108,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
 
 /// Widens `from` into the beginning of `to`.
 #[inline(always)]
-pub(crate) fn copy<S: Arithmetic, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+pub(crate) fn widen<S: Arithmetic, T: Element>(s: S, from: &[T], to: &mut [f32]) {
     for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
         if from.len() == S::LANES && to.len() == S::LANES {
             s.store(to, s.load(from));

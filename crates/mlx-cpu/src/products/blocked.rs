@@ -13,7 +13,7 @@
 
 use super::bf16::Multiplier;
 use super::output::Output;
-use super::pack::{Lines, Panels};
+use super::panels::{Lines, Panels};
 use super::scratch::{Purpose, with_scratch};
 use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;

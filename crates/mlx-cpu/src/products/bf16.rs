@@ -6,6 +6,9 @@
 //! once, then the two, then the result to what was there. Intel, *Architecture Instruction Set Extensions Programming
 //! Reference*: `VDPBF16PS`, `TDPBF16PS`.
 
+/// The number of pairs of a line that a tile holds. Panels for tiles are padded with zeros to a multiple of it.
+pub(crate) const TILE: usize = 16;
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(super) use there::Multiplier;
 
@@ -18,13 +21,13 @@ mod there {
     use std::arch::x86_64::*;
 
     use crate::Isa;
-    use crate::matmul::pack::Numbers;
-    use crate::matmul::pairs::TILE;
-    use crate::matmul::tile::{AHEAD, MOST_ROWS, Product};
+    use crate::products::bf16::TILE;
+    use crate::products::panels::Numbers;
+    use crate::products::tile::{AHEAD, MOST_ROWS, Product};
     use crate::simd::prefetch;
 
-    /// Multiplies panels of [`Pairs`](crate::matmul::pairs::Pairs).
-    pub(in crate::matmul) enum Multiplier {
+    /// Multiplies panels of bfloat16.
+    pub(in crate::products) enum Multiplier {
         Vectors,
         Tiles(Tiles),
     }
@@ -35,7 +38,7 @@ mod there {
         /// # Panics
         ///
         /// Where the processor does not have it.
-        pub(in crate::matmul) fn of(isa: Isa, numbers: Numbers) -> Option<Self> {
+        pub(in crate::products) fn of(isa: Isa, numbers: Numbers) -> Option<Self> {
             if numbers != Numbers::Bfloat16 {
                 return None;
             }
@@ -45,7 +48,7 @@ mod there {
         }
 
         /// The product of a panel of `rows` rows and one of 32 columns, both `depth` pairs deep.
-        pub(in crate::matmul) fn multiply(
+        pub(in crate::products) fn multiply(
             &self,
             left: &[f32],
             right: &[f32],
@@ -122,7 +125,7 @@ mod there {
 
     /// The tiles of this thread, set up for [`tiles_of_32_rows`]; what is dropped leaves them unused, so that the
     /// system has no 8 KiB to save with every switch.
-    pub(in crate::matmul) struct Tiles(std::marker::PhantomData<*const ()>);
+    pub(in crate::products) struct Tiles(std::marker::PhantomData<*const ()>);
 
     /// What `ldtilecfg` reads.
     #[repr(C, align(64))]
@@ -250,18 +253,18 @@ mod there {
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 mod absent {
     use crate::Isa;
-    use crate::matmul::pack::Numbers;
-    use crate::matmul::tile::Product;
+    use crate::products::panels::Numbers;
+    use crate::products::tile::Product;
 
     /// There are no such instructions.
-    pub(in crate::matmul) enum Multiplier {}
+    pub(in crate::products) enum Multiplier {}
 
     impl Multiplier {
-        pub(in crate::matmul) const fn of(_: Isa, _: Numbers) -> Option<Self> {
+        pub(in crate::products) const fn of(_: Isa, _: Numbers) -> Option<Self> {
             None
         }
 
-        pub(in crate::matmul) const fn multiply(
+        pub(in crate::products) const fn multiply(
             &self,
             _: &[f32],
             _: &[f32],

@@ -6,7 +6,9 @@
 use super::fixed::{self, Layout, halved};
 use super::format::{ForFormat, Format};
 use super::{Codes, QuantizedMatrix};
-use crate::matmul::{MOST, Output, Purpose, piece, portions, with_rows, with_scratch};
+use crate::products::{
+    Output, Purpose, ROWS_AT_ONCE, portions, rows_of_task, with_scratch, with_widened_rows,
+};
 use crate::simd::prefetch_stream;
 use crate::{Arithmetic, Cpu, Decoding, Element, Integers, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
@@ -25,7 +27,7 @@ pub(super) fn rows_by_rows<T: Element>(
     // it is in whole numbers.
     let at = w.columns.next_multiple_of(MAX_LANES);
     let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(MAX_LANES);
-    with_rows(cpu, x, padded, |x| {
+    with_widened_rows(cpu, x, padded, |x| {
         match whole {
             Some(row) => with_scratch(Purpose::Right, halved(w.columns), |scratch| {
                 cpu.run(PrepareWhole { x, padded, row, at, unit: w.codes.unit(), scratch });
@@ -35,7 +37,7 @@ pub(super) fn rows_by_rows<T: Element>(
             }
         }
         let x = &x[whole.map_or(0, |_| at)..];
-        let size = piece(w.rows, w.row_bytes());
+        let size = rows_of_task(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
             // More scales than there are may be read.
@@ -122,7 +124,7 @@ impl<T: Element> Kernel for Piece<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let Self { isa, x, padded, whole, w, rows, scratch, out } = self;
         let groups = w.groups();
-        let mut sums = [[0.0; ROWS]; MOST];
+        let mut sums = [[0.0; ROWS]; ROWS_AT_ONCE];
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
             let (scales, biases) = scratch.split_at_mut(count * groups + MAX_LANES);
@@ -171,7 +173,7 @@ struct Dots<'a> {
     /// And [`MAX_LANES`] more of any value.
     scales: &'a [f32],
     biases: Option<&'a [f32]>,
-    sums: &'a mut [[f32; ROWS]; MOST],
+    sums: &'a mut [[f32; ROWS]; ROWS_AT_ONCE],
 }
 
 impl Kernel for Dots<'_> {
@@ -224,7 +226,7 @@ impl Dots<'_> {
     #[inline(always)]
     fn go<S: Decoding, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
-        assert!(self.x_rows == X && X <= MOST);
+        assert!(self.x_rows == X && X <= ROWS_AT_ONCE);
         let sums_at = self.whole.map_or(columns, |row| row.sums);
         assert!(self.x.len() >= (X - 1) * self.padded + sums_at + groups);
         assert!(self.scales.len() == self.rows * groups + MAX_LANES && self.rows <= ROWS);
