@@ -1,24 +1,23 @@
-//! Codes into numbers.
+//! Decoding of rows into float32, for panels and attention.
 
 use std::ops::Range;
 
-use super::format::{ForFormat, Format};
-use super::{Codes, QuantizedMatrix};
+use super::format::{Codes, ForFormat, Format};
+use super::matrix::QuantizedMatrix;
 use crate::{Arithmetic, Decoding, Element, Isa, Kernel, Simd};
 
-/// How many groups are decoded with one call; the smallest group has 16 elements.
-/// Miri's cases are small, and more than one call is what it is to see.
+/// The largest number of groups that are decoded with one call.
+/// Small for Miri, whose cases are small and must still take several calls.
 const GROUPS: usize = if cfg!(miri) { 4 } else { 64 };
 
 impl<T: Element> QuantizedMatrix<'_, T> {
-    /// Decodes elements `first..first + to.len()` of a row; both numbers are multiples of 8, or of 16
-    /// where a vector is as long, and no more than 1024 elements.
+    /// Decodes elements `first..first + to.len()` of a row, at most 1024. Both ends are multiples of the number of lanes.
     #[inline(always)]
     pub(super) fn decode<S: Arithmetic>(&self, s: S, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
         self.decode_some(s, isa, row..row + 1, first..first + to.len(), to, 0);
     }
 
-    /// Decodes whole rows, each to `stride` numbers behind the one before.
+    /// Decodes whole rows. In `to` each begins `stride` numbers behind the one before.
     #[inline(always)]
     pub(crate) fn decode_rows<S: Arithmetic>(
         &self,
@@ -28,7 +27,7 @@ impl<T: Element> QuantizedMatrix<'_, T> {
         to: &mut [f32],
         stride: usize,
     ) {
-        // So many have all their scales decoded with one call; or a part of one.
+        // With one call: some whole rows, or a part of one row.
         let count = (GROUPS / self.groups().max(1)).max(1);
         let size = self.columns.min(GROUPS * self.group).max(1);
         for first in rows.clone().step_by(count) {
@@ -40,7 +39,7 @@ impl<T: Element> QuantizedMatrix<'_, T> {
         }
     }
 
-    /// Decodes some columns of a row or all of some rows, of no more than [`GROUPS`] groups.
+    /// Decodes some columns of one row, or all columns of several rows: at most [`GROUPS`] groups.
     #[inline(always)]
     fn decode_some<S: Arithmetic>(
         &self,
@@ -71,9 +70,9 @@ impl<T: Element> QuantizedMatrix<'_, T> {
 }
 
 impl<T> QuantizedMatrix<'_, T> {
-    /// Codes `first..first + to.len()` of a row as numbers, without scale and bias; both numbers are
-    /// multiples of 16.
-    pub(super) fn codes(&self, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
+    /// Unpacks codes `first..first + to.len()` of a row, without scale and bias. Both ends are multiples of
+    /// [`MAX_LANES`](crate::MAX_LANES).
+    pub(super) fn unpack(&self, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
         let length = self.columns * self.codes.bits() / 8;
         let columns = first..first + to.len();
         isa.run(Decode {
@@ -90,8 +89,8 @@ impl<T> QuantizedMatrix<'_, T> {
     }
 }
 
-/// Parts of rows. It is compiled once for each instruction set and format of codes, whatever format
-/// the scales had.
+/// Decodes parts of rows. It is compiled once for each instruction set and format of codes, not for each format of
+/// scales.
 struct Decode<'a> {
     format: Codes,
     /// Of whole rows.
@@ -99,7 +98,7 @@ struct Decode<'a> {
     rows: usize,
     columns: Range<usize>,
     group: usize,
-    /// Of each row, from the group on that the first column lies in.
+    /// For each row, from the group of the first column on.
     scales: &'a [f32],
     biases: Option<&'a [f32]>,
     to: &'a mut [f32],
@@ -134,14 +133,14 @@ impl<S: Decoding> ForFormat for Rows<'_, S> {
             let mut at = first;
             for (index, scale) in scales[row * groups..][..groups].iter().enumerate() {
                 let scale = s.splat(*scale);
-                // A sum with -0 changes nothing.
+                // Adding -0 changes no number.
                 let bias = s.splat(biases.map_or(-0.0, |biases| biases[row * groups + index]));
                 let last = ((first / group + index + 1) * group).min(end);
-                // Without a loop as far as there are four vectors.
+                // Four vectors at a time, unrolled, as far as possible.
                 while at + 4 * S::LANES <= last {
                     for i in 0..4 {
                         let at = at + i * S::LANES;
-                        // SAFETY: a multiple of `LANES` within the row, and as far from the first to write.
+                        // SAFETY: `at` is a multiple of `LANES` within the row, and `at - first` within the output.
                         unsafe {
                             let code = F::unpack(s, codes.as_ptr(), at);
                             s.store_f32(to.as_mut_ptr().add(at - first), s.mul_add(code, scale, bias));

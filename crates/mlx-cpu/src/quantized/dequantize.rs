@@ -1,21 +1,21 @@
-//! A quantized matrix as a plain one.
+//! Decoding of whole matrices and rows.
 
-use super::QuantizedMatrix;
+use super::matrix::QuantizedMatrix;
 use crate::cpu::Shared;
 use crate::{Cpu, Element, Isa, Kernel, MatrixMut, Simd};
 
 /// Elements that one task decodes.
-/// Miri's cases are small, and threads and parts are what it is to see.
+/// Small for Miri, whose cases are small and must still have several tasks and chunks.
 const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 1 << 16 };
-/// Elements that are decoded before they are scaled.
+/// Codes that are unpacked before they are scaled.
 const CHUNK: usize = if cfg!(miri) { 128 } else { 512 };
 
-/// Writes the elements of `w`, each bit as MLX's CPU device has it: the product of scale and code is
-/// rounded to the format of `out`, and then the sum with the bias.
+/// Writes the elements of `w` with the bits of MLX's CPU device: the product of scale and code is rounded to the format of
+/// `out`, and then its sum with the bias.
 ///
 /// # Panics
 ///
-/// Where the shapes differ.
+/// If the shapes differ.
 pub fn dequantize<T: Element>(cpu: &Cpu, w: &QuantizedMatrix<'_, T>, mut out: MatrixMut<'_, T>) {
     assert_eq!((w.rows, w.columns), (out.rows(), out.columns()), "shape of a dequantized matrix");
     if w.rows == 0 || w.columns == 0 {
@@ -55,7 +55,7 @@ impl<T: Element> Kernel for Row<'_, T> {
         let (mut scales, mut biases) = ([0.0; CHUNK / 16], [0.0; CHUNK / 16]);
         for (index, to) in to.chunks_mut(CHUNK).enumerate() {
             let codes = &mut codes[..to.len()];
-            w.codes(isa, row, index * CHUNK, codes);
+            w.unpack(isa, row, index * CHUNK, codes);
             let groups = to.len() / w.group;
             let (scales, biases) = (&mut scales[..groups], &mut biases[..groups]);
             w.widen_scales(s, row * w.groups() + index * CHUNK / w.group, scales, biases);

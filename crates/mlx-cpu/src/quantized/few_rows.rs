@@ -4,8 +4,8 @@
 //! the sums of `x` over groups, which are the same for all rows of weights.
 
 use super::fixed::{self, Layout, halved};
-use super::format::{ForFormat, Format};
-use super::{Codes, QuantizedMatrix};
+use super::format::{Codes, ForFormat, Format};
+use super::matrix::QuantizedMatrix;
 use crate::products::{
     Output, Purpose, ROWS_AT_ONCE, portions, rows_of_task, with_scratch, with_widened_rows,
 };

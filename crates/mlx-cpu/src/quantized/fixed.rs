@@ -1,23 +1,23 @@
-//! Activations as whole numbers of 16 bits.
+//! Activations as fixed-point numbers: whole numbers of 16 bits, in units of a power of two for each group.
 //!
-//! Codes are whole numbers. Where activations are whole numbers too, a processor multiplies twice as
-//! many of them at a time as of float32, without converting codes, and the sum of a group is exact.
-//! So a group of halves is brought to fixed point, with the smallest power of two for each group that lets its
-//! largest number be less than 32640 = 127 * 256 + 128 units, the first that is no two bytes with signs. A
-//! bfloat16 has 8 bits: it keeps all of them where it is at least 1/127 of the largest, a float16 of 11 bits where
-//! it is at least 1/15; what is smaller is off by at most 1/32640 of the largest. No unit is below 2^-126, the
-//! smallest normal number.
+//! Codes are whole numbers. If activations are whole numbers, too, a processor multiplies twice as many at a time as in
+//! float32, does not have to convert codes, and sums a group exactly. The unit of a group is the smallest power of two
+//! for which its largest number is less than 32640 = 127 * 256 + 128 units: 32640 is the first number that is not an
+//! upper and a lower byte with signs. No unit is below 2^-126, the smallest normal number.
+//!
+//! The significand of a bfloat16 has 8 bits. It keeps all of them if the number is at least 1/127 of the largest in its
+//! group; a float16 keeps its 11 bits from 1/15 on. A smaller number is off by at most 1/32640 of the largest.
 
-use super::Codes;
+use super::format::Codes;
 use crate::Integers;
 
-/// Added to the bits of a float32, makes its exponent the next one where it is at least 255/256 of the next power of
+/// Added to the bits of a float32, this raises the exponent by one if the number is at least 255/256 of the next power of
 /// two, as 32640 is.
 const UP: u32 = 1 << 16;
 
-/// Brings a group to fixed point: gives the power of two that one unit is, and the sum of the group.
+/// Writes a group as whole numbers, and returns its unit and the sum of its elements.
 ///
-/// Where a number is infinite or NaN, the power is NaN.
+/// If an element is infinite or NaN, the unit is NaN.
 #[inline(always)]
 fn fix<S: Integers>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
     let (mut largest, mut total, mut poison) = (s.zero(), s.zero(), s.zero());
@@ -38,31 +38,31 @@ fn fix<S: Integers>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
     (unit + s.sum(poison), s.sum(total))
 }
 
-/// How many numbers of 4 bytes the whole numbers of a row take.
+/// The length of a slice of float32 that has room for the whole numbers of a row.
 pub(super) const fn halved(columns: usize) -> usize {
     columns / 2
 }
 
-/// Numbers of 4 bytes as twice as many of 2.
+/// The memory of float32 as twice as many numbers of 16 bits.
 #[inline(always)]
 fn as_whole(numbers: &mut [f32]) -> &mut [i16] {
     // SAFETY: the same memory; a whole number has any bits.
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 2 * numbers.len()) }
 }
 
-/// Numbers of 4 bytes as these bytes.
+/// The memory of float32 as bytes.
 #[inline(always)]
 fn as_bytes(numbers: &mut [f32]) -> &mut [i8] {
     // SAFETY: the same memory; a byte has any bits.
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), 4 * numbers.len()) }
 }
 
-/// How a row of activations is laid out in whole numbers.
+/// A layout of a row of activations as whole numbers.
 pub(super) trait Layout {
-    /// Bits of the codes beside them: 2, 4 or 8.
+    /// The bits of the codes that they are multiplied by: 2, 4 or 8.
     fn bits(&self) -> usize;
 
-    /// [`write`](Self::write) where a word of 16 bits has `FIELDS` codes.
+    /// [`write`](Self::write) for `FIELDS` codes in a word of 16 bits.
     fn write_fields<S: Integers, const FIELDS: usize>(
         &self,
         s: S,
@@ -72,7 +72,7 @@ pub(super) trait Layout {
         to: &mut [f32],
     );
 
-    /// Writes a row; `unit` is that of the codes. `scratch` has [`halved`] numbers.
+    /// Writes a row. `unit` is [`Codes::unit`]; `scratch` has room for [`halved`] numbers.
     #[inline(always)]
     fn write<S: Integers>(&self, s: S, unit: f32, x: &[f32], scratch: &mut [f32], to: &mut [f32]) {
         match self.bits() {
@@ -83,33 +83,32 @@ pub(super) trait Layout {
     }
 }
 
-/// A row beside codes in memory, as few rows are multiplied: vector after vector.
+/// The layout for products of a few rows, which read codes where they lie in memory: vector after vector.
 ///
-/// A word of 32 bits has two times `fields` codes, and a vector of words is taken apart into `fields`
-/// vectors of pairs; in lane `i` of the `j`-th are codes `j` and `fields + j` of word `i`. Activations
-/// lie in the same order.
+/// A word of 32 bits holds two times `fields` codes. A vector of words is split into `fields` vectors of pairs: lane `i`
+/// of vector `j` holds codes `j` and `fields + j` of word `i`. Activations have the same order.
 ///
-/// Where products of bytes are used ([`Integers::MULTIPLIES_BYTES`], [`Codes::are_plain`]), a vector of words is taken apart into half as
-/// many vectors of bytes; in lane `i` of the `j`-th are codes `j`, `fields / 2 + j` and so on of word `i`.
-/// Activations lie in the same order, first the upper bytes of all these vectors, then the lower ones: a
-/// number is 256 times the one and the other, both with a sign.
+/// If there are products of bytes ([`Integers::MULTIPLIES_BYTES`], [`Codes::are_plain`]), a vector of words is split into
+/// half as many vectors of bytes: lane `i` of vector `j` holds codes `j`, `fields / 2 + j` and so on of word `i`.
+/// Activations have the same order, first the upper bytes of all these vectors, then the lower bytes. A number is 256 times
+/// its upper byte plus its lower byte, both with a sign.
 ///
-/// Behind them the power of two for each lane of each vector of words, then the sum of each group.
+/// The unit of each lane of each vector of words follows, then the sum of each group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     columns: usize,
     group: usize,
     codes: Codes,
-    /// Where the powers of two begin.
+    /// Where the units begin.
     pub(super) units: usize,
     /// Where the sums begin.
     pub(super) sums: usize,
-    /// The length of all.
+    /// The whole length.
     pub(super) length: usize,
 }
 
 impl Row {
-    /// The layout beside rows of so many codes of this kind, in vectors of so many words.
+    /// The layout for rows of `columns` codes, in vectors of `lanes` words.
     pub(super) const fn new(columns: usize, group: usize, codes: Codes, lanes: usize) -> Self {
         let bits = codes.bits();
         let words = (columns * bits / 32).next_multiple_of(lanes);
@@ -118,7 +117,7 @@ impl Row {
         Self { columns, group, codes, units, sums, length: sums + columns / group }
     }
 
-    /// Codes in a row.
+    /// The number of codes in a row.
     pub(super) const fn columns(&self) -> usize {
         self.columns
     }
@@ -152,7 +151,7 @@ impl Layout for Row {
         let used = self.columns / self.group * lanes;
         units[used..].fill(0.0);
         if const { S::MULTIPLIES_BYTES } && self.codes.are_plain() {
-            // Of each half.
+            // Of the upper or the lower bytes of a block.
             let (bytes, fields) = (S::LANES * FIELDS * 2, FIELDS / 2);
             let blocks = as_bytes(pairs).chunks_exact_mut(2 * bytes);
             for (to, whole) in blocks.zip(whole[..self.columns].chunks(bytes)) {
@@ -164,7 +163,7 @@ impl Layout for Row {
                 for (field, (upper, lower)) in vectors.enumerate() {
                     for ((upper, lower), x) in upper.iter_mut().zip(lower).zip(whole.chunks_exact(fields)) {
                         *lower = x[field] as i8;
-                        // Around where a number was infinite or NaN, which the power says.
+                        // It wraps only in a group with an infinite number or a NaN, whose unit is NaN.
                         *upper = (x[field].wrapping_sub(i16::from(*lower)) >> 8) as i8;
                     }
                 }
@@ -186,8 +185,8 @@ impl Layout for Row {
     }
 }
 
-/// A row as a panel has it, where many rows are multiplied: for each word of codes, `fields` pairs of
-/// codes `j` and `fields + j`. Behind each group its power of two and its sum.
+/// The layout for panels, in products with many rows: for each word of codes, `fields` pairs of the activations of codes
+/// `j` and `fields + j`. The unit and the sum of each group follow the group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paired {
     pub(super) columns: usize,
@@ -196,12 +195,12 @@ pub(super) struct Paired {
 }
 
 impl Paired {
-    /// What a group takes, in numbers of 4 bytes.
+    /// The length of a group, in numbers of 4 bytes.
     pub(super) const fn group_length(&self) -> usize {
         self.group / 2 + 2
     }
 
-    /// What a row takes.
+    /// The length of a row, in numbers of 4 bytes.
     pub(super) const fn length(&self) -> usize {
         self.columns / self.group * self.group_length()
     }

@@ -1,29 +1,67 @@
-//! What codes stand for, at compile time.
+//! The formats of codes: as a value ([`Codes`]), and as a type, for code that is compiled for each format ([`Format`]).
 
-use super::Codes;
 use crate::Decoding;
 
-/// A kind of code.
-pub(super) trait Format: Copy + Send + Sync {
-    /// Its size.
-    const BITS: usize;
-    /// The smallest group that it comes in.
-    const GROUP: usize = 32;
-    /// Whether a code, multiplied with some number that is the same for all, is a whole number, and
-    /// words of 16 bits have whole codes: then [`field16`](Self::field16) is there.
-    const WHOLE: bool;
+/// What a code stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// A whole number from 0 on, of this many bits.
+    Whole(usize),
+    /// A float of 4 bits.
+    E2m1,
+    /// A float of 8 bits.
+    E4m3,
+}
 
-    /// Whether codes are these whole numbers themselves, from 0 on: then [`field8`](Self::field8) is there.
+impl Codes {
+    /// The size of a code in bits.
+    pub(super) const fn bits(self) -> usize {
+        match self {
+            Self::Whole(bits) => bits,
+            Self::E2m1 => 4,
+            Self::E4m3 => 8,
+        }
+    }
+
+    /// Whether the format has [`Format::WHOLE`], and so [`Format::field16`].
+    pub(super) const fn are_whole(self) -> bool {
+        matches!(self, Self::Whole(2 | 4 | 8) | Self::E2m1)
+    }
+
+    /// Whether the format has [`Format::PLAIN`], and so [`Format::field8`].
+    pub(super) const fn are_plain(self) -> bool {
+        matches!(self, Self::Whole(2 | 4 | 8))
+    }
+
+    /// The number that 1 stands for in the results of [`Format::field16`].
+    pub(super) const fn unit(self) -> f32 {
+        match self {
+            Self::E2m1 => 0.5,
+            _ => 1.0,
+        }
+    }
+}
+
+/// A format of codes, at compile time.
+pub(super) trait Format: Copy + Send + Sync {
+    /// The size of a code in bits.
+    const BITS: usize;
+    /// The size of its smallest groups.
+    const GROUP: usize = 32;
+    /// Whether codes times a constant are whole numbers, and no code crosses the border of a 16-bit word. Then
+    /// [`field16`](Self::field16) can be called.
+    const WHOLE: bool;
+    /// Whether, in addition, the codes themselves are these whole numbers. Then [`field8`](Self::field8) can be called.
     const PLAIN: bool = false;
 
-    /// `LANES` numbers, as codes from number `first` on say.
+    /// Decodes `LANES` codes in memory, from code number `first` on.
     ///
     /// # Safety
     ///
-    /// `first` is a multiple of `LANES`, and the codes are within the memory at `from`.
+    /// `first` is a multiple of `LANES`, and the codes lie in memory that can be read at `from`.
     unsafe fn unpack<S: Decoding>(s: S, from: *const u8, first: usize) -> S::F;
 
-    /// The same in the order [`Decoding::NIBBLES`] where codes have 4 bits.
+    /// As [`unpack`](Self::unpack), but codes of 4 bits come in the order [`Decoding::NIBBLES`].
     ///
     /// # Safety
     ///
@@ -34,17 +72,16 @@ pub(super) trait Format: Copy + Send + Sync {
         unsafe { Self::unpack(s, from, first) }
     }
 
-    /// Of each lane as a word of 32 bits, what the code with this index stands for. Only for codes
-    /// that do not go on in the next word.
+    /// Decodes code number `index` of each word of 32 bits. Only for codes that do not cross the border of a word.
     fn field<S: Decoding>(s: S, words: S::F, index: usize) -> S::F;
 
-    /// Of each byte, the code with this index.
+    /// Code number `index` of each byte.
     #[inline(always)]
     fn field8<S: Decoding>(_: S, _: S::I, _: usize) -> S::I {
-        unreachable!("codes that are no whole numbers")
+        unreachable!("codes that are not whole numbers")
     }
 
-    /// Of each word of 16 bits, what the code with this index stands for, in [`Codes::unit`].
+    /// Decodes code number `index` of each word of 16 bits, in units of [`Codes::unit`].
     fn field16<S: Decoding>(s: S, words: S::I, index: usize) -> S::I;
 }
 
@@ -142,33 +179,13 @@ impl Format for E4m3 {
     }
 }
 
-impl Codes {
-    /// Whether [`Format::field16`] is there.
-    pub(super) const fn are_whole(self) -> bool {
-        matches!(self, Self::Whole(2 | 4 | 8) | Self::E2m1)
-    }
-
-    /// Whether they are whole numbers from 0 on in bytes that have whole codes: then [`Format::field8`] is there.
-    pub(super) const fn are_plain(self) -> bool {
-        matches!(self, Self::Whole(2 | 4 | 8))
-    }
-
-    /// What one unit of [`Format::field16`] is.
-    pub(super) const fn unit(self) -> f32 {
-        match self {
-            Self::E2m1 => 0.5,
-            _ => 1.0,
-        }
-    }
-}
-
-/// What is done for a format that is known at compile time.
+/// A computation that is compiled for each format.
 pub(super) trait ForFormat {
     fn run<F: Format>(self, format: F);
 }
 
 impl Codes {
-    /// Calls `task` with this format.
+    /// Runs `task` for this format.
     #[inline(always)]
     pub(super) fn with(self, task: impl ForFormat) {
         match self {

@@ -2,8 +2,8 @@
 //! activations are halves, to whole numbers.
 
 use super::fixed::{Layout, Paired, halved};
-use super::format::{ForFormat, Format};
-use super::{Codes, QuantizedMatrix};
+use super::format::{Codes, ForFormat, Format};
+use super::matrix::QuantizedMatrix;
 use crate::products::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
 use crate::simd::prefetch;
 use crate::{Decoding, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};

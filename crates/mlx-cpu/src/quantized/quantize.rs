@@ -1,19 +1,20 @@
-//! A plain matrix as a quantized one.
+//! Quantizing of matrices.
 
-use super::QuantizedLayoutError;
+use super::matrix::{QuantizedLayoutError, QuantizedMatrix};
 use crate::cpu::Shared;
 use crate::{Cpu, Element, Matrix};
 
 /// Elements that one task quantizes.
-/// Miri's cases are small, and threads are what it is to see.
+/// Small for Miri, whose cases are small and must still have several tasks.
 const PIECE: usize = if cfg!(miri) { 1 << 8 } else { 1 << 14 };
-/// The smallest size of a scale, so that nothing is divided by 0.
+/// The smallest absolute value of a scale, so that nothing is divided by 0.
 const SMALLEST: f32 = 1e-7;
 
-/// Quantizes each group of elements in a row of `w` in mode `affine`, each bit as MLX's CPU device
-/// does: the end of the group's range with the larger size is a multiple of the scale and becomes
-/// the bias, unless it is nearer to 0 than half a scale; codes are made with the scale and bias in
-/// float32, before those are rounded to `T`.
+/// Quantizes the rows of `w` in mode `affine`, with the bits of MLX's CPU device.
+///
+/// Of the smallest and the largest element of a group, the one with the larger absolute value becomes the bias, and the
+/// scale is adjusted so that it is a multiple of the scale. If it is nearer to 0 than half a scale, the bias is 0. Codes
+/// are computed with the scale and bias in float32, before those are rounded to `T`.
 ///
 /// # Shapes
 ///
@@ -22,8 +23,7 @@ const SMALLEST: f32 = 1e-7;
 ///
 /// # Errors
 ///
-/// Bits and groups that there are not, columns that are no multiple of the group, slices of another
-/// length.
+/// As [`QuantizedMatrix::affine`].
 pub fn quantize<T: Element>(
     cpu: &Cpu,
     w: Matrix<'_, T>,
@@ -34,7 +34,7 @@ pub fn quantize<T: Element>(
     biases: &mut [T],
 ) -> Result<(), QuantizedLayoutError> {
     let (rows, columns) = (w.rows(), w.columns());
-    super::QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)?;
+    QuantizedMatrix::affine(weights, scales, biases, rows, columns, bits, group)?;
     if rows == 0 || columns == 0 {
         return Ok(());
     }
@@ -63,12 +63,12 @@ pub fn quantize<T: Element>(
     Ok(())
 }
 
-/// The scale and bias of a group, and its codes.
+/// Writes the codes of a group to `words`, and returns its scale and bias.
 fn one_group(elements: &[f32], bits: usize, words: &mut [u32]) -> (f32, f32) {
     let most = ((1_u32 << bits) - 1) as f32;
     let (mut smallest, mut largest) = (f32::INFINITY, f32::NEG_INFINITY);
     for &x in elements {
-        // Comparisons that a NaN does not pass.
+        // A NaN passes neither comparison.
         if largest < x {
             largest = x;
         }
