@@ -1,4 +1,4 @@
-//! Conversations to text: what a chat template is given, and what it answers.
+//! Renders conversations with chat templates.
 
 use std::collections::BTreeMap;
 
@@ -9,43 +9,43 @@ use crate::json::Data;
 use crate::template::{self, Context};
 use crate::{Around, EncodeOptions, Json, Tokenizer, TokenizerError};
 
-/// A message of a conversation: an object with `role` and `content`, or whatever else a template
+/// A message of a conversation: an object with `role` and `content`, or with other fields that a template
 /// reads, such as `tool_calls`.
 ///
-/// Other messages than those of the constructors come from JSON, as in [`Message::from_json`] or
-/// through serde.
+/// Messages with other fields than those of the constructors can be made from JSON, with [`Message::from_json`]
+/// or serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message(Json);
 
 impl Message {
-    /// What this role says.
+    /// A message of this role.
     pub fn new(role: &str, content: &str) -> Self {
         let text = |text: &str| Data::Text(text.to_owned());
         let fields = vec![("role".to_owned(), text(role)), ("content".to_owned(), text(content))];
         Self(Json(Data::Map(fields)))
     }
 
-    /// What the user says.
+    /// A message of the user.
     pub fn user(content: &str) -> Self {
         Self::new("user", content)
     }
 
-    /// What the model said.
+    /// A message of the model.
     pub fn assistant(content: &str) -> Self {
         Self::new("assistant", content)
     }
 
-    /// What the model is told beforehand.
+    /// Instructions for the model, before the conversation.
     pub fn system(content: &str) -> Self {
         Self::new("system", content)
     }
 
-    /// Who speaks.
+    /// The role.
     pub fn role(&self) -> Option<String> {
         self.text("role")
     }
 
-    /// What is said, where that is one text.
+    /// The content, if it is a single text.
     pub fn content(&self) -> Option<String> {
         self.text("content")
     }
@@ -54,7 +54,7 @@ impl Message {
         self.0.0.get(key)?.as_str().map(str::to_owned)
     }
 
-    /// The message that this object is; none for another JSON value.
+    /// The message with this JSON object's fields. Another JSON value is an error.
     pub fn from_json(object: Json) -> Option<Self> {
         matches!(object.0, Data::Map(_)).then_some(Self(object))
     }
@@ -63,7 +63,7 @@ impl Message {
 impl<'de> Deserialize<'de> for Message {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let object = Json::deserialize(deserializer)?;
-        let problem = format!("{object} is no message; a message is an object with a role and a content");
+        let problem = format!("{object} is not a message; a message is an object with a role and a content");
         Self::from_json(object).ok_or_else(|| serde::de::Error::custom(problem))
     }
 }
@@ -71,63 +71,63 @@ impl<'de> Deserialize<'de> for Message {
 /// How a conversation becomes a prompt.
 #[derive(Debug, Clone, Default)]
 pub struct ChatOptions {
-    /// What comes after the last message.
+    /// How the prompt ends.
     pub end: ChatEnd,
     /// Tools that the model may call, as JSON schemas in the form that the template expects.
     pub tools: Option<Vec<Json>>,
-    /// Documents to answer from, each with a `title` and a `text`.
+    /// Documents that the answer should use, each with a `title` and a `text`.
     pub documents: Option<Vec<Json>>,
-    /// Further variables of the template, such as `enable_thinking`. They win over those that the
-    /// tokenizer defines.
+    /// More variables for the template, such as `enable_thinking`. They replace variables that the tokenizer
+    /// defines.
     ///
-    /// Without an `enable_thinking` here, it is whether the tokenizer has tokens to think between,
-    /// as in mlx-lm.
+    /// By default, `enable_thinking` is true if the tokenizer has tokens that mark a model's thoughts, as in
+    /// mlx-lm.
     pub variables: BTreeMap<String, Json>,
-    /// Which template.
+    /// The template.
     pub template: ChatTemplate,
-    /// The local time that a template sees; without one, that of the clock.
+    /// The local time for the template; the default is the system's clock.
     pub now: Option<DateTime>,
 }
 
-/// What comes after the last message of a conversation.
+/// How a prompt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ChatEnd {
-    /// The header of an answer, which the model is to write (`add_generation_prompt`).
+    /// With the header of the model's turn (`add_generation_prompt`).
     #[default]
     Answer,
-    /// Nothing.
+    /// After the last message.
     Nothing,
-    /// The last message is left open, and the model continues it (`continue_final_message`).
+    /// Inside the last message, which the model continues (`continue_final_message`).
     Continue,
 }
 
-/// Which of a tokenizer's templates.
+/// Selects a template.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ChatTemplate {
-    /// `tool_use` where there are tools and such a template, otherwise `default`.
+    /// `tool_use` if there are tools and a template of this name, otherwise `default`.
     #[default]
     Default,
-    /// The one of this name.
+    /// The template of this name.
     Named(String),
-    /// This one, in the place of the tokenizer's.
+    /// This template, instead of the tokenizer's.
     Text(String),
 }
 
-/// A conversation as a model reads it.
+/// A conversation as a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChatPrompt {
-    /// The text, special tokens written out.
+    /// The text, including special tokens.
     pub text: String,
-    /// Its tokens. The template has put the special tokens where they belong: none is added.
+    /// The token ids of the text. No special tokens are added, because the template writes them.
     pub tokens: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Writes a conversation in the form that the model was trained with, and turns it into tokens.
+    /// Renders a conversation in the format that the model was trained on, and encodes it.
     ///
-    /// What the messages say goes into that text as it is, so that a special token in it is one for
-    /// the model too, as in mlx-lm. See [`Tokenizer::encode_with`] for text that must not do so.
+    /// Messages are inserted as they are. A special token in a message becomes a special token for the model,
+    /// as in mlx-lm. [`Tokenizer::encode_with`] can encode text without this effect.
     ///
     /// ```no_run
     /// use mlx_tokenizer::{ChatOptions, Message, Tokenizer};
@@ -145,8 +145,8 @@ impl Tokenizer {
     ///   template;
     /// - [`TokenizerError::ChatRefused`]: the template refuses the conversation, for instance its
     ///   order of roles;
-    /// - [`TokenizerError::ChatTemplate`]: the template is wrong, or uses what is not supported;
-    /// - [`TokenizerError::Conversation`]: no messages, or none that could be continued;
+    /// - [`TokenizerError::ChatTemplate`]: the template is invalid, or uses a feature that is not supported;
+    /// - [`TokenizerError::Conversation`]: there are no messages, or the last one cannot be continued;
     /// - [`TokenizerError::Encode`]: the tokenizer has no token for a part of the text.
     ///
     /// # Reference
@@ -159,11 +159,11 @@ impl Tokenizer {
         Ok(ChatPrompt { text, tokens })
     }
 
-    /// The text of [`Tokenizer::chat`] alone.
+    /// Renders the text of [`Tokenizer::chat`] without encoding it.
     ///
     /// # Errors
     ///
-    /// Those of [`Tokenizer::chat`] but the last.
+    /// The same as for [`Tokenizer::chat`], except the last.
     pub fn chat_text(&self, messages: &[Message], options: &ChatOptions) -> Result<String, TokenizerError> {
         let (name, source) = self.template(options)?;
         if messages.is_empty() {
@@ -182,7 +182,8 @@ impl Tokenizer {
         let mut variables: BTreeMap<String, Data> =
             self.special.iter().map(|(name, token)| (name.clone(), Data::Text(token.clone()))).collect();
         variables.insert("enable_thinking".to_owned(), Data::Bool(self.thinks()));
-        // What the model's files say is not the user's.
+        // These variables come from the model's files, so they do not raise the limits as the user's input
+        // does.
         let own: usize = variables.values().map(Data::size).sum();
         variables.extend(options.variables.iter().map(|(name, value)| (name.clone(), value.0.clone())));
         let messages = messages.into_iter().map(Data::Map).collect();
@@ -201,7 +202,7 @@ impl Tokenizer {
         }
     }
 
-    /// The names of the chat templates; empty for a tokenizer of a model that does not chat.
+    /// The names of the chat templates. The list is empty if the model is not a chat model.
     pub fn chat_templates(&self) -> impl Iterator<Item = &str> {
         self.templates.keys().map(String::as_str)
     }
@@ -224,14 +225,14 @@ impl Tokenizer {
     }
 }
 
-/// The fields of a message in their order.
+/// The fields of a message, in order.
 type Fields = Vec<(String, Data)>;
 
-/// Names of what a model thought. The first is the one that most templates read.
+/// The names of the field with a model's thoughts. Most templates read the first one.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The fields that a template sees, as transformers prepares them: without those that are null, which
-/// templates would print as `None`, and with reasoning under the names that templates read.
+/// The fields that a template sees, prepared as in transformers: without null fields, which templates would
+/// print as `None`, and with the thoughts under the names that templates read.
 fn fields(message: &Message) -> Fields {
     let Data::Map(entries) = &message.0.0 else { return Fields::new() };
     let mut fields: Fields =
@@ -257,11 +258,11 @@ fn conversation(problem: String) -> TokenizerError {
     TokenizerError::Conversation { problem }
 }
 
-/// Stands where the last message ends, to find the place in the text. The space at its end shows
-/// whether a template has trimmed the message.
+/// Marks the end of the last message in the rendered text. The space at its end shows whether the template
+/// trims messages.
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// Puts the tag behind the last message, and answers with that message.
+/// Appends the mark to the last message, and returns the original message.
 fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, TokenizerError> {
     let last = messages.last_mut().and_then(|last| last.iter_mut().find(|(name, _)| name == "content"));
     let Some((_, content)) = last else {
@@ -269,7 +270,7 @@ fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, Tokeniz
     };
     if !template.contains("content") {
         return Err(conversation(
-            "the chat template reads no content, so that none can be continued".to_owned(),
+            "the chat template does not read the content of messages, so the last message cannot be continued".to_owned(),
         ));
     }
     if let Data::Text(content) = content {
@@ -277,7 +278,7 @@ fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, Tokeniz
         *content += TAG;
         return Ok(text);
     }
-    // Parts: the last one with a text.
+    // The content is a list of parts: use the last text.
     let parts = if let Data::List(parts) = content { parts.as_mut_slice() } else { &mut [] };
     let last = parts.iter_mut().rev().find_map(|part| {
         let Data::Map(fields) = part else { return None };
@@ -294,11 +295,11 @@ fn leave_open(messages: &mut [Fields], template: &str) -> Result<String, Tokeniz
     Ok(text)
 }
 
-/// The text up to where the last message ends.
+/// The text up to the end of the last message.
 fn cut_open(mut text: String, last: &str) -> Result<String, TokenizerError> {
     let place = text.rfind(TAG.trim_end()).filter(|_| text.contains(last.trim()));
     let Some(place) = place else {
-        let problem = "the chat template does not write the last message out, so that it cannot be continued";
+        let problem = "the chat template does not write the last message, so it cannot be continued";
         return Err(conversation(problem.to_owned()));
     };
     let trimmed = !text[place..].starts_with(TAG);

@@ -1,8 +1,8 @@
-//! What must hold for `tokenizer.json` before the `tokenizers` crate gets it.
+//! Checks a `tokenizer.json` before the `tokenizers` crate reads it.
 //!
-//! The crate was made for files that it has written itself. Others make it panic, or make its text grow without bounds,
-//! while the file is read or later, when a text is encoded. So each part is looked at here, by its name. What is overlooked
-//! ends in [`guarded`].
+//! The crate was made for files that it has written itself. Other files can make it panic, or make a text grow
+//! without bounds, while the file is read or later when a text is encoded. So this module checks each part by
+//! its name. [`guarded`] catches the panics of cases that these checks miss.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,36 +15,40 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{Decoder as _, NormalizedString, Normalizer as _, Tokenizer};
 
-/// The most components inside each other, and of all in one part of the file. Real files have a sequence of ten.
+/// The maximum depth of nested components, and the maximum number of components in one part of the file. Real
+/// files have a sequence of ten.
 const MOST_LEVELS: usize = 8;
 const MOST_COMPONENTS: usize = 256;
 
-/// Bytes of a pattern. Those of released tokenizers have some hundred, and searching takes longer with its length.
+/// The maximum length of a pattern, in bytes. Released tokenizers have a few hundred, and searching takes
+/// longer with the length.
 const LONGEST_PATTERN: usize = 16 << 10;
 
-/// The longest text that comes in the place of another, in bytes. Real ones have one character.
+/// The maximum length of a replacement text, in bytes. Real ones have one character.
 const LONGEST_CONTENT: usize = 256;
 
-/// The longest text that is put before each part of a text, in bytes. Real ones have one character.
+/// The maximum length of a text that is put before each part of a text, in bytes. Real ones have one character.
 const LONGEST_PREFIX: usize = 16;
 
-/// The most pieces of a template for special tokens, and how many of them are the text. Real ones have five, and one.
+/// The maximum number of pieces of a template for special tokens, and of pieces that stand for the text. Real
+/// templates have five and one.
 const MOST_PIECES: usize = 64;
 const MOST_TEXTS: usize = 4;
 
-/// The most ids that a special token of a template stands for. Real ones stand for one.
+/// The maximum number of ids of a special token in a template. Real ones have one.
 const MOST_IDS: usize = 16;
 
-/// The most pre-tokenizers, and how many of them may write other characters, each pass of which makes a text longer. Real
-/// files have up to eight, and one.
+/// The maximum number of pre-tokenizers, and of those that may replace characters, because each of these makes
+/// a text longer. Real files have up to eight, and one.
 const MOST_PRE_TOKENIZERS: usize = 32;
 const MOST_REWRITES: usize = 2;
 
-/// The longest text that normalizing gives, in bytes, if the text is short. The crate takes 17 bytes for each of them.
+/// The maximum length of a normalized text, in bytes, if the text is short. The crate needs 17 bytes of memory
+/// for each byte.
 const LONGEST_NORMALIZED: usize = 16 << 20;
 
-/// How many times longer than itself a long text may become. One of spaces becomes three times as long where they are
-/// written as `▁`.
+/// The maximum factor by which normalizing may lengthen a long text. A text of spaces becomes three times as
+/// long if they are written as `▁`.
 const MOST_GROWTH: usize = 4;
 
 /// The parts of the file, without the vocabulary.
@@ -67,7 +71,7 @@ struct Model {
     merges: Option<IgnoredAny>,
 }
 
-/// The file again, where the merges matter.
+/// The file again, to check the merges.
 #[derive(Deserialize)]
 struct WithMerges {
     model: Merges,
@@ -78,10 +82,10 @@ struct Merges {
     merges: Value,
 }
 
-/// Looks at all parts of `tokenizer.json`.
+/// Checks all parts of a `tokenizer.json`.
 pub(crate) fn check(json: &[u8]) -> Result<(), String> {
     let outline: Outline = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    let Some(model) = outline.model else { return Err("model: there is none".to_owned()) };
+    let Some(model) = outline.model else { return Err("model: it is missing".to_owned()) };
     let prefix = model.continuing_subword_prefix.unwrap_or_default();
     if !prefix.is_empty() && model.merges.is_some() {
         merges(json, &prefix)?;
@@ -93,7 +97,7 @@ pub(crate) fn check(json: &[u8]) -> Result<(), String> {
     part("decoder", &outline.decoder, "decoders", decoder, 0, &mut count)
 }
 
-/// The second part of a merge loses the prefix, so that it must have it.
+/// The crate removes the prefix from the second part of a merge, so the part must have it.
 fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
     let file: WithMerges = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     for (index, merge) in file.model.merges.as_array().into_iter().flatten().enumerate() {
@@ -110,7 +114,8 @@ fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Looks at what the crate has made of the file, where parts add up: the crate takes some of them without their type.
+/// Checks limits over all parts, in the crate's own representation. This includes parts without a type, which
+/// the crate accepts.
 pub(crate) fn check_whole(tokenizer: &Tokenizer) -> Result<(), String> {
     let mut leaves = Vec::new();
     tokenizer.get_pre_tokenizer().into_iter().for_each(|of| pre_tokenizers(of, &mut leaves));
@@ -126,14 +131,14 @@ pub(crate) fn check_whole(tokenizer: &Tokenizer) -> Result<(), String> {
     let rewrites = leaves.iter().filter(is_rewrite).count();
     if rewrites > MOST_REWRITES {
         return Err(format!(
-            "pre_tokenizer: ByteLevel and Metaspace are there {rewrites} times, and may be there at most {MOST_REWRITES} times"
+            "pre_tokenizer: ByteLevel and Metaspace occur {rewrites} times, and may occur at most {MOST_REWRITES} times"
         ));
     }
-    // A template takes one text, and gives as many as it has pieces.
+    // Each text becomes as many texts as the template has pieces for it.
     let templates = tokenizer.get_post_processor().map_or(0, templates);
     if templates > 1 {
         return Err(format!(
-            "post_processor: there are {templates} TemplateProcessing, and there may be one"
+            "post_processor: there are {templates} TemplateProcessing, and at most one is allowed"
         ));
     }
     Ok(())
@@ -158,7 +163,7 @@ fn templates(of: &PostProcessorWrapper) -> usize {
 
 type Check = fn(&Value, Option<&str>) -> Result<(), String>;
 
-/// Looks at a component and, where it is a sequence, at those in it.
+/// Checks a component and, if it is a sequence, the components inside.
 fn part(
     path: &str,
     value: &Value,
@@ -176,7 +181,7 @@ fn part(
     *count += 1;
     if level > MOST_LEVELS || *count > MOST_COMPONENTS {
         return Err(format!(
-            "{path}: there are more than {MOST_COMPONENTS} components, or {MOST_LEVELS} inside each other"
+            "{path}: there are more than {MOST_COMPONENTS} components, or {MOST_LEVELS} nested ones"
         ));
     }
     let kind = match fields.get("type") {
@@ -213,13 +218,13 @@ fn normalizer(component: &Value, kind: Option<&str>) -> Result<(), String> {
     }
     if kind == Some("Precompiled") || component.get("precompiled_charsmap").is_some() {
         let map = text(component, "precompiled_charsmap").ok_or("precompiled_charsmap must be a text")?;
-        let bytes = base64(map).ok_or("precompiled_charsmap is no base64")?;
+        let bytes = base64(map).ok_or("precompiled_charsmap is not base64")?;
         charsmap(&bytes).map_err(|problem| format!("precompiled_charsmap: {problem}"))?;
     }
     Ok(())
 }
 
-/// A pattern that is not too long.
+/// Checks the length of a pattern.
 fn check_length(pattern: &str) -> Result<(), String> {
     match pattern.len() {
         0..=LONGEST_PATTERN => Ok(()),
@@ -227,7 +232,7 @@ fn check_length(pattern: &str) -> Result<(), String> {
     }
 }
 
-/// A pattern and what comes in the place of its matches.
+/// Checks a pattern and its replacement.
 fn replacement(component: &Value) -> Result<(), String> {
     let Some(pattern) = component.get("pattern") else { return Ok(()) };
     let Some((_, of)) = pattern.as_object().and_then(|pattern| pattern.iter().next()) else {
@@ -244,7 +249,7 @@ fn replacement(component: &Value) -> Result<(), String> {
     }
     if let Some(regex) = text(pattern, "Regex") {
         let read = guarded(|| Replace::new(ReplacePattern::Regex(regex.to_owned()), "x").map(drop))?;
-        read.map_err(|e| format!("the pattern {regex:?} is no regular expression: {e}"))?;
+        read.map_err(|e| format!("the pattern {regex:?} is not a regular expression: {e}"))?;
     }
     Ok(())
 }
@@ -273,7 +278,7 @@ fn decoder(component: &Value, _: Option<&str>) -> Result<(), String> {
 }
 
 fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
-    // The crate looks at the fields, and not at the type.
+    // The crate looks at the fields, not at the type.
     if kind != Some("TemplateProcessing") && component.get("single").is_none() {
         return Ok(());
     }
@@ -315,14 +320,14 @@ fn post_processor(component: &Value, kind: Option<&str>) -> Result<(), String> {
         }
         if texts > MOST_TEXTS {
             return Err(format!(
-                "{name} has the text {texts} times, and may have it at most {MOST_TEXTS} times"
+                "{name} contains the text {texts} times, and may contain it at most {MOST_TEXTS} times"
             ));
         }
     }
     Ok(())
 }
 
-/// The bytes of base64 with padding.
+/// Decodes base64 with padding.
 fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
     if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
@@ -350,15 +355,15 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     (bits == 0).then_some(out)
 }
 
-/// SentencePiece's table of replacements: the length of a double array in bytes, that array, and texts that end with a
-/// zero. All that a search in the array can reach must be there.
+/// Checks SentencePiece's table of replacements: the size of a double array in bytes, the array, and texts that
+/// end with a zero byte. Every place that a search in the array can reach must exist.
 fn charsmap(bytes: &[u8]) -> Result<(), &'static str> {
     let (length, rest) = bytes.split_first_chunk().ok_or("it is too short")?;
     let length = u32::from_le_bytes(*length) as usize / 4;
     let (units, texts) = rest.split_at_checked(length * 4).ok_or("its array is cut off")?;
     let units: Vec<usize> =
         units.as_chunks().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
-    let texts = str::from_utf8(texts).map_err(|_| "its texts are no UTF-8")?;
+    let texts = str::from_utf8(texts).map_err(|_| "its texts are not UTF-8")?;
 
     let offset = |unit: usize| (unit >> 10) << ((unit & (1 << 9)) >> 6);
     let Some(&root) = units.first() else { return Err("its array is empty") };
@@ -368,15 +373,15 @@ fn charsmap(bytes: &[u8]) -> Result<(), &'static str> {
     while let Some(place) = waiting.pop() {
         for byte in 1..=255 {
             let child = place ^ byte;
-            let unit = *units.get(child).ok_or("its array leads to a place outside")?;
+            let unit = *units.get(child).ok_or("its array points outside of itself")?;
             if unit & (1 << 31 | 0xff) != byte || std::mem::replace(&mut seen[child], true) {
                 continue;
             }
             let next = child ^ offset(unit);
             if unit >> 8 & 1 == 1 {
-                let leaf = *units.get(next).ok_or("its array leads to a place outside")?;
+                let leaf = *units.get(next).ok_or("its array points outside of itself")?;
                 if !texts.is_char_boundary(leaf & ((1 << 31) - 1)) {
-                    return Err("its array leads to a text outside");
+                    return Err("its array points to a text outside");
                 }
             }
             waiting.push(next);
@@ -385,10 +390,11 @@ fn charsmap(bytes: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether normalizing a text stays within bounds: replacements that follow each other may each make it longer.
+/// Checks that normalizing a text stays within the limit; normalizers in a sequence can each make the text
+/// longer.
 ///
-/// Only a text that could become too long is looked at, step by step; each step is done when it is known that its
-/// result is not too long.
+/// Only a text that might become too long is normalized step by step. Each step runs only if its result is
+/// known to be short enough.
 pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: &str) -> Result<(), String> {
     let Some(normalizer) = normalizer else { return Ok(()) };
     let longest = LONGEST_NORMALIZED.max(text.len().saturating_mul(MOST_GROWTH));
@@ -404,7 +410,7 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
             NormalizerWrapper::Replace(of) if length.saturating_mul(most_growth(step)) > longest => {
                 replaced_length(of, normalized.get()).map_err(|e| e.to_string())?
             }
-            // An upper bound where it is not the largest that there is.
+            // An upper bound, if it is within the limit.
             NormalizerWrapper::Replace(_) | NormalizerWrapper::Prepend(_) => length,
             other => length.saturating_mul(match other {
                 NormalizerWrapper::Precompiled(_) => 1,
@@ -413,7 +419,7 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
         };
         if result > longest {
             return Err(format!(
-                "the normalizer makes more than {} MiB of {} bytes of text",
+                "the normalizer would make more than {} MiB from {} bytes of text",
                 longest >> 20,
                 text.len()
             ));
@@ -421,7 +427,7 @@ pub(crate) fn grows_within_bounds(normalizer: Option<&NormalizerWrapper>, text: 
         step.normalize(&mut normalized).map_err(|e| e.to_string())?;
         if normalized.get().len() > longest {
             return Err(format!(
-                "the normalizer makes more than {} MiB of {} bytes of text",
+                "the normalizer would make more than {} MiB from {} bytes of text",
                 longest >> 20,
                 text.len()
             ));
@@ -441,9 +447,9 @@ fn leaves<'a>(normalizer: &'a NormalizerWrapper, out: &mut Vec<&'a NormalizerWra
     }
 }
 
-/// How long a text becomes, in bytes, without making that text.
+/// Computes the length of a text after normalizing, in bytes, without making that text.
 pub(crate) fn replaced_length(replace: &Replace, text: &str) -> tokenizers::Result<usize> {
-    // With one byte for each match, and with none.
+    // Once with one byte for each match, and once with none.
     let with = |content: &str| -> tokenizers::Result<usize> {
         let json = serde_json::to_value(replace)?;
         let mut json = json.as_object().cloned().unwrap_or_default();
@@ -456,16 +462,16 @@ pub(crate) fn replaced_length(replace: &Replace, text: &str) -> tokenizers::Resu
     Ok(rest.saturating_add(matches.saturating_mul(replace.content.len())))
 }
 
-/// How many times longer a text can become.
+/// The largest factor by which a text can become longer.
 fn most_growth(normalizer: &NormalizerWrapper) -> usize {
     match normalizer {
         NormalizerWrapper::Sequence(sequence) => {
             sequence.as_ref().iter().map(most_growth).fold(1, usize::saturating_mul)
         }
-        // A pattern may match between all bytes.
+        // A pattern may match between any two bytes.
         NormalizerWrapper::Replace(replace) => replace.content.len() + 1,
         NormalizerWrapper::Prepend(prepend) => prepend.prepend.len() + 1,
-        // U+FDFA has 3 bytes, and 33 in its compatible form.
+        // U+FDFA has 3 bytes, and 33 in its compatibility form.
         NormalizerWrapper::NFKC(_) | NormalizerWrapper::NFKD(_) | NormalizerWrapper::Precompiled(_) => 11,
         NormalizerWrapper::NFC(_) | NormalizerWrapper::NFD(_) | NormalizerWrapper::BertNormalizer(_) => 4,
         NormalizerWrapper::Lowercase(_) | NormalizerWrapper::ByteLevel(_) => 3,
@@ -473,16 +479,16 @@ fn most_growth(normalizer: &NormalizerWrapper) -> usize {
     }
 }
 
-/// What a call into the `tokenizers` crate gives, or what it panics with.
+/// Calls the `tokenizers` crate and turns its panics into errors.
 ///
-/// The crate keeps nothing half done where it panics: it is given values, or caches that it locks. The message of the
-/// panic goes through the program's panic hook before it is caught here; that hook belongs to the program, so that this
-/// library leaves it alone. A program that is built with `panic = "abort"` ends.
+/// A panic leaves no broken state behind: the crate works on values that it owns, and on caches that it locks.
+/// The panic's message goes through the program's panic hook first. The hook belongs to the program, so this
+/// library does not change it. A program that is built with `panic = "abort"` ends.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        format!("the tokenizers crate panics on it: {message}")
+        format!("the tokenizers crate panicked: {message}")
     })
 }
 
@@ -496,7 +502,7 @@ mod tests {
         let empty: [u8; 0] = [];
         let place = empty.len();
         let problem = guarded(|| empty[place]).unwrap_err();
-        assert!(problem.starts_with("the tokenizers crate panics on it: index out of bounds"), "{problem}");
+        assert!(problem.starts_with("the tokenizers crate panicked: index out of bounds"), "{problem}");
     }
 
     #[test]

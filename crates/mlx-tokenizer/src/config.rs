@@ -1,4 +1,4 @@
-//! What the files beside `tokenizer.json` say: special tokens, chat templates, which tokens end a text.
+//! Reads the files beside `tokenizer.json`: special tokens, chat templates, stop tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,20 +9,20 @@ use serde_json::{Map, Value};
 
 use crate::TokenizerError;
 
-/// The special tokens that have a name everywhere.
+/// The special tokens that every model can have.
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The template of a model that has one only.
+/// The name of a template if the model has only one.
 const DEFAULT: &str = "default";
 
-/// The most files of templates. Real folders have two.
+/// The maximum number of template files. Real folders have two.
 const MOST_TEMPLATES: usize = 64;
 
-/// Ends of turns in the templates of models here and their relatives.
+/// Ends of turns in the templates of the supported models and related ones.
 const ENDS_OF_TURN: [&str; 5] = ["<end_of_turn>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>"];
 
-/// The files of a folder, as far as they are there.
+/// The contents of a folder's files, if they exist.
 pub(crate) struct Config<'a> {
     folder: &'a Path,
     tokenizer_config: Map<String, Value>,
@@ -31,15 +31,15 @@ pub(crate) struct Config<'a> {
 impl<'a> Config<'a> {
     pub(crate) fn read(folder: &'a Path) -> Result<Self, TokenizerError> {
         let mut tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
-        // Written by transformers before 4.34, and what counts where it is there.
+        // Written by transformers before 4.34. If the file exists, it decides.
         if !tokenizer_config.contains_key("added_tokens_decoder") {
             tokenizer_config.extend(object(&folder.join("special_tokens_map.json"))?);
         }
         Ok(Self { folder, tokenizer_config })
     }
 
-    /// The special tokens that have a name: `bos_token` and the like, and those that a model has
-    /// besides, such as `image_token`.
+    /// The special tokens with a name: `bos_token` and the like, and further ones of the model, such as
+    /// `image_token`.
     pub(crate) fn special_tokens(&self) -> Result<BTreeMap<String, String>, TokenizerError> {
         let mut tokens = BTreeMap::new();
         for (name, value) in &self.tokenizer_config {
@@ -50,7 +50,7 @@ impl<'a> Config<'a> {
                 Some(token) => {
                     tokens.insert(name.clone(), token.to_owned());
                 }
-                // Others may be anything, as the switch `add_bos_token` is.
+                // Other keys that end in `_token` may be anything, such as the switch `add_bos_token`.
                 None if !value.is_null() && NAMES.contains(&&**name) => {
                     let problem =
                         format!("{name} is {value}, and must be a token or an object with its content");
@@ -74,8 +74,8 @@ impl<'a> Config<'a> {
         lists.flatten().filter_map(content)
     }
 
-    /// The chat templates by name: `chat_template.jinja` and the folder beside it, or else those of
-    /// `tokenizer_config.json`, or else that of `chat_template.json`.
+    /// The chat templates by name. They come from `chat_template.jinja` and the folder beside it, or else from
+    /// `tokenizer_config.json`, or else from `chat_template.json`.
     pub(crate) fn chat_templates(&self) -> Result<BTreeMap<String, String>, TokenizerError> {
         let mut templates = BTreeMap::new();
         if let Some(text) = text(&self.folder.join("chat_template.jinja"))? {
@@ -119,15 +119,15 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The tokens after which a text is complete.
+    /// The stop tokens.
     ///
-    /// `eos_token_id` of `generation_config.json` and `config.json`, `eos_token` of
-    /// `tokenizer_config.json`, all together: a checkpoint's files do not always agree, and a token
-    /// that any of them calls the end is not one to print.
+    /// They are `eos_token_id` of `generation_config.json` and of `config.json`, and `eos_token` of
+    /// `tokenizer_config.json`, all together: the files of a checkpoint do not always agree, and a token that
+    /// any of them declares as the end should not be printed.
     ///
-    /// Files that were converted have often lost the list of `generation_config.json` and name the
-    /// end of a text only. Where no template writes any of those tokens, the end of a turn that a
-    /// template writes is one of them. Where a template does, the files knew what they said.
+    /// Converted checkpoints have often lost the list of `generation_config.json`, and only declare the end of
+    /// a text. If no template writes any of the declared tokens, the end of a turn that a template writes is
+    /// added. If a template does write one, the declaration is complete.
     pub(crate) fn stop_tokens(
         &self,
         tokenizer: &tokenizers::Tokenizer,
@@ -181,7 +181,7 @@ fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
     };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        // A link that leads nowhere was meant to lead to templates.
+        // A broken link was meant to lead to templates, so it is an error.
         Err(e) if e.kind() == ErrorKind::NotFound && fs::symlink_metadata(folder).is_err() => {
             return Ok(Vec::new());
         }
@@ -191,23 +191,24 @@ fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
     let files: Vec<_> =
         files.into_iter().filter(|file| file.extension().is_some_and(|of| of == "jinja")).collect();
     if files.len() > MOST_TEMPLATES {
-        let problem = format!("there are {} templates, and may be {MOST_TEMPLATES}", files.len());
+        let problem =
+            format!("there are {} templates, and at most {MOST_TEMPLATES} are allowed", files.len());
         return Err(TokenizerError::Invalid { file: folder.to_owned(), problem });
     }
     Ok(files)
 }
 
-/// The keys of a config; none where there is no such file.
+/// The keys of a config; empty if there is no such file.
 fn object(file: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let invalid = |problem: String| TokenizerError::Invalid { file: file.to_owned(), problem };
     let Some(text) = text(file)? else { return Ok(Map::new()) };
-    match serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))? {
+    match serde_json::from_str(&text).map_err(|e| invalid(format!("not valid JSON: {e}")))? {
         Value::Object(config) => Ok(config),
         other => Err(invalid(format!("{other} is not an object"))),
     }
 }
 
-/// What a file says; none where there is no such file.
+/// The contents of a file; `None` if there is no such file.
 fn text(file: &Path) -> Result<Option<String>, TokenizerError> {
     let read = || match mlx_files::is_present(file)? {
         true => mlx_files::read_to_string(file, mlx_files::LARGEST_CONFIG).map(Some),
@@ -216,7 +217,7 @@ fn text(file: &Path) -> Result<Option<String>, TokenizerError> {
     read().map_err(|e: io::Error| TokenizerError::Invalid { file: file.to_owned(), problem: e.to_string() })
 }
 
-/// A file of a folder that has another library's tokenizer.
+/// A file in the folder that contains another library's tokenizer.
 pub(crate) fn other_tokenizer(folder: &Path) -> Option<String> {
     let is_there = |name: &str| folder.join(name).is_file();
     if let Some(name) =

@@ -1,4 +1,4 @@
-//! Tokens to text, one at a time: the decoders of the `tokenizers` crate as stages that tokens go through.
+//! Decodes tokens one at a time, with a stage for each decoder of the `tokenizers` crate.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -9,54 +9,54 @@ use tokenizers::{Decoder as _, Result};
 
 use crate::check;
 
-/// A decoder of `tokenizer.json` that takes a token and answers with the text that is certain by now.
+/// A decoder of `tokenizer.json` that takes one token at a time and returns the text that is final.
 ///
-/// A decoder there is a function of all tokens. Each kind looks at little of them, though: at a
-/// token and whether it is the first, at the one before, at the bytes of a character that is not
-/// complete. So each is a stage here that keeps just that, and where a token is decoded the code of
-/// the `tokenizers` crate does it. Its own `DecodeStream` decodes a window of tokens twice for each
-/// token, lets that window grow while bytes are no character, and fails where a byte takes back
+/// In the `tokenizers` crate, a decoder is a function of all tokens. But each kind only needs a little state:
+/// whether a token is the first, the token before it, or the bytes of an incomplete character. So each decoder
+/// is a stage here that keeps this state, and calls the code of the crate to decode a token. The crate's own
+/// `DecodeStream` decodes a window of tokens twice for each token, enlarges the window while bytes do not form
+/// a character, and fails if a byte changes characters that it has already returned.
 /// characters that it has given already.
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     stages: Vec<Stage>,
 }
 
-/// The longest text of a token, in bytes, where the token is not longer itself. Real ones have some hundred bytes, and
-/// what waits for a character or for the next token is short.
+/// The maximum length of a token's text, in bytes, if the token itself is not longer. Real ones have a few
+/// hundred bytes, and a stage holds back only a short text.
 const LONGEST_TOKEN: usize = 1 << 20;
 
-/// The longest text of a decoder that has to see all of it.
+/// The maximum length of the text of a decoder that needs all tokens at once.
 const LONGEST_WHOLE: usize = 256 << 20;
 
 #[derive(Debug, Clone)]
 enum Stage {
-    /// Kinds that look at a token and at whether it is the first.
+    /// Decoders that need a token and whether it is the first.
     Each { decoder: DecoderWrapper, place: Place },
-    /// No decoder: spaces between the tokens.
+    /// No decoder: spaces are put between the tokens.
     Spaces { place: Place },
-    /// Characters at both ends of each token.
+    /// Removes characters from both ends of each token.
     Strip(Strip),
-    /// Kinds that look at whether a token is the last.
+    /// Decoders that need to know whether a token is the last.
     UnlessLast { decoder: DecoderWrapper, held: Option<String> },
-    /// Repeated tokens count once.
+    /// Drops repeated tokens.
     Deduplicate { decoder: DecoderWrapper, last: Option<String> },
-    /// `<0x..>` for a byte.
+    /// Decodes `<0x..>` to a byte.
     ByteFallback(Utf8),
-    /// GPT-2's alphabet of bytes. What comes out are parts of one token.
+    /// Decodes GPT-2's byte alphabet. The results are parts of one token.
     ByteLevel(Utf8),
-    /// Characters at the start of one token that comes in parts.
+    /// Removes characters from the start of one token that arrives in parts.
     StripStart { content: char, left: usize },
-    /// What has to see all of the text. Nothing comes before the end.
+    /// A decoder that needs all tokens. It returns nothing before the end.
     Whole { decoders: Vec<DecoderWrapper>, text: String },
 }
 
-/// Where a token stands.
+/// The position of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     First,
     Later,
-    /// A part of the only token, so that each part is the first.
+    /// A part of the only token, so each part counts as the first.
     Only,
 }
 
@@ -81,7 +81,7 @@ impl Decoder {
                 DecoderWrapper::Strip(Strip { content, start, stop: 0, .. }) if fused => {
                     Stage::StripStart { content, left: start }
                 }
-                // It looks at single characters, so that parts of a token do.
+                // It replaces single characters, so it can be applied to parts of a token.
                 DecoderWrapper::Metaspace(_) => Stage::Each { decoder, place },
                 _ if fused => Stage::Whole {
                     decoders: [decoder].into_iter().chain(kinds.drain(..)).collect(),
@@ -103,7 +103,7 @@ impl Decoder {
         Self { stages }
     }
 
-    /// Takes a token and answers with the text that is complete by now.
+    /// Takes a token and returns the text that is final.
     pub(crate) fn push(&mut self, token: String) -> Result<String> {
         let longest = LONGEST_TOKEN.max(token.len());
         let mut tokens = vec![token];
@@ -113,7 +113,7 @@ impl Decoder {
         Ok(tokens.concat())
     }
 
-    /// The rest of the text.
+    /// Returns the rest of the text.
     pub(crate) fn finish(mut self) -> Result<String> {
         let mut tokens = Vec::new();
         let mut longest = LONGEST_TOKEN;
@@ -126,7 +126,7 @@ impl Decoder {
     }
 }
 
-/// The kinds that a decoder is a sequence of.
+/// The decoders in a sequence of decoders.
 fn flatten(decoder: &DecoderWrapper, kinds: &mut VecDeque<DecoderWrapper>) {
     match decoder {
         DecoderWrapper::Sequence(sequence) => {
@@ -139,20 +139,20 @@ fn flatten(decoder: &DecoderWrapper, kinds: &mut VecDeque<DecoderWrapper>) {
 }
 
 impl Stage {
-    /// As [`Self::push_all`], where all of it stays within bounds: stages may follow each other.
+    /// Like [`Self::push_all`], with a limit on the length, because each stage may make the text longer.
     fn push_within(&mut self, longest: usize, tokens: Vec<String>) -> Result<Vec<String>> {
         if let Self::Each { decoder, .. } = self {
             let made = most_made(decoder, &tokens, longest)?;
             if made > longest {
                 return Err(format!(
-                    "the decoder would make {made} bytes of one token, of at most {longest}"
+                    "the decoder would make {made} bytes from one token, and at most {longest} are allowed"
                 )
                 .into());
             }
         }
         let tokens = self.push_all(tokens)?;
         if length(&tokens) > longest {
-            return Err(format!("the decoder makes more than {longest} bytes of one token").into());
+            return Err(format!("the decoder would make more than {longest} bytes from one token").into());
         }
         Ok(tokens)
     }
@@ -169,7 +169,7 @@ impl Stage {
         match self {
             Self::Each { decoder, place } => {
                 let later = *place == Place::Later;
-                // Behind another token, so that it is not the first.
+                // Decoded after another token, so that it is not the first.
                 let tokens = if later { vec![String::new(), token] } else { vec![token] };
                 out.extend(decoder.decode_chain(tokens)?.into_iter().skip(usize::from(later)));
                 place.advance();
@@ -186,7 +186,7 @@ impl Stage {
             }
             Self::UnlessLast { decoder, held } => {
                 if let Some(held) = held.replace(token) {
-                    // Before another token, so that it is not the last.
+                    // Decoded before another token, so that it is not the last.
                     out.extend(decoder.decode_chain(vec![held, String::new()])?.into_iter().take(1));
                 }
             }
@@ -230,12 +230,13 @@ impl Stage {
                 for decoder in decoders {
                     let longest = LONGEST_WHOLE.max(length(&tokens));
                     if most_made(decoder, &tokens, longest)? > longest {
-                        return Err(
-                            format!("the decoder makes more than {longest} bytes of all tokens").into()
-                        );
+                        return Err(format!(
+                            "the decoder would make more than {longest} bytes from all tokens"
+                        )
+                        .into());
                     }
                     tokens = match decoder {
-                        // That of the crate panics where it strips all of a token.
+                        // The crate's version panics if it strips all of a token.
                         DecoderWrapper::Strip(strip) => {
                             tokens.iter().map(|token| stripped(strip, token)).collect()
                         }
@@ -253,12 +254,12 @@ fn length(tokens: &[String]) -> usize {
     tokens.iter().map(String::len).sum()
 }
 
-/// How many bytes a decoder makes of tokens, or at most makes where that is within bounds.
+/// The length of a decoder's output in bytes, or an upper bound that is within the limit.
 fn most_made(decoder: &DecoderWrapper, tokens: &[String], longest: usize) -> Result<usize> {
     let length = length(tokens);
     Ok(match decoder {
         DecoderWrapper::Replace(replace) => {
-            // A pattern may match between all bytes.
+            // A pattern may match between any two bytes.
             let most = (length + tokens.len()).saturating_mul(replace.content.len() + 1);
             if most <= longest {
                 return Ok(most);
@@ -275,7 +276,7 @@ fn most_made(decoder: &DecoderWrapper, tokens: &[String], longest: usize) -> Res
     })
 }
 
-/// A token without the characters at its ends.
+/// A token without the characters that are stripped from its ends.
 fn stripped(strip: &Strip, token: &str) -> String {
     let start = token.chars().take(strip.start).take_while(|&c| c == strip.content).count();
     let stop = token.chars().rev().take(strip.stop).take_while(|&c| c == strip.content).count();
@@ -291,16 +292,16 @@ impl Place {
     }
 }
 
-/// Bytes that become characters. What can become none is one U+FFFD for each longest beginning of a
+/// Decodes UTF-8. Bytes that cannot form a character become U+FFFD, one for each longest beginning of a
 /// character, as in `String::from_utf8_lossy` and in Python's `bytes.decode("utf-8", "replace")`.
 #[derive(Debug, Clone, Default)]
 struct Utf8 {
-    /// The beginning of a character.
+    /// The bytes of an incomplete character.
     waiting: Vec<u8>,
 }
 
 impl Utf8 {
-    /// The characters that are complete by now, if any.
+    /// Returns the characters that are complete.
     fn push(&mut self, bytes: &[u8]) -> Option<String> {
         self.waiting.extend_from_slice(bytes);
         let mut text = String::new();
@@ -326,7 +327,7 @@ impl Utf8 {
         (!text.is_empty()).then_some(text)
     }
 
-    /// What waits will be no character.
+    /// The bytes of an incomplete character at the end become U+FFFD.
     fn finish(&mut self) -> Option<String> {
         let rest = mem::take(&mut self.waiting);
         (!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned())
@@ -339,8 +340,8 @@ fn fallback_byte(token: &str) -> Option<u8> {
     if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
 }
 
-/// The byte that a character stands for in GPT-2's alphabet: itself where Latin-1 shows it; the
-/// others, which are space, control characters and the soft hyphen, have the characters from 256 on.
+/// The byte that a character represents in GPT-2's alphabet. Printable characters of Latin-1 represent
+/// themselves. The other bytes (space, control characters and the soft hyphen) have the characters from 256 on.
 fn alphabet_byte(character: char) -> Option<u8> {
     match u32::from(character) {
         code @ (33..=126 | 161..=172 | 174..=255) => u8::try_from(code).ok(),

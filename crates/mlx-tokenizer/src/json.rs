@@ -1,4 +1,4 @@
-//! JSON values that keep the order of their keys, and how Python's `json.dumps` writes them.
+//! JSON values that keep the order of their keys, and Python's `json.dumps`.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -11,9 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::jinja::{self, Dict, Error, Value, python};
 
-/// A JSON value that keeps the order of its keys, which templates print: a tool, a document, a variable.
+/// A JSON value that keeps the order of its keys, because templates print them: a tool, a document, a variable.
 ///
-/// From a Rust value with [`Json::new`] or `From`, from text with `parse`.
+/// Make one from a Rust value with [`Json::new`] or `From`, or from text with `parse`.
 ///
 /// ```
 /// use mlx_tokenizer::Json;
@@ -25,7 +25,7 @@ use crate::jinja::{self, Dict, Error, Value, python};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Json(pub(crate) Data);
 
-/// What a JSON value is.
+/// The kinds of JSON values.
 #[derive(Debug, Clone)]
 pub(crate) enum Data {
     Null,
@@ -34,11 +34,11 @@ pub(crate) enum Data {
     Float(f64),
     Text(String),
     List(Vec<Data>),
-    /// Without a key twice.
+    /// Without duplicate keys.
     Map(Vec<(String, Data)>),
 }
 
-/// The order of keys makes no difference.
+/// The order of keys does not matter.
 impl PartialEq for Data {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -75,7 +75,7 @@ impl Data {
         }
     }
 
-    /// About how many bytes it has.
+    /// The approximate size in bytes.
     pub(crate) fn size(&self) -> usize {
         16 + match self {
             Self::Text(text) => text.len(),
@@ -85,7 +85,7 @@ impl Data {
         }
     }
 
-    /// What a template sees of it.
+    /// The value as a template sees it.
     pub(crate) fn to_value(&self) -> Result<Value, Error> {
         Ok(match self {
             Self::Null => Value::None,
@@ -133,17 +133,17 @@ impl Data {
     }
 }
 
-/// Why a text is no JSON value.
+/// The reason why a text is not a JSON value.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct JsonError(#[from] serde_json::Error);
 
 impl Json {
-    /// The JSON of a value; fields and keys keep their order.
+    /// Converts a value to JSON; fields and keys keep their order.
     ///
     /// # Errors
     ///
-    /// [`JsonError`] where the value has no JSON, such as a map with keys that are lists.
+    /// [`JsonError`] if the value cannot be represented in JSON, such as a map whose keys are lists.
     pub fn new(value: &(impl Serialize + ?Sized)) -> Result<Self, JsonError> {
         serde_json::to_string(value)?.parse()
     }
@@ -235,7 +235,7 @@ impl<'de> Visitor<'de> for DataVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
         let mut entries: Vec<(String, Data)> = Vec::new();
         let mut places = HashMap::new();
-        // As in Python, a key that comes twice keeps its place and has the later value.
+        // As in Python, a duplicate key keeps its first place and gets the last value.
         while let Some((key, value)) = map.next_entry::<String, Data>()? {
             match places.get(&key) {
                 Some(&place) => {
@@ -278,7 +278,7 @@ impl Serialize for Data {
     }
 }
 
-/// As JSON.
+/// The value as JSON.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = String::new();
@@ -317,18 +317,18 @@ impl From<f64> for Json {
     }
 }
 
-/// How Python's `json.dumps` writes: its arguments of these names.
+/// The arguments of Python's `json.dumps` with these names.
 #[derive(Debug, Default)]
 pub(crate) struct Style {
     pub(crate) ensure_ascii: bool,
-    /// What a level is indented by; none for a single line.
+    /// The indentation of a level; `None` writes a single line.
     pub(crate) indent: Option<String>,
-    /// Between elements and between key and value.
+    /// The separators between elements, and between key and value.
     pub(crate) separators: Option<(String, String)>,
     pub(crate) sort_keys: bool,
 }
 
-/// What Python's `json.dumps` writes of a value of a template.
+/// Writes a template's value as Python's `json.dumps` does.
 pub(crate) fn dumps_value(value: &Value, style: &Style) -> Result<String, Error> {
     let between = if style.indent.is_some() { "," } else { ", " };
     let (item, key) = style.separators.as_ref().map_or((between, ": "), |(item, key)| (item, key));
@@ -379,7 +379,7 @@ impl Writer<'_> {
         }
         self.container(['{', '}'], entries.len(), depth, |writer, index| {
             let (key, value) = &entries[index];
-            // Keys are texts, or are written as if they were.
+            // Keys that are not strings are written as strings.
             match key {
                 Value::Str(_) | Value::Markup(_) => writer.value(key, depth + 1)?,
                 Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
@@ -431,12 +431,12 @@ impl Writer<'_> {
     }
 }
 
-/// The most bytes that [`write_text`] makes of a text.
+/// The maximum number of bytes that [`write_text`] makes of a text.
 fn longest(text: &str, ensure_ascii: bool) -> usize {
     let longest = |byte: u8| match byte {
         b'"' | b'\\' => 2,
         b' '..=b'~' => 1,
-        // The first of a character of several bytes stands for all of them.
+        // The first byte of a multi-byte character stands for all of them.
         0x80..0xc0 if ensure_ascii => 0,
         0xc0..0xf0 if ensure_ascii => 6,
         0xf0.. if ensure_ascii => 12,
@@ -446,7 +446,7 @@ fn longest(text: &str, ensure_ascii: bool) -> usize {
     2 + text.bytes().map(longest).sum::<usize>()
 }
 
-/// A text in quotes.
+/// Writes a text in quotes.
 fn write_text(text: &str, ensure_ascii: bool, out: &mut String) {
     out.push('"');
     for character in text.chars() {
@@ -470,7 +470,7 @@ fn write_text(text: &str, ensure_ascii: bool, out: &mut String) {
     out.push('"');
 }
 
-/// A float in JSON, as Python writes it.
+/// Writes a float in JSON as Python does.
 fn float(number: f64) -> String {
     match python::float(number).as_str() {
         "nan" => "NaN".to_owned(),

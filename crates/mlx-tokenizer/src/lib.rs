@@ -1,14 +1,14 @@
 //! Text to token ids and back, and conversations to prompts.
 //!
-//! API. [`Tokenizer::from_folder`] reads the `tokenizer.json` of a checkpoint folder, and from the
-//! configs beside it the special tokens, the chat templates and which tokens end a text.
+//! This crate is API. [`Tokenizer::from_folder`] reads the `tokenizer.json` of a checkpoint folder. It also
+//! reads the special tokens, the chat templates and the stop tokens from the configs in the folder.
 //!
 //! | | |
 //! |---|---|
 //! | [`Tokenizer::encode`], [`Tokenizer::decode`] | a text and its ids |
 //! | [`Tokenizer::chat`] | a conversation, through the model's chat template |
-//! | [`TextStream`] | ids to text as they come, in whole characters |
-//! | [`StopStrings`] | strings that end a text, in a text that comes in pieces |
+//! | [`TextStream`] | converts ids to text one by one, in whole characters |
+//! | [`StopStrings`] | finds strings that end a text, while the text arrives in pieces |
 //!
 //! ```no_run
 //! use mlx_tokenizer::{ChatOptions, Message, StopStrings, Tokenizer};
@@ -35,10 +35,10 @@
 //!
 //! # Which special tokens a text gets
 //!
-//! The post-processor of `tokenizer.json` alone says what is put around a text. `add_bos_token` and
-//! `add_eos_token` of `tokenizer_config.json` count for nothing, as in transformers 5 with a
-//! `tokenizer.json`, nor do its truncation and padding. A text that begins with the
-//! beginning-of-text token gets no second one, and a chat template writes all special tokens itself.
+//! Only the post-processor of `tokenizer.json` decides which special tokens are put around a text.
+//! `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, and the truncation and padding of
+//! `tokenizer.json`, are ignored, as in transformers 5. A text that already begins with the beginning-of-text
+//! token gets no second one. A chat template writes all special tokens itself.
 
 mod chat;
 mod check;
@@ -64,23 +64,23 @@ pub use shared_tokens::{SharedTokens, TokenMismatch};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
 
-/// Why there is no tokenizer, or no text.
+/// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     /// The folder has no tokenizer.
     #[error(
-        "there is no {}; a checkpoint folder needs one to turn text into tokens{}",
+        "there is no {}; a checkpoint folder needs it to encode text{}",
         file.display(),
         converted(found)
     )]
     NoTokenizer {
         /// The file that is missing.
         file: PathBuf,
-        /// A file of another tokenizer library that is there, and can be converted.
+        /// A file of another tokenizer library in the folder, which can be converted.
         found: Option<String>,
     },
-    /// A file that describes the tokenizer cannot be understood.
+    /// A file that describes the tokenizer is invalid.
     #[error("{}: {}", file.display(), shortened(problem))]
     Invalid {
         /// The file.
@@ -89,38 +89,38 @@ pub enum TokenizerError {
         problem: String,
     },
     /// The tokenizer refused a text.
-    #[error("the text cannot be turned into tokens: {}", shortened(problem))]
+    #[error("cannot encode the text: {}", shortened(problem))]
     Encode {
-        /// What the tokenizer says.
+        /// The tokenizer's message.
         problem: String,
     },
     /// The tokenizer refused token ids.
-    #[error("the tokens cannot be turned into text: {}", shortened(problem))]
+    #[error("cannot decode the tokens: {}", shortened(problem))]
     Decode {
-        /// What the tokenizer says.
+        /// The tokenizer's message.
         problem: String,
     },
     /// The tokenizer has no such token.
-    #[error("the tokenizer has no token {:?}; a token is named by its text or by its id", shortened(token))]
+    #[error("the tokenizer has no token {:?}; name a token by its text or its id", shortened(token))]
     UnknownToken {
-        /// What was asked for.
+        /// The token that was asked for.
         token: String,
     },
     /// A stop string is empty.
-    #[error("a stop string is empty, and would end every text before it begins; leave it out")]
+    #[error("a stop string is empty, which would end every text at once; leave it out")]
     EmptyStopString,
     /// The tokenizer has no chat template.
     #[error(
-        "the tokenizer has no chat template, so that this is probably no chat model; \
-         give it plain text, or a template of your own"
+        "the tokenizer has no chat template, so this is probably not a chat model; \
+         use a plain-text prompt, or give a template"
     )]
     NoChatTemplate,
-    /// The tokenizer has chat templates, and none of this name.
+    /// The tokenizer has chat templates, but none of this name.
     #[error("the tokenizer has no chat template {:?}; it has {}", shortened(name), shortened(&known.join(", ")))]
     UnknownChatTemplate {
         /// The name that was asked for.
         name: String,
-        /// Those that there are.
+        /// The names of its templates.
         known: Vec<String>,
     },
     /// The chat template refused the conversation.
@@ -133,12 +133,12 @@ pub enum TokenizerError {
     ChatRefused {
         /// The name of the template.
         template: String,
-        /// The line that refused.
+        /// The line of the template that refused it.
         line: Option<usize>,
-        /// What the template says.
+        /// The template's message.
         message: String,
     },
-    /// The chat template is wrong, or uses what is not supported.
+    /// The chat template is invalid, or uses a feature that is not supported.
     #[error(
         "the chat template cannot be used: {} (line {} of {})",
         shortened(problem),
@@ -148,12 +148,12 @@ pub enum TokenizerError {
     ChatTemplate {
         /// The name of the template.
         template: String,
-        /// The line at fault.
+        /// The line of the template with the problem.
         line: Option<usize>,
         /// What is wrong.
         problem: String,
     },
-    /// There is no prompt for such a conversation.
+    /// No prompt can be made of the conversation.
     #[error("{}", shortened(problem))]
     Conversation {
         /// What is wrong with it.
@@ -161,16 +161,16 @@ pub enum TokenizerError {
     },
 }
 
-/// What to do with the file of another library.
+/// How to convert the file of another library.
 fn converted(found: &Option<String>) -> String {
     let Some(found) = found else { return String::new() };
     format!(
-        "; transformers makes it of {found}: \
+        "; transformers can make it from {found}: \
          AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in Python writes tokenizer.json"
     )
 }
 
-/// A text of a file or of a caller as messages show it: all of it, or the beginning and the end of a very long one.
+/// A text for an error message: the whole text, or only the beginning and the end if it is very long.
 fn shortened(text: &str) -> Cow<'_, str> {
     mlx_files::shortened(text, 1000)
 }
@@ -191,46 +191,47 @@ pub struct Tokenizer {
     stop_tokens: Vec<u32>,
 }
 
-/// How a text becomes tokens.
+/// How a text is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EncodeOptions {
-    /// What is put around the text.
+    /// Whether special tokens are added around the text.
     pub around: Around,
-    /// What special tokens are that the text spells out.
+    /// How special tokens are treated that the text itself contains.
     pub written: Written,
 }
 
-/// What is put around a text.
+/// Whether special tokens are added around a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Around {
-    /// The special tokens that the tokenizer puts there, unless the text begins with the
-    /// beginning-of-text token already.
+    /// Add the special tokens of the tokenizer, unless the text already begins with the beginning-of-text
+    /// token.
     #[default]
     SpecialTokens,
-    /// Nothing.
+    /// Add nothing.
     Nothing,
 }
 
-/// What special tokens are that a text spells out, such as `<|end|>`.
+/// How special tokens are treated that a text contains, such as `<|end|>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Written {
-    /// Those tokens, as in mlx-lm and transformers. A text from elsewhere can end a turn this way.
+    /// They become special tokens, as in mlx-lm and transformers. A text from an untrusted source can end a
+    /// turn this way.
     #[default]
     SpecialTokens,
-    /// Text like any other.
+    /// They are encoded as ordinary text.
     Text,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a folder and, where they are there, `tokenizer_config.json`,
+    /// Reads `tokenizer.json` of a folder and, if they exist, `tokenizer_config.json`,
     /// `special_tokens_map.json`, `generation_config.json`, `config.json`, `chat_template.jinja`,
+    /// `additional_chat_templates` and `chat_template.json`.
     /// `additional_chat_templates` and `chat_template.json`.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::NoTokenizer`] without a `tokenizer.json`, [`TokenizerError::Invalid`]
-    /// where a file is there and cannot be understood. A chat template is not looked at before it
-    /// is used.
+    /// [`TokenizerError::NoTokenizer`] if there is no `tokenizer.json`, [`TokenizerError::Invalid`] if a file
+    /// exists but is invalid. A chat template is not parsed before it is used.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let folder = folder.as_ref();
         let file = folder.join("tokenizer.json");
@@ -247,12 +248,12 @@ impl Tokenizer {
         let mut inner = read.map_err(problem)?.map_err(invalid)?;
         drop(json);
         check::check_whole(&inner).map_err(problem)?;
-        // Left over from training.
+        // These settings are left over from training.
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
 
         let config = config::Config::read(folder)?;
         let special = config.special_tokens()?;
-        // What has such a name is a special token, whatever `tokenizer.json` calls it.
+        // A token with such a name is special, whatever `tokenizer.json` says.
         let named = special.values().map(String::as_str).chain(config.extra_special_tokens());
         let plain: Vec<AddedToken> = named
             .filter(|token| {
@@ -267,20 +268,20 @@ impl Tokenizer {
         Ok(Self { inner, special, templates, stop_tokens })
     }
 
-    /// The ids of a text, with the special tokens that the tokenizer puts around it.
+    /// Encodes a text, with the special tokens that the tokenizer adds around it.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Encode`] where the tokenizer has no token for a part of the text.
+    /// [`TokenizerError::Encode`] if the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encode_with(text, EncodeOptions::default())
     }
 
-    /// The ids of a text.
+    /// Encodes a text with options.
     ///
     /// # Errors
     ///
-    /// As of [`Tokenizer::encode`].
+    /// The same as for [`Tokenizer::encode`].
     pub fn encode_with(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let begun = options.written == Written::SpecialTokens
             && self.special.get("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(&**bos));
@@ -297,8 +298,8 @@ impl Tokenizer {
         ids.map_err(refused)?.map_err(refused)
     }
 
-    /// What the `tokenizers` crate does with `encode_special_tokens`, which is a setting of the whole
-    /// tokenizer there, so that each text would need a copy of it.
+    /// Does the same as `encode_special_tokens` of the `tokenizers` crate. There it is a setting of the whole
+    /// tokenizer, so it would need a copy of the tokenizer for each text.
     fn encode_text(&self, text: &str, around: bool) -> tokenizers::Result<tokenizers::Encoding> {
         let mut added = self.inner.get_added_vocabulary().clone();
         added.set_encode_special_tokens(true);
@@ -310,15 +311,15 @@ impl Tokenizer {
         self.inner.post_process(parts.into_encoding(None, 0, OffsetType::None)?, None, around)
     }
 
-    /// The text of these ids, without special tokens.
+    /// Decodes ids, leaving out special tokens.
     ///
-    /// Bytes that are no characters are U+FFFD, one for each longest beginning of a character. That is
-    /// what mlx-lm prints; transformers takes the characters before them back, too, where a tokenizer
-    /// has a token for each byte (`<0x0A>`).
+    /// Bytes that do not form a character become U+FFFD, one for each longest beginning of a character. mlx-lm
+    /// prints the same; transformers also replaces the valid characters before such bytes, if the tokenizer has
+    /// a token for each byte (`<0x0A>`).
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Decode`] where the tokenizer refuses them.
+    /// [`TokenizerError::Decode`] if the tokenizer refuses the ids.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
         let mut stream = self.stream();
         let mut text = String::new();
@@ -328,17 +329,17 @@ impl Tokenizer {
         Ok(text + &stream.finish()?)
     }
 
-    /// The tokens after which a text is complete, in ascending order: those that any file of the
-    /// folder names and, where those are not what the chat template writes, the end of its turns.
+    /// The stop tokens, in ascending order. They are the tokens that any file of the folder declares as the end
+    /// of a text. If the chat template writes none of these, the end of its turns is added.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }
 
-    /// Makes a token one after which a text is complete: its text or its id.
+    /// Adds a stop token, given by its text or its id.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownToken`] where the tokenizer has neither.
+    /// [`TokenizerError::UnknownToken`] if the tokenizer has no such token.
     pub fn add_stop_token(&mut self, token: &str) -> Result<(), TokenizerError> {
         let by_id = || token.parse().ok().filter(|&id| self.inner.id_to_token(id).is_some());
         let id = self.token_id(token).or_else(by_id);
@@ -349,7 +350,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The id of a token, by its text as the vocabulary has it.
+    /// The id of a token, by its text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
@@ -359,27 +360,27 @@ impl Tokenizer {
         self.special.get(name).map(String::as_str)
     }
 
-    /// What a special token is spelled like, such as `<|im_end|>`; `None` for a token that has text.
+    /// The content of a special token, such as `<|im_end|>`; `None` for an ordinary token.
     ///
-    /// A special token has no text in [`Tokenizer::decode`] and [`TextStream`].
+    /// [`Tokenizer::decode`] and [`TextStream`] leave special tokens out.
     pub fn special_content(&self, id: u32) -> Option<String> {
         let added = self.inner.get_added_vocabulary();
         added.simple_id_to_token(id).filter(|token| added.is_special_token(token))
     }
 
-    /// A stream that turns ids into text one by one.
+    /// Starts a stream that decodes ids one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream::new(self)
     }
 
-    /// The token of an id where it is text.
+    /// The token of an id, if it is ordinary text.
     fn text_token(&self, id: u32) -> Option<String> {
         let added = self.inner.get_added_vocabulary();
         let token = added.simple_id_to_token(id).or_else(|| self.inner.get_model().id_to_token(id))?;
         (!added.is_special_token(&token)).then_some(token)
     }
 
-    /// Whether the tokenizer has tokens to think between, as mlx-lm looks for them.
+    /// Whether the tokenizer has tokens that mark a model's thoughts, found as mlx-lm finds them.
     fn thinks(&self) -> bool {
         const TOKENS: [&[&str]; 5] = [
             &["<think>", "</think>"],

@@ -1,26 +1,26 @@
-//! What the tokens of two tokenizers have in common.
+//! Compares the tokens of two tokenizers.
 
 use std::collections::BTreeMap;
 
 use crate::Tokenizer;
 
-/// Two tokenizers use one id for different tokens, so that models of the two cannot exchange ids.
+/// Two tokenizers use one id for different tokens, so models with these tokenizers cannot exchange ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("token {id} is {ours:?} in one tokenizer and {theirs:?} in the other ({conflicts} ids differ)")]
 #[non_exhaustive]
 pub struct TokenMismatch {
     /// The lowest id that stands for different tokens.
     pub id: u32,
-    /// The token of this id in the tokenizer that was asked.
+    /// The token of this id in the first tokenizer (`self`).
     pub ours: String,
     /// The token of this id in the other tokenizer.
     pub theirs: String,
-    /// How many ids stand for different tokens.
+    /// The number of ids that stand for different tokens.
     pub conflicts: usize,
 }
 
-/// The ids that two tokenizers have, none of which means different tokens; see
-/// [`Tokenizer::shared_tokens`]. All lists are in ascending order.
+/// The ids of two tokenizers, without conflicts; see [`Tokenizer::shared_tokens`]. All lists are in ascending
+/// order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedTokens {
     shared: Vec<u32>,
@@ -39,14 +39,14 @@ impl SharedTokens {
         self.shared.binary_search(&id).is_ok()
     }
 
-    /// `n` where the shared ids are all of `0..n` and no others; `None` where there are gaps.
+    /// `n` if the shared ids are exactly `0..n`; `None` if there are gaps.
     pub fn all_below(&self) -> Option<u32> {
         let count = u32::try_from(self.shared.len()).ok()?;
-        // Ascending and without repetition: the last one says whether there is a gap.
+        // Ascending and without duplicates, so the last one shows whether there is a gap.
         (self.shared.last().is_none_or(|&last| last < count)).then_some(count)
     }
 
-    /// The ids that only the tokenizer that was asked has.
+    /// The ids that only the first tokenizer (`self`) has.
     pub fn ours_only(&self) -> &[u32] {
         &self.ours_only
     }
@@ -58,15 +58,15 @@ impl SharedTokens {
 }
 
 impl Tokenizer {
-    /// Compares what ids mean in two tokenizers: which ids both have with the same text, and which
-    /// only one has. Models of the two can exchange the former.
+    /// Compares the meaning of ids in two tokenizers: which ids both have with the same text, and which only
+    /// one has. Models with these tokenizers can exchange the shared ids.
     ///
-    /// Tables of models are often larger than their vocabularies: the rows behind the last id of a
-    /// tokenizer mean nothing, and are in no list here.
+    /// The tables of models are often larger than their vocabularies. The rows after the last id of a tokenizer
+    /// mean nothing, and are in no list here.
     ///
     /// # Errors
     ///
-    /// [`TokenMismatch`] where one id stands for different tokens.
+    /// [`TokenMismatch`] if one id stands for different tokens.
     pub fn shared_tokens(&self, other: &Self) -> Result<SharedTokens, TokenMismatch> {
         let (ours, mut theirs) = (self.tokens_by_id(), other.tokens_by_id());
         let (mut shared, mut ours_only) = (Vec::new(), Vec::new());

@@ -1,14 +1,14 @@
-//! Strings that end a text, in a text that comes in pieces.
+//! Finds strings that end a text, while the text arrives in pieces.
 
 use std::ops::Range;
 
 use crate::{TextStream, TokenizerError};
 
-/// Looks for stop strings in a text that comes in pieces, wherever the pieces end.
+/// Finds stop strings in a text that arrives in pieces, also across the ends of pieces.
 ///
-/// A piece goes out at once but for what may be the beginning of a stop string. Where one is
-/// complete the text ends before it; of several that are complete with the same character, before
-/// the longest. How the text is cut into pieces changes nothing.
+/// A piece is returned at once, except for an end that may be the beginning of a stop string. The text ends
+/// before the first stop string that is complete; if several are complete at the same character, before the
+/// longest. The result does not depend on how the text is cut into pieces.
 ///
 /// ```
 /// use mlx_tokenizer::StopStrings;
@@ -23,29 +23,27 @@ use crate::{TextStream, TokenizerError};
 ///
 /// # Special tokens
 ///
-/// A special token such as `<|im_end|>` has no text, and yet a stop string may spell it, alone or with
-/// text around it: `"\n<|im_end|>"`. [`StopStrings::push_token`] gives the content of special tokens to
-/// those stop strings that contain it. For all others, and for the text that comes out, a special
-/// token is nothing.
+/// A special token such as `<|im_end|>` has no text, but a stop string may contain it, alone or with text
+/// around it: `"\n<|im_end|>"`. [`StopStrings::push_token`] shows the content of special tokens to the stop
+/// strings that contain it. The other stop strings, and the returned text, ignore special tokens.
 #[derive(Debug, Clone)]
 pub struct StopStrings {
     strings: Vec<Pattern>,
-    /// The end of the text so far that has not gone out: as long as the longest beginning of a stop
-    /// string that it is.
+    /// The end of the text that is held back: the longest beginning of a stop string that the text ends with.
     held: Held,
     found: Option<usize>,
 }
 
-/// Text with special tokens in it.
+/// Text that contains special tokens.
 #[derive(Debug, Clone, Default)]
 struct Held {
     text: String,
-    /// Where special tokens are, which never go out, in their order.
+    /// The places of special tokens, in order. They are never returned.
     special: Vec<Range<usize>>,
 }
 
 impl Held {
-    /// Where a pattern begins that has matched so many bytes up to `end`.
+    /// The place where a pattern begins of which this many bytes have matched up to `end`.
     fn start_of(&self, pattern: &Pattern, end: usize) -> usize {
         let (mut at, mut left) = (end, pattern.matched);
         for special in self.special.iter().rev().filter(|special| special.end <= end) {
@@ -64,7 +62,7 @@ impl Held {
         at - left
     }
 
-    /// Takes the text before a place out, without special tokens.
+    /// Removes the text before a place and returns it without special tokens.
     fn take(&mut self, end: usize) -> String {
         let rest = self.text.split_off(end);
         let mut out = std::mem::replace(&mut self.text, rest);
@@ -82,29 +80,29 @@ impl Held {
     }
 }
 
-/// A string and how much of it the end of the text so far is (Knuth, Morris and Pratt).
+/// A string, and how much of it matches the end of the text (Knuth, Morris and Pratt).
 #[derive(Debug, Clone)]
 struct Pattern {
     string: String,
-    /// For each beginning but the empty one, the length of the longest shorter one that it ends with.
+    /// For each beginning of the string, the length of the longest shorter beginning that it ends with.
     shorter: Vec<usize>,
     matched: usize,
 }
 
 impl StopStrings {
-    /// Looks for these strings; without any, all text goes through.
+    /// Looks for these strings. Without any, all text is returned.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::EmptyStopString`] for a string that every text begins with.
+    /// [`TokenizerError::EmptyStopString`] for an empty string.
     pub fn new<S: Into<String>>(strings: impl IntoIterator<Item = S>) -> Result<Self, TokenizerError> {
         let strings = strings.into_iter().map(|string| Pattern::new(string.into()));
         Ok(Self { strings: strings.collect::<Result<_, _>>()?, held: Held::default(), found: None })
     }
 
-    /// Takes the next piece and answers with the text that is certain to come before a stop string.
+    /// Takes the next piece and returns the text that cannot be part of a stop string.
     ///
-    /// Once a stop string was found there is no more text.
+    /// After a stop string, there is no more text.
     pub fn push(&mut self, piece: &str) -> String {
         if self.found.is_some() {
             return String::new();
@@ -121,7 +119,7 @@ impl StopStrings {
         self.certain()
     }
 
-    /// Takes a special token by its content: only stop strings that contain it see it. Answers as
+    /// Takes the content of a special token, which only stop strings that contain it see. Returns the same as
     /// [`StopStrings::push`].
     pub fn push_special(&mut self, content: &str) -> String {
         if self.found.is_some() || content.is_empty() {
@@ -137,12 +135,12 @@ impl StopStrings {
         self.end_before(end, complete).unwrap_or_else(|| self.certain())
     }
 
-    /// Takes the next token of a stream: its text, or its content if it is a special token. Answers
-    /// as [`StopStrings::push`].
+    /// Takes the next token of a stream: its text, or its content if it is a special token. Returns the same as
+    /// [`StopStrings::push`].
     ///
     /// # Errors
     ///
-    /// Those of [`TextStream::push`].
+    /// The same as for [`TextStream::push`].
     pub fn push_token(&mut self, stream: &mut TextStream<'_>, token: u32) -> Result<String, TokenizerError> {
         match stream.tokenizer().special_content(token) {
             Some(content) => Ok(self.push_special(&content)),
@@ -150,7 +148,7 @@ impl StopStrings {
         }
     }
 
-    /// The text before the longest stop string that is complete at this place, if one is.
+    /// The text before the longest stop string that is complete at this place, if there is one.
     fn end_before(&mut self, end: usize, mut complete: impl FnMut(&mut Pattern) -> bool) -> Option<String> {
         let mut longest: Option<usize> = None;
         for (at, pattern) in self.strings.iter_mut().enumerate() {
@@ -173,12 +171,13 @@ impl StopStrings {
         self.held.take(start)
     }
 
-    /// The stop string that the text ended with, if it did.
+    /// The stop string that ended the text, if one did.
     pub fn found(&self) -> Option<&str> {
         self.found.and_then(|at| self.strings.get(at)).map(|pattern| &*pattern.string)
     }
 
-    /// The rest, when no more text comes: what could have become a stop string and did not.
+    /// Ends the text and returns the rest: the text that was held back because it could have become a stop
+    /// string.
     pub fn finish(mut self) -> String {
         self.held.take(self.held.text.len())
     }
@@ -202,13 +201,13 @@ impl Pattern {
         self.string.contains(content)
     }
 
-    /// Takes the next byte of the text; whether the text now ends with the string.
+    /// Takes the next byte of the text. Returns whether the text now ends with the string.
     fn push(&mut self, byte: u8) -> bool {
         self.advance(byte);
         self.matched == self.string.len()
     }
 
-    /// The longest beginning that the text ends with after one more byte.
+    /// The longest beginning of the string that the text ends with after one more byte.
     fn advance(&mut self, byte: u8) {
         let bytes = self.string.as_bytes();
         while self.matched > 0 && bytes.get(self.matched) != Some(&byte) {

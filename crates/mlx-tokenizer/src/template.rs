@@ -1,4 +1,4 @@
-//! Chat templates: Jinja in the environment that transformers sets up.
+//! Renders chat templates in an environment like that of transformers.
 
 use jiff::Zoned;
 use jiff::civil::DateTime;
@@ -8,7 +8,7 @@ use crate::TokenizerError;
 use crate::jinja::{self, ErrorKind};
 use crate::json::Data;
 
-/// The longest text of a time, in bytes.
+/// The maximum length of a formatted time, in bytes.
 const LONGEST_TIME: usize = 1 << 20;
 
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -27,16 +27,16 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// What a template sees.
+/// The input of a template.
 pub(crate) struct Context {
     pub(crate) variables: Vec<(String, Data)>,
-    /// About how many bytes the user gave: what they may cost grows with them.
+    /// The approximate size of the user's input, in bytes. Limits grow with it.
     pub(crate) given: usize,
-    /// The local time; without one, that of the clock.
+    /// The local time; the default is the system's clock.
     pub(crate) now: Option<DateTime>,
 }
 
-/// Renders a template, which `name` stands for in errors.
+/// Renders a template; errors refer to it as `name`.
 pub(crate) fn render(name: &str, source: &str, context: Context) -> Result<String, TokenizerError> {
     let Context { variables, given, now } = context;
     let make = move || {
@@ -59,10 +59,10 @@ pub(crate) fn render(name: &str, source: &str, context: Context) -> Result<Strin
     })
 }
 
-/// What Python's `strftime` makes of a format on Linux, in the C locale and for a time without a zone.
+/// Formats a time as Python's `strftime` does on Linux, in the C locale and for a time without a zone.
 ///
-/// Behind a `%` come flags (`_`, `-`, `0`, `^`, `#`), a width, perhaps `E` or `O`, and the letter of a conversion. What is
-/// no conversion stays as it is.
+/// A conversion is a `%`, then flags (`_`, `-`, `0`, `^`, `#`), a width, `E` or `O`, and a letter; all but the
+/// `%` and the letter are optional. Unknown conversions stay as they are.
 fn strftime(format: &str, now: DateTime) -> Result<String, String> {
     let count = format.chars().count();
     let mut out = String::new();
@@ -71,22 +71,22 @@ fn strftime(format: &str, now: DateTime) -> Result<String, String> {
         out += text;
         let (conversion, behind) = Conversion::parse(conversion);
         rest = behind;
-        // Python gives its C library so much room, and is content with an empty text.
+        // Python gives its C library this much space. If the text does not fit, the result is empty.
         let room = (256 * count).next_power_of_two().max(1024);
         if conversion.width >= room {
             return Ok(String::new());
         }
         if out.len() + conversion.width > LONGEST_TIME {
-            return Err(format!("it would have more than {LONGEST_TIME} bytes"));
+            return Err(format!("the formatted time has more than {LONGEST_TIME} bytes"));
         }
         conversion.write(now, &mut out);
     }
     Ok(out + rest)
 }
 
-/// The part of a format that begins with a `%`.
+/// A conversion in a format.
 struct Conversion<'a> {
-    /// All of it, behind the `%`.
+    /// The whole conversion, without the `%`.
     text: &'a str,
     pad: Option<char>,
     upper: bool,
@@ -97,7 +97,7 @@ struct Conversion<'a> {
 }
 
 impl<'a> Conversion<'a> {
-    /// Takes a conversion from the beginning, and answers with it and the rest.
+    /// Parses a conversion at the beginning. Returns it and the rest of the format.
     fn parse(text: &'a str) -> (Self, &'a str) {
         let (mut pad, mut upper, mut swap, mut width) = (None, false, false, 0_usize);
         let mut rest = text;
@@ -160,7 +160,7 @@ impl<'a> Conversion<'a> {
             'C' => number(1, year.div_euclid(100)),
             'd' => number(2, now.day().into()),
             'e' => spaced(now.day()),
-            // Python does this one itself.
+            // Python handles this conversion itself.
             'f' if self.text == "f" => format!("{:06}", now.subsec_nanosecond() / 1000),
             'g' => number(2, i64::from(week.year()).rem_euclid(100)),
             'G' => number(1, week.year().into()),
@@ -190,7 +190,7 @@ impl<'a> Conversion<'a> {
             'W' => number(2, (day + 6 - monday) / 7),
             'y' => number(2, year.rem_euclid(100)),
             'Y' => number(1, year),
-            // There is no zone.
+            // The time has no zone.
             'z' => return,
             'Z' => String::new(),
             '%' => "%".to_owned(),
@@ -200,13 +200,13 @@ impl<'a> Conversion<'a> {
         let filling = if self.pad == Some('0') { "0" } else { " " };
         *out += &filling.repeat(self.width.saturating_sub(text.chars().count()));
         for c in text.chars() {
-            // The C library knows no upper case of two characters.
+            // The C library's upper case never has two characters.
             let mut cases = c.to_uppercase();
             out.push(cases.next().filter(|_| upper && cases.len() == 0).unwrap_or(c));
         }
     }
 
-    /// A number with so many digits, or as many as the width says.
+    /// A number with this many digits, or as many as the width says.
     fn number(&self, digits: usize, pad: char, value: i64) -> String {
         let digits = digits.max(self.width);
         match self.pad.unwrap_or(pad) {

@@ -1,18 +1,18 @@
-//! Ids to text, as they come.
+//! Decodes ids one by one.
 
 use crate::check;
 use crate::decoder::Decoder;
 use crate::{Tokenizer, TokenizerError};
 
-/// Turns a stream of ids into text, piece by piece: the pieces together are [`Tokenizer::decode`] of
-/// all ids, however they come.
+/// Decodes a stream of ids into pieces of text. The pieces together are the text that [`Tokenizer::decode`]
+/// returns for all ids.
 ///
-/// A piece never ends inside a character: one whose bytes are spread over several tokens comes with
-/// the last of them. A token costs the same however long the text has become, and is decoded once.
+/// A piece never ends inside a character: if the bytes of a character are spread over several tokens, it is
+/// returned with the last of them. Each token is decoded once, and costs the same however long the text is.
 ///
-/// Some decoders hold text back, as far as what comes next may change it: a token where a repeated
-/// one counts once, and all of the text where a decoder must see all of it. None of the models here
-/// has such a decoder.
+/// Some decoders hold text back that later tokens may change. A decoder that drops repeated tokens holds back
+/// one token, and a decoder that needs all tokens holds back everything. None of the supported models has such
+/// a decoder.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -24,13 +24,13 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, decoder: Decoder::new(tokenizer.inner.get_decoder()) }
     }
 
-    /// Takes the next id and answers with the text that is complete by now; often empty.
+    /// Takes the next id and returns the text that is now complete, which is often empty.
     ///
     /// Special tokens and ids without a token have no text.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Decode`] where the tokenizer refuses the id.
+    /// [`TokenizerError::Decode`] if the tokenizer refuses the id.
     pub fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
         match self.tokenizer.text_token(token) {
             Some(token) => refused(check::guarded(|| self.decoder.push(token))),
@@ -38,16 +38,16 @@ impl<'a> TextStream<'a> {
         }
     }
 
-    /// The tokenizer whose ids it takes.
+    /// The tokenizer of the ids.
     pub(crate) fn tokenizer(&self) -> &'a Tokenizer {
         self.tokenizer
     }
 
-    /// The rest: bytes at the end that never became a character, as replacement characters.
+    /// Ends the stream and returns the rest: replacement characters for bytes that do not form a character.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Decode`] where the tokenizer refuses the ids.
+    /// [`TokenizerError::Decode`] if the tokenizer refuses the ids.
     pub fn finish(self) -> Result<String, TokenizerError> {
         refused(check::guarded(|| self.decoder.finish()))
     }

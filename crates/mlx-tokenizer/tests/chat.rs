@@ -1,4 +1,4 @@
-//! Conversations through templates, beside what transformers makes of them.
+//! Compares rendered conversations with those of transformers.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use mlx_tokenizer::{ChatEnd, ChatOptions, ChatTemplate, Json, Message, Tokenizer
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// What `make_chat_fixtures.py` wrote.
+/// The output of `make_chat_fixtures.py`.
 #[derive(Deserialize)]
 struct Fixture {
     now: String,
@@ -42,7 +42,7 @@ struct Snippet {
 #[serde(rename_all = "snake_case")]
 enum Expected {
     Text(String),
-    /// With `raise_exception`.
+    /// The template called `raise_exception`.
     Refused(String),
     Fails(bool),
 }
@@ -51,7 +51,7 @@ fn fixture() -> Fixture {
     serde_json::from_str(include_str!("fixtures/chats.json")).unwrap()
 }
 
-/// A folder with a tokenizer for which each letter is a token, and these files.
+/// A folder with a tokenizer that has a token for each letter, and with these files.
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let vocab: BTreeMap<String, usize> =
@@ -197,7 +197,7 @@ fn templates_come_from_each_of_their_files() {
     let tokenizer = tokenizer(&[list, jinja, rag]);
     assert_eq!(tokenizer.chat_templates().collect::<Vec<_>>(), ["default", "rag"]);
 
-    // None is the default.
+    // No template is the default.
     let error = text(&[rag], &default).unwrap_err();
     assert!(
         matches!(&error, TokenizerError::UnknownChatTemplate { name, .. } if name == "default"),
@@ -210,7 +210,7 @@ fn templates_come_from_each_of_their_files() {
 fn without_a_template_the_error_says_what_to_do() {
     let error = text(&[], &ChatOptions::default()).unwrap_err();
     assert!(matches!(error, TokenizerError::NoChatTemplate));
-    assert!(error.to_string().contains("give it plain text"), "{error}");
+    assert!(error.to_string().contains("use a plain-text prompt"), "{error}");
     let own = ChatOptions { template: ChatTemplate::Text("own".to_owned()), ..Default::default() };
     assert_eq!(text(&[], &own).unwrap(), "own");
 }
@@ -275,7 +275,7 @@ fn special_tokens_and_thinking_are_variables() {
     let options = ChatOptions { variables: variables.into(), ..Default::default() };
     assert_eq!(text(&files, &options).unwrap(), "B<eos><img><a>False");
 
-    // Without the list in which transformers keeps the added tokens, this file counts.
+    // Without the list in which transformers stores the added tokens, this file decides.
     let map = ("special_tokens_map.json", r#"{"bos_token": {"content": "<b>"}}"#);
     assert!(text(&[files[0], map], &ChatOptions::default()).unwrap().starts_with("<b>"));
     let listed = config.replace("\"unk_token\": null", "\"added_tokens_decoder\": {}");
@@ -306,7 +306,7 @@ fn conversations_that_cannot_be_continued_are_refused() {
             "no text",
         ),
         (tokenizer.chat_text(&[Message::user("hi")], &go_on), "does not write the last message"),
-        (blind, "reads no content"),
+        (blind, "does not read the content"),
     ] {
         let error = answer.unwrap_err();
         assert!(matches!(error, TokenizerError::Conversation { .. }), "{error}");
@@ -317,7 +317,7 @@ fn conversations_that_cannot_be_continued_are_refused() {
 #[test]
 fn messages_are_objects() {
     let error = serde_json::from_str::<Message>("[1]").unwrap_err();
-    assert!(error.to_string().contains("[1] is no message"), "{error}");
+    assert!(error.to_string().contains("[1] is not a message"), "{error}");
     assert_eq!(Message::from_json(Json::from("hi")), None);
     let message: Message = serde_json::from_str(r#"{"role": "user", "content": "hi"}"#).unwrap();
     assert_eq!(message, Message::user("hi"));
@@ -331,7 +331,7 @@ fn the_clock_is_asked_where_no_time_is_given() {
     assert!(year >= 2025);
 }
 
-/// A long conversation may cost more. What the model's files say is not the user's.
+/// A longer conversation may cost more, but variables from the model's files do not raise the limits.
 #[test]
 fn limits_grow_with_the_conversation_alone() {
     let long = "a".repeat(1 << 20);
@@ -344,7 +344,7 @@ fn limits_grow_with_the_conversation_alone() {
     let most: usize = most.split(' ').next().unwrap().parse().unwrap();
     assert!((10_000_000..11_000_000).contains(&most), "{error}");
     assert_eq!(tokenizer.chat_text(&[Message::user(&long)], &ChatOptions::default()).unwrap(), "x");
-    // Bytes as well as steps.
+    // The limit of bytes, not only of steps.
     let template = "{% for i in range(350) %}{% if 'x' * 1000000 == '' %}{% endif %}{% endfor %}x";
     let options = ChatOptions { template: ChatTemplate::Text(template.to_owned()), ..Default::default() };
     let error = tokenizer.chat_text(&[Message::user("hi")], &options).unwrap_err().to_string();
@@ -352,8 +352,8 @@ fn limits_grow_with_the_conversation_alone() {
     assert_eq!(tokenizer.chat_text(&[Message::user(&long.repeat(4))], &options).unwrap(), "x");
 }
 
-/// A stop token that a template writes means that the files knew. Otherwise the end of a turn that
-/// the template writes is one.
+/// If a template writes a declared stop token, the declaration is complete. Otherwise the end of a turn that
+/// the template writes is added.
 #[test]
 fn the_end_of_a_turn_stops_where_the_files_have_lost_it() {
     let gemma = ("chat_template.jinja", "<start_of_turn>{{ messages }}<end_of_turn>");

@@ -1,4 +1,4 @@
-//! Templates that ask for more time, memory or stack than there is: an error that names the limit.
+//! Templates that need too much time, memory or stack: the error names the limit.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -24,7 +24,7 @@ fn render(template: &str) -> Result<String, String> {
     }
 }
 
-/// `a0,a1,...` up to a number of bytes.
+/// `a0,a1,...`, this many bytes long.
 fn names(bytes: usize) -> String {
     (0..bytes / 6).map(|i| format!("a{i}")).collect::<Vec<_>>().join(",")
 }
@@ -129,7 +129,7 @@ fn each_limit_is_an_error_that_names_it() {
         (format!("{million}{{{{ m | join(m) }}}}"), BYTES),
         (format!("{million}{{{{ messages | tojson(indent=m) | length }}}}{{{{ range(9999) | list | tojson(separators=(m, m)) }}}}"), BYTES),
         (format!("{million}{{{{ m.strip(m) }}}}"), "more than"),
-        // What is made for a moment counts before it is made.
+        // A temporary value counts before it is made.
         (format!("{million}{{{{ ('{{0}}' * 1000000).format(m) | length }}}}"), BYTES),
         ("{{ range(100000) | map(attribute='x' * 1000000) | list | length }}{{ [1] | map(attribute='a.' * 50000000) | list | length }}".to_owned(), BYTES),
         ("{{ [1] | sort(attribute=',' * 100000000) }}".to_owned(), BYTES),
@@ -145,7 +145,7 @@ fn each_limit_is_an_error_that_names_it() {
         (format!("{{# {} #}}{{% set s = 'x' * 400000000 %}}", "x".repeat(1 << 19)), BYTES),
         (format!("{{# {} #}}", "x".repeat(1 << 20)), "1048576"),
         ("{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [[1] | map('x' * 1000000)] %}{% endfor %}".to_owned(), BYTES),
-        // What recurses is a level deeper.
+        // A recursive value is one level deeper.
         ("{{ ['aa'] | map(*(['map'] * 20000)) | list }}".to_owned(), "more than"),
         ("{{ ['aa'] | map(*(['map'] * 1000)) | list }}".to_owned(), "more than"),
         (format!("{{% set j = joiner() %}}{}", "{%set j=joiner(j)%}".repeat(50_000)), NESTED),
@@ -162,7 +162,7 @@ fn each_limit_is_an_error_that_names_it() {
         (format!("{{{{ dict({}=1) }}}}", names(100_000).replace(',', "=1,")), "1000 arguments"),
         (format!("{{{{ dict({}) }}}}", names(100_000)), "1000 arguments"),
         ((0..30_000).map(|i| format!("{{%block a{i}%}}{{%endblock%}}")).collect(), "1000 blocks"),
-        // Numbers that are too large on the way.
+        // Intermediate numbers that are too large.
         ("{{ range(0, 2 ** 126 + (2 ** 126 - 1), 2 ** 126)[:] }}".to_owned(), "127 bits"),
         ("{{ 170000000000000000000000000000000000000 | round(-38) }}".to_owned(), "127 bits"),
         ("{{ (1e-40).as_integer_ratio() }}".to_owned(), "127 bits"),
@@ -191,7 +191,7 @@ fn what_holds_itself_is_written_as_python_does() {
     }
 }
 
-/// What only looks expensive, and numbers at the end of what there is.
+/// Templates that only look expensive, and numbers at the limits.
 #[test]
 fn large_but_right() {
     for (template, expected) in [
@@ -216,7 +216,7 @@ fn large_but_right() {
     }
 }
 
-/// As Jinja2 3.1 prints them.
+/// The results of Jinja2 3.1.
 #[test]
 fn numbers_and_what_is_missing() {
     for (template, expected) in [
@@ -241,7 +241,7 @@ fn numbers_and_what_is_missing() {
     }
 }
 
-/// Long chains of what holds each other end without a deep recursion.
+/// Long chains of values that refer to each other are dropped without a deep recursion.
 #[test]
 fn long_chains_are_dropped() {
     for template in [
@@ -253,7 +253,7 @@ fn long_chains_are_dropped() {
     }
 }
 
-/// 25 MB of conversation through a plain template. (That limits grow with it is a test of `chat.rs`.)
+/// A plain template with 25 MB of conversation. (A test in `chat.rs` checks that limits grow with it.)
 #[test]
 fn a_long_conversation_goes_through() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}";
@@ -262,7 +262,7 @@ fn a_long_conversation_goes_through() {
     assert_eq!(tokenizer().chat_text(&messages, &options).unwrap().len(), 50_000 * 514);
 }
 
-/// The deepest that is allowed fits into the stack, in a build without optimization too.
+/// The deepest allowed nesting fits into the stack, also in a build without optimization.
 #[test]
 fn the_deepest_fits_into_the_stack() {
     let sum = format!("{{{{ 1{} }}}}", "+1".repeat(398));

@@ -1,4 +1,5 @@
-//! `tokenizer.json` files that make the tokenizers crate panic, hang or fill the memory: an error that names the part.
+//! `tokenizer.json` files that make the tokenizers crate panic, hang or fill the memory: the error names the
+//! part.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -27,7 +28,7 @@ fn with(part: &str, value: Value) -> String {
     tokenizer.to_string()
 }
 
-/// What reading a file says, and else what a round trip says.
+/// The error when the file is read, or otherwise the result of a round trip.
 fn problem(json: &str) -> Option<String> {
     let tokenizer = match Tokenizer::from_folder(folder(json).path()) {
         Ok(tokenizer) => tokenizer,
@@ -67,9 +68,9 @@ fn a_part_that_is_wrong_is_named() {
     let many = |component: Value| vec![component; 300];
     for (part, value, said) in [
         ("normalizer", precompiled("AAAA"), "normalizer: precompiled_charsmap: it is too short"),
-        ("normalizer", precompiled("AAA"), "normalizer: precompiled_charsmap is no base64"),
+        ("normalizer", precompiled("AAA"), "normalizer: precompiled_charsmap is not base64"),
         ("normalizer", precompiled("AAAAAA=="), "normalizer: precompiled_charsmap: its array is empty"),
-        ("normalizer", precompiled("BAAAAAAAAAA="), "leads to a place outside"),
+        ("normalizer", precompiled("BAAAAAAAAAA="), "its array points outside of itself"),
         ("normalizer", precompiled("////fw=="), "its array is cut off"),
         ("normalizer", precompiled(""), "too short"),
         ("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": null }), "must be a text"),
@@ -98,7 +99,7 @@ fn a_part_that_is_wrong_is_named() {
         (
             "normalizer",
             json!({ "type": "Replace", "pattern": { "Regex": "(" }, "content": "" }),
-            "normalizer: the pattern \"(\" is no regular expression",
+            "normalizer: the pattern \"(\" is not a regular expression",
         ),
         ("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 }), "pre_tokenizer: length is 0"),
         (
@@ -108,7 +109,7 @@ fn a_part_that_is_wrong_is_named() {
         ),
         ("post_processor", template(sequence("B")), "post_processor: single[0] is the sequence \"B\""),
         ("post_processor", template(token("<no>")), "post_processor: single[0] is the token \"<no>\""),
-        ("post_processor", template(json!(vec![sequence("A")[0].clone(); 50])), "has the text 50 times"),
+        ("post_processor", template(json!(vec![sequence("A")[0].clone(); 50])), "contains the text 50 times"),
         ("post_processor", template(json!(vec![token("<end>")[0].clone(); 500])), "has 500 pieces"),
         ("post_processor", template(json!([5])), "single[0] must be"),
         ("decoder", replace("", "x"), "decoder: the pattern is empty"),
@@ -136,7 +137,7 @@ fn a_part_that_is_wrong_is_named() {
         (
             "pre_tokenizer",
             json!({ "type": "Sequence", "pretokenizers": vec![byte_level(); 3] }),
-            "there 3 times",
+            "occur 3 times",
         ),
         (
             "pre_tokenizer",
@@ -144,7 +145,7 @@ fn a_part_that_is_wrong_is_named() {
                 { "type": "Sequence", "pretokenizers": vec![byte_level(); 2] },
                 { "type": "Sequence", "pretokenizers": [{ "type": "Sequence", "pretokenizers": [byte_level()] }] },
             ] }),
-            "ByteLevel and Metaspace are there 3 times",
+            "ByteLevel and Metaspace occur 3 times",
         ),
         (
             "pre_tokenizer",
@@ -161,11 +162,11 @@ fn a_part_that_is_wrong_is_named() {
             "model.merges[0]: its second part must begin",
         ),
         ("decoder", json!(5), "decoder: it must be an object"),
-        ("model", Value::Null, "model: there is none"),
+        ("model", Value::Null, "model: it is missing"),
         ("model", json!({ "type": "BPE", "vocab": { "a": 0 }, "merges": [["a", "q"]] }), "out of vocabulary"),
     ] {
         let json = with(part, value);
-        let found = problem(&json).unwrap_or_else(|| panic!("{json} is taken"));
+        let found = problem(&json).unwrap_or_else(|| panic!("{json} is accepted"));
         assert!(found.contains(said), "{json}: {found}");
     }
 }
@@ -188,43 +189,43 @@ fn replacements_that_follow_each_other_are_stopped() {
     let chain = vec![replace("a", ten); 12];
     let json = with("normalizer", json!({ "type": "Sequence", "normalizers": chain }));
     let found = problem(&json).unwrap();
-    assert!(found.contains("the normalizer makes more than 16 MiB"), "{found}");
+    assert!(found.contains("the normalizer would make more than 16 MiB"), "{found}");
     let chain = vec![replace("a", ten); 12];
     let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
     let found = problem(&json).unwrap();
-    assert!(found.contains("bytes of one token"), "{found}");
+    assert!(found.contains("bytes from one token"), "{found}");
     let mut chain = vec![json!({ "type": "Fuse" })];
     chain.extend(vec![replace("a", ten); 12]);
     let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
     let found = problem(&json).unwrap();
-    assert!(found.contains("the decoder makes more than 268435456 bytes"), "{found}");
-    // A token that waits until the end.
+    assert!(found.contains("the decoder would make more than 268435456 bytes"), "{found}");
+    // A token that is held back until the end.
     let mut chain = vec![json!({ "type": "BPEDecoder", "suffix": "</w>" })];
     chain.extend(vec![replace("a", ten); 8]);
     let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
     let tokenizer = Tokenizer::from_folder(folder(&json).path()).unwrap();
     let found = tokenizer.decode(&[0]).unwrap_err().to_string();
-    assert!(found.contains("bytes of one token"), "{found}");
+    assert!(found.contains("bytes from one token"), "{found}");
     let spaces = json!({ "type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "", "cleanup": true });
     let mut chain = vec![json!({ "type": "Fuse" })];
     chain.extend(vec![spaces; 40]);
     let json = with("decoder", json!({ "type": "Sequence", "decoders": chain }));
     let found = problem(&json).unwrap();
-    assert!(found.contains("the decoder makes more than 268435456 bytes"), "{found}");
-    // A single long text, and what a real normalizer does with it.
+    assert!(found.contains("the decoder would make more than 268435456 bytes"), "{found}");
+    // A single long text, with a real normalizer.
     let json = with(
         "normalizer",
         json!({ "type": "Sequence", "normalizers": [{ "type": "NFKD" }, replace(" ", "▁")] }),
     );
     let tokenizer = Tokenizer::from_folder(folder(&json).path()).unwrap();
     tokenizer.encode(&"a b ".repeat(600_000)).unwrap();
-    // Those that find nothing do no harm.
+    // Patterns that find nothing are allowed.
     let chain = vec![replace("q", ten); 12];
     let json = with("normalizer", json!({ "type": "Sequence", "normalizers": chain }));
     assert_eq!(problem(&json), None);
 }
 
-/// What a decoder makes of a very long token is known before it is made.
+/// The length of a very long token's text is known before the text is made.
 #[test]
 fn long_tokens_are_not_made_longer() {
     let long = "a".repeat(4 << 20);
@@ -235,7 +236,7 @@ fn long_tokens_are_not_made_longer() {
     };
     let decode = |json: &str| Tokenizer::from_folder(folder(json).path()).unwrap().decode(&[0]);
     let found = decode(&json(&"b".repeat(256))).unwrap_err().to_string();
-    assert!(found.contains("would make 1073741824 bytes of one token"), "{found}");
+    assert!(found.contains("would make 1073741824 bytes from one token"), "{found}");
     assert_eq!(decode(&json("b")).unwrap(), "b".repeat(4 << 20));
 }
 
@@ -246,7 +247,7 @@ fn a_decoder_that_strips_all_of_a_text_is_taken() {
     assert_eq!(problem(&json), None);
 }
 
-/// A pattern that goes back and forth over a long text ends: what it has not found by then counts as not found.
+/// A pattern that backtracks over a long text ends: after its limit, the rest counts as not found.
 #[test]
 fn patterns_that_go_back_far_end() {
     let pattern = json!({ "Regex": "(a|a|ab)*(?=c)$" });
@@ -275,11 +276,11 @@ fn only_regular_files_are_read() {
 #[test]
 fn tokenizers_of_other_libraries_are_named() {
     for (files, said) in [
-        (&["tokenizer.model"][..], "makes it of tokenizer.model"),
-        (&["vocab.json", "merges.txt"][..], "makes it of vocab.json and merges.txt"),
-        (&["qwen.tiktoken"][..], "makes it of qwen.tiktoken"),
-        (&["vocab.txt"][..], "makes it of vocab.txt"),
-        (&["vocab.json"][..], "turn text into tokens"),
+        (&["tokenizer.model"][..], "can make it from tokenizer.model"),
+        (&["vocab.json", "merges.txt"][..], "can make it from vocab.json and merges.txt"),
+        (&["qwen.tiktoken"][..], "can make it from qwen.tiktoken"),
+        (&["vocab.txt"][..], "can make it from vocab.txt"),
+        (&["vocab.json"][..], "needs it to encode text"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         for file in files {

@@ -1,4 +1,4 @@
-//! What a file or a caller says comes into messages only in part where it is very long.
+//! Very long texts of files or callers are shortened in error messages.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,4 +1,4 @@
-//! Small tokenizers of each kind, beside what transformers encodes and decodes and mlx-lm streams.
+//! Small tokenizers of each kind, compared with transformers' encoding and decoding and mlx-lm's streaming.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use mlx_tokenizer::{Around, EncodeOptions, Tokenizer, Written};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What `make_chat_fixtures.py` wrote.
+/// The output of `make_chat_fixtures.py`.
 #[derive(Deserialize)]
 struct Fixture {
     tokenizers: BTreeMap<String, Case>,
@@ -78,7 +78,7 @@ fn a_text_that_only_spells_the_first_token_gets_one() {
     assert!(spelled.len() > 5, "{spelled:?}");
 }
 
-/// Transformers takes back characters before bytes that are none. Those are as mlx-lm streams them.
+/// transformers replaces characters before invalid bytes. Here they are as mlx-lm streams them.
 #[test]
 fn ids_have_the_text_that_the_references_give_them() {
     let mut with_broken_bytes = 0;

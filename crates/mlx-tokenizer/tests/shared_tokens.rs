@@ -1,4 +1,4 @@
-//! What ids mean in two tokenizers.
+//! Compares the meaning of ids in two tokenizers.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;

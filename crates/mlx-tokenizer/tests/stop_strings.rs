@@ -1,10 +1,10 @@
-//! Stop strings in a stream beside a search in the whole text.
+//! Compares stop strings in a stream with a search in the whole text.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_tokenizer::{StopStrings, TokenizerError};
 use proptest::prelude::*;
 
-/// The text before the stop string that is complete first, and that string: of several, the longest.
+/// The text before the stop string that is complete first, and that string; of several, the longest.
 fn naive<'a>(text: &str, strings: &'a [String]) -> (String, Option<&'a str>) {
     for (end, _) in text.char_indices().skip(1).chain([(text.len(), ' ')]) {
         let ends = strings.iter().filter(|string| text[..end].ends_with(&***string));
@@ -40,7 +40,7 @@ proptest! {
             read += piece;
             told += &stop.push(piece);
             if stop.found().is_none() {
-                // No more is held back than may be the beginning.
+                // Only a possible beginning of a stop string is held back.
                 prop_assert_eq!(read.len() - told.len(), may_begin(&read, &strings));
             }
         }
@@ -73,13 +73,13 @@ enum Part {
     Special(&'static str),
 }
 
-/// Where the text ends, by looking at each string alone in the text that it sees: with those special tokens that it
-/// contains.
+/// The end of the text, found by searching for each stop string separately, in the text with those special
+/// tokens that the string contains.
 fn naive_special(parts: &[Part], strings: &[String]) -> (String, Option<String>) {
     let visible = |parts: &[Part]| -> String {
         parts.iter().map(|part| if let Part::Text(text) = part { &**text } else { "" }).collect()
     };
-    // Each character, and each special token, as a part of its own.
+    // Each character, and each special token, as a separate part.
     let single: Vec<Part> = parts
         .iter()
         .flat_map(|part| match part {
@@ -95,7 +95,7 @@ fn naive_special(parts: &[Part], strings: &[String]) -> (String, Option<String>)
                 Part::Special(_) => String::new(),
             };
             let text: String = single[..end].iter().map(seen).collect();
-            // It is complete with the last part, and not with one before.
+            // It is complete with the last part, and not earlier.
             let complete = !seen(&single[end - 1]).is_empty() && text.ends_with(&**string);
             let start = (0..end)
                 .rev()
@@ -148,14 +148,14 @@ proptest! {
 fn a_special_token_stops_where_a_string_spells_it() {
     let mut stop = StopStrings::new(["\n<|im_end|>", "<eos>"]).unwrap();
     assert_eq!(stop.push("one\n"), "one");
-    // Another special token is nothing, and ends nothing.
+    // Other special tokens are ignored, and end nothing.
     assert_eq!(stop.push_special("<pad>"), "");
     assert_eq!(stop.push("two\n"), "\ntwo");
     assert_eq!(stop.push_special("<|im_end|>"), "");
     assert_eq!(stop.found(), Some("\n<|im_end|>"));
 
     let mut stop = StopStrings::new(["\n<|im_end|>", "<eos>"]).unwrap();
-    // Without the line break before it it is nothing.
+    // Without the line break before it, it is ignored.
     assert_eq!(stop.push_special("<|im_end|>") + &stop.push("x") + &stop.push_special("<|im_end|>"), "x");
     assert_eq!(stop.push_special("<eos>"), "");
     assert_eq!((stop.found(), &*stop.clone().finish()), (Some("<eos>"), ""));

@@ -1,4 +1,4 @@
-//! Streams of ids beside the whole text, for decoders of every kind and random ids.
+//! Compares streams of ids with the whole text, for every kind of decoder and random ids.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
@@ -9,12 +9,12 @@ use mlx_tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// A tokenizer as ours and as the `tokenizers` crate's.
+/// A tokenizer of ours and the same one of the `tokenizers` crate.
 struct Pair {
     name: String,
     ours: Tokenizer,
     theirs: tokenizers::Tokenizer,
-    /// Whether bytes have tokens of their own, where ours and theirs differ for broken characters.
+    /// Whether bytes have their own tokens; then the two differ for broken characters.
     bytes: bool,
 }
 
@@ -39,7 +39,7 @@ impl Pair {
 
 const REPLACEMENT: &str = "\u{FFFD}";
 
-/// Tokens that a decoder may do something with.
+/// Tokens that have a meaning for some decoder.
 const TOKENS: [&str; 24] = [
     "▁a", "a", "b▁", "▁", "▁▁", " ", "", "##b", "##", "a</w>", "</w>", "|", ".", "n't", " '", "日", "<pad>",
     "Ġ", "<0xF0>", "<0x9F>", "<0xA6>", "<0x8A>", "<0x41>", "<0xZZ>",
@@ -87,7 +87,7 @@ static PAIRS: LazyLock<Vec<Pair>> = LazyLock::new(|| {
         sequence(&[&replace, &fallback, &fuse, &strip(3, 0)]),
         sequence(&[&fuse, &strip(1, 0), &replace]),
         sequence(&[&level, &piece(true)]),
-        // The other way round theirs panics where nothing is left but repeated or empty tokens.
+        // In the other order, the crate panics if only repeated or empty tokens are left.
         sequence(&[&suffix, &ctc, &space("always")]),
         sequence(&[&suffix, &sequence(&[&piece(true), &fuse]), &strip(1, 0)]),
     ];
@@ -115,7 +115,7 @@ proptest! {
             let ids: Vec<u32> = seeds.iter().map(|seed| seed % size).collect();
             let text = pair.stream(&ids).concat();
             prop_assert_eq!(&text, &pair.ours.decode(&ids).unwrap());
-            // Theirs panics for one kind without tokens.
+            // The crate panics for one kind of decoder if there are no tokens.
             let theirs = if ids.iter().all(|&id| id >= size - 2) { String::new() } else {
                 pair.theirs.decode(&ids, true).unwrap()
             };
@@ -125,7 +125,7 @@ proptest! {
         }
     }
 
-    /// What waits is the beginning of one character at most.
+    /// At most the beginning of one character is held back.
     #[test]
     fn text_comes_as_soon_as_it_is_certain(seeds in prop::collection::vec(any::<u32>(), 1..40)) {
         for pair in PAIRS.iter().filter(|pair| pair.name.starts_with("byte_level") || pair.name.starts_with("sentence")) {
@@ -142,7 +142,7 @@ proptest! {
         }
     }
 
-    /// Bytes that are no character, in runs, beside a decoder of all bytes at once.
+    /// Bytes that do not form characters, compared with a decoder of all bytes at once.
     #[test]
     fn runs_of_bytes_are_as_pythons_replace(
         bytes in prop::collection::vec(
@@ -157,7 +157,7 @@ proptest! {
         }
     }
 
-    /// No piece has half a character where the text has none.
+    /// No piece has half a character if the text has none.
     #[test]
     fn whole_texts_come_in_whole_characters(text in "[a-z ▁日本é🦊'.\n]{0,40}") {
         for pair in PAIRS.iter().filter(|pair| pair.name == "byte_level" || pair.name == "sentence_piece") {
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// The crate's own stream, which this one takes the place of, fails here.
+/// The crate's own stream, which ours replaces, fails in this case.
 #[test]
 fn a_byte_after_a_character_takes_nothing_back() {
     let pair = PAIRS.iter().find(|pair| pair.name == "sentence_piece").unwrap();

@@ -1,4 +1,4 @@
-//! Templates beside what Jinja2 makes of them, as transformers sets it up.
+//! Compares rendered templates with Jinja2 in the setup of transformers.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::fs;
 use mlx_tokenizer::{ChatOptions, ChatTemplate, Json, Message, Tokenizer, TokenizerError};
 use serde::Deserialize;
 
-/// What `make_template_fixtures.py` wrote.
+/// The output of `make_template_fixtures.py`.
 #[derive(Deserialize)]
 struct Fixture {
     now: String,
@@ -40,10 +40,10 @@ struct Case {
 #[serde(rename_all = "snake_case")]
 enum Expected {
     Text(String),
-    /// With `raise_exception`, which takes whatever there is.
+    /// The template called `raise_exception`; any message is accepted.
     Refused(Option<String>),
-    /// With this exception of Python.
-    Fails(#[expect(dead_code, reason = "for whoever reads a difference")] String),
+    /// This Python exception.
+    Fails(#[expect(dead_code, reason = "for the report of a difference")] String),
 }
 
 fn fixture() -> Fixture {
@@ -59,7 +59,7 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_folder(folder.path()).unwrap()
 }
 
-/// What is different, if anything is.
+/// The difference, if there is one.
 fn difference(
     fixture: &Fixture,
     template: &str,
@@ -90,7 +90,7 @@ fn difference(
     (!same).then(|| format!("{template}\n  here:   {answer:?}\n  Jinja2: {expected:?}"))
 }
 
-/// The templates of one line that `docs/chat-templates.md` lists, each with a reason below.
+/// The one-line templates in `docs/chat-templates.md`, each followed by a reason.
 fn listed() -> Vec<String> {
     let text = include_str!("../../../docs/chat-templates.md");
     let (_, section) = text.split_once("## Differences from Jinja2\n").unwrap();
@@ -120,7 +120,7 @@ fn lines_render_as_in_jinja2_but_for_the_listed_ones() {
         match (different, place) {
             (Some(_), Some(place)) => drop(listed.remove(place)),
             (Some(different), None) => wrong.push(different),
-            (None, Some(_)) => wrong.push(format!("{template}\n  is listed, and does not differ")),
+            (None, Some(_)) => wrong.push(format!("{template}\n  is listed, but does not differ")),
             (None, None) => {}
         }
     }
@@ -128,7 +128,7 @@ fn lines_render_as_in_jinja2_but_for_the_listed_ones() {
         listed
             .into_iter()
             .filter(|of| !of.is_empty())
-            .map(|of| format!("{of}\n  is listed, and is no line of the fixture")),
+            .map(|of| format!("{of}\n  is listed, but is not a line of the fixture")),
     );
     assert!(fixture.lines.len() > 1000);
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), fixture.lines.len(), wrong.join("\n"));
@@ -147,6 +147,6 @@ fn whole_templates_render_as_in_jinja2() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), fixture.cases.len(), wrong.join("\n"));
-    // With those of `chats.json` there are more than thirty.
+    // Together with those of `chats.json` there are more than thirty.
     assert!(fixture.templates.len() >= 26 && fixture.cases.len() > 400);
 }

@@ -1,4 +1,4 @@
-//! A tokenizer folder, read and used.
+//! Reads and uses a tokenizer folder.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::fs;
 use mlx_tokenizer::{Tokenizer, TokenizerError};
 use tempfile::TempDir;
 
-/// Every byte is a token (id = its place in GPT-2's alphabet of bytes), then `he`, then the end.
+/// Every byte is a token (its id is its place in GPT-2's byte alphabet), then `he`, then the end token.
 fn byte_level() -> String {
     let mut bytes: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
     let mut alphabet: Vec<char> = bytes.iter().map(|&b| char::from_u32(b).unwrap()).collect();
@@ -84,9 +84,9 @@ fn a_stream_never_gives_half_a_character() {
     assert_eq!(stream.finish().unwrap(), "");
 }
 
-/// As Llama's and Gemma's tokenizers have it: `▁` for a space, and a token for each byte of what is
-/// not in the vocabulary. The decoder looks at runs of bytes: one unfinished character at the end of
-/// a run turns all of the run into replacement characters.
+/// The form of Llama's and Gemma's tokenizers: `▁` for a space, and a token for each byte that is not in the
+/// vocabulary. Their decoder looks at runs of bytes: one incomplete character at the end of a run turns the
+/// whole run into replacement characters.
 fn byte_fallback() -> String {
     let mut vocab = serde_json::Map::new();
     vocab.insert("<unk>".to_owned(), 0.into());
@@ -186,7 +186,7 @@ fn files_that_cannot_be_understood_are_named() {
     let tokenizer_json = byte_level();
     let empty = folder(&[("tokenizer.json", &tokenizer_json), ("generation_config.json", "")]);
     let error = Tokenizer::from_folder(empty.path()).unwrap_err().to_string();
-    assert!(error.contains("generation_config.json") && error.contains("is not valid JSON: EOF"), "{error}");
+    assert!(error.contains("generation_config.json") && error.contains(": not valid JSON: EOF"), "{error}");
     for (name, contents) in [
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "not json"),

@@ -1,16 +1,17 @@
-//! What a template says, as a tree.
+//! The syntax tree of a template.
 
 use std::rc::Rc;
 
 use super::value::Value;
 
-/// An expression, and where it stands.
+/// An expression and its line.
 #[derive(Debug)]
 pub(super) struct Expr {
     pub(super) line: usize,
-    /// How many expressions are inside each other here.
+    /// The depth of nested expressions.
     pub(super) depth: usize,
-    /// Whether it reads no variable and calls nothing, so that Jinja2 computes it beforehand.
+    /// Whether it reads no variable and calls nothing. Jinja2 computes such an expression when it compiles a
+    /// template.
     pub(super) constant: bool,
     pub(super) kind: Kind,
 }
@@ -55,7 +56,7 @@ pub(super) enum Kind {
     Item(Box<Expr>, Box<Expr>),
     Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
     Call(Box<Expr>, Arguments),
-    /// Without an expression it filters the text of a block.
+    /// A filter. Without an expression it filters the text of a block.
     Filter(Option<Box<Expr>>, Rc<str>, Arguments),
     Test(Box<Expr>, Rc<str>, Arguments),
     Not(Box<Expr>),
@@ -66,7 +67,7 @@ pub(super) enum Kind {
     Compare(Box<Expr>, Vec<(Comparison, Expr)>),
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
-    /// If, then, otherwise.
+    /// Condition, value if true, value if false.
     Condition(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
 }
 
@@ -103,7 +104,7 @@ pub(super) enum Comparison {
     NotIn,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Rc<str>),
@@ -124,24 +125,24 @@ pub(super) type Body = Vec<Statement>;
 pub(super) enum Action {
     Text(Rc<str>),
     Print(Vec<Expr>),
-    /// Conditions with what is done, and what is done otherwise.
+    /// The conditions with their bodies, and the body of `else`.
     If(Vec<(Expr, Body)>, Body),
     For(Rc<For>),
     Set(Target, Expr),
-    /// The filter, if any, is a chain of filters around nothing.
+    /// A `filter` block. The filter is a chain of filters without an expression.
     SetBlock(Target, Option<Expr>, Body),
     With(Vec<(Target, Expr)>, Body),
     Macro(Rc<Macro>),
-    /// The call, and what it gets as `caller`.
+    /// The call, and the macro that it gets as `caller`.
     CallBlock(Expr, Rc<Macro>),
     FilterBlock(Expr, Body),
     Block(Rc<Block>),
-    /// What the model wrote.
+    /// A `generation` block: text that the model wrote.
     Generation(Rc<Macro>),
     AutoEscape(Expr, Body),
     Break,
     Continue,
-    /// A tag that needs other templates, of which there are none.
+    /// A tag that needs another template. There are no other templates.
     OtherTemplate(&'static str),
 }
 
@@ -157,7 +158,7 @@ pub(super) struct For {
 
 #[derive(Debug)]
 pub(crate) struct Macro {
-    /// None for the body of a call.
+    /// The name; `None` for the body of a call.
     pub(super) name: Option<Rc<str>>,
     pub(super) parameters: Vec<(Rc<str>, Option<Expr>)>,
     pub(super) body: Body,

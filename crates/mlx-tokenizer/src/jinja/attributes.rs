@@ -1,4 +1,4 @@
-//! Attributes and elements, as Jinja2's immutable sandbox gives them.
+//! Attributes and elements, as in Jinja2's immutable sandbox.
 
 use std::rc::Rc;
 
@@ -63,7 +63,7 @@ const CHANGES_DICT: &[&str] = &["clear", "pop", "popitem", "setdefault", "update
 const INT: &[&str] = &["bit_count", "bit_length", "conjugate", "as_integer_ratio", "is_integer"];
 const FLOAT: &[&str] = &["conjugate", "is_integer", "as_integer_ratio"];
 
-/// What is said of a value that has no such attribute or element.
+/// The error message for a missing attribute or element.
 fn missing(of: &Value, name: &Value) -> Result<Value> {
     let object = match of {
         Value::None => "None".to_owned(),
@@ -103,7 +103,7 @@ pub(super) fn item(of: &Value, key: &Value) -> Result<Value> {
     missing(of, key)
 }
 
-/// An attribute alone, as the filter `attr` gives it.
+/// An attribute only, as in the filter `attr`.
 pub(super) fn only_attribute(of: &Value, name: &Rc<str>) -> Result<Value> {
     match own_attribute(of.defined()?, name)? {
         Some(found) => Ok(found),

@@ -1,4 +1,4 @@
-//! Running a template.
+//! Runs a template.
 
 use std::rc::Rc;
 
@@ -8,11 +8,11 @@ use super::run::{self, Loop, Scope};
 use super::value::{Dict, Function, ScopeOf, Value};
 use super::{Error, Result, attributes, filters, ops, short, tests};
 
-/// What is there besides the variables.
+/// The input of a template besides its variables.
 const GLOBALS: [&str; 8] =
     ["cycler", "dict", "joiner", "lipsum", "namespace", "raise_exception", "range", "strftime_now"];
 
-/// The longest `range`, as in Jinja2's sandbox.
+/// The maximum length of a `range`, as in Jinja2's sandbox.
 const LONGEST_RANGE: usize = 100_000;
 
 /// How the statements of a block ended.
@@ -65,7 +65,7 @@ impl Scope {
 }
 
 impl Interpreter<'_> {
-    /// The text of the whole template.
+    /// Renders the whole template.
     pub(super) fn run(&self) -> Result<String> {
         let mut out = String::new();
         self.body(&self.template.body, &self.root, &mut out)?;
@@ -82,7 +82,7 @@ impl Interpreter<'_> {
         Ok(Flow::On)
     }
 
-    /// The text of a block in a scope of its own, and how it ended.
+    /// Renders a block in its own scope, and returns how it ended.
     fn captured(&self, body: &Body, scope: &Rc<Scope>) -> Result<(String, Flow)> {
         let mut out = String::new();
         let flow = self.body(body, &Scope::inside(scope), &mut out)?;
@@ -202,7 +202,7 @@ impl Interpreter<'_> {
             }
             items = Rc::new(kept);
         }
-        // A loop whose body ended early each time counts as one that never ran.
+        // A loop whose body ended early each time counts as a loop that never ran.
         let mut ran = false;
         if !items.is_empty() {
             let recursive = of.recursive.then(|| (Rc::clone(of), Rc::clone(scope)));
@@ -221,7 +221,7 @@ impl Interpreter<'_> {
                     Flow::Continue => {}
                     Flow::Break => break,
                 }
-                // Whoever went over the loop itself has moved it on.
+                // The body may have advanced the loop itself, if it iterated over `loop`.
                 index = run::with_loop(number, |state| state.index).unwrap_or(index) + 1;
             }
         }
@@ -317,7 +317,8 @@ impl Interpreter<'_> {
                 let part = |part| self.boxed(part, scope);
                 let parts = [part(start)?, part(stop)?, part(step)?];
                 match ops::slice(&of, parts) {
-                    // Jinja2 has computed that before, and by other means than those of Python.
+                    // Jinja2 has computed this slice when it compiled the template, with other rules than
+                    // Python's.
                     Err(_) if expr.constant && !ops::is_sliceable(&of) => Value::undefined("no such slice"),
                     result => result?,
                 }
@@ -382,7 +383,7 @@ impl Interpreter<'_> {
         })
     }
 
-    /// A chain of filters around a text.
+    /// Applies a chain of filters to a text.
     fn filtered(&self, filter: &Expr, text: Value, scope: &Rc<Scope>) -> Result<Value> {
         let _level = run::deeper()?;
         let Kind::Filter(inner, name, arguments) = &filter.kind else { return Ok(text) };
@@ -395,7 +396,7 @@ impl Interpreter<'_> {
     }
 
     fn arguments(&self, arguments: &Arguments, scope: &Rc<Scope>) -> Result<Args> {
-        // A few are there for a moment only.
+        // Some of the parts exist for a moment only.
         run::elements((arguments.positional.len() + arguments.named.len()).saturating_sub(8))?;
         let mut args = Args::default();
         for value in &arguments.positional {
@@ -483,7 +484,8 @@ impl Interpreter<'_> {
                 None => missing.push((parameter, default)),
             }
         }
-        // All parameters are there before a default value is computed, which may read those before it.
+        // All parameters must be defined before a default value is computed, because a default may read the
+        // parameters before it.
         for (parameter, default) in missing {
             let value = match default {
                 Some(default) => self.eval(default, &inner)?,
@@ -568,7 +570,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Jinja2 computes a constant beforehand and writes it out, so that Python reads `-2 ** n`.
+/// Jinja2 computes a constant when it compiles the template and writes it as source, so Python reads `-2 ** n`.
 fn power_of_constant(a: &Value, b: &Value) -> Result<Value> {
     let minus = match a {
         Value::Int(of) => *of < 0,

@@ -313,10 +313,11 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
     Err(Error::new(format!("the filter {name} is not supported")))
 }
 
-/// Elements, and what went wrong behind them.
+/// The elements of a generator, and the error after the last of them.
 type Elements = (Vec<Value>, Option<Error>);
 
-/// What a generator gives. Its errors come when it is read, but for those of a limit.
+/// A generator. Its error is returned when the elements are read, except an error of a limit, which is returned
+/// at once.
 fn generator(name: &'static str, elements: impl FnOnce() -> Result<Elements>) -> Result<Value> {
     let (items, error) = match elements() {
         Ok(elements) => elements,
@@ -328,12 +329,12 @@ fn generator(name: &'static str, elements: impl FnOnce() -> Result<Elements>) ->
     }
 }
 
-/// What a function makes of each element, up to the first error; nothing of what counts as false.
+/// The results of a function for each element, up to the first error; false values are dropped.
 fn filtered(value: &Value, with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
     if value.is_true() { taken(value, with) } else { Ok((Vec::new(), None)) }
 }
 
-/// What a function makes of each element, up to the first error.
+/// The results of a function for each element, up to the first error.
 fn taken(value: &Value, mut with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
     let mut out = Vec::new();
     let items = value.iterate()?;
@@ -347,7 +348,7 @@ fn taken(value: &Value, mut with: impl FnMut(&Value) -> Result<Option<Value>>) -
     Ok((out, None))
 }
 
-/// Takes something of an element: the element, or what a path of attributes leads to.
+/// A function that returns an element, or the value at a path of attributes in it.
 struct Getter {
     path: Vec<Value>,
     default: Option<Value>,
@@ -389,14 +390,14 @@ impl Getter {
     }
 }
 
-/// A text in another case.
+/// A text in upper or lower case.
 pub(super) fn in_case(text: &str, with: fn(&str) -> String) -> Result<Value> {
-    // Some characters become three.
+    // Some characters become three characters.
     run::bytes(if text.is_ascii() { 1 } else { 3 } * text.len() as u64)?;
     Value::text(with(text))
 }
 
-/// The filter `title`. Unlike for the method, words begin behind space, a hyphen and opening brackets only.
+/// The filter `title`. Unlike in the method, words begin only after a space, a hyphen or an opening bracket.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut inside = false;
@@ -441,7 +442,7 @@ fn batch(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements> 
         let problem = format!("'<' not supported between instances of 'int' and '{}'", count.type_name());
         return Err(fill.defined().err().unwrap_or_else(|| Error::new(problem)));
     }
-    // A comparison with `==`, for Jinja2.
+    // Jinja2 counts this as a comparison with `==`.
     let count = count.as_int().unwrap_or(-1);
     run::elements(items.len())?;
     let mut out = Vec::new();
@@ -487,7 +488,7 @@ fn slices(value: &Value, count: &Value, fill: Option<Value>) -> Result<Elements>
     Ok((out, None))
 }
 
-/// The argument `reverse`, which is a number for Python.
+/// The argument `reverse`, which may be a number.
 fn is_reverse(reverse: Option<Value>) -> Result<bool> {
     reverse.map_or(Ok(false), |reverse| Ok(reverse.index()? != 0))
 }
@@ -569,12 +570,12 @@ pub(super) fn whole(number: f64) -> Result<i128> {
         return Err(Error::new("cannot convert float infinity to integer"));
     }
     if number.abs() >= 1.7e38 {
-        return Err(Error::limit("it computes a number of more than 127 bits"));
+        return Err(Error::limit("the result has more than 127 bits"));
     }
     Ok(number as i128)
 }
 
-/// Python's `float`; none where it raises a `TypeError` or a `ValueError`.
+/// Python's `float`; `None` if it raises a `TypeError` or a `ValueError`.
 fn to_float(value: &Value) -> Result<Option<f64>> {
     Ok(match value.defined()?.as_str() {
         Some(text) => python::parse_float(text),
@@ -584,7 +585,7 @@ fn to_float(value: &Value) -> Result<Option<f64>> {
 
 fn to_int(value: &Value, args: Args) -> Result<Value> {
     let [default, base] = args.bind("int", ["default", "base"], 0)?;
-    // A base that is none is an error that leads to the second try.
+    // An invalid base is an error, after which the second attempt runs.
     let base = base.map_or(Some(10), |base| base.as_int());
     let number = match value.defined()? {
         Value::Float(number) if number.is_infinite() || number.is_nan() => None,
@@ -603,7 +604,7 @@ fn to_int(value: &Value, args: Args) -> Result<Value> {
         },
     };
     if matches!(value, Value::Float(number) if number.is_infinite()) {
-        // An OverflowError, which only the second try catches, is raised by the first.
+        // The first attempt raises an OverflowError, which only the second attempt catches.
         return Err(Error::new("cannot convert float infinity to integer"));
     }
     Ok(number.map_or_else(|| default.unwrap_or(Value::Int(0)), Value::Int))
@@ -654,7 +655,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         let problem = format!("unsupported operand type(s) for +=: '{}' and 'str'", value.type_name());
         return Err(Error::new(problem));
     };
-    // With a line break behind it, so that one line more is seen where it ends with one.
+    // The text gets a line break at its end. So one that already ends with a line break has one more line.
     run::bytes(text.len() as u64)?;
     let text = format!("{text}\n");
     let (first, blank) = (is(first), is(blank));
@@ -696,7 +697,7 @@ fn map(value: &Value, mut args: Args) -> Result<Value> {
         if !is_known(&name) {
             return Err(Error::new(format!("no filter named {:?}", short(&name))));
         }
-        // One of the filters is this one, which takes the stack of two levels.
+        // This filter can be one of the filters, which takes the stack of two levels.
         let _levels = (run::deeper()?, run::deeper()?);
         filtered(value, |item| call(&name, item, args.copied()?).map(Some))
     })
@@ -795,7 +796,7 @@ fn round(value: &Value, args: Args) -> Result<Value> {
             };
             let rest = number.rem_euclid(unit);
             let down = number.checked_sub(rest).ok_or_else(ops::too_large)?;
-            // `rest * 2` could be too large.
+            // `rest * 2` could overflow.
             let up = match rest.cmp(&(unit - rest)) {
                 Ordering::Equal => (down / unit) % 2 != 0,
                 order => order.is_gt(),
@@ -817,11 +818,11 @@ fn round(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::new("cannot convert float infinity to integer"));
     }
     let rounded = if &*method == "ceil" { scaled.ceil() } else { scaled.floor() };
-    // An integer for Python, which has no negative zero.
+    // The result is an integer in Python, which has no negative zero.
     Ok(Value::Float(rounded / scale + 0.0))
 }
 
-/// Python's `round` of a float: the nearest decimal, of two the even one.
+/// Python's `round` of a float: the nearest decimal, and of two equally near ones the even one.
 fn round_float(number: f64, precision: i128) -> Result<f64> {
     if !number.is_finite() || precision > 320 {
         return Ok(number);
@@ -833,7 +834,7 @@ fn round_float(number: f64, precision: i128) -> Result<f64> {
     if precision >= 0 {
         return format!("{number:.*}", precision as usize).parse().map_err(problem);
     }
-    // The digits before the point, by the exact decimals of the number.
+    // The digits before the point, from the exact decimals of the number.
     let text = format!("{:.*e}", 400, number.abs());
     let exponent: i128 = text.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
     let places = exponent + precision;
@@ -880,7 +881,7 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
     Value::text(format!("{kept}{end}"))
 }
 
-/// Text for HTML; markup as it is.
+/// Escapes a text for HTML; markup stays as it is.
 pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
     if let Value::Markup(text) = value {
         return Ok(Rc::clone(text));
@@ -892,7 +893,7 @@ pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
         _ => 1,
     };
     let length: usize = text.bytes().map(escaped).sum();
-    // It is made, and then copied.
+    // The text is made, and then copied.
     run::bytes(2 * (length + run::OBJECT) as u64)?;
     let mut out = String::with_capacity(length);
     for c in text.chars() {
@@ -908,7 +909,7 @@ pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
     Ok(out.into())
 }
 
-/// Text without tags and comments, with single spaces and without entities.
+/// The text without tags and comments, with single spaces and without entities.
 pub(super) fn strip_tags(text: &str) -> Result<String> {
     run::bytes(4 * text.len() as u64)?;
     let mut out = text.to_owned();
@@ -933,10 +934,10 @@ pub(super) fn strip_tags(text: &str) -> Result<String> {
     Ok(unescape(&words))
 }
 
-/// How far behind `&` an entity may end, as in Python.
+/// The maximum length of an entity after the `&`, as in Python.
 const LONGEST_ENTITY: usize = 34;
 
-/// The entities that escaping makes, and numbers.
+/// The entities that escaping produces, and numeric ones.
 pub(super) fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -1044,7 +1045,7 @@ fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
     Value::text(if spaced { &text } else { text.strip_prefix(' ').unwrap_or(&text) })
 }
 
-/// Python's `json.dumps`, with the arguments that transformers gives it. Jinja's own escapes what HTML would read.
+/// Python's `json.dumps`, with transformers' arguments. Jinja2's own `tojson` also escapes characters for HTML.
 fn to_json(value: &Value, args: Args) -> Result<Value> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let [ensure_ascii, indent, separators, sort_keys] =

@@ -1,11 +1,11 @@
-//! `'%s' % x`, `'{}'.format(x)` and the numbers in them.
+//! `'%s' % x`, `'{}'.format(x)` and the formats of numbers.
 
 use std::rc::Rc;
 
 use super::value::{Dict, Value};
 use super::{Error, Result, attributes, filters, ops, python, run, short};
 
-/// The most characters that a width or a precision asks for.
+/// The maximum width or precision, in characters.
 const WIDEST: usize = 1 << 20;
 
 /// Python's `ascii`.
@@ -18,13 +18,13 @@ fn ascii(value: &Value) -> Result<String> {
 fn bounded(width: i128) -> Result<usize> {
     let width = usize::try_from(width).unwrap_or(usize::MAX);
     if width > WIDEST {
-        return Err(Error::limit(format!("it asks for a width or precision of more than {WIDEST}")));
+        return Err(Error::limit(format!("the format has a width or precision of more than {WIDEST}")));
     }
     run::bytes(width as u64)?;
     Ok(width)
 }
 
-/// A number of a format, read from its text.
+/// Reads a number from the text of a format.
 fn digits(text: &str) -> Result<(Option<usize>, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     if end == 0 {
@@ -194,7 +194,7 @@ pub(super) fn percent(text: &str, arguments: &Value, markup: bool) -> Result<Str
     }
     out += rest;
     if !positional.is_empty() && mapping.is_none() && !used_mapping {
-        // A single argument that can be looked into by a key is taken for a mapping that is not read.
+        // A single argument that can be indexed counts as a mapping, whose items need not all be used.
         let spare = matches!(arguments, Value::List(_) | Value::Range(..) | Value::Undefined(_));
         if !spare {
             return Err(Error::new("not all arguments converted during string formatting"));
@@ -221,9 +221,9 @@ impl Sign {
     }
 }
 
-/// A number that is not negative, as C's `printf` writes it.
+/// Formats a number that is not negative, as C's `printf` does.
 fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
-    // A digit of a float takes longer than copying it.
+    // Computing a digit of a float takes longer than copying it.
     run::looked(8 * precision.min(MOST_DIGITS));
     let upper = kind.is_ascii_uppercase();
     let text = if number.is_nan() {
@@ -255,8 +255,8 @@ fn float(number: f64, kind: char, precision: usize, alternate: bool) -> String {
     if upper { text.to_uppercase() } else { text }
 }
 
-/// A float has no more decimals than that, in either notation. What follows are zeros, which Rust writes up to a lower
-/// number than Python.
+/// The maximum number of decimals of a float, in either notation. All further digits are zeros. Rust supports a
+/// smaller precision than Python.
 const MOST_DIGITS: usize = 1100;
 
 fn fixed(number: f64, precision: usize) -> String {
@@ -273,7 +273,7 @@ fn exponential(number: f64, precision: usize, alternate: bool) -> String {
     format!("{digits}{zeros}{point}e{sign}{:02}", exponent.abs())
 }
 
-/// Without zeros at the end of the fraction.
+/// Removes the zeros at the end of the fraction.
 fn without_zeros(text: &str) -> String {
     let (digits, exponent) = text.find('e').map_or((text, ""), |place| text.split_at(place));
     if !digits.contains('.') {
@@ -520,7 +520,7 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
             let magnitude = number.abs();
             let body = match kind {
                 None if precision.is_none() => python::float(magnitude),
-                // As `g`, but with one digit behind the point.
+                // Like `g`, but with at least one digit after the point.
                 None => {
                     let text = float(magnitude, 'g', precision.unwrap_or(6), alternate);
                     if text.contains(['.', 'e', 'n']) { text } else { text + ".0" }
@@ -555,7 +555,7 @@ fn format_value(value: &Value, spec: &str) -> Result<Rc<str>> {
     padded(&prefix, &body, width.unwrap_or(0), fill, align).map(Into::into)
 }
 
-/// Digits before the point in groups, with zeros before them up to a width.
+/// Puts the digits before the point into groups, with zeros before them up to a width.
 fn grouped(number: &str, separator: char, radix: u32, width: usize) -> String {
     let size = if radix == 10 { 3 } else { 4 };
     let end = number.find(|c: char| !c.is_digit(radix)).unwrap_or(number.len());

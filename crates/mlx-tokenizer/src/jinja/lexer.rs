@@ -1,4 +1,4 @@
-//! A template as tokens, by the rules of Jinja2's lexer with `trim_blocks` and `lstrip_blocks`.
+//! Splits a template into tokens, by the rules of Jinja2's lexer with `trim_blocks` and `lstrip_blocks`.
 
 use std::rc::Rc;
 
@@ -22,7 +22,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    /// How errors call it.
+    /// The name of a token in errors.
     pub(super) fn said(&self) -> String {
         match self {
             Self::Data(_) => "template data / text".to_owned(),
@@ -40,7 +40,7 @@ impl Token {
     }
 }
 
-/// The longer ones first.
+/// Longer operators come first.
 const SYMBOLS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",", ";",
@@ -63,7 +63,7 @@ struct Lexer<'a> {
     source: &'a str,
     at: usize,
     line: usize,
-    /// Whether what was read last ends with a line break.
+    /// Whether the last text ends with a line break.
     line_starting: bool,
     tokens: Vec<(usize, Token)>,
 }
@@ -73,7 +73,7 @@ enum Tag {
     Block,
     Variable,
     Comment,
-    /// `{% raw %}`, with the length of what follows its sign.
+    /// The beginning of `{% raw %}`, with its length after the sign.
     Raw(usize),
 }
 
@@ -132,7 +132,7 @@ impl<'a> Lexer<'a> {
         })
     }
 
-    /// The text before a tag, without the white space that the tag takes.
+    /// The text before a tag, without the white space that the tag removes.
     fn stripped(&self, length: usize, sign: &str, variable: bool) -> &'a str {
         let text = &self.rest()[..length];
         if sign == "-" {
@@ -156,7 +156,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// White space behind the end of a tag, by the sign before that end.
+    /// Skips white space after the end of a tag, depending on the sign before that end.
     fn after_block(&mut self, sign: Option<char>) {
         let rest = self.rest();
         match sign {
@@ -191,7 +191,7 @@ impl<'a> Lexer<'a> {
         Err(Error::syntax("missing end of raw directive"))
     }
 
-    /// The tokens of `{{ }}` or `{% %}`.
+    /// Reads the tokens of `{{ }}` or `{% %}`.
     fn tag(&mut self, begin: Token) -> Result<()> {
         let variable = begin == Token::VariableBegin;
         self.push(begin);
@@ -260,8 +260,8 @@ fn sign(inside: &str) -> &str {
     if inside.starts_with(['-', '+']) { &inside[..1] } else { "" }
 }
 
-/// The length of a tag of this name from behind its sign to its end, if it is one: `%}`, with a sign before it, and
-/// for the beginning of a raw block the white space behind `-%}`.
+/// If a tag of this name follows the sign, returns the length up to its end. The end is `%}` with an optional
+/// sign, and for the beginning of a raw block also the white space after `-%}`.
 fn raw_length(inside: &str, name: &str, end: bool) -> Option<usize> {
     let inside = &inside[sign(inside).len()..];
     let after = inside.trim_start_matches(is_space).strip_prefix(name)?.trim_start_matches(is_space);
@@ -287,7 +287,7 @@ fn digits(text: &str, radix: u32) -> usize {
     length
 }
 
-/// A number at the beginning of a text.
+/// Reads a number at the beginning of a text.
 fn number(text: &str, after_dot: bool) -> Result<Option<(usize, Token)>> {
     let whole = digits(text, 10);
     if whole == 0 {
@@ -310,7 +310,7 @@ fn number(text: &str, after_dot: bool) -> Result<Option<(usize, Token)>> {
         }
         if length > whole {
             let number = text[..length].replace('_', "").parse();
-            let number = number.map_err(|_| Error::syntax("this is no number"))?;
+            let number = number.map_err(|_| Error::syntax("this is not a number"))?;
             return Ok(Some((length, Token::Float(number))));
         }
     }
@@ -323,7 +323,7 @@ fn number(text: &str, after_dot: bool) -> Result<Option<(usize, Token)>> {
     let after = &text[start..];
     let underscore = usize::from(start > 0 && after.starts_with('_'));
     let length = match digits(&after[underscore..], radix) {
-        // Zero alone.
+        // Only a zero may begin with zero.
         0 => return Ok(Some((1, Token::Int(0)))),
         length => start + underscore + length,
     };
@@ -336,11 +336,11 @@ fn number(text: &str, after_dot: bool) -> Result<Option<(usize, Token)>> {
         length
     };
     let number = i128::from_str_radix(&text[start..length].replace('_', ""), radix);
-    let number = number.map_err(|_| Error::limit("it has a number of more than 127 bits"))?;
+    let number = number.map_err(|_| Error::limit("a number has more than 127 bits"))?;
     Ok(Some((length, Token::Int(number))))
 }
 
-/// The length of a string literal at the beginning of a text, with its quotes.
+/// The length of a string literal at the beginning of a text, including its quotes.
 fn string_length(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
     let mut escaped = false;
@@ -355,7 +355,7 @@ fn string_length(text: &str) -> Option<usize> {
     None
 }
 
-/// What a string literal means: Python's `encode("ascii", "backslashreplace").decode("unicode-escape")`.
+/// The text of a string literal: Python's `encode("ascii", "backslashreplace").decode("unicode-escape")`.
 fn unescaped(text: &str) -> Result<String> {
     if !text.contains('\\') {
         return Ok(text.to_owned());
@@ -416,7 +416,7 @@ fn unescaped(text: &str) -> Result<String> {
         }
         let code = u32::from_str_radix(&after[start..start + digits], radix).unwrap_or(u32::MAX);
         let Some(character) = char::from_u32(code) else {
-            return Err(Error::syntax("an escape is half of a pair of surrogates or no character"));
+            return Err(Error::syntax("an escape is half of a surrogate pair, or not a character"));
         };
         out.push(character);
         rest = &after[start + digits..];

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::value::{Dict, Value, View};
 use super::{Error, Result, filters, format, ops, python, run, short};
 
-/// What a function is called with.
+/// The arguments of a call.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Args {
     pub(super) positional: Vec<Value>,
@@ -13,13 +13,13 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Another of them, which is counted.
+    /// Adds an argument, and counts it.
     pub(super) fn copied(&self) -> Result<Self> {
         run::elements(self.positional.len() + 2 * self.named.len())?;
         Ok(self.clone())
     }
 
-    /// The arguments for these parameters, of which the first are required.
+    /// Assigns the arguments to these parameters, of which the first `required` are required.
     pub(super) fn bind<const N: usize>(
         self,
         function: &str,
@@ -53,7 +53,7 @@ impl Args {
         }
     }
 
-    /// As [`Args::bind`], where none may have a name.
+    /// Like [`Args::bind`], without keyword arguments.
     fn places<const N: usize>(self, function: &str, required: usize) -> Result<[Option<Value>; N]> {
         if !self.named.is_empty() {
             return Err(Error::new(format!("{function}() takes no keyword arguments")));
@@ -164,7 +164,7 @@ fn number_method(of: &Value, name: &str) -> Result<Value> {
         (_, "bit_length") => Value::Int(i128::from(128 - of.index()?.unsigned_abs().leading_zeros())),
         (_, "bit_count") => Value::Int(i128::from(of.index()?.unsigned_abs().count_ones())),
         (Value::Float(value), _) => {
-            // An error where there is no such integer.
+            // An error if there is no such integer.
             filters::whole(*value)?;
             let (mut value, mut denominator) = (*value, 1_i128);
             while value.fract() != 0.0 {
@@ -227,7 +227,7 @@ fn dict_method(dict: &Rc<Dict>, name: &str, args: Args) -> Result<Value> {
     })
 }
 
-/// Texts in markup are escaped, and what comes out is markup.
+/// Escapes the texts for markup. The result is markup.
 fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
     match name {
         "striptags" => return Value::text(filters::strip_tags(text)?),
@@ -258,7 +258,7 @@ fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
 fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
     run::reads(of.len())?;
     let is = |found: bool| Ok(Value::Bool(found));
-    // All characters, of which there must be one.
+    // All characters must match, and there must be at least one.
     let all = |test: fn(char) -> bool| Ok(Value::Bool(!of.is_empty() && of.chars().all(test)));
     match name {
         "format" => {
@@ -268,7 +268,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         }
         "format_map" => {
             let [mapping] = args.places(name, 1)?;
-            // Whatever it is; only a dictionary has names to look up.
+            // Any value is accepted, but only a dictionary has names to look up.
             let empty = Dict::default();
             let named = if let Some(Value::Dict(mapping)) = &mapping { mapping } else { &empty };
             return Value::text(format::format(of, &[], named)?);
@@ -433,7 +433,7 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
     }
 }
 
-/// Digits of other scripts, in the blocks of ten that they come in.
+/// Reads digits of other scripts, which come in blocks of ten.
 fn is_decimal(c: char) -> bool {
     let zeros = [
         0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xe50, 0xed0,
@@ -446,7 +446,8 @@ fn is_super(c: char) -> bool {
     matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨')
 }
 
-/// The text between two places, and how many characters come before; none where the first is behind the text.
+/// The text between two positions, and the number of characters before it; `None` if the first is after the
+/// end.
 fn part<'a>(of: &'a str, start: &Option<Value>, stop: &Option<Value>) -> Result<Option<(&'a str, usize)>> {
     let number = |value: &Option<Value>| match value {
         None | Some(Value::None) => Ok(None),
@@ -494,7 +495,7 @@ pub(super) fn justified(of: &str, width: i128, fill: &str, name: &str) -> Result
     let before = match name {
         "ljust" => 0,
         "rjust" => padding,
-        // As CPython: the odd one goes to the left if the width is odd.
+        // As in CPython: the extra character goes to the left if the width is odd.
         _ => padding / 2 + (padding & (width as usize) & 1),
     };
     run::bytes(of.len() as u64)?;

@@ -1,9 +1,9 @@
 //! Jinja2 as transformers runs it for chat templates: an immutable sandbox with `trim_blocks`, `lstrip_blocks`, loop
 //! controls and `{% generation %}`.
-//!
-//! Why not a crate: templates are strangers' programs, so that each operation has to say what it costs before it is
-//! done, and their output is part of a prompt, so that numbers, texts and lists have to print as Python's. A template
-//! goes through [`lexer`], [`parser`] and [`eval`]; [`value`] has the values, [`run`] the limits.
+//! This is our own engine instead of a crate, for two reasons. Templates are untrusted programs, so each
+//! operation must state its cost before it runs. And their output becomes a prompt, so numbers, texts and lists
+//! must print exactly as in Python. A template passes through [`lexer`], [`parser`] and [`eval`]; [`value`]
+//! contains the values, and [`run`] the limits.
 
 mod ast;
 mod attributes;
@@ -24,12 +24,12 @@ use std::rc::Rc;
 
 pub(crate) use value::{Dict, Value, sort};
 
-/// What is given to a template by name.
+/// A variable of a template.
 pub(crate) type Variables = Vec<(Rc<str>, Value)>;
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
-/// Why a template gave no text.
+/// Why rendering failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error {
     pub(crate) kind: ErrorKind,
@@ -41,9 +41,9 @@ pub(crate) struct Error {
 pub(crate) enum ErrorKind {
     Syntax,
     Runtime,
-    /// The template asked for it, by `raise_exception`.
+    /// The template called `raise_exception`.
     Raised,
-    /// A limit of this project, or of the sandbox.
+    /// A limit of this project or of the sandbox was reached.
     Limit,
 }
 
@@ -51,7 +51,7 @@ impl Error {
     fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if kind != ErrorKind::Raised {
-            // What it names may be as long as the template.
+            // The message may contain a text as long as the template.
             message = beginning(&message, 1000);
         }
         run::made(message.len() + run::OBJECT);
@@ -78,14 +78,14 @@ impl Error {
         self.kind == ErrorKind::Limit
     }
 
-    /// With a line, unless it has one.
+    /// Adds the line, unless the error has one.
     fn at(mut self, line: usize) -> Self {
         self.line.get_or_insert(line);
         self
     }
 }
 
-/// The beginning of a text of a template, for an error.
+/// The beginning of a template's text, for an error message.
 fn short(text: &str) -> String {
     beginning(text, 100)
 }
@@ -102,9 +102,9 @@ pub(crate) fn make_bytes(count: usize) -> Result<()> {
     run::bytes(count as u64)
 }
 
-/// Renders a template with variables, which are made on the thread that renders: it has a stack of known size.
+/// Renders a template. The variables are made on the rendering thread, which has a stack of known size.
 ///
-/// `size` is about how many bytes the variables have; a longer conversation may take more steps.
+/// `size` is the approximate size of the variables in bytes; a longer conversation may take more steps.
 pub(crate) fn render(
     source: &str,
     size: usize,
@@ -120,9 +120,8 @@ pub(crate) fn render(
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(run::STACK);
         let thread = thread.spawn_scoped(scope, on_thread);
-        let thread =
-            thread.map_err(|e| Error::limit(format!("the thread that renders it cannot be made: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(Error::new("rendering it failed inside this program")))
+        let thread = thread.map_err(|e| Error::limit(format!("cannot start the rendering thread: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(Error::new("rendering failed because of a bug in this program")))
     })
 }
 
@@ -132,8 +131,11 @@ fn render_here(
     clock: &dyn Fn(&str) -> std::result::Result<String, String>,
 ) -> Result<String> {
     if source.len() > run::LONGEST_TEMPLATE {
-        let problem =
-            format!("it has {} bytes; a template may have at most {}", source.len(), run::LONGEST_TEMPLATE);
+        let problem = format!(
+            "the template has {} bytes, and may have at most {}",
+            source.len(),
+            run::LONGEST_TEMPLATE
+        );
         return Err(Error::limit(problem).at(1));
     }
     let template = parser::parse(source)?;
@@ -142,7 +144,7 @@ fn render_here(
         root.set(&name, value)?;
     }
     let result = eval::Interpreter { template: &template, root: Rc::clone(&root), clock }.run();
-    // What holds its scope is in it.
+    // A macro holds its scope, so the variables must be dropped to break the cycle.
     drop(root.variables.take());
     result
 }

@@ -86,7 +86,7 @@ fn joined(a: &[Value], b: &[Value]) -> Result<Vec<Value>> {
     Ok([a, b].concat())
 }
 
-/// Something that many times.
+/// A sequence repeated this many times.
 fn repeated(of: &Value, times: &Value) -> Result<Option<Value>> {
     let Some(times) = times.as_int() else { return Ok(None) };
     let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
@@ -103,14 +103,14 @@ fn repeated(of: &Value, times: &Value) -> Result<Option<Value>> {
     }))
 }
 
-/// A text that many times, which is counted before it is made.
+/// A text repeated this many times. It is counted before it is made.
 pub(super) fn repeat(text: &str, times: usize) -> Result<String> {
     run::bytes((text.len() as u64).saturating_mul(times as u64))?;
     Ok(if text.is_empty() { String::new() } else { text.repeat(times) })
 }
 
 pub(super) fn too_large() -> Error {
-    Error::limit("it computes a number of more than 127 bits")
+    Error::limit("the result has more than 127 bits")
 }
 
 fn int(operator: Operator, a: i128, b: i128) -> Result<Value> {
@@ -141,10 +141,10 @@ fn int(operator: Operator, a: i128, b: i128) -> Result<Value> {
     result.map(Value::Int).ok_or_else(too_large)
 }
 
-/// The float next to a quotient of integers, which each may have more digits than a float.
+/// The float nearest to a quotient of integers, each of which may have more digits than a float.
 fn quotient(a: i128, b: i128) -> f64 {
     let (top, bottom) = (a.unsigned_abs(), b.unsigned_abs());
-    // With the remainder below the digits that count, so that it is rounded once.
+    // The remainder becomes a bit below the significant digits, so the result is rounded only once.
     let (mut whole, mut rest, mut shift) = (top / bottom, top % bottom, 0);
     while rest != 0 && whole < 1 << 63 {
         // Both are below 2^127.
@@ -171,7 +171,7 @@ fn floor_divide(x: f64, y: f64) -> f64 {
     if quotient == 0.0 {
         return 0.0_f64.copysign(x / y);
     }
-    // As CPython: the quotient is whole but for rounding.
+    // As in CPython: the quotient is whole except for rounding.
     let floor = quotient.floor();
     if quotient - floor > 0.5 { floor + 1.0 } else { floor }
 }
@@ -243,7 +243,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
         return Err(Error::new("slice step cannot be zero"));
     }
     let length = of.length()? as i128;
-    // As `slice.indices`.
+    // As in Python's `slice.indices`.
     let bound = |value: i128, low: i128, high: i128| {
         let value = if value < 0 { value.saturating_add(length) } else { value };
         value.clamp(low, high)
@@ -283,7 +283,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> Resu
     }
 }
 
-/// The element at a place, from the end where it is negative.
+/// The element at an index; a negative index counts from the end.
 pub(super) fn element(of: &Value, place: i128) -> Result<Option<Value>> {
     let length = match of {
         Value::Str(text) | Value::Markup(text) => {

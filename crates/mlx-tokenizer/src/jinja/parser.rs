@@ -1,4 +1,4 @@
-//! Tokens to a tree, by the rules of Jinja2's parser.
+//! Parses tokens into a syntax tree, by the rules of Jinja2's parser.
 
 use std::rc::Rc;
 
@@ -10,10 +10,10 @@ use super::run::{self, MOST_NAMES};
 use super::value::Value;
 use super::{Error, Result, filters, short, tests};
 
-/// The most expressions, or blocks, inside each other. Python compiles about half of that.
+/// The maximum depth of nested expressions or blocks. Python compiles about half of it.
 const MOST_NESTED: usize = 400;
 
-/// Reads a template.
+/// Parses a template.
 pub(super) fn parse(source: &str) -> Result<Template> {
     let mut parser = Parser {
         tokens: tokens(source)?,
@@ -38,20 +38,20 @@ struct Parser {
     tokens: Vec<(usize, Token)>,
     at: usize,
     depth: usize,
-    /// Whether this is directly inside an `if`, where unknown filters are an error only when they are used.
+    /// Whether this is directly inside an `if`, where an unknown filter is an error only when it is used.
     soft: bool,
     in_loop: bool,
-    /// How many loops are around, in macros too.
+    /// The number of enclosing loops, including those in macros.
     loops: usize,
-    /// Which of `caller`, `kwargs`, `varargs` the bodies of the macros around read.
+    /// Which of `caller`, `kwargs`, `varargs` the bodies of the enclosing macros read.
     reads: Vec<[bool; 3]>,
     unknown: Vec<Unknown>,
     blocks: Vec<Rc<Block>>,
-    /// Tags that are not closed.
+    /// The names of the open tags.
     open: Vec<Rc<str>>,
 }
 
-/// A filter or a test that there is not.
+/// An unknown filter or test.
 struct Unknown {
     problem: String,
     line: usize,
@@ -146,14 +146,14 @@ impl Parser {
         if inside >= MOST_NESTED {
             return Err(Error::limit(format!("it nests more than {MOST_NESTED} expressions or blocks")));
         }
-        // With room in the list that it is in.
+        // Counted with the capacity of the list that it is in.
         run::bytes(4 * size_of::<Expr>() as u64)?;
         Ok(Expr::new(line, inside + 1, kind))
     }
 
     // Statements
 
-    /// What comes before a tag of one of these names; the tag itself is next, behind its beginning.
+    /// Parses statements up to a tag with one of these names. The name of that tag is the next token.
     fn statements(&mut self, ends: &[&str]) -> Result<Body> {
         let mut body = Vec::new();
         loop {
@@ -199,14 +199,14 @@ impl Parser {
         }
     }
 
-    /// The statements of a block, where the end of its first tag is next.
+    /// Parses the statements of a block. The next token ends the block's first tag.
     fn body(&mut self, ends: &[&str]) -> Result<Body> {
         self.take(":");
         self.expect_token(&Token::BlockEnd)?;
         self.statements(ends)
     }
 
-    /// A body that is a frame of its own.
+    /// Parses a body with its own scope.
     fn inner(&mut self, ends: &[&str]) -> Result<Body> {
         let soft = std::mem::replace(&mut self.soft, false);
         let body = self.body(ends);
@@ -260,7 +260,7 @@ impl Parser {
                 Action::AutoEscape(on, self.closed_inner("endautoescape")?)
             }
             "generation" => {
-                // A call with a body, for Jinja2.
+                // Jinja2 parses this as a call with a body.
                 Action::Generation(self.macro_body(None, Vec::new(), "endgeneration")?)
             }
             "break" | "continue" => {
@@ -416,7 +416,7 @@ impl Parser {
         if self.blocks.iter().any(|block| block.name == name) {
             return Err(Error::syntax(format!("block {:?} defined twice", &*name)));
         }
-        // So that one inside with the same name is seen.
+        // Registered before its body is parsed, so that an inner block of the same name is an error.
         let place = self.blocks.len();
         let reserved = Block { name: Rc::clone(&name), scoped, required, body: Vec::new() };
         self.blocks.push(Rc::new(reserved));
@@ -496,7 +496,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// A name, several of them, or attributes of namespaces.
+    /// A target: a name, several names, or an attribute of a namespace.
     fn target(&mut self, with_namespace: bool) -> Result<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
@@ -521,7 +521,7 @@ impl Parser {
 
     fn one_target(&mut self, with_namespace: bool) -> Result<Target> {
         if self.take("(") {
-            // Names of a tuple in parentheses are expressions for Jinja2.
+            // Jinja2 parses the names of a tuple in parentheses as expressions.
             let tuple = self.tuple(true, true)?;
             self.expect(")")?;
             return as_target(tuple);
@@ -1012,7 +1012,7 @@ impl Parser {
     }
 }
 
-/// What a macro has only where its body reads it.
+/// The variables that a macro has only if its body reads them.
 const SPECIAL: [&str; 3] = ["caller", "kwargs", "varargs"];
 
 fn mark(reads: &mut [bool; 3], name: &str) {
@@ -1029,7 +1029,7 @@ impl Arguments {
     }
 }
 
-/// An error where one more would be too many.
+/// An error if there is one name too many.
 fn few(count: usize, what: &str) -> Result<()> {
     if count >= MOST_NAMES {
         return Err(Error::limit(format!("it has more than {MOST_NAMES} {what}")));
@@ -1049,7 +1049,7 @@ fn has_name(target: &Target, name: &str) -> bool {
     }
 }
 
-/// The target that an expression in parentheses is.
+/// Converts an expression in parentheses into a target.
 fn as_target(expr: Expr) -> Result<Target> {
     match expr.kind {
         Kind::Name(name) => Ok(Target::Name(name)),

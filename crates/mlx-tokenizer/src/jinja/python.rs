@@ -1,13 +1,13 @@
-//! How Python writes numbers and texts, and what it calls space.
+//! Writes numbers and texts as Python does, and defines what Python counts as white space.
 
 use std::fmt::Write as _;
 
-/// What `str.strip` takes away.
+/// The characters that `str.strip` removes.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// What ends a line for `str.splitlines`.
+/// The characters that end a line for `str.splitlines`.
 pub(super) fn ends_line(c: char) -> bool {
     matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
@@ -30,12 +30,12 @@ pub(crate) fn float(number: f64) -> String {
     }
 }
 
-/// The most bytes that [`quote`] makes of a text.
+/// The maximum number of bytes that [`quote`] makes of a text.
 pub(super) fn longest_quote(text: &str) -> u64 {
     let longest = |byte: u8| match byte {
         b'\\' | b'\'' | b'"' => 2,
         b' '..=b'~' => 1,
-        // The first of a character of several bytes stands for all of them.
+        // The first byte of a multi-byte character stands for all of them.
         0x80..0xc0 => 0,
         0..0xe0 => 4,
         0xe0..0xf0 => 6,
@@ -75,7 +75,7 @@ fn escape(c: char, out: &mut String) {
     };
 }
 
-/// Python's `ascii` of what `repr` wrote.
+/// Python's `ascii`, from the output of `repr`.
 pub(super) fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -84,8 +84,8 @@ pub(super) fn ascii(text: &str) -> String {
     out
 }
 
-/// `str.isprintable` of a character. Rust escapes the same categories in its own debug form; behind a letter it leaves
-/// combining marks alone.
+/// `str.isprintable` of a character. Rust escapes the same categories in its debug format, except combining
+/// marks after a letter.
 pub(super) fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
@@ -96,7 +96,7 @@ pub(super) fn is_printable(c: char) -> bool {
     str::from_utf8(&text[..length]).is_ok_and(|text| text.escape_debug().nth(1) == Some(c))
 }
 
-/// A character at the beginning of a title.
+/// A character at the beginning of a title-case word.
 pub(super) fn title_char(c: char, out: &mut String) {
     let digraph = match u32::from(c) {
         0x1c4..=0x1c6 => Some('\u{1c5}'),
@@ -111,11 +111,11 @@ pub(super) fn title_char(c: char, out: &mut String) {
     }
     let mut upper = c.to_uppercase();
     out.extend(upper.next());
-    // Of `SS` for `ß` only the first is large.
+    // Of the `SS` for `ß`, only the first letter stays upper case.
     out.extend(upper.flat_map(char::to_lowercase));
 }
 
-/// `str.lower`; Rust knows the final sigma too.
+/// `str.lower`. Rust handles the final sigma too.
 pub(super) fn lower(text: &str) -> String {
     text.to_lowercase()
 }
@@ -124,7 +124,7 @@ fn is_cased(c: char) -> bool {
     c.is_uppercase() || c.is_lowercase() || matches!(u32::from(c), 0x1c5 | 0x1c8 | 0x1cb | 0x1f2)
 }
 
-/// `str.title`: each run of letters begins with a large one.
+/// `str.title`: each run of letters begins with an upper-case letter.
 pub(super) fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut inside = false;
@@ -204,7 +204,7 @@ pub(super) fn parse_float(text: &str) -> Option<f64> {
     digits.parse().ok()
 }
 
-/// Python's `int` of a text in a base; none where Python raises.
+/// Python's `int` of a text in a base; `None` if Python raises an exception.
 pub(super) fn parse_int(text: &str, base: u32) -> Option<i128> {
     let text = text.trim_matches(is_space).to_ascii_lowercase();
     let (negative, digits) = match text.strip_prefix('-') {
@@ -223,7 +223,7 @@ pub(super) fn parse_int(text: &str, base: u32) -> Option<i128> {
     Some(if negative { -number } else { number })
 }
 
-/// Digits without the underscores between them; none where an underscore stands elsewhere.
+/// The digits without the underscores between them; `None` if an underscore is in another place.
 fn without_underscores(digits: &str) -> Option<String> {
     let bytes = digits.as_bytes();
     let between = |place: usize| {

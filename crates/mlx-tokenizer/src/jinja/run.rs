@@ -1,7 +1,7 @@
-//! What one rendering may use, and what lives as long as it does.
+//! The limits of a rendering, and the values that live as long as it does.
 //!
-//! A rendering has a thread of its own (see [`super::render`]), so that this is a variable of the thread: every
-//! operation on values can say what it costs without a parameter for it.
+//! Each rendering has its own thread (see [`super::render`]). So this state is a thread-local variable, and
+//! every operation on values can count its cost without an extra parameter.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,53 +9,54 @@ use std::rc::Rc;
 use super::value::{Dict, Value};
 use super::{Error, Result};
 
-/// The most steps of a rendering: an expression, a statement, an element that is looked at. The largest real templates
-/// take some hundred steps for a message; this is a second or two of work.
+/// The maximum number of steps: an expression, a statement, or an element that is visited. The largest real
+/// templates need a few hundred steps per message; this limit is one or two seconds of work.
 pub(super) const MOST_STEPS: u64 = 10_000_000;
 
-/// Steps that come on top for each byte of the conversation, which the user chose to be so long.
+/// Additional steps for each byte of the conversation, whose length the user chose.
 pub(super) const STEPS_PER_BYTE: u64 = 64;
 
-/// The most bytes that a rendering makes, its values that are gone again included.
+/// The maximum number of bytes that a rendering makes, including values that were freed.
 pub(super) const MOST_BYTES: u64 = 256 << 20;
 
-/// Bytes that come on top for each byte of the conversation.
+/// Additional bytes for each byte of the conversation.
 pub(super) const BYTES_PER_BYTE: u64 = 256;
 
-/// The most expressions, statements, calls and loops inside each other while a template runs. Python, where the limit is
-/// 1000 of its own frames, allows about two hundred macros that call each other.
+/// The maximum depth of nested expressions, statements, calls and loops while a template runs. Python has a
+/// limit of 1000 frames, which allows about two hundred macros that call each other.
 pub(super) const MOST_DEEP: usize = 4000;
 
-/// The stack of the thread that renders: at [`MOST_DEEP`] levels, 32 KiB for each, which a build without optimization
-/// needs. Memory is taken only for what is used.
+/// The stack of the rendering thread. It has 32 KiB for each of the [`MOST_DEEP`] levels, which a build without
+/// optimization needs. Memory is only taken for the part that is used.
 pub(super) const STACK: usize = 128 << 20;
 
-/// The most lists, dictionaries and the like inside each other.
+/// The maximum depth of nested lists, dictionaries and similar values.
 pub(super) const MOST_NESTED_VALUES: u32 = 400;
 
-/// The longest template, in bytes. The longest that models come with have some ten thousand; a tree takes up to some
-/// hundred bytes for each byte of its template.
+/// The maximum length of a template, in bytes. The longest templates of models have some ten thousand bytes. A
+/// syntax tree takes up to a few hundred bytes for each byte of its template.
 pub(super) const LONGEST_TEMPLATE: usize = 1 << 20;
 
-/// The most parameters or arguments that are written out, and the most blocks: each is looked for among all others.
+/// The maximum number of parameters or arguments in a template's source, and of blocks: each one is searched
+/// for among all the others.
 pub(super) const MOST_NAMES: usize = 1000;
 
-/// What a list takes for each element.
+/// The memory of a list for each element.
 pub(super) const ELEMENT: u64 = size_of::<Value>() as u64;
 
-/// What a small object takes besides what it holds: an allocation and the counters of its references.
+/// The memory of a small object besides its contents: an allocation and reference counts.
 pub(super) const OBJECT: usize = 48;
 
-/// What a scope of a few variables takes, and each further variable.
+/// The memory of a scope with a few variables, and of each further variable.
 const SCOPE: u64 = 512;
 const VARIABLE: u64 = 192;
 
-/// Names of a block of a template.
+/// The names of a block of a template.
 #[derive(Default)]
 pub(super) struct Scope {
     pub(super) variables: RefCell<Vec<(Rc<str>, Value)>>,
     pub(super) parent: Option<Rc<Scope>>,
-    /// Whether it is kept until the end, so that its variables count.
+    /// Whether the scope is kept until the end, so that its variables count.
     pub(super) kept: Cell<bool>,
 }
 
@@ -65,7 +66,7 @@ pub(super) struct Loop {
     pub(super) index: usize,
     pub(super) depth: usize,
     pub(super) changed: Option<Vec<Value>>,
-    /// The `for` that it belongs to and where that stands, if it may be called.
+    /// The `for` statement that it belongs to and its line, if the loop may be called.
     pub(super) recursive: Option<(Rc<super::ast::For>, Rc<Scope>)>,
 }
 
@@ -76,11 +77,11 @@ struct Run {
     depth: Cell<usize>,
     most_steps: Cell<u64>,
     most_bytes: Cell<u64>,
-    /// Values that may hold themselves are here, and elsewhere is their number: so nothing is lost in a circle, and
-    /// no chain of them is dropped from one end to the other in one recursion.
+    /// Values that may contain themselves are stored here, and referred to by their number. So no memory is
+    /// lost in reference cycles, and dropping a long chain of values does not recurse.
     namespaces: RefCell<Vec<Dict>>,
     loops: RefCell<Vec<Loop>>,
-    /// Scopes in which macros were defined, which hold their scope.
+    /// Scopes in which macros were defined; the macros refer to them.
     scopes: RefCell<Vec<Rc<Scope>>>,
 }
 
@@ -88,7 +89,7 @@ thread_local! {
     static RUN: Run = Run::default();
 }
 
-/// Begins a rendering of a conversation of so many bytes.
+/// Begins the rendering of a conversation with this many bytes.
 pub(super) fn begin(bytes: u64) {
     RUN.with(|run| {
         run.steps.set(0);
@@ -99,7 +100,7 @@ pub(super) fn begin(bytes: u64) {
     });
 }
 
-/// Ends a rendering: all that it made goes.
+/// Ends a rendering, and frees everything that it made.
 pub(super) fn end() {
     RUN.with(|run| {
         let scopes = run.scopes.take();
@@ -134,17 +135,17 @@ fn too_many_bytes(run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// Counts a small object that has no other way to say that it is too much: the next step fails.
+/// Counts a small object in a place that cannot return an error: if a limit is reached, the next step fails.
 pub(super) fn made(count: usize) {
     RUN.with(|run| run.bytes.set(run.bytes.get().saturating_add(count as u64)));
 }
 
-/// Counts the steps of looking at a text; where they are too many, the next step fails.
+/// Counts the steps of reading a text; if a limit is reached, the next step fails.
 pub(super) fn looked(bytes: usize) {
     RUN.with(|run| run.steps.set(run.steps.get().saturating_add(1 + bytes as u64 / 64)));
 }
 
-/// Counts the steps of looking at a text.
+/// Counts the steps of reading a text.
 pub(super) fn reads(bytes: usize) -> Result<()> {
     steps(1 + bytes / 64)
 }
@@ -155,7 +156,7 @@ pub(super) fn bytes(count: u64) -> Result<()> {
         let bytes = run.bytes.get().saturating_add(count);
         run.bytes.set(bytes);
         too_many_bytes(run)?;
-        // So that what makes much takes time too.
+        // Making many bytes takes time too.
         steps((count / 256) as usize)
     })
 }
@@ -165,10 +166,10 @@ pub(super) fn elements(count: usize) -> Result<()> {
     bytes((count as u64).saturating_mul(ELEMENT))
 }
 
-/// One level deeper, until it is dropped.
+/// One level of nesting, which ends when this is dropped.
 pub(super) struct Level;
 
-/// Goes a level deeper.
+/// Enters a level of nesting.
 pub(super) fn deeper() -> Result<Level> {
     RUN.with(|run| {
         let depth = run.depth.get() + 1;
@@ -186,7 +187,7 @@ impl Drop for Level {
     }
 }
 
-/// Keeps a namespace; its number.
+/// Stores a namespace and returns its number.
 pub(super) fn new_namespace(attributes: Dict) -> Result<usize> {
     elements(4)?;
     RUN.with(|run| {
@@ -200,7 +201,7 @@ pub(super) fn namespace<T>(number: usize, with: impl FnOnce(&mut Dict) -> T) -> 
     RUN.with(|run| run.namespaces.borrow_mut().get_mut(number).map(with))
 }
 
-/// Keeps a loop; its number.
+/// Stores a loop and returns its number.
 pub(super) fn new_loop(of: Loop) -> Result<usize> {
     elements(3)?;
     if let Some((_, scope)) = &of.recursive {
@@ -217,7 +218,7 @@ pub(super) fn with_loop<T>(number: usize, with: impl FnOnce(&mut Loop) -> T) -> 
     RUN.with(|run| run.loops.borrow_mut().get_mut(number).map(with))
 }
 
-/// Keeps a scope that a macro holds.
+/// Stores a scope that a macro refers to.
 pub(super) fn keep_scope(scope: &Rc<Scope>) -> Result<()> {
     let mut around = Some(scope);
     while let Some(of) = around.filter(|of| !of.kept.get()) {

@@ -1,4 +1,4 @@
-//! Jinja2's tests: what comes behind `is`.
+//! Jinja2's tests, which follow `is`.
 
 use super::ast::Comparison;
 use super::methods::Args;

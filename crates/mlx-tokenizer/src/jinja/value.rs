@@ -1,4 +1,4 @@
-//! The values of a template, which are Python's.
+//! The values of a template, which behave as Python's.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
@@ -13,7 +13,7 @@ use super::{Error, Result, python};
 /// A value.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
-    /// What is missing, with what is said where it is used.
+    /// An undefined value, with the error message for its use.
     Undefined(Rc<str>),
     None,
     Bool(bool),
@@ -28,9 +28,9 @@ pub(crate) enum Value {
     Range(i128, i128, i128),
     /// The keys, values or items of a dictionary.
     View(View, Rc<Dict>),
-    /// What filters such as `map` answer with: its elements can be taken once.
+    /// The result of a filter such as `map`: its elements can be taken once.
     Iterator(Rc<Iterator>),
-    /// A number of the run, as of `Loop`.
+    /// The number of the value in the run, as for `Loop`.
     Namespace(usize),
     Loop(usize),
     Function(Rc<Function>),
@@ -44,7 +44,7 @@ pub(crate) enum Value {
 pub(crate) struct List {
     pub(crate) items: Rc<Vec<Value>>,
     depth: u32,
-    /// Whether it is what `groupby` gives, whose two elements have names.
+    /// Whether it is a result of `groupby`, whose two elements have names.
     pub(super) group: bool,
 }
 
@@ -59,7 +59,7 @@ pub(crate) enum View {
 pub(crate) struct Iterator {
     pub(super) name: &'static str,
     pub(super) items: RefCell<VecDeque<Value>>,
-    /// What goes wrong behind the last element.
+    /// The error after the last element.
     pub(super) error: RefCell<Option<Error>>,
     depth: u32,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Cycler {
     depth: u32,
 }
 
-/// What can be called.
+/// A value that can be called.
 #[derive(Debug)]
 pub(crate) enum Function {
     Global(&'static str),
@@ -99,7 +99,7 @@ pub(crate) struct Dict {
     depth: u32,
 }
 
-/// What can be a key: equal numbers are one, whatever their type.
+/// A key of a dictionary: equal numbers are the same key, whatever their type.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     None,
@@ -125,7 +125,7 @@ impl From<&str> for Value {
     }
 }
 
-/// A text of its own, which is counted.
+/// A new text, which is counted.
 fn counted(text: &str) -> Result<Rc<str>> {
     run::bytes((text.len() + run::OBJECT) as u64)?;
     Ok(text.into())
@@ -155,7 +155,8 @@ impl Dict {
     }
 
     pub(crate) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
-        // The first makes room for a few; each takes two values, a place in the table and what it has to grow.
+        // The first entry makes room for several. Each takes two values, a place in the table, and the memory
+        // that growing needs.
         run::elements(if self.entries.is_empty() { 14 } else { 6 })?;
         self.depth = self.depth.max(deeper(key.depth().max(value.depth()))?);
         match self.places.entry(key.key()?) {
@@ -193,7 +194,7 @@ impl Dict {
 }
 
 impl Value {
-    /// What is missing, and why.
+    /// An undefined value, and why.
     pub(super) fn undefined(problem: impl Into<Rc<str>>) -> Self {
         let problem = problem.into();
         run::made(problem.len() + run::OBJECT);
@@ -220,8 +221,7 @@ impl Value {
         Self::Dict(Rc::new(dict))
     }
 
-    /// What a filter answers with that Python runs when its elements are taken. An error comes behind the elements
-    /// before it.
+    /// The result of a filter that Python runs lazily. An error comes after the elements before it.
     pub(super) fn iterator(name: &'static str, items: Vec<Self>, error: Option<Error>) -> Result<Self> {
         run::elements(items.len() + 4)?;
         let depth = deeper(items.iter().map(Self::depth).max().unwrap_or(0))?;
@@ -250,7 +250,7 @@ impl Value {
         Ok(Self::Str(counted(text.as_ref())?))
     }
 
-    /// As [`Value::text`], for markup.
+    /// Like [`Value::text`], for markup.
     pub(super) fn markup(text: impl AsRef<str>) -> Result<Self> {
         Ok(Self::Markup(counted(text.as_ref())?))
     }
@@ -285,7 +285,7 @@ impl Value {
         matches!(self, Self::None)
     }
 
-    /// What Python calls its type.
+    /// The name of the value's type in Python.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -316,7 +316,7 @@ impl Value {
         }
     }
 
-    /// Whether Python takes it for true.
+    /// Python's truth value.
     pub(super) fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -347,7 +347,7 @@ impl Value {
         }
     }
 
-    /// The elements, as a Python `for` sees them. They are counted as steps.
+    /// The elements, as in a Python `for` loop. They are counted as steps.
     pub(super) fn iterate(&self) -> Result<Rc<Vec<Self>>> {
         let items = match self {
             Self::Undefined(_) => Vec::new(),
@@ -388,7 +388,7 @@ impl Value {
                 items
             }
             Self::Loop(of) => {
-                // Elements with the loop itself, as Python's `for` takes both.
+                // A loop over `loop` takes its elements, as in Python.
                 run::elements(2 * self.length()?)?;
                 let rest = run::with_loop(*of, |of| {
                     let rest = of.items[(of.index + 1).min(of.items.len())..].to_vec();
@@ -421,7 +421,7 @@ impl Value {
         matches!(self, Self::Undefined(_) | Self::Function(_) | Self::Loop(_))
     }
 
-    /// The number that it is in arithmetic.
+    /// The value as a number in arithmetic.
     pub(super) fn as_int(&self) -> Option<i128> {
         match self {
             Self::Bool(value) => Some(i128::from(*value)),
@@ -445,7 +445,7 @@ impl Value {
         })
     }
 
-    /// An error if it is missing, as most operations on it are.
+    /// An error if the value is undefined; most operations require this.
     pub(super) fn defined(&self) -> Result<&Self> {
         match self {
             Self::Undefined(problem) => Err(Error::new(&**problem)),
@@ -561,7 +561,7 @@ impl Value {
         })
     }
 
-    /// Python's `is`, as far as it does not depend on what an implementation keeps.
+    /// Python's `is`, as far as it does not depend on Python's implementation.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Str(a), Self::Str(b)) => {
@@ -588,7 +588,7 @@ impl Value {
         }
     }
 
-    /// How two values are ordered; none for NaN.
+    /// The order of two values; `None` for NaN.
     pub(super) fn compare(&self, other: &Self, operator: &str) -> Result<Option<Ordering>> {
         run::steps(1)?;
         self.defined()?;
@@ -633,7 +633,7 @@ impl Value {
         Ok(out)
     }
 
-    /// `around` are the namespaces that this one is written in.
+    /// `around` are the namespaces that contain this value.
     fn write_repr(&self, out: &mut String, around: &mut Vec<usize>) -> Result<()> {
         let before = out.len();
         match self {
@@ -760,7 +760,7 @@ fn range_length(start: i128, stop: i128, step: i128) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
-/// Numbers, exactly.
+/// Compares numbers exactly.
 fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     match (a.as_int(), b.as_int()) {
         (Some(a), Some(b)) => Some(a.cmp(&b)),
@@ -774,7 +774,7 @@ fn compare_int(int: i128, float: f64) -> Option<Ordering> {
     if float.is_nan() {
         return None;
     }
-    // Beyond these floats are whole and larger.
+    // Floats beyond these limits are whole numbers and larger.
     if float >= 1.7e38 {
         return Some(Ordering::Less);
     }
@@ -810,7 +810,7 @@ pub(super) fn contains(of: Value, item: &Value) -> Result<bool> {
             let item = item.as_int().unwrap_or_default();
             let inside =
                 if *step > 0 { *start <= item && item < *stop } else { *stop < item && item <= *start };
-            // As a difference it could be too large.
+            // The difference could overflow.
             Ok(inside && item.wrapping_rem_euclid(*step) == start.wrapping_rem_euclid(*step))
         }
         Value::Iterator(iterator) => {
@@ -839,7 +839,7 @@ pub(super) fn contains(of: Value, item: &Value) -> Result<bool> {
     }
 }
 
-/// Sorts as Python does: stable, and with nothing but `<`.
+/// Sorts as Python does: a stable sort that only uses `<`.
 pub(crate) fn sort<T: Clone>(items: &mut Vec<(Value, T)>, reverse: bool) -> Result<()> {
     run::bytes((items.len() * size_of::<(Value, T)>()) as u64)?;
     if reverse {

@@ -1,4 +1,4 @@
-//! Text in lines: the filters `wordwrap` and `pprint`.
+//! Breaks text into lines: the filters `wordwrap` and `pprint`.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -45,7 +45,7 @@ fn is_blank(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ')
 }
 
-/// The words of a line and the space between them, as far as they are not in a row.
+/// The words of a line, and the spaces between them, that are not yet in a row.
 struct Words {
     chars: Vec<char>,
     hyphens: bool,
@@ -62,7 +62,7 @@ impl Words {
         Ok(words)
     }
 
-    /// What begins at a place. Words end behind hyphens between letters too.
+    /// The length of the word or space at a position. Words also end after hyphens between letters.
     fn word(&self, start: usize) -> Range<usize> {
         let Self { chars, hyphens, .. } = self;
         let letter = |at: usize| chars.get(at).is_some_and(|c| c.is_alphabetic() || *c == '_');
@@ -83,7 +83,7 @@ impl Words {
                 if dash && before && after {
                     break;
                 }
-                // Before and behind a dash of two hyphens or more.
+                // Before and after a dash of two or more hyphens.
                 if !dash && chars[end] == '-' && punctuated(end - 1) {
                     let run = chars[end..].iter().take_while(|c| **c == '-').count();
                     if run >= 2 && word(end + run) {
@@ -110,7 +110,7 @@ impl Words {
         self.chars[word.clone()].iter().all(|c| super::python::is_space(*c))
     }
 
-    /// The next row of at most so many characters, if a word can be broken; none at the end.
+    /// The next row of at most this many characters, if a word can be broken; `None` at the end.
     fn row(&mut self, width: usize, break_long: bool, first: bool) -> Result<Option<Vec<char>>> {
         while !self.next.is_empty() {
             run::steps(1)?;
@@ -124,14 +124,14 @@ impl Words {
             }
             if self.next.len() > width {
                 if break_long {
-                    // Behind a hyphen, if there is one that is not at the beginning.
+                    // After a hyphen, if there is one that is not at the beginning.
                     let word = &self.chars[self.next.clone()];
                     let mut end = width - (self.next.start - start);
                     let hyphen = word[..end].iter().rposition(|c| *c == '-').filter(|_| self.hyphens);
                     if let Some(hyphen) = hyphen.filter(|&at| word[..at].iter().any(|c| *c != '-')) {
                         end = hyphen + 1;
                     }
-                    // What is left of it is a word.
+                    // The rest of it is a word.
                     let middle = self.next.start + end;
                     last = self.next.start..middle;
                     self.next = middle..self.next.end;
@@ -148,17 +148,17 @@ impl Words {
     }
 }
 
-/// The longest line of `pprint`.
+/// The maximum length of a line of `pprint`.
 const WIDTH: usize = 80;
 
-/// Python's `pprint.pformat`, but that long texts stay on one line.
+/// Python's `pprint.pformat`, except that long texts stay on one line.
 pub(super) fn pretty(value: &Value) -> Result<String> {
     let mut out = String::new();
     write(value, 0, 0, &mut out)?;
     Ok(out)
 }
 
-/// A value with the keys of dictionaries in order.
+/// A value whose dictionaries have their keys in order.
 fn sorted(value: &Value) -> Result<Value> {
     Ok(match value {
         Value::Dict(dict) => {
@@ -182,7 +182,7 @@ fn sorted(value: &Value) -> Result<Value> {
     })
 }
 
-/// `allowance` is what comes behind on the same line.
+/// `allowance` is the number of characters that follow on the same line.
 fn write(value: &Value, indent: usize, allowance: usize, out: &mut String) -> Result<()> {
     let value = sorted(value)?;
     let text = value.repr()?;
