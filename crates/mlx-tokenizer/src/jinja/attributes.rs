@@ -191,23 +191,29 @@ fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
             "pos" => int(cycler.at.get() as i128),
             _ => None,
         },
-        Value::Function(function) => match &**function {
-            Function::Macro(of, _) => match name {
-                "name" => Some(of.name.as_ref().map_or(Value::None, |name| Value::Str(Rc::clone(name)))),
-                "arguments" => {
-                    let names = of.parameters.iter().map(|(name, _)| Value::Str(Rc::clone(name)));
-                    Some(Value::tuple(names.collect())?)
-                }
-                "catch_kwargs" => Some(Value::Bool(of.reads_kwargs)),
-                "catch_varargs" => Some(Value::Bool(of.reads_varargs)),
-                "caller" => Some(Value::Bool(of.reads_caller)),
-                _ => None,
-            },
-            Function::Global("dict") if name == "fromkeys" => method(),
-            Function::Joiner(separator, _) if name == "sep" => Some(separator.clone()),
-            Function::Joiner(_, used) if name == "used" => Some(Value::Bool(used.get())),
+        Value::Function(function) => function_attribute(of, function, name)?,
+        _ => None,
+    })
+}
+
+fn function_attribute(of: &Value, function: &Function, name: &str) -> Result<Option<Value>> {
+    Ok(match function {
+        Function::Macro(of, _) => match name {
+            "name" => Some(of.name.as_ref().map_or(Value::None, |name| Value::Str(Rc::clone(name)))),
+            "arguments" => {
+                let names = of.parameters.iter().map(|(name, _)| Value::Str(Rc::clone(name)));
+                Some(Value::tuple(names.collect())?)
+            }
+            "catch_kwargs" => Some(Value::Bool(of.reads_kwargs)),
+            "catch_varargs" => Some(Value::Bool(of.reads_varargs)),
+            "caller" => Some(Value::Bool(of.reads_caller)),
             _ => None,
         },
+        Function::Global("dict") if name == "fromkeys" => {
+            Some(Value::function(Function::Method(of.clone(), name.into())))
+        }
+        Function::Joiner(separator, _) if name == "sep" => Some(separator.clone()),
+        Function::Joiner(_, used) if name == "used" => Some(Value::Bool(used.get())),
         _ => None,
     })
 }

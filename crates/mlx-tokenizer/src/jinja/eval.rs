@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use super::ast::{Action, Arguments, Body, Expr, For, Kind, Macro, Operator, Statement, Target, Template};
+use super::ast::{
+    Action, Arguments, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Target, Template,
+};
 use super::methods::{self, Args};
 use super::run::{self, Loop, Scope};
 use super::value::{Dict, Function, ScopeOf, Value};
@@ -116,16 +118,7 @@ impl Interpreter<'_> {
                 self.assign(target, value, scope)?;
             }
             Action::SetBlock(target, filter, body) => {
-                let (text, flow) = self.captured(body, scope)?;
-                let text = Value::text(text)?;
-                let text = match filter {
-                    Some(filter) => self.filtered(filter, text, scope)?,
-                    None => text,
-                };
-                if flow != Flow::On {
-                    return Ok(flow);
-                }
-                self.assign(target, text, scope)?;
+                return self.set_block(target, filter.as_ref(), body, scope);
             }
             Action::With(names, body) => {
                 let inner = Scope::inside(scope);
@@ -141,13 +134,7 @@ impl Interpreter<'_> {
                 }
             }
             Action::CallBlock(call, body) => {
-                let caller = self.closure(body, scope)?;
-                if let Kind::Call(function, arguments) = &call.kind {
-                    let function = self.eval(function, scope)?;
-                    let mut args = self.arguments(arguments, scope)?;
-                    args.named.push(("caller".into(), caller));
-                    write(&self.call(&function, args).map_err(|error| error.at(call.line))?.to_text()?, out)?;
-                }
+                self.call_block(call, body, scope, out)?;
             }
             Action::FilterBlock(filter, body) => {
                 let (text, flow) = self.captured(body, scope)?;
@@ -156,10 +143,10 @@ impl Interpreter<'_> {
                 }
                 write(&self.filtered(filter, Value::text(text)?, scope)?.to_text()?, out)?;
             }
+            Action::Block(of) if of.required => {
+                return Err(Error::new(format!("required block {:?} not found", &*of.name)));
+            }
             Action::Block(of) => {
-                if of.required {
-                    return Err(Error::new(format!("required block {:?} not found", &*of.name)));
-                }
                 let scope = Scope::inside(if of.scoped { scope } else { &self.root });
                 self.body(&of.body, &scope, out)?;
             }
@@ -179,6 +166,36 @@ impl Interpreter<'_> {
             }
         }
         Ok(Flow::On)
+    }
+
+    /// `{% set name %}text{% endset %}`. The text is computed even if a loop control then skips the assignment.
+    fn set_block(
+        &self,
+        target: &Target,
+        filter: Option<&Expr>,
+        body: &Body,
+        scope: &Rc<Scope>,
+    ) -> Result<Flow> {
+        let (text, flow) = self.captured(body, scope)?;
+        let text = Value::text(text)?;
+        let text = match filter {
+            Some(filter) => self.filtered(filter, text, scope)?,
+            None => text,
+        };
+        if flow == Flow::On {
+            self.assign(target, text, scope)?;
+        }
+        Ok(flow)
+    }
+
+    /// `{% call f() %}text{% endcall %}`.
+    fn call_block(&self, call: &Expr, body: &Rc<Macro>, scope: &Rc<Scope>, out: &mut String) -> Result<()> {
+        let caller = self.closure(body, scope)?;
+        let Kind::Call(function, arguments) = &call.kind else { return Ok(()) };
+        let function = self.eval(function, scope)?;
+        let mut args = self.arguments(arguments, scope)?;
+        args.named.push(("caller".into(), caller));
+        write(&self.call(&function, args).map_err(|error| error.at(call.line))?.to_text()?, out)
     }
 
     fn run_loop(
@@ -287,6 +304,45 @@ impl Interpreter<'_> {
         expr.as_ref().map(|expr| self.eval(expr, scope)).transpose()
     }
 
+    fn slice(
+        &self,
+        of: &Expr,
+        [start, stop, step]: &[Option<Box<Expr>>; 3],
+        constant: bool,
+        scope: &Rc<Scope>,
+    ) -> Result<Value> {
+        let of = self.eval(of, scope)?;
+        let part = |part| self.boxed(part, scope);
+        let parts = [part(start)?, part(stop)?, part(step)?];
+        match ops::slice(&of, parts) {
+            // Jinja2 has computed this slice when it compiled the template, with other rules than Python's.
+            Err(_) if constant && !ops::is_sliceable(&of) => Ok(Value::undefined("no such slice")),
+            result => result,
+        }
+    }
+
+    fn concat(&self, parts: &[Expr], scope: &Rc<Scope>) -> Result<Value> {
+        run::bytes(16 * parts.len() as u64)?;
+        let mut texts = Vec::with_capacity(parts.len());
+        for part in parts {
+            texts.push(self.eval(part, scope)?.to_text()?);
+        }
+        Value::text(methods::joined(&texts, "")?)
+    }
+
+    /// `first < second <= third`, up to the first comparison that is false.
+    fn compare(&self, first: &Expr, others: &[(Comparison, Expr)], scope: &Rc<Scope>) -> Result<bool> {
+        let mut left = self.eval(first, scope)?;
+        for (comparison, right) in others {
+            let right = self.eval(right, scope)?;
+            if !ops::compare(*comparison, &left, &right)? {
+                return Ok(false);
+            }
+            left = right;
+        }
+        Ok(true)
+    }
+
     fn eval_kind(&self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         let all = |items: &[Expr]| {
             run::elements(items.len())?;
@@ -312,17 +368,7 @@ impl Interpreter<'_> {
                 let of = self.eval(of, scope)?;
                 attributes::item(&of, &self.eval(key, scope)?)?
             }
-            Kind::Slice(of, [start, stop, step]) => {
-                let of = self.eval(of, scope)?;
-                let part = |part| self.boxed(part, scope);
-                let parts = [part(start)?, part(stop)?, part(step)?];
-                match ops::slice(&of, parts) {
-                    // Jinja2 has computed this slice when it compiled the template, with other rules than
-                    // Python's.
-                    Err(_) if expr.constant && !ops::is_sliceable(&of) => Value::undefined("no such slice"),
-                    result => result?,
-                }
-            }
+            Kind::Slice(of, parts) => self.slice(of, parts, expr.constant, scope)?,
             Kind::Call(function, arguments) => {
                 let function = self.eval(function, scope)?;
                 let args = self.arguments(arguments, scope)?;
@@ -345,25 +391,8 @@ impl Interpreter<'_> {
                 let b = self.eval(b, scope)?;
                 if written { power_of_constant(&a, &b)? } else { ops::binary(*operator, &a, &b)? }
             }
-            Kind::Concat(parts) => {
-                run::bytes(16 * parts.len() as u64)?;
-                let mut texts = Vec::with_capacity(parts.len());
-                for part in parts {
-                    texts.push(self.eval(part, scope)?.to_text()?);
-                }
-                Value::text(methods::joined(&texts, "")?)?
-            }
-            Kind::Compare(first, others) => {
-                let mut left = self.eval(first, scope)?;
-                for (comparison, right) in others {
-                    let right = self.eval(right, scope)?;
-                    if !ops::compare(*comparison, &left, &right)? {
-                        return Ok(Value::Bool(false));
-                    }
-                    left = right;
-                }
-                Value::Bool(true)
-            }
+            Kind::Concat(parts) => self.concat(parts, scope)?,
+            Kind::Compare(first, others) => Value::Bool(self.compare(first, others, scope)?),
             Kind::And(a, b) => {
                 let a = self.eval(a, scope)?;
                 if a.is_true() { self.eval(b, scope)? } else { a }

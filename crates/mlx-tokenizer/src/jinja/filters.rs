@@ -73,244 +73,252 @@ pub(super) fn is_known(name: &str) -> bool {
 pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
     run::reads(value.as_str().map_or(0, |text| text.len()))?;
     match name {
-        "abs" => {
-            args.bind::<0>(name, [], 0)?;
-            return match value.defined()? {
-                Value::Float(of) => Ok(Value::Float(of.abs())),
-                of => match of.as_int() {
-                    Some(number) if number < 0 => ops::negative(of),
-                    Some(number) => Ok(Value::Int(number)),
-                    None => Err(Error::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
-                },
-            };
-        }
         "attr" => {
             let [attribute] = args.bind(name, ["name"], 1)?;
             let attribute = attribute.unwrap_or(Value::None);
             let attribute = attribute.as_str().ok_or_else(|| Error::new("attribute name must be string"))?;
-            return attributes::only_attribute(value, attribute);
+            attributes::only_attribute(value, attribute)
         }
         "batch" => {
             let [count, fill] = args.bind(name, ["linecount", "fill_with"], 1)?;
             let (count, fill) = (count.unwrap_or(Value::None), fill.filter(|fill| !fill.is_none()));
-            return generator("do_batch", || batch(value, &count, fill));
-        }
-        "capitalize" | "lower" | "upper" | "title" | "string" | "wordcount" => {
-            args.bind::<0>(name, [], 0)?;
-            return simple_text(name, value);
+            generator("do_batch", || batch(value, &count, fill))
         }
         "center" => {
             let [width] = args.bind(name, ["width"], 0)?;
             let width = width.map_or(Ok(80), |width| width.index())?;
-            return Value::text(justified(&value.to_text()?, width, " ", "center")?);
-        }
-        "count" | "length" => {
-            args.bind::<0>(name, [], 0)?;
-            return Ok(Value::Int(value.length()? as i128));
+            Value::text(justified(&value.to_text()?, width, " ", "center")?)
         }
         "d" | "default" => {
             let [default, boolean] = args.bind(name, ["default_value", "boolean"], 0)?;
             let missing = value.is_undefined() || boolean.is_some_and(|of| of.is_true()) && !value.is_true();
-            return Ok(if missing { default.unwrap_or_else(|| "".into()) } else { value.clone() });
+            Ok(if missing { default.unwrap_or_else(|| "".into()) } else { value.clone() })
         }
-        "dictsort" => return dict_sort(value, args),
-        "e" | "escape" => {
-            args.bind::<0>(name, [], 0)?;
-            return Ok(Value::Markup(escape(value)?));
-        }
-        "forceescape" => {
-            args.bind::<0>(name, [], 0)?;
-            return Ok(Value::Markup(escape(&Value::Str(value.to_text()?))?));
-        }
-        "filesizeformat" => return file_size(value, args),
-        "first" => {
-            args.bind::<0>(name, [], 0)?;
-            return first(value);
-        }
+        "dictsort" => dict_sort(value, args),
+        "filesizeformat" => file_size(value, args),
         "float" => {
             let [default] = args.bind(name, ["default"], 0)?;
             let default = default.unwrap_or(Value::Float(0.0));
-            return Ok(to_float(value)?.map_or(default, Value::Float));
+            Ok(to_float(value)?.map_or(default, Value::Float))
         }
-        "format" => {
-            if !args.positional.is_empty() && !args.named.is_empty() {
-                return Err(Error::new("can't handle positional and keyword arguments at the same time"));
-            }
-            let arguments = if args.named.is_empty() {
-                Value::tuple(args.positional)?
-            } else {
-                let pairs = args.named.into_iter().map(|(name, value)| (Value::Str(name), value));
-                Value::dict(Dict::from_pairs(pairs)?)
-            };
-            return Value::text(format::percent(&value.to_text()?, &arguments, false)?);
-        }
-        "groupby" => return group_by(value, args),
-        "indent" => return indent(value, args),
-        "int" => return to_int(value, args),
-        "items" => {
-            args.bind::<0>(name, [], 0)?;
-            return generator("do_items", || match value {
-                Value::Undefined(_) => Ok((Vec::new(), None)),
-                Value::Dict(dict) => {
-                    let pair = |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()]);
-                    Ok((dict.entries().iter().map(pair).collect::<Result<_>>()?, None))
-                }
-                _ => Err(Error::new("can only get item pairs from a mapping")),
-            });
-        }
-        "join" => {
-            let [separator, attribute] = args.bind(name, ["d", "attribute"], 0)?;
-            let getter = Getter::new(attribute.as_ref(), None, true)?;
-            let items = value.iterate()?;
-            run::bytes(16 * items.len() as u64)?;
-            let mut parts = Vec::with_capacity(items.len());
-            for item in items.iter() {
-                parts.push(getter.get(item)?.to_text()?);
-            }
-            let separator = separator.map_or(Ok("".into()), |separator| separator.to_text())?;
-            return Value::text(joined(&parts, &separator)?);
-        }
-        "last" => {
-            args.bind::<0>(name, [], 0)?;
-            return match value {
-                Value::Iterator(_) | Value::Loop(_) => {
-                    Err(Error::new(format!("'{}' object is not reversible", value.type_name())))
-                }
-                _ => {
-                    let last = value.iterate()?.last().cloned();
-                    Ok(last.unwrap_or_else(|| Value::undefined("no last item, sequence was empty")))
-                }
-            };
-        }
-        "list" => {
-            args.bind::<0>(name, [], 0)?;
-            let items = value.iterate()?;
-            run::elements(items.len())?;
-            return Value::list(items.to_vec());
-        }
-        "map" => return map(value, args),
-        "max" | "min" => return extreme(name, value, args),
-        "pprint" => {
-            args.bind::<0>(name, [], 0)?;
-            return Value::text(wrap::pretty(value)?);
-        }
-        "random" => {
-            args.bind::<0>(name, [], 0)?;
-            return random(value);
-        }
-        "select" | "reject" | "selectattr" | "rejectattr" => return select(name, value, args),
+        "format" => format_percent(value, args),
+        "groupby" => group_by(value, args),
+        "indent" => indent(value, args),
+        "int" => to_int(value, args),
+        "join" => join(value, args),
+        "map" => map(value, args),
+        "max" | "min" => extreme(name, value, args),
+        "select" | "reject" | "selectattr" | "rejectattr" => select(name, value, args),
         "replace" => {
             let [old, new, count] = args.bind(name, ["old", "new", "count"], 2)?;
             let text = |value: Option<Value>| value.unwrap_or(Value::None).to_text();
             let count = count.filter(|count| !count.is_none()).map_or(Ok(-1), |count| count.index())?;
-            return Value::text(replace(&value.to_text()?, &text(old)?, &text(new)?, count)?);
+            Value::text(replace(&value.to_text()?, &text(old)?, &text(new)?, count)?)
         }
-        "reverse" => {
-            args.bind::<0>(name, [], 0)?;
-            if let Some(text) = value.as_str() {
-                run::bytes(text.len() as u64)?;
-                return Value::text(text.chars().rev().collect::<String>());
-            }
-            if !value.is_iterable() {
-                return Err(Error::new("argument must be iterable"));
-            }
-            let items = value.iterate()?;
-            run::elements(items.len())?;
-            let mut items = items.to_vec();
-            items.reverse();
-            return match value {
-                Value::Iterator(_) => Value::list(items),
-                _ => Value::iterator("list_reverseiterator", items, None),
-            };
-        }
-        "round" => return round(value, args),
-        "safe" => {
-            args.bind::<0>(name, [], 0)?;
-            return Ok(Value::Markup(value.to_text()?));
-        }
+        "round" => round(value, args),
         "slice" => {
             let [count, fill] = args.bind(name, ["slices", "fill_with"], 1)?;
             let (count, fill) = (count.unwrap_or(Value::None), fill.filter(|fill| !fill.is_none()));
-            return generator("sync_do_slice", || slices(value, &count, fill));
+            generator("sync_do_slice", || slices(value, &count, fill))
         }
-        "sort" => {
-            let [reverse, case_sensitive, attribute] =
-                args.bind(name, ["reverse", "case_sensitive", "attribute"], 0)?;
-            let reverse = is_reverse(reverse)?;
-            let folds = !case_sensitive.is_some_and(|of| of.is_true());
-            let getters = match attribute.as_ref().and_then(Value::as_str) {
-                Some(names) => {
-                    let count = names.matches(',').count() + 1;
-                    run::bytes((count * size_of::<Getter>()) as u64)?;
-                    let getter = |name: &str| Getter::new(Some(&name.into()), None, !folds);
-                    names.split(',').map(getter).collect::<Result<Vec<_>>>()?
-                }
-                None => vec![Getter::new(attribute.as_ref(), None, !folds)?],
-            };
-            let items = value.iterate()?;
-            run::elements(2 * items.len())?;
-            let mut keyed = Vec::with_capacity(items.len());
-            for item in items.iter() {
-                run::elements(getters.len())?;
-                let keys = getters.iter().map(|getter| getter.get(item)).collect::<Result<Vec<_>>>()?;
-                keyed.push((Value::list(keys)?, item.clone()));
-            }
-            sort(&mut keyed, reverse)?;
-            return Value::list(keyed.into_iter().map(|(_, item)| item).collect());
-        }
-        "striptags" => {
-            args.bind::<0>(name, [], 0)?;
-            return Value::text(strip_tags(&value.to_text()?)?);
-        }
-        "sum" => {
-            let [attribute, start] = args.bind(name, ["attribute", "start"], 0)?;
-            let getter = Getter::new(attribute.as_ref().filter(|of| !of.is_none()), None, true)?;
-            let mut sum = start.unwrap_or(Value::Int(0));
-            if sum.as_str().is_some() {
-                return Err(Error::new("sum() can't sum strings [use ''.join(seq) instead]"));
-            }
-            for item in value.iterate()?.iter() {
-                sum = ops::binary(super::ast::Operator::Add, &sum, &getter.get(item)?)?;
-            }
-            return Ok(sum);
-        }
-        "tojson" => return to_json(value, args),
+        "sort" => sort_elements(value, args),
+        "sum" => sum(value, args),
+        "tojson" => to_json(value, args),
         "trim" => {
             let [chars] = args.bind(name, ["chars"], 0)?;
-            let text = Value::Str(value.to_text()?);
-            return super::methods::call(
-                &text,
-                "strip",
-                Args { positional: chars.into_iter().collect(), named: Vec::new() },
-            );
+            let args = Args { positional: chars.into_iter().collect(), named: Vec::new() };
+            super::methods::call(&Value::Str(value.to_text()?), "strip", args)
         }
-        "truncate" => return truncate(value, args),
-        "unique" => {
-            let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
-            let sensitive = case_sensitive.is_some_and(|of| of.is_true());
-            let getter = Getter::new(attribute.as_ref(), None, sensitive)?;
-            return generator("sync_do_unique", || {
-                let mut seen = Dict::default();
-                taken(value, |item| {
-                    let key = getter.get(item)?;
-                    let new = seen.get(&key)?.is_none();
-                    if new {
-                        seen.insert(key, Value::None)?;
-                    }
-                    Ok(new.then(|| item.clone()))
-                })
-            });
+        "truncate" => truncate(value, args),
+        "unique" => unique(value, args),
+        "wordwrap" => wrap::word_wrap(value, args),
+        "xmlattr" => xml_attributes(value, args),
+        _ => {
+            if is_without_arguments(name) {
+                args.bind::<0>(name, [], 0)?;
+            }
+            without_arguments(name, value)
         }
-        "urlencode" => {
-            args.bind::<0>(name, [], 0)?;
-            return url_encode(value);
-        }
-        "wordwrap" => return wrap::word_wrap(value, args),
-        "xmlattr" => return xml_attributes(value, args),
-        "urlize" => {}
-        _ => return Err(Error::new(format!("no filter named {name:?} found"))),
     }
-    Err(Error::new(format!("the filter {name} is not supported")))
+}
+
+fn is_without_arguments(name: &str) -> bool {
+    const NAMES: [&str; 22] = [
+        "abs",
+        "capitalize",
+        "count",
+        "e",
+        "escape",
+        "first",
+        "forceescape",
+        "items",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "pprint",
+        "random",
+        "reverse",
+        "safe",
+        "string",
+        "striptags",
+        "title",
+        "upper",
+        "urlencode",
+        "wordcount",
+    ];
+    NAMES.contains(&name)
+}
+
+/// The filters that take no arguments.
+fn without_arguments(name: &str, value: &Value) -> Result<Value> {
+    match name {
+        "abs" => match value.defined()? {
+            Value::Float(of) => Ok(Value::Float(of.abs())),
+            of => match of.as_int() {
+                Some(number) if number < 0 => ops::negative(of),
+                Some(number) => Ok(Value::Int(number)),
+                None => Err(Error::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
+            },
+        },
+        "capitalize" | "lower" | "upper" | "title" | "string" | "wordcount" => simple_text(name, value),
+        "count" | "length" => Ok(Value::Int(value.length()? as i128)),
+        "e" | "escape" => Ok(Value::Markup(escape(value)?)),
+        "first" => first(value),
+        "forceescape" => Ok(Value::Markup(escape(&Value::Str(value.to_text()?))?)),
+        "items" => generator("do_items", || match value {
+            Value::Undefined(_) => Ok((Vec::new(), None)),
+            Value::Dict(dict) => {
+                let pair = |(key, value): &(Value, Value)| Value::tuple(vec![key.clone(), value.clone()]);
+                Ok((dict.entries().iter().map(pair).collect::<Result<_>>()?, None))
+            }
+            _ => Err(Error::new("can only get item pairs from a mapping")),
+        }),
+        "last" => match value {
+            Value::Iterator(_) | Value::Loop(_) => {
+                Err(Error::new(format!("'{}' object is not reversible", value.type_name())))
+            }
+            _ => {
+                let last = value.iterate()?.last().cloned();
+                Ok(last.unwrap_or_else(|| Value::undefined("no last item, sequence was empty")))
+            }
+        },
+        "list" => {
+            let items = value.iterate()?;
+            run::elements(items.len())?;
+            Value::list(items.to_vec())
+        }
+        "pprint" => Value::text(wrap::pretty(value)?),
+        "random" => random(value),
+        "reverse" => reverse(value),
+        "safe" => Ok(Value::Markup(value.to_text()?)),
+        "striptags" => Value::text(strip_tags(&value.to_text()?)?),
+        "urlencode" => url_encode(value),
+        "urlize" => Err(Error::new("the filter urlize is not supported")),
+        _ => Err(Error::new(format!("no filter named {name:?} found"))),
+    }
+}
+
+/// The filter `format`: Python's `value % args`.
+fn format_percent(value: &Value, args: Args) -> Result<Value> {
+    if !args.positional.is_empty() && !args.named.is_empty() {
+        return Err(Error::new("can't handle positional and keyword arguments at the same time"));
+    }
+    let arguments = if args.named.is_empty() {
+        Value::tuple(args.positional)?
+    } else {
+        let pairs = args.named.into_iter().map(|(name, value)| (Value::Str(name), value));
+        Value::dict(Dict::from_pairs(pairs)?)
+    };
+    Value::text(format::percent(&value.to_text()?, &arguments, false)?)
+}
+
+fn join(value: &Value, args: Args) -> Result<Value> {
+    let [separator, attribute] = args.bind("join", ["d", "attribute"], 0)?;
+    let getter = Getter::new(attribute.as_ref(), None, true)?;
+    let items = value.iterate()?;
+    run::bytes(16 * items.len() as u64)?;
+    let mut parts = Vec::with_capacity(items.len());
+    for item in items.iter() {
+        parts.push(getter.get(item)?.to_text()?);
+    }
+    let separator = separator.map_or(Ok("".into()), |separator| separator.to_text())?;
+    Value::text(joined(&parts, &separator)?)
+}
+
+fn reverse(value: &Value) -> Result<Value> {
+    if let Some(text) = value.as_str() {
+        run::bytes(text.len() as u64)?;
+        return Value::text(text.chars().rev().collect::<String>());
+    }
+    if !value.is_iterable() {
+        return Err(Error::new("argument must be iterable"));
+    }
+    let items = value.iterate()?;
+    run::elements(items.len())?;
+    let mut items = items.to_vec();
+    items.reverse();
+    match value {
+        Value::Iterator(_) => Value::list(items),
+        _ => Value::iterator("list_reverseiterator", items, None),
+    }
+}
+
+/// The filter `sort`.
+fn sort_elements(value: &Value, args: Args) -> Result<Value> {
+    let [reverse, case_sensitive, attribute] =
+        args.bind("sort", ["reverse", "case_sensitive", "attribute"], 0)?;
+    let reverse = is_reverse(reverse)?;
+    let folds = !case_sensitive.is_some_and(|of| of.is_true());
+    let getters = match attribute.as_ref().and_then(Value::as_str) {
+        Some(names) => {
+            let count = names.matches(',').count() + 1;
+            run::bytes((count * size_of::<Getter>()) as u64)?;
+            let getter = |name: &str| Getter::new(Some(&name.into()), None, !folds);
+            names.split(',').map(getter).collect::<Result<Vec<_>>>()?
+        }
+        None => vec![Getter::new(attribute.as_ref(), None, !folds)?],
+    };
+    let items = value.iterate()?;
+    run::elements(2 * items.len())?;
+    let mut keyed = Vec::with_capacity(items.len());
+    for item in items.iter() {
+        run::elements(getters.len())?;
+        let keys = getters.iter().map(|getter| getter.get(item)).collect::<Result<Vec<_>>>()?;
+        keyed.push((Value::list(keys)?, item.clone()));
+    }
+    sort(&mut keyed, reverse)?;
+    Value::list(keyed.into_iter().map(|(_, item)| item).collect())
+}
+
+fn sum(value: &Value, args: Args) -> Result<Value> {
+    let [attribute, start] = args.bind("sum", ["attribute", "start"], 0)?;
+    let getter = Getter::new(attribute.as_ref().filter(|of| !of.is_none()), None, true)?;
+    let mut sum = start.unwrap_or(Value::Int(0));
+    if sum.as_str().is_some() {
+        return Err(Error::new("sum() can't sum strings [use ''.join(seq) instead]"));
+    }
+    for item in value.iterate()?.iter() {
+        sum = ops::binary(super::ast::Operator::Add, &sum, &getter.get(item)?)?;
+    }
+    Ok(sum)
+}
+
+fn unique(value: &Value, args: Args) -> Result<Value> {
+    let [case_sensitive, attribute] = args.bind("unique", ["case_sensitive", "attribute"], 0)?;
+    let sensitive = case_sensitive.is_some_and(|of| of.is_true());
+    let getter = Getter::new(attribute.as_ref(), None, sensitive)?;
+    generator("sync_do_unique", || {
+        let mut seen = Dict::default();
+        taken(value, |item| {
+            let key = getter.get(item)?;
+            let new = seen.get(&key)?.is_none();
+            if new {
+                seen.insert(key, Value::None)?;
+            }
+            Ok(new.then(|| item.clone()))
+        })
+    })
 }
 
 /// The elements of a generator, and the error after the last of them.

@@ -377,22 +377,12 @@ fn unescaped(text: &str) -> Result<String> {
         let Some(c) = after.chars().next() else {
             return Err(Error::syntax("\\ at end of string"));
         };
-        let simple = match c {
-            '\n' => Some(""),
-            '\\' => Some("\\"),
-            '\'' => Some("'"),
-            '"' => Some("\""),
-            'a' => Some("\u{7}"),
-            'b' => Some("\u{8}"),
-            'f' => Some("\u{c}"),
-            'n' => Some("\n"),
-            'r' => Some("\r"),
-            't' => Some("\t"),
-            'v' => Some("\u{b}"),
-            _ => None,
-        };
+        if let Some(simple) = simple_escape(c) {
+            out += simple;
+            rest = &after[1..];
+            continue;
+        }
         let (radix, start, length, exact) = match c {
-            _ if simple.is_some() => (0, 0, 0, false),
             '0'..='7' => (8, 0, 3, false),
             'x' => (16, 1, 2, true),
             'u' => (16, 1, 4, true),
@@ -405,11 +395,6 @@ fn unescaped(text: &str) -> Result<String> {
                 continue;
             }
         };
-        if let Some(simple) = simple {
-            out += simple;
-            rest = &after[1..];
-            continue;
-        }
         let digits = after[start..].chars().take(length).take_while(|c| c.is_digit(radix)).count();
         if exact && digits < length {
             return Err(Error::syntax(format!("truncated \\{c} escape")));
@@ -422,4 +407,22 @@ fn unescaped(text: &str) -> Result<String> {
         rest = &after[start + digits..];
     }
     Ok(out + rest)
+}
+
+/// The text of an escape of one character after the backslash.
+fn simple_escape(c: char) -> Option<&'static str> {
+    Some(match c {
+        '\n' => "",
+        '\\' => "\\",
+        '\'' => "'",
+        '"' => "\"",
+        'a' => "\u{7}",
+        'b' => "\u{8}",
+        'f' => "\u{c}",
+        'n' => "\n",
+        'r' => "\r",
+        't' => "\t",
+        'v' => "\u{b}",
+        _ => return None,
+    })
 }

@@ -257,116 +257,47 @@ fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
 
 fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
     run::reads(of.len())?;
-    let is = |found: bool| Ok(Value::Bool(found));
-    // All characters must match, and there must be at least one.
-    let all = |test: fn(char) -> bool| Ok(Value::Bool(!of.is_empty() && of.chars().all(test)));
     match name {
         "format" => {
             let named =
                 Dict::from_pairs(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)))?;
-            return Value::text(format::format(of, &args.positional, &named)?);
+            Value::text(format::format(of, &args.positional, &named)?)
         }
         "format_map" => {
             let [mapping] = args.places(name, 1)?;
             // Any value is accepted, but only a dictionary has names to look up.
             let empty = Dict::default();
             let named = if let Some(Value::Dict(mapping)) = &mapping { mapping } else { &empty };
-            return Value::text(format::format(of, &[], named)?);
+            Value::text(format::format(of, &[], named)?)
         }
         "split" | "rsplit" => {
             let [separator, most] = args.bind(name, ["sep", "maxsplit"], 0)?;
-            return split(of, text(&separator)?.as_deref(), int(&most, -1)?, name == "rsplit");
+            split(of, text(&separator)?.as_deref(), int(&most, -1)?, name == "rsplit")
         }
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
-            let lines = lines(of, int(&keep, 0)? != 0)?;
-            return texts(&lines);
+            texts(&lines(of, int(&keep, 0)? != 0)?)
         }
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"], 0)?;
-            return expand_tabs(of, int(&size, 8)?);
+            expand_tabs(of, int(&size, 8)?)
         }
-        "strip" | "lstrip" | "rstrip" => {
-            let [chars] = args.places(name, 0)?;
-            let chars = text(&chars)?;
-            let strips =
-                |c: char| chars.as_ref().map_or_else(|| python::is_space(c), |chars| chars.contains(c));
-            run::reads(of.len().saturating_mul(chars.as_ref().map_or(0, |chars| chars.len())))?;
-            let mut stripped = &**of;
-            if name != "rstrip" {
-                stripped = stripped.trim_start_matches(strips);
-            }
-            if name != "lstrip" {
-                stripped = stripped.trim_end_matches(strips);
-            }
-            return Value::text(stripped);
-        }
-        "join" => {
-            let [items] = args.places(name, 1)?;
-            let items = items.unwrap_or(Value::None).defined()?.iterate()?;
-            run::bytes(16 * items.len() as u64)?;
-            let mut parts = Vec::with_capacity(items.len());
-            for item in items.iter() {
-                let problem =
-                    || Error::new(format!("sequence item: expected str, found {}", item.type_name()));
-                parts.push(Rc::clone(item.as_str().ok_or_else(problem)?));
-            }
-            return Value::text(joined(&parts, of)?);
-        }
+        "strip" | "lstrip" | "rstrip" => strip(of, name, args),
+        "join" => join(of, args),
         "replace" => {
             let [old, new, count] = args.places(name, 2)?;
             let (old, new) = (required_text(&old)?, required_text(&new)?);
-            return Value::text(replace(of, &old, &new, int(&count, -1)?)?);
+            Value::text(replace(of, &old, &new, int(&count, -1)?)?)
         }
-        "startswith" | "endswith" => {
-            let [affixes, start, stop] = args.places(name, 1)?;
-            if !matches!(affixes, Some(Value::Tuple(_))) {
-                required_text(&affixes)?;
-            }
-            let Some((part, _)) = part(of, &start, &stop)? else { return is(false) };
-            let matches = |affix: &str| {
-                if name == "startswith" { part.starts_with(affix) } else { part.ends_with(affix) }
-            };
-            if let Some(Value::Tuple(list)) = &affixes {
-                let mut any = false;
-                for affix in list.items.iter() {
-                    let affix = required_text(&Some(affix.clone()))?;
-                    run::reads(affix.len().min(part.len()))?;
-                    any |= matches(&affix);
-                }
-                return is(any);
-            }
-            return is(matches(&required_text(&affixes)?));
-        }
-        "find" | "rfind" | "index" | "rindex" | "count" => {
-            let [sub, start, stop] = args.places(name, 1)?;
-            let sub = required_text(&sub)?;
-            let part = part(of, &start, &stop)?;
-            run::reads(of.len())?;
-            if name == "count" {
-                let count = part.map_or(0, |(part, _)| match sub.len() {
-                    0 => part.chars().count() + 1,
-                    _ => part.matches(&*sub).count(),
-                });
-                return Ok(Value::Int(count as i128));
-            }
-            let place = part.and_then(|(part, before)| {
-                let place = if name.starts_with('r') { part.rfind(&*sub) } else { part.find(&*sub) };
-                place.map(|place| part[..place].chars().count() + before)
-            });
-            return match place {
-                Some(place) => Ok(Value::Int(place as i128)),
-                None if name.ends_with("index") => Err(Error::new("substring not found")),
-                None => Ok(Value::Int(-1)),
-            };
-        }
+        "startswith" | "endswith" => starts_or_ends_with(of, name, args),
+        "find" | "rfind" | "index" | "rindex" | "count" => find(of, name, args),
         "center" | "ljust" | "rjust" => {
             let [width, fill] = args.places(name, 1)?;
             let fill = if fill.is_some() { required_text(&fill)? } else { " ".into() };
             if fill.chars().count() != 1 {
                 return Err(Error::new("the fill character must be exactly one character long"));
             }
-            return Value::text(justified(of, int(&width, 0)?, &fill, name)?);
+            Value::text(justified(of, int(&width, 0)?, &fill, name)?)
         }
         "zfill" => {
             let [width] = args.places(name, 1)?;
@@ -375,39 +306,32 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
             let width = int(&width, 0)?.saturating_sub(sign.len() as i128);
             let digits = justified(digits, width, "0", "rjust")?;
             run::bytes(digits.len() as u64)?;
-            return Value::text(format!("{sign}{digits}"));
+            Value::text(format!("{sign}{digits}"))
         }
-        "partition" | "rpartition" => {
-            let [separator] = args.places(name, 1)?;
-            let separator = required_text(&separator)?;
-            if separator.is_empty() {
-                return Err(Error::new("empty separator"));
-            }
-            let last = name == "rpartition";
-            let found = if last { of.rsplit_once(&*separator) } else { of.split_once(&*separator) };
-            let parts = match found {
-                Some((before, after)) => [before, &separator, after],
-                None if last => ["", "", of],
-                None => [of, "", ""],
-            };
-            run::bytes(of.len() as u64)?;
-            return Value::tuple(parts.map(Value::from).to_vec());
-        }
+        "partition" | "rpartition" => partition(of, name, args),
         "removeprefix" | "removesuffix" => {
             let [affix] = args.places(name, 1)?;
             let affix = required_text(&affix)?;
             let rest =
                 if name == "removeprefix" { of.strip_prefix(&*affix) } else { of.strip_suffix(&*affix) };
-            return Value::text(rest.unwrap_or(of));
+            Value::text(rest.unwrap_or(of))
         }
         "encode" | "maketrans" | "translate" => {
-            return Err(Error::new(format!("the method {name} of str is not supported")));
+            Err(Error::new(format!("the method {name} of str is not supported")))
         }
-        _ => {}
+        _ => {
+            args.places::<0>(name, 0)?;
+            text_method_without_arguments(of, name)
+        }
     }
-    args.places::<0>(name, 0)?;
+}
+
+fn text_method_without_arguments(of: &Rc<str>, name: &str) -> Result<Value> {
+    let is = |found: bool| Ok(Value::Bool(found));
+    // All characters must match, and there must be at least one.
+    let all = |test: fn(char) -> bool| is(!of.is_empty() && of.chars().all(test));
     let cased = |is_right: fn(char) -> bool, is_wrong: fn(char) -> bool| {
-        Ok(Value::Bool(of.chars().any(is_right) && !of.chars().any(is_wrong)))
+        is(of.chars().any(is_right) && !of.chars().any(is_wrong))
     };
     match name {
         "upper" => filters::in_case(of, str::to_uppercase),
@@ -431,6 +355,94 @@ fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
         "isupper" => cased(char::is_uppercase, char::is_lowercase),
         _ => Err(Error::new(format!("'str' object has no method {name}"))),
     }
+}
+
+fn strip(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
+    let [chars] = args.places(name, 0)?;
+    let chars = text(&chars)?;
+    let strips = |c: char| chars.as_ref().map_or_else(|| python::is_space(c), |chars| chars.contains(c));
+    run::reads(of.len().saturating_mul(chars.as_ref().map_or(0, |chars| chars.len())))?;
+    let mut stripped = &**of;
+    if name != "rstrip" {
+        stripped = stripped.trim_start_matches(strips);
+    }
+    if name != "lstrip" {
+        stripped = stripped.trim_end_matches(strips);
+    }
+    Value::text(stripped)
+}
+
+fn join(of: &Rc<str>, args: Args) -> Result<Value> {
+    let [items] = args.places("join", 1)?;
+    let items = items.unwrap_or(Value::None).defined()?.iterate()?;
+    run::bytes(16 * items.len() as u64)?;
+    let mut parts = Vec::with_capacity(items.len());
+    for item in items.iter() {
+        let problem = || Error::new(format!("sequence item: expected str, found {}", item.type_name()));
+        parts.push(Rc::clone(item.as_str().ok_or_else(problem)?));
+    }
+    Value::text(joined(&parts, of)?)
+}
+
+fn starts_or_ends_with(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
+    let [affixes, start, stop] = args.places(name, 1)?;
+    if !matches!(affixes, Some(Value::Tuple(_))) {
+        required_text(&affixes)?;
+    }
+    let Some((part, _)) = part(of, &start, &stop)? else { return Ok(Value::Bool(false)) };
+    let matches =
+        |affix: &str| if name == "startswith" { part.starts_with(affix) } else { part.ends_with(affix) };
+    let Some(Value::Tuple(list)) = &affixes else {
+        return Ok(Value::Bool(matches(&required_text(&affixes)?)));
+    };
+    let mut any = false;
+    for affix in list.items.iter() {
+        let affix = required_text(&Some(affix.clone()))?;
+        run::reads(affix.len().min(part.len()))?;
+        any |= matches(&affix);
+    }
+    Ok(Value::Bool(any))
+}
+
+/// The methods `find`, `rfind`, `index`, `rindex` and `count`.
+fn find(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
+    let [sub, start, stop] = args.places(name, 1)?;
+    let sub = required_text(&sub)?;
+    let part = part(of, &start, &stop)?;
+    run::reads(of.len())?;
+    if name == "count" {
+        let count = part.map_or(0, |(part, _)| match sub.len() {
+            0 => part.chars().count() + 1,
+            _ => part.matches(&*sub).count(),
+        });
+        return Ok(Value::Int(count as i128));
+    }
+    let place = part.and_then(|(part, before)| {
+        let place = if name.starts_with('r') { part.rfind(&*sub) } else { part.find(&*sub) };
+        place.map(|place| part[..place].chars().count() + before)
+    });
+    match place {
+        Some(place) => Ok(Value::Int(place as i128)),
+        None if name.ends_with("index") => Err(Error::new("substring not found")),
+        None => Ok(Value::Int(-1)),
+    }
+}
+
+fn partition(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
+    let [separator] = args.places(name, 1)?;
+    let separator = required_text(&separator)?;
+    if separator.is_empty() {
+        return Err(Error::new("empty separator"));
+    }
+    let last = name == "rpartition";
+    let found = if last { of.rsplit_once(&*separator) } else { of.split_once(&*separator) };
+    let parts = match found {
+        Some((before, after)) => [before, &separator, after],
+        None if last => ["", "", of],
+        None => [of, "", ""],
+    };
+    run::bytes(of.len() as u64)?;
+    Value::tuple(parts.map(Value::from).to_vec())
 }
 
 /// Reads digits of other scripts, which come in blocks of ten.

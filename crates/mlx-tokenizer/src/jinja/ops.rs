@@ -61,6 +61,10 @@ pub(super) fn binary(operator: Operator, a: &Value, b: &Value) -> Result<Value> 
         };
         return Err(Error::new(problem));
     };
+    floats(operator, x, y)
+}
+
+fn floats(operator: Operator, x: f64, y: f64) -> Result<Value> {
     let by_zero = |what: &str| Error::new(format!("float {what} by zero"));
     Ok(Value::Float(match operator {
         Operator::Add => x + y,

@@ -269,31 +269,34 @@ impl Parser {
                 }
                 if &*name == "break" { Action::Break } else { Action::Continue }
             }
-            "extends" => {
-                self.expression()?;
-                Action::OtherTemplate("extends")
-            }
+            "extends" | "include" | "import" => self.other_template(&name)?,
+            "from" => self.import_statement()?,
+            _ => return Err(Error::syntax(format!("unknown tag {name:?}"))),
+        })
+    }
+
+    /// A tag that needs another template.
+    fn other_template(&mut self, tag: &str) -> Result<Action> {
+        self.expression()?;
+        match tag {
             "include" => {
-                self.expression()?;
                 if self.is_name("ignore") && matches!(self.ahead(), Token::Name(of) if **of == *"missing") {
                     self.next();
                     self.next();
                 }
                 self.context_clause();
-                Action::OtherTemplate("include")
+                Ok(Action::OtherTemplate("include"))
             }
             "import" => {
-                self.expression()?;
                 if !self.take_name("as") {
                     return Err(self.expected("'as'"));
                 }
                 self.target_name()?;
                 self.context_clause();
-                Action::OtherTemplate("import")
+                Ok(Action::OtherTemplate("import"))
             }
-            "from" => self.import_statement()?,
-            _ => return Err(Error::syntax(format!("unknown tag {name:?}"))),
-        })
+            _ => Ok(Action::OtherTemplate("extends")),
+        }
     }
 
     fn context_clause(&mut self) -> bool {
@@ -767,43 +770,47 @@ impl Parser {
                 self.expect(")")?;
                 return Ok(tuple);
             }
-            Token::Symbol("[") => {
-                self.next();
-                let mut items = Vec::new();
-                while !self.is("]") {
-                    if !items.is_empty() {
-                        self.expect(",")?;
-                    }
-                    if self.is("]") {
-                        break;
-                    }
-                    items.push(self.expression()?);
-                }
-                self.expect("]")?;
-                let inside = deepest(&items);
-                return self.expr(line, Kind::List(items), inside);
-            }
-            Token::Symbol("{") => {
-                self.next();
-                let mut items = Vec::new();
-                while !self.is("}") {
-                    if !items.is_empty() {
-                        self.expect(",")?;
-                    }
-                    if self.is("}") {
-                        break;
-                    }
-                    let key = self.expression()?;
-                    self.expect(":")?;
-                    items.push((key, self.expression()?));
-                }
-                self.expect("}")?;
-                let inside = items.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0);
-                return self.expr(line, Kind::Dict(items), inside);
-            }
+            Token::Symbol("[") => return self.list(line),
+            Token::Symbol("{") => return self.dictionary(line),
             token => return Err(Error::syntax(format!("unexpected '{}'", token.said()))),
         };
         self.expr(line, kind, 0)
+    }
+
+    fn list(&mut self, line: usize) -> Result<Expr> {
+        self.next();
+        let mut items = Vec::new();
+        while !self.is("]") {
+            if !items.is_empty() {
+                self.expect(",")?;
+            }
+            if self.is("]") {
+                break;
+            }
+            items.push(self.expression()?);
+        }
+        self.expect("]")?;
+        let inside = deepest(&items);
+        self.expr(line, Kind::List(items), inside)
+    }
+
+    fn dictionary(&mut self, line: usize) -> Result<Expr> {
+        self.next();
+        let mut items = Vec::new();
+        while !self.is("}") {
+            if !items.is_empty() {
+                self.expect(",")?;
+            }
+            if self.is("}") {
+                break;
+            }
+            let key = self.expression()?;
+            self.expect(":")?;
+            items.push((key, self.expression()?));
+        }
+        self.expect("}")?;
+        let inside = items.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0);
+        self.expr(line, Kind::Dict(items), inside)
     }
 
     fn postfix(&mut self, mut node: Expr) -> Result<Expr> {

@@ -503,28 +503,9 @@ impl Value {
                 a == b
             }
             (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                if a.items.len() != b.items.len() {
-                    return Ok(false);
-                }
-                for (a, b) in a.items.iter().zip(&*b.items) {
-                    if !a.equals(b)? {
-                        return Ok(false);
-                    }
-                }
-                true
+                return equal_items(&a.items, &b.items);
             }
-            (Self::Dict(a), Self::Dict(b)) => {
-                if a.len() != b.len() {
-                    return Ok(false);
-                }
-                for (key, value) in &a.entries {
-                    match b.get(key)? {
-                        Some(other) if value.equals(other)? => {}
-                        _ => return Ok(false),
-                    }
-                }
-                true
-            }
+            (Self::Dict(a), Self::Dict(b)) => return equal_dicts(a, b),
             (Self::View(of, a), Self::View(other, b)) if *of != View::Values && *other != View::Values => {
                 if a.len() != b.len() {
                     return Ok(false);
@@ -671,41 +652,12 @@ impl Value {
             }
             Self::Range(start, stop, 1) => *out += &format!("range({start}, {stop})"),
             Self::Range(start, stop, step) => *out += &format!("range({start}, {stop}, {step})"),
-            Self::Namespace(number) => {
-                *out += "<Namespace ";
-                if around.contains(number) {
-                    *out += "{...}";
-                } else {
-                    run::elements(2 * run::namespace(*number, |of| of.len()).unwrap_or(0))?;
-                    let entries = run::namespace(*number, |of| of.entries.clone()).unwrap_or_default();
-                    let level = run::deeper()?;
-                    around.push(*number);
-                    write_dict(&entries, out, around)?;
-                    around.pop();
-                    drop(level);
-                }
-                out.push('>');
-            }
+            Self::Namespace(number) => write_namespace(*number, out, around)?,
             Self::Loop(number) => {
                 let of = run::with_loop(*number, |of| (of.index + 1, of.items.len())).unwrap_or_default();
                 *out += &format!("<LoopContext {}/{}>", of.0, of.1);
             }
-            Self::Function(function) => match &**function {
-                Function::Macro(of, _) => match &of.name {
-                    Some(name) => {
-                        *out += "<Macro ";
-                        python::quote(name, out);
-                        out.push('>');
-                    }
-                    None => *out += "<Macro anonymous>",
-                },
-                Function::Global(name) => *out += &format!("<function {name} at 0x0>"),
-                Function::Method(of, name) => {
-                    *out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
-                }
-                Function::Block(name) => *out += &format!("<BlockReference {name}>"),
-                Function::Joiner(..) => *out += "<jinja2.utils.Joiner object at 0x0>",
-            },
+            Self::Function(function) => write_function(function, out),
             Self::Iterator(iterator) => {
                 *out += &match iterator.name {
                     "list_reverseiterator" => "<list_reverseiterator object at 0x0>".to_owned(),
@@ -720,8 +672,69 @@ impl Value {
     }
 }
 
+fn equal_items(a: &[Value], b: &[Value]) -> Result<bool> {
+    if a.len() != b.len() {
+        return Ok(false);
+    }
+    for (a, b) in a.iter().zip(b) {
+        if !a.equals(b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn equal_dicts(a: &Dict, b: &Dict) -> Result<bool> {
+    if a.len() != b.len() {
+        return Ok(false);
+    }
+    for (key, value) in &a.entries {
+        match b.get(key)? {
+            Some(other) if value.equals(other)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 fn other_view(view: View, dict: &Rc<Dict>) -> Value {
     Value::View(view, Rc::clone(dict))
+}
+
+fn write_namespace(number: usize, out: &mut String, around: &mut Vec<usize>) -> Result<()> {
+    *out += "<Namespace ";
+    if around.contains(&number) {
+        *out += "{...}";
+    } else {
+        run::elements(2 * run::namespace(number, |of| of.len()).unwrap_or(0))?;
+        let entries = run::namespace(number, |of| of.entries.clone()).unwrap_or_default();
+        let level = run::deeper()?;
+        around.push(number);
+        write_dict(&entries, out, around)?;
+        around.pop();
+        drop(level);
+    }
+    out.push('>');
+    Ok(())
+}
+
+fn write_function(function: &Function, out: &mut String) {
+    match function {
+        Function::Macro(of, _) => match &of.name {
+            Some(name) => {
+                *out += "<Macro ";
+                python::quote(name, out);
+                out.push('>');
+            }
+            None => *out += "<Macro anonymous>",
+        },
+        Function::Global(name) => *out += &format!("<function {name} at 0x0>"),
+        Function::Method(of, name) => {
+            *out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
+        }
+        Function::Block(name) => *out += &format!("<BlockReference {name}>"),
+        Function::Joiner(..) => *out += "<jinja2.utils.Joiner object at 0x0>",
+    }
 }
 
 fn write_all(items: &[Value], ends: [&str; 2], out: &mut String, around: &mut Vec<usize>) -> Result<()> {
