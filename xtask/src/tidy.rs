@@ -27,7 +27,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-checkpoint", &["mlx-files", "mlx-layers", "mlx-quantization", "mlx-safetensors"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope", "mlx-tap"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
-    ("mlx-models", &["mlx-causal-lm", "mlx-checkpoint", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"]),
+    (
+        "mlx-models",
+        &["mlx-causal-lm", "mlx-checkpoint", "mlx-files", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"],
+    ),
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
     ("mlx-hub", &["mlx-files"]),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_checkpoint::{Checkpoint, CheckpointError, TensorNames};
 use mlx_rope::{LongRopeMode, RopeKeys};
 use serde::de::DeserializeOwned;
 
@@ -15,6 +15,8 @@ pub struct Architecture {
     pub model_types: &'static [&'static str],
     /// Builds the model. Its weights are read when they are first used.
     pub load: Load,
+    /// The order and the names in which its tensors are written.
+    pub names: TensorNames,
 }
 
 /// How an architecture builds a model.

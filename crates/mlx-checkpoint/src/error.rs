@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint.
+//! What can be wrong with a checkpoint or with adapters.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::de::Error;
 
-/// Why a checkpoint cannot be read.
+use crate::convert::error::ConvertError;
+use crate::text::shortened;
+
+/// Why a checkpoint or adapters cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -35,7 +38,7 @@ pub enum CheckpointError {
     Json {
         /// The file.
         file: PathBuf,
-        /// Where it stops being JSON.
+        /// Where it is not JSON.
         source: serde_json::Error,
     },
     /// The config does not say which architecture this is.
@@ -54,7 +57,7 @@ pub enum CheckpointError {
         /// What was expected.
         source: serde_json::Error,
     },
-    /// The config's quantization is one that this crate cannot read.
+    /// The quantization in the config is not supported or contradicts itself.
     #[error("config.json: quantization of {}: {problem}", shortened(layer))]
     Quantization {
         /// The layer's key, or `every layer`.
@@ -68,7 +71,7 @@ pub enum CheckpointError {
         /// The folder.
         folder: PathBuf,
     },
-    /// What was named is a model in a form that is not read.
+    /// What was named is a model in a format that is not supported, or not a model.
     #[error("{}: {form}; {advice}", place.display())]
     OtherForm {
         /// The file or folder.
@@ -78,20 +81,20 @@ pub enum CheckpointError {
         /// What to do.
         advice: String,
     },
-    /// The index is JSON but no index.
+    /// The index of the shards has no map from tensors to files.
     #[error("{} has no weight_map from tensor keys to safetensors files beside it", file.display())]
     Index {
         /// The index.
         file: PathBuf,
     },
-    /// The index names a file that is not there.
+    /// The index of the shards names a file that is not there.
     #[error("{} puts {} into {}, and there is no such file beside it", index.display(), shortened(key), shortened(shard))]
     NoShard {
         /// The index.
         index: PathBuf,
         /// The file that is missing.
         shard: String,
-        /// The first tensor that would be in it.
+        /// A tensor that would be in it.
         key: String,
     },
     /// Two files hold a tensor of the same key.
@@ -112,7 +115,7 @@ pub enum CheckpointError {
         /// The file.
         shard: PathBuf,
     },
-    /// A file is not safetensors, or only the beginning of it.
+    /// A file is not a safetensors file, or not all of one.
     #[error("{} is not a whole safetensors file: {problem}", file.display())]
     Safetensors {
         /// The file.
@@ -136,7 +139,7 @@ pub enum CheckpointError {
         /// All of them, by key.
         problems: Vec<TensorProblem>,
     },
-    /// There is no such folder of adapters.
+    /// There is no such adapter folder.
     #[error("there is no folder {}; adapters are a folder with adapter_config.json, and ids of the hub are not taken for them: \
              download their files and name the folder", folder.display())]
     NoAdapterFolder {
@@ -151,7 +154,7 @@ pub enum CheckpointError {
         /// The file that is missing.
         missing: PathBuf,
     },
-    /// The config of adapters describes none that this crate can apply.
+    /// The config of the adapters is wrong, or describes adapters that are not supported.
     #[error("{}: {problem}", file.display())]
     AdapterConfig {
         /// The config.
@@ -167,7 +170,7 @@ pub enum CheckpointError {
         /// Everything that is wrong, by key.
         problems: Vec<TensorProblem>,
     },
-    /// A folder that is to be written is there already, and not empty.
+    /// There is already something at the place of a folder that would be written.
     #[error("{} exists already; name a folder that does not, or an empty one", folder.display())]
     Exists {
         /// The folder.
@@ -183,8 +186,8 @@ pub enum CheckpointError {
     },
     /// A checkpoint cannot be converted as asked.
     #[error(transparent)]
-    Convert(#[from] crate::ConvertError),
-    /// The caller stopped the writing of a folder, of which nothing is left.
+    Convert(#[from] ConvertError),
+    /// The caller stopped the writing of a folder. Nothing of it is left.
     #[error("stopped before the folder was complete; nothing of it is left")]
     Stopped,
 }
@@ -214,16 +217,16 @@ pub enum TensorProblem {
         /// Its shape.
         found: Vec<i32>,
     },
-    /// It has a dtype that no parameter of a model has.
+    /// It has a dtype that this parameter cannot have.
     Dtype {
         /// Its key.
         key: String,
-        /// What would be right.
+        /// The dtypes that it may have.
         expected: &'static str,
-        /// What it has.
+        /// Its dtype.
         found: String,
     },
-    /// An adapter, or the layer that it is for, cannot be as it is.
+    /// It cannot be used for another reason.
     Refused {
         /// The key of the tensor or the layer.
         key: String,
@@ -270,7 +273,7 @@ fn of(folder: &Path) -> String {
     if folder.as_os_str().is_empty() { String::new() } else { format!(" in {}", folder.display()) }
 }
 
-/// The first of them, and how many more there are.
+/// The first of the problems, a line each, and how many more there are.
 fn list(problems: &[TensorProblem]) -> String {
     const SHOWN: usize = 20;
     let mut text: String = problems.iter().take(SHOWN).map(|problem| format!("\n  {problem}")).collect();
@@ -284,7 +287,7 @@ fn list(problems: &[TensorProblem]) -> String {
 pub(crate) fn of_config(file: &Path, e: serde_path_to_error::Error<serde_json::Error>) -> CheckpointError {
     let key = e.path().to_string();
     let source = e.into_inner();
-    // It repeats the value, or the name of an unknown field, however long that is. What was expected is ours.
+    // The message repeats the value or an unknown key, which may be very long; what was expected is short.
     let text = source.to_string();
     let (found, expected) = text.split_at(text.rfind(", expected ").unwrap_or(text.len()));
     let source = match shortened(found) {
@@ -292,9 +295,4 @@ pub(crate) fn of_config(file: &Path, e: serde_path_to_error::Error<serde_json::E
         Cow::Owned(found) => serde_json::Error::custom(found + expected),
     };
     CheckpointError::Config { file: file.to_path_buf(), key, source }
-}
-
-/// A text of a file as messages show it: all of it, or the beginning and the end of a very long one.
-pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
-    mlx_files::shortened(text, 240)
 }

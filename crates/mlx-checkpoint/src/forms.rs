@@ -1,11 +1,12 @@
-//! Models in forms that are not read: what they are, and what to do.
+//! Models in formats that are not supported: errors that say what was found and what to do.
 
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::error::shortened;
-use crate::{CheckpointError, read_json};
+use crate::error::CheckpointError;
+use crate::files::read_json;
+use crate::text::shortened;
 
 /// What a GGUF file begins with.
 const GGUF: [u8; 4] = *b"GGUF";
@@ -13,7 +14,7 @@ const GGUF: [u8; 4] = *b"GGUF";
 /// What the names of PyTorch's files end with.
 const PICKLED: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-/// What is said of a file that was named in the place of a checkpoint folder.
+/// The error for a file that was named instead of a checkpoint folder.
 pub(crate) fn of_file(file: &Path) -> Option<CheckpointError> {
     if is_gguf(file) {
         return Some(gguf(file));
@@ -28,7 +29,7 @@ pub(crate) fn of_file(file: &Path) -> Option<CheckpointError> {
     is_file(file).then(|| other(file, "it is a file of tensors, and a checkpoint is a folder", advice))
 }
 
-/// What is said of a path in the place of an adapter folder that is no folder.
+/// The error for a path that was named as an adapter folder and is not a folder.
 pub(crate) fn no_adapter_folder(path: &Path) -> CheckpointError {
     if is_file(path) {
         let advice = "name the folder that it is in, with adapter_config.json beside it";
@@ -37,12 +38,12 @@ pub(crate) fn no_adapter_folder(path: &Path) -> CheckpointError {
     CheckpointError::NoAdapterFolder { folder: path.to_path_buf() }
 }
 
-/// What is said of a folder without a config.
+/// The error for a folder without a config, if its other files tell what it is.
 pub(crate) fn without_config(folder: &Path) -> Option<CheckpointError> {
     let adapters = folder.join("adapter_config.json");
     if is_file(&adapters) {
         let config = read_json(&adapters, |file| CheckpointError::NoConfig { file }).unwrap_or_default();
-        // PEFT and mlx-lm name the base in their own ways.
+        // PEFT's key for the base model, and mlx-lm's.
         let base = ["base_model_name_or_path", "model"].iter().find_map(|key| config.get(*key)?.as_str());
         let base = base.map_or_else(String::new, |base| format!(", which is {}", shortened(base)));
         let advice = format!("load the model that they are for{base}, with --adapters {}", folder.display());
@@ -54,10 +55,10 @@ pub(crate) fn without_config(folder: &Path) -> Option<CheckpointError> {
     })
 }
 
-/// What is said of a folder without tensors that are read.
+/// The error for a folder without safetensors files, if it holds a model in another format.
 pub(crate) fn without_tensors(folder: &Path) -> Option<CheckpointError> {
     with_gguf(folder).or_else(|| {
-        // Trainers leave other files of these kinds, such as training_args.bin.
+        // Not every file with such an extension holds weights: trainers write training_args.bin.
         let is_weights = |name: &str, extension: &str| {
             let weights =
                 ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
@@ -77,14 +78,14 @@ fn tokenizer_alone(folder: &Path) -> bool {
 }
 
 fn gguf(place: &Path) -> CheckpointError {
-    let advice = "GGUF is not supported yet; take the model's checkpoint in safetensors, which `convert --quantize` \
+    let advice = "GGUF is not supported yet; use the model's safetensors checkpoint, which `convert --quantize` \
                   makes as small";
     other(place, "it is a model in llama.cpp's format GGUF", advice)
 }
 
 fn pickled(place: &Path, form: &str) -> CheckpointError {
-    let advice = "only safetensors files are read, since unpickling runs code; load the model with transformers and save it anew \
-                  (save_pretrained), which writes safetensors";
+    let advice = "only safetensors files are read, since unpickling runs code; load the model with transformers and save it \
+                  again (save_pretrained), which writes safetensors";
     other(place, form, advice)
 }
 

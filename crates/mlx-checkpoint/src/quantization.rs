@@ -1,20 +1,20 @@
-//! The quantization section of a config.
+//! How the config says that layers are quantized.
 
 use std::collections::BTreeMap;
 
 use mlx_quantization::Quantization;
 use serde_json::{Map, Value};
 
-use crate::CheckpointError;
+use crate::error::CheckpointError;
+use crate::text::shortened;
 
-/// What messages call the values that hold unless a layer has its own.
+/// How messages name the values that hold for all layers without their own.
 const EVERY_LAYER: &str = "every layer";
 
 /// Which layers are quantized, and how: the `quantization` object that mlx-lm writes.
 ///
-/// `group_size` and `bits` (and `mode`) hold for every layer that has scales. A further key names
-/// a layer: its value is an object of the same form, `true` for the common one, or `false` for
-/// full precision.
+/// Its `group_size`, `bits` and `mode` hold for every layer that has scales. Any other key is a layer: its value is an
+/// object of the same form, `true` for the values of all layers, or `false` for full precision.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct QuantizationPlan {
     default: Option<Quantization>,
@@ -31,17 +31,12 @@ impl QuantizationPlan {
             (Some(first), Some(second)) if first == second => Self::from_section(first),
             (Some(first), Some(second)) => {
                 let (plan, other) = (Self::from_section(first)?, Self::from_section(second)?);
-                match plan.difference(&other) {
-                    None => Ok(plan),
-                    Some(layer) => Err(refused(
-                        layer,
-                        format!(
-                            "quantization says {}, and quantization_config says {}; take out the one that is wrong",
-                            describe(plan.given(layer)),
-                            describe(other.given(layer))
-                        ),
-                    )),
-                }
+                let Some(layer) = plan.difference(&other) else { return Ok(plan) };
+                let [first, second] = [&plan, &other].map(|plan| describe(plan.given(layer)));
+                let problem = format!(
+                    "quantization says {first}, and quantization_config says {second}; take out the one that is wrong"
+                );
+                Err(refused(layer, problem))
             }
         }
     }
@@ -82,12 +77,12 @@ impl QuantizationPlan {
         }
     }
 
-    /// The layers that the config names.
+    /// The layers for which the config has an entry of their own.
     pub(crate) fn named_layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
     }
 
-    /// The first layer of which two plans say different things, or every layer.
+    /// The first layer for which two plans differ, or every layer.
     fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
         if self.default != other.default {
             return Some(EVERY_LAYER);
@@ -96,11 +91,12 @@ impl QuantizationPlan {
         layers.find(|layer| self.given(layer) != other.given(layer))
     }
 
-    /// What the config says of a layer that it names, or of every layer.
+    /// The config's entry for a layer, or for every layer.
     fn given(&self, layer: &str) -> Option<Quantization> {
         self.layers.get(layer).copied().unwrap_or(self.default)
     }
 
+    /// The quantization of every layer without an entry of its own.
     pub(crate) fn common(&self) -> Option<Quantization> {
         self.default
     }
@@ -131,7 +127,7 @@ fn describe(quantization: Option<Quantization>) -> String {
 }
 
 fn refused(layer: &str, problem: String) -> CheckpointError {
-    let problem = crate::error::shortened(&problem).into_owned();
+    let problem = shortened(&problem).into_owned();
     CheckpointError::Quantization { layer: layer.to_owned(), problem }
 }
 

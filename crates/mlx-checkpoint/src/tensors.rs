@@ -1,62 +1,74 @@
 //! Binding a checkpoint's tensors to a model's parameters.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 use mlx_layers::{AdaptedLayer, AdapterParameters, Form, ParameterSource, Quantization};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
+use mlx_safetensors::Dtype;
 
-use crate::adapters::{AdapterTensors, Adapters};
-use crate::error::shortened;
-use crate::safetensors_file::{check_regular, mlx_reads, read_tensor, without_place};
-use crate::{Checkpoint, CheckpointError, TensorDtype, TensorProblem};
+use crate::adapters::{AdapterTensors, Adapters, Replacement};
+use crate::checkpoint::Checkpoint;
+use crate::error::{CheckpointError, TensorProblem};
+use crate::files::check_regular;
+use crate::safetensors_file::{FLOATS, TensorInfo, is_float, is_frequencies, read_tensor, warn_frequencies};
+use crate::text::of_mlx;
 
 /// The tensors of a checkpoint while a model is built from them.
 ///
-/// Each may be taken once. What the model asks for and the checkpoint does not have in that shape
-/// is noted and replaced by zeros; [`finish`](Self::finish) turns the notes into an error.
+/// Each tensor may be taken once. If the model asks for a tensor that the checkpoint does not have, or has in another
+/// shape, this is noted, and the model gets a placeholder; [`finish`](Self::finish) turns the notes into an error.
 #[derive(Debug)]
 pub struct CheckpointTensors<'a> {
     checkpoint: &'a Checkpoint,
+    /// The tensors that were not taken yet.
     left: HashMap<String, Held>,
-    /// The tensors among them that came with the adapters, with how each is stored.
-    replaced: HashMap<String, TensorDtype>,
+    /// The tensors of the adapters that take the place of the checkpoint's, with their dtypes in the adapters' file.
+    replaced: HashMap<String, Dtype>,
     adapters: Option<AdapterTensors>,
     /// The layers that the model has asked for.
     layers: HashSet<String>,
-    /// Those whose quantization does not fit, which is noted; their weights need no other note.
+    /// The layers whose quantization does not fit. This is noted, so their weights are not noted again.
     unfit: HashSet<String>,
     problems: Vec<TensorProblem>,
-    /// Why layers could not be brought into the checkpoint's form.
+    /// Why adapters could not be added to the weights of layers.
     refused: Vec<TensorProblem>,
 }
 
 /// A tensor that was not taken yet.
 #[derive(Debug)]
 enum Held {
-    /// One that MLX reads when it is evaluated.
+    /// MLX reads it when it is evaluated.
     Lazy(Array),
-    /// One in a file that MLX refuses, which is read when it is taken.
+    /// It is in a file that MLX refuses, and is read when it is taken.
     InFile,
 }
 
+impl Checkpoint {
+    /// The tensors, to build a model from. They are read from disk when they are first used.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Unreadable`] if MLX cannot open a file.
+    pub fn tensors(&self) -> Result<CheckpointTensors<'_>, CheckpointError> {
+        CheckpointTensors::open(self)
+    }
+}
+
 impl<'a> CheckpointTensors<'a> {
-    pub(crate) fn open(checkpoint: &'a Checkpoint) -> Result<Self, CheckpointError> {
+    fn open(checkpoint: &'a Checkpoint) -> Result<Self, CheckpointError> {
         let mut left = HashMap::new();
         for (number, file) in checkpoint.files().iter().enumerate() {
             let of_file = checkpoint.headers().iter().filter(|(_, info)| info.file == number);
-            if !of_file.clone().all(|(_, info)| mlx_reads(info.dtype)) {
-                // Some of it MLX does not know. That may be something that the model ignores.
+            if !of_file.clone().all(|(_, info)| info.dtype.is_read_by_mlx()) {
+                // MLX would refuse the whole file, even if the model ignores the tensor at fault.
                 left.extend(of_file.map(|(key, _)| (key.clone(), Held::InFile)));
                 continue;
             }
-            check_regular(file)?; // MLX opens whatever is there
+            check_regular(file)?;
             // MLX opens the file and reads a tensor's bytes when the tensor is evaluated.
-            let tensors = Array::load_safetensors(file).map_err(|e| CheckpointError::Unreadable {
-                file: file.clone(),
-                problem: without_place(&e.to_string()),
-            })?;
+            let tensors = Array::load_safetensors(file)
+                .map_err(|e| CheckpointError::Unreadable { file: file.clone(), problem: of_mlx(&e) })?;
             left.extend(tensors.into_iter().map(|(key, tensor)| (key, Held::Lazy(tensor))));
         }
         let adapters = checkpoint.adapters.as_ref();
@@ -65,8 +77,8 @@ impl<'a> CheckpointTensors<'a> {
         let replacements =
             adapters.as_mut().map_or_else(Vec::new, |adapters| adapters.replacements(checkpoint.headers()));
         let mut replaced = HashMap::new();
-        for (key, tensor, dtype) in replacements {
-            replaced.insert(key.clone(), dtype);
+        for Replacement { key, tensor, stored } in replacements {
+            replaced.insert(key.clone(), stored);
             left.insert(key, Held::Lazy(tensor));
         }
         Ok(Self {
@@ -81,14 +93,13 @@ impl<'a> CheckpointTensors<'a> {
         })
     }
 
-    /// Ends the building of a model. `ignored` names the tensors that a checkpoint may hold though
-    /// the model has no use for them.
+    /// Ends the building of a model. `ignored` says which tensors a checkpoint may hold although the model does not use
+    /// them.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] with every tensor that is missing, left over, or has the wrong
-    /// shape or dtype. Otherwise [`CheckpointError::Adapters`] with everything of the adapters that the
-    /// model or their config has no place for, or that is missing.
+    /// [`CheckpointError::Tensors`] with every tensor that is missing, left over, or has the wrong shape or dtype.
+    /// Otherwise [`CheckpointError::Adapters`] with every adapter tensor that is missing, left over or wrong.
     pub fn finish(mut self, ignored: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
         let replaced = self.replaced.keys().filter(|key| self.left.contains_key(*key));
         if let Some(adapters) = &mut self.adapters {
@@ -108,7 +119,7 @@ impl<'a> CheckpointTensors<'a> {
         if self.problems.is_empty() {
             let has_head = self.layers.iter().any(|layer| layer.rsplit('.').next() == Some("lm_head"));
             self.adapters.map_or(Ok(()), |adapters| adapters.finish(has_head, &ignored))?;
-            // Last, since a layer is also refused where its tensors are wrong.
+            // Only now, since adding an adapter also fails if the tensors of the layer are wrong.
             self.problems = self.refused;
         }
         if self.problems.is_empty() {
@@ -121,7 +132,7 @@ impl<'a> CheckpointTensors<'a> {
         })
     }
 
-    /// The tensor if it is there as it should be; otherwise a note why not.
+    /// Takes the tensor if it has this shape and a dtype that fits; otherwise notes why not.
     fn take(&mut self, key: &str, shape: &[i32]) -> Option<Array> {
         let held = self.left.remove(key);
         if key.strip_suffix(".weight").is_some_and(|layer| self.unfit.contains(layer)) {
@@ -134,7 +145,7 @@ impl<'a> CheckpointTensors<'a> {
         let info = self.checkpoint.headers().get(key);
         let found: Vec<i32> = match &held {
             Held::Lazy(tensor) => tensor.shape().to_vec(),
-            Held::InFile => info.map_or_else(Vec::new, |info| info.shape.iter().map(|&n| n as i32).collect()),
+            Held::InFile => info.map_or_else(Vec::new, TensorInfo::mlx_shape),
         };
         if found != shape {
             let (key, expected) = (key.to_owned(), shape.to_vec());
@@ -143,23 +154,15 @@ impl<'a> CheckpointTensors<'a> {
         }
         let replaced = self.replaced.get(key).copied();
         let stored = replaced.or_else(|| info.map(|info| info.dtype));
-        let quantization =
-            |suffix| key.strip_suffix(suffix).and_then(|layer| self.checkpoint.quantization_of(layer));
-        let (expected, allowed): (_, &[TensorDtype]) = if quantization(".weight").is_some() {
-            ("U32", &[TensorDtype::U32])
-        } else if quantization(".scales").is_some_and(|quantization| !quantization.has_biases()) {
-            ("U8", &[TensorDtype::U8])
-        } else {
-            (FLOATS, &[TensorDtype::F32, TensorDtype::F16, TensorDtype::BF16])
-        };
-        if !stored.is_some_and(|stored| allowed.contains(&stored)) {
+        let (expected, fits) = self.expected_dtype(key);
+        if !stored.is_some_and(fits) {
             let found = stored.map_or_else(|| "unknown".to_owned(), |dtype| format!("{dtype:?}"));
             self.problems.push(TensorProblem::Dtype { key: key.to_owned(), expected, found });
             return None;
         }
         match (held, info) {
             (Held::Lazy(tensor), _) => Some(tensor),
-            (Held::InFile, None) => None, // such a tensor is one of a header
+            (Held::InFile, None) => None, // does not occur: the keys of such tensors come from headers
             (Held::InFile, Some(info)) => {
                 let read = read_tensor(&self.checkpoint.files()[info.file], info);
                 read.map_err(|problem| {
@@ -169,33 +172,24 @@ impl<'a> CheckpointTensors<'a> {
             }
         }
     }
-}
 
-/// Whether a tensor holds the frequencies of a rotation, as older versions of transformers saved them. They follow from
-/// the config, and nothing reads them.
-pub(crate) fn is_frequencies(key: &str) -> bool {
-    let module = key.strip_suffix(".inv_freq").and_then(|path| path.rsplit('.').next());
-    module.is_some_and(|module| module.starts_with("rotary_emb"))
-}
-
-/// Says once for all of a folder that such tensors are ignored.
-pub(crate) fn warn_frequencies(folder: &Path, mut keys: Vec<String>) {
-    keys.sort();
-    if let Some(key) = keys.first() {
-        let (folder, key, count) = (folder.display(), shortened(key), keys.len());
-        tracing::warn!(
-            "{folder}: {key} has no use, and is ignored, as are all such tensors ({count}): the config says how the \
-             model rotates"
-        );
+    /// The dtypes that a parameter may have, in words and as a test.
+    fn expected_dtype(&self, key: &str) -> (&'static str, fn(Dtype) -> bool) {
+        let quantization =
+            |suffix| key.strip_suffix(suffix).and_then(|layer| self.checkpoint.quantization_of(layer));
+        if quantization(".weight").is_some() {
+            ("U32", |dtype| dtype == Dtype::U32)
+        } else if quantization(".scales").is_some_and(|quantization| !quantization.has_biases()) {
+            ("U8", |dtype| dtype == Dtype::U8)
+        } else {
+            (FLOATS, is_float)
+        }
     }
 }
 
-/// What parameters may be that are not quantized.
-pub(crate) const FLOATS: &str = "F32, F16 or BF16";
-
 impl ParameterSource for CheckpointTensors<'_> {
     fn parameter(&mut self, key: &str, shape: &[i32]) -> Array {
-        // The placeholder never computes: `finish` fails before anybody could.
+        // Nothing is ever computed with the placeholder, since `finish` fails.
         self.take(key, shape).unwrap_or_else(|| Array::from_f32(0.0))
     }
 
@@ -231,7 +225,7 @@ impl ParameterSource for CheckpointTensors<'_> {
     }
 
     fn refuse(&mut self, layer: &str, problem: Exception) {
-        let problem = without_place(&problem.to_string());
+        let problem = of_mlx(&problem);
         self.refused.push(TensorProblem::Refused { key: layer.to_owned(), problem });
     }
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError};
+use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, TensorNames};
 use mlx_layers::{Embedding, Linear, Parameters};
 use mlx_quantization::{Quantization, quantize};
 use mlx_rs::macros::ModuleParameters;
@@ -206,7 +206,7 @@ fn a_fused_model_answers_as_the_adapted_one_and_loads_without_adapters() {
             let model = Model::load(&checkpoint).unwrap();
             let scratch = tempfile::tempdir().unwrap();
             let out = scratch.path().join("fused/"); // as a shell completes it
-            checkpoint.save_as(&out, model.parameters().flatten()).unwrap();
+            checkpoint.save_as(&out, model.parameters().flatten(), &TensorNames::default()).unwrap();
             assert!(out.join("tokenizer.json").is_file());
 
             let fused = Checkpoint::open(&out).unwrap();
@@ -221,7 +221,8 @@ fn a_fused_model_answers_as_the_adapted_one_and_loads_without_adapters() {
             };
             assert!(is_close(&loaded.logits(), &expected, tolerance), "{config:?} {dequantize}");
 
-            let error = checkpoint.save_as(&out, model.parameters().flatten()).unwrap_err();
+            let error =
+                checkpoint.save_as(&out, model.parameters().flatten(), &TensorNames::default()).unwrap_err();
             assert!(matches!(error, CheckpointError::Exists { .. }), "{error}");
         }
     }
@@ -235,7 +236,9 @@ fn a_folder_that_cannot_be_written_leaves_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("file");
     fs::write(&file, "").unwrap();
-    let error = checkpoint.save_as(file.join("out"), model.parameters().flatten()).unwrap_err();
+    let error = checkpoint
+        .save_as(file.join("out"), model.parameters().flatten(), &TensorNames::default())
+        .unwrap_err();
     assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
@@ -600,7 +603,11 @@ fn what_is_written_replaces_files_alone_and_leaves_nothing() {
     fs::create_dir(&stale).unwrap();
     fs::write(stale.join("model.safetensors"), "half").unwrap();
     open(&base)
-        .save_as(out.path().join("fused"), model.tensors().iter().map(|(key, array)| (key, array)))
+        .save_as(
+            out.path().join("fused"),
+            model.tensors().iter().map(|(key, array)| (key, array)),
+            &TensorNames::default(),
+        )
         .unwrap();
     assert!(!stale.exists());
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);

@@ -398,7 +398,7 @@ fn models_in_other_forms_are_named() {
         (vec![("config.json", config), ("a.gguf", &gguf)], vec!["GGUF is not supported yet"]),
         (
             vec![("config.json", config), ("pytorch_model.bin", b"x")],
-            vec!["its weights are PyTorch files", "load the model with transformers and save it anew"],
+            vec!["its weights are PyTorch files", "load the model with transformers and save it again"],
         ),
         (
             vec![("config.json", config), ("pytorch_model-00001-of-00002.bin", b"x")],

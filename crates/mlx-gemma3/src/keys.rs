@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use mlx_checkpoint::Checkpoint;
+use mlx_checkpoint::{Checkpoint, Renaming};
 use mlx_rs::nested::{NestedHashMap, NestedValue};
 
 use crate::config::{MULTIMODAL, TEXT};
@@ -48,6 +48,12 @@ impl KeyLayout {
         }
     }
 
+    /// How layers are renamed in a checkpoint that is written: mlx-lm knows the names of
+    /// [`LanguageModel`](Self::LanguageModel), and not those of [`Inner`](Self::Inner).
+    pub(crate) fn renaming(checkpoint: &Checkpoint) -> Option<Renaming> {
+        (Self::of(checkpoint) == Self::Inner).then_some(of_language_model as Renaming)
+    }
+
     /// What stands before the names of the blocks, the embedding and the last norm.
     pub(crate) fn model(self) -> &'static str {
         match self {
@@ -89,5 +95,28 @@ impl KeyLayout {
                 parameters
             }
         }
+    }
+}
+
+/// The name that a layer of the layout [`Inner`](KeyLayout::Inner) has in the layout
+/// [`LanguageModel`](KeyLayout::LanguageModel).
+fn of_language_model(layer: &str) -> String {
+    match layer.strip_prefix("model.language_model.") {
+        Some(rest) => format!("language_model.model.{rest}"),
+        None => format!("language_model.{layer}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_language_model;
+
+    #[test]
+    fn names_of_transformers_become_those_of_mlx_lm() {
+        assert_eq!(
+            of_language_model("model.language_model.layers.0.mlp.up_proj"),
+            "language_model.model.layers.0.mlp.up_proj"
+        );
+        assert_eq!(of_language_model("lm_head"), "language_model.lm_head");
     }
 }

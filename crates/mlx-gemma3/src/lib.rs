@@ -107,9 +107,19 @@ pub use mlx_config::Layer;
 pub use model::Gemma3;
 
 use mlx_causal_lm::Architecture;
+use mlx_checkpoint::TensorNames;
 
 /// The architecture, for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[TEXT, MULTIMODAL],
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
+    names: TensorNames { order: ORDER, renaming: KeyLayout::renaming },
 };
+
+/// The parts of its keys, in the order of mlx-lm's modules.
+#[rustfmt::skip]
+const ORDER: &[&str] = &[
+    "embed_tokens", "layers", "self_attn", "mlp", "q_proj", "k_proj", "v_proj", "o_proj", "q_norm",
+    "k_norm", "gate_proj", "down_proj", "up_proj", "input_layernorm", "post_attention_layernorm",
+    "pre_feedforward_layernorm", "post_feedforward_layernorm", "norm", "lm_head",
+];

@@ -73,9 +73,18 @@ pub use config::{Config, MODEL_TYPE, hidden_dim};
 pub use model::Lille130m;
 
 use mlx_causal_lm::Architecture;
+use mlx_checkpoint::TensorNames;
 
 /// The architecture, for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, _| Ok(Box::new(Lille130m::load(checkpoint)?)),
+    names: TensorNames::in_order(ORDER),
 };
+
+/// The parts of its keys, in the order of mlx-lm's modules.
+#[rustfmt::skip]
+const ORDER: &[&str] = &[
+    "tok_embeddings", "layers", "attention", "feed_forward", "qkv_proj", "out_proj", "feed_forward.norm", "gate_proj",
+    "up_proj", "down_proj", "norm",
+];

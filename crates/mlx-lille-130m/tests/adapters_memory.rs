@@ -38,7 +38,10 @@ fn adapters_are_loaded_and_fused_layer_by_layer() {
             let model = Lille130m::load(&checkpoint).unwrap();
             if name == "fused" {
                 let out = tempfile::tempdir().unwrap();
-                checkpoint.save_as(out.path().join("fused"), model.parameters().flatten()).unwrap();
+                let fused = out.path().join("fused");
+                checkpoint
+                    .save_as(fused, model.parameters().flatten(), &mlx_lille_130m::ARCHITECTURE.names)
+                    .unwrap();
             } else {
                 eval_params(model.parameters()).unwrap();
             }

@@ -348,7 +348,9 @@ fn a_name_that_is_nothing_says_what_it_could_be() {
 
     let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
     let gated = Server::start(&[], |_, _| Some(Reply::status(403, "GatedRepo")));
-    for (server, needle) in [(&gone, "the hub has no public model no/folder"), (&gated, "accept its conditions")] {
+    for (server, needle) in
+        [(&gone, "the hub has no public model no/folder"), (&gated, "accept its conditions")]
+    {
         let mut program = program(home.path());
         program.env("HF_ENDPOINT", &server.endpoint).args(["inspect", "no/folder"]);
         assert_fails(&program.output().unwrap(), 1, &["there is no folder no/folder here", needle]);

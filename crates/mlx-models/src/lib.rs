@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use mlx_checkpoint::without_place;
+use mlx_files::without_source_place;
 use mlx_rs::transforms::eval_params;
 
 pub use mlx_causal_lm::{
@@ -134,17 +134,7 @@ pub fn load_checkpoint(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    let model_type = checkpoint.model_type();
-    let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
-        LoadError::UnknownModelType {
-            found: model_type.chars().take(100).collect(),
-            known: known_model_types(),
-        }
-    })?;
-    let architecture = row.compiled_in.ok_or_else(|| LoadError::NotCompiledIn {
-        model_type: model_type.to_owned(),
-        feature: row.feature,
-    })?;
+    let architecture = architecture_of(checkpoint)?;
     let model = match &options.adapters {
         None => (architecture.load)(checkpoint, options),
         Some(adapters) => {
@@ -153,9 +143,22 @@ pub fn load_checkpoint(
     }?;
     if !options.lazy {
         eval_params(model.parameters())
-            .map_err(|e| LoadError::Weights { problem: without_place(&e.to_string()) })?;
+            .map_err(|e| LoadError::Weights { problem: without_source_place(&e.to_string()) })?;
     }
     Ok(model)
+}
+
+/// The architecture of a checkpoint.
+fn architecture_of(checkpoint: &Checkpoint) -> Result<Architecture, LoadError> {
+    let model_type = checkpoint.model_type();
+    let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
+        LoadError::UnknownModelType {
+            found: model_type.chars().take(100).collect(),
+            known: known_model_types(),
+        }
+    })?;
+    row.compiled_in
+        .ok_or_else(|| LoadError::NotCompiledIn { model_type: model_type.to_owned(), feature: row.feature })
 }
 
 /// For those who write the weights one by one: all together they may not fit.
@@ -187,7 +190,8 @@ pub fn fuse(
     let adapters = Adapters::open(adapters)?;
     let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
     let model = load_checkpoint(&checkpoint, &lazily())?;
-    Ok(checkpoint.save_as(out, model.parameters().flatten())?)
+    let names = architecture_of(&checkpoint)?.names;
+    Ok(checkpoint.save_as(out, model.parameters().flatten(), &names)?)
 }
 
 /// Writes the model of a checkpoint in another form: quantized, in full precision, of another dtype, with adapters
@@ -217,7 +221,8 @@ pub fn convert(
     let parameters = model.parameters().flatten();
     let parameters = parameters.into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect();
     drop(model);
-    Ok(checkpoint.convert(out, parameters, options, progress)?)
+    let names = architecture_of(&checkpoint)?.names;
+    Ok(checkpoint.convert(out, parameters, &names, options, progress)?)
 }
 
 /// Compiles the README's example.

@@ -318,7 +318,7 @@ fn pickled_adapters_are_not_read() {
     let file = adapters.path().join("adapter_model.safetensors");
     fs::rename(&file, adapters.path().join("adapter_model.bin")).unwrap();
     let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err();
-    assert!(error.to_string().contains("load them with PEFT and save them anew"), "{error}");
+    assert!(error.to_string().contains("load them with PEFT and save them again"), "{error}");
     fs::remove_file(adapters.path().join("adapter_model.bin")).unwrap();
     let error = with_adapters(&case("peft_lora_phi3"), adapters.path()).unwrap_err();
     assert!(matches!(error, LoadError::Checkpoint(CheckpointError::NoAdapters { .. })), "{error}");

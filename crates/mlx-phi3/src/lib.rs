@@ -111,9 +111,18 @@ pub use config::{Config, MODEL_TYPE};
 pub use model::Phi3;
 
 use mlx_causal_lm::Architecture;
+use mlx_checkpoint::TensorNames;
 
 /// The architecture, for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, options| Ok(Box::new(Phi3::load(checkpoint, options)?)),
+    names: TensorNames::in_order(ORDER),
 };
+
+/// The parts of its keys, in the order of mlx-lm's modules.
+#[rustfmt::skip]
+const ORDER: &[&str] = &[
+    "embed_tokens", "layers", "self_attn", "mlp", "qkv_proj", "o_proj", "gate_up_proj", "down_proj",
+    "input_layernorm", "post_attention_layernorm", "norm", "lm_head",
+];

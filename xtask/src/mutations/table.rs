@@ -518,7 +518,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-checkpoint
     Mutation {
         name: "adapter_with_half_its_scale",
-        file: "crates/mlx-checkpoint/src/adapters.rs",
+        file: "crates/mlx-checkpoint/src/adapters/config.rs",
         find: "let config = Self { kind, rank, scale, dropout, num_layers, keys };",
         replace: "let config = Self { kind, rank, scale: scale / 2.0, dropout, num_layers, keys };",
         filter: "lora_f32",

@@ -1,0 +1,162 @@
+//! A checkpoint folder: its config, the headers of its tensors, and its adapters.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlx_layers::{Form, Quantization};
+use serde::de::DeserializeOwned;
+
+use crate::adapters::Adapters;
+use crate::error::{CheckpointError, of_config};
+use crate::files::{read_json, warn_ignored};
+use crate::forms;
+use crate::quantization::QuantizationPlan;
+use crate::safetensors_file::TensorInfo;
+use crate::tensor_files::TensorFiles;
+
+/// A checkpoint folder whose config and tensor headers were read.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    pub(crate) config: serde_json::Value,
+    model_type: String,
+    pub(crate) quantization: QuantizationPlan,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) adapters: Option<Adapters>,
+    pub(crate) form: Form,
+}
+
+impl Checkpoint {
+    /// Reads the config and the headers of the tensor files of a folder.
+    ///
+    /// # Errors
+    ///
+    /// A [`CheckpointError`] that names the folder, file or key at fault.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let folder = folder.as_ref().to_path_buf();
+        if !folder.is_dir() {
+            return Err(forms::of_file(&folder).unwrap_or(CheckpointError::NoFolder { folder }));
+        }
+        let absent = |file| forms::without_config(&folder).unwrap_or(CheckpointError::NoConfig { file });
+        let config = read_json(&folder.join("config.json"), absent)?;
+        let model_type = config
+            .get("model_type")
+            .and_then(serde_json::Value::as_str)
+            .ok_or_else(|| CheckpointError::NoModelType { file: folder.join("config.json") })?
+            .to_owned();
+        let quantization = QuantizationPlan::from_config(&config)?;
+
+        let files = TensorFiles::find(&folder)?;
+        let tensors = files.read_headers()?;
+        let files = files.files;
+        let (adapters, form) = (None, Form::Adapted);
+        Ok(Self { folder, config, model_type, quantization, files, tensors, adapters, form })
+    }
+
+    /// The same checkpoint with adapters: a model that is built from it has them beside its weights.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Adapters) -> Self {
+        Self { adapters: Some(adapters), ..self }
+    }
+
+    /// The same checkpoint, with its adapters added to the weights when a model is built. A quantized layer with an
+    /// adapter is quantized again in the same way; with `dequantize`, every layer is in full precision instead.
+    #[must_use]
+    pub fn fused(self, dequantize: bool) -> Self {
+        Self { form: if dequantize { Form::FusedDequantized } else { Form::Fused }, ..self }
+    }
+
+    /// Whether a model that is built from it has no quantized layers, whatever the config says.
+    pub(crate) fn is_dequantized(&self) -> bool {
+        self.form == Form::FusedDequantized
+    }
+
+    /// The folder of the checkpoint.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `model_type` of the config.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// Warns through `tracing` that keys of the config have no effect and are ignored. An architecture calls it for keys
+    /// that transformers and mlx-lm ignore too, and that change nothing that the model computes.
+    pub fn warn_ignored(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) {
+        let file = self.folder.join("config.json");
+        keys.into_iter().for_each(|key| warn_ignored(&file, key.as_ref()));
+    }
+
+    /// The config, as a type that the architecture chooses.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Config`] if a key is missing or has the wrong type.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
+        serde_path_to_error::deserialize(&self.config)
+            .map_err(|e| of_config(&self.folder.join("config.json"), e))
+    }
+
+    /// The tensor files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// What the headers of the tensor files say of each tensor, by key.
+    pub fn headers(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// Number of parameters in the tensors with these keys. A quantized layer counts as before it was quantized.
+    pub fn parameter_count<'k>(&self, keys: impl IntoIterator<Item = &'k str>) -> usize {
+        let count = |key: &str| {
+            let elements = self.tensors.get(key).map_or(0, TensorInfo::elements);
+            if let Some(layer) = key.strip_suffix(".weight")
+                && let Some(quantization) = self.quantization_of(layer)
+            {
+                return elements * 32 / quantization.bits() as usize;
+            }
+            // Scales and biases of a quantized layer are not parameters of the model.
+            let companion = key.strip_suffix(".scales").or_else(|| key.strip_suffix(".biases"));
+            let is_companion = companion.is_some_and(|layer| self.quantization_of(layer).is_some());
+            if is_companion { 0 } else { elements }
+        };
+        keys.into_iter().map(count).sum()
+    }
+
+    /// Bytes of all tensor files.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Io`] if a file is no longer there.
+    pub fn size_on_disk(&self) -> Result<u64, CheckpointError> {
+        let size = |file: &PathBuf| {
+            let metadata = fs::metadata(file);
+            metadata.map(|m| m.len()).map_err(|source| CheckpointError::Io { file: file.clone(), source })
+        };
+        self.files.iter().map(size).sum()
+    }
+
+    /// How the layer with this key is quantized; `None` if it is not.
+    pub fn quantization_of(&self, layer: &str) -> Option<Quantization> {
+        let has_scales = self.tensors.contains_key(&format!("{layer}.scales"));
+        self.quantization.of(layer, has_scales)
+    }
+
+    /// The quantization of every layer for which the config has no other; `None` if the config has none.
+    pub fn default_quantization(&self) -> Option<Quantization> {
+        self.quantization.common()
+    }
+
+    /// Whether the head of a model, the layer with this key, has its own weight instead of using the embedding table.
+    ///
+    /// `tied` is what the config says (`tie_word_embeddings`). A weight that the checkpoint holds is used even if the
+    /// config ties the head: either a converter wrote a copy of the table, which gives the same answers, or the head was
+    /// trained on its own and the config was not changed. The headers do not tell which.
+    pub fn has_own_head(&self, layer: &str, tied: bool) -> bool {
+        !tied || self.tensors.contains_key(&format!("{layer}.weight"))
+    }
+}
