@@ -1,4 +1,4 @@
-//! `mlx-models bench`: how fast a model is here.
+//! `mlx-models bench`: measures a model's speed and memory use on this machine.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -7,9 +7,9 @@ use mlx_models::CacheOptions;
 use mlx_models::generate::{GenerateOptions, PREFILL_CHUNK, Session, generate};
 use serde::Serialize;
 
-use crate::engine::ModelArguments;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::model::ModelArguments;
 use crate::progress::{Progress, Unit};
 
 /// Arguments of `mlx-models bench`.
@@ -17,20 +17,20 @@ use crate::progress::{Progress, Unit};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Length of the prompt
+    /// Measure the prefill of a prompt of this many tokens
     #[arg(long, short, value_name = "P", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
-    /// Tokens to generate
+    /// Measure the generation of this many tokens
     #[arg(long, short, alias = "generation-tokens", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
     gen_tokens: u32,
-    /// How often everything is measured, loading too
+    /// Repeat the measurement this many times; the model is loaded anew each time
     #[arg(long, short = 'n', alias = "num-trials", value_name = "R", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Tokens of the prompt that are read in one call
+    /// Read the prompt in pieces of this many tokens
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
     prefill_step_size: usize,
-    /// Write one JSON object instead of a table
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -71,78 +71,102 @@ impl Spread {
     }
 }
 
+/// What one round measures, in the units of [`Figures`].
+struct Round {
+    prefill_tps: f64,
+    decode_tps: f64,
+    load_s: f64,
+    first_token_s: f64,
+    peak_memory_bytes: f64,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     interrupt::install();
     let mut bar = Progress::new(Unit::Count);
-    let (prompt_tokens, gen_tokens) = (arguments.prompt_tokens as usize, arguments.gen_tokens as usize);
-    let [mut prefill, mut decode, mut load, mut first, mut peak] = [(); 5].map(|()| Vec::new());
-    for round in 0..arguments.repeats {
-        bar.set(round.into(), arguments.repeats.into(), "rounds");
-        mlx_rs::memory::reset_peak_memory()?;
-        let started = Instant::now();
-        let mut loaded = arguments.model.clone().load_model()?;
-        load.push(started.elapsed().as_secs_f64());
-        let model = &mut *loaded;
-        let vocab_size = u32::try_from(model.info().vocab_size).unwrap_or(1);
-        // Spread over the vocabulary: 7919 is a prime.
-        let prompt: Vec<u32> =
-            (1..=arguments.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab_size).collect();
-        let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-        let options = GenerateOptions {
-            max_tokens: gen_tokens,
-            prefill_chunk: arguments.prefill_step_size,
-            ..GenerateOptions::default()
-        };
-
-        let began = Instant::now();
-        let mut stream = generate(model, &mut session, &prompt, options)?;
-        let token = stream.next().transpose()?;
-        prefill.push(prompt_tokens as f64 / began.elapsed().as_secs_f64());
-        first.push(started.elapsed().as_secs_f64());
-        let began = Instant::now();
-        let mut count = usize::from(token.is_some());
-        for token in stream.by_ref() {
-            token?;
-            count += 1;
-            if interrupt::requested() {
-                bar.clear();
-                return Ok(());
-            }
-        }
-        if count < gen_tokens {
-            return Err(Failure::Arguments(format!(
-                "the model's context of {} tokens ends after {count} of {gen_tokens}; ask for fewer --gen-tokens",
-                loaded.info().context_length
-            )));
-        }
-        decode.push((count - 1) as f64 / began.elapsed().as_secs_f64());
-        peak.push(mlx_rs::memory::peak_memory()? as f64);
+    let mut rounds = Vec::new();
+    for number in 0..arguments.repeats {
+        bar.set(number.into(), arguments.repeats.into(), "rounds");
+        let Some(round) = measure(arguments)? else { return Ok(()) };
+        rounds.push(round);
     }
     bar.clear();
+    let spread = |of: fn(&Round) -> f64| Spread::of(rounds.iter().map(of).collect());
     let figures = Figures {
-        prefill_tps: Spread::of(prefill),
-        decode_tps: Spread::of(decode),
-        load_s: Spread::of(load),
-        first_token_s: Spread::of(first),
-        peak_memory_bytes: Spread::of(peak),
+        prefill_tps: spread(|round| round.prefill_tps),
+        decode_tps: spread(|round| round.decode_tps),
+        load_s: spread(|round| round.load_s),
+        first_token_s: spread(|round| round.first_token_s),
+        peak_memory_bytes: spread(|round| round.peak_memory_bytes),
     };
-    let mut out = io::stdout().lock();
     if arguments.json {
+        let mut out = io::stdout().lock();
         serde_json::to_writer(&mut out, &figures).map_err(io::Error::from)?;
-        writeln!(out)?;
-        return Ok(());
+        return Ok(writeln!(out)?);
     }
+    print(&figures)
+}
+
+/// Loads the model, reads a prompt and generates; `None` if a signal stopped it.
+fn measure(arguments: &Arguments) -> Result<Option<Round>, Failure> {
+    mlx_rs::memory::reset_peak_memory()?;
+    let started = Instant::now();
+    let mut loaded = arguments.model.clone().load_model()?;
+    let load_s = started.elapsed().as_secs_f64();
+    let model = &mut *loaded;
+    let vocab_size = u32::try_from(model.info().vocab_size).unwrap_or(1);
+    // Tokens from all over the vocabulary: 7919 is a prime number.
+    let prompt: Vec<u32> = (1..=arguments.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab_size).collect();
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+    let gen_tokens = arguments.gen_tokens as usize;
+    let options = GenerateOptions {
+        max_tokens: gen_tokens,
+        prefill_chunk: arguments.prefill_step_size,
+        ..GenerateOptions::default()
+    };
+
+    let began = Instant::now();
+    let mut stream = generate(model, &mut session, &prompt, options)?;
+    let token = stream.next().transpose()?;
+    let prefill_tps = f64::from(arguments.prompt_tokens) / began.elapsed().as_secs_f64();
+    let first_token_s = started.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let mut count = usize::from(token.is_some());
+    for token in stream.by_ref() {
+        token?;
+        count += 1;
+        if interrupt::requested() {
+            return Ok(None);
+        }
+    }
+    if count < gen_tokens {
+        return Err(Failure::Arguments(format!(
+            "the model's context of {} tokens ends after {count} of {gen_tokens}; ask for fewer --gen-tokens",
+            loaded.info().context_length
+        )));
+    }
+    Ok(Some(Round {
+        prefill_tps,
+        decode_tps: (count - 1) as f64 / began.elapsed().as_secs_f64(),
+        load_s,
+        first_token_s,
+        peak_memory_bytes: mlx_rs::memory::peak_memory()? as f64,
+    }))
+}
+
+/// Prints the figures as a table.
+fn print(figures: &Figures) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
     writeln!(out, "{:28}{:>12}{:>12}{:>12}", "", "min", "median", "max")?;
     let rows = [
-        ("prompt, tokens/s", &figures.prefill_tps, 1.0, 1),
-        ("generation, tokens/s", &figures.decode_tps, 1.0, 1),
-        ("load, ms", &figures.load_s, 1e3, 1),
-        ("start to first token, ms", &figures.first_token_s, 1e3, 1),
-        ("peak memory, MB", &figures.peak_memory_bytes, 1e-6, 1),
+        ("prompt, tokens/s", &figures.prefill_tps, 1.0),
+        ("generation, tokens/s", &figures.decode_tps, 1.0),
+        ("load, ms", &figures.load_s, 1e3),
+        ("start to first token, ms", &figures.first_token_s, 1e3),
+        ("peak memory, MB", &figures.peak_memory_bytes, 1e-6),
     ];
-    for (name, Spread { min, median, max }, scale, digits) in rows {
+    for (name, Spread { min, median, max }, scale) in rows {
         let [min, median, max] = [min, median, max].map(|value| value * scale);
-        writeln!(out, "{name:28}{min:>12.digits$}{median:>12.digits$}{max:>12.digits$}")?;
+        writeln!(out, "{name:28}{min:>12.1}{median:>12.1}{max:>12.1}")?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `mlx-models cache-prompt`: reads a prompt once, for many answers.
+//! `mlx-models cache-prompt`: reads a prompt and saves its cache, for many answers.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -8,8 +8,10 @@ use mlx_models::generate::{GenerateError, Session};
 use mlx_models::tokenizer::{ChatEnd, Message};
 use serde_json::json;
 
-use crate::engine::{CacheArguments, ModelArguments, unless_cancelled};
+use crate::cache::CacheArguments;
+use crate::engine::unless_cancelled;
 use crate::failure::Failure;
+use crate::model::ModelArguments;
 use crate::progress::{Progress, Unit};
 use crate::prompt::ChatArguments;
 use crate::style::say;
@@ -20,17 +22,17 @@ use crate::{interrupt, prompt};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// The text to read, where the tokenizer has a chat template as the beginning of the user's message, which
-    /// `generate` goes on with; - reads it from standard input
+    /// Read this text; - reads standard input. If the tokenizer has a chat template, the text is the beginning of the
+    /// user's message, which `generate` continues
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
-    /// The file to write, for `generate --prompt-cache-file` and for mlx-lm
+    /// Write the cache to this file, for `generate --prompt-cache-file` or mlx-lm
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: PathBuf,
-    /// Read the text as it is, also where the tokenizer has a chat template
+    /// Read the text without the tokenizer's chat template
     #[arg(long, conflicts_with = "system_prompt")]
     ignore_chat_template: bool,
-    /// Write one JSON object when all is done
+    /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -40,10 +42,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let text = prompt::read(arguments.prompt)?;
-    // Before all the work.
+    let text = if arguments.prompt == "-" { prompt::read_stdin()? } else { arguments.prompt };
+    // Before the model is loaded, which may take long.
     mlx_models::check_destination(&arguments.prompt_cache_file).map_err(GenerateError::from)?;
-    // What mlx-lm's program looks for in such a file: which model, and nothing about its tokenizer.
+    // mlx-lm's program needs these two entries: the name of the model, and the settings of its tokenizer.
     let name = arguments.model.model.clone().unwrap_or_default().for_mlx_lm()?;
     let metadata = [("model", name), ("tokenizer_config", "{}".to_owned())];
     let metadata = metadata.map(|(name, value)| (name.to_owned(), value)).into();
@@ -58,14 +60,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         tokenizer.encode(&text)?
     };
     if tokens.is_empty() {
-        return Err(Failure::Arguments("the prompt is empty; there is nothing to read".to_owned()));
+        return Err(Failure::Arguments("the prompt is empty".to_owned()));
     }
     let mut session = Session::new(model.new_cache(&arguments.cache.options(model, 0))?);
     arguments.cache.quantize(model, &mut session)?;
     arguments.cache.say_kv_group_size(model);
 
     interrupt::install();
-    let step = arguments.cache.prefill_step_size().max(1);
+    let step = arguments.cache.prefill_step_size.max(1);
     let mut bar = Progress::new(Unit::Count).worth_lines_above(step);
     let read = session.read_all(model, &tokens, step, |read, total| {
         bar.set(read as u64, total as u64, "tokens of the prompt");

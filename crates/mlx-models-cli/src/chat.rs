@@ -1,29 +1,35 @@
-//! `mlx-models chat`: a conversation at a terminal.
+//! `mlx-models chat`: a conversation with a model, at a terminal or through a pipe.
 
 mod conversation;
+mod lines;
+mod saved;
 
 use std::fs;
-use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use mlx_files::{LARGEST_TEXT, Partial};
 use mlx_models::generate::{GenerateError, Reuse};
 use mlx_models::tokenizer::{ChatEnd, Message, TokenizerError};
 use rustyline::error::ReadlineError;
 use rustyline::history::History;
 use rustyline::{Behavior, Config, DefaultEditor};
 
-use crate::engine::{Answer, DecodingArguments, Engine, ModelArguments};
+use crate::answer::Answer;
+use crate::decoding::DecodingArguments;
+use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::model::ModelArguments;
 use crate::prompt::ChatArguments;
 use crate::style::{Style, say, say_error, shown};
 use conversation::Conversation;
+use lines::{line, read_message};
+use saved::{check_is_conversation, files, read_messages};
 
-/// Tokens that can be taken back at once where a layer has a window: a template may write the end of an answer
-/// in another way than the model did.
+/// Tokens that can be removed from the cache at once where a layer has a window: a template may write the end of an answer in
+/// another way than the model did.
 const REWIND: usize = 64;
-/// Lines that are kept from one conversation to the next.
+/// Lines of input that are remembered from one conversation to the next.
 const HISTORY: usize = 1000;
 
 /// Arguments of `mlx-models chat`.
@@ -31,7 +37,7 @@ const HISTORY: usize = 1000;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Go on with what `/save NAME` wrote
+    /// Resume the conversation that `/save NAME` saved
     #[arg(long, value_name = "NAME")]
     resume: Option<PathBuf>,
     #[command(flatten)]
@@ -41,23 +47,23 @@ pub(crate) struct Arguments {
 }
 
 const HELP: &str = "\
-/reset          forget the conversation
+/reset          start a new conversation
 /retry          answer the last message again
-/undo           take the last message and its answer back
-/system TEXT    begin anew, with this system prompt; without a text, with none
+/undo           remove the last message and its answer
+/system TEXT    start a new conversation with this system prompt, or with none
 /set NAME VALUE change a setting: temp, top-p, min-p, top-k, seed, max-tokens
-/settings       show them
-/save NAME      write the conversation to NAME.json and what was read to NAME.safetensors
-/load NAME      go on with what /save wrote
-/quit           end, as Ctrl-D does
-A line that ends in \\ goes on in the next one; so does everything between two lines of \"\"\".
+/settings       show the settings
+/save NAME      save the conversation to NAME.json and its cache to NAME.safetensors
+/load NAME      load a conversation that /save saved
+/quit           end the chat, as Ctrl-D does
+A message may have several lines: end each but the last with \\, or put them between two lines of \"\"\".
 Ctrl-C stops an answer.";
 
 struct Chat {
     engine: Engine,
     arguments: ChatArguments,
     conversation: Conversation,
-    /// Without a chat template the conversation is one text, which the model continues.
+    /// Without a chat template the conversation is one text, and the model continues it.
     has_template: bool,
 }
 
@@ -71,7 +77,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         if !messages.is_empty() {
             return Err(TokenizerError::NoChatTemplate.into());
         }
-        say("note: the tokenizer has no chat template; the model continues one common text");
+        say(
+            "note: the tokenizer has no chat template; the messages and answers form one text, which the model continues",
+        );
     }
     let conversation = Conversation::new(messages);
     let mut chat = Chat { engine, arguments: chat_arguments, conversation, has_template };
@@ -94,15 +102,15 @@ impl Chat {
             doing: "reading a line from the terminal".to_owned(),
             source: io::Error::other(e),
         };
-        // Where the answers go into a file or a pipe, the prompt does not.
+        // The prompt is shown at the terminal even if the answers go to a file or a pipe.
         let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
         let config = Config::builder().behavior(behavior).build();
         let mut editor = DefaultEditor::with_config(config).map_err(failed)?;
-        // Without a helper the line editor leaves out the style of its prompt.
+        // Without a helper the line editor ignores the style of its prompt.
         editor.set_helper(Some(()));
         editor.history_mut().set_max_len(HISTORY).map_err(failed)?;
         let history = crate::demo::cache_folder().map(|folder| folder.join("mlx-models/chat-history"));
-        // None in the first conversation.
+        // The first conversation has no history.
         if let Some(file) = history.as_ref().filter(|file| mlx_files::is_present(file).unwrap_or(false)) {
             let _ = editor.load_history(file);
         }
@@ -111,11 +119,11 @@ impl Chat {
             let mut line = |prompt: &str| editor.readline(&(prompt, Style::Prompt.paint(prompt)));
             let text = match read_message(|prompt| interrupt::waiting(|| line(prompt))) {
                 Ok(text) => text,
-                // A line that is given up, and not the conversation.
+                // Ctrl-C discards the line and does not end the conversation.
                 Err(ReadlineError::Interrupted) => continue,
                 Err(ReadlineError::Eof) => break,
                 Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
-                    say("note: a byte came that is not UTF-8 text; the line is given up");
+                    say("note: the line has a byte that is not UTF-8 text, and is discarded");
                     continue;
                 }
                 Err(e) => return Err(failed(e)),
@@ -124,13 +132,13 @@ impl Chat {
                 continue;
             }
             let _ = editor.add_history_entry(&text);
-            // Sent while nothing was underway, it is not about this answer.
+            // A Ctrl-C from before this message does not stop its answer.
             interrupt::forget();
             match self.hear(&text) {
                 Ok(Next::GoOn) => {}
                 Ok(Next::Quit) => break,
                 Err(e @ Failure::Output(_)) => return Err(e),
-                // A wrong command or a full context is no end of the conversation.
+                // A wrong command or a full context does not end the conversation.
                 Err(e) => say_error(&e.in_full()),
             }
             interrupt::forget();
@@ -142,15 +150,15 @@ impl Chat {
         if let Some(folder) = file.parent() {
             let _ = fs::create_dir_all(folder);
         }
-        // Two conversations may end at once: the line editor locks the file, and keeps what another one wrote. A history
-        // that cannot be kept ends nothing.
+        // Two conversations may end at once: the line editor locks the file, and keeps what the other one wrote. A history that
+        // cannot be written is no error.
         if mlx_files::check_replaceable(&file).is_ok() {
             let _ = editor.append_history(&file);
         }
         Ok(())
     }
 
-    /// Lines of a script: the first thing that goes wrong ends it.
+    /// Reads the lines of a script. The first error ends the program.
     fn talk_through_pipe(&mut self) -> Result<(), Failure> {
         let mut input = io::stdin().lock();
         let mut next = |_: &str| match interrupt::waiting(|| line(&mut input)) {
@@ -175,54 +183,43 @@ impl Chat {
         }
     }
 
-    /// A message, or a command.
+    /// Does what a line asks for: answers a message, or runs a command.
     fn hear(&mut self, text: &str) -> Result<Next, Failure> {
-        let Some(command) = text.strip_prefix('/') else {
-            let follows_user = self.conversation.last_is("user");
-            self.conversation.push(Message::user(text));
-            let answered = self.answer();
-            if !matches!(answered, Ok(true)) {
-                // As if it had not been said.
-                self.conversation.pop();
-            }
-            if answered.is_err() && follows_user {
-                say("note: the last message has no answer; /retry answers it, and /undo takes it back");
-            }
-            return answered.map(|_| Next::GoOn);
-        };
+        if let Some(command) = text.strip_prefix('/') {
+            return self.command(command);
+        }
+        let follows_user = self.conversation.last_is("user");
+        self.conversation.push(Message::user(text));
+        let answered = self.answer();
+        if !matches!(answered, Ok(true)) {
+            // A message without an answer is not part of the conversation.
+            self.conversation.pop();
+        }
+        if answered.is_err() && follows_user {
+            say("note: the last message has no answer; /retry answers it, and /undo removes it");
+        }
+        answered.map(|_| Next::GoOn)
+    }
+
+    fn command(&mut self, command: &str) -> Result<Next, Failure> {
         let (command, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let rest = rest.trim();
         match (command, rest) {
             ("help", _) => say(HELP),
             ("quit" | "exit", _) => return Ok(Next::Quit),
-            ("reset", _) => {
-                self.conversation = Conversation::new(self.arguments.beginning());
-                self.engine.reset()?;
-            }
+            ("reset", _) => self.reset()?,
             ("system", text) => {
                 if !self.has_template {
                     return Err(TokenizerError::NoChatTemplate.into());
                 }
                 self.arguments.system_prompt = (!text.is_empty()).then(|| text.to_owned());
-                self.conversation = Conversation::new(self.arguments.beginning());
-                self.engine.reset()?;
+                self.reset()?;
             }
             ("undo", _) => {
                 self.conversation.pop_if("assistant");
                 self.conversation.pop_if("user");
             }
-            ("retry", _) => {
-                let old = self.conversation.pop_if("assistant");
-                let answered = if self.conversation.last_is("user") {
-                    self.answer()
-                } else {
-                    Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()))
-                };
-                if !matches!(answered, Ok(true)) {
-                    old.into_iter().for_each(|turn| self.conversation.put_back(turn));
-                }
-                answered?;
-            }
+            ("retry", _) => self.retry()?,
             ("settings", _) => say(&self.engine.settings()),
             ("set", rest) => {
                 let (name, value) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
@@ -238,7 +235,27 @@ impl Chat {
         Ok(Next::GoOn)
     }
 
-    /// Answers the last message. False where Ctrl-C came before the first token.
+    /// Starts a new conversation.
+    fn reset(&mut self) -> Result<(), Failure> {
+        self.conversation = Conversation::new(self.arguments.beginning());
+        self.engine.reset()
+    }
+
+    /// Answers the last message again. If that fails, the old answer stays.
+    fn retry(&mut self) -> Result<(), Failure> {
+        let old = self.conversation.pop_if("assistant");
+        let answered = if self.conversation.last_is("user") {
+            self.answer()
+        } else {
+            Err(Failure::Arguments("/retry: there is nothing to answer yet".to_owned()))
+        };
+        if !matches!(answered, Ok(true)) {
+            old.into_iter().for_each(|turn| self.conversation.put_back(turn));
+        }
+        answered.map(|_| ())
+    }
+
+    /// Answers the last message. False if Ctrl-C came before the first token.
     fn answer(&mut self) -> Result<bool, Failure> {
         let text = self.text()?;
         let (reuse, rest) = self.engine.session.turn_to(&*self.engine.model, &text)?;
@@ -253,14 +270,16 @@ impl Chat {
         })?;
         writeln!(io::stdout())?;
         if answer.finish_reason == "context_full" {
-            say("note: the model's context is full; /reset begins anew, and --slide goes on");
+            say(
+                "note: the model's context is full; /reset starts a new conversation, and --slide continues beyond the context",
+            );
         }
         let Answer { text, mut tokens, finish_reason, .. } = answer;
         if finish_reason == "interrupted" && tokens.is_empty() {
             return Ok(false);
         }
-        // What was read stays, token for token. An end of the text would be one of the conversation, and behind a stop
-        // string the tokens go on where the text does not.
+        // The conversation keeps the tokens of the answer, so that nothing is read twice. The stop token is not kept: it would
+        // end the conversation. After a stop string no tokens are kept, since they go on after the text.
         if finish_reason == "stop_token" {
             tokens.pop();
         }
@@ -268,7 +287,7 @@ impl Chat {
         Ok(true)
     }
 
-    /// The whole conversation as the model reads it.
+    /// The tokens of the whole conversation.
     fn text(&mut self) -> Result<Vec<u32>, Failure> {
         let tokenizer = &self.engine.tokenizer;
         if self.has_template {
@@ -282,12 +301,10 @@ impl Chat {
         let (conversation, cache) = files(name);
         let text = serde_json::to_string_pretty(&self.conversation.messages()).map_err(io::Error::from)?;
         let io = |source| Failure::Io { doing: format!("writing {}", conversation.display()), source };
-        // Both before either is written.
+        // Both files are checked before the first is written.
         check_is_conversation(&conversation).map_err(io)?;
         mlx_models::check_destination(&cache).map_err(GenerateError::from)?;
-        let partial = Partial::file(&conversation).map_err(io)?;
-        writeln!(partial.as_file(), "{text}").map_err(io)?;
-        partial.commit().map_err(io)?;
+        mlx_files::write(&conversation, format!("{text}\n")).map_err(io)?;
         self.engine.session.save(&*self.engine.model, &cache)?;
         say(&format!("saved in {} and {}", conversation.display(), cache.display()));
         Ok(())
@@ -297,16 +314,14 @@ impl Chat {
         let (conversation, cache) = files(name);
         let io = |source| Failure::Io { doing: format!("reading {}", conversation.display()), source };
         let messages = read_messages(&conversation).map_err(io)?;
-        // Without it, everything is read again.
+        // Without the cache, all messages are read again.
         let is_there = mlx_files::is_present(&cache);
         let in_cache = |source| Failure::Io { doing: format!("reading {}", cache.display()), source };
         if is_there.map_err(in_cache)? {
             self.engine.load_session(&cache)?;
             let session = &self.engine.session;
             if session.ids()?.len() != session.offset() as usize {
-                say(
-                    "note: the cache came without the ids of its tokens, as mlx-lm's files do; everything is read again",
-                );
+                say("note: the cache file has no token ids, as those of mlx-lm; the messages are read again");
                 self.engine.reset()?;
             }
         } else {
@@ -316,74 +331,4 @@ impl Chat {
         say(&format!("{} messages, {} tokens", self.conversation.len(), self.engine.session.offset()));
         Ok(())
     }
-}
-
-fn files(name: &Path) -> (PathBuf, PathBuf) {
-    let with = |extension: &str| {
-        let mut name = name.as_os_str().to_owned();
-        name.push(extension);
-        PathBuf::from(name)
-    };
-    (with(".json"), with(".safetensors"))
-}
-
-fn read_messages(file: &Path) -> io::Result<Vec<Message>> {
-    Ok(serde_json::from_str(&mlx_files::read_to_string(file, LARGEST_TEXT)?)?)
-}
-
-/// `/save` replaces conversations and no other files.
-fn check_is_conversation(file: &Path) -> io::Result<()> {
-    let is_one = |messages: Vec<Message>| messages.iter().all(|message| message.role().is_some());
-    if mlx_files::is_present(file)? && !read_messages(file).is_ok_and(is_one) {
-        let problem = "it holds something other than a conversation, and is kept; choose another name";
-        return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
-    }
-    Ok(())
-}
-
-/// One message of one or several lines. Where the input ends in the middle of one, it is what has come.
-fn read_message(
-    mut line: impl FnMut(&str) -> Result<String, ReadlineError>,
-) -> Result<String, ReadlineError> {
-    let mut text = line("> ")?;
-    if text.trim() == "\"\"\"" {
-        let mut lines = Vec::new();
-        loop {
-            match line(". ") {
-                Ok(end) if end.trim() == "\"\"\"" => return Ok(lines.join("\n")),
-                Ok(next) => lines.push(next),
-                Err(ReadlineError::Eof) if !lines.is_empty() => return Ok(lines.join("\n")),
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    while let Some(open) = text.strip_suffix('\\') {
-        text = match line(". ") {
-            Ok(next) => format!("{open}\n{next}"),
-            Err(ReadlineError::Eof) => return Ok(open.to_owned()),
-            Err(e) => return Err(e),
-        };
-    }
-    Ok(text)
-}
-
-/// The next line of a file or pipe, without its end. Bytes that are not UTF-8 become replacement characters, and a
-/// note says so.
-fn line(input: &mut impl BufRead) -> io::Result<Option<String>> {
-    let mut bytes = Vec::new();
-    input.take(LARGEST_TEXT).read_until(b'\n', &mut bytes)?;
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    if bytes.len() as u64 == LARGEST_TEXT && bytes.last() != Some(&b'\n') {
-        let problem = format!("a line is longer than {LARGEST_TEXT} bytes");
-        return Err(io::Error::new(ErrorKind::InvalidData, problem));
-    }
-    let end = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let end = end.strip_suffix(b"\r").unwrap_or(end);
-    let text = String::from_utf8_lossy(end);
-    if matches!(text, std::borrow::Cow::Owned(_)) {
-        say("note: a line has bytes that are not UTF-8 text; they are read as replacement characters");
-    }
-    Ok(Some(text.into_owned()))
 }

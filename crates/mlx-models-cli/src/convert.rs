@@ -1,4 +1,4 @@
-//! `mlx-models convert`: writes a model in another form.
+//! `mlx-models convert`: writes a model with another quantization or dtype, or with adapters fused into it.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -19,46 +19,46 @@ use crate::style::printable;
 /// Arguments of `mlx-models convert`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder, demo:NAME, or hub id (owner/name)
+    /// Convert this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name)
     #[arg(long, alias = "hf-path", value_name = "MODEL")]
     model: Source,
-    /// Folder to write; it must not exist, or be empty
+    /// Write the converted model to this folder, which must be new or empty
     #[arg(long, aliases = ["mlx-path", "save-path"], value_name = "DIR")]
     out: PathBuf,
     /// Quantize the linear layers and the embedding
     #[arg(long, short)]
     quantize: bool,
-    /// Bits of a number [default: 4, or those of the mode]
+    /// Quantize to this many bits per weight [default: 4, or the bits of the mode]
     #[arg(long, alias = "q-bits", value_name = "N", requires = "quantize")]
     bits: Option<i32>,
-    /// Numbers that share a scale [default: 64, or those of the mode]
+    /// Quantize in groups of this many weights, which share a scale [default: 64, or the group size of the mode]
     #[arg(long, alias = "q-group-size", value_name = "N", requires = "quantize")]
     group_size: Option<i32>,
-    /// Mode of quantization: affine, mxfp4, mxfp8 or nvfp4
+    /// Quantize in this mode: affine, mxfp4, mxfp8 or nvfp4
     #[arg(long, alias = "q-mode", value_name = "MODE", default_value = "affine")]
     mode: String,
-    /// Two numbers of bits, as mlx-lm mixes them: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    /// Quantize to two numbers of bits, mixed as in mlx-lm: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, alias = "quant-predicate", value_name = "NAME", requires = "quantize", value_parser = recipe)]
     recipe: Option<Recipe>,
-    /// Layers that are quantized otherwise: PATTERN=BITS, PATTERN=BITS:GROUP, PATTERN=mxfp4 (or another mode of one
-    /// size), PATTERN=none. A pattern is a layer's key or its end from a dot on, * is any text; the last that matches
-    /// counts
+    /// Quantize some layers differently: PATTERN=BITS, PATTERN=BITS:GROUP_SIZE, PATTERN=MODE (mxfp4, mxfp8 or nvfp4), or
+    /// PATTERN=none for full precision. A pattern is the key of a layer, or the end of a key after a dot; * matches any
+    /// text. The last pattern that matches a layer counts
     #[arg(long, value_name = "PATTERN=HOW", requires = "quantize", num_args = 1..)]
     layers: Vec<String>,
-    /// Turn quantized layers back into full precision
+    /// Dequantize the layers that are quantized
     #[arg(long, short, conflicts_with = "quantize")]
     dequantize: bool,
-    /// What every number is that is not quantized: float32, float16 or bfloat16 [default: the config's torch_dtype, or
-    /// as it is]
+    /// Store weights that are not quantized as float32, float16 or bfloat16 [default: the config's torch_dtype, or else
+    /// unchanged]
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<FloatDtype>,
-    /// Folder of adapters (LoRA or DoRA, of mlx-lm or PEFT) to add to the weights first
+    /// Fuse the adapters (LoRA, DoRA) in this folder into the weights, in the format of mlx-lm or PEFT
     #[arg(long, alias = "adapter-path", value_name = "DIR")]
     adapters: Option<PathBuf>,
-    /// Bytes of tensors in one file, such as 500MB or 2GB (2GiB); mlx-lm's are of 5GiB
+    /// Split the weights into files of at most this size, such as 500MB or 2GiB
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size)]
     max_shard_size: u64,
-    /// Write one JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }

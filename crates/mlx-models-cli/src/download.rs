@@ -1,4 +1,4 @@
-//! `mlx-models download`: brings a model from the hub into the cache.
+//! `mlx-models download`: downloads a model from the Hugging Face Hub into the cache.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use crate::progress::{Progress, Unit, bytes};
 /// Arguments of `mlx-models download`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Hub id: owner/name
+    /// Download this model, named by its Hub id (owner/name)
     #[arg(value_name = "HUB-ID")]
     id: HubId,
-    /// Branch, tag or commit
-    #[arg(long, value_name = "R", default_value_t)]
+    /// Download this branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value_t)]
     revision: Revision,
-    /// Write one JSON object instead of the folder
+    /// Print one JSON object instead of the path of the folder
     #[arg(long)]
     json: bool,
 }

@@ -1,12 +1,14 @@
-//! `mlx-models generate`: continues a prompt, or answers it.
+//! `mlx-models generate`: generates text from a prompt.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use mlx_models::tokenizer::{ChatEnd, Message};
 
-use crate::engine::{DecodingArguments, Engine, ModelArguments};
+use crate::decoding::DecodingArguments;
+use crate::engine::Engine;
 use crate::failure::Failure;
+use crate::model::ModelArguments;
 use crate::prompt::ChatArguments;
 use crate::style::{say, shown};
 use crate::{interrupt, prompt};
@@ -16,30 +18,30 @@ use crate::{interrupt, prompt};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// The text to continue, or the question where the tokenizer has a chat template; \n and \t in it are a line break
-    /// and a tab; - reads it from standard input
+    /// Continue this text, or answer it if the tokenizer has a chat template; - reads standard input. \n and \t stand for
+    /// a line break and a tab
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
-    /// Keep \n and \t in --prompt as they are written
+    /// Keep \n and \t in --prompt as written
     #[arg(long)]
     no_escape: bool,
-    /// Continue the prompt as it is, also where the tokenizer has a chat template
+    /// Continue the prompt without the tokenizer's chat template
     #[arg(long, conflicts_with_all = ["system_prompt", "prefill_response"])]
     ignore_chat_template: bool,
-    /// The beginning of the answer
+    /// Begin the answer with this text
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prefill_response: Option<String>,
-    /// Go on behind what this file holds, of `cache-prompt` or mlx-lm's
+    /// Continue the prompt whose cache is in this file, written by `cache-prompt` or mlx-lm
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: Option<PathBuf>,
-    /// Put the N most probable tokens of each step into the JSON object, with their log-probabilities; those that are
-    /// impossible are left out
+    /// Add the N most probable tokens of each step to the JSON object, with their log-probabilities; impossible tokens
+    /// are left out
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     top_logprobs: usize,
-    /// Write one JSON object instead of text, when all is done
+    /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
-    /// Whether the figures are said after the text: true (T) or false (F)
+    /// Print the speed and memory use after the text: true (T) or false (F)
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean,
           action = clap::ArgAction::Set)]
     verbose: bool,
@@ -64,38 +66,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         engine.load_session(file)?;
     }
 
-    let has_template = engine.tokenizer.chat_templates().next().is_some();
-    let asks_for_template = chat.system_prompt.is_some() || prefill_response.is_some();
-    let with_template = !arguments.ignore_chat_template && (has_template || asks_for_template);
-    if with_template {
-        say("note: chat template applied; --ignore-chat-template continues the text as it is");
-    }
-    let prompt = if with_template && engine.session.offset() > 0 {
-        if chat.system_prompt.is_some() {
-            return Err(Failure::Usage(
-                "--system-prompt comes before what the cache holds; give it to cache-prompt".to_owned(),
-            ));
-        }
-        let end = if prefill_response.is_some() { ChatEnd::Continue } else { ChatEnd::Answer };
-        let options = chat.options(end)?;
-        prompt::rest_of_message(&engine.tokenizer, &text, prefill_response.as_deref(), &options)?
-    } else if with_template {
-        let mut messages = chat.beginning();
-        messages.push(Message::user(&text));
-        let end = match &prefill_response {
-            Some(beginning) => {
-                messages.push(Message::assistant(beginning));
-                ChatEnd::Continue
-            }
-            None => ChatEnd::Answer,
-        };
-        engine.tokenizer.chat(&messages, &chat.options(end)?)?.tokens
-    } else if engine.session.offset() > 0 {
-        prompt::behind(&engine.tokenizer, &text)?
-    } else {
-        engine.tokenizer.encode(&text)?
-    };
-
+    let prompt = tokens(&engine, &text, &chat, prefill_response.as_deref(), arguments.ignore_chat_template)?;
     interrupt::install();
     let quiet = arguments.json;
     let mut answer = engine.answer(&prompt, &mut |piece| {
@@ -118,7 +89,38 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As mlx-lm reads it, but that other words are refused.
+/// The tokens of the prompt: in the chat template where there is one, and without what the session has read already.
+fn tokens(
+    engine: &Engine,
+    text: &str,
+    chat: &ChatArguments,
+    beginning: Option<&str>,
+    ignore_chat_template: bool,
+) -> Result<Vec<u32>, Failure> {
+    let (tokenizer, is_cached) = (&engine.tokenizer, engine.session.offset() > 0);
+    let has_template = tokenizer.chat_templates().next().is_some();
+    let needs_template = chat.system_prompt.is_some() || beginning.is_some();
+    if ignore_chat_template || !(has_template || needs_template) {
+        return if is_cached { prompt::behind(tokenizer, text) } else { Ok(tokenizer.encode(text)?) };
+    }
+    say("note: chat template applied; --ignore-chat-template continues the text without it");
+    if is_cached && chat.system_prompt.is_some() {
+        return Err(Failure::Usage(
+            "the cache has the beginning of the conversation already; give --system-prompt to cache-prompt instead"
+                .to_owned(),
+        ));
+    }
+    let options = chat.options(if beginning.is_some() { ChatEnd::Continue } else { ChatEnd::Answer })?;
+    if is_cached {
+        return prompt::rest_of_message(tokenizer, text, beginning, &options);
+    }
+    let mut messages = chat.beginning();
+    messages.push(Message::user(text));
+    messages.extend(beginning.map(Message::assistant));
+    Ok(tokenizer.chat(&messages, &options)?.tokens)
+}
+
+/// Reads a truth value as mlx-lm does, but refuses other words.
 fn boolean(text: &str) -> Result<bool, String> {
     match &*text.to_ascii_lowercase() {
         "true" | "t" => Ok(true),

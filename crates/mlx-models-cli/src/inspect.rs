@@ -1,4 +1,4 @@
-//! `mlx-models inspect`: what is in a checkpoint folder.
+//! `mlx-models inspect`: shows what a checkpoint folder contains.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,10 +13,10 @@ use crate::style::printable;
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Checkpoint folder, demo:NAME, or hub id (owner/name)
+    /// Show this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name)
     #[arg(value_name = "MODEL")]
     model: Source,
-    /// Write one JSON object instead of a table
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -34,7 +34,7 @@ struct Description {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(arguments.model.folder()?).map_err(LoadError::from)?;
-    // Built, so that an error in the config or the tensors shows; the weights are not read.
+    // The model is built, so that errors in the config or the tensors are found; the weights are not read.
     let options = LoadOptions { lazy: true, ..LoadOptions::default() };
     let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
     let info = model.info();
@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How the layers are quantized, the most common way first: `affine of 4 bits in groups of 64 (12 layers)`.
+/// How the layers are quantized, the most common quantization first: `affine of 4 bits in groups of 64 (12 layers)`.
 fn quantization(checkpoint: &Checkpoint) -> String {
     let mut ways = BTreeMap::new();
     for key in checkpoint.headers().keys() {

@@ -1,4 +1,4 @@
-//! What a model is given: text, or a conversation through its chat template.
+//! Prompts: text from the command line or standard input, and options of the chat template.
 
 use std::io::{self, Read};
 
@@ -9,33 +9,34 @@ use mlx_models::tokenizer::{
 
 use crate::failure::Failure;
 
-/// Names and values.
+/// The names and values of a chat template's variables.
 type Variables = serde_json::Map<String, serde_json::Value>;
 
 fn variables(text: &str) -> Result<Variables, String> {
     serde_json::from_str(text).map_err(|e| format!("must be a JSON object: {e}"))
 }
 
-/// How text becomes a prompt.
+/// Options of how a message becomes a prompt.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Chat template")]
 pub(crate) struct ChatArguments {
-    /// What the model is told before the conversation
+    /// Begin the conversation with this system prompt
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system_prompt: Option<String>,
-    /// A variable of the chat template, such as enable_thinking=false; the value is JSON, or else text
+    /// Set a variable of the chat template, such as enable_thinking=false; can be repeated. The value is read as JSON, or
+    /// as text if it is not valid JSON
     #[arg(long, value_name = "NAME=VALUE")]
     chat_template_arg: Vec<String>,
-    /// Variables of the chat template as one JSON object, such as '{"enable_thinking": false}'
+    /// Set variables of the chat template with one JSON object, such as '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = variables)]
     chat_template_config: Option<Variables>,
-    /// Use the tokenizer's chat template of this name
+    /// Use the chat template with this name, where the tokenizer has several
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
 }
 
 impl ChatArguments {
-    /// The messages before the first one of the user.
+    /// The messages before the user's first message.
     pub(crate) fn beginning(&self) -> Vec<Message> {
         self.system_prompt.iter().map(|text| Message::system(text)).collect()
     }
@@ -64,11 +65,11 @@ impl ChatArguments {
     }
 }
 
-/// Stands for a message, to find where the template writes it. mlx-lm has the same.
+/// Stands for a message, to find the place where the template writes it. mlx-lm uses the same text.
 const PLACEHOLDER: &str = "<query>";
 
-/// The ids of a message that goes on where `cache-prompt` has left it open: without what the template writes before it,
-/// which the cache has.
+/// The tokens of a message whose beginning `cache-prompt` has cached: without the text that the template writes before the
+/// message, since the cache has that text.
 pub(crate) fn rest_of_message(
     tokenizer: &Tokenizer,
     message: &str,
@@ -84,16 +85,11 @@ pub(crate) fn rest_of_message(
     match start.and_then(|start| whole.get(start..)) {
         Some(rest) => behind(tokenizer, rest),
         None => Err(Failure::Arguments(
-            "the chat template does not write the message out as it is, so that it cannot go on behind a cache; \
-             --ignore-chat-template leaves the template out"
+            "the chat template changes the message, so that the message cannot continue a cached one; use \
+             --ignore-chat-template"
                 .to_owned(),
         )),
     }
-}
-
-/// The text of a prompt; `-` is standard input.
-pub(crate) fn read(prompt: String) -> Result<String, Failure> {
-    if prompt == "-" { read_stdin() } else { Ok(prompt) }
 }
 
 /// All of standard input.
@@ -105,7 +101,7 @@ pub(crate) fn read_stdin() -> Result<String, Failure> {
     if text.len() as u64 > LARGEST_TEXT {
         return Err(failed(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("a text may have at most {LARGEST_TEXT} bytes"),
+            format!("the limit for a text is {LARGEST_TEXT} bytes"),
         )));
     }
     Ok(text)
@@ -116,7 +112,7 @@ pub(crate) fn unescaped(prompt: &str) -> String {
     prompt.replace("\\n", "\n").replace("\\t", "\t")
 }
 
-/// The ids of a text that goes behind others, without what a tokenizer puts around a whole text.
+/// The tokens of a text that follows other tokens: without the special tokens that a tokenizer puts around a whole text.
 pub(crate) fn behind(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Failure> {
     let options = EncodeOptions { around: Around::Nothing, ..EncodeOptions::default() };
     Ok(tokenizer.encode_with(text, options)?)

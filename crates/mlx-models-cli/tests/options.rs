@@ -214,7 +214,7 @@ fn perplexity_says_how_it_was_measured() {
     let order = [&whole, &overlapping, &pieces].map(|found| number(found, "perplexity"));
     assert!(order.is_sorted(), "{order:?}");
     let error = fails(&["perplexity", text, "--sequence-length", "8", "--stride", "8"]);
-    assert!(error.contains("--stride 8 leaves nothing to score"), "{error}");
+    assert!(error.contains("--stride 8 leaves no tokens to score"), "{error}");
 }
 
 #[test]
