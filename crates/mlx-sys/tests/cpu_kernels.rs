@@ -694,7 +694,7 @@ fn compiled_functions() {
     });
 }
 
-/// The comparisons with stock MLX would pass if no kernel ran, so this counts the calls of kernels.
+/// Counts the calls of kernels, since the comparisons with stock MLX would pass if no kernel ran.
 #[test]
 fn every_operation_reaches_its_kernel() {
     let _turn = turn();
@@ -711,96 +711,136 @@ fn every_operation_reaches_its_kernel() {
         assert!(said[1].contains("all kernels: "), "{said:?}");
         return;
     }
-    let calls = |name: &str| {
-        let found = mlx_sys::cpu_kernels::profile().into_iter().find(|timing| timing.name == name);
-        found.map_or(0, |timing| timing.calls)
-    };
-    let check = |name: &str, make: &dyn Fn() -> Result<Array>| {
-        let before = calls(name);
-        make().unwrap().eval().unwrap();
-        assert_eq!(calls(name), before + 1, "{name}");
-        set_enabled(false);
-        make().unwrap().eval().unwrap();
-        set_enabled(true);
-        assert_eq!(calls(name), before + 1, "{name}, turned off");
-    };
     for dtype in FLOATS {
-        let x = normal(&[2, 3, 64], 1, dtype);
-        let (weight, square) = (normal(&[64], 2, dtype), normal(&[64, 64], 3, dtype));
-        let heads = normal(&[1, 4, 5, 16], 4, dtype);
-        let chosen = normal(&[5, 5], 5, Dtype::Float32).gt(Array::from_f32(-0.5)).unwrap();
-        let added = normal(&[1, 1, 5, 5], 6, dtype);
-        let offset = Array::from_slice(&[3_i32], &[1]);
-        let (q, scales, biases) = quantize(&square, 32, 4).unwrap();
-        let number = |value: f32| Array::from_f32(value).as_dtype(dtype);
-        for array in [&x, &weight, &square, &heads, &chosen, &added, &q, &scales, &biases] {
-            array.eval().unwrap();
-        }
-        check("RMSNorm", &|| rms_norm(&x, Some(&weight), 1e-5));
-        check("RMSNorm", &|| rms_norm(&x, None, 1e-5));
-        check("RoPE", &|| rope(&heads, 16, false, 10000.0, 1.0, 7, None));
-        check("RoPE", &|| rope_dynamic(&heads, 16, true, 10000.0, 1.0, &offset, None));
-        let attention = |mask| scaled_dot_product_attention(&heads, &heads, &heads, 0.25, mask, None);
-        check("Attention", &|| attention(None));
-        check("Attention", &|| attention(Some(Mask::Causal)));
-        check("Attention", &|| attention(Some(Mask::Array(&chosen))));
-        check("Attention", &|| attention(Some(Mask::Array(&added))));
-        check("Matmul", &|| matmul(&x, square.transpose()?));
-        check("AddMM", &|| addmm(&weight, &x, &square, 1.0, 1.0));
-        check("QuantizedMatmul", &|| quantized_matmul(&x, &q, &scales, &biases, true, 32, 4));
-        let (keys, key_scales, key_biases) = quantize(normal(&[1, 2, 9, 32], 7, dtype), 32, 8).unwrap();
-        let queries = normal(&[1, 2, 3, 32], 8, dtype);
-        check("QuantizedMatmul", &|| {
-            quantized_matmul(&queries, &keys, &key_scales, &key_biases, true, 32, 8)
-        });
+        rows_reach_their_kernels(dtype);
+        products_reach_their_kernels(dtype);
+        heads_reach_their_kernels(dtype);
         for grouped in [false, true] {
-            let [k, v] = [1, 2].map(|seed| cached([1, 2, 60, 32], seed, [32, 4], grouped, dtype));
-            let q = normal(if grouped { &[1, 2, 2, 3, 32] } else { &[1, 2, 3, 32] }, 9, dtype);
-            let mask = normal(&[3, 60], 4, Dtype::Float32).gt(Array::from_f32(0.0)).unwrap();
-            let added = normal(&[3, 60], 5, dtype);
-            k.iter().chain(&v).chain([&q, &mask, &added]).for_each(|array| array.eval().unwrap());
-            let products = calls("QuantizedMatmul");
-            let masked = |hiding| quantized_attention(&q, &k, &v, [32, 4], hiding);
-            check("QuantizedAttention", &|| masked(Hiding::Nothing));
-            check("QuantizedAttention", &|| masked(Hiding::Chosen(&mask, lowest(dtype))));
-            check("QuantizedAttention", &|| masked(Hiding::Added(&added)));
-            // So few scores that stock MLX computes their softmax.
-            let few = |x: &[Array; 3]| {
-                x.clone().map(|x| x.take_axis(Array::from_slice(&[0, 1], &[2]), -2).unwrap())
-            };
-            let (few_keys, few_values) = (few(&k), few(&v));
-            few_keys.iter().chain(&few_values).for_each(|array| array.eval().unwrap());
-            check("QuantizedAttention", &|| {
-                quantized_attention(&q, &few_keys, &few_values, [32, 4], Hiding::Nothing)
-            });
-            assert_eq!(calls("QuantizedMatmul"), products, "besides the attention that they are part of");
-            let attentions = calls("QuantizedAttention");
-            masked(Hiding::Chosen(&mask, -1e9)).unwrap().eval().unwrap();
-            assert_eq!(calls("QuantizedMatmul"), products + 2, "with another number than the lowest");
-            assert_eq!(calls("QuantizedAttention"), attentions);
+            quantized_attention_reaches_its_kernel(dtype, grouped);
         }
-        check("Quantize", &|| Ok(quantize(&square, 32, 4)?.1));
-        check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
-        check("Softmax", &|| softmax_axis(&x, -1, true));
-        check("LogSumExp", &|| x.logsumexp_axis(-1, true));
-        check("ArgMax", &|| mlx_rs::ops::indexing::argmax_axis(&x, -1, false));
-        check("Add", &|| x.add(&x));
-        check("Multiply", &|| x.multiply(&x));
-        let long = normal(&[2, 200], 9, dtype);
-        check("Subtract", &|| long.subtract(long.logsumexp_axis(-1, true)?));
-        let silu = || x.multiply(sigmoid(&x)?);
-        let gelu = || {
-            let bent = x.add(power(&x, number(3.0)?)?.multiply(number(0.044_715)?)?)?;
-            let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32)?)?)?;
-            x.multiply(number(0.5)?)?.multiply(share.add(number(1.0)?)?)
-        };
-        check("SiLU", &silu);
-        check("SwiGLU", &|| silu()?.multiply(&x));
-        check("GELU", &gelu);
-        check("GeGLU", &|| gelu()?.multiply(&x));
+        gates_reach_their_kernels(dtype);
     }
-    // A sum of few rows runs the operations of its terms itself. A product that is a term of many sums runs twice: in the
-    // first sum's node, and once for all others.
+    for row in include_str!("../native/operations.def").lines().filter(|line| line.starts_with("KERNEL(")) {
+        let name = row.split('"').nth(1).unwrap();
+        assert_ne!(calls(name), 0, "no operation above runs the kernel {name}");
+    }
+    sums_run_the_operations_before_them();
+}
+
+/// How often a kernel was called until now.
+fn calls(name: &str) -> u64 {
+    let found = mlx_sys::cpu_kernels::profile().into_iter().find(|timing| timing.name == name);
+    found.map_or(0, |timing| timing.calls)
+}
+
+/// `make` calls the kernel once, and not at all when kernels are off.
+fn check(name: &str, make: &dyn Fn() -> Result<Array>) {
+    let before = calls(name);
+    make().unwrap().eval().unwrap();
+    assert_eq!(calls(name), before + 1, "{name}");
+    set_enabled(false);
+    make().unwrap().eval().unwrap();
+    set_enabled(true);
+    assert_eq!(calls(name), before + 1, "{name}, turned off");
+}
+
+/// An array that is computed, so that no check computes it.
+fn computed(shape: &[i32], seed: u64, dtype: Dtype) -> Array {
+    let x = normal(shape, seed, dtype);
+    x.eval().unwrap();
+    x
+}
+
+/// A mask of `shape`, computed.
+fn computed_mask(shape: &[i32], seed: u64, threshold: f32) -> Array {
+    let mask = normal(shape, seed, Dtype::Float32).gt(Array::from_f32(threshold)).unwrap();
+    mask.eval().unwrap();
+    mask
+}
+
+fn rows_reach_their_kernels(dtype: Dtype) {
+    let (x, weight) = (computed(&[2, 3, 64], 1, dtype), computed(&[64], 2, dtype));
+    check("RMSNorm", &|| rms_norm(&x, Some(&weight), 1e-5));
+    check("RMSNorm", &|| rms_norm(&x, None, 1e-5));
+    check("Softmax", &|| softmax_axis(&x, -1, true));
+    check("LogSumExp", &|| x.logsumexp_axis(-1, true));
+    check("ArgMax", &|| mlx_rs::ops::indexing::argmax_axis(&x, -1, false));
+    check("Add", &|| x.add(&x));
+    check("Multiply", &|| x.multiply(&x));
+    let long = normal(&[2, 200], 9, dtype);
+    check("Subtract", &|| long.subtract(long.logsumexp_axis(-1, true)?));
+}
+
+fn products_reach_their_kernels(dtype: Dtype) {
+    let (x, weight) = (computed(&[2, 3, 64], 1, dtype), computed(&[64], 2, dtype));
+    let square = computed(&[64, 64], 3, dtype);
+    let (q, scales, biases) = quantize(&square, 32, 4).unwrap();
+    transforms::eval([&q, &scales, &biases]).unwrap();
+    check("Matmul", &|| matmul(&x, square.transpose()?));
+    check("AddMM", &|| addmm(&weight, &x, &square, 1.0, 1.0));
+    check("QuantizedMatmul", &|| quantized_matmul(&x, &q, &scales, &biases, true, 32, 4));
+    let (keys, key_scales, key_biases) = quantize(normal(&[1, 2, 9, 32], 7, dtype), 32, 8).unwrap();
+    let queries = normal(&[1, 2, 3, 32], 8, dtype);
+    check("QuantizedMatmul", &|| quantized_matmul(&queries, &keys, &key_scales, &key_biases, true, 32, 8));
+    check("Quantize", &|| Ok(quantize(&square, 32, 4)?.1));
+    check("Dequantize", &|| dequantize(&q, &scales, &biases, 32, 4));
+}
+
+fn heads_reach_their_kernels(dtype: Dtype) {
+    let heads = computed(&[1, 4, 5, 16], 4, dtype);
+    let (chosen, added) = (computed_mask(&[5, 5], 5, -0.5), computed(&[1, 1, 5, 5], 6, dtype));
+    let offset = Array::from_slice(&[3_i32], &[1]);
+    check("RoPE", &|| rope(&heads, 16, false, 10000.0, 1.0, 7, None));
+    check("RoPE", &|| rope_dynamic(&heads, 16, true, 10000.0, 1.0, &offset, None));
+    let attention = |mask| scaled_dot_product_attention(&heads, &heads, &heads, 0.25, mask, None);
+    check("Attention", &|| attention(None));
+    check("Attention", &|| attention(Some(Mask::Causal)));
+    check("Attention", &|| attention(Some(Mask::Array(&chosen))));
+    check("Attention", &|| attention(Some(Mask::Array(&added))));
+}
+
+fn quantized_attention_reaches_its_kernel(dtype: Dtype, grouped: bool) {
+    let [k, v] = [1, 2].map(|seed| cached([1, 2, 60, 32], seed, [32, 4], grouped, dtype));
+    k.iter().chain(&v).for_each(|array| array.eval().unwrap());
+    let q = computed(if grouped { &[1, 2, 2, 3, 32] } else { &[1, 2, 3, 32] }, 9, dtype);
+    let (mask, added) = (computed_mask(&[3, 60], 4, 0.0), computed(&[3, 60], 5, dtype));
+    let products = calls("QuantizedMatmul");
+    let masked = |hiding| quantized_attention(&q, &k, &v, [32, 4], hiding);
+    check("QuantizedAttention", &|| masked(Hiding::Nothing));
+    check("QuantizedAttention", &|| masked(Hiding::Chosen(&mask, lowest(dtype))));
+    check("QuantizedAttention", &|| masked(Hiding::Added(&added)));
+    // So few scores that stock MLX computes their softmax.
+    let few = |x: &[Array; 3]| x.clone().map(|x| x.take_axis(Array::from_slice(&[0, 1], &[2]), -2).unwrap());
+    let (few_keys, few_values) = (few(&k), few(&v));
+    few_keys.iter().chain(&few_values).for_each(|array| array.eval().unwrap());
+    check("QuantizedAttention", &|| {
+        quantized_attention(&q, &few_keys, &few_values, [32, 4], Hiding::Nothing)
+    });
+    assert_eq!(calls("QuantizedMatmul"), products, "besides the attention that they are part of");
+    let attentions = calls("QuantizedAttention");
+    masked(Hiding::Chosen(&mask, -1e9)).unwrap().eval().unwrap();
+    assert_eq!(calls("QuantizedMatmul"), products + 2, "with another number than the lowest");
+    assert_eq!(calls("QuantizedAttention"), attentions);
+}
+
+fn gates_reach_their_kernels(dtype: Dtype) {
+    let x = computed(&[2, 3, 64], 1, dtype);
+    let number = |value: f32| Array::from_f32(value).as_dtype(dtype);
+    let silu = || x.multiply(sigmoid(&x)?);
+    let gelu = || {
+        let bent = x.add(power(&x, number(3.0)?)?.multiply(number(0.044_715)?)?)?;
+        let share = tanh(bent.multiply(number((2.0 / std::f64::consts::PI).sqrt() as f32)?)?)?;
+        x.multiply(number(0.5)?)?.multiply(share.add(number(1.0)?)?)
+    };
+    check("SiLU", &silu);
+    check("SwiGLU", &|| silu()?.multiply(&x));
+    check("GELU", &gelu);
+    check("GeGLU", &|| gelu()?.multiply(&x));
+}
+
+/// A sum of few rows runs the operations of its terms itself. A product that is a term of many sums runs twice: in the first
+/// sum's node, and once for all others.
+fn sums_run_the_operations_before_them() {
     let (x, w) = (normal(&[1, 128], 1, Dtype::Float32), normal(&[128, 128], 2, Dtype::Float32));
     let y = matmul(&x, &w).unwrap();
     let sums: Vec<Array> =

@@ -139,16 +139,4 @@ mod tests {
         unsafe { mlx_sys_set_kernels(std::ptr::null()) };
         assert_eq!(add(), 0);
     }
-
-    /// A row of `native/operations.def` for each counter and each entry, in the order of `Operation`.
-    #[test]
-    fn the_table_has_the_rows_of_the_list() {
-        let list = include_str!("../../native/operations.def");
-        let rows: Vec<&str> = list.lines().filter(|line| line.starts_with("KERNEL(")).collect();
-        assert_eq!(rows.len(), OPERATIONS as usize);
-        for (row, counter) in rows.iter().zip(table::COUNTERS) {
-            assert!(row.contains(&format!("\"{}\"", counter.name)), "{row}: {}", counter.name);
-        }
-        assert!(rows[Operation::quantize as usize].contains(" quantize, "));
-    }
 }

@@ -4,8 +4,8 @@ use mlx_cpu::View;
 
 use crate::cpu_kernels::abi::Tensor;
 
-/// A tensor `[B, H, L, D]`, or `[B, H, G, L, D]` as one of `H * G` heads, with the elements of its last dimension next to
-/// each other. Where the tensor lies differently in memory, a copy of it in `copy`.
+/// A tensor `[B, H, L, D]`, or `[B, H, G, L, D]` with its `H * G` heads in one dimension, as a view in which the elements of
+/// the last dimension lie next to each other. Where they do not, or one stride cannot reach all heads, a view of a copy.
 ///
 /// # Safety
 ///
