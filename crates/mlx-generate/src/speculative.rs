@@ -454,6 +454,8 @@ fn row(tokens: &[u32]) -> Array {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     const P: [f32; 5] = [0.4, 0.1, 0.0, 0.3, 0.2];
@@ -479,7 +481,7 @@ mod tests {
             let replaced = 1.0 - (0..5).map(kept).sum::<f64>();
             for x in 0..5 {
                 let probability = kept(x) + replaced * rest[x] / total;
-                assert!((probability - f64::from(p[x])).abs() < 1e-6, "{p:?} {q:?} at {x}: {probability}");
+                assert_abs_diff_eq!(probability, f64::from(p[x]), epsilon = 1e-6);
             }
         }
     }
@@ -507,7 +509,7 @@ mod tests {
                 let (total, p) = (total as f64, f64::from(p));
                 // Four standard deviations.
                 let allowed = 4.0 * (total * p * (1.0 - p)).sqrt() + 1e-9;
-                assert!((count as f64 - total * p).abs() <= allowed, "{counts:?}");
+                assert_abs_diff_eq!(count as f64, total * p, epsilon = allowed);
             }
         }
     }

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use common::{model, text};
 use mlx_causal_lm::CausalLm;
-use mlx_generate::{Batch, FinishReason, GenerateError, GenerateOptions, RowId, Sampling, Session, generate};
+use mlx_generate::{
+    Batch, BatchToken, Cancel, Dry, FinishReason, GenerateError, GenerateOptions, Penalties, Penalty, RowId,
+    Sampling, Session, Token, generate,
+};
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
 
@@ -135,4 +138,130 @@ fn a_prompt_that_is_refused_leaves_the_batch_as_it_was() {
     assert!(refused(batch.add(&mut model, &[1; 129], options(4))).contains("129"));
     assert_eq!(batch.len(), 1);
     assert_eq!(together(&mut model, &mut batch)[&row].0, alone(&mut model, &text(5), options(4)));
+}
+
+/// Whatever a stream can do: each kind of option for one row, in the same batch.
+#[test]
+fn every_row_has_the_options_of_a_stream() {
+    let penalty = |penalty| Penalty { penalty, context_size: 8 };
+    let with = |penalties| GenerateOptions { penalties, top_logprobs: 4, ..options(18) };
+    let none = Penalties::default;
+    let dry = Dry { multiplier: 5.0, allowed_length: 1, ..Dry::default() };
+    let logit_bias = vec![(5, 3.0), (17, f64::NEG_INFINITY)];
+    for (window, border) in [(None, None), (Some(6), Some(16))] {
+        let mut model = model(window, border);
+        let stop_tokens = alone(&mut model, &text(11), options(3));
+        let all = [
+            GenerateOptions { top_logprobs: 4, ..options(18) },
+            with(Penalties { logit_bias: logit_bias.clone(), ..none() }),
+            with(Penalties { repetition: penalty(1.5), ..none() }),
+            with(Penalties { presence: penalty(0.7), frequency: penalty(0.3), ..none() }),
+            with(Penalties { dry: Some(dry.clone()), ..none() }),
+            GenerateOptions {
+                stop_tokens,
+                min_tokens: 9,
+                ..with(Penalties { presence: penalty(0.7), ..none() })
+            },
+            GenerateOptions {
+                sampling: Sampling { temperature: 0.9, top_p: 0.9, seed: 5, ..Sampling::default() },
+                ..with(Penalties { repetition: penalty(1.2), ..none() })
+            },
+        ];
+        let mut batch = Batch::new(CacheOptions::default());
+        let mut expected: BTreeMap<RowId, (Vec<Token>, Option<FinishReason>)> = BTreeMap::new();
+        let mut distinct = std::collections::BTreeSet::new();
+        for options in all {
+            let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+            let mut stream = generate(&mut model, &mut session, &text(11), options.clone()).unwrap();
+            let tokens: Vec<Token> = stream.by_ref().map(Result::unwrap).collect();
+            let finish = stream.finish_reason();
+            drop(stream);
+            distinct.insert(tokens.iter().map(|token| token.id).collect::<Vec<_>>());
+            expected.insert(batch.add(&mut model, &text(11), options).unwrap(), (tokens, finish));
+        }
+        assert!(distinct.len() >= 5, "the options change nothing");
+        let mut found: BTreeMap<RowId, (Vec<Token>, Option<FinishReason>)> = BTreeMap::new();
+        while !batch.is_empty() {
+            for BatchToken { row, token, finish } in batch.step(&mut model).unwrap() {
+                let (tokens, why) = found.entry(row).or_default();
+                tokens.extend(token);
+                *why = finish;
+            }
+        }
+        for ((row, (found, why)), (expected, finish)) in found.iter().zip(expected.values()) {
+            assert_eq!((found.len(), why), (expected.len(), finish), "{row:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+                assert_eq!((found.id, ids(found)), (expected.id, ids(expected)), "{row:?}");
+                assert_eq!(found.alternatives.len(), 4);
+                let all = |token: &Token| {
+                    let alternatives = token.alternatives.iter().map(|(_, logprob)| *logprob);
+                    [token.logprob].into_iter().chain(alternatives).collect::<Vec<f32>>()
+                };
+                approx::assert_relative_eq!(
+                    &all(found)[..],
+                    &all(expected)[..],
+                    epsilon = 1e-4,
+                    max_relative = 1e-4
+                );
+            }
+        }
+    }
+}
+
+/// A cancelled row ends before its next token, as a stream does, and a row that asks for no token has none.
+#[test]
+fn rows_that_end_without_a_token_are_reported() {
+    let mut model = model(None, None);
+    let mut batch = Batch::new(CacheOptions::default());
+    let cancel = Cancel::default();
+    let cancelled = GenerateOptions { cancel: cancel.clone(), ..options(20) };
+    let cancelled = batch.add(&mut model, &text(7), cancelled).unwrap();
+    let none = batch.add(&mut model, &text(5), options(0)).unwrap();
+    let other = batch.add(&mut model, &text(9), options(4)).unwrap();
+    let ended = |row, finish| BatchToken { row, token: None, finish: Some(finish) };
+    let expected = alone(&mut model, &text(9), options(4));
+    let ids = |answers: &[BatchToken], row: RowId| -> Vec<u32> {
+        let of_row = answers.iter().filter(|answer| answer.row == row);
+        of_row.filter_map(|answer| answer.token.as_ref().map(|token| token.id)).collect()
+    };
+    let mut answers = batch.step(&mut model).unwrap();
+    assert_eq!(answers[1], ended(none, FinishReason::MaxTokens));
+    answers.extend(batch.step(&mut model).unwrap());
+    cancel.cancel();
+    let third = batch.step(&mut model).unwrap();
+    assert_eq!((third.len(), &third[0]), (2, &ended(cancelled, FinishReason::Cancelled)));
+    assert_eq!(batch.tokens(cancelled), None);
+    answers.extend(third);
+    answers.extend(batch.step(&mut model).unwrap());
+    assert!(batch.is_empty());
+    assert_eq!(ids(&answers, cancelled), alone(&mut model, &text(7), options(2)));
+    assert_eq!(ids(&answers, other), expected);
+}
+
+/// A prompt whose beginning was read before, and the cache of a row that is kept for later.
+#[test]
+fn rows_continue_sessions_and_give_them_back() {
+    for (window, border) in [(None, None), (Some(6), None), (None, Some(16))] {
+        let mut model = model(window, border);
+        let expected = alone(&mut model, &text(14), options(12));
+        let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+        session.read_all(&mut model, &text(14)[..10], 4, |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+        let mut batch = Batch::new(CacheOptions::default());
+        batch.add(&mut model, &text(20), options(30)).unwrap();
+        let row = batch.add_session(&mut model, session, &text(14)[10..], options(12)).unwrap();
+        assert_eq!(batch.tokens(row), Some(&text(14)[..]));
+        for _ in 0..5 {
+            batch.step(&mut model).unwrap();
+        }
+        let mut kept = batch.session(row).unwrap().unwrap();
+        let tokens = batch.tokens(row).unwrap().to_vec();
+        assert_eq!((kept.rows(), &kept.ids().unwrap()[..]), (1, &tokens[..tokens.len() - 1]));
+        let rest = &tokens[tokens.len() - 1..];
+        let stream = generate(&mut model, &mut kept, rest, options(7)).unwrap();
+        assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected[5..]);
+        let ended = together(&mut model, &mut batch);
+        assert_eq!(ended[&row].0, expected[5..]);
+        assert!(batch.session(row).unwrap().is_none());
+    }
 }

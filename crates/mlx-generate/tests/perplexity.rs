@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::ControlFlow;
 
+use approx::assert_abs_diff_eq;
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_generate::{GenerateError, PerplexityOptions, perplexity};
@@ -44,9 +45,9 @@ fn every_piece_is_predicted_from_its_own_beginning() {
             let mean = nll.iter().sum::<f64>() / count;
             let variance = nll.iter().map(|nll| (nll - mean).powi(2)).sum::<f64>() / (count - 1.0);
             assert_eq!(found.tokens, nll.len());
-            assert!((found.mean_nll - mean).abs() < 1e-5, "{} {mean}", found.mean_nll);
-            assert!((found.perplexity() - mean.exp()).abs() < 1e-4 * mean.exp());
-            assert!((found.standard_error - (variance / count).sqrt()).abs() < 1e-5);
+            assert_abs_diff_eq!(found.mean_nll, mean, epsilon = 1e-5);
+            assert_abs_diff_eq!(found.perplexity(), mean.exp(), epsilon = 1e-4 * mean.exp());
+            assert_abs_diff_eq!(found.standard_error, (variance / count).sqrt(), epsilon = 1e-5);
         }
     }
 }
@@ -86,7 +87,7 @@ fn pieces_begin_with_a_token_and_overlap() {
             let found = perplexity(&mut model, &text, options, |_, _| ControlFlow::Continue(())).unwrap();
             let mean = nll.iter().sum::<f64>() / nll.len() as f64;
             assert_eq!(found.tokens, nll.len(), "{options:?}");
-            assert!((found.mean_nll - mean).abs() < 1e-5, "{options:?}: {} {mean}", found.mean_nll);
+            assert_abs_diff_eq!(found.mean_nll, mean, epsilon = 1e-5);
             if with_rest {
                 assert_eq!(found.tokens, 50 - usize::from(begin.is_none()), "{options:?}");
             }

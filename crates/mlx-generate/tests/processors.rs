@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::ControlFlow;
 
+use approx::assert_abs_diff_eq;
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_generate::{
@@ -182,7 +183,7 @@ fn assert_same((found, finish): &Answer, (expected, why): &Answer) {
     let ids = |tokens: &[Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
     assert_eq!(ids(found), ids(expected));
     for (found, expected) in found.iter().zip(expected) {
-        assert!((found.logprob - expected.logprob).abs() < 1e-4, "{found:?} {expected:?}");
+        assert_abs_diff_eq!(found.logprob, expected.logprob, epsilon = 1e-4);
         let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         assert_eq!(ids(found), ids(expected));
     }

@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::ControlFlow;
 
+use approx::assert_abs_diff_eq;
 use common::{model, model_of, text};
 use mlx_causal_lm::CausalLm;
 use mlx_generate::{
@@ -295,7 +296,7 @@ fn penalties_and_the_least_length_hold_for_guesses_too() {
                 .unwrap();
         for (found, expected) in stream.map(Result::unwrap).zip(&expected) {
             assert_eq!(found.id, expected.id);
-            assert!((found.logprob - expected.logprob).abs() < 1e-4);
+            assert_abs_diff_eq!(found.logprob, expected.logprob, epsilon = 1e-4);
             let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
             assert_eq!(ids(&found), ids(expected));
         }

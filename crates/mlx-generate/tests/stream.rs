@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 
+use approx::assert_abs_diff_eq;
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
@@ -68,7 +69,7 @@ fn greedy_tokens_and_their_logprobs_are_those_of_a_loop_without_cache() {
     let stream = generate(&mut model, &mut session, &PROMPT, options(20)).unwrap();
     for (token, (id, logprob)) in stream.map(Result::unwrap).zip(expected) {
         assert_eq!(token.id, id);
-        assert!((token.logprob - logprob).abs() < 1e-4, "{} {logprob}", token.logprob);
+        assert_abs_diff_eq!(token.logprob, logprob, epsilon = 1e-4);
     }
 }
 
@@ -233,7 +234,7 @@ fn alternatives_are_the_most_probable_tokens() {
     ids.sort_unstable();
     assert_eq!(ids, (0..96).collect::<Vec<_>>());
     let sum: f64 = all.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
-    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+    assert_abs_diff_eq!(sum, 1.0, epsilon = 1e-5);
 }
 
 #[test]
@@ -253,7 +254,7 @@ fn stop_tokens_are_impossible_before_the_least_length() {
     let alternatives = &tokens(&mut model, &PROMPT, options)[0].alternatives;
     assert_eq!(alternatives[95], (plain[0], f32::NEG_INFINITY));
     let sum: f64 = alternatives.iter().map(|&(_, logprob)| f64::from(logprob).exp()).sum();
-    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+    assert_abs_diff_eq!(sum, 1.0, epsilon = 1e-5);
 }
 
 /// Greedy decoding without a cache or look-ahead, with penalties by their definitions for tokens `from` on.

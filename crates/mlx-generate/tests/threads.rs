@@ -6,6 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::thread;
 
+use approx::assert_abs_diff_eq;
 use common::{model, model_of, text};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_generate::{
@@ -101,8 +102,7 @@ fn a_session_that_is_half_read_goes_on_on_another_thread() {
             elsewhere(|| session.trim(2)).unwrap();
             let answer = elsewhere(|| session.read(&mut model, &row(&text(24)[18..]), Logits::Last)).unwrap();
             let found = elsewhere(move || answer.as_slice::<f32>().to_vec());
-            let close = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4);
-            assert!(close, "{window:?} {border:?} {logits:?}");
+            assert_abs_diff_eq!(&found[..], &expected[..], epsilon = 1e-4);
         }
     }
 }

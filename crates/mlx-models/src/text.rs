@@ -1,16 +1,22 @@
 //! Tokens with their text: the token loop and the tokenizer together.
+//!
+//! [`with_text`] gives a stream its text, which ends before a stop string. [`StopStringProcessor`] ends a sequence of tokens
+//! where a stop string is complete, in a row of a batch too.
 
-use mlx_generate::{FinishReason, GenerateError, Token, Tokens};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use mlx_generate::{FinishReason, GenerateError, LogitsProcessor, ProcessorError, Token, Tokens};
 use mlx_tokenizer::{StopStrings, TextStream, Tokenizer, TokenizerError};
 
-/// Why a text does not go on.
+/// Why a text cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    /// The token loop.
+    /// The token loop reported an error.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// The tokenizer.
+    /// The tokenizer reported an error.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
 }
@@ -19,18 +25,18 @@ pub enum TextError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TextFinish {
-    /// The stream of tokens did.
+    /// The stream of tokens ended.
     Tokens(FinishReason),
-    /// One of the stop strings came; the text ends before it.
+    /// The text came to this stop string, and ends before it.
     StopString(String),
 }
 
-/// A piece of text, and the token that it came with.
+/// A piece of text, and the token that completed it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextPiece {
-    /// Whole characters, perhaps none: those that the token has completed.
+    /// Whole characters: those that the token completed. Often empty.
     pub text: String,
-    /// None for what was held back until the end.
+    /// `None` for text that was held back until the end.
     pub token: Option<Token>,
 }
 
@@ -39,16 +45,16 @@ pub struct TextPiece {
 pub struct TextTokens<'t, S> {
     tokens: S,
     tokenizer: &'t Tokenizer,
-    /// None once the end was written.
+    /// `None` after the end.
     text: Option<(TextStream<'t>, StopStrings)>,
     finish: Option<TextFinish>,
 }
 
-/// Gives a stream of tokens its text, which ends before the first of the stop strings, wherever tokens begin and
-/// end. The text of a stop token is left out.
+/// Gives a stream of tokens its text, which ends before the first stop string. A stop string may begin and end inside of
+/// tokens. The text of a stop token is left out.
 ///
-/// Special tokens such as `<|im_end|>` have no text. A stop string may spell them all the same, alone or with text around
-/// them: see [`StopStrings`].
+/// Special tokens such as `<|im_end|>` have no text, but a stop string may contain them, alone or with text around them: see
+/// [`StopStrings`].
 ///
 /// ```no_run
 /// use mlx_models::generate::{GenerateOptions, Session, generate};
@@ -71,7 +77,7 @@ pub struct TextTokens<'t, S> {
 ///
 /// # Errors
 ///
-/// [`TokenizerError::EmptyStopString`] for a stop string that every text begins with.
+/// [`TokenizerError::EmptyStopString`] for an empty stop string.
 pub fn with_text<'t, S: Tokens, T: Into<String>>(
     tokens: S,
     tokenizer: &'t Tokenizer,
@@ -94,7 +100,7 @@ impl<S: Tokens> TextTokens<'_, S> {
         let is_stop_token = ended == Some(FinishReason::StopToken);
         let mut piece = match &token {
             Some(token) if !is_stop_token => stop.push_token(text, token.id)?,
-            // Its text is left out; a stop string may spell it.
+            // Its text is left out, but a stop string may contain it.
             Some(token) => stop.push_special(&self.tokenizer.special_content(token.id).unwrap_or_default()),
             None => String::new(),
         };
@@ -127,5 +133,107 @@ impl<S: Tokens> Iterator for TextTokens<'_, S> {
             self.text = None;
         }
         piece
+    }
+}
+
+/// How many tokens can be taken back without decoding the answer again. Speculative decoding rarely guesses more.
+const KEPT_STATES: usize = 32;
+
+/// Ends a sequence with the token that completes a stop string, with
+/// [`FinishReason::Complete`](mlx_generate::FinishReason::Complete): for streams, rows of a batch and speculative decoding.
+///
+/// It looks at the answer and not at the prompt, and changes no logits. The last tokens of the answer contain the stop
+/// string. To leave it out of the text that is shown, use [`StopStrings`] or [`with_text`].
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use mlx_models::CacheOptions;
+/// use mlx_models::generate::{Batch, GenerateOptions};
+/// use mlx_models::text::StopStringProcessor;
+/// use mlx_models::tokenizer::Tokenizer;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut model = mlx_models::load("path/to/checkpoint")?;
+/// let tokenizer = Arc::new(Tokenizer::from_folder("path/to/checkpoint")?);
+/// let stop = StopStringProcessor::new(&tokenizer, ["The end"])?;
+/// let options = GenerateOptions { processors: vec![Box::new(stop)], ..GenerateOptions::default() };
+/// let mut batch = Batch::new(CacheOptions::default());
+/// for prompt in ["Once upon a time", "In the beginning"] {
+///     batch.add(&mut *model, &tokenizer.encode(prompt)?, options.clone())?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct StopStringProcessor {
+    /// Before the first token.
+    start: State,
+    /// The tokens of the answer.
+    ids: Vec<u32>,
+    /// The states after the newest tokens, the newest last. Never empty.
+    states: VecDeque<State>,
+}
+
+/// The text and the search for stop strings after some token.
+#[derive(Debug, Clone)]
+struct State {
+    text: TextStream<'static>,
+    stop: StopStrings,
+}
+
+impl State {
+    fn push(&mut self, token: u32) -> Result<(), TokenizerError> {
+        self.stop.push_token(&mut self.text, token).map(drop)
+    }
+}
+
+impl StopStringProcessor {
+    /// Ends sequences at these strings.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::EmptyStopString`] for an empty stop string.
+    pub fn new<T: Into<String>>(
+        tokenizer: &Arc<Tokenizer>,
+        stop_strings: impl IntoIterator<Item = T>,
+    ) -> Result<Self, TokenizerError> {
+        let text = TextStream::shared(Arc::clone(tokenizer));
+        let start = State { text, stop: StopStrings::new(stop_strings)? };
+        Ok(Self { ids: Vec::new(), states: VecDeque::from([start.clone()]), start })
+    }
+
+    /// The stop string that was completed.
+    pub fn found(&self) -> Option<&str> {
+        self.states.back().and_then(|state| state.stop.found())
+    }
+}
+
+impl LogitsProcessor for StopStringProcessor {
+    fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
+        let mut state = self.states.back().unwrap_or(&self.start).clone();
+        state.push(token)?;
+        self.ids.push(token);
+        self.states.push_back(state);
+        if self.states.len() > KEPT_STATES {
+            self.states.pop_front();
+        }
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.ids.truncate(self.ids.len().saturating_sub(tokens));
+        let kept = self.states.len().saturating_sub(tokens);
+        self.states.truncate(kept);
+        if kept == 0 {
+            let mut state = self.start.clone();
+            self.ids.iter().try_for_each(|&token| state.push(token))?;
+            self.states.push_back(state);
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.found().is_some()
     }
 }

@@ -1,5 +1,8 @@
 //! Decodes ids one by one.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use crate::check;
 use crate::decoder::Decoder;
 use crate::{Tokenizer, TokenizerError};
@@ -13,15 +16,42 @@ use crate::{Tokenizer, TokenizerError};
 /// Some decoders hold text back that later tokens may change. A decoder that drops repeated tokens holds back
 /// one token, and a decoder that needs all tokens holds back everything. None of the supported models has such
 /// a decoder.
-#[derive(Debug)]
+///
+/// A clone continues at the same place, independently of the original.
+#[derive(Debug, Clone)]
 pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: Source<'a>,
     decoder: Decoder,
+}
+
+/// A tokenizer that is borrowed or shared.
+#[derive(Debug, Clone)]
+enum Source<'a> {
+    Borrowed(&'a Tokenizer),
+    Shared(Arc<Tokenizer>),
+}
+
+impl Deref for Source<'_> {
+    type Target = Tokenizer;
+
+    fn deref(&self) -> &Tokenizer {
+        match self {
+            Self::Borrowed(tokenizer) => tokenizer,
+            Self::Shared(tokenizer) => tokenizer,
+        }
+    }
+}
+
+impl TextStream<'static> {
+    /// A stream that owns a share of its tokenizer, for types that cannot borrow one.
+    pub fn shared(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { decoder: Decoder::new(tokenizer.inner.get_decoder()), tokenizer: Source::Shared(tokenizer) }
+    }
 }
 
 impl<'a> TextStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, decoder: Decoder::new(tokenizer.inner.get_decoder()) }
+        Self { tokenizer: Source::Borrowed(tokenizer), decoder: Decoder::new(tokenizer.inner.get_decoder()) }
     }
 
     /// Takes the next id and returns the text that is now complete, which is often empty.
@@ -39,8 +69,8 @@ impl<'a> TextStream<'a> {
     }
 
     /// The tokenizer of the ids.
-    pub(crate) fn tokenizer(&self) -> &'a Tokenizer {
-        self.tokenizer
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Ends the stream and returns the rest: replacement characters for bytes that do not form a character.

@@ -132,6 +132,7 @@ fn repeated_suffixes(tokens: &[u32]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
     use proptest::prelude::*;
 
     use super::*;
@@ -168,7 +169,7 @@ mod tests {
             }
             let sum: f64 = weights.iter().sum();
             for (weight, expected) in weights.iter().zip(expected) {
-                assert!((weight / sum - expected).abs() < 1e-6, "{history:?}: {} {expected}", weight / sum);
+                assert_abs_diff_eq!(weight / sum, *expected, epsilon = 1e-6);
             }
         }
     }
