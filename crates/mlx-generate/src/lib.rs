@@ -191,8 +191,8 @@ pub struct GenerateOptions {
     pub min_tokens: usize,
     /// Built-in changes of the logits.
     pub penalties: Penalties,
-    /// The caller's own changes of the logits, applied after the penalties, in this order. Each sequence has its own: a clone
-    /// of these options has clones of the processors.
+    /// The caller's own changes of the logits, applied after the penalties, in this order. Each sequence has its own: a
+    /// clone of these options has clones of the processors.
     pub processors: Vec<Box<dyn LogitsProcessor>>,
     /// How a token is drawn.
     pub sampling: Sampling,

@@ -14,8 +14,7 @@ use crate::{FinishReason, GenerateError, GenerateOptions, Session, check_ids};
 pub(crate) struct Sequence {
     pub(crate) options: GenerateOptions,
     pub(crate) chooser: Chooser,
-    /// The tokens so far whose ids are known: the session's, the prompt's and those that were taken. The session has read
-    /// all of them but the last.
+    /// The tokens so far whose ids are known: the session's, the prompt's and those that were taken.
     ids: Vec<u32>,
     /// How many tokens were taken.
     decoded: usize,

@@ -1,4 +1,4 @@
-//! Batches: every row gets the tokens that it would get alone, whoever comes and goes.
+//! Batches: every row gets the tokens that it would get alone, while other rows come and go.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -23,7 +23,7 @@ fn alone(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Vec<u32>
     generate(model, &mut session, prompt, options).unwrap().map(|token| token.unwrap().id).collect()
 }
 
-/// Decodes until all have ended; answers each row's tokens and why it ended.
+/// Decodes until all rows have ended, and returns the tokens of each row and why it ended.
 fn together(model: &mut Phi3, batch: &mut Batch) -> BTreeMap<RowId, (Vec<u32>, FinishReason)> {
     let mut open: BTreeMap<RowId, Vec<u32>> = BTreeMap::new();
     let mut ended = BTreeMap::new();
@@ -140,7 +140,7 @@ fn a_prompt_that_is_refused_leaves_the_batch_as_it_was() {
     assert_eq!(together(&mut model, &mut batch)[&row].0, alone(&mut model, &text(5), options(4)));
 }
 
-/// Whatever a stream can do: each kind of option for one row, in the same batch.
+/// A row can do what a stream can do: each kind of option for one row, all in the same batch.
 #[test]
 fn every_row_has_the_options_of_a_stream() {
     let penalty = |penalty| Penalty { penalty, context_size: 8 };

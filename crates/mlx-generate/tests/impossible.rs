@@ -1,4 +1,4 @@
-//! Steps in which no token can be chosen: an error, and never token 0.
+//! Where no token can be chosen there is an error, and never token 0.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -20,7 +20,7 @@ fn session(model: &Phi3) -> Session {
     Session::new(model.new_cache(&CacheOptions { rewind: 4, ..CacheOptions::default() }).unwrap())
 }
 
-/// The first error of plain decoding, of decoding with proposals, and of a batch, where it must be that of the row.
+/// The first error of plain decoding, of speculative decoding, and of a batch, which must report it as the row's error.
 fn errors(model: &mut Phi3, options: &GenerateOptions) -> [GenerateError; 3] {
     let mut plain = session(model);
     let first =
@@ -59,7 +59,7 @@ fn samplings() -> [Sampling; 3] {
 fn every_token_is_forbidden() {
     let mut model = model(None, None);
     let all: Vec<(u32, f64)> = (0..96).map(|id| (id, f64::NEG_INFINITY)).collect();
-    // All of them; and all but the stop token, before as many tokens as there must be.
+    // All tokens; and all but the stop token, which is impossible before the minimum number of tokens.
     for (logit_bias, stop_tokens, min_tokens) in [(all.clone(), vec![], 0), (all[..95].to_vec(), vec![95], 2)]
     {
         for sampling in samplings() {
@@ -77,7 +77,7 @@ fn every_token_is_forbidden() {
             }
         }
     }
-    // Without the least length, the only token that is left is the stop token.
+    // Without the minimum number of tokens, the stop token is the only one that is left.
     let penalties = Penalties { logit_bias: all[..95].to_vec(), ..Penalties::default() };
     let options = GenerateOptions { penalties, stop_tokens: vec![95], ..GenerateOptions::default() };
     let mut session = session(&model);
@@ -89,7 +89,7 @@ fn every_token_is_forbidden() {
 }
 
 #[test]
-fn weights_that_are_no_numbers() {
+fn weights_that_are_not_numbers() {
     let mut model = model(None, None);
     for bad in [f32::NAN, f32::INFINITY] {
         let norm = Array::from_slice(&[bad; 64], &[64]);
@@ -106,7 +106,7 @@ fn weights_that_are_no_numbers() {
     }
 }
 
-/// One row fails, and the others have all their tokens.
+/// One row fails, and the others get all of their tokens.
 #[test]
 fn a_row_that_fails_leaves_the_others_alone() {
     let mut model = model(None, None);
@@ -137,9 +137,9 @@ fn a_row_that_fails_leaves_the_others_alone() {
     assert_eq!(tokens, expected.into_iter().map(|id| (good, id)).collect::<Vec<_>>());
 }
 
-/// A draft that is damaged changes no answer: where it draws tokens, it is an error.
+/// A damaged draft does not change greedy answers. Where tokens are drawn, it is an error.
 #[test]
-fn a_draft_whose_weights_are_no_numbers() {
+fn a_draft_whose_weights_are_not_numbers() {
     let (mut large, mut small) = (model(None, None), model(None, None));
     let norm = Array::from_slice(&[f32::NAN; 64], &[64]);
     small.update_flattened(FlattenedModuleParam::from_iter([("model.norm.weight".into(), norm)]));

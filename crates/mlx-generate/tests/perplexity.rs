@@ -1,4 +1,4 @@
-//! Perplexity beside a float64 computation from the logits of one pass.
+//! Perplexity, compared with a float64 computation from the logits of one pass.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -52,7 +52,7 @@ fn every_piece_is_predicted_from_its_own_beginning() {
     }
 }
 
-/// Each token of the text is scored once, behind the token that every piece begins with and at least so many others.
+/// Each token of the text is scored once, behind the token that every piece begins with and at least `context` others.
 #[test]
 fn pieces_begin_with_a_token_and_overlap() {
     const BOS: u32 = 5;

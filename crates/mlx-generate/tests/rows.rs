@@ -1,4 +1,4 @@
-//! Sessions of several rows: each row is answered as if it were alone, whichever rows join and leave.
+//! Sessions of several rows: the logits of each row are those that it would have alone, while other rows come and go.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -201,7 +201,7 @@ fn rows_that_are_read_together_can_be_taken_apart() {
 fn what_cannot_be_joined_is_refused() {
     let mut model = model(None, None);
     let mut session = session_of(&mut model, &text(5));
-    // Tokens that nobody knows.
+    // A cache with unknown tokens.
     let cache = session_of(&mut model, &text(4)).into_cache();
     let error = session.join(&mut model, Session::new(cache)).unwrap_err();
     assert!(matches!(error, GenerateError::UnknownTokens { tokens: 4 }), "{error}");

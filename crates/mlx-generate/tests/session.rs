@@ -1,4 +1,4 @@
-//! Sessions: answers are those of one pass over the whole sequence, on both sides of a border and over it.
+//! Sessions: the logits are those of one pass over the whole sequence, on both sides of LongRoPE's border and across it.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::ops::ControlFlow;
@@ -42,7 +42,7 @@ fn new_session(model: &Phi3) -> Session {
     Session::new(model.new_cache(&CacheOptions::default()).unwrap())
 }
 
-/// `[rows, length]`, different rows.
+/// Tokens `[rows, length]`; the rows differ.
 fn tokens(rows: i32, length: i32) -> Array {
     let ids: Vec<u32> = (0..(rows * length) as u32).map(|i| (i * i * 7 + i) % 96).collect();
     Array::from_slice(&ids, &[rows, length])
@@ -87,7 +87,7 @@ fn each_call_is_answered_as_by_one_pass_up_to_its_end() {
     }
 }
 
-/// The first test would pass without sessions if the border did nothing.
+/// The border has an effect: otherwise the first test would pass without sessions.
 #[test]
 fn a_cache_alone_is_wrong_over_the_border() {
     let mut model = model(None);
@@ -105,7 +105,8 @@ fn a_session_that_is_cut_back_goes_on_as_if_the_tokens_had_never_come() {
     for window in [None, Some(4)] {
         let mut model = model(window);
         let tokens = tokens(2, 20);
-        // Read, taken back, read again: within the border, over it and back, beyond it, to nothing.
+        // Numbers of tokens that are read, taken back, and read again: below the border, across it and back, beyond it,
+        // and all of them.
         for (read, back, more) in [(6, 2, 3), (12, 8, 2), (12, 8, 10), (15, 3, 4), (12, 4, 1), (10, 10, 5)] {
             let mut session = new_session(&model);
             session.read(&mut model, &cut(&tokens, 0, read), Logits::None).unwrap();
@@ -129,7 +130,7 @@ fn a_session_that_is_cut_back_goes_on_as_if_the_tokens_had_never_come() {
 }
 
 #[test]
-fn a_session_cannot_be_cut_by_less_than_nothing_and_keeps_none_beyond_all() {
+fn a_session_refuses_negative_cuts_and_is_empty_after_large_ones() {
     let mut model = model(None);
     let mut session = new_session(&model);
     session.read(&mut model, &tokens(1, 5), Logits::None).unwrap();
@@ -245,7 +246,7 @@ fn a_clone_goes_its_own_way() {
     assert_eq!((session.offset(), other.offset()), (12, 7));
 }
 
-/// A batch whose rows come over the border at different times.
+/// The rows of a batch cross the border at different times.
 #[test]
 fn padded_rows_cross_the_border_by_their_own_lengths() {
     let mut model = model(None);
@@ -266,7 +267,7 @@ fn padded_rows_cross_the_border_by_their_own_lengths() {
 }
 
 #[test]
-fn a_cache_with_tokens_that_nobody_knows_is_used_up_to_the_border() {
+fn a_cache_with_unknown_tokens_is_used_up_to_the_border() {
     let mut model = model(None);
     let tokens = tokens(1, 12);
     let cache = |model: &mut Phi3, length: i32| -> ModelCache {
@@ -286,7 +287,7 @@ fn a_cache_with_tokens_that_nobody_knows_is_used_up_to_the_border() {
     let found = session.read(&mut model, &tokens, Logits::All).unwrap();
     assert_close(&found, &one_pass(&mut model, &tokens), "from the beginning");
 
-    // Beyond the border there is none to come.
+    // Beyond the border there is no second border.
     let mut session = Session::new(cache(&mut model, 10));
     let found = session.read(&mut model, &cut(&tokens, 10, 12), Logits::All).unwrap();
     assert_close(&found, &cut(&one_pass(&mut model, &tokens), 10, 12), "beyond");
@@ -322,7 +323,7 @@ fn a_cache_from_a_file_goes_on_over_the_border_with_its_tokens() {
     assert_eq!(Session::resume(empty.clone(), &cut(&tokens, 0, 0), &empty).unwrap().offset(), 0);
 }
 
-/// What is being read is rotated for its whole length; a clone knows that length too.
+/// A text is rotated for its whole length, which a clone of the cache knows too.
 #[test]
 fn caches_remember_what_was_expected() {
     let model = model(None);
@@ -339,7 +340,7 @@ fn caches_remember_what_was_expected() {
 fn many_single_tokens_are_kept_together() {
     let mut model = model(Some(4));
     let mut session = new_session(&model);
-    // The context of 64 tokens is the caller's to keep.
+    // A session does not limit the sequence to the context of 64 tokens; the caller does.
     let ids: Vec<u32> = (0..1200).map(|i| i * 31 % 96).collect();
     for id in &ids {
         session.read(&mut model, &Array::from_slice(&[*id as i32], &[1, 1]), Logits::None).unwrap();
@@ -349,7 +350,7 @@ fn many_single_tokens_are_kept_together() {
     assert_eq!(tokens.as_slice::<u32>(), ids);
 }
 
-/// MLX would read what lies behind the embedding table.
+/// MLX would read another row of the embedding table.
 #[test]
 fn tokens_that_the_model_does_not_have_are_refused() {
     let mut model = model(None);

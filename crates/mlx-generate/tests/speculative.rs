@@ -1,4 +1,4 @@
-//! Speculative decoding: the tokens are those of plain decoding, whoever guesses.
+//! Speculative decoding: the tokens are those of plain decoding, whatever is guessed.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -72,7 +72,7 @@ impl Draft for Oracle {
 
 #[test]
 fn greedy_tokens_are_those_of_plain_decoding() {
-    // Ten times the window and more, and over LongRoPE's border.
+    // More than ten times the window, and over LongRoPE's border.
     for (window, border) in [(None, None), (Some(6), None), (None, Some(40)), (Some(8), Some(40))] {
         let mut model = model(window, border);
         let mut small = model_of(window, border, 96, 12);
@@ -87,7 +87,7 @@ fn greedy_tokens_are_those_of_plain_decoding() {
                 speculative(&mut model, &mut oracle, &prompt, options(90), rewind);
             assert_eq!((&found, why), (&expected, finish), "{what}, wrong at {wrong_at}");
             assert!((100..=101).contains(&length), "{length}");
-            // Four guesses and a token of the model's own with each call; none where all are wrong.
+            // With each call four guesses and one token of the model's own; no guess is kept where all are wrong.
             let least = match wrong_at {
                 1000 => 70,
                 1 => 0,

@@ -74,7 +74,7 @@ fn greedy_tokens_and_their_logprobs_are_those_of_a_loop_without_cache() {
 }
 
 #[test]
-fn the_size_of_the_pieces_of_a_prompt_changes_nothing() {
+fn the_size_of_the_chunks_of_a_prompt_changes_nothing() {
     let mut model = model();
     let prompt: Vec<u32> = (0..40).map(|i| i * 13 % 96).collect();
     let expected = ids(&mut model, &prompt, options(10));
@@ -124,7 +124,7 @@ fn a_full_context_ends_the_stream() {
     let mut model = model();
     let mut session = new_session(&model);
     let mut stream = generate(&mut model, &mut session, &PROMPT, options(1000)).unwrap();
-    // 64 places: 5 of the prompt, 59 read tokens, and one that is not read any more.
+    // 64 places: 5 tokens of the prompt, 59 that were read, and a last one that is not read.
     assert_eq!(stream.by_ref().count(), 60);
     assert_eq!(stream.finish_reason(), Some(FinishReason::ContextFull));
     assert_eq!(session.offset(), 64);
@@ -152,8 +152,8 @@ fn progress_counts_the_prompt_and_may_stop_it() {
     let mut model = model();
     let mut session = new_session(&model);
     let mut seen = Vec::new();
-    let pieces = GenerateOptions { prefill_chunk: 2, ..options(1) };
-    let stream = generate_with_progress(&mut model, &mut session, &PROMPT, pieces.clone(), |read, total| {
+    let chunks = GenerateOptions { prefill_chunk: 2, ..options(1) };
+    let stream = generate_with_progress(&mut model, &mut session, &PROMPT, chunks.clone(), |read, total| {
         seen.push((read, total));
         ControlFlow::Continue(())
     });
@@ -161,7 +161,7 @@ fn progress_counts_the_prompt_and_may_stop_it() {
     assert_eq!(seen, [(0, 5), (2, 5), (4, 5), (5, 5)]);
 
     let mut session = new_session(&model);
-    let stopped = generate_with_progress(&mut model, &mut session, &PROMPT, pieces, |read, _| {
+    let stopped = generate_with_progress(&mut model, &mut session, &PROMPT, chunks, |read, _| {
         if read >= 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(stopped, Err(GenerateError::Cancelled)));
@@ -227,7 +227,7 @@ fn alternatives_are_the_most_probable_tokens() {
             assert!(token.alternatives.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", token.alternatives);
         }
     }
-    // All together are certain.
+    // The probabilities of all tokens add up to 1.
     let all =
         &tokens(&mut model, &PROMPT, GenerateOptions { top_logprobs: 96, ..options(1) })[0].alternatives;
     let mut ids: Vec<u32> = all.iter().map(|&(id, _)| id).collect();
@@ -241,7 +241,7 @@ fn alternatives_are_the_most_probable_tokens() {
 fn stop_tokens_are_impossible_before_the_least_length() {
     let mut model = model();
     let plain = ids(&mut model, &PROMPT, options(8));
-    // Ids that the model does not have are no harm.
+    // Ids outside of the vocabulary have no effect.
     let stop = GenerateOptions { stop_tokens: vec![plain[0], 96, u32::MAX], ..options(8) };
     assert_eq!(ids(&mut model, &PROMPT, stop.clone()), plain[..1]);
     for min_tokens in [1, 3, 8, 100] {
@@ -281,7 +281,7 @@ fn naive_with_penalties(
                 let repeated =
                     (1..=next).take_while(|n| history[next - n] == history[history.len() - n]).count();
                 if repeated >= dry.allowed_length {
-                    // Large enough that once is as good as often.
+                    // So large that one repetition is enough.
                     logits[history[next] as usize] -= dry.multiplier as f32;
                 }
             }
@@ -307,7 +307,7 @@ fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
     for penalties in cases {
         let expected = naive_with_penalties(&mut model, &prompt, &penalties, 0, 20);
         assert_ne!(expected, plain);
-        // All of the prompt counts, the part that a session has before too.
+        // The whole prompt counts, and so do tokens that the session had before.
         for from in [20, prompt.len() - 1] {
             let without = naive_with_penalties(&mut model, &prompt, &penalties, from, 20);
             assert!(without != expected || penalties.frequency.penalty == 0.0, "{from}");
@@ -315,7 +315,7 @@ fn penalties_see_the_prompt_and_every_token_up_to_the_newest() {
         let with_penalties = GenerateOptions { penalties, ..options(20) };
         assert_eq!(ids(&mut model, &prompt, with_penalties.clone()), expected, "{with_penalties:?}");
 
-        // A session's earlier tokens count as well, also after some were taken back.
+        // The session's earlier tokens count, except those that were taken back.
         let mut session = new_session(&model);
         let first = Array::from_slice(&[&prompt[..20], &[7, 7]].concat(), &[1, 22]);
         session.read(&mut model, &first, Logits::None).unwrap();
@@ -351,7 +351,7 @@ fn a_handle_stops_a_prompt_and_a_stream_from_another_thread() {
     assert!(matches!(error, GenerateError::Cancelled), "{error}");
 }
 
-/// With a limited cache a text may become longer than the context, and memory does not grow.
+/// With a limited cache a text can become longer than the context, and memory does not grow.
 #[test]
 fn a_sequence_may_slide_past_the_context() {
     let mut model = model();

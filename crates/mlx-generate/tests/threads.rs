@@ -1,4 +1,4 @@
-//! What is `Send` works on the thread that it is sent to, in the middle of whatever it does.
+//! Everything that is `Send` goes on working on the thread that it is sent to.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -19,14 +19,14 @@ use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::transforms::eval_params;
 
-/// With its weights in memory, as `mlx_models::load` answers it.
+/// A model with its weights in memory, as `mlx_models::load` returns it.
 fn loaded(window: Option<i32>, border: Option<i32>) -> Phi3 {
     let model = model(window, border);
     eval_params(model.parameters()).unwrap();
     model
 }
 
-/// Everything that has a state of its own: random numbers, penalties, alternatives.
+/// Options that keep state between tokens: random numbers, penalties, alternatives.
 fn options(max_tokens: usize) -> GenerateOptions {
     let penalty = |penalty| Penalty { penalty, context_size: 8 };
     GenerateOptions {
@@ -46,7 +46,7 @@ fn row(tokens: &[u32]) -> Array {
     Array::from_slice(tokens, &[1, tokens.len() as i32])
 }
 
-/// Does this on a thread of its own, which ends.
+/// Runs this on a new thread, and waits for the end of the thread.
 fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
@@ -95,7 +95,7 @@ fn a_session_that_is_half_read_goes_on_on_another_thread() {
 
             let mut session = Session::new(model.new_cache(&cache()).unwrap());
             let int32 = row(&text(24)[..9]).as_dtype(mlx_rs::Dtype::Int32).unwrap();
-            // Nobody looks at what comes of it.
+            // The logits are not used.
             drop(session.read(&mut model, &int32, logits).unwrap());
             elsewhere(|| session.read_in_chunks(&mut model, &row(&text(24)[9..20]), logits, 4).map(drop))
                 .unwrap();
@@ -181,11 +181,11 @@ fn a_speculative_stream_goes_on_on_another_thread() {
     }
 }
 
-/// What MLX says of it is not what a user can act on.
+/// MLX's own message does not say what a user can do.
 #[test]
 fn weights_that_were_never_read_are_named() {
     let mut model = model(None, None);
-    // As a weight that is to be read from a file: something that this thread alone can compute.
+    // Like a weight that has not been read from its file: only this thread can compute it.
     let norm = Array::ones::<f32>(&[64]).unwrap().add(Array::from_f32(0.0)).unwrap();
     model.update_flattened(mlx_rs::module::FlattenedModuleParam::from_iter([(
         "model.norm.weight".into(),

@@ -1,4 +1,4 @@
-//! Turns of a conversation: a session keeps what it can, and answers as if it had read everything anew.
+//! Turns of a conversation: a session keeps what it can, and its logits are those of a new session.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -32,10 +32,10 @@ fn assert_close(found: &Array, expected: &Array) {
     assert!(result.is_equal(), "{result}");
 }
 
-/// Reads `first`, goes to `second`, and answers what that did, after a look at the logits.
+/// Reads `first`, goes to `second`, checks the logits, and returns what the session kept and how many tokens were left.
 fn turn(model: &mut Phi3, options: &CacheOptions, first: &[u32], second: &[u32]) -> (Reuse, usize) {
     let mut session = Session::new(model.new_cache(options).unwrap());
-    // One by one: a ring that was given many at once holds more of them for a while.
+    // One by one: after a call with many tokens a ring holds more of them for a while.
     first.chunks(1).for_each(|token| drop(read(model, &mut session, token)));
     let (reuse, rest) = session.turn_to(model, second).unwrap();
     let left = rest.len();
@@ -57,14 +57,14 @@ fn a_conversation_that_goes_on_reads_only_what_is_new() {
 fn an_edited_turn_goes_back_to_the_edit_where_the_cache_can() {
     let mut edited = text(24);
     edited[17] = 95;
-    // 20 were read; 17 are common, 7 are left.
+    // 20 tokens were read, 17 of them are common, and 7 are left to read.
     let full = turn(&mut model(None, None), &CacheOptions::default(), &text(20), &edited);
     assert_eq!(full, (Reuse::Rewound { tokens: 3 }, 7));
 
     let mut windowed = model(Some(6), None);
     let rewind = |rewind| CacheOptions { rewind, ..CacheOptions::default() };
     assert_eq!(turn(&mut windowed, &rewind(3), &text(20), &edited), (Reuse::Rewound { tokens: 3 }, 7));
-    // The window of 6 has room for the next token: a ring of 7 gives two back, not three.
+    // The ring has 7 places, for a window of 6 and the next token: it can take two tokens back, not three.
     let again = turn(&mut windowed, &rewind(1), &text(20), &edited);
     assert_eq!(again, (Reuse::ReadAgain { tokens: 17 }, 7));
 }
@@ -119,7 +119,7 @@ fn a_saved_session_goes_on_and_goes_back() {
 }
 
 #[test]
-fn keys_and_values_become_few_bits_at_the_length_that_was_chosen() {
+fn keys_and_values_are_quantized_from_the_chosen_length_on() {
     let quantization = Quantization::affine(8, 32).unwrap();
     for window in [None, Some(6)] {
         let mut model = model(window, None);
@@ -132,7 +132,7 @@ fn keys_and_values_become_few_bits_at_the_length_that_was_chosen() {
         for (position, token) in text(14).iter().enumerate() {
             let (found, exact) =
                 (read(&mut model, &mut session, &[*token]), read(&mut model, &mut plain, &[*token]));
-            // The call that reaches the length is still exact, the next one reads few bits.
+            // The call that reaches the length is still exact; the next one reads quantized values.
             if position < 10 {
                 assert!(compare(&found, &exact, Tolerance::Exact).unwrap().is_equal());
                 bytes = session.cache().nbytes();
@@ -143,7 +143,7 @@ fn keys_and_values_become_few_bits_at_the_length_that_was_chosen() {
             }
         }
         assert!(session.cache().nbytes() < bytes.max(plain.cache().nbytes()) / 2);
-        // As if the cache had been made of few bits once it had ten tokens.
+        // As if the cache had been quantized when it had ten tokens.
         let mut by_hand = model.new_cache(&options).unwrap();
         model.forward(&row(&text(10)), &mut by_hand, Logits::None).unwrap();
         by_hand.quantize(quantization).unwrap();
@@ -153,7 +153,7 @@ fn keys_and_values_become_few_bits_at_the_length_that_was_chosen() {
         read(&mut model, &mut session, &text(10));
         assert_close(&read(&mut model, &mut session, &text(14)[10..]), &expected);
     }
-    // Groups of 64 do not fit heads of 32 features, and that is said at once.
+    // Groups of 64 do not fit heads of 32 features, and the error comes at once.
     let model = model(None, None);
     let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
     let quantization = Quantization::affine(8, 64).unwrap();
