@@ -1,4 +1,4 @@
-//! What can be wrong with a config.
+//! The errors of a config.
 
 use mlx_rope::RopeError;
 
@@ -6,14 +6,14 @@ use mlx_rope::RopeError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A size is zero, negative, or beyond any model.
+    /// A size is zero, negative, or beyond the limit.
     #[error("{key} is {found}, and must be between 1 and {max}")]
     Size {
         /// The config's key.
         key: &'static str,
         /// Its value.
         found: i64,
-        /// The largest value that makes sense.
+        /// The largest value that is accepted.
         max: i32,
     },
     /// One number must be a multiple of another.
@@ -28,15 +28,15 @@ pub enum ConfigError {
         /// Its value.
         divisor: i32,
     },
-    /// A number is outside of what makes sense.
-    // As a float is written in JSON: a very small one without its three hundred zeros.
+    /// A number is outside of its range.
+    // `{:?}` writes a very small number with an exponent, as JSON does, and not with three hundred zeros.
     #[error("{key} is {found:?}, and must be {expected}")]
     Number {
         /// The config's key.
         key: &'static str,
         /// Its value.
         found: f64,
-        /// What would make sense.
+        /// The range.
         expected: &'static str,
     },
     /// The config asks for a variant that this architecture does not have.
@@ -46,7 +46,7 @@ pub enum ConfigError {
         key: &'static str,
         /// Its value.
         found: String,
-        /// What the architecture has.
+        /// The values that the architecture supports.
         only: &'static str,
     },
     /// A key is missing that other keys make necessary.
@@ -69,7 +69,7 @@ pub enum ConfigError {
         /// Its value.
         second: String,
     },
-    /// The list of kinds has not one entry for each layer.
+    /// The length of the list of kinds is not the number of layers.
     #[error("layer_types has {found} entries, and num_hidden_layers is {layers}")]
     LayerCount {
         /// The length of the list.
@@ -80,9 +80,9 @@ pub enum ConfigError {
     /// A layer is of a kind that does not exist here.
     #[error("layer_types[{layer}] is {:.200}, and must be \"full_attention\" or \"sliding_attention\"", format!("{found:?}"))]
     LayerType {
-        /// Which layer, from 0.
+        /// The index of the layer, from 0.
         layer: usize,
-        /// What the config calls it.
+        /// The config's name for its kind.
         found: String,
     },
     /// The rotation cannot be built.

@@ -5,20 +5,20 @@ use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeScaling, RopeSettings};
 
 use crate::{ConfigError, limits, size};
 
-/// Where a config says which layers attend to everything and which have a window.
+/// How a config states which layers have full attention and which have a window.
 #[derive(Debug, Clone, Copy)]
 pub enum LayerTypes<'a> {
     /// `layer_types`: one entry for each layer, `full_attention` or `sliding_attention`.
     Listed(&'a [String]),
-    /// Every n-th layer is full: with 6, layers 5, 11, 17 and so on, counted from 0. The layers after
-    /// the last full one have a window, which are all where there are fewer than n.
+    /// Every n-th layer is full: with 6, layers 5, 11, 17 and so on, counted from 0. All others have a window.
     FullEvery(usize),
-    /// The first n layers are full, and all after them have a window.
+    /// The first n layers are full, and all others have a window.
     FullFirst(usize),
 }
 
 impl LayerTypes<'_> {
-    /// The kind of each of `layers` layers. The window is needed only where a layer has one.
+    /// The kinds of a model's layers, of which there are `layers`. `sliding_window` may be missing where no layer has a
+    /// window.
     ///
     /// # Errors
     ///
@@ -51,10 +51,10 @@ impl LayerTypes<'_> {
     }
 }
 
-/// What differs from layer to layer in a model with two kinds of them.
+/// What distinguishes the layers of a model that has two kinds of them.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Which tokens it attends to.
+    /// Which tokens the layer attends to.
     pub kind: LayerKind,
     /// The rotation of its queries and keys.
     pub rope: Rope,
@@ -66,24 +66,23 @@ pub fn specs(layers: &[Layer], heads: i32, head_dim: i32) -> Vec<LayerSpec> {
     layers.iter().map(spec).collect()
 }
 
-/// The bases of the frequencies where the config has none: those of the architecture, if it has any.
+/// An architecture's default bases of the rotation's frequencies, for configs that state none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bases {
-    /// Of layers with full attention.
+    /// For layers with full attention. `None` where the config must state the base.
     pub full: Option<f64>,
-    /// Of layers with a window. Without one, they have that of the full layers.
+    /// For layers with a window. `None` where they take the base of the full layers.
     pub sliding: Option<f64>,
 }
 
-/// Layers of these kinds, each with the rotation of its kind: of whole heads, in two halves. The config
-/// is asked only about the kinds of layers that there are.
+/// Layers of these kinds, each with the rotation of its kind, over whole heads whose pairs lie in two halves. The config
+/// needs settings only for the kinds that occur.
 ///
 /// # Errors
 ///
-/// [`ConfigError::Rope`] where the config says too little or contradicts itself, and
-/// [`ConfigError::Unsupported`] where heads are to be rotated in part, or by angles that depend on how
-/// long the sequence will become: those would make a model's answers depend on how its tokens are cut
-/// into calls.
+/// [`ConfigError::Rope`] where the config lacks a setting or contradicts itself. [`ConfigError::Unsupported`] where it
+/// rotates only a part of each head, or by angles that depend on the final length of the sequence: with those, the
+/// logits would depend on how the tokens are cut into calls.
 pub fn layers(
     kinds: Vec<LayerKind>,
     keys: &RopeKeys,
@@ -102,7 +101,8 @@ pub fn layers(
     Ok(kinds.into_iter().filter_map(layer).collect())
 }
 
-/// Layers of these kinds that all rotate alike, whole heads in two halves. The config has to say the base.
+/// Layers of these kinds that all have the same rotation, over whole heads whose pairs lie in two halves. The config must
+/// state the base.
 ///
 /// # Errors
 ///
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_says_it_layer_by_layer() {
+    fn a_list_states_the_kind_of_each_layer() {
         let kinds = listed(&["full_attention", "sliding_attention"], 2, Some(8)).unwrap();
         assert_eq!(kinds, [LayerKind::Full, WINDOW]);
         assert_eq!(listed(&["full_attention"], 1, None).unwrap(), [LayerKind::Full]);

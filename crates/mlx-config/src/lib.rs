@@ -1,10 +1,9 @@
-//! What the values of a model's config must be.
+//! Checks of the values in a model's config.
 //!
-//! Implementation: for authors of architectures. An architecture reads its keys into a struct of its
-//! own and turns that into the numbers that its model is built from. The checks and the derivations
-//! that several architectures need are here, with the errors that name the key at fault: sizes,
-//! multiples, features that an architecture has not, which layers have a window, and how the layers
-//! of each kind rotate.
+//! Implementation: for authors of architectures. An architecture reads its keys into a struct of its own and computes
+//! from it the numbers that its model is built from. This crate has the checks and derivations that several
+//! architectures need: sizes, multiples, features that an architecture does not have, which layers have a window, and
+//! how the layers of each kind rotate. Each error names the key at fault.
 //!
 //! ```
 //! use mlx_config::{ConfigError, multiple, size};
@@ -67,8 +66,8 @@ pub fn multiple(key: &'static str, found: i32, of: &'static str, divisor: i32) -
     if found % divisor == 0 { Ok(()) } else { Err(ConfigError::Multiple { key, found, of, divisor }) }
 }
 
-/// The context length of a model whose config states `found` under `key`. What a scaling of the rotation makes of it is
-/// decided by [`RopeKeys::context_length`], for every architecture.
+/// The context length of a model whose config states `found` under `key`. [`RopeKeys::context_length`] takes the scaling
+/// of the rotation into account, in the same way for every architecture.
 ///
 /// # Errors
 ///
@@ -77,7 +76,7 @@ pub fn context_length(key: &'static str, found: i64, rope: &RopeKeys) -> Result<
     Ok(rope.context_length(size(key, found, limits::TOKENS)?)?)
 }
 
-/// How many heads there are, of queries and of keys and values: the first number is a multiple of the second.
+/// The numbers of query heads and of key-value heads. The first must be a multiple of the second.
 ///
 /// # Errors
 ///
@@ -129,7 +128,7 @@ pub fn positive(key: &'static str, found: f64) -> Result<f64, ConfigError> {
     Err(ConfigError::Number { key, found, expected: "a positive finite number" })
 }
 
-/// Checks that a key has the one value that the architecture knows, where the config has the key.
+/// Checks that a key has the only value that the architecture supports. A config without the key passes.
 ///
 /// # Errors
 ///
@@ -146,7 +145,7 @@ where
     }
 }
 
-/// Checks that a feature that the architecture has not is not switched on.
+/// Checks that the config does not switch on a feature that the architecture does not have.
 ///
 /// # Errors
 ///
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_what_float32_can_hold() {
+    fn numbers_must_fit_into_float32() {
         assert!(matches!(epsilon("eps", 1e-6), Ok(found) if found == 1e-6));
         for found in [0.0, -1e-6, 1.0, 1e-60, f64::NAN] {
             let error = epsilon("eps", found).unwrap_err();
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_architecture_has_not_is_refused() {
+    fn features_that_an_architecture_does_not_have_are_refused() {
         assert!(only("hidden_act", Some("silu"), "silu").is_ok());
         assert!(only::<&str>("hidden_act", None, "silu").is_ok());
         let error = only("hidden_act", Some("relu"), "silu").unwrap_err();

@@ -15,17 +15,17 @@ use crate::KeyLayout;
 /// The `model_type` of a checkpoint of the language model alone.
 pub const TEXT: &str = "gemma3_text";
 
-/// The `model_type` of a checkpoint that has a vision part as well; this crate reads its language model.
+/// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
 pub const MULTIMODAL: &str = "gemma3";
 
-/// A validated configuration: every model that can be described by one can be built.
+/// A validated config, from which a model can always be built.
 ///
 /// Fields that are not explained are those of the config.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// [`TEXT`] or [`MULTIMODAL`].
     pub model_type: &'static str,
-    /// Which names the tensors have.
+    /// The names of the tensors.
     pub keys: KeyLayout,
     /// Features of the residual stream, D.
     pub hidden_size: i32,
@@ -35,7 +35,7 @@ pub struct Config {
     pub num_attention_heads: i32,
     /// Key-value heads, H_kv, each shared by `H / H_kv` query heads.
     pub num_key_value_heads: i32,
-    /// Features of a head, d. It is not `D / H` in these models.
+    /// Features of a head, d. In these models it is not `D / H`.
     pub head_dim: i32,
     /// Tokens in the vocabulary, V.
     pub vocab_size: i32,
@@ -43,22 +43,22 @@ pub struct Config {
     pub context_length: i32,
     /// The epsilon of every norm.
     pub rms_norm_eps: f32,
-    /// What scores are multiplied by: `query_pre_attn_scalar^(-1/2)`.
+    /// The factor of the scores: `query_pre_attn_scalar^(-1/2)`.
     pub attention_scale: f32,
     /// Whether the projections of attention have a bias. No released model has.
     pub attention_bias: bool,
-    /// First layer first.
+    /// The layers, first layer first.
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own. Otherwise it is the embedding table.
     pub has_own_head: bool,
-    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// Why mlx-lm rotates keys by other angles, if it does: see
     /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
     pub rotation_unlike_mlx_lm: Option<&'static str>,
-    /// The bound that logits are bent to, if any. Gemma 2 had one; the released Gemma 3 have none.
+    /// The limit of soft-capped logits. Gemma 2 had one; the released Gemma 3 models have none.
     pub final_logit_softcapping: Option<f32>,
 }
 
-/// The part of the config that describes the language model, as the file has it.
+/// The part of the file's config that describes the language model.
 #[derive(Deserialize)]
 struct RawConfig {
     model_type: Option<String>,
@@ -75,7 +75,7 @@ struct RawConfig {
     sliding_window: Option<i64>,
     layer_types: Option<Vec<String>>,
     sliding_window_pattern: Option<i64>,
-    /// What transformers makes of the key above when it saves a config.
+    /// The name of the key above in configs that transformers saved.
     _sliding_window_pattern: Option<i64>,
     attention_bias: Option<bool>,
     hidden_activation: Option<String>,
@@ -86,7 +86,7 @@ struct RawConfig {
     tie_word_embeddings: Option<bool>,
 }
 
-/// The config of a model with a vision part, of which `T` reads the description of the language model.
+/// The config of a model with a vision part. `T` reads the description of the language model.
 #[derive(Deserialize)]
 struct Multimodal<T> {
     text_config: T,
@@ -95,8 +95,8 @@ struct Multimodal<T> {
 }
 
 impl Config {
-    /// Reads and validates the config of a checkpoint. The names of its tensors decide which of the
-    /// layouts of a `gemma3` checkpoint it has and, with the config, whether it has a head of its own.
+    /// Reads and validates the config of a checkpoint. The names of its tensors show which layout a `gemma3` checkpoint
+    /// has and, together with the config, whether the head has a weight of its own.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Config {
         keys: KeyLayout,
         has_own_head: bool,
     ) -> Result<Self, ConfigError> {
-        // mlx-lm and transformers have different defaults for these, so there is none.
+        // mlx-lm and transformers have different defaults for these keys, so the config must state them.
         let needed = |key, found: Option<i64>| {
             found.ok_or(ConfigError::Missing { key, needed_for: "models of type gemma3_text" })
         };
@@ -133,11 +133,11 @@ impl Config {
             needed("num_attention_heads", raw.num_attention_heads)?,
             needed("num_key_value_heads", raw.num_key_value_heads)?,
         )?;
-        // From here on, defaults in which mlx-lm and transformers agree.
+        // mlx-lm and transformers have the same defaults for the keys from here on.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(256), limits::HEAD_DIM)?;
         let scalar = positive("query_pre_attn_scalar", raw.query_pre_attn_scalar.unwrap_or(256.0))?;
-        // For local layers 10 000, since they never look further than their window; for global layers
-        // 1 000 000, so that more of the pairs turn slowly enough to tell far positions apart.
+        // 10 000 for local layers, which look no further than their window. 1 000 000 for global layers, so that more pairs
+        // turn slowly enough to distinguish far positions.
         let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
         let layers = layers(kinds, rope, bases, head_dim)?;
         let settings = rope.full_attention(bases.full)?;
@@ -147,7 +147,7 @@ impl Config {
         only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
         off("use_bidirectional_attention", raw.use_bidirectional_attention)?;
         if let Some(found) = raw.attn_logit_softcapping {
-            // transformers has the key and does not apply it.
+            // transformers reads the key and does not apply it.
             let key = "attn_logit_softcapping";
             return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
         }
@@ -177,8 +177,7 @@ impl Config {
         })
     }
 
-    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
-    /// adapters are.
+    /// The facts that a runtime needs. The dtype of activations and the settings of adapters come from the weights.
     pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
         ModelInfo {
             model_type: self.model_type.to_owned(),
@@ -186,7 +185,7 @@ impl Config {
             context_length: self.context_length,
             layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
             dtype,
-            // Keys and values depend on everything else.
+            // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: false },
@@ -203,14 +202,14 @@ fn read_multimodal(checkpoint: &Checkpoint) -> Result<(RawConfig, RopeKeys), Loa
     Ok((raw, rope))
 }
 
-/// The description of the language model, completed from what stands around it and by the defaults of
-/// transformers, which the released configs of this type rely on.
+/// The description of the language model, completed by the keys outside of it and by the defaults of transformers, which
+/// the released configs of this type rely on.
 fn language_model(config: Multimodal<RawConfig>) -> Result<RawConfig, ConfigError> {
     let Multimodal { text_config: mut raw, vocab_size, tie_word_embeddings } = config;
     only("text_config.model_type", raw.model_type.as_ref(), TEXT)?;
     let vocab_size = one_of(("vocab_size", vocab_size), ("text_config.vocab_size", raw.vocab_size))?;
     raw.vocab_size = vocab_size.or(Some(262_208));
-    // The outer one counts, as in transformers, which leaves the inner one at its default when it saves.
+    // The outer key counts, as in transformers, which saves the default as the inner one.
     raw.tie_word_embeddings = tie_word_embeddings.or(raw.tie_word_embeddings);
     raw.num_attention_heads.get_or_insert(8);
     raw.num_key_value_heads.get_or_insert(4);

@@ -1,4 +1,4 @@
-//! Gemma 3: language models that look at most of their context through short windows.
+//! Gemma 3: language models most of whose layers attend through short windows.
 //!
 //! API: [`Gemma3::load`] builds the model of a checkpoint; `mlx-models` does it by `model_type`.
 //!
@@ -31,37 +31,35 @@
 //!         │
 //! ```
 //!
-//! # The way of a token
+//! # From token to logits
 //!
 //! 1. Its row of `embed_tokens`, times the square root of D, starts the residual stream.
-//! 2. In each block the stream itself is never normalized. A copy of it is, goes through attention,
-//!    and what comes out is normalized again before it is added. The same with the feed-forward network.
-//! 3. `norm` normalizes the stream after the last block, and the head makes logits of it: `lm_head`
-//!    where the checkpoint has one, otherwise the embedding table read the other way.
-//! 4. Where the config has `final_logit_softcapping`, logits are bent: `cap * tanh(logits / cap)`.
+//! 2. Each block normalizes a copy of the stream, applies attention, normalizes the output and adds it to the stream.
+//!    It does the same with the feed-forward network. The stream itself is not normalized.
+//! 3. `norm` normalizes the stream after the last block, and the head computes the logits: `lm_head` where the checkpoint
+//!    has one, otherwise the embedding table, used as a linear layer.
+//! 4. Where the config has `final_logit_softcapping`, the logits are limited to `cap * tanh(logits / cap)`.
 //!
 //! # Choices, and why
 //!
-//! - **Local and global layers.** Five of six layers see the newest 512 or 1024 tokens only, and their
-//!   cache is a ring of that size; every sixth sees everything. At 32 K tokens the cache takes less than
-//!   a sixth of the memory, and the report finds hardly any loss (section 5.2). Which layers are global
-//!   says `layer_types`, otherwise `sliding_window_pattern`; where both stand in a config the list
-//!   decides, since the pattern is often left over from a model that this one was made from.
-//! - **Two bases of the rotation.** Local layers keep the 10 000 of short contexts: in a window nothing
-//!   is far. Global layers have 1 000 000, which slows all pairs but the first, so that far positions
-//!   still differ; and, in the models for 128 K tokens, positions divided by 8 (`rope_scaling`, linear),
-//!   which was put in after training on 32 K. Local layers are never scaled: their distances did not grow.
-//! - **Four norms around each block.** The norm in front keeps the input of a module at one size
-//!   whatever the stream has grown to; the one behind bounds what one module can add to the stream, which
-//!   otherwise grows with depth and upsets training
-//!   ([Ding et al.](https://arxiv.org/abs/2105.13290), section 2.4, as "Sandwich LayerNorm").
-//! - **Norms with an offset.** The parameter is the distance of the scale from 1; see `mlx-norms`.
-//! - **Norms of queries and keys**, head by head: scores cannot grow without bound, whatever the
-//!   projections do ([Dehghani et al.](https://arxiv.org/abs/2302.05442), section 2). They take the
-//!   place of Gemma 2's soft capping of scores.
-//! - **`query_pre_attn_scalar`.** Scores are divided by the square root of this number, which is not
-//!   always the size of a head: the 27B model takes D / H = 168 with heads of 128 features.
-//! - **The residual sum is clipped in float16**: the stream of these models passes 65504; see
+//! - **Local and global layers.** Five of six layers attend to the newest 512 or 1024 tokens only, and their cache is a
+//!   ring of that size; every sixth layer attends to all tokens. At 32 K tokens the cache takes less than a sixth of the
+//!   memory, and the report finds hardly any loss (section 5.2). `layer_types` states which layers are global, otherwise
+//!   `sliding_window_pattern` does. Where a config has both, the list counts, because the pattern is often left over from
+//!   the model that this one was made from.
+//! - **Two bases of the rotation.** Local layers keep the base 10 000 of short contexts, because distances in a window are
+//!   short. Global layers have the base 1 000 000, which slows all pairs but the first, so that far positions still
+//!   differ. In the models for 128 K tokens, the positions in global layers are also divided by 8 (`rope_scaling`,
+//!   linear), which was added after training on 32 K. The distances in local layers did not grow, so those are not scaled.
+//! - **Four norms in each block.** The norm before a module keeps the size of its input independent of the size of the
+//!   stream. The norm after it bounds what the module adds to the stream, which otherwise grows with depth and disturbs
+//!   training ([Ding et al.](https://arxiv.org/abs/2105.13290), section 2.4, as "Sandwich LayerNorm").
+//! - **Norms with an offset.** The parameter is the scale minus 1; see `mlx-norms`.
+//! - **Norms of queries and keys**, head by head, bound the scores for all weights of the projections
+//!   ([Dehghani et al.](https://arxiv.org/abs/2302.05442), section 2). They replace Gemma 2's soft capping of scores.
+//! - **`query_pre_attn_scalar`.** Scores are divided by the square root of this number, which is not always the size of a
+//!   head: the 27B model takes D / H = 168 with heads of 128 features.
+//! - **The residual sum is clipped in float16**, because the stream of these models exceeds 65504; see
 //!   `mlx_norms::clip_residual`.
 //! - **The embedding scale is a bfloat16 number**: 25.25 for the square root of 640, 34 for that of 1152.
 //! - **Grouped queries** share key-value heads ([Ainslie et al.](https://arxiv.org/abs/2305.13245)),
@@ -92,10 +90,10 @@
 //! | `model.norm.weight` | `[D]` |
 //! | `lm_head.weight`, not where it is tied | `[V, D]` |
 //!
-//! The fields of the model have the same names. With `attention_bias` the projections of attention have
-//! a `bias` too. A checkpoint of type `gemma3` holds a vision part as well, describes the language model
-//! under `text_config`, and has longer names: [`KeyLayout`] lists them, and what is ignored. Quantized
-//! layers have `scales` and `biases` beside their `weight`.
+//! The fields of the model have the same names. With `attention_bias` the projections of attention also have a `bias`.
+//! A checkpoint of type `gemma3` also holds a vision part, describes the language model under `text_config`, and has longer
+//! names; [`KeyLayout`] lists the names and the tensors that are ignored. Quantized layers have `scales` and `biases`
+//! beside their `weight`.
 
 mod config;
 mod keys;
@@ -109,7 +107,7 @@ pub use model::Gemma3;
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
 
-/// The architecture, for a table of architectures.
+/// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[TEXT, MULTIMODAL],
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),

@@ -46,7 +46,7 @@ struct Transformer {
     embedding_scale: f32,
 }
 
-/// Attention, then the feed-forward network, each between two norms and added to what came in.
+/// Attention, then the feed-forward network, each between two norms and added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
@@ -102,13 +102,13 @@ impl Block {
 
 /// The embedding times `scale`, in the dtype of the embedding.
 fn scale_embedding(x: &Array, scale: f32) -> Result<Array, Exception> {
-    // Rounded to bfloat16 whatever the dtype: in training the factor was a bfloat16 number, 25.25 for
-    // the square root of 640, so the weights are right for that one.
+    // Rounded to bfloat16 for every dtype: in training the factor was a bfloat16 number, such as 25.25 for the square root
+    // of 640, and the weights were learned with it.
     let scale = Array::from_f32(scale).as_dtype(Dtype::Bfloat16)?;
     x.multiply(scale.as_dtype(x.dtype())?)
 }
 
-/// Bends logits into `-cap..cap`: near the identity for small ones, and never beyond the cap.
+/// Limits logits smoothly to `-cap..cap`: small logits hardly change.
 fn softcap(logits: &Array, cap: f32) -> Result<Array, Exception> {
     let cap = Array::from_f32(cap).as_dtype(logits.dtype())?;
     tanh(logits.divide(&cap)?)?.multiply(cap)
@@ -158,8 +158,8 @@ impl Transformer {
                 .map(|(i, layer)| Block::new(config, layer, parameters.index("layers", i)))
                 .collect(),
             norm: norm(&mut parameters, "norm", hidden_size, config.rms_norm_eps),
-            // Rows of the table have small features, as the weights of a head must. The factor brings
-            // them to the size of what the blocks add.
+            // The table is also the head, so its features are small. The factor scales them to the size of the blocks'
+            // outputs.
             embedding_scale: f64::from(hidden_size).sqrt() as f32,
         }
     }
@@ -194,7 +194,7 @@ fn norm(parameters: &mut Parameters<'_>, name: &str, dims: i32, eps: f32) -> Off
     OffsetRmsNorm::new(parameters.at(name).take("weight", &[dims]), eps)
 }
 
-/// The parameters are those of the language model, under the names of the checkpoint.
+/// The parameters of the language model, under the names of the checkpoint.
 impl ModuleParameters for Gemma3 {
     fn num_parameters(&self) -> usize {
         self.text.num_parameters()

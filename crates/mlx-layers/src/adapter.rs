@@ -1,4 +1,4 @@
-//! Adapters of low rank, for layers whose own weights stay as they are.
+//! Adapters of low rank, which change the output of a layer and leave its weight as it is.
 
 use mlx_rs::error::Result;
 use mlx_rs::linalg::{NormOptions, norm_l2};
@@ -8,14 +8,14 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::matmul;
 use mlx_rs::{Array, Dtype, stop_gradient};
 
-/// What a layer with a weight `[rows, columns]` is, to an adapter.
+/// The kind of a layer with a weight `[rows, columns]`, on which the shapes of an adapter depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdaptedLayer {
     /// A linear layer: `columns` features in, `rows` out.
     Linear {
-        /// Features that go in.
+        /// Features of the input.
         inputs: i32,
-        /// Features that come out.
+        /// Features of the output.
         outputs: i32,
     },
     /// A table with a row of `dims` features for each of `rows` tokens.
@@ -30,7 +30,7 @@ pub enum AdaptedLayer {
 }
 
 impl AdaptedLayer {
-    /// The shapes of `lora_a` and `lora_b` of this rank.
+    /// The shapes of `lora_a` and `lora_b` with this rank.
     pub fn shapes(self, rank: i32) -> [[i32; 2]; 2] {
         match self {
             Self::Linear { inputs, outputs } => [[inputs, rank], [rank, outputs]],
@@ -38,7 +38,7 @@ impl AdaptedLayer {
         }
     }
 
-    /// How many magnitudes DoRA has for it: one for each row of the weight.
+    /// The number of DoRA's magnitudes for the layer: one for each row of the weight.
     pub fn magnitudes(self) -> i32 {
         match self {
             Self::Linear { outputs, .. } => outputs,
@@ -47,54 +47,54 @@ impl AdaptedLayer {
     }
 }
 
-/// An adapter as a source of parameters has it.
+/// The parameters of an adapter, as a source provides them.
 #[derive(Debug, Clone)]
 pub struct AdapterParameters {
     /// `[inputs, R]`, or `[rows, R]` for an embedding.
     pub lora_a: Array,
     /// `[R, outputs]`, or `[R, dims]` for an embedding.
     pub lora_b: Array,
-    /// Whether it is DoRA's.
+    /// DoRA's magnitudes.
     pub magnitudes: Magnitudes,
-    /// What the product of the two is multiplied by.
+    /// The factor of the product of the two.
     pub scale: f32,
 }
 
 /// The lengths that DoRA gives to the rows of an adapted weight.
 #[derive(Debug, Clone)]
 pub enum Magnitudes {
-    /// None: the adapter is LoRA's.
+    /// No lengths: this is an adapter of LoRA.
     None,
-    /// These, one for each row.
+    /// These lengths, one for each row.
     Given(Array),
-    /// Those that the rows have without the adapter, where training starts.
+    /// The lengths of the rows without the adapter, which are DoRA's before training.
     OfTheWeight,
 }
 
-/// What a layer is built as, where its source has an adapter for it.
+/// What becomes of an adapter when its layer is built.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Form {
-    /// With the adapter beside the weight.
+    /// The layer holds the adapter beside its weight.
     #[default]
     Adapted,
-    /// With the adapter added to the weight, which is then quantized as it was before.
+    /// The adapter is added to the weight, which is then quantized as before.
     Fused,
-    /// With the adapter added to the weight, and every weight of the model in full precision.
+    /// The adapter is added to the weight, and every weight of the model is in full precision.
     FusedDequantized,
 }
 
-/// An adapter: a change of low rank to the weight of a layer that keeps its own.
+/// An adapter: a change of low rank to the weight of a layer.
 ///
-/// LoRA answers `y + scale * (x A) B` where the layer answers `y`: A and B together have far fewer numbers
-/// than the weight, and where B is zero nothing is changed. DoRA separates the rows of the changed weight into
-/// direction and length: the answer is divided by the lengths that the rows have now and multiplied by `m`.
+/// LoRA changes the output `y` of a layer to `y + scale * (x A) B`. A and B together have far fewer elements than the
+/// weight, and B = 0 changes nothing. DoRA also sets the lengths of the rows of the changed weight: the output is divided
+/// by the present lengths and multiplied by `m`.
 ///
 /// The parameters have the names of mlx-lm's adapter files: `lora_a`, `lora_b`, and `m` of DoRA.
 ///
 /// # Dtypes
 ///
-/// Adapters are float32 as a rule, whatever the layer is: the change is computed so, then rounded to the
-/// dtype of what it is added to.
+/// Adapters are usually float32, for layers of every dtype. The change is computed in the adapter's dtype and then rounded
+/// to the dtype of the output or weight that it is added to.
 ///
 /// # Reference
 ///
@@ -118,18 +118,18 @@ impl Adapter {
         Self { lora_a: Param::new(lora_a), lora_b: Param::new(lora_b), m: Param::new(m), scale }
     }
 
-    /// DoRA's lengths.
+    /// DoRA's magnitudes; `None` for LoRA.
     pub(crate) fn magnitudes(&self) -> Option<&Array> {
         self.m.as_ref().as_ref()
     }
 
-    /// `y + scale * (x A) B`, in the dtype of `y` and `x`, for a linear layer that answers `x` with `y`.
+    /// `y + scale * (x A) B`, in the dtype of `y` and `x`, for a linear layer with the output `y` for `x`.
     pub(crate) fn add_to_linear(&self, y: &Array, x: &Array) -> Result<Array> {
         let z = matmul(matmul(x, &self.lora_a)?, &self.lora_b)?;
         y.add(self.scaled(&z)?.as_dtype(x.dtype())?)
     }
 
-    /// DoRA's answer of a linear layer with this weight, in full precision, without its bias.
+    /// The output with DoRA of a linear layer with this full-precision weight, without its bias.
     pub(crate) fn magnified_linear(&self, x: &Array, weight: &Array, m: &Array) -> Result<Array> {
         let out = self.add_to_linear(&matmul(x, weight.t())?, x)?;
         let change = matmul(self.scaled(&self.lora_b.t())?, self.lora_a.t())?;
@@ -137,13 +137,13 @@ impl Adapter {
         m.divide(lengths)?.as_dtype(x.dtype())?.multiply(out)
     }
 
-    /// The rows `y` of these tokens, changed.
+    /// The rows of these tokens with LoRA; `y` are the rows without it.
     pub(crate) fn add_to_rows(&self, y: &Array, tokens: &Array) -> Result<Array> {
         let z = matmul(self.lora_a.try_index(tokens)?, &self.lora_b)?;
         y.add(self.scaled(&z)?.as_dtype(y.dtype())?)
     }
 
-    /// The same for DoRA.
+    /// [`add_to_rows`](Self::add_to_rows) for DoRA.
     pub(crate) fn magnified_rows(&self, y: &Array, tokens: &Array, m: &Array) -> Result<Array> {
         let z = matmul(self.scaled(&self.lora_a.try_index(tokens)?)?, &self.lora_b)?;
         let out = y.add(z.as_dtype(y.dtype())?)?;
@@ -151,13 +151,13 @@ impl Adapter {
         m.try_index(tokens)?.divide(lengths)?.expand_dims(-1)?.multiply(out)
     }
 
-    /// `y + scale * (x Bᵀ) Aᵀ` for a table that, read the other way, answers `x` with `y`.
+    /// `y + scale * (x Bᵀ) Aᵀ`, for an embedding table that is used as a linear layer with the output `y` for `x`.
     pub(crate) fn add_to_similarities(&self, y: &Array, x: &Array) -> Result<Array> {
         let z = matmul(matmul(x, self.lora_b.t())?, self.lora_a.t())?;
         y.add(self.scaled(&z)?.as_dtype(x.dtype())?)
     }
 
-    /// The same for DoRA, with the table in full precision.
+    /// [`add_to_similarities`](Self::add_to_similarities) for DoRA, with the table in full precision.
     pub(crate) fn magnified_similarities(
         &self,
         y: &Array,
@@ -189,14 +189,14 @@ impl Adapter {
         }
     }
 
-    /// The factor is of the dtype of what it multiplies, as a number of Python's is.
+    /// `scale * array`. The factor takes the dtype of the array, as a number of Python does in mlx-lm.
     fn scaled(&self, array: &Array) -> Result<Array> {
         Array::from_f32(self.scale).as_dtype(array.dtype())?.multiply(array)
     }
 }
 
-/// DoRA's first magnitudes: the lengths of the rows of a weight in full precision. Those of a linear layer
-/// are float32, those of a table have its dtype, as in mlx-lm.
+/// DoRA's magnitudes before training: the lengths of the rows of a full-precision weight. As in mlx-lm, those of a linear
+/// layer are float32, and those of an embedding table have the dtype of the table.
 pub(crate) fn first_magnitudes(weight: &Array, layer: AdaptedLayer) -> Result<Array> {
     match layer {
         AdaptedLayer::Linear { .. } => lengths(&weight.as_dtype(Dtype::Float32)?),

@@ -33,10 +33,10 @@ pub struct HeadNormSettings {
     pub scale: f32,
 }
 
-/// Grouped-query attention over a cache, with queries and keys normalized before they are rotated: each
-/// head by itself, all heads of queries with one weight and all heads of keys with another. `N` is the norm.
+/// Grouped-query attention over a cache, with queries and keys normalized before they are rotated. `N` is the norm. Each
+/// head is normalized by itself; all query heads share one weight, and all key heads share another.
 ///
-/// Scores are then bounded whatever the projections do, so that no softmax comes to look at one key only.
+/// The norms bound the scores for all weights of the projections, so that the softmax does not collapse to a single key.
 ///
 /// # Parameters
 ///
@@ -74,7 +74,7 @@ pub struct HeadNormAttention<N: Norm> {
 }
 
 impl<N: Norm> HeadNormAttention<N> {
-    /// Attention of this size, its parameters taken from the source; `norm` makes a norm of its weight.
+    /// Attention of this size, with parameters from the source. `norm` makes a norm from its weight.
     pub fn new(
         mut parameters: Parameters<'_>,
         settings: HeadNormSettings,

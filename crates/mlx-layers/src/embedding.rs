@@ -9,18 +9,18 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{AdaptedLayer, Linear, Parameters};
 
-/// A row of features for each token, with the table in full precision or quantized.
+/// A table with a row of features for each token, in full precision or quantized.
 ///
-/// The table of an embedding is the weight of a linear layer read the other way: row `t` is the
-/// features of token `t`, and the product with all rows says how much a vector is like each token.
-/// Models with tied embeddings use one table for both, so this is that layer, with a lookup.
+/// Row `t` holds the features of token `t`. The same table is the weight of a linear layer: its product with a vector is
+/// the vector's similarity to each token. Models with tied embeddings use one table for both, so an embedding is a linear
+/// layer with a lookup.
 #[derive(Debug, Clone)]
 pub struct Embedding {
     table: Linear,
 }
 
 impl Embedding {
-    /// A table of `vocab_size` rows of `dims` features, its parameters taken from the source.
+    /// A table of `vocab_size` rows of `dims` features, with parameters from the source.
     pub fn new(parameters: Parameters<'_>, vocab_size: i32, dims: i32) -> Self {
         let kind = |quantization: Option<_>| AdaptedLayer::Embedding {
             rows: vocab_size,
@@ -46,10 +46,10 @@ impl Embedding {
         }
     }
 
-    /// The ids, with those that lie outside of the table moved to its ends.
+    /// The ids, clipped to the rows of the table.
     ///
-    /// MLX reads whatever lies behind a table where an id is beyond it. Whether one is, only the device knows, and
-    /// asking would end the work that runs ahead; one or two small operations more make sure that none is.
+    /// For an id beyond the table MLX would read memory behind it. The ids are on the device, and checking them here
+    /// would wait for the device, which otherwise runs ahead; clipping costs one or two small operations.
     fn inside(&self, tokens: &Array) -> Result<Array> {
         let last = self.table.weight.shape().first().map_or(0, |rows| rows - 1);
         match tokens.dtype() {
@@ -58,11 +58,11 @@ impl Embedding {
             Dtype::Uint8 | Dtype::Uint16 | Dtype::Uint64 | Dtype::Int8 | Dtype::Int16 | Dtype::Int64 => {
                 clip(tokens.as_dtype(Dtype::Int64)?, (0, last))
             }
-            _ => Ok(tokens.clone()), // no ids, which MLX says itself
+            _ => Ok(tokens.clone()), // no ids: MLX reports the error
         }
     }
 
-    /// The rows without what an adapter changes.
+    /// The rows of these tokens, without an adapter.
     fn rows(&self, tokens: &Array) -> Result<Array> {
         let rows = self.table.weight.try_index(tokens)?;
         match (self.table.quantization(), self.table.scales.as_ref()) {
@@ -85,11 +85,11 @@ impl Module<&Array> for Embedding {
     type Output = Array;
     type Error = Exception;
 
-    /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`.
+    /// Token ids of any shape to their rows, with one more axis: `[B, L]` to `[B, L, D]`. Ids that are not integers are an
+    /// error. An id outside of the table gives the first or the last row.
     ///
-    /// The rows have the dtype of the table (or, quantized, of its scales; bfloat16 in the modes of small
-    /// floats). An error where the ids are no whole numbers. An id outside the table is not noticed here, since that
-    /// would need the ids on the host: it gives the first row or the last.
+    /// The rows have the dtype of the table. The rows of a quantized table have the dtype of its scales, or bfloat16 in
+    /// the modes of small floats.
     fn forward(&mut self, tokens: &Array) -> Result<Array> {
         let tokens = &self.inside(tokens)?;
         let rows = self.rows(tokens)?;
@@ -103,7 +103,7 @@ impl Module<&Array> for Embedding {
     fn training_mode(&mut self, _mode: bool) {}
 }
 
-/// The parameters are those of the table, without a name in between: `weight`, not `table.weight`.
+/// The parameters of the table belong to the embedding directly: `weight`, not `table.weight`.
 impl ModuleParameters for Embedding {
     fn num_parameters(&self) -> usize {
         self.table.num_parameters()

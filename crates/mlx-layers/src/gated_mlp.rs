@@ -7,7 +7,7 @@ use mlx_rs::module::Module;
 
 use crate::{Linear, Parameters, geglu, swiglu};
 
-/// Which function the gate of a [`GatedMlp`] goes through.
+/// The activation function of a [`GatedMlp`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
     /// [`swiglu`]; configs call it `silu`.
@@ -17,7 +17,7 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// Lets through of `up` what the gate decides.
+    /// Multiplies `up` by the activated gate.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// A network over `dims` features with `hidden` inside, its parameters taken from the source.
+    /// A network over `dims` features with `hidden` features inside, with parameters from the source.
     pub fn new(mut parameters: Parameters<'_>, dims: i32, hidden: i32, gate: Gate) -> Self {
         Self {
             gate_proj: Linear::new(parameters.at("gate_proj"), dims, hidden),

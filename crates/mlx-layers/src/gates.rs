@@ -8,8 +8,8 @@ use mlx_rs::{Array, Dtype};
 
 /// The gate of a SwiGLU feed-forward network: `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`.
 ///
-/// The gate decides, feature by feature, how much of `up` passes. `silu` is a smooth ramp: near
-/// the identity for large inputs, near zero for very negative ones.
+/// The gate scales each feature of `up`. `silu` is a smooth ramp: close to the identity for large inputs, close to zero
+/// for very negative ones.
 ///
 /// # Shapes
 ///
@@ -32,12 +32,12 @@ pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
     Ok(gated)
 }
 
-/// [`swiglu`] of a fused projection, which has the features of the gate before those of `up`: `[..., 2 F]` to
-/// `[..., F]`.
+/// [`swiglu`] for the output of a fused projection, `[..., 2 F]` to `[..., F]`. The features of the gate come before those
+/// of `up`.
 ///
 /// # Errors
 ///
-/// Where the last axis cannot be halved.
+/// Where the last axis cannot be cut into two halves.
 pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
     let [gate, up]: [Array; 2] = gate_up
         .split_equal(2, -1)?
@@ -49,9 +49,8 @@ pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
 /// The gate of a GeGLU feed-forward network: `gelu(gate) * up`, with the approximation
 /// `gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`.
 ///
-/// `gelu(x)` is `x` times the probability that a standard normal number is below `x`. The
-/// approximation is within 5e-4 of it, and models that were trained with it are run with it: configs
-/// call it `gelu_pytorch_tanh`.
+/// `gelu(x)` is `x` times the probability that a standard normal number is below `x`. The error of the approximation is
+/// at most 5e-4. Configs of models that were trained with the approximation call it `gelu_pytorch_tanh`.
 ///
 /// # Shapes
 ///
@@ -59,8 +58,8 @@ pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
 ///
 /// # Dtypes
 ///
-/// Any float; each operation rounds to the dtype of `gate`, as in mlx-lm's `nn.gelu_approx`, and the
-/// last one to the common dtype of the two.
+/// Any float. Each operation rounds to the dtype of `gate`, as in mlx-lm's `nn.gelu_approx`; the last one rounds to the
+/// common dtype of the two.
 ///
 /// # Errors
 ///
@@ -86,7 +85,7 @@ fn gelu_tanh(x: &Array) -> Result<Array> {
     x.multiply(number(0.5)?)?.multiply(share)
 }
 
-/// A scalar, made once for each thread, not for each token.
+/// A scalar array. Each thread makes it once and keeps it for later tokens.
 fn number(value: f32, dtype: Dtype) -> Result<Array> {
     thread_local!(static MADE: RefCell<Vec<(u32, Array)>> = const { RefCell::new(Vec::new()) });
     MADE.with_borrow_mut(|made| {

@@ -1,4 +1,4 @@
-//! Attention heads: features to heads and back.
+//! Attention heads: cutting features into heads, attention over a cache, and merging the heads.
 
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::KvCache;
@@ -6,14 +6,14 @@ use mlx_rope::Rope;
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 
-/// What a block of a transformer works on.
+/// The input of a block or of its attention.
 #[derive(Debug)]
 pub struct AttentionInput<'a> {
-    /// The residual stream, `[B, L, D]`.
+    /// The residual stream or its normalized copy, `[B, L, D]`.
     pub x: &'a Array,
-    /// Who sees whom, from the cache.
+    /// Which keys each query may attend to, from the cache.
     pub mask: &'a AttentionMask,
-    /// The memory of this layer.
+    /// The keys and values of this layer.
     pub cache: &'a mut KvCache,
 }
 
@@ -27,20 +27,20 @@ pub fn split(x: &Array, heads: i32) -> Result<Array> {
         return Err(Exception::custom(format!("heads are cut from [B, L, features], not {:?}", x.shape())));
     };
     if length == 1 {
-        // The same order; one step less for each token that is generated.
+        // With one token the order of the elements stays the same. This saves a transposition for each generated token.
         return x.reshape(&[batch, heads, 1, -1]);
     }
     x.reshape(&[batch, length, heads, -1])?.transpose_axes(&[0, 2, 1, 3])
 }
 
-/// Cuts the answer of a fused projection into the heads of queries, keys and values: `[B, L, (H + 2 H_kv) D]`
-/// to `[B, H, L, D]` and twice `[B, H_kv, L, D]`.
+/// Cuts the output of a fused projection, `[B, L, (H + 2 H_kv) D]`, into the heads of queries `[B, H, L, D]`, of keys and
+/// of values, `[B, H_kv, L, D]` each.
 ///
-/// One product for all three reads the input once.
+/// A fused projection is one product for all three, which reads its input once.
 ///
 /// # Errors
 ///
-/// Where the last axis has not `query_heads + 2 * key_heads` equal parts.
+/// Where the last axis cannot be cut into `query_heads + 2 * key_heads` equal parts.
 pub fn split_fused(qkv: &Array, query_heads: i32, key_heads: i32) -> Result<[Array; 3]> {
     let [_, _, features] = *qkv.shape() else {
         return Err(Exception::custom(format!("heads are cut from [B, L, features], not {:?}", qkv.shape())));
@@ -49,22 +49,22 @@ pub fn split_fused(qkv: &Array, query_heads: i32, key_heads: i32) -> Result<[Arr
     if heads <= 0 || features % heads != 0 {
         return Err(Exception::custom(format!("{features} features cannot be cut into {heads} heads")));
     }
-    // All into heads first, which is one step, and not one for each part.
+    // One transposition for all heads, and not one for each part.
     let [queries, keys, values] = cut(&split(qkv, heads)?, &[query_heads, query_heads + key_heads])?;
     Ok([queries, keys, values])
 }
 
-/// Cuts `[B, H, L, D]` between these heads: `N - 1` places, N parts.
+/// Cuts `[B, H, L, D]` into N parts along the heads; `at` holds the first head of each part but the first.
 fn cut<const N: usize>(x: &Array, at: &[i32]) -> Result<[Array; N]> {
     let parts = x.split_at_indices(at, 1)?;
     parts.try_into().map_err(|_| Exception::custom(format!("MLX did not cut an axis into {N} parts")))
 }
 
-/// Puts the heads of each token side by side again: `[B, H, L, D]` to `[B, L, H * D]`.
+/// Concatenates the heads of each token: `[B, H, L, D]` to `[B, L, H * D]`.
 ///
 /// # Errors
 ///
-/// Where `x` has not four axes.
+/// Where `x` does not have four axes.
 pub fn merge(x: &Array) -> Result<Array> {
     let [batch, _, length, _] = *x.shape() else {
         return Err(Exception::custom(format!("heads are merged from [B, H, L, D], not {:?}", x.shape())));
@@ -75,8 +75,8 @@ pub fn merge(x: &Array) -> Result<Array> {
     x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, length, -1])
 }
 
-/// Attention with rotary positions over a cache: rotates queries and keys, hands keys and values to
-/// the cache, and attends to everything that the cache then lets them read.
+/// Attention with rotary positions over a cache: rotates queries and keys, appends keys and values to the cache, and
+/// attends to the keys and values that the cache then holds for these queries.
 ///
 /// # Shapes
 ///
@@ -85,7 +85,7 @@ pub fn merge(x: &Array) -> Result<Array> {
 ///
 /// # Errors
 ///
-/// Where the shapes do not fit each other, the mask or what the cache holds.
+/// Where the shapes do not fit each other, the mask or the content of the cache.
 pub fn attend(
     [queries, keys, values]: [&Array; 3],
     rope: &Rope,

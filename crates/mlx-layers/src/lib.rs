@@ -1,15 +1,19 @@
 //! The layers that architectures are composed of.
 //!
-//! API for model authors. [`Linear`] and [`Embedding`] hold full-precision or quantized weights
-//! behind one `forward`, so that a model never asks which it has. [`Parameters`] is where a layer
-//! gets its weights while a model is built: from a checkpoint, or from a random generator; the
-//! layers do not know. [`GatedMlp`] is the feed-forward network that most architectures have,
-//! [`HeadNormAttention`] the attention of those that normalize queries and keys head by head.
-//! [`swiglu`], [`swiglu_fused`], [`geglu`] and the functions of [`heads`] are the pieces between the
-//! layers, and [`through_blocks`] is the way through a whole model.
+//! API for authors of models.
 //!
-//! A source may also have adapters for layers ([`AdapterParameters`]: LoRA's or DoRA's). The layer then holds
-//! one beside its weight, or is built with it added to the weight ([`Form`]); a model does not know.
+//! | for | there is |
+//! |---|---|
+//! | layers with full-precision or quantized weights behind one `forward` | [`Linear`], [`Embedding`] |
+//! | the feed-forward network of most architectures, and its gates | [`GatedMlp`], [`swiglu`], [`swiglu_fused`], [`geglu`] |
+//! | attention with norms of queries and keys, head by head | [`HeadNormAttention`] |
+//! | attention of any other kind | the functions of [`heads`] |
+//! | running all blocks of a model | [`through_blocks`] |
+//! | the weights, while a model is built | [`Parameters`], a view of a [`ParameterSource`] |
+//!
+//! The layers do not know whether their weights come from a checkpoint or from a random generator. A source may also
+//! have an adapter for a layer, of LoRA or DoRA ([`AdapterParameters`]). The layer then holds the adapter beside its
+//! weight, or adds it to the weight while it is built ([`Form`]); the code of a model is the same.
 
 mod adapter;
 mod attention;

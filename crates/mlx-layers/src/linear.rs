@@ -17,36 +17,37 @@ use crate::{AdaptedLayer, Form, Magnitudes, Parameters, Quantization};
 /// The parameters have the names of a checkpoint: `weight`, `scales` and `biases` where it is
 /// quantized, and `bias` where the layer has one.
 ///
-/// Where the source has an [adapter](crate::AdapterParameters) for the layer, its parameters `lora_a`, `lora_b`
-/// and perhaps `m` stand beside them, and `forward` adds what it changes. It is a child of the layer:
-/// `freeze_parameters(false)` freezes the layer's own parameters and leaves the adapter to be trained,
-/// `freeze_parameters(true)` freezes it too.
+/// Where the source has an [adapter](crate::AdapterParameters) for the layer, the layer also has the adapter's parameters
+/// `lora_a`, `lora_b` and, for DoRA, `m`, and `forward` applies the adapter. The adapter is a child of the layer:
+/// `freeze_parameters(false)` freezes the layer's own parameters and leaves the adapter trainable,
+/// `freeze_parameters(true)` freezes both.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[O, I]`; quantized `[O, I * bits / 32]`, packed into uint32.
     pub weight: Param<Array>,
     /// `[O, I / group_size]`, one for each group of a row; only where quantized.
     pub scales: Param<Option<Array>>,
-    /// `[O, I / group_size]`, what a group's zero stands for; only in the affine mode.
+    /// `[O, I / group_size]`, the value of the integer 0 in each group; only in the affine mode.
     pub biases: Param<Option<Array>>,
-    /// `[O]`, what is added to every output; only in a layer that has one.
+    /// `[O]`, added to the outputs; only in a layer that has a bias.
     pub bias: Param<Option<Array>>,
     quantization: Option<Quantization>,
     adapter: Option<Adapter>,
 }
 
 impl Linear {
-    /// A layer without bias from `inputs` to `outputs` features, its parameters taken from the source.
+    /// A layer without bias from `inputs` to `outputs` features, with parameters from the source.
     pub fn new(parameters: Parameters<'_>, inputs: i32, outputs: i32) -> Self {
         Self::with_bias(parameters, inputs, outputs, false)
     }
 
-    /// The same for a layer that may have a bias.
+    /// [`new`](Self::new) for a layer that may have a bias.
     pub fn with_bias(parameters: Parameters<'_>, inputs: i32, outputs: i32, has_bias: bool) -> Self {
         Self::build(parameters, [outputs, inputs], has_bias, |_| AdaptedLayer::Linear { inputs, outputs })
     }
 
-    /// A layer with a weight of this shape. An adapter takes it, quantized or not, for what `kind` says.
+    /// A layer with a weight of this shape. `kind` tells, given the quantization, as which kind of layer its adapter sees
+    /// it.
     pub(crate) fn build(
         mut parameters: Parameters<'_>,
         shape: [i32; 2],
@@ -79,10 +80,10 @@ impl Linear {
         layer
     }
 
-    /// Takes the layer's adapter, if it has one, and the form that the source wants.
+    /// Takes the layer's adapter, if it has one, and brings the layer into the form that the source asks for.
     ///
-    /// What is computed from a weight is computed here and now, so that the intermediate results of one layer are
-    /// gone before those of the next come: otherwise a model would be held twice over when it is first used.
+    /// Everything that is computed from a weight is evaluated here, so that the intermediate results of one layer are
+    /// freed before the next layer is built. Otherwise the first use of a model would need twice its memory.
     fn adapt(&mut self, parameters: &mut Parameters<'_>, kind: AdaptedLayer) -> Result<()> {
         if let Some(found) = parameters.adapter(kind) {
             let m = match found.magnitudes {
@@ -151,7 +152,7 @@ impl Linear {
         self.adapter.as_ref()
     }
 
-    /// What the layer answers without its adapter.
+    /// The output of the layer without its adapter.
     pub(crate) fn unadapted(&self, x: &Array) -> Result<Array> {
         let bias = self.bias.as_ref().as_ref();
         match self.quantized() {
@@ -162,7 +163,7 @@ impl Linear {
                     None => Ok(y),
                 }
             }
-            // One operation, which rounds once: a product that is rounded before the sum has other bits.
+            // One operation rounds once. A product that is rounded before the bias is added has other bits.
             None => match bias {
                 Some(bias) => addmm(bias, x, self.weight.t(), None, None),
                 None => matmul(x, self.weight.t()),
@@ -170,7 +171,7 @@ impl Linear {
         }
     }
 
-    /// What it answers with its adapter.
+    /// The output of the layer with this adapter.
     fn adapted(&self, adapter: &Adapter, x: &Array) -> Result<Array> {
         let Some(m) = adapter.magnitudes() else { return adapter.add_to_linear(&self.unadapted(x)?, x) };
         let y = adapter.magnified_linear(x, &self.whole_weight()?, m)?;
@@ -190,8 +191,10 @@ impl Module<&Array> for Linear {
     type Output = Array;
     type Error = Exception;
 
-    /// `[..., I]` to `[..., O]`, in the common dtype of `x` and the weight (or, quantized, of `x` and the
-    /// scales; of `x` alone in the modes of small floats). An error where the last axis is not `I` long.
+    /// `[..., I]` to `[..., O]`. A last axis that is not `I` long is an error.
+    ///
+    /// The output has the common dtype of `x` and the weight. With a quantized weight it has the common dtype of `x` and
+    /// the scales, or that of `x` in the modes of small floats.
     fn forward(&mut self, x: &Array) -> Result<Array> {
         let y = match &self.adapter {
             None => self.unadapted(x),
@@ -215,7 +218,7 @@ impl Linear {
     }
 }
 
-/// The parameters of the adapter are among those of the layer, without a name in between, as in mlx-lm's files.
+/// The parameters of the adapter belong to the layer directly, as in mlx-lm's files: `lora_a`, not `adapter.lora_a`.
 impl ModuleParameters for Linear {
     fn num_parameters(&self) -> usize {
         let own: usize = self.own().iter().map(|(_, parameter)| parameter.count()).sum();

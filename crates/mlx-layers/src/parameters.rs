@@ -1,4 +1,4 @@
-//! Where layers get their weights.
+//! The source of the weights of layers.
 
 use mlx_quantization::Quantization;
 use mlx_rs::Array;
@@ -6,10 +6,10 @@ use mlx_rs::error::Exception;
 
 use crate::{AdaptedLayer, AdapterParameters, Form};
 
-/// A source of weights: a checkpoint, or a generator of fresh ones.
+/// A source of weights: a checkpoint, or a random generator.
 ///
-/// A model is built from it layer by layer. A source never interrupts that: what is missing or
-/// wrong it notes, answers with a placeholder, and reports all together at the end.
+/// A model takes its weights from a source layer by layer. A source never stops the construction: for a weight that is
+/// missing or wrong it returns a placeholder, and it reports all problems together at the end.
 pub trait ParameterSource {
     /// The parameter with this full key, such as `model.norm.weight`, in this shape.
     fn parameter(&mut self, key: &str, shape: &[i32]) -> Array;
@@ -23,19 +23,19 @@ pub trait ParameterSource {
         None
     }
 
-    /// What the adapters are, in words that differ wherever their effect may though their arrays are the same: scales
-    /// and which layers have them. None without adapters.
+    /// The settings of the adapters that are not in their arrays: the scales, and which layers have an adapter. Adapters
+    /// with the same arrays and another effect have other settings. `None` without adapters.
     fn adapter_settings(&self) -> Option<String> {
         None
     }
 
-    /// What adapted and quantized layers are built as.
+    /// The form in which adapted and quantized layers are built.
     fn form(&self) -> Form {
         Form::Adapted
     }
 
-    /// Notes why the layer with this full key could not be brought into the [form](Self::form) that was asked
-    /// for. Only a source that has adapters, or another form than the first, is told.
+    /// Notes why the layer with this full key could not be brought into the [form](Self::form) that was asked for. This is
+    /// called only for sources that have adapters or another form than [`Form::Adapted`].
     fn refuse(&mut self, _layer: &str, _problem: Exception) {}
 }
 
@@ -65,7 +65,7 @@ pub struct Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// The view of everything.
+    /// The view of all parameters.
     pub fn root(source: &'a mut dyn ParameterSource) -> Self {
         Self { source, prefix: String::new() }
     }
@@ -102,12 +102,12 @@ impl<'a> Parameters<'a> {
         self.source.adapter(layer(&self.prefix), kind)
     }
 
-    /// What the layer is built as.
+    /// The form in which the layer is built.
     pub(crate) fn form(&self) -> Form {
         self.source.form()
     }
 
-    /// Notes why the layer of this view could not be adapted.
+    /// Notes why the layer of this view could not be brought into that form.
     pub(crate) fn refuse(&mut self, problem: Exception) {
         self.source.refuse(layer(&self.prefix), problem);
     }

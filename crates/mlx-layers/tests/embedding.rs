@@ -1,4 +1,4 @@
-//! The embedding table, by what the rows of a table are.
+//! The embedding table: rows, and ids outside of the table.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_layers::{Embedding, ParameterSource, Parameters, Quantization};
@@ -9,7 +9,7 @@ use mlx_testing::tensor;
 
 const ROWS: i32 = 40;
 
-/// A table of which every number is another one.
+/// A table whose elements all differ.
 struct Table(Option<Quantization>);
 
 impl Table {
@@ -39,9 +39,9 @@ fn ids(ids: &[i64], dtype: Dtype) -> Array {
     Array::from_slice(ids, &[1, ids.len() as i32]).as_dtype(dtype).unwrap()
 }
 
-/// MLX reads whatever lies behind a table where an id is beyond it.
+/// MLX would read memory behind the table for an id that is beyond it.
 #[test]
-fn ids_outside_the_table_stay_inside_of_it() {
+fn ids_outside_the_table_are_clipped() {
     for quantization in [None, Some(Quantization::affine(4, 32).unwrap()), Some(Quantization::MXFP4)] {
         let mut embedding = Embedding::new(Parameters::root(&mut Table(quantization)), ROWS, 64);
         let mut rows = |tokens: &Array| embedding.forward(tokens).unwrap();

@@ -1,4 +1,4 @@
-//! The same bits as mlx-lm, on what `xtask/python/make_layer_fixtures.py` recorded.
+//! The layers give the same bits as mlx-lm, whose results `xtask/python/make_layer_fixtures.py` recorded.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, HashMap};
@@ -79,7 +79,7 @@ fn layers_with_a_bias() {
         assert_equal(case, &layer.forward(&tensors["x"]).unwrap(), &tensors["expected"]);
 
         let parameters = layer.parameters().flatten();
-        assert_eq!(parameters.len(), tensors.len() - 2); // all but the inputs and the answers
+        assert_eq!(parameters.len(), tensors.len() - 2); // all but the input and the expected output
         assert!(parameters.contains_key("bias"));
     }
 }

@@ -1,4 +1,4 @@
-//! Quantized layers beside the same layers with the weights that the numbers stand for.
+//! Quantized layers compared with layers that have the dequantized weights.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ fn weight() -> Array {
     Array::from_slice(&values, &SHAPE)
 }
 
-/// The same layer, quantized and with the dequantized weight.
+/// The sources of two layers: one with the quantized weight, one with the dequantized weight.
 fn both(quantization: Quantization) -> [Given; 2] {
     let packed = quantize(&weight(), quantization).unwrap();
     let whole = dequantize(&packed).unwrap().as_dtype(Dtype::Float32).unwrap();
@@ -53,7 +53,7 @@ fn affine(bits: i32, group_size: i32) -> Quantization {
 
 #[track_caller]
 fn assert_close(quantization: Quantization, found: &Array, expected: &Array) {
-    // Scales in half precision make the results so as well.
+    // The results are in half precision where the scales are.
     let found = tensor(&found.as_dtype(Dtype::Float32).unwrap()).named(quantization);
     assert_relative_eq!(found, tensor(expected), epsilon = 1e-4, max_relative = 1e-4);
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "lille-130m";
 
-/// A validated configuration: every model that can be described by one can be built.
+/// A validated config, from which a model can always be built.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Features of the residual stream, D. The released model has 640.
@@ -89,7 +89,7 @@ impl Config {
         off("mlp_bias", raw.mlp_bias)?;
         let unsupported = |key, found: String, only| Err(ConfigError::Unsupported { key, found, only });
         if !raw.tie_word_embeddings {
-            // The head is the embedding table: there is no other.
+            // The head is always the embedding table.
             return unsupported("tie_word_embeddings", "false".to_owned(), "true");
         }
         let head_dim = n_embd / n_head;
@@ -114,8 +114,7 @@ impl Config {
         })
     }
 
-    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
-    /// adapters are.
+    /// The facts that a runtime needs. The dtype of activations and the settings of adapters come from the weights.
     pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
         let (kind, heads, head_dim) = (LayerKind::Full, self.n_kv_heads, self.head_dim);
         let layer = LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim };
@@ -125,7 +124,7 @@ impl Config {
             context_length: self.context_length,
             layers: vec![layer; self.n_layer],
             dtype,
-            // Keys and values depend on everything else.
+            // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, ..self.clone() }),
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm::default(),
@@ -135,11 +134,11 @@ impl Config {
 
 /// The width of the feed-forward network: `8/3 * n_embd`, rounded to the nearest multiple of 256.
 ///
-/// A gated network has three matrices where a plain one of width `4 * n_embd` has two. Two thirds
-/// of that width, `8/3 * n_embd`, keep the number of weights the same (Shazeer, *GLU Variants
-/// Improve Transformer*, section 3, <https://arxiv.org/abs/2002.05202>). A multiple of 256 fills
-/// the tiles of a matrix unit. A width halfway between two multiples goes to the even one, since
-/// the reference rounds with Python's `round`; 240, for one, has 8/3 of 640 and width 512.
+/// A gated network has three matrices, and a plain one of width `4 * n_embd` has two. Two thirds of that width, `8/3 *
+/// n_embd`, keep the number of weights the same (Shazeer, *GLU Variants Improve Transformer*, section 3,
+/// <https://arxiv.org/abs/2002.05202>). A multiple of 256 fills the tiles of a matrix unit. A width halfway between two
+/// multiples is rounded to the even multiple, because the reference uses Python's `round`: for `n_embd` 240, 640 is
+/// rounded to 512.
 pub fn hidden_dim(n_embd: i32) -> i32 {
     let two_thirds = i64::from(n_embd) * 8 / 3;
     let tiles = (two_thirds as f64 / 256.0).round_ties_even() as i32;

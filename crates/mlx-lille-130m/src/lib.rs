@@ -30,22 +30,22 @@
 //!         │
 //! ```
 //!
-//! Tokens enter through `tok_embeddings` and leave, after the blocks and a last RMSNorm, through
-//! the same table read the other way.
+//! `tok_embeddings` gives each token its row of features. After the blocks and a last RMSNorm, the same table, used as a
+//! linear layer, computes the logits.
 //!
 //! # Choices, and why
 //!
-//! - **Norms first, inside the modules.** Each module normalizes its own input and adds its output
-//!   to the residual stream, which is itself never normalized on the way: gradients reach every
-//!   block unchanged ([Xiong et al.](https://arxiv.org/abs/2002.04745)). Here the norms are part of
-//!   the attention and feed-forward modules and not of the block, which shows in the keys.
-//! - **One fused projection.** Queries, keys and values are slices of one product: the input is read once.
+//! - **Norms first, inside the modules.** Each module normalizes its own input and adds its output to the residual stream.
+//!   The stream itself is not normalized, so that gradients reach every block unchanged
+//!   ([Xiong et al.](https://arxiv.org/abs/2002.04745)). The norms belong to the attention and feed-forward modules, not to
+//!   the block, as the keys show.
+//! - **One fused projection.** Queries, keys and values are slices of one product, so that the input is read once.
 //! - **Grouped queries.** Several query heads share a key-value head, so that the cache is smaller
 //!   by that factor ([Ainslie et al.](https://arxiv.org/abs/2305.13245)).
 //! - **Interleaved rotary positions**, as in the paper that introduced them ([Su et al.](https://arxiv.org/abs/2104.09864)).
 //! - **The width of the feed-forward network** is 8/3 of `n_embd`, rounded: see [`hidden_dim`].
-//! - **Tied embeddings.** The head is the embedding table, which in a model this small would
-//!   otherwise be a sixth of all weights a second time ([Press and Wolf](https://arxiv.org/abs/1608.05859)).
+//! - **Tied embeddings.** The head is the embedding table. In a model this small, a separate head would be a sixth of all
+//!   weights ([Press and Wolf](https://arxiv.org/abs/1608.05859)).
 //!
 //! The model card of the released model is `Nikity/lille-130m-base` on the Hugging Face hub.
 //!
@@ -63,8 +63,8 @@
 //! | `transformer.layers.N.feed_forward.down_proj.weight` | `[D, hidden]` |
 //! | `transformer.norm.weight` | `[D]` |
 //!
-//! The fields of the model have the same names. Keys that contain `rotary_emb` are ignored, and no
-//! others. Quantized layers have `scales` and `biases` beside their `weight`.
+//! The fields of the model have the same names. Keys that contain `rotary_emb` are ignored, and every other unknown key is
+//! an error. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
 mod model;
@@ -75,7 +75,7 @@ pub use model::Lille130m;
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
 
-/// The architecture, for a table of architectures.
+/// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, _| Ok(Box::new(Lille130m::load(checkpoint)?)),

@@ -34,7 +34,7 @@ struct Transformer {
     norm: RmsNorm,
 }
 
-/// Attention, then the feed-forward network, each added to what came in.
+/// Attention, then the feed-forward network, each added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
@@ -43,7 +43,7 @@ struct Block {
     feed_forward: FeedForward,
 }
 
-/// Grouped-query attention with rotary positions, behind its own norm.
+/// Grouped-query attention with rotary positions, after its own norm.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Attention {
     #[param]
@@ -58,7 +58,7 @@ struct Attention {
     scale: f32,
 }
 
-/// The gated feed-forward network, behind its own norm.
+/// The gated feed-forward network, after its own norm.
 #[derive(Debug, Clone, ModuleParameters)]
 struct FeedForward {
     #[param]
@@ -131,8 +131,8 @@ impl Lille130m {
         let config = Config::from_checkpoint(checkpoint)?;
         let mut tensors = checkpoint.tensors()?;
         let model = Self::new(&config, &mut tensors);
-        // Training code may save the tables of the rotation's frequencies with the weights. They
-        // follow from `rope_theta`, and the rotation computes them itself.
+        // Training code may save the tables of the rotation's frequencies with the weights. The rotation computes them from
+        // `rope_theta`.
         tensors.finish(|key| key.contains("rotary_emb"))?;
         Ok(model)
     }

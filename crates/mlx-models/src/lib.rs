@@ -1,11 +1,10 @@
 //! Language models on MLX: one facade over one crate per architecture.
 //!
-//! API. [`load`] turns a checkpoint folder, as transformers or mlx-lm writes it, into a model.
-//! Which architectures it knows is a choice of cargo features; with one feature, one architecture
-//! is compiled and nothing of the others. The features `generate` and `tokenizer` bring the token
-//! loop and the way from text to token ids and back.
+//! API. [`load`] loads a model from a checkpoint folder that transformers or mlx-lm wrote. Cargo features choose the
+//! architectures: a build with one of them compiles nothing of the others. The features `generate` and `tokenizer` add
+//! the decode loop and the conversion between text and token ids.
 //!
-//! | feature | brings |
+//! | feature | adds |
 //! |---|---|
 //! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
@@ -15,9 +14,9 @@
 //! | `architectures` | all of the above |
 //! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
 //! | `tokenizer` | [`tokenizer`]: text to token ids and back, chat templates |
-//! | both of these | [`mod@text`]: tokens with their text, stop strings |
+//! | `generate` and `tokenizer` | [`mod@text`]: tokens with their text, stop strings |
 //!
-//! None is on by default.
+//! No feature is on by default.
 //!
 #![cfg_attr(
     all(feature = "lille-130m", feature = "generate", feature = "tokenizer"),
@@ -69,14 +68,14 @@ pub use mlx_generate as generate;
 #[cfg(feature = "tokenizer")]
 pub use mlx_tokenizer as tokenizer;
 
-/// An architecture of this project, in this build or not.
+/// An architecture of this project, compiled into this build or not.
 struct Row {
     model_types: &'static [&'static str],
     feature: &'static str,
     compiled_in: Option<Architecture>,
 }
 
-/// A [`Row`]: `"feature" => the architecture's constant, ["model_type", ..]`.
+/// Makes the [`Row`]s from lines of the form `"feature" => the architecture's constant, ["model_type", ..]`.
 macro_rules! table {
     ($($feature:literal => $architecture:path, [$($model_type:literal),+];)+) => {
         const TABLE: &[Row] = &[$(Row {
@@ -105,18 +104,17 @@ pub fn known_model_types() -> Vec<&'static str> {
     TABLE.iter().flat_map(|row| row.model_types).copied().collect()
 }
 
-/// Loads the model of a checkpoint folder, with its weights, so that it can be sent to another thread.
+/// Loads the model of a checkpoint folder and reads its weights, so that it can be sent to another thread.
 ///
 /// # Errors
 ///
-/// A [`LoadError`] that names the folder, file, key or tensor at fault, or the feature that is
-/// missing in this build.
+/// A [`LoadError`] that names the folder, file, key or tensor at fault, or the feature that this build lacks.
 pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
     load_with(folder, &LoadOptions::default())
 }
 
-/// [`load`] with options. With [`LoadOptions::lazy`] the weights are read from disk when they are first used, so that
-/// loading takes no time and little memory, whatever the size of the model.
+/// [`load`] with options. With [`LoadOptions::lazy`] the weights are read from disk when they are first used, so that even a
+/// large model loads at once and in little memory.
 ///
 /// # Errors
 ///
@@ -125,7 +123,7 @@ pub fn load_with(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<
     load_checkpoint(&Checkpoint::open(folder)?, options)
 }
 
-/// The same for a checkpoint that is already open. Where it has adapters, those of the options take their place.
+/// [`load_with`] for a checkpoint that is already open. Adapters in the options replace those of the checkpoint.
 ///
 /// # Errors
 ///
@@ -161,7 +159,7 @@ fn architecture_of(checkpoint: &Checkpoint) -> Result<Architecture, LoadError> {
         .ok_or_else(|| LoadError::NotCompiledIn { model_type: model_type.to_owned(), feature: row.feature })
 }
 
-/// For those who write the weights one by one: all together they may not fit.
+/// The options for writing a model: all of its weights at once may not fit into memory.
 fn lazily() -> LoadOptions {
     LoadOptions { lazy: true, ..LoadOptions::default() }
 }
@@ -169,14 +167,14 @@ fn lazily() -> LoadOptions {
 /// How [`fuse`] writes a model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FuseOptions {
-    /// Every layer in full precision. Otherwise an adapted layer that is quantized is quantized anew, as it was.
+    /// Writes every layer in full precision. Otherwise a quantized layer with an adapter is quantized again in the same way.
     pub dequantize: bool,
 }
 
 /// Adds adapters to the weights of a checkpoint, and writes a checkpoint folder that loads without them.
 ///
-/// The weights are those of mlx-lm's `fuse`, bit for bit. `out` must not exist; it appears when it is complete.
-/// The tokenizer's files come along.
+/// The weights are those of mlx-lm's `fuse`, bit for bit. `out` must not exist; it appears when it is complete. The
+/// tokenizer's files are copied into it.
 ///
 /// # Errors
 ///
@@ -197,10 +195,10 @@ pub fn fuse(
 /// Writes the model of a checkpoint in another form: quantized, in full precision, of another dtype, with adapters
 /// added to its weights.
 ///
-/// What is written is what mlx-lm's `convert` writes (after its `fuse`, where there are adapters), bit for bit, and
-/// mlx-lm loads it. `out` must be absent or empty; it appears when it is complete. The tokenizer's files come along.
-/// The weights are computed layer by layer as they are written, but with adapters, which are added to all of them first.
-/// `progress` is told of each layer, and answers whether to go on.
+/// The tensors are those of mlx-lm's `convert`, bit for bit (after its `fuse`, where there are adapters), and mlx-lm loads
+/// them. `out` must be absent or empty; it appears when it is complete. The tokenizer's files are copied into it. The
+/// weights are computed layer by layer while they are written; only adapters are added to all layers first. `progress` is
+/// called for each layer and returns whether to continue.
 ///
 /// # Errors
 ///
@@ -230,12 +228,12 @@ pub fn convert(
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-/// Compiles the example of the document about models.
+/// Compiles the example of `docs/models.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/models.md")]
 struct ModelsDocument;
 
-/// Runs the examples of the document about adapters.
+/// Runs the examples of `docs/adapters.md`.
 #[cfg(all(doctest, feature = "gemma3"))]
 #[doc = include_str!("../../../docs/adapters.md")]
 struct AdaptersDocument;
@@ -274,7 +272,7 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "lille-130m"))]
-    fn one_that_is_left_out_names_its_feature() {
+    fn an_architecture_that_is_not_compiled_in_names_its_feature() {
         let error = load(folder_of("lille-130m").path()).unwrap_err();
         assert!(matches!(error, LoadError::NotCompiledIn { feature: "lille-130m", .. }), "{error}");
         assert!(error.to_string().contains("feature `lille-130m`"), "{error}");
@@ -282,7 +280,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "lille-130m")]
-    fn adapters_that_are_not_there_are_an_error() {
+    fn a_missing_folder_of_adapters_is_an_error() {
         let folder = folder_of("lille-130m");
         let options = LoadOptions { adapters: Some(folder.path().join("gone")), ..LoadOptions::default() };
         let out = folder.path().join("out");
@@ -300,7 +298,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "lille-130m")]
-    fn one_that_is_compiled_in_reads_its_config() {
+    fn an_architecture_that_is_compiled_in_reads_its_config() {
         let error = load(folder_of("lille-130m").path()).unwrap_err();
         assert!(matches!(error, LoadError::Checkpoint(CheckpointError::Config { .. })), "{error:?}");
     }

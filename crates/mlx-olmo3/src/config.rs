@@ -13,7 +13,7 @@ use serde::Deserialize;
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "olmo3";
 
-/// A validated configuration: every model that can be described by one can be built.
+/// A validated config, from which a model can always be built.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Features of the residual stream, D. The 7B model has 4096.
@@ -22,10 +22,9 @@ pub struct Config {
     pub intermediate_size: i32,
     /// Query heads, H.
     pub num_attention_heads: i32,
-    /// Key-value heads, H_kv, each shared by `H / H_kv` query heads. Where the config does not say it,
-    /// there are as many as query heads.
+    /// Key-value heads, H_kv, each shared by `H / H_kv` query heads. Where the config does not state them, H.
     pub num_key_value_heads: i32,
-    /// Features of a head, d. Where the config does not say it, `D / H`.
+    /// Features of a head, d. Where the config does not state them, `D / H`.
     pub head_dim: i32,
     /// Tokens in the vocabulary, V.
     pub vocab_size: i32,
@@ -35,11 +34,11 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// Whether the projections of attention have a bias. No released model has.
     pub attention_bias: bool,
-    /// First layer first.
+    /// The layers, first layer first.
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own, as in all released models. Otherwise it is the embedding table.
     pub has_own_head: bool,
-    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// Why mlx-lm rotates keys by other angles, if it does: see
     /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
     pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
@@ -79,7 +78,7 @@ impl Config {
     fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
         let layer_types = match &raw.layer_types {
             Some(types) => LayerTypes::Listed(types),
-            // Three layers with a window, then a full one.
+            // Three layers with a window, then a full layer, and so on.
             None => LayerTypes::FullEvery(4),
         };
         let num_hidden_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
@@ -111,8 +110,7 @@ impl Config {
         })
     }
 
-    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
-    /// adapters are.
+    /// The facts that a runtime needs. The dtype of activations and the settings of adapters come from the weights.
     pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
         ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
@@ -120,7 +118,7 @@ impl Config {
             context_length: self.context_length,
             layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
             dtype,
-            // Keys and values depend on everything else.
+            // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: false },

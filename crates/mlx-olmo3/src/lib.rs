@@ -1,4 +1,4 @@
-//! OLMo 3: open language models whose layers mostly look through a sliding window.
+//! OLMo 3: open language models most of whose layers have a sliding window.
 //!
 //! API: [`Olmo3::load`] builds the model of a checkpoint; `mlx-models` does it by `model_type`.
 //!
@@ -7,7 +7,7 @@
 //! ```text
 //!         x  [B, L, D]
 //!         │
-//!         ├───────────┐                         no norm in front
+//!         ├───────────┐                         no norm before attention
 //!         │       ╱   │   ╲
 //!         │   q_proj k_proj v_proj
 //!         │   q_norm k_norm │                   RMSNorm over all heads together
@@ -29,34 +29,31 @@
 //!         │
 //! ```
 //!
-//! # The way of a token
+//! # From token to logits
 //!
 //! 1. Its row of `embed_tokens` starts the residual stream.
-//! 2. In each block attention reads the stream as it is. What comes out is normalized and added. The
-//!    same with the feed-forward network.
-//! 3. `norm` normalizes the stream after the last block, and the head makes logits of it: `lm_head`, or,
-//!    with `tie_word_embeddings`, the embedding table read the other way.
+//! 2. In each block attention reads the stream without a norm. Its output is normalized and added to the stream. The
+//!    feed-forward network does the same.
+//! 3. `norm` normalizes the stream after the last block, and the head computes the logits: `lm_head`, or, with
+//!    `tie_word_embeddings`, the embedding table, used as a linear layer.
 //!
 //! # Choices, and why
 //!
-//! - **Norms behind the modules**, and none in front. What a module adds to the stream has a size that
-//!   its norm decides, so that the stream grows evenly with depth; trained like this, OLMo 2 had neither
-//!   the spikes of the loss nor the growing gradients that it had with norms in front
-//!   ([OLMo 2](https://arxiv.org/abs/2501.00656), section 3.3.2). The stream itself is not normalized
-//!   on its way, unlike in the post-norm of the first transformers.
-//! - **Norms of queries and keys, over the whole projection.** Without a norm in front of attention
-//!   nothing else bounds what the projections make of a growing stream, and scores that are too large
-//!   end in a softmax that looks at one key only (same paper, section 3.3.2). One norm over the
-//!   features of all heads costs one statistic per token and lets heads differ: a head may speak louder
-//!   than another, which a norm of each head alone (Gemma 3) takes away. It is also why the norm stands
-//!   before the heads are cut apart, and has H d weights and not d.
-//! - **Full and sliding layers.** Three of four layers see the newest 4096 tokens only, and their cache
-//!   is a ring of that size. Every fourth sees everything. `layer_types` says it; where it is missing,
-//!   layers 3, 7, 11 and so on are full. A model may have layers of one kind only.
-//! - **YaRN in the full layers only.** The context was extended from 8192 to 65 536 tokens after
-//!   training. The distances inside a window did not grow, so layers that have one rotate as before. A
-//!   given `attention_factor` is used as it is; without one it is `0.1 ln(factor) + 1`
-//!   ([Peng et al.](https://arxiv.org/abs/2309.00071), section 3.4).
+//! - **Norms after the modules**, and none before them. The norm sets the size of what a module adds to the stream, so that
+//!   the stream grows evenly with depth. With norms before the modules, OLMo 2 had spikes in the loss and growing
+//!   gradients; with norms after them it had neither ([OLMo 2](https://arxiv.org/abs/2501.00656), section 3.3.2). Unlike in
+//!   the post-norm of the first transformers, the stream itself is not normalized.
+//! - **Norms of queries and keys, over the whole projection.** Without a norm before attention, nothing else bounds the
+//!   projections of a growing stream, and with large scores the softmax collapses to a single key (same paper, section
+//!   3.3.2). A norm over the features of all heads computes one mean square per token and keeps the differences in size
+//!   between heads, which a norm of each head (Gemma 3) removes. So the norm comes before the heads are cut apart and has
+//!   H d weights, not d.
+//! - **Full and sliding layers.** Three of four layers attend to the newest 4096 tokens only, and their cache is a ring of
+//!   that size. Every fourth layer attends to all tokens. `layer_types` states the kind of each layer; where it is
+//!   missing, layers 3, 7, 11 and so on are full. A model may have layers of one kind only.
+//! - **YaRN in the full layers only.** The context was extended from 8192 to 65 536 tokens after training. The distances
+//!   in a window did not grow, so layers with a window rotate as before. An `attention_factor` in the config is used
+//!   unchanged; without one it is `0.1 ln(factor) + 1` ([Peng et al.](https://arxiv.org/abs/2309.00071), section 3.4).
 //! - **Grouped queries**, in the 32B model, share key-value heads
 //!   ([Ainslie et al.](https://arxiv.org/abs/2305.13245)).
 //!
@@ -82,8 +79,8 @@
 //! | `model.norm.weight` | `[D]` |
 //! | `lm_head.weight`, not where it is tied | `[V, D]` |
 //!
-//! The fields of the model have the same names. With `attention_bias` the four projections of attention
-//! have a `bias` too. No key is ignored. Quantized layers have `scales` and `biases` beside their `weight`.
+//! The fields of the model have the same names. With `attention_bias` the four projections of attention also have a
+//! `bias`. No key of this list is ignored. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
 mod model;
@@ -95,7 +92,7 @@ pub use model::Olmo3;
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
 
-/// The architecture, for a table of architectures.
+/// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, _options| Ok(Box::new(Olmo3::load(checkpoint)?)),

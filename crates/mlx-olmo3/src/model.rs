@@ -36,7 +36,7 @@ struct Transformer {
     norm: RmsNorm,
 }
 
-/// Attention, then the feed-forward network, each normalized behind and added to what came in.
+/// Attention, then the feed-forward network, each followed by a norm and added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
@@ -101,7 +101,7 @@ impl Block {
 
 impl Attention {
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
-        // Over the features of all heads together, before they are cut apart.
+        // The norms are over the features of all heads together, before the heads are cut apart.
         let queries = self.q_norm.forward(&self.q_proj.forward(x)?)?; // [B, L, D] -> [B, L, H d]
         let keys = self.k_norm.forward(&self.k_proj.forward(x)?)?; // [B, L, D] -> [B, L, H_kv d]
 

@@ -11,10 +11,10 @@ use serde::Deserialize;
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "phi3";
 
-/// `rope_theta` where a config has none: what transformers and mlx-lm take.
+/// `rope_theta` for configs without the key, as in transformers and mlx-lm.
 const DEFAULT_BASE: f64 = 10_000.0;
 
-/// A validated configuration: every model that can be described by one can be built. The numbers in
+/// A validated config, from which a model can always be built. The numbers in
 /// brackets are those of Phi-3-mini-4k.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -28,13 +28,13 @@ pub struct Config {
     pub num_attention_heads: i32,
     /// Key-value heads, each shared by `num_attention_heads / num_key_value_heads` query heads (32).
     pub num_key_value_heads: i32,
-    /// Features of a head, d: given, or `hidden_size / num_attention_heads` (96).
+    /// Features of a head, d (96). Where the config does not state them, `D / H`.
     pub head_dim: i32,
     /// Tokens in the vocabulary, V (32064).
     pub vocab_size: i32,
     /// The context length, in tokens (4096).
     pub context_length: i32,
-    /// How many tokens a query sees, itself included, if not all (2047).
+    /// How many tokens a query attends to, including its own (2047). `None` for all tokens.
     pub sliding_window: Option<i32>,
     /// The epsilon of every norm (1e-5).
     pub rms_norm_eps: f32,
@@ -42,7 +42,7 @@ pub struct Config {
     pub has_own_head: bool,
     /// The rotation of queries and keys.
     pub rope: Rope,
-    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// Why mlx-lm rotates keys by other angles, if it does: see
     /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
     pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
@@ -138,8 +138,7 @@ impl Config {
         })
     }
 
-    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
-    /// adapters are.
+    /// The facts that a runtime needs. The dtype of activations and the settings of adapters come from the weights.
     pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
         let kind = self.sliding_window.map_or(LayerKind::Full, |window| LayerKind::Sliding { window });
         let (heads, head_dim) = (self.num_key_value_heads, self.head_dim);
@@ -150,7 +149,7 @@ impl Config {
             context_length: self.context_length,
             layers: vec![layer; self.num_hidden_layers],
             dtype,
-            // Keys and values depend on everything else.
+            // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: true },

@@ -32,51 +32,46 @@
 //!         │
 //! ```
 //!
-//! # The flow of the data
+//! # From token to logits
 //!
 //! 1. `embed_tokens` looks up a row of D features for each token. Nothing scales it.
 //! 2. Each block adds to this residual stream twice: `h = x + attention(norm(x))`, then
-//!    `h + mlp(norm(h))`. A norm stands before each part and none on the stream itself, so that
-//!    gradients reach every block unchanged ([Xiong et al.](https://arxiv.org/abs/2002.04745)).
-//!    `post_attention_layernorm` is the one before the feed-forward network; the name says only where
-//!    it comes.
+//!    `h + mlp(norm(h))`. There is a norm before each part and none on the stream itself, so that gradients reach every
+//!    block unchanged ([Xiong et al.](https://arxiv.org/abs/2002.04745)). `post_attention_layernorm` is the norm before the
+//!    feed-forward network; it comes after attention, hence its name.
 //! 3. `norm`, a last RMSNorm, brings the stream back to the size that the head was trained on.
-//! 4. `lm_head`, or in tied models the embedding table, compares it with every token.
+//! 4. The head computes the logits: `lm_head`, or in tied models the embedding table, used as a linear layer.
 //!
 //! # Choices, and why
 //!
-//! - **Fused projections.** `qkv_proj` and `gate_up_proj` are one product each where Llama has three
-//!   and two: the input is read once. Queries come first, then keys, then values; the gate comes
-//!   before what it gates.
+//! - **Fused projections.** `qkv_proj` and `gate_up_proj` are one product each, where Llama has three and two, so that the
+//!   input is read once. Queries come first, then keys, then values; the gate comes before the features that it scales.
 //! - **Grouped queries.** In the larger models several query heads share a key-value head, and the
 //!   cache is smaller by that factor ([Ainslie et al.](https://arxiv.org/abs/2305.13245)).
-//! - **Which rotation.** A model for 4096 tokens rotates plainly ([Su et
-//!   al.](https://arxiv.org/abs/2104.09864)). One for 131072 was trained on 4096 first and stretched
-//!   by LongRoPE ([Ding et al.](https://arxiv.org/abs/2402.13753)): each pair of features has a factor
-//!   of its own by which it turns more slowly, found by a search, because stretching all pairs alike,
-//!   as linear scaling does, blurs the fast ones that tell neighbours apart. Linear scaling needs one
-//!   number and no search, so it is what finetunes of the short models use.
-//! - **Two lists of factors.** A text that fits into the original 4096 tokens should be read as well as
-//!   before, so there are short factors (all near 1) for it and long ones beyond. The length is that of
-//!   the whole sequence: when it grows over the border, the keys of all tokens before change. A cache
-//!   cannot mend that; `Session` of `mlx-generate` reads the sequence again, and
-//!   [`rotates_alike`](mlx_causal_lm::CausalLm::rotates_alike) is how it knows. mlx-lm uses the long
-//!   factors always, which [`LongRopeMode::MlxLm`](mlx_causal_lm::LongRopeMode) does too.
-//! - **The attention factor.** Over more keys a softmax gets flatter. Queries and keys are each
-//!   multiplied by `sqrt(1 + ln(max / original) / ln(original))`, about 1.19 from 4096 to 131072, which
-//!   keeps it as decided as it was; on both sides of the border.
-//! - **Partial rotation.** With `partial_rotary_factor` 0.75, as in Phi-4-mini, a quarter of each head
-//!   carries no position: what does not depend on the distance has a place of its own, and there is
-//!   less to stretch ([Black et al.](https://arxiv.org/abs/2204.06745), section 2.1, where the idea was
-//!   first used at scale).
-//! - **A sliding window.** Phi-3-mini-4k attends to the newest 2047 tokens only (`sliding_window`, which
-//!   counts the query itself), so its cache stays as small ([Jiang et
-//!   al.](https://arxiv.org/abs/2310.06825), section 2). transformers applies it, and so does this
-//!   crate; mlx-lm does not. Models for long contexts have a window beyond their context, which does nothing.
-//! - **Tied embeddings** in Phi-4-mini, whose table of 200064 rows would otherwise be there twice
+//! - **The rotation.** A model for 4096 tokens rotates without scaling ([Su et al.](https://arxiv.org/abs/2104.09864)). A
+//!   model for 131072 tokens was trained on 4096 first and then extended by LongRoPE
+//!   ([Ding et al.](https://arxiv.org/abs/2402.13753)), which slows each pair of features by a separate factor. The factors
+//!   were found by a search, because slowing all pairs alike, as linear scaling does, harms the fast pairs, which
+//!   distinguish neighbours. Linear scaling needs one number and no search, so finetunes of the short models use it.
+//! - **Two lists of factors.** Results on a text of at most 4096 tokens should not get worse, so there are short factors (all
+//!   near 1) for it, and long factors for longer texts. The length is that of the whole sequence: when it crosses the
+//!   border, the keys of all earlier tokens change. A cache holds no tokens to compute them from, so `Session` of
+//!   `mlx-generate` reads the sequence again, when [`rotates_alike`](mlx_causal_lm::CausalLm::rotates_alike) says so. mlx-lm
+//!   always uses the long factors, as does [`LongRopeMode::MlxLm`](mlx_causal_lm::LongRopeMode).
+//! - **The attention factor.** A softmax over more keys is flatter. To compensate, queries and keys are each multiplied by
+//!   `sqrt(1 + ln(max / original) / ln(original))`, about 1.19 from 4096 to 131072 tokens. The factor is the same on both
+//!   sides of the border.
+//! - **Partial rotation.** With `partial_rotary_factor` 0.75, as in Phi-4-mini, a quarter of each head carries no position.
+//!   These features can hold what does not depend on the distance, and fewer pairs have to be extended
+//!   ([Black et al.](https://arxiv.org/abs/2204.06745), section 2.1, where the idea was first used at scale).
+//! - **A sliding window.** Phi-3-mini-4k attends to the newest 2047 tokens only (`sliding_window`, which counts the query
+//!   itself), so its cache needs no more than those ([Jiang et al.](https://arxiv.org/abs/2310.06825), section 2).
+//!   transformers and this crate apply the window; mlx-lm does not. Models for long contexts have a window beyond their
+//!   context, which has no effect.
+//! - **Tied embeddings** in Phi-4-mini, where a separate head would store another 200064 rows
 //!   ([Press and Wolf](https://arxiv.org/abs/1608.05859)).
-//! - **Other scalings are refused.** mlx-lm prints a warning and goes on without scaling; here loading is an
-//!   error that names the type.
+//! - **Other scalings are refused.** mlx-lm prints a warning and continues without scaling; here loading returns an error
+//!   that names the type.
 //!
 //! # Reference
 //!
@@ -113,7 +108,7 @@ pub use model::Phi3;
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
 
-/// The architecture, for a table of architectures.
+/// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, options| Ok(Box::new(Phi3::load(checkpoint, options)?)),

@@ -20,10 +20,10 @@ use crate::Config;
 pub struct Phi3 {
     #[param]
     model: Transformer,
-    /// None where the embedding table is the head.
+    /// `None` where the embedding table is the head.
     #[param]
     lm_head: Option<Linear>,
-    /// All layers rotate alike.
+    /// The rotation of all layers.
     rope: Rope,
     info: ModelInfo,
 }
@@ -39,7 +39,7 @@ struct Transformer {
     norm: RmsNorm,
 }
 
-/// Attention, then the feed-forward network, each behind a norm and added to what came in.
+/// Attention, then the feed-forward network, each after a norm and added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
@@ -77,7 +77,7 @@ impl CausalLm for Phi3 {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { embed_tokens, layers, norm } = &mut self.model;
         let x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
-        // Not the end of this call counts, but that of what is being read.
+        // The rotation depends on the end of the prompt that is being read, not on the end of this call.
         let following = cache.expected_after(tokens.shape().last().copied().unwrap_or(0));
         let rope = &self.rope.followed_by(following);
         norm.forward(&through_blocks(layers, x, cache, |block, input| block.forward(input, rope))?)

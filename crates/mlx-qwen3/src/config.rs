@@ -14,7 +14,7 @@ use serde::Deserialize;
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "qwen3";
 
-/// A validated configuration: every model that can be described by one can be built. The numbers in
+/// A validated config, from which a model can always be built. The numbers in
 /// brackets are those of Qwen3-0.6B.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -26,7 +26,7 @@ pub struct Config {
     pub num_attention_heads: i32,
     /// Key-value heads, H_kv, each shared by `H / H_kv` query heads (8).
     pub num_key_value_heads: i32,
-    /// Features of a head, d (128, also where the config does not say it). It is not `D / H` in half of these models.
+    /// Features of a head, d (128, also where the config does not state it). In half of these models it is not `D / H`.
     pub head_dim: i32,
     /// Tokens in the vocabulary, V (151936).
     pub vocab_size: i32,
@@ -36,11 +36,11 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// Whether the projections of attention have a bias. No released model has.
     pub attention_bias: bool,
-    /// First layer first (28, all full). The layers of one model all rotate alike.
+    /// The layers, first layer first (28, all full). All layers of a model have the same rotation.
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own (no; from 8B on it has). Otherwise it is the embedding table.
     pub has_own_head: bool,
-    /// Why mlx-lm's keys are rotated otherwise, where they are: see
+    /// Why mlx-lm rotates keys by other angles, if it does: see
     /// [`CausalLm::unlike_mlx_lm`](mlx_causal_lm::CausalLm::unlike_mlx_lm).
     pub rotation_unlike_mlx_lm: Option<&'static str>,
 }
@@ -82,7 +82,7 @@ impl Config {
     fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
-        // As in transformers, where some configs lack it; the shapes of the tensors show whether it is right.
+        // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), limits::HEAD_DIM)?;
         let layers = layers_alike(kinds(&raw)?, rope, head_dim)?;
         let settings = rope.full_attention(None)?;
@@ -106,8 +106,7 @@ impl Config {
         })
     }
 
-    /// The facts that a runtime needs, with those that come from the weights: the dtype of activations, and what the
-    /// adapters are.
+    /// The facts that a runtime needs. The dtype of activations and the settings of adapters come from the weights.
     pub(crate) fn info(&self, dtype: Dtype, adapter_settings: Option<String>) -> ModelInfo {
         ModelInfo {
             model_type: MODEL_TYPE.to_owned(),
@@ -115,7 +114,7 @@ impl Config {
             context_length: self.context_length,
             layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
             dtype,
-            // Keys and values depend on everything else.
+            // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: true },
@@ -123,9 +122,9 @@ impl Config {
     }
 }
 
-/// Which layers have a window. Without `use_sliding_window` none has, whatever `sliding_window` and
-/// `max_window_layers` say: released configs have numbers there. With it `layer_types` decides, and
-/// where it is missing, all layers from `max_window_layers` on have one.
+/// Which layers have a window. Without `use_sliding_window` no layer has one, though released configs state
+/// `sliding_window` and `max_window_layers`. With it, `layer_types` gives the kind of each layer; where that is missing,
+/// all layers from `max_window_layers` on have a window.
 fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
     let layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
     let windows = raw.use_sliding_window.unwrap_or(false);
@@ -144,7 +143,7 @@ fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
         }
         (None, _) if !windows => Ok(vec![LayerKind::Full; layers]),
         (None, Some(first)) => {
-            // Unlike a size it may be 0: every layer has a window.
+            // Unlike a size it may be 0: then every layer has a window.
             let first = if first == 0 { 0 } else { size("max_window_layers", first, limits::LAYERS)? };
             LayerTypes::FullFirst(first as usize).kinds(layers, raw.sliding_window)
         }

@@ -15,7 +15,7 @@
 //!         │    rope  rope   │                   halves; YaRN where the config has it
 //!         │      Q    K    V ── cache           H query heads, H_kv key-value heads
 //!         │       ╲   │   ╱
-//!         │      attention                      full; with a window in some layers if so configured
+//!         │      attention                      full, or with a window where the config asks for it
 //!         │       o_proj
 //!         ⊕───────────┘
 //!         ├───────────┐
@@ -29,39 +29,39 @@
 //!         │
 //! ```
 //!
-//! # The way of a token
+//! # From token to logits
 //!
 //! 1. Its row of `embed_tokens` starts the residual stream. Nothing scales it.
-//! 2. In each block the stream itself is never normalized. A copy of it is, goes through attention and is
-//!    added; then the same with the feed-forward network. `post_attention_layernorm` is the norm in front
-//!    of the latter; its name says only where it comes.
-//! 3. `norm` normalizes the stream after the last block, and the head makes logits of it: `lm_head`, or,
-//!    with `tie_word_embeddings`, the embedding table read the other way.
+//! 2. Each block normalizes a copy of the stream, applies attention and adds the output to the stream; then it does the
+//!    same with the feed-forward network. The stream itself is not normalized. `post_attention_layernorm` is the norm
+//!    before the feed-forward network; it comes after attention, hence its name.
+//! 3. `norm` normalizes the stream after the last block, and the head computes the logits: `lm_head`, or, with
+//!    `tie_word_embeddings`, the embedding table, used as a linear layer.
 //!
 //! # Choices, and why
 //!
-//! - **Norms of queries and keys, head by head**, before the rotation, which keeps their length. Scores
-//!   cannot grow without bound whatever the projections do, so that training stays stable
-//!   ([Dehghani et al.](https://arxiv.org/abs/2302.05442), section 2). They take the place of the biases
-//!   that Qwen 2 had in its projections (report, section 2). One weight serves all query heads and one all key
-//!   heads; OLMo 3 normalizes all heads together instead, with a weight for each feature of each head.
-//! - **Heads wider than the stream.** `head_dim` is 128 in every size, whatever D / H is: the 0.6B model makes
-//!   2048 features of queries from a stream of 1024. The config has to say it.
+//! - **Norms of queries and keys, head by head**, before the rotation, which keeps their length. They bound the scores for
+//!   all weights of the projections, so that training stays stable
+//!   ([Dehghani et al.](https://arxiv.org/abs/2302.05442), section 2). They replace the biases that Qwen 2 had in its
+//!   projections (report, section 2). All query heads share one weight, and all key heads share another; OLMo 3
+//!   normalizes all heads together instead, with a weight for each feature of each head.
+//! - **Heads wider than the stream.** `head_dim` is 128 in every size, independently of D / H: the 0.6B model computes 2048
+//!   features of queries from a stream of 1024.
 //! - **Grouped queries** share key-value heads, 8 in every size
 //!   ([Ainslie et al.](https://arxiv.org/abs/2305.13245)), which keeps the cache small.
-//! - **A base of 1 000 000.** It was raised from 10 000 for the last stage of training, on 32 768 tokens:
-//!   the slower the pairs turn, the more of them still tell far positions apart
+//! - **A base of 1 000 000.** It was raised from 10 000 for the last stage of training, on 32 768 tokens: with slower pairs,
+//!   more of them distinguish far positions
 //!   ([Xiong et al.](https://arxiv.org/abs/2309.16039), section 2; report, section 3.2).
-//! - **YaRN, switched on by the user.** `rope_scaling` of type `yarn` with factor 4 reaches 131 072 tokens
-//!   without training ([Peng et al.](https://arxiv.org/abs/2309.00071)). Released configs come without it,
-//!   since it makes answers to short texts a little worse: it applies whatever the length.
-//! - **Windows, switched off.** The config can give the layers from `max_window_layers` on a window of
-//!   `sliding_window` tokens, which bounds their cache. `use_sliding_window` is the switch: `false` in every
-//!   released model, beside numbers that then mean nothing. `layer_types`, where it is given, says it layer
-//!   by layer. All layers rotate alike. transformers applies windows, and so does this crate; mlx-lm does not.
+//! - **YaRN, switched on by the user.** `rope_scaling` of type `yarn` with factor 4 extends the context to 131 072 tokens
+//!   without training ([Peng et al.](https://arxiv.org/abs/2309.00071)). Released configs do not have it, because it
+//!   applies to texts of every length and makes results on short texts a little worse.
+//! - **Windows, switched off.** The config can give the layers from `max_window_layers` on a window of `sliding_window`
+//!   tokens, which bounds their cache. `use_sliding_window` switches windows on; it is `false` in every released model, so
+//!   that the two numbers have no effect. `layer_types`, where it is given, states the kind of each layer. All layers have
+//!   the same rotation. transformers and this crate apply windows; mlx-lm does not.
 //! - **Tied embeddings** up to 4B, where the table of 151 936 rows is a large part of the weights
-//!   ([Press and Wolf](https://arxiv.org/abs/1608.05859)). Some of those checkpoints hold the table a second time
-//!   as `lm_head.weight`; a head that a checkpoint holds is used.
+//!   ([Press and Wolf](https://arxiv.org/abs/1608.05859)). Some of those checkpoints store the table a second time as
+//!   `lm_head.weight`; a head in a checkpoint is used.
 //!
 //! The report: Qwen Team, *Qwen3 Technical Report*, <https://arxiv.org/abs/2505.09388>, section 2. Model cards:
 //! `Qwen/Qwen3-0.6B`, `Qwen/Qwen3-4B`, `Qwen/Qwen3-8B`, `Qwen/Qwen3-32B` on the Hugging Face hub.
@@ -85,8 +85,8 @@
 //! | `model.norm.weight` | `[D]` |
 //! | `lm_head.weight`, where the head is not tied | `[V, D]` |
 //!
-//! The fields of the model have the same names. With `attention_bias` the four projections of attention
-//! have a `bias` too. Quantized layers have `scales` and `biases` beside their `weight`.
+//! The fields of the model have the same names. With `attention_bias` the four projections of attention also have a
+//! `bias`. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
 mod model;
@@ -98,7 +98,7 @@ pub use model::Qwen3;
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
 
-/// The architecture, for a table of architectures.
+/// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     load: |checkpoint, _options| Ok(Box::new(Qwen3::load(checkpoint)?)),

@@ -36,7 +36,7 @@ struct Transformer {
     norm: RmsNorm,
 }
 
-/// Attention, then the feed-forward network, each behind a norm and added to what came in.
+/// Attention, then the feed-forward network, each after a norm and added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]

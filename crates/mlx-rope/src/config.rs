@@ -1,4 +1,4 @@
-//! The rotation of a model, from the config of its checkpoint.
+//! Reads the rotation of a model from the config of its checkpoint.
 
 use serde::Deserialize;
 
@@ -8,12 +8,11 @@ use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, YarnScaling,
 
 /// The keys of a Hugging Face config that describe rotations, in both of its forms.
 ///
-/// Up to version 4 of transformers a config has `rope_theta`, `rope_scaling`,
-/// `partial_rotary_factor` and, in models with two kinds of layers, `rope_local_base_freq`. From
-/// version 5 on it has `rope_parameters` instead: one object, or one for each kind of layer. Both
-/// forms in one config must agree.
+/// transformers up to version 4 writes `rope_theta`, `rope_scaling`, `partial_rotary_factor` and, for models with two
+/// kinds of layers, `rope_local_base_freq`. From version 5 on it writes `rope_parameters` instead: one object, or one for
+/// each kind of layer. Where a config has both forms, they must agree.
 ///
-/// Flatten it into the config of an architecture and ask for the rotation of its layers:
+/// Flatten this type into the config of an architecture and ask for the rotation of its layers:
 ///
 /// ```
 /// use mlx_rope::{RopeKeys, RopeLayout};
@@ -56,7 +55,7 @@ pub enum MlxLmReads {
     BothForms,
 }
 
-/// Everything that a rotation needs besides the size and layout of a head.
+/// The settings of a rotation, without the size and the layout of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSettings {
     /// The base of the frequencies, `rope_theta`.
@@ -80,7 +79,7 @@ impl RopeSettings {
         initialize_rope(dims, self.base, layout, &self.scaling, self.max_position_embeddings)
     }
 
-    /// The same settings with another [`LongRopeMode`]; only LongRoPE has one.
+    /// The same settings with this [`LongRopeMode`], which only LongRoPE uses.
     pub fn with_long_rope_mode(mut self, mode: LongRopeMode) -> Self {
         self.scaling = self.scaling.with_long_rope_mode(mode);
         self
@@ -88,13 +87,11 @@ impl RopeSettings {
 }
 
 impl RopeKeys {
-    /// The rotation of a model whose layers all rotate alike. `default_base` is the base where the
-    /// config has none.
+    /// The rotation of a model whose layers all rotate alike. `default_base` is the base for configs that state none.
     ///
     /// # Errors
     ///
-    /// Where the config contradicts itself, leaves out what is needed, or has keys for several
-    /// kinds of layers.
+    /// Where the config contradicts itself, lacks a key that is needed, or has keys for two kinds of layers.
     pub fn uniform(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
         if self.rope_local_base_freq.is_some() {
             return Err(RopeError::TwoKinds { key: "rope_local_base_freq" });
@@ -112,11 +109,12 @@ impl RopeKeys {
         self.full_attention(default_base)
     }
 
-    /// The rotation of the layers with full attention, in a model that has layers of two kinds.
+    /// The rotation of the layers with full attention, in a model that has layers of two kinds. `default_base` is the base
+    /// for configs that state none.
     ///
     /// # Errors
     ///
-    /// Where the config contradicts itself or leaves out what is needed.
+    /// Where the config contradicts itself or lacks a key that is needed.
     pub fn full_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
         let v4 = self.rope_scaling.clone();
         match self.rope_parameters.clone() {
@@ -131,13 +129,13 @@ impl RopeKeys {
 
     /// The rotation of the layers with a sliding window, in a model that has layers of two kinds.
     ///
-    /// Without settings of their own they rotate plainly: no window is longer than the training, so
-    /// there is nothing to extend. Their base is then `rope_local_base_freq`, or `default_base` where
-    /// the architecture has one, or that of the full layers.
+    /// Where the config has no settings for them, they rotate without scaling, because a window is shorter than the texts
+    /// of the training. Their base is then `rope_local_base_freq`, otherwise `default_base`, otherwise the base of the
+    /// full layers.
     ///
     /// # Errors
     ///
-    /// Where the config contradicts itself or leaves out what is needed.
+    /// Where the config contradicts itself or lacks a key that is needed.
     pub fn sliding_attention(&self, default_base: Option<f64>) -> Result<RopeSettings, RopeError> {
         if let Some(base) = self.rope_local_base_freq {
             check_base("rope_local_base_freq", base)?;
@@ -155,17 +153,17 @@ impl RopeKeys {
         self.settings(Some(plain), self.rope_local_base_freq.or(default_base).or(base_of_full), None)
     }
 
-    /// The longest sequence that the model serves, in tokens, where its config states `stated`
-    /// (`max_position_embeddings`, or the key that the architecture has in its place).
+    /// The longest sequence that the model supports, in tokens. `stated` is the length in its config
+    /// (`max_position_embeddings`, or the architecture's key for it).
     ///
-    /// Some configs state the length before the extension and some the one after it, so it is the larger of what is
-    /// stated and what the scaling says: `factor * original_max_position_embeddings` for the kinds `yarn`, `linear`,
-    /// `dynamic` and `proportional`, where both are given. With every other kind, and without an original length, it
-    /// is what is stated. In a model with two kinds of layers those with full attention decide.
+    /// Some configs state the length before the extension, others the length after it. So the result is the larger of
+    /// `stated` and `factor * original_max_position_embeddings`, for the kinds `yarn`, `linear`, `dynamic` and
+    /// `proportional`. With every other kind, and where the config has no original length, it is `stated`. In a model with
+    /// two kinds of layers, the scaling of the full layers counts.
     ///
     /// # Errors
     ///
-    /// Where the config contradicts itself or leaves out what is needed, and where the length is beyond 2^28.
+    /// Where the config contradicts itself or lacks a key that is needed, and where the length is beyond 2^28.
     pub fn context_length(&self, stated: i32) -> Result<i32, RopeError> {
         let scaling = match self.rope_parameters.clone() {
             // Windows end long before the context does.
@@ -209,9 +207,8 @@ impl RopeKeys {
         )
     }
 
-    /// The keys that the config has and its kinds of scaling have no use for, as paths such as
-    /// `rope_scaling.long_factor`. No rotation depends on them: whoever reads a config may warn of them. Empty where
-    /// the config cannot be read, which the other functions say.
+    /// The keys of the config that its kinds of scaling do not use, as paths such as `rope_scaling.long_factor`, for a
+    /// warning. No rotation depends on them. Empty where the config cannot be read; the other functions return the error.
     pub fn ignored(&self) -> Vec<String> {
         let mut ignored = Vec::new();
         for (name, raw) in [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)]
@@ -228,7 +225,7 @@ impl RopeKeys {
         ignored
     }
 
-    /// Puts the keys inside and outside of `scaling` together.
+    /// Combines the keys inside and outside of `scaling`.
     fn settings(
         &self,
         scaling: Option<RawScaling>,
@@ -283,12 +280,12 @@ impl RopeKeys {
         })
     }
 
-    /// Where a config has both forms, they say the same.
+    /// Checks that the two forms agree, where a config has both.
     fn agree(&self, v4: &Option<RawScaling>, v5: &RawScaling) -> Result<(), RopeError> {
         let Some(v4) = v4 else { return Ok(()) };
         one_of("rope_theta", v4.rope_theta, v5.rope_theta)?;
         one_of("partial_rotary_factor", v4.partial_rotary_factor, v5.partial_rotary_factor)?;
-        // Where neither has a length, both have the outer one, if their kind has a use for it at all.
+        // Where neither form has an original length, the outer one applies to both and need not be compared.
         let has_length = |raw: &RawScaling| raw.original_max_position_embeddings.is_some();
         let outer = self.original_max_position_embeddings.filter(|_| has_length(v4) || has_length(v5));
         let scaling = |raw: &RawScaling| {
@@ -310,7 +307,7 @@ impl RopeKeys {
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 
-/// The settings of one kind of layer: its own, or those of all.
+/// The settings for one kind of layer: its own, or those for all kinds.
 fn of_kind(mut parameters: RawScaling, kind: &'static str) -> Result<RawScaling, RopeError> {
     if parameters.full_attention.is_none() && parameters.sliding_attention.is_none() {
         return Ok(parameters);
@@ -327,7 +324,7 @@ fn of_kind(mut parameters: RawScaling, kind: &'static str) -> Result<RawScaling,
     own.map(|own| *own).ok_or(RopeError::NoKind { kind })
 }
 
-/// The base of the frequencies, also as the float32 that MLX computes with.
+/// Checks the base of the frequencies, also as the float32 that MLX computes with.
 pub(crate) fn check_base(key: &'static str, base: f64) -> Result<(), RopeError> {
     if base >= 1.0 && (base as f32).is_finite() { Ok(()) } else { Err(RopeError::Base { key, base }) }
 }

@@ -1,9 +1,9 @@
-//! How long the texts are that a model serves.
+//! The context length of a model.
 
 use crate::scaling::original_length;
 use crate::{RopeError, RopeScaling};
 
-/// The longest context that anything here counts with, in tokens: 2^28.
+/// The longest context that is accepted, in tokens: 2^28.
 const LONGEST: f64 = (1_u32 << 28) as f64;
 
 /// The context length: see [`RopeKeys::context_length`](crate::RopeKeys::context_length).
@@ -17,8 +17,8 @@ pub(crate) fn context_length(
         RopeScaling::Linear { factor }
         | RopeScaling::Proportional { factor, .. }
         | RopeScaling::Dynamic { factor } => *factor,
-        // The factor of Llama 3 slows pairs down by more than the context grows: 32 for 8192 and 131072 tokens.
-        // LongRoPE's is the quotient of the two lengths, which the config states.
+        // The factor of Llama 3.2 is 32, but its context grew only from 8192 to 131072 tokens. LongRoPE's factor is the
+        // ratio of two lengths that the config states.
         RopeScaling::Llama3(_) | RopeScaling::LongRope(_) => return Ok(stated),
         RopeScaling::Default | RopeScaling::Mrope { .. } => return Ok(stated),
     };

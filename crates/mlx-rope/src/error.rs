@@ -1,4 +1,4 @@
-//! What can be wrong with a rotation.
+//! The errors of a rotation.
 
 use mlx_rs::error::Exception;
 
@@ -6,13 +6,13 @@ use mlx_rs::error::Exception;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RopeError {
-    /// The rotated features do not form pairs.
+    /// The number of rotated features is not positive and even.
     #[error("rotary embedding over {dims} features: a positive even number is needed")]
     Dims {
         /// The number that was given.
         dims: i32,
     },
-    /// More features are to be rotated than a head has.
+    /// The rotation is over more features than a head has.
     #[error("rotary embedding over {dims} features of a head that has {head_dim}")]
     BeyondHead {
         /// Features to rotate.
@@ -20,37 +20,37 @@ pub enum RopeError {
         /// Features of a head.
         head_dim: i32,
     },
-    /// The base of the frequencies is below 1, where later pairs would turn faster than the first, or beyond what
-    /// float32 holds.
+    /// The base of the frequencies is below 1, so that later pairs would turn faster than the first, or too large for
+    /// float32.
     #[error("{key} is {base:?}, and must be a finite number from 1 on; released models have 10000 or more")]
     Base {
-        /// The key that configs have for it.
+        /// The config's key.
         key: &'static str,
         /// The number that was given.
         base: f64,
     },
-    /// The config does not say the base of the frequencies.
+    /// The config does not state the base of the frequencies.
     #[error("rope_theta is missing")]
     NoBase,
-    /// The config has settings for kinds of layers, and the model's layers are all of one kind.
+    /// The config has settings for two kinds of layers, and the model's layers are all of one kind.
     #[error("{key} is for models with two kinds of layers, and the layers of this one rotate alike")]
     TwoKinds {
         /// The key.
         key: &'static str,
     },
-    /// The config has settings for kinds of layers, and none for this one.
+    /// The config has settings by kind of layer, but none for this kind.
     #[error("rope_parameters has no {kind}")]
     NoKind {
         /// The kind of layer.
         kind: &'static str,
     },
-    /// The config names a kind of scaling that does not exist here.
+    /// The config names an unknown kind of scaling.
     #[error("unknown rope_type {:.200}; known are {}", format!("{found:?}"), crate::scaling::known())]
     UnknownType {
-        /// What the config says.
+        /// The config's value.
         found: String,
     },
-    /// The config leaves out a key that its kind of scaling needs.
+    /// The config lacks a key that its kind of scaling needs.
     #[error("{key} is missing, and rope_type {rope_type:?} needs it")]
     Missing {
         /// The key.
@@ -58,7 +58,7 @@ pub enum RopeError {
         /// The kind of scaling.
         rope_type: &'static str,
     },
-    /// The config has a key that its kind of scaling has no use for.
+    /// The config has a key that its kind of scaling does not use.
     #[error("{key} has no meaning for rope_type {rope_type:?}")]
     Unused {
         /// The key.
@@ -66,38 +66,38 @@ pub enum RopeError {
         /// The kind of scaling.
         rope_type: &'static str,
     },
-    /// A number of the config is outside of what makes sense.
+    /// A number of the config is outside of its range.
     #[error("{key} is {found}, and must be {expected}")]
     Number {
         /// The key.
         key: &'static str,
         /// Its value.
         found: f64,
-        /// What would make sense.
+        /// The range.
         expected: &'static str,
     },
-    /// A list of the config has another length than the rotation has pairs.
+    /// The length of a list in the config is not the number of pairs.
     #[error("{key} has {found} entries, and {expected} are needed, one for each pair")]
     Length {
         /// The key.
         key: &'static str,
         /// Its length.
         found: usize,
-        /// The length that would fit.
+        /// The number of pairs.
         expected: usize,
     },
-    /// There are not three sections of pairs.
+    /// The number of sections is not 3.
     #[error("mrope_section has {found} entries, and 3 are needed: time, height, width")]
     Sections {
         /// Their number.
         found: usize,
     },
-    /// The range of YaRN's ramp is upside down.
+    /// The ends of YaRN's ramp are in the wrong order.
     #[error("beta_fast is {beta_fast}, and must not be below beta_slow, which is {beta_slow}")]
     Betas {
-        /// Rotations above which a pair keeps its frequency.
+        /// Turns above which a pair keeps its frequency.
         beta_fast: f64,
-        /// Rotations below which a pair is interpolated.
+        /// Turns below which the frequency of a pair is divided by the whole factor.
         beta_slow: f64,
     },
     /// Two places of the config say different things.
@@ -105,12 +105,12 @@ pub enum RopeError {
     Contradiction {
         /// The key.
         key: &'static str,
-        /// What one place says.
+        /// The value in one place.
         first: String,
-        /// What the other says.
+        /// The value in the other.
         second: String,
     },
-    /// There is not one offset for each row of the batch.
+    /// The number of offsets is not the number of rows in the batch.
     #[error("{found} offsets for a batch of {batch} rows")]
     Offsets {
         /// Number of offsets.
@@ -123,7 +123,7 @@ pub enum RopeError {
     Mlx(#[from] Exception),
 }
 
-/// So that a model's `forward`, which answers with MLX's error, can use `?` on a rotation.
+/// For `?` in a model's `forward`, which returns MLX's error.
 impl From<RopeError> for Exception {
     fn from(error: RopeError) -> Self {
         match error {

@@ -1,14 +1,15 @@
 //! Rotary position embeddings: every variant that language models use, and the parser of their
 //! configs.
 //!
-//! API: usable without the rest of this workspace. A rotary embedding turns each pair of features
-//! of a query or key by an angle that grows with the token's position. The product of two vectors
-//! that were turned by angles `a` and `b` depends on `a - b` alone, so the score of a query and a
-//! key depends on how far apart they are and not on where they stand.
+//! API: usable without the rest of this workspace. A rotary embedding rotates each pair of features of a query or key by
+//! an angle that grows with the token's position. The product of two vectors that were rotated by the angles `a` and `b`
+//! depends on `a - b` only. So the score of a query and a key depends on the distance of their tokens, not on their
+//! positions.
 //!
-//! - [`Rope`] rotates. [`Rope::new`] is the plain one, [`initialize_rope`] the factory of all.
+//! - [`Rope`] rotates queries and keys. [`Rope::new`] builds the rotation without scaling, [`initialize_rope`] every
+//!   variant.
 //! - [`RopeScaling`] is the typed form of a config's `rope_scaling`.
-//! - [`RopeKeys`] reads the RoPE keys of a whole config, in the forms of transformers 4 and 5.
+//! - [`RopeKeys`] reads all RoPE keys of a config, in the forms of transformers 4 and 5.
 //!
 //! ```
 //! use approx::assert_abs_diff_eq;

@@ -1,8 +1,8 @@
-//! How many tokens each pair of features takes for one radian: the table that MLX rotates by.
+//! The table of periods that MLX rotates by: the number of tokens in which each pair of features turns by one radian.
 //!
-//! A pair with period `p` is turned by `position / p` radians. Without scaling the periods are
-//! `base^(2i / dims)`, from 1 for the first pair to nearly `base` for the last. Everything here is
-//! float32, in the order of operations of mlx-lm, since another order would round differently.
+//! A pair with period `p` is rotated by `position / p` radians. Without scaling, the periods are `base^(2i / dims)`, from 1
+//! for the first pair to nearly `base` for the last. All computations are in float32 and in mlx-lm's order of operations,
+//! because another order would round differently.
 
 use std::f64::consts::PI;
 
@@ -18,20 +18,19 @@ pub(crate) fn plain(dims: i32, of: i32, base: f64) -> Result<Array, Exception> {
     number(base).power(exponents)
 }
 
-/// Each pair with a factor of its own: LongRoPE, section 3.
+/// The periods with a separate factor for each pair: LongRoPE, section 3.
 pub(crate) fn per_pair(dims: i32, base: f64, factors: &[f64]) -> Result<Array, Exception> {
     let factors: Vec<f32> = factors.iter().map(|&factor| factor as f32).collect();
     Array::from_slice(&factors, &[factors.len() as i32]).multiply(plain(dims, dims, base)?)
 }
 
-/// Slow pairs divided by `factor`, fast ones kept, those between blended in proportion to their turns:
-/// the code that was released with Llama 3.1.
+/// The periods of slow pairs times `factor`, those of fast pairs unchanged, and those in between blended in proportion to
+/// the number of turns, as in the code that was released with Llama 3.1.
 pub(crate) fn llama3(dims: i32, base: f64, scaling: &Llama3Scaling) -> Result<Array, Exception> {
     let Llama3Scaling { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
         *scaling;
     let original = f64::from(original_max_position_embeddings);
-    // A wavelength is a whole turn, 2π radians, in tokens. One that is longer than the original
-    // length over `low_freq_factor` was never seen as a whole.
+    // The wavelength of a pair is the number of tokens for a whole turn, 2π radians.
     let longest_kept = number(original / high_freq_factor);
     let shortest_stretched = number(original / low_freq_factor);
 
@@ -50,12 +49,12 @@ pub(crate) fn llama3(dims: i32, base: f64, scaling: &Llama3Scaling) -> Result<Ar
     select(between, periods.divide(blend)?, periods)
 }
 
-/// The same idea with a ramp over the index of the pair: the code of YaRN's authors. (Their paper,
-/// section 3.2, has the ramp over the number of turns; models are trained with the code's.)
+/// The same idea with a ramp over the index of the pair, as in the code of YaRN's authors. Their paper (section 3.2) has a
+/// ramp over the number of turns, but models are trained with the code.
 pub(crate) fn yarn(dims: i32, base: f64, original: i32, scaling: &YarnScaling) -> Result<Array, Exception> {
     let YarnScaling { factor, beta_fast, beta_slow, truncate, .. } = *scaling;
-    // The pair, as a fraction, that turns this often within the original length: the period of
-    // pair i is base^(2i / dims), and 2π periods are a turn; solved for i.
+    // The index, as a fraction, of the pair that makes this many turns within the original length. The period of pair i is
+    // base^(2i / dims), and a turn takes 2π periods; this is solved for i.
     let pair_of = |rotations: f64| {
         f64::from(dims) * (f64::from(original) / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
     };
@@ -65,19 +64,19 @@ pub(crate) fn yarn(dims: i32, base: f64, original: i32, scaling: &YarnScaling) -
     }
     let (low, mut high) = (low.max(0.0), high.min(f64::from(dims - 1)));
     if low == high {
-        high += 0.001; // a step is a steep ramp
+        high += 0.001; // a steep ramp in place of a step, whose width would be divided by
     }
     let ramp = Array::arange::<_, f32>(0, dims / 2, 1)?.subtract(number(low))?.divide(number(high - low))?;
     let kept = number(1.0).subtract(clip(ramp, (0.0, 1.0))?)?;
 
     let fast = plain(dims, dims, base)?;
     let slow = number(factor).multiply(&fast)?;
-    // Frequencies are blended, and periods are their reciprocals, hence the harmonic form.
+    // The blend is one of frequencies, the reciprocals of periods.
     let weights = slow.multiply(&kept)?.add(fast.multiply(number(1.0).subtract(&kept)?)?)?;
     slow.multiply(&fast)?.divide(weights)
 }
 
-/// The first pairs as if all were rotated, the others never.
+/// The first pairs have the periods of a rotation of all pairs. The others have infinite periods: they are not rotated.
 pub(crate) fn proportional(dims: i32, rotated: i32, base: f64, factor: f64) -> Result<Array, Exception> {
     let turning = number(factor).multiply(plain(rotated, dims, base)?)?;
     let still = Array::full::<f32>(&[(dims - rotated) / 2], array!(f32::INFINITY))?;

@@ -11,15 +11,15 @@ use crate::config::check_base;
 use crate::periods;
 use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling};
 
-/// Which two features form the pair that is rotated together.
+/// Which two features form a pair.
 ///
-/// The two layouts are the same rotation with the features in another order. A checkpoint is
-/// trained with one of them, and its weights are meaningless under the other.
+/// The two layouts are the same rotation with the features in another order. A checkpoint works only with the layout that
+/// it was trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeLayout {
-    /// Features `2i` and `2i + 1`, as the paper writes it. mlx-lm calls it traditional.
+    /// Features `2i` and `2i + 1`, as in the paper. mlx-lm calls this layout traditional.
     Interleaved,
-    /// Features `i` and `i + dims / 2`, as GPT-NeoX and most Hugging Face models do it.
+    /// Features `i` and `i + dims / 2`, as in GPT-NeoX and most models on the Hugging Face Hub.
     Halves,
 }
 
@@ -38,7 +38,7 @@ impl From<i32> for RopeOffset<'_> {
     }
 }
 
-/// One number is meant for every row.
+/// A slice with one number applies to every row.
 impl<'a> From<&'a [i32]> for RopeOffset<'a> {
     fn from(offsets: &'a [i32]) -> Self {
         match *offsets {
@@ -50,29 +50,29 @@ impl<'a> From<&'a [i32]> for RopeOffset<'a> {
 
 /// A rotary position embedding.
 ///
-/// Pair `i` of a token at position `p` is rotated by the angle `p * f_i` radians. Without scaling
-/// `f_i = base^(-2i / dims)`: the first pair turns by one radian a token, the last so slowly that it
-/// hardly repeats within a context. [`RopeScaling`] changes the frequencies:
+/// Pair `i` of a token at position `p` is rotated by the angle `p * f_i` radians. Without scaling, the frequency is
+/// `f_i = base^(-2i / dims)`: one radian per token for the first pair, and so low for the last pair that it hardly
+/// completes a turn within the context. [`RopeScaling`] changes the frequencies:
 ///
 /// | kind | frequency of pair `i` |
 /// |---|---|
 /// | linear | `f_i / factor` |
 /// | dynamic | `f_i` with the base `base * (factor * n / m - (factor - 1))^(dims / (dims - 2))` for a sequence of `n > m` tokens |
-/// | llama3 | `f_i` where fast, `f_i / factor` where slow, a blend between |
+/// | llama3 | `f_i` for fast pairs, `f_i / factor` for slow pairs, a blend of both in between |
 /// | yarn | `f_i * k_i + f_i / factor * (1 - k_i)`, with a ramp `k_i` from 1 (fast) to 0 (slow) |
 /// | longrope | `f_i / short_i`, or `f_i / long_i` beyond the original length |
 /// | proportional | `base^(-2i / dims) / factor` for the first pairs, 0 for the others |
 ///
-/// YaRN and LongRoPE also multiply queries and keys by an attention factor, so that scores over
-/// many more keys stay as decided as they were.
+/// YaRN and LongRoPE also multiply queries and keys by an attention factor, because a softmax over more keys is flatter
+/// and larger scores compensate for that.
 ///
-/// The tables are computed when the rotation is built; clones share them.
+/// The tables of frequencies are computed when the rotation is built. Clones share them.
 ///
 /// # Reference
 ///
 /// Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, section 3.2.2,
-/// equations 14 and 15 (<https://arxiv.org/abs/2104.09864>). Those of the scalings stand in
-/// `docs/rope.md` of the repository.
+/// equations 14 and 15 (<https://arxiv.org/abs/2104.09864>). `docs/rope.md` of the repository has the references of the
+/// scalings.
 #[derive(Debug, Clone)]
 pub struct Rope {
     dims: i32,
@@ -91,31 +91,37 @@ enum Kind {
     ByLength { short: Table, long: Table, original: i32 },
 }
 
-/// The periods of the pairs, and what the rotated features are multiplied by.
+/// The periods of the pairs, and the factor of the rotated features.
 #[derive(Debug, Clone)]
 struct Table {
     periods: Array,
     attention_factor: f64,
 }
 
-/// A [`Kind`] for sequences of a certain length.
+/// The angles for sequences of one length.
 #[derive(Debug, Clone, Copy)]
 enum Angles<'a> {
     Plain { base: f32, scale: f32 },
     Table(&'a Table),
 }
 
-/// Builds the rotation of the first `dims` features of each head; features beyond them stay as
-/// they are.
+/// Builds the rotation of the first `dims` features of each head. The other features keep their values.
 ///
-/// `max_position_embeddings`, the longest sequence that the model was made for, is needed by
-/// [`RopeScaling::Dynamic`], which starts to stretch there, and by [`RopeScaling::LongRope`], whose
-/// attention factor depends on it unless the config gives that.
+/// `max_position_embeddings` is the longest sequence that the model was made for. [`RopeScaling::Dynamic`] needs it,
+/// because its frequencies change beyond that length. [`RopeScaling::LongRope`] needs it to compute its attention factor,
+/// unless the scaling states the factor or the ratio of the lengths.
 ///
 /// # Errors
 ///
-/// [`RopeError`] where `dims` is not a positive even number, `base` is below 1, a length that
-/// the kind needs is missing, or a list of factors has not one for each pair.
+/// - [`RopeError::Dims`] if `dims` is not a positive even number, if it is 2 for dynamic scaling, or if proportional
+///   scaling would rotate an odd number of features or none.
+/// - [`RopeError::Base`] if `base` is below 1 or not finite as a float32.
+/// - [`RopeError::Number`] if a number is outside of its range: `max_position_embeddings` must be positive, and `base`
+///   above 1 for YaRN; [`RopeScaling`] states the other ranges. [`RopeError::Betas`] for those of YaRN's ramp.
+/// - [`RopeError::Missing`] if the scaling needs a length that is not given.
+/// - [`RopeError::Length`] if a list of factors does not have one entry for each pair, or the sections of mrope do not
+///   add up to the number of pairs.
+/// - [`RopeError::Mlx`] if MLX cannot compute the tables.
 pub fn initialize_rope(
     dims: i32,
     base: f64,
@@ -151,7 +157,7 @@ pub fn initialize_rope(
             let original =
                 yarn.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
             if base <= 1.0 {
-                // The pair that turns so often is found by the logarithm of the base.
+                // The ends of the ramp are divided by the logarithm of the base.
                 return Err(RopeError::Number {
                     key: "rope_theta",
                     found: base,
@@ -188,14 +194,14 @@ impl Rope {
     ///
     /// # Errors
     ///
-    /// [`RopeError::Dims`] if `dims` is not a positive even number, [`RopeError::Base`] if `base`
-    /// is not a positive finite number.
+    /// [`RopeError::Dims`] if `dims` is not a positive even number, [`RopeError::Base`] if `base` is below 1 or not finite
+    /// as a float32.
     pub fn new(dims: i32, base: f64, layout: RopeLayout) -> Result<Self, RopeError> {
         initialize_rope(dims, base, layout, &RopeScaling::Default, None)
     }
 
-    /// Rotates queries or keys. `offset` is the position of the first token of the call: one number,
-    /// or a slice with one for each row of the batch.
+    /// Rotates queries or keys. `offset` is the position of the first token of the call: one number for all rows of the
+    /// batch, or a slice with one number for each row.
     ///
     /// # Shapes
     ///
@@ -207,13 +213,13 @@ impl Rope {
     ///
     /// # Errors
     ///
-    /// Where `x` has not four axes, a head has fewer features than are rotated, or there is not one
-    /// offset for each row.
+    /// Where `x` does not have four axes, a head has fewer features than are rotated, or the number of offsets is not the
+    /// number of rows.
     pub fn rotate<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array, Exception> {
         self.turn(x, offset.into(), 1.0)
     }
 
-    /// Undoes [`rotate`](Self::rotate) with the same offset, the attention factor included.
+    /// Undoes [`rotate`](Self::rotate) with the same offset, including the attention factor.
     ///
     /// # Errors
     ///
@@ -222,11 +228,11 @@ impl Rope {
         self.turn(x, offset.into(), -1.0)
     }
 
-    /// The rotation of sequences that will have `length` tokens when they are read, whatever the offset
-    /// of a call: for a prompt that is read in pieces, and for one that is read again.
+    /// The rotation for sequences that will have `length` tokens in the end, for calls at every offset.
     ///
-    /// [`rotate`](Self::rotate) takes the end of each call for the end of the sequence, which is right for
-    /// a prompt in one call and for decoding. A piece of a long prompt is not the end of it.
+    /// [`rotate`](Self::rotate) takes the end of each call for the end of the sequence. That is right for decoding and for
+    /// a prompt that is read in one call. A prompt that is read in pieces needs this function, because a piece ends before
+    /// the prompt does.
     pub fn for_length(&self, length: i32) -> Self {
         let kind = match self.angles(length) {
             Angles::Plain { base, scale } => Kind::Plain { base, scale },
@@ -235,15 +241,14 @@ impl Rope {
         Self { kind, following: 0, ..self.clone() }
     }
 
-    /// The rotation of calls that `tokens` more tokens will follow in each row: the length of a sequence is
-    /// then the end of the call and so many more. [`for_length`](Self::for_length) for a batch whose rows
-    /// have lengths of their own.
+    /// The rotation for calls that are followed by `tokens` more tokens in each row, so that a sequence ends `tokens` after
+    /// the end of the call. This is [`for_length`](Self::for_length) for a batch whose rows differ in length.
     pub fn followed_by(&self, tokens: i32) -> Self {
         Self { following: tokens, ..self.clone() }
     }
 
-    /// Whether sequences of these two lengths are rotated alike, so that keys that were cached in one
-    /// are right in the other. A session that takes tokens back asks it too.
+    /// Whether sequences of these two lengths are rotated alike, so that keys that were cached for one length are right for
+    /// the other, when a sequence grows and when tokens are removed from it.
     pub fn rotates_alike(&self, a: i32, b: i32) -> bool {
         match self.kind {
             Kind::Plain { .. } | Kind::Table(_) => true,
@@ -252,17 +257,17 @@ impl Rope {
         }
     }
 
-    /// Whether LongRoPE's short factors hold for a sequence of this length.
+    /// Whether LongRoPE's short factors apply to a sequence of this length.
     pub fn has_short_factors_at(&self, length: i32) -> bool {
         matches!(self.kind, Kind::ByLength { original, .. } if length <= original)
     }
 
-    /// Whether reading `length` more tokens after `offset` makes the cached keys wrong, so that the
-    /// sequence has to be read again, with [`for_length`](Self::for_length) of its whole length.
+    /// Whether reading `length` more tokens after `offset` makes the cached keys wrong, so that the sequence has to be read
+    /// again, with [`for_length`](Self::for_length) of its whole length.
     ///
-    /// That is so for LongRoPE in the call that crosses the original length: the keys before it were
-    /// rotated by the short factors, and from then on the long ones hold. Dynamic scaling changes a
-    /// little with every token beyond its length, and by convention keeps the keys that it has.
+    /// This happens with LongRoPE when a call crosses the original length: the cached keys were rotated with the short
+    /// factors, and now the long ones apply. Dynamic scaling also changes with every token beyond its length, but there
+    /// the convention is to keep the cached keys.
     pub fn crosses_border(&self, offset: i32, length: i32) -> bool {
         let by_length = matches!(self.kind, Kind::ByLength { .. });
         by_length && offset > 0 && !self.rotates_alike(offset, offset.saturating_add(length))
@@ -288,7 +293,7 @@ impl Rope {
         Ok(periods.iter().map(|period| scale / period).collect())
     }
 
-    /// What rotated queries and keys are multiplied by, each, in a sequence of `length` tokens.
+    /// The factor of rotated queries and of rotated keys in a sequence of `length` tokens.
     pub fn attention_factor(&self, length: i32) -> f32 {
         match self.angles(length) {
             Angles::Plain { .. } => 1.0,
@@ -312,7 +317,7 @@ impl Rope {
         }
     }
 
-    /// `direction` is 1 or, to undo, -1.
+    /// Rotates by the angles of `offset` times `direction`, which is 1, or -1 to undo a rotation.
     fn turn(&self, x: &Array, offset: RopeOffset<'_>, direction: f32) -> Result<Array, Exception> {
         let [batch, _, length, head_dim] = *x.shape() else {
             return Err(Exception::custom(format!("[B, H, L, D] is rotated, not {:?}", x.shape())));
@@ -335,7 +340,7 @@ impl Rope {
                     let position = Position::PerRow(Array::from_slice(offsets, &[batch]));
                     return self.turn_by(x, position, self.angles(first), direction);
                 }
-                // Rows on both sides of a border: one call for each.
+                // Rows on both sides of a border: one call for each row.
                 let rows = (0..batch).zip(offsets).map(|(row, &offset)| {
                     let x = x.try_index((row..row + 1, .., .., ..))?;
                     self.turn_by(&x, Position::One(offset), self.angles(total(offset)), direction)
@@ -369,7 +374,7 @@ impl Rope {
         }
     }
 
-    /// The features that are rotated, times `factor`; the others as they are.
+    /// Multiplies the features that are rotated by `factor`, and leaves the others.
     fn scaled(&self, x: &Array, factor: f32) -> Result<Array, Exception> {
         if factor == 1.0 {
             return Ok(x.clone());
@@ -394,7 +399,7 @@ enum Position {
 
 impl Table {
     fn new(periods: Array, attention_factor: f64) -> Result<Self, Exception> {
-        // Now, so that no call computes the table again.
+        // Evaluated here, so that no call computes the table again.
         periods.eval()?;
         Ok(Self { periods, attention_factor })
     }
@@ -434,9 +439,8 @@ impl LongRopeScaling {
     }
 }
 
-/// `sqrt(1 + ln(factor) / ln(original))`: LongRoPE's code for Phi-3. With the length the number of
-/// keys grows by `factor`, and the entropy of attention by about `ln(factor)` over the
-/// `ln(original)` that it had.
+/// `sqrt(1 + ln(factor) / ln(original))`, as in LongRoPE's code for Phi-3. When the number of keys grows by `factor`, the
+/// entropy of attention grows from about `ln(original)` by about `ln(factor)`.
 fn attention_factor(factor: f64, original: i32) -> Result<f64, RopeError> {
     if factor <= 1.0 {
         return Ok(1.0);

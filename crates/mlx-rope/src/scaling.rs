@@ -1,4 +1,4 @@
-//! The kinds of scaling that stretch a rotation beyond the length that it was trained for.
+//! The kinds of scaling, which adapt a rotation to longer contexts than those of the training.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use crate::RopeError;
 /// How the frequencies of a rotation are changed for contexts longer than the model was first
 /// trained with. The formulas are at [`Rope`](crate::Rope).
 ///
-/// Deserializes from the object that a Hugging Face config has under `rope_scaling`, with the kind
-/// under `type`, `rope_type` or both. Every key is used or refused here; [`RopeKeys`](crate::RopeKeys), which reads
-/// whole configs, lists keys without a use in [`ignored`](crate::RopeKeys::ignored).
+/// Deserializes from the object under `rope_scaling` in a Hugging Face config, with the kind under `type`, `rope_type` or
+/// both. A key that the kind does not use is an error here. [`RopeKeys`](crate::RopeKeys), which reads whole configs, lists
+/// such keys in [`ignored`](crate::RopeKeys::ignored).
 ///
 /// ```
 /// use mlx_rope::RopeScaling;
@@ -27,7 +27,7 @@ use crate::RopeError;
 #[serde(try_from = "RawScaling")]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// `default`: none.
+    /// `default`: no scaling.
     Default,
     /// `linear`: every position is divided by `factor` (position interpolation).
     Linear {
@@ -39,24 +39,24 @@ pub enum RopeScaling {
         /// How fast it grows; from 1 on.
         factor: f64,
     },
-    /// `llama3`: slow pairs are interpolated, fast ones kept, those between blended.
+    /// `llama3`: the frequencies of slow pairs are divided by a factor, those of fast pairs stay, those in between are
+    /// blended.
     Llama3(Llama3Scaling),
-    /// `yarn`, `deepseek_yarn`, `telechat3-yarn`: the same with a ramp over the pairs, and scores
-    /// that are sharpened.
+    /// `yarn`, `deepseek_yarn`, `telechat3-yarn`: as `llama3`, but blended by a ramp over the index of the pair, and with
+    /// larger scores.
     Yarn(YarnScaling),
-    /// `longrope`, `su`: a factor of its own for each pair, one list for short sequences and one for
-    /// long ones. "Su" is the first author of RoFormer.
+    /// `longrope`, `su`: a separate factor for each pair, in one list for short sequences and one for long ones. "Su" is
+    /// the first author of RoFormer.
     LongRope(LongRopeScaling),
-    /// `proportional`: only a fraction of the pairs turns, with the frequencies that they would have
-    /// if all did.
+    /// `proportional`: only a fraction of the pairs is rotated, with the frequencies of a rotation of all pairs.
     Proportional {
         /// The fraction of the features that is rotated, in (0, 1].
         partial_rotary_factor: f64,
         /// Every position is divided by this; from 1 on.
         factor: f64,
     },
-    /// `mrope`: three positions (time, height, width), each for a section of the pairs. A token of
-    /// text has the same number in all three, so for text this is the plain rotation.
+    /// `mrope`: three positions (time, height, width), each for a section of the pairs. The three positions of a text
+    /// token are equal, so for text this is the rotation without scaling.
     Mrope {
         /// Pairs in each section.
         sections: [i32; 3],
@@ -66,35 +66,36 @@ pub enum RopeScaling {
 /// Parameters of [`RopeScaling::Llama3`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Llama3Scaling {
-    /// What slow pairs are divided by; from 1 on.
+    /// The divisor for the frequencies of slow pairs; from 1 on.
     pub factor: f64,
-    /// A pair that turns fewer times than this within the original length is slow. Default 1: a
-    /// pair that never completed a turn in training has seen only a part of the circle.
+    /// A pair that makes fewer turns than this within the original length is slow. Default 1: training has shown only a
+    /// part of the circle to a pair that never completed a turn.
     pub low_freq_factor: f64,
-    /// A pair that turns more often than this is fast. Default 4.
+    /// A pair that makes more turns than this within the original length is fast. Default 4.
     pub high_freq_factor: f64,
-    /// The length of the training before the extension, in tokens. Default 8192, that of Llama 3.
+    /// The context length before the extension, in tokens. Default 8192, the length of Llama 3.
     pub original_max_position_embeddings: i32,
 }
 
 /// Parameters of [`RopeScaling::Yarn`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct YarnScaling {
-    /// What slow pairs are divided by; from 1 on.
+    /// The divisor for the frequencies of slow pairs; from 1 on.
     pub factor: f64,
-    /// The length of the training before the extension, in tokens. May stand outside the scaling in
-    /// a config, so it is only needed when the rotation is built.
+    /// The context length before the extension, in tokens. A config may state it outside of the scaling, so it is needed
+    /// only when the rotation is built.
     pub original_max_position_embeddings: Option<i32>,
-    /// Pairs that turn more often than this within the original length are kept. Default 32, which
-    /// the paper found to be right for the Llama models (section 3.2).
+    /// The ramp starts at the pair that makes this many turns within the original length; faster pairs keep their
+    /// frequencies. Default 32, the paper's value for the Llama models (section 3.2).
     pub beta_fast: f64,
-    /// Pairs that turn fewer times than this are interpolated in full. Default 1.
+    /// The ramp ends at the pair that makes this many turns; the frequencies of slower pairs are divided by the whole
+    /// factor. Default 1.
     pub beta_slow: f64,
     /// Weight of the logarithm in the numerator of the attention factor. Default 1.
     pub mscale: f64,
-    /// Weight of the logarithm in its denominator. Default 0, which makes that 1.
+    /// Weight of the logarithm in its denominator. Default 0, which makes the denominator 1.
     pub mscale_all_dim: f64,
-    /// The attention factor itself, where a config gives it; then the two above do not count.
+    /// The attention factor itself, where a config states it; it replaces the two weights above.
     pub attention_factor: Option<f64>,
     /// Whether the ends of the ramp are rounded to whole pairs. Default true.
     pub truncate: bool,
@@ -103,38 +104,38 @@ pub struct YarnScaling {
 /// Parameters of [`RopeScaling::LongRope`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LongRopeScaling {
-    /// What each pair is divided by in sequences of at most the original length.
+    /// The divisor for the frequency of each pair, in sequences of at most the original length.
     pub short_factor: Vec<f64>,
-    /// What each pair is divided by in longer sequences.
+    /// The divisor for the frequency of each pair, in longer sequences.
     pub long_factor: Vec<f64>,
-    /// The length of the training before the extension, in tokens. May stand outside the scaling in
-    /// a config, so it is only needed when the rotation is built.
+    /// The context length before the extension, in tokens. A config may state it outside of the scaling, so it is needed
+    /// only when the rotation is built.
     pub original_max_position_embeddings: Option<i32>,
-    /// The ratio of the lengths, where a config gives it; otherwise it is computed.
+    /// The ratio of the lengths, where a config states it; otherwise it is computed from the lengths.
     pub factor: Option<f64>,
-    /// The attention factor, where a config gives it.
+    /// The attention factor, where a config states it.
     pub attention_factor: Option<f64>,
-    /// The attention factor of short sequences, where a config gives it.
+    /// The attention factor of short sequences, where a config states it.
     pub short_mscale: Option<f64>,
-    /// The attention factor of long sequences, where a config gives it.
+    /// The attention factor of long sequences, where a config states it.
     pub long_mscale: Option<f64>,
-    /// Which list is used when.
+    /// When each list applies.
     pub mode: LongRopeMode,
 }
 
-/// When LongRoPE uses which of its lists.
+/// When each of LongRoPE's lists of factors applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LongRopeMode {
-    /// The rule of the paper and of the models' authors: the short factors while the sequence,
-    /// cached tokens included, is at most the original length, the long factors beyond it.
+    /// The short factors apply while the sequence, including cached tokens, is at most as long as the original length. The
+    /// long factors apply to longer sequences. This is the rule of the paper and of the models' authors.
     #[default]
     ByLength,
-    /// The long factors always, as mlx-lm 0.32.2 does.
+    /// The long factors always apply, as in mlx-lm 0.32.2.
     MlxLm,
 }
 
 impl RopeScaling {
-    /// The name that a config has for this kind, without aliases.
+    /// The name of this kind in configs; of several names the common one.
     pub fn rope_type(&self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -148,12 +149,11 @@ impl RopeScaling {
         }
     }
 
-    /// What a model that was trained with DeepSeek's YaRN multiplies the scale of its attention by:
+    /// The factor by which a model that was trained with DeepSeek's YaRN multiplies the scale of its attention:
     /// `(0.1 mscale_all_dim ln(factor) + 1)²`, and 1 for every other kind.
     ///
-    /// DeepSeek's code sharpens scores there, and divides it out of the rotation: that is why
-    /// `mscale_all_dim` stands in the denominator of the attention factor. A model that applies one
-    /// half without the other gets wrong scores.
+    /// DeepSeek's code applies this factor in attention and divides the rotation by its root, so `mscale_all_dim` is in
+    /// the denominator of the attention factor. A model must apply both, or its scores are wrong.
     ///
     /// # Reference
     ///
@@ -165,7 +165,7 @@ impl RopeScaling {
         }
     }
 
-    /// Whether the numbers make sense; a config was checked already, a value that a program made was not.
+    /// Checks the ranges of the numbers. A scaling from a config has passed this check; one that a program made has not.
     pub(crate) fn check(&self) -> Result<(), RopeError> {
         match self {
             Self::Default => Ok(()),
@@ -183,7 +183,7 @@ impl RopeScaling {
         }
     }
 
-    /// The same scaling with another [`LongRopeMode`]; only LongRoPE has one.
+    /// The same scaling with this [`LongRopeMode`], which only LongRoPE uses.
     pub fn with_long_rope_mode(mut self, mode: LongRopeMode) -> Self {
         if let Self::LongRope(scaling) = &mut self {
             scaling.mode = mode;
@@ -192,7 +192,7 @@ impl RopeScaling {
     }
 }
 
-/// The object as a config has it: every key of every kind.
+/// The object in a config: the keys of all kinds.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, remote = "Self")]
 pub(crate) struct RawScaling {
@@ -216,16 +216,15 @@ pub(crate) struct RawScaling {
     short_mscale: Option<f64>,
     long_mscale: Option<f64>,
     mrope_section: Option<Vec<i32>>,
-    /// In which order the pairs of the sections lie; for text, where the three positions are one, in none.
+    /// The order of the pairs in the sections. It makes no difference for text, whose three positions are equal.
     mrope_interleaved: Option<bool>,
-    /// v5, in models with two kinds of layers.
+    /// Of transformers 5, in models with two kinds of layers.
     pub(crate) full_attention: Option<Box<RawScaling>>,
-    /// v5, in models with two kinds of layers.
+    /// Of transformers 5, in models with two kinds of layers.
     pub(crate) sliding_attention: Option<Box<RawScaling>>,
 }
 
-/// From an object only. What serde derives would read a list as well, its values in the order of the fields, and
-/// an empty one as an object without keys.
+/// Reads an object only. Serde's derived code would also read a list, as the values in the order of the fields.
 impl<'de> Deserialize<'de> for RawScaling {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -259,8 +258,8 @@ impl TryFrom<RawScaling> for RopeScaling {
 }
 
 impl RawScaling {
-    /// The scaling, and the keys that its kind has no use for: they belong to other kinds. transformers warns of them
-    /// and mlx-lm does not look at them.
+    /// The scaling, and the keys that its kind does not use because they belong to other kinds. transformers warns of such
+    /// keys, and mlx-lm ignores them.
     pub(crate) fn read(mut self) -> Result<(RopeScaling, Vec<&'static str>), RopeError> {
         let named = self.old_type.is_some() || self.rope_type.is_some();
         let rope_type = self.canonical_type()?;
@@ -280,19 +279,19 @@ impl RawScaling {
         };
         scaling.check()?;
         if matches!(scaling, RopeScaling::Linear { .. } | RopeScaling::Proportional { .. }) {
-            // What the context length follows from.
+            // Used by the context length only.
             self.original_max_position_embeddings = None;
         }
         let ignored = self.rest();
         match ignored.iter().find(|&&key| !named || key == "full_attention" || key == "sliding_attention") {
-            // Without a kind, a key of one means that somebody wanted a scaling. Kinds of layers do not stand there.
+            // A key of some kind without a `rope_type` means that the type was forgotten. Layer kinds cannot be nested.
             Some(&key) => Err(RopeError::Unused { key, rope_type }),
             None => Ok((scaling, ignored)),
         }
     }
 }
 
-/// Every name that a config may have for a kind, and the one that it has here.
+/// Every name of a kind in configs, with the name that [`RopeScaling::rope_type`] gives it.
 const NAMES: &[(&str, &str)] = &[
     ("default", "default"),
     ("linear", "linear"),
@@ -314,8 +313,8 @@ pub(crate) fn known() -> String {
 }
 
 impl RawScaling {
-    /// The kind, with aliases resolved. `type` is the older name of the key `rope_type`; where both
-    /// are given they must mean the same.
+    /// The name of the kind, with aliases resolved. `type` is the older name of the key `rope_type`; where a config has
+    /// both, they must name the same kind.
     fn canonical_type(&mut self) -> Result<&'static str, RopeError> {
         let (old, new) = (self.old_type.take(), self.rope_type.take());
         let canonical = |name: &Option<String>| {
@@ -338,7 +337,7 @@ impl RawScaling {
                 });
             }
         };
-        // transformers writes `default` for mrope into the configs that it saves, and keeps the sections.
+        // In the configs that it saves, transformers writes `default` for mrope and keeps the sections.
         Ok(if rope_type == "default" && self.mrope_section.is_some() { "mrope" } else { rope_type })
     }
 
@@ -396,14 +395,14 @@ impl RawScaling {
         sections.try_into().map_err(|_| RopeError::Sections { found })
     }
 
-    /// The keys without a use, of a config that can be read.
+    /// The keys that the kind does not use; none where the config cannot be read.
     pub(crate) fn ignored(&self) -> Vec<&'static str> {
         let mut raw = self.clone();
         (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
         raw.read().map(|(_, ignored)| ignored).unwrap_or_default()
     }
 
-    /// Every key that a kind used was taken out; what is left it has no use for.
+    /// The keys that are left after `read` took out those that the kind uses.
     fn rest(&self) -> Vec<&'static str> {
         let Self {
             old_type: _,
@@ -475,7 +474,7 @@ impl YarnScaling {
         if beta_fast < beta_slow {
             return Err(RopeError::Betas { beta_fast, beta_slow });
         }
-        // Below 0 a score would grow with the distance between what it compares.
+        // A negative weight could make the attention factor 0, negative or infinite.
         check("mscale", self.mscale, self.mscale >= 0.0, "a finite number from 0 on")?;
         check(
             "mscale_all_dim",
@@ -486,9 +485,8 @@ impl YarnScaling {
         optional_positive("attention_factor", self.attention_factor)
     }
 
-    /// The given one, or `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`: YaRN,
-    /// equation 22, with the weights of DeepSeek's code. Both queries and keys are multiplied by it, so
-    /// that scores grow by its square.
+    /// The stated attention factor, or `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`: YaRN, equation
+    /// 22, with the weights of DeepSeek's code. Queries and keys are both multiplied by it, so scores grow by its square.
     pub(crate) fn attention_factor(&self) -> f64 {
         let quotient = || mscale(self.factor, self.mscale) / mscale(self.factor, self.mscale_all_dim);
         self.attention_factor.unwrap_or_else(quotient)

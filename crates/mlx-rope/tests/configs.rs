@@ -11,8 +11,7 @@ fn keys(config: &Value) -> RopeKeys {
     serde_json::from_value(config.clone()).unwrap()
 }
 
-/// What two configs must have in common: the angles and the attention factor, at short and long
-/// lengths.
+/// What two configs of the same rotation have in common: the angles and the attention factor, at short and long lengths.
 fn rotation(settings: &RopeSettings, head_dim: i32) -> Vec<f32> {
     let rope = settings.rope(head_dim, RopeLayout::Halves).unwrap();
     let mut all = vec![rope.dims() as f32];

@@ -1,5 +1,4 @@
-//! Every variant beside the formulas of its paper in float64, pair by pair, and the properties that
-//! make a rotation one.
+//! Every variant compared with the formulas of its paper in float64, pair by pair, and the properties of rotations.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::f64::consts::PI;
@@ -24,7 +23,7 @@ fn scaling(json: &str) -> RopeScaling {
 /// The frequency of a pair in a sequence of `n` tokens.
 type Frequency = fn(usize, f64) -> f64;
 
-/// Every kind, with the frequencies that its paper gives, and the attention factor.
+/// Every kind, with the frequencies and the attention factor of its paper.
 fn kinds() -> Vec<(RopeScaling, Frequency, f64)> {
     fn plain(pair: usize) -> f64 {
         BASE.powf(-2.0 * pair as f64 / DIMS as f64)
@@ -46,9 +45,9 @@ fn kinds() -> Vec<(RopeScaling, Frequency, f64)> {
         (1.0 - smooth) * frequency / 8.0 + smooth * frequency
     }
     fn yarn(pair: usize, _: f64) -> f64 {
-        // YaRN (2309.00071), section 3.2: theta' = (1 - gamma) theta / s + gamma theta. Where gamma is a
-        // ramp over the turns in the paper, it is one over the pairs in the authors' code, between those
-        // that turn beta_slow and beta_fast times in the original length, rounded outwards.
+        // YaRN (2309.00071), section 3.2: theta' = (1 - gamma) theta / s + gamma theta. The paper's gamma is a ramp over
+        // the turns. In the authors' code it is a ramp over the pairs, between those that make beta_slow and beta_fast
+        // turns within the original length, rounded outwards.
         let d = DIMS as f64;
         let pair_that_turns =
             |turns: f64| d * (f64::from(ORIGINAL) / (2.0 * PI * turns)).ln() / (2.0 * BASE.ln());
@@ -146,7 +145,7 @@ fn rotated_features_are_those_of_the_papers() {
                         expected[a] = attention_factor * (u * angle.cos() - v * angle.sin());
                         expected[b] = attention_factor * (u * angle.sin() + v * angle.cos());
                     }
-                    // A float32 angle is off by up to half a unit in its last place, and so are its factors.
+                    // The error of a float32 angle and of its factors is up to half a unit in the last place.
                     let allowed = 1e-5 + position * 4.0 * f64::from(f32::EPSILON);
                     for (&expected, &found) in expected.iter().zip(after) {
                         let is_close = abs_diff_eq!(f64::from(found), expected, epsilon = allowed);
@@ -174,7 +173,7 @@ fn a_single_token_is_rotated_in_every_row() {
     }
 }
 
-/// Where one row is beyond a border and the others are not, too.
+/// Also where one row is beyond a border and the others are not.
 #[test]
 fn rows_with_offsets_of_their_own_are_rotated_as_alone() {
     let x = input(3, 2, DIMS as i32);
@@ -247,7 +246,7 @@ fn a_long_sequence_can_be_read_in_pieces() {
             let piece = x.try_index((.., .., from..to, ..)).unwrap();
             assert!(!fixed.crosses_border(from, to - from));
             let rotated = fixed.rotate(&piece, from).unwrap();
-            // The same, from what is still to come, for one row and for each of several.
+            // The same rotation from the number of following tokens, with one offset and with one for each row.
             let ahead = rope.followed_by(80 - to);
             for found in [ahead.rotate(&piece, from), ahead.rotate(&piece, &[from][..])] {
                 assert_eq!(tensor(&found.unwrap()), tensor(&rotated));
@@ -294,7 +293,7 @@ proptest! {
         prop_assert!(relative_eq!(back, x, epsilon = 1e-5, max_relative = 1e-5), "{:?}", back);
     }
 
-    /// Both at positions of one sequence, so that kinds that look at its length see one length.
+    /// Both tokens are in one sequence, because some kinds depend on its length.
     #[test]
     fn scores_depend_on_the_distance_only((rope, _) in any_kind(), near in 0..20, distance in 0..20, shift in 0..20) {
         let score = |query: i32, key: i32| {
@@ -309,7 +308,7 @@ proptest! {
         prop_assert!(abs_diff_eq!(first, second, epsilon = 1e-3), "{} {}", first, second);
     }
 
-    /// Below the border, beyond which a longer sequence is rotated otherwise.
+    /// Below the border, because a longer sequence is rotated by other angles.
     #[test]
     fn splitting_a_call_changes_nothing((rope, _) in any_kind(), offset in 0..50, at in 1..10) {
         let x = input(2, 10, DIMS as i32);

@@ -1,6 +1,6 @@
-//! Beside transformers, and beside what mlx-lm has and the parity cases cannot hold.
+//! Rotations compared with transformers, and with mlx-lm where the parity cases do not cover a function.
 //!
-//! Bit for bit equality with mlx-lm of every variant is in the parity cases `rope_*`.
+//! The parity cases `rope_*` show for every variant that the bits equal those of mlx-lm.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ struct Transformers {
     entries: Vec<Entry>,
 }
 
-/// What `ROPE_INIT_FUNCTIONS` answered.
+/// A result of transformers' `ROPE_INIT_FUNCTIONS`.
 #[derive(Deserialize)]
 struct Entry {
     name: String,
@@ -33,7 +33,7 @@ struct Entry {
     attention_factor: f64,
 }
 
-/// Where we follow another source, and which: `docs/differences.md` says why.
+/// The entries for which we follow another source; `docs/differences.md` gives the reasons.
 const DIFFERENT: &[&str] = &[
     "yarn, mscale alone",            // as DeepSeek's own code
     "yarn, mscale_all_dim alone",    // likewise

@@ -1,4 +1,4 @@
-//! Checkpoint folders of models that tests make up, and what must hold for loading them.
+//! Checkpoint folders for tests, and checks that loading of every architecture must pass.
 #![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
 
 use std::error::Error;
@@ -27,7 +27,7 @@ use crate::tensor;
 /// The tensors of a checkpoint, by key.
 pub type Tensors = Vec<(String, Array)>;
 
-/// A checkpoint folder with this config and these tensors.
+/// Writes a checkpoint folder with this config and these tensors.
 pub fn folder(config: &Value, tensors: Tensors) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -35,7 +35,7 @@ pub fn folder(config: &Value, tensors: Tensors) -> TempDir {
     folder
 }
 
-/// The same in so many shards, with their index.
+/// Writes a checkpoint folder whose tensors are in this many shards, with their index.
 pub fn sharded_folder(config: &Value, mut tensors: Tensors, shards: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -56,7 +56,7 @@ pub fn sharded_folder(config: &Value, mut tensors: Tensors, shards: usize) -> Te
     folder
 }
 
-/// A checkpoint with this config and no tensors, for tests that read its config. Its folder is gone.
+/// A checkpoint with this config and no tensors, for tests of configs. Its folder no longer exists.
 pub fn without_tensors(config: &Value) -> Checkpoint {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -65,7 +65,7 @@ pub fn without_tensors(config: &Value) -> Checkpoint {
     Checkpoint::open(folder.path()).unwrap()
 }
 
-/// What a function answers, and the messages of the events that it sent to `tracing` on this thread.
+/// The result of a function, and the messages of the events that it sent to `tracing` on this thread.
 pub fn with_warnings<R>(run: impl FnOnce() -> R) -> (R, Vec<String>) {
     #[derive(Clone, Default)]
     struct Messages(Arc<Mutex<Vec<String>>>);
@@ -106,7 +106,7 @@ pub fn with_warnings<R>(run: impl FnOnce() -> R) -> (R, Vec<String>) {
     (answer, messages)
 }
 
-/// What an error and its causes say.
+/// The messages of an error and of its causes.
 pub fn whole_message(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -117,7 +117,7 @@ pub fn whole_message(error: &dyn Error) -> String {
     text
 }
 
-/// The model of a checkpoint folder with this config and these tensors.
+/// Loads the model of a checkpoint folder with this config and these tensors.
 ///
 /// # Errors
 ///
@@ -136,7 +136,7 @@ pub fn tensors(model: &(impl ModuleParameters + ?Sized)) -> Tensors {
     model.parameters().flatten().into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect()
 }
 
-/// Every matrix quantized, as mlx-lm writes it.
+/// Quantizes every matrix, with the keys of mlx-lm.
 pub fn quantized(tensors: Tensors, quantization: Quantization) -> Tensors {
     let quantize_one = |(key, array): (String, Array)| -> Tensors {
         let layer = match key.strip_suffix(".weight") {
@@ -151,8 +151,9 @@ pub fn quantized(tensors: Tensors, quantization: Quantization) -> Tensors {
     tensors.into_iter().flat_map(quantize_one).collect()
 }
 
-/// A head in the checkpoint is used, whatever the config says: a copy of the embedding table answers as the
-/// table, another head in its own way. `tied` are the tensors without a head, and the keys those of the two weights.
+/// A head in the checkpoint is used, also where the config ties it to the embedding table: a copy of the table gives the
+/// logits of the table, and another head gives its own. `tied` are the tensors without a head; the keys are those of the
+/// table and of the head.
 #[track_caller]
 pub fn a_head_in_the_checkpoint_is_used(
     architecture: &Architecture,
@@ -169,7 +170,7 @@ pub fn a_head_in_the_checkpoint_is_used(
         load(architecture, &config, tensors)
     };
     let copy = || tied.iter().find(|(key, _)| key == table).unwrap().1.clone();
-    let other = || copy().negative().unwrap(); // changes the sign of every logit, and nothing else
+    let other = || copy().negative().unwrap(); // only changes the sign of every logit
     let as_tied = all_logits(&mut *with(true, None).unwrap(), tokens);
     let opposite = as_tied.negative().unwrap();
     for (name, says, weight, expected) in [
@@ -191,8 +192,8 @@ pub fn a_head_in_the_checkpoint_is_used(
     }
 }
 
-/// The frequencies of a rotation that older versions of transformers saved are ignored, with one warning, and nothing
-/// else that no parameter is. `module` is what has the rotation, such as `model.layers.0.self_attn`.
+/// The frequencies of rotations that older versions of transformers saved are ignored, with one warning; every other unknown
+/// tensor is an error. `module` has the rotation, such as `model.layers.0.self_attn`.
 #[track_caller]
 pub fn leftover_frequencies_are_ignored(
     architecture: &Architecture,
@@ -218,9 +219,9 @@ pub fn leftover_frequencies_are_ignored(
     }
 }
 
-/// Each tensor is read once, when it is first used, and nothing is held twice: the peak is at most 1.1 times the
-/// size of the checkpoint, by MLX's own count. Answers with that peak, in bytes. A test of this has to be alone in its file,
-/// since others are counted, too.
+/// Each tensor is read once, when it is first used, and is in memory once: by MLX's own count, the peak is at most 1.1
+/// times the size of the checkpoint. Returns the peak in bytes. A test that calls this must be alone in its file, because
+/// MLX counts the memory of the whole process.
 #[track_caller]
 pub fn loading_takes_no_more_than_the_checkpoint(architecture: &Architecture, folder: &Path) -> usize {
     let checkpoint = Checkpoint::open(folder).unwrap();
@@ -239,7 +240,7 @@ pub fn loading_takes_no_more_than_the_checkpoint(architecture: &Architecture, fo
     assert!(loaded > size / 2, "{loaded} bytes are not the weights, which have {size}");
     assert!(loaded <= size + size / 10, "{loaded} bytes at the peak for {size} on disk");
 
-    // The first tokens need their own memory, and no second copy of the weights.
+    // The first tokens need memory of their own, but no second copy of the weights.
     let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let tokens = Array::from_slice(&[1_u32, 2, 3], &[1, 3]);
     model.forward(&tokens, &mut cache, Logits::Last).unwrap().eval().unwrap();

@@ -1,11 +1,11 @@
-//! Tensors side by side: dtype and shape first, then every element.
+//! Compares tensors: dtype and shape first, then every element.
 
 use std::fmt;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
-/// How equal two tensors must be.
+/// How far two tensors may differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Tolerance {
     /// The same dtype, shape and bits; NaN equals NaN.
@@ -39,44 +39,44 @@ pub fn model_rounding(dtype: Dtype) -> f64 {
     }
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Comparison {
-    /// Within the tolerance.
+    /// All elements are within the tolerance.
     Equal {
         /// The largest absolute difference.
         worst: f64,
     },
     /// The dtypes differ.
     Dtype {
-        /// Of the reference.
+        /// The dtype of the reference.
         expected: Dtype,
-        /// Of the tensor under test.
+        /// The dtype of the tensor under test.
         found: Dtype,
     },
     /// The shapes differ.
     Shape {
-        /// Of the reference.
+        /// The shape of the reference.
         expected: Vec<i32>,
-        /// Of the tensor under test.
+        /// The shape of the tensor under test.
         found: Vec<i32>,
     },
     /// Some elements differ by more than the tolerance.
     Elements {
-        /// How many.
+        /// The number of these elements.
         differing: usize,
-        /// Of how many.
+        /// The number of all elements.
         of: usize,
-        /// The largest absolute difference; infinite where only one side is NaN.
+        /// The largest absolute difference; infinite where only one of two elements is NaN.
         worst: f64,
-        /// Where it is.
+        /// The index of the element with the largest difference.
         at: Vec<usize>,
     },
 }
 
 impl Comparison {
-    /// Whether the tensors are as equal as they had to be.
+    /// Whether all elements are within the tolerance.
     pub fn is_equal(&self) -> bool {
         matches!(self, Self::Equal { .. })
     }
@@ -154,14 +154,13 @@ pub(crate) fn compare_by(
     Ok(Comparison::Elements { differing, of: found.len(), worst, at })
 }
 
-/// The elements of an array, row by row: every float of MLX's on this device, and every small integer, is
-/// exact in float64.
+/// The elements of an array in row order. float32, float16, bfloat16, int32 and uint32 are exact in float64.
 ///
 /// # Errors
 ///
-/// Where the array cannot be computed, or holds something else.
+/// Where MLX cannot compute the array, or the array has another dtype.
 pub fn to_f64(array: &Array) -> Result<Vec<f64>, Exception> {
-    // A copy in row order: what comes here may be a view with strides.
+    // A copy in row order, because the array may be a view with strides.
     let array = array.contiguous()?;
     if array.size() == 0 {
         return Ok(Vec::new());

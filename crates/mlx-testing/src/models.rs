@@ -1,7 +1,7 @@
-//! What must hold for every language model, whatever its architecture.
+//! Checks that every language model must pass, of any architecture.
 //!
-//! Each function panics where it does not. They compare a model with itself; what its answers must
-//! be is for parity cases. Models are float32, and tokens `[B, T]` with two different rows.
+//! Each function panics where a check fails. The functions compare a model with itself; the parity cases compare its logits
+//! with those of other programs. Models are float32, and tokens are `[B, T]` with two different rows.
 #![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
 
 use approx::{assert_relative_eq, assert_relative_ne};
@@ -29,7 +29,7 @@ fn columns(tokens: &Array, start: i32, end: i32) -> Array {
     tokens.try_index((.., start..end)).unwrap()
 }
 
-/// All logits of the tokens, read in one call with a fresh cache.
+/// The logits of all tokens, which are read in one call with an empty cache.
 pub fn all_logits(model: &mut dyn CausalLm, tokens: &Array) -> Array {
     let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     model.forward(tokens, &mut cache, Logits::All).unwrap()
@@ -52,7 +52,7 @@ pub fn splits_do_not_matter(model: &mut dyn CausalLm, tokens: &Array, splits: &[
     }
 }
 
-/// A row of a batch is answered as alone, and so is one that is filled up on the left.
+/// A row of a batch has the same logits as alone, also with padding on the left.
 #[track_caller]
 pub fn batches_do_not_matter(model: &mut dyn CausalLm, tokens: &Array) {
     let (batch, length) = (tokens.dim(0), tokens.dim(1));
@@ -77,7 +77,7 @@ pub fn batches_do_not_matter(model: &mut dyn CausalLm, tokens: &Array) {
     }
 }
 
-/// A token changes the answers after it, and none before it.
+/// A token changes the logits after it, and none before it.
 #[track_caller]
 pub fn the_future_is_not_seen(model: &mut dyn CausalLm, tokens: &Array) {
     let first = all_logits(model, tokens);
@@ -94,7 +94,7 @@ pub fn the_future_is_not_seen(model: &mut dyn CausalLm, tokens: &Array) {
     assert_relative_ne!(first, second, epsilon = 2e-4, max_relative = 2e-4);
 }
 
-/// Only the logits that are asked for are computed, and the cache is the same.
+/// The model computes the logits that were asked for, and fills the cache in each case.
 #[track_caller]
 pub fn logits_come_as_asked_for(model: &mut dyn CausalLm, tokens: &Array) {
     let all = all_logits(model, tokens);
@@ -110,7 +110,7 @@ pub fn logits_come_as_asked_for(model: &mut dyn CausalLm, tokens: &Array) {
     assert_close(&last, &all.try_index((.., -1.., ..)).unwrap());
 }
 
-/// A cache that promised it takes tokens back, beyond its windows as well.
+/// A cache that was made for rewinding removes tokens, also beyond the windows of layers.
 #[track_caller]
 pub fn tokens_can_be_taken_back(model: &mut dyn CausalLm, tokens: &Array, rewind: i32) {
     let whole = all_logits(model, tokens);
@@ -127,7 +127,7 @@ pub fn tokens_can_be_taken_back(model: &mut dyn CausalLm, tokens: &Array, rewind
     }
 }
 
-/// Tokens without a batch, and a cache of another model, are errors.
+/// Tokens without a batch axis and a cache of another model are errors.
 #[track_caller]
 pub fn wrong_calls_are_errors(model: &mut dyn CausalLm, tokens: &Array) {
     let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
@@ -141,8 +141,8 @@ pub fn wrong_calls_are_errors(model: &mut dyn CausalLm, tokens: &Array) {
     assert!(error.what().contains(&format!("a cache of {} layers", layers.len())), "{error}");
 }
 
-/// Every parameter gets a gradient, finite and not zero everywhere, and a few steps of an optimizer
-/// lower the loss of predicting each next token.
+/// Every parameter has a gradient, which is finite and not zero everywhere, and each of a few steps of an optimizer lowers
+/// the loss of predicting the next token.
 #[track_caller]
 pub fn it_learns<M: CausalLm + 'static>(model: &mut M, tokens: &Array) {
     let loss = |model: &mut M, tokens: &Array| -> Result<Array, Exception> {

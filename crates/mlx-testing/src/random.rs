@@ -1,16 +1,16 @@
-//! Weights out of nothing.
+//! Random weights.
 
 use mlx_layers::{ParameterSource, Quantization};
 use mlx_rs::random::RandomState;
 use mlx_rs::{Array, Dtype};
 
-/// A source of seeded random weights: matrices small enough to keep activations near 1, vectors
-/// (the weights of norms) near 1.
+/// A source of random weights from a seed. The elements of matrices are small enough to keep activations near 1; those of
+/// vectors, the weights of norms, are near 1.
 #[derive(Debug)]
 pub struct RandomParameters {
     state: RandomState,
     dtype: Dtype,
-    /// The keys that were asked for, in order.
+    /// The keys that were requested, in order.
     pub taken: Vec<String>,
 }
 
