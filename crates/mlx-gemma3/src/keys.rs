@@ -8,7 +8,7 @@ use mlx_rs::nested::{NestedHashMap, NestedValue};
 
 use crate::config::{MULTIMODAL, TEXT};
 
-/// Where in a checkpoint the tensors of the language model are.
+/// The keys that the tensors of the language model have in a checkpoint.
 ///
 /// | layout | blocks, embedding, norm | head | other parts, ignored |
 /// |---|---|---|---|
@@ -31,8 +31,7 @@ impl KeyLayout {
         if checkpoint.model_type() != MULTIMODAL {
             return Self::Text;
         }
-        // By what every checkpoint of a layout has many of, so that one tensor that does not belong there is
-        // reported as such, and not all of the others.
+        // The layout with more keys wins, so that a single stray tensor is reported, and not all of the others.
         let count = |layout: Self| {
             let prefix = format!("{}.", layout.model());
             checkpoint.headers().keys().filter(|key| key.starts_with(&prefix)).count()
@@ -54,7 +53,7 @@ impl KeyLayout {
         (Self::of(checkpoint) == Self::Inner).then_some(of_language_model as Renaming)
     }
 
-    /// What stands before the names of the blocks, the embedding and the last norm.
+    /// The prefix of the keys of the blocks, the embedding and the last norm.
     pub(crate) fn model(self) -> &'static str {
         match self {
             Self::Text => "model",
@@ -63,7 +62,7 @@ impl KeyLayout {
         }
     }
 
-    /// What stands before the names of the head.
+    /// The prefix of the keys of the head.
     pub(crate) fn lm_head(self) -> &'static str {
         match self {
             Self::Text | Self::Inner => "lm_head",
@@ -71,7 +70,7 @@ impl KeyLayout {
         }
     }
 
-    /// Whether a tensor belongs to a part of the model that is no language model.
+    /// Whether a tensor belongs to another part of the model than the language model.
     pub(crate) fn ignores(self, key: &str) -> bool {
         let parts: &[&str] = match self {
             Self::Text => &[],
@@ -81,7 +80,7 @@ impl KeyLayout {
         parts.iter().any(|part| key.starts_with(part))
     }
 
-    /// Parameters as [`Text`](Self::Text) has them, under the names of this layout.
+    /// Renames parameters from the layout [`Text`](Self::Text) to this layout.
     pub(crate) fn wrap<T>(self, mut parameters: NestedHashMap<Rc<str>, T>) -> NestedHashMap<Rc<str>, T> {
         let name: Rc<str> = "language_model".into();
         match self {

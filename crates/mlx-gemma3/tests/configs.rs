@@ -1,4 +1,4 @@
-//! Configs: what is read from which form, and every kind of bad one with its error.
+//! Configs: their forms, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::{assert_abs_diff_eq, relative_eq};
@@ -7,7 +7,7 @@ use mlx_kvcache::LayerKind;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
-/// The released 270M model, as its checkpoint has it.
+/// The released 270M model, from its checkpoint.
 fn released() -> Value {
     let types = |i| if i % 6 == 5 { "full_attention" } else { "sliding_attention" };
     json!({
@@ -23,7 +23,7 @@ fn released() -> Value {
     })
 }
 
-/// The released 4B model, whose config says little of its language model.
+/// The released 4B model, whose config states little about its language model.
 fn released_multimodal() -> Value {
     json!({
         "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
@@ -36,12 +36,12 @@ fn released_multimodal() -> Value {
     })
 }
 
-/// The config of a checkpoint folder, or all that the error and its causes say.
+/// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<Config, String> {
     Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
-/// The config with this key changed, or taken out where there is no value.
+/// The config with this key changed, or removed where `value` is `None`.
 fn with(mut config: Value, pointer: &str, value: Option<Value>) -> Value {
     let (parent, key) = pointer.rsplit_once('/').unwrap();
     let parent = config.pointer_mut(parent).unwrap();
@@ -202,7 +202,7 @@ fn a_bad_config_with_a_vision_part_is_one_too() {
     assert!(error.contains("contradicts itself: vocab_size is"), "{error}");
 }
 
-/// transformers saves the default inside, whatever the model is.
+/// transformers saves the default inside, for every model.
 #[test]
 fn of_two_answers_whether_the_head_is_tied_the_outer_one_counts() {
     for (outer, inner) in [(true, false), (false, true)] {

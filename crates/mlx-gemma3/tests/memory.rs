@@ -1,4 +1,4 @@
-//! What loading costs, by MLX's own count. Alone in its file: other tests would be counted as well.
+//! The memory that loading takes, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_checkpoint::Checkpoint;
@@ -8,7 +8,7 @@ use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{folder, loading_takes_no_more_than_the_checkpoint, tensors, without_tensors};
 use serde_json::json;
 
-/// And the vision part, which is ignored, takes nothing.
+/// The vision part, which is ignored, takes no memory.
 #[test]
 fn loading_takes_no_more_than_the_language_model_of_a_checkpoint() {
     let config = json!({

@@ -1,5 +1,5 @@
-//! The model against itself: what must not change its answers. What they must be is in the parity
-//! cases.
+//! The model compared with itself: changes that must not change its logits. The parity cases compare the logits with those
+//! of other programs.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_causal_lm::{CausalLm, LoadError};
@@ -23,7 +23,7 @@ fn config() -> Value {
     })
 }
 
-/// The same model as the language model of one with a vision part.
+/// The same model as a part of a model with a vision part.
 fn multimodal() -> Value {
     json!({ "model_type": "gemma3", "text_config": config(), "vision_config": {} })
 }
@@ -32,7 +32,7 @@ fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError
     checkpoints::load(&ARCHITECTURE, config, tensors)
 }
 
-/// What the checkpoint would hold beside the tensors of the model, as far as the config looks at it.
+/// `held` is the key of a tensor in the checkpoint, which the config reads to find the layout and a head.
 fn model_of(config: &Value, held: &str, source: &mut RandomParameters) -> Gemma3 {
     let folder = folder(config, vec![(held.to_owned(), Array::from_f32(0.0))]);
     let config = Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap();
@@ -134,7 +134,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
     }
 }
 
-/// A checkpoint with a vision part answers as the language model in it alone.
+/// A checkpoint with a vision part gives the logits of its language model alone.
 #[test]
 fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
     let mut model = model();

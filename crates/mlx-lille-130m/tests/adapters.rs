@@ -1,4 +1,4 @@
-//! Adapters train: gradients reach them alone, steps along them lower the loss, and what was trained is saved and
+//! Adapters are trained: only they have gradients, steps of an optimizer lower the loss, and trained adapters are saved and
 //! loaded.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -32,7 +32,7 @@ fn write_base(folder: &Path) {
     model.save_safetensors(&tensors).unwrap();
 }
 
-/// The mean of what each token's successor costs, in nats.
+/// The mean loss of predicting the next token, in nats.
 fn loss(model: &mut Lille130m, tokens: &Array) -> Result<Array> {
     let cache = model.new_cache(&CacheOptions::default());
     let mut cache = cache.map_err(|e| Exception::custom(e.to_string()))?;
@@ -49,8 +49,7 @@ fn names<'a>(keys: impl Iterator<Item = &'a std::rc::Rc<str>>) -> Vec<String> {
     names
 }
 
-/// What is written here stays below `target`, with our logits, so that mlx-lm can be asked for its own:
-/// `cargo xtask fixtures --verify-ours`.
+/// The files stay below `target`, with our logits. `cargo xtask fixtures --verify-ours` compares these with mlx-lm's.
 #[test]
 fn adapters_alone_are_trained_saved_and_loaded() {
     let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("adapters");

@@ -1,4 +1,4 @@
-//! What adapters cost, by MLX's own count. Alone in its file: other tests would be counted as well.
+//! The memory that adapters take, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint};
@@ -11,8 +11,8 @@ use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{folder, tensors, without_tensors};
 use serde_json::json;
 
-/// The peak is what the model has at the end: what is computed on the way is of one layer at a time. DoRA's fused
-/// linear layers are float32, as mlx-lm's, over a checkpoint in bfloat16.
+/// The peak is the memory of the finished model, because intermediate results are of one layer at a time. DoRA's fused
+/// linear layers are float32, as in mlx-lm, from a checkpoint in bfloat16.
 #[test]
 fn adapters_are_loaded_and_fused_layer_by_layer() {
     let config = json!({

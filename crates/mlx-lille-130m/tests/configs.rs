@@ -1,11 +1,11 @@
-//! Configs: the released one, and every kind of bad one with its error.
+//! Configs: the released config, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_lille_130m::Config;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
-/// The released model, as its checkpoint has it.
+/// The released model, from its checkpoint.
 fn released() -> Value {
     json!({
         "architectures": ["LilleForCausalLM"], "block_size": 512, "dropout": 0.0, "layer_norm_eps": 1e-05,
@@ -14,7 +14,7 @@ fn released() -> Value {
     })
 }
 
-/// The config of a checkpoint folder, or all that the error and its causes say.
+/// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<Config, String> {
     Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }

@@ -1,5 +1,5 @@
-//! The model against itself: what must not change its answers. What they must be is in the parity
-//! cases.
+//! The model compared with itself: changes that must not change its logits. The parity cases compare the logits with those
+//! of other programs.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_causal_lm::{CausalLm, LoadError, Logits};

@@ -1,4 +1,4 @@
-//! What `convert` writes is what mlx-lm writes, bit for bit.
+//! `convert` writes the same tensors as mlx-lm, bit for bit.
 #![cfg(feature = "architectures")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -44,7 +44,7 @@ fn a_companion_that_is_too_large_is_named() {
     assert!(!out.exists());
 }
 
-/// The options of a case: those of mlx-lm's function, by their names.
+/// The options of a case, under the names of mlx-lm's function.
 fn options(given: &Map<String, Value>) -> ConvertOptions {
     let text = |key| given.get(key).and_then(Value::as_str);
     let number = |key| given.get(key).and_then(Value::as_i64);
@@ -88,7 +88,7 @@ fn options(given: &Map<String, Value>) -> ConvertOptions {
     options
 }
 
-/// Each tensor as the fixture has it, and the files that they lie in.
+/// The tensors in the form of the fixture, and their files.
 fn describe(folder: &Path) -> (BTreeMap<String, String>, BTreeMap<String, Vec<String>>) {
     let (mut tensors, mut files) = (BTreeMap::new(), BTreeMap::new());
     for file in Checkpoint::open(folder).unwrap().files() {

@@ -1,4 +1,5 @@
-//! What converting costs, by MLX's own count. Alone in its file: other tests would be counted as well.
+//! The memory that converting takes, by MLX's own count. This test is alone in its file, because MLX counts the whole
+//! process.
 #![cfg(feature = "lille-130m")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -12,7 +13,7 @@ use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{folder, tensors, without_tensors};
 use serde_json::json;
 
-/// The peak is what the largest layer takes, before and after: not the model, and not a file of it.
+/// The peak is the memory of the largest layer before and after: neither that of the model nor that of a file.
 #[test]
 fn a_model_is_converted_layer_by_layer() {
     let config = json!({

@@ -1,4 +1,4 @@
-//! Whatever a config says, a model is loaded or an error comes: no panic, no memory without measure, no loop without end.
+//! Every config gives a model or an error: no panic, no unbounded memory, no endless loop.
 #![cfg(feature = "architectures")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -9,7 +9,7 @@ use mlx_models::{LoadOptions, load_with};
 use mlx_testing::checkpoints::whole_message;
 use serde_json::{Value, json};
 
-/// A folder with the tensors of a case and another config, and what loading it says.
+/// Loads a folder with the tensors of a case and another config.
 fn load(case: &str, config: &str, adapters: Option<&str>) -> Option<String> {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases");
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Each value of a config in turn is replaced by each of these.
+/// The test replaces each value of a config by each of these values.
 fn with_every_value_replaced(text: &str) -> Vec<String> {
     let config: Value = serde_json::from_str(text).unwrap();
     let mut all = Vec::new();

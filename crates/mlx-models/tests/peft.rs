@@ -1,4 +1,4 @@
-//! Adapters as PEFT saves them answer as in PEFT, beside the weights and fused into them.
+//! Adapters of PEFT give the logits that they have in PEFT, beside the weights and fused into them.
 //!
 //! The cases are those of `xtask/python/make_peft_cases.py`.
 #![cfg(feature = "architectures")]
@@ -58,7 +58,7 @@ fn the_answers_are_those_of_peft() {
     }
 }
 
-/// What `merge_and_unload` makes of the weights.
+/// The weights after PEFT's `merge_and_unload`.
 #[test]
 fn the_fused_weights_are_those_of_peft() {
     for name in CASES {
@@ -79,8 +79,8 @@ fn the_fused_weights_are_those_of_peft() {
     }
 }
 
-/// A model with a vision part has its layers under other names, and adapters of the vision part are of no use here.
-/// The answers are those of the same adapters in mlx-lm's format, which are compared with mlx-lm elsewhere.
+/// A model with a vision part has other names for its layers, and adapters of the vision part are ignored. The expected
+/// logits come from the same adapters in mlx-lm's format, which other tests compare with mlx-lm.
 #[test]
 fn adapters_of_a_model_with_a_vision_part() {
     let noise = |shape: &[i32], seed: u64| {
@@ -106,7 +106,7 @@ fn adapters_of_a_model_with_a_vision_part() {
         let tensors: Vec<_> = tensors.collect();
         Array::save_safetensors(tensors, None, ours.path().join("adapters.safetensors")).unwrap();
         let tokens = Array::from_slice(&[3_u32, 1, 4, 1, 5, 9, 2, 6], &[1, 8]);
-        // The case may have more layers: those have no adapter in either.
+        // Further layers of the case have no adapter in either format.
         let config = json!({ "num_layers": -1, "lora_parameters": { "rank": 4, "scale": 2.0,
             "keys": layers.iter().map(|layer| format!("{prefix}.{layer}")).collect::<Vec<_>>() } });
         fs::write(ours.path().join("adapter_config.json"), config.to_string()).unwrap();
@@ -114,7 +114,7 @@ fn adapters_of_a_model_with_a_vision_part() {
         let plain = all_logits(&mut *load(&folder).unwrap(), &tokens);
         assert_relative_ne!(tensor(&expected), tensor(&plain), epsilon = 4e-4, max_relative = 4e-4);
 
-        // As transformers has named them from 4.52 on, before that, and in the model of the text alone.
+        // The names of transformers from 4.52 on, those before, and those of the text model.
         for path in ["model.language_model", "language_model.model", "model"] {
             let theirs = tempfile::tempdir().unwrap();
             let config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
@@ -140,7 +140,7 @@ fn adapters_of_a_model_with_a_vision_part() {
     }
 }
 
-/// Adapters are often used over a quantized model: they answer as over the weights that the quantized ones stand for.
+/// Adapters on a quantized model give the same logits as on its dequantized weights.
 #[test]
 fn adapters_over_quantized_weights() {
     let into = |from: &Path, out: &Path, weights: Weights| {
@@ -184,7 +184,7 @@ fn edited(name: &str, edit: impl FnOnce(&mut Value)) -> TempDir {
     folder
 }
 
-/// The same with tensors under other names, without those that get none.
+/// A copy of a case's adapters with renamed tensors, without those that `rename` drops.
 fn renamed(name: &str, rename: impl Fn(&str) -> Option<String>) -> TempDir {
     let folder = edited(name, |_| {});
     let file = folder.path().join("adapter_model.safetensors");

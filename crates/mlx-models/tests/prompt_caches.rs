@@ -1,4 +1,4 @@
-//! What a prompt cache is of use to: the model that made it, and mlx-lm's model where that computes the same.
+//! Which models can use a prompt cache: the model that made it, and mlx-lm's model where that computes the same.
 #![cfg(all(feature = "phi3", feature = "generate"))]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -31,7 +31,7 @@ fn resume(model: &dyn CausalLm, file: &Path) -> Result<Session, CacheFileError> 
     })
 }
 
-/// mlx-lm's answers behind its own cache.
+/// A session that continues from a cache of mlx-lm gives mlx-lm's logits.
 fn assert_goes_on_as_mlx_lm(model: &mut dyn CausalLm, name: &str) {
     let mut session = resume(model, &fixture(&format!("{name}.safetensors"))).unwrap();
     let expected = Array::load_safetensors(fixture(&format!("{name}.next.safetensors"))).unwrap();
@@ -72,7 +72,7 @@ fn caches_of_mlx_lm_without_a_window() {
     assert!(error.to_string().contains("window of 6 tokens"), "{error}");
 }
 
-/// A folder with the files of a case, and one text in its config replaced.
+/// A folder with the files of a case, with one text in its config replaced.
 fn with_config(name: &str, from: &str, to: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -165,7 +165,7 @@ fn a_cache_without_the_adapters_is_refused_and_one_with_them_too() {
     assert!(made_anonymous(&plain, |file| resume(&*base, file)).is_ok());
 }
 
-/// The same arrays with another scale, which is no parameter of the model.
+/// Adapters with the same arrays and another scale, which is not a parameter of the model.
 #[test]
 fn a_cache_with_other_adapters_is_refused() {
     let name = "lora_phi3_q4";
@@ -193,7 +193,7 @@ fn a_cache_with_other_adapters_is_refused() {
     assert!(matches!(error, CacheFileError::MadeBy { what: "adapters", .. }), "{error}");
 }
 
-/// One row of the embedding, as of a token that was trained alone.
+/// The weights differ in one row of the embedding, as after the training of a single token.
 #[test]
 fn a_cache_of_weights_that_differ_in_one_row_is_refused() {
     let name = "phi3_longrope_mlx_lm";
@@ -214,7 +214,7 @@ fn a_cache_of_weights_that_differ_in_one_row_is_refused() {
     }
 }
 
-/// The same file without our own entries, as mlx-lm writes it.
+/// The file without the entries that only we write, as mlx-lm would write it.
 fn made_anonymous<T>(file: &Path, then: impl FnOnce(&Path) -> T) -> T {
     let bytes = fs::read(file).unwrap();
     let (length, _) = bytes.split_at(8);
@@ -229,7 +229,7 @@ fn made_anonymous<T>(file: &Path, then: impl FnOnce(&Path) -> T) -> T {
     then(&other)
 }
 
-/// A session that was stopped below the border on the way beyond it: its keys have the long factors.
+/// A session that was to cross the border was stopped before it: its keys have the long factors.
 #[test]
 fn what_was_rotated_for_a_longer_text_is_read_again() {
     let mut model = load(&case("phi3_longrope_mlx_lm"), LongRopeMode::ByLength);
@@ -255,7 +255,7 @@ fn what_was_rotated_for_a_longer_text_is_read_again() {
     assert_abs_diff_eq!(tensor(&found), tensor(&expected), epsilon = 1e-5);
 }
 
-/// mlx-lm must not take what it would go on with wrongly: it knows caches by the names of its classes.
+/// mlx-lm must refuse a cache that it would continue wrongly. It knows caches by the names of its classes.
 #[test]
 fn what_mlx_lm_computes_otherwise_has_names_that_it_refuses() {
     let folder = tempfile::tempdir().unwrap();
@@ -276,7 +276,7 @@ fn what_mlx_lm_computes_otherwise_has_names_that_it_refuses() {
     assert_eq!(classes("hf_phi3_window", LongRopeMode::ByLength, 7), ["RotatingKvCache"; 2]);
 }
 
-/// Where mlx-lm 0.32.2 reads a config otherwise, its caches are of no use.
+/// Where mlx-lm 0.32.2 reads a config in another way, its caches cannot be used.
 #[test]
 fn rotations_that_mlx_lm_reads_otherwise() {
     let reason = |name: &str, tokens| load(&case(name), LongRopeMode::MlxLm).unlike_mlx_lm(tokens);

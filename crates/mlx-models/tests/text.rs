@@ -1,4 +1,4 @@
-//! Text of a stream of tokens, with the demo's tokenizer and tokens that are made up.
+//! The text of a stream of tokens, with the demo's tokenizer and given tokens.
 #![cfg(all(feature = "generate", feature = "tokenizer"))]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -6,7 +6,7 @@ use mlx_models::generate::{FinishReason, GenerateError, Token, Tokens};
 use mlx_models::text::{TextError, TextFinish, with_text};
 use mlx_models::tokenizer::Tokenizer;
 
-/// Tokens that are known beforehand, and why they end.
+/// A stream of given tokens, and why it ends.
 struct Known {
     ids: std::vec::IntoIter<u32>,
     finish: FinishReason,
@@ -32,7 +32,7 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_folder(demo).unwrap()
 }
 
-/// The whole text, how many pieces had a token, and why it ended.
+/// The whole text, the number of pieces with a token, and why the text ended.
 fn written(ids: &[u32], finish: FinishReason, stop: &[&str]) -> (String, usize, Option<TextFinish>) {
     let tokenizer = tokenizer();
     let tokens = Known { ids: Vec::from(ids).into_iter(), finish };
@@ -83,7 +83,7 @@ fn half_a_character_at_the_end_is_a_replacement_character() {
     assert!(text.starts_with("A ") && text.ends_with('\u{fffd}'), "{text:?}");
 }
 
-/// The demo's `<|endoftext|>` has no text. A stop string that spells it stops there.
+/// The demo's `<|endoftext|>` has no text. A stop string that contains it stops there.
 #[test]
 fn a_stop_string_may_spell_special_tokens() {
     let tokenizer = tokenizer();

@@ -1,4 +1,4 @@
-//! A loaded model works on the thread that it is sent to, whatever its architecture.
+//! A loaded model of any architecture works on the thread that it is sent to.
 #![cfg(all(feature = "architectures", feature = "generate"))]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -49,7 +49,7 @@ fn models_with_adapters_that_were_loaded_on_another_thread() {
     assert_eq!(tokens(model).unwrap(), expected);
 }
 
-/// What is left on disk is read by the thread that loaded it, and the error says so.
+/// Only the thread that loaded a model can read weights that are still on disk, and the error says so.
 #[test]
 fn a_lazy_model_is_of_its_thread() {
     let options = LoadOptions { lazy: true, ..LoadOptions::default() };

@@ -1,4 +1,4 @@
-//! Configs: what is read from which form, and every kind of bad one with its error.
+//! Configs: their forms, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::assert_abs_diff_eq;
@@ -7,7 +7,7 @@ use mlx_olmo3::Config;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
-/// The released 7B model, as its checkpoint has it.
+/// The released 7B model, from its checkpoint.
 fn released() -> Value {
     json!({
         "model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"], "attention_bias": false,
@@ -23,12 +23,12 @@ fn released() -> Value {
     })
 }
 
-/// The config of a checkpoint folder, or all that the error and its causes say.
+/// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<Config, String> {
     Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
-/// The released config with this key changed, or taken out where there is no value.
+/// The released config with this key changed, or removed where `value` is `None`.
 fn with(key: &str, value: Option<Value>) -> Value {
     let mut config = released();
     match value {

@@ -1,5 +1,5 @@
-//! The model against itself: what must not change its answers. What they must be is in the parity
-//! cases.
+//! The model compared with itself: changes that must not change its logits. The parity cases compare the logits with those
+//! of other programs.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::assert_relative_eq;
@@ -106,7 +106,7 @@ fn layers_say_what_they_ask_of_the_cache() {
     assert_eq!(model().info().layers, [sliding, sliding, sliding, full]);
 }
 
-/// A window that no token of the sequence fills is no window.
+/// A window as long as the sequence changes nothing.
 #[test]
 fn a_window_as_long_as_the_sequence_sees_everything() {
     let plain = json!({ "rope_scaling": null, "sliding_window": 18 });

@@ -1,4 +1,4 @@
-//! Configs: what is read, and what is refused with which words.
+//! Configs: those that are read, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -244,7 +244,7 @@ fn errors_are_typed() {
     assert!(matches!(refused("mlp_bias", json!(true)), ConfigError::Unsupported { key: "mlp_bias", .. }));
 }
 
-/// mlx-lm demands both lists in every scaling, and uses neither for this kind.
+/// mlx-lm requires both lists in every scaling, and uses neither for this kind.
 #[test]
 fn linear_scaling_with_the_lists_of_longrope() {
     let scaling = json!({ "type": "linear", "factor": 2.0, "short_factor": [1.0], "long_factor": [2.0] });

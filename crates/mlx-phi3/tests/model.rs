@@ -1,5 +1,5 @@
-//! The model against itself: what must not change its answers. What they must be is in the parity
-//! cases. How the border of LongRoPE is crossed is in the tests of `mlx-generate`'s session.
+//! The model compared with itself: changes that must not change its logits. The parity cases compare the logits with those
+//! of other programs. The tests of `mlx-generate`'s session cover the border of LongRoPE.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -36,7 +36,7 @@ fn all_logits(model: &mut Phi3, tokens: &Array) -> Array {
     model.forward(tokens, &mut cache, Logits::All).unwrap()
 }
 
-/// The configs that differ in what the forward pass does.
+/// Configs with different forward passes.
 fn variants() -> Vec<(&'static str, Value)> {
     let linear = json!({ "type": "linear", "factor": 2.0 });
     vec![
@@ -61,7 +61,7 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
         assert_eq!(whole.shape(), [2, 12, 96]);
         for calls in [vec![1; 12], vec![5, 7], vec![11, 1], vec![2, 9, 1]] {
             let mut cache = new_cache(&model);
-            // Said beforehand: the rotation is that of the whole sequence from the first call on.
+            // With the length stated in advance, every call rotates as for the whole sequence.
             cache.expect(12);
             let mut pieces = Vec::new();
             let mut start = 0;
@@ -98,7 +98,7 @@ fn a_row_of_a_batch_is_answered_as_alone() {
     }
 }
 
-/// Of 12 and 7 tokens: on both sides of the border, each by its own length.
+/// The rows have 12 and 7 tokens, on both sides of the border, and each rotates by its own length.
 #[test]
 fn a_padded_row_of_a_batch_is_answered_as_alone() {
     for cuts in [vec![12], vec![9, 3], vec![4, 8]] {
@@ -138,7 +138,7 @@ fn a_token_changes_no_answer_before_it() {
     assert!(differ(&after(&first), &after(&second)));
 }
 
-/// A query sees itself and the 4 tokens before it, in each of 2 layers: token 0 reaches as far as 8.
+/// A query attends to its own token and the 4 before it. Through 2 layers, token 0 has an effect up to token 8.
 #[test]
 fn a_window_counts_the_query_itself() {
     let mut model = model(&with(plain(), &[("sliding_window", json!(5))]));
@@ -213,7 +213,7 @@ fn the_length_of_the_sequence_chooses_the_factors() {
     }
     assert!(model(&plain()).rotates_alike(1, 60));
 
-    // mlx-lm's rule knows no border, and differs where the text is short.
+    // mlx-lm's rule has no border, and differs for short texts.
     let options = LoadOptions { long_rope: LongRopeMode::MlxLm, ..LoadOptions::default() };
     let mut always_long = model_with(&long_rope(), &options);
     assert!(always_long.rotates_alike(8, 9));

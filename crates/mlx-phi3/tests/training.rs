@@ -17,7 +17,7 @@ use mlx_rs::optimizers::{AdamW, Optimizer};
 use mlx_testing::checkpoints::tensors;
 use serde_json::json;
 
-/// The mean of what each token's successor costs, in nats.
+/// The mean loss of predicting the next token, in nats.
 fn loss(model: &mut Phi3, tokens: &Array) -> Result<Array> {
     let cache = model.new_cache(&CacheOptions::default());
     let mut cache = cache.map_err(|e| Exception::custom(e.to_string()))?;
@@ -56,7 +56,7 @@ fn every_parameter_has_a_finite_gradient_and_steps_lower_the_loss() {
     }
 }
 
-/// The slope along one parameter of each kind, measured by stepping to both sides.
+/// The slope of the loss along one parameter of each kind, measured by steps to both sides.
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     let mut phi3 = model(&long_rope());
@@ -64,7 +64,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     let (_, gradients) = value_and_grad(loss)(&mut phi3, &tokens).unwrap();
     for name in ["model.layers.0.self_attn.qkv_proj.weight", "model.layers.1.mlp.gate_up_proj.weight"] {
         let gradient = &gradients[name];
-        // Along the gradient itself, the slope is its length.
+        // The slope along the gradient is the length of the gradient.
         let length = gradient.square().unwrap().sum(None).unwrap().sqrt().unwrap().item_exact::<f32>();
         let at = |distance: f32| {
             let mut moved = model(&long_rope());

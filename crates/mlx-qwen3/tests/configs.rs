@@ -1,4 +1,4 @@
-//! Configs: what is read from which form, and every kind of bad one with its error.
+//! Configs: their forms, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::assert_relative_eq;
@@ -7,7 +7,7 @@ use mlx_qwen3::Config;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
-/// The released 0.6B model, as its checkpoint has it.
+/// The released 0.6B model, from its checkpoint.
 fn released() -> Value {
     json!({
         "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
@@ -21,7 +21,7 @@ fn released() -> Value {
     })
 }
 
-/// The config of a checkpoint folder, or all that the error and its causes say.
+/// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<Config, String> {
     Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
@@ -39,7 +39,7 @@ fn without(key: &str) -> Value {
     config
 }
 
-/// How many layers are full, if those come first, and the window of the others.
+/// The number of full layers, which come first, and the kind of the others.
 fn windows(config: &Config) -> (usize, Option<LayerKind>) {
     let is_full = |kind: LayerKind| kind == LayerKind::Full;
     let full = config.layers.iter().take_while(|layer| is_full(layer.kind)).count();

@@ -1,4 +1,4 @@
-//! What loading costs, by MLX's own count. Alone in its file: other tests would be counted as well.
+//! The memory that loading takes, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_layers::Quantization;

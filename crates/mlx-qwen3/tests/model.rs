@@ -1,5 +1,5 @@
-//! The model against itself: what must not change its answers. What they must be is in the parity
-//! cases.
+//! The model compared with itself: changes that must not change its logits. The parity cases compare the logits with those
+//! of other programs.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::{assert_relative_eq, assert_relative_ne};
@@ -96,7 +96,7 @@ fn wrong_calls_are_errors() {
     models::wrong_calls_are_errors(&mut random(&config()), &tokens());
 }
 
-/// From this seed no step is too long; from some others one is, and the loss rises before it falls on.
+/// With this seed no step of the optimizer is too long. With some other seeds one is, and the loss rises once.
 #[test]
 fn every_parameter_learns() {
     let mut other = windows();
@@ -116,7 +116,7 @@ fn layers_say_what_they_ask_of_the_cache() {
     assert_eq!(random(&windows()).info().layers, [full, sliding, sliding]);
 }
 
-/// A window that no token of the sequence fills is no window; a shorter one is.
+/// A window as long as the sequence changes nothing; a shorter window does.
 #[test]
 fn a_window_as_long_as_the_sequence_sees_everything() {
     let answer = |changes: Value| all_logits(&mut random(&with(changes)), &tokens());
@@ -126,8 +126,8 @@ fn a_window_as_long_as_the_sequence_sees_everything() {
     assert_relative_ne!(short, full, epsilon = 2e-5, max_relative = 2e-5);
 }
 
-/// The norms of queries and keys stand between the projections and the scores: how large the weights of
-/// those projections are does not matter.
+/// The norms of queries and keys come between the projections and the scores, so the size of the weights of those
+/// projections does not matter.
 #[test]
 fn the_size_of_a_projection_does_not_matter() {
     let mut model = random(&config());

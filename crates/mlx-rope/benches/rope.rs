@@ -1,6 +1,6 @@
-//! A rotation beside the same rotation composed of plain operations.
+//! A rotation compared with the same rotation composed of plain operations.
 //!
-//! `cargo bench -p mlx-rope` prints both; the ratio is what counts, since machines differ.
+//! `cargo bench -p mlx-rope` prints both; compare their ratio, because machines differ.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark stops where something is wrong")]
 
 use criterion::{Criterion, criterion_group, criterion_main};

@@ -1,7 +1,7 @@
-//! How long the context of real configs is.
+//! The context lengths of real configs.
 //!
-//! The right values are those of the model cards, or of the instructions there to extend the context; where vLLM's
-//! `_get_and_verify_max_len` gives another number, the comment says so.
+//! The expected values come from the model cards, or from their instructions to extend the context. Comments name the
+//! values of vLLM's `_get_and_verify_max_len` where these differ.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_rope::{RopeError, RopeKeys};
@@ -154,7 +154,7 @@ fn the_context_of_real_configs() {
     }
 }
 
-/// Layers with a window alone have no end of the context but the stated one.
+/// In a model whose layers all have a window, the stated context length applies.
 #[test]
 fn windows_do_not_extend_the_context() {
     let config = json!({ "max_position_embeddings": 4096, "rope_parameters": {

@@ -35,12 +35,14 @@ struct Entry {
 
 /// The entries for which we follow another source; `docs/differences.md` gives the reasons.
 const DIFFERENT: &[&str] = &[
-    "yarn, mscale alone",            // as DeepSeek's own code
-    "yarn, mscale_all_dim alone",    // likewise
-    "yarn, mscale_all_dim null",     // likewise
-    "yarn, mscale_all_dim zero",     // likewise
-    "yarn, factor null",             // an error
-    "proportional, no whole number", // an error
+    // As in DeepSeek's own code.
+    "yarn, mscale alone",
+    "yarn, mscale_all_dim alone",
+    "yarn, mscale_all_dim null",
+    "yarn, mscale_all_dim zero",
+    // Errors here.
+    "yarn, factor null",
+    "proportional, no whole number",
 ];
 
 #[test]

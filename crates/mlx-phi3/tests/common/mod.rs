@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a small config, and checkpoint folders.
+//! Helpers of this crate's tests: a small config, and checkpoint folders.
 #![allow(dead_code, reason = "not every test uses everything")]
 
 use mlx_causal_lm::LoadOptions;
@@ -23,7 +23,7 @@ pub(crate) fn long_rope() -> Value {
     })
 }
 
-/// The same without scaling.
+/// [`long_rope`] without scaling.
 pub(crate) fn plain() -> Value {
     with(long_rope(), &[("rope_scaling", Value::Null)])
 }
@@ -39,7 +39,7 @@ pub(crate) fn read(config: &Value, options: &LoadOptions) -> Config {
     Config::from_checkpoint(&without_tensors(config), options).unwrap()
 }
 
-/// A model with random weights, the same ones for the same shapes.
+/// A model with random weights, which are the same for the same shapes.
 pub(crate) fn model(config: &Value) -> Phi3 {
     model_with(config, &LoadOptions::default())
 }
