@@ -20,8 +20,8 @@ inline const std::vector<mx::array>* pending(const mx::array& x, Operation opera
   return pending(x, name_of(operation));
 }
 
-// Whether y is made from x by operations that have not been computed. Looks three operations deep and at most at
-// 256 arrays, and answers yes beyond that number.
+// Whether y is made from x by at most three operations in a row that have not been computed. After a look at 256 arrays the
+// answer is yes.
 bool depends(const mx::array& y, const mx::array& x);
 
 // Whether y is sigmoid(x).
@@ -36,7 +36,7 @@ struct QuantizedScores {
   mx::array keys;
   mx::array key_scales;
   std::optional<mx::array> key_biases;
-  // Scores are hidden where it is false; or it is added to them.
+  // If it is bool, scores are hidden where it is false; else it is added to them.
   std::optional<mx::array> mask;
   QuantizedMatmulSettings settings;
 };

@@ -1,7 +1,7 @@
 // What a thread does while it waits for MLX: it works on kernels.
 //
-// mlx-cpu has one thread for each core. A waiting thread that merely slept or spun would take a core from a kernel, or
-// leave one idle.
+// mlx-cpu has as many threads as there are cores. One busy thread more would take a core from a kernel in the middle of its
+// work, so a waiting thread takes the part of one of them.
 #pragma once
 
 #include <span>
