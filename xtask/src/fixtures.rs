@@ -299,12 +299,8 @@ fn install(root: &Path, tree: &Path, changes: &Changes) -> io::Result<()> {
 }
 
 fn replace_file(new: &Path, old: &Path) -> io::Result<()> {
-    let (folder, name) = parts(old)?;
-    fs::create_dir_all(folder)?;
-    let beside = tempfile::Builder::new().prefix(&prefix(name)).tempdir_in(folder)?;
-    let copy = beside.path().join("new");
-    fs::copy(new, &copy)?;
-    fs::rename(&copy, old)
+    fs::create_dir_all(parts(old)?.0)?;
+    mlx_files::write(old, fs::read(new)?)
 }
 
 fn replace_folder(new: &Path, old: &Path) -> io::Result<()> {

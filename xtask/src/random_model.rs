@@ -4,13 +4,16 @@
 //! weights are generated in the same way as those of parity cases (docs/parity.md, "Weights from a seed"), so
 //! they are the same on every machine.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use mlx_files::Partial;
 use mlx_models::{ConvertOptions, Quantization, QuantizeOptions, Weights};
-use serde_json::{Map, Value, json};
+use mlx_safetensors::{Dtype, Header};
+use serde_json::{Value, json};
 
 use crate::interrupt;
 use crate::parity::weights::{self, PARTS, Stored, Tensor};
@@ -210,15 +213,12 @@ pub(crate) fn write(shape: Shape, seed: u64, folder: &Path) -> io::Result<()> {
     if folder.exists() {
         return Err(io::Error::other(format!("{} already exists; name a new folder", folder.display())));
     }
-    let partial = tempfile::Builder::new().prefix("random-model-").tempdir_in(parent(folder)?)?;
-    // A temporary folder is private to its owner; the new folder inside has ordinary permissions.
-    let made = partial.path().join("model");
-    fs::create_dir(&made)?;
+    parent(folder)?;
+    let partial = Partial::folder(folder)?;
     let config = serde_json::to_string_pretty(&shape.config())?;
-    fs::write(made.join("config.json"), config + "\n")?;
-    write_tensors(&shape.tensors(), seed, &made.join("model.safetensors"))?;
-    fs::rename(&made, folder)
-        .map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", folder.display())))
+    fs::write(partial.path().join("config.json"), config + "\n")?;
+    write_tensors(&shape.tensors(), seed, &partial.path().join("model.safetensors"))?;
+    partial.commit().map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", folder.display())))
 }
 
 /// Writes a quantized model, made from a bf16 model by our own `convert`.
@@ -250,22 +250,11 @@ pub(crate) fn parent(path: &Path) -> io::Result<PathBuf> {
 
 /// Writes a safetensors file, tensor by tensor, so that only one tensor is in memory.
 fn write_tensors(tensors: &[Tensor], seed: u64, file: &Path) -> io::Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({ "format": "mlx" }));
-    let mut end = 0;
-    for tensor in tensors {
-        let begin = end;
-        end += size_of::<u16>() * tensor.shape.iter().product::<usize>();
-        let entry = json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [begin, end] });
-        header.insert(tensor.name.clone(), entry);
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    // The tensors begin at a multiple of eight.
-    header.resize(header.len().next_multiple_of(8), b' ');
-
+    let metadata = BTreeMap::from([("format".to_owned(), "mlx".to_owned())]);
+    let header = tensors.iter().map(|tensor| (tensor.name.clone(), Dtype::BF16, tensor.shape.clone()));
+    let header = Header::new(metadata, header)?;
     let mut out = BufWriter::new(File::create(file)?);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
+    out.write_all(&header.to_bytes()?)?;
     for tensor in tensors {
         interrupt::check()?;
         out.write_all(&weights::bytes(tensor, seed).map_err(io::Error::other)?)?;

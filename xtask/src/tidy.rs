@@ -34,12 +34,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
     ("mlx-hub", &["mlx-files"]),
-    ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models"]),
+    ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors"]),
     (
         "mlx-testing",
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],
     ),
-    ("xtask", &["mlx-cpu", "mlx-kvcache", "mlx-models", "mlx-rope", "mlx-sys", "mlx-testing"]),
+    (
+        "xtask",
+        &[
+            "mlx-cpu",
+            "mlx-files",
+            "mlx-kvcache",
+            "mlx-models",
+            "mlx-rope",
+            "mlx-safetensors",
+            "mlx-sys",
+            "mlx-testing",
+        ],
+    ),
 ];
 
 /// What every architecture may see: the components and the contract, and no other architecture.

@@ -1,4 +1,4 @@
-//! Adapter folders: right ones change what they should, broken ones are errors that name what is wrong.
+//! Adapter folders: good ones change the model as they should, and bad ones are errors that name what is wrong.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 const ROWS: i32 = 40;
 const DIMS: i32 = 32;
 
-/// The smallest model that has everything: a table, blocks, a bias.
+/// The smallest model with everything that adapters meet: an embedding, blocks, a bias.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Model {
     #[param]
@@ -150,7 +150,7 @@ fn q8() -> Quantization {
     Quantization::affine(8, 32).unwrap()
 }
 
-/// Every form of adapters, over every form of weights.
+/// Every kind of adapters, over every kind of weights.
 fn combinations() -> Vec<(AdapterConfig, Option<Quantization>)> {
     let mut all = Vec::new();
     for quantization in [None, Some(q8()), Some(Quantization::MXFP4)] {
@@ -213,7 +213,7 @@ fn a_fused_model_answers_as_the_adapted_one_and_loads_without_adapters() {
             assert_eq!(fused.default_quantization().is_some(), quantization.is_some() && !dequantize);
             let mut loaded = Model::load(&fused).unwrap();
             assert_eq!(loaded.tensors().len(), model.tensors().len());
-            // 4 bits are not many; 8 are, and bfloat16 is what the small floats are multiplied out to.
+            // With 4 bits the error is too large to compare. Small floats of 8 bits dequantize to bfloat16.
             let tolerance = match quantization {
                 Some(Quantization::MXFP4) if !dequantize => continue,
                 Some(_) => 6e-2,
@@ -243,7 +243,7 @@ fn a_folder_that_cannot_be_written_leaves_nothing() {
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
 }
 
-/// Whole weights take the place of the checkpoint's.
+/// Whole weights replace those of the checkpoint.
 #[test]
 fn full_fine_tuning_replaces_weights() {
     let base = base(None);
@@ -255,7 +255,7 @@ fn full_fine_tuning_replaces_weights() {
     assert!(compare(&loaded.logits(), &model.logits(), Tolerance::Exact).unwrap().is_equal());
 }
 
-/// A fine-tuned model of an older transformers has them, and they follow from the config.
+/// Models that older versions of transformers fine-tuned have such tensors, which follow from the config.
 #[test]
 fn frequencies_in_full_fine_tuning_are_ignored() {
     let base = base(None);
@@ -393,7 +393,7 @@ fn folders_without_a_file_or_with_half_of_one() {
     assert!(matches!(Adapters::open("/no/such").unwrap_err(), CheckpointError::NoAdapterFolder { .. }));
 }
 
-/// What is done to the tensors of right adapters of `up` in the last two blocks, and what is then said.
+/// A change to the tensors of good adapters of `up` in the last two blocks, and the error that follows.
 #[test]
 fn adapters_that_do_not_fit_are_listed() {
     type Edit = fn(&mut Vec<(String, Array)>);
@@ -558,7 +558,7 @@ fn freezing_without_recursion_leaves_the_adapters() {
     assert_eq!(model.any_frozen(), Some(false));
 }
 
-/// Older versions of mlx-lm wrote it, and no version that has `scale` looks at it.
+/// Older versions of mlx-lm wrote `alpha`. The versions that write `scale` do not read it.
 #[test]
 fn an_alpha_beside_the_scale_is_ignored() {
     let base = base(None);
@@ -571,7 +571,7 @@ fn an_alpha_beside_the_scale_is_ignored() {
     assert_eq!(warnings, [format!("{}: lora_parameters.alpha has no use, and is ignored", file.display())]);
 }
 
-/// What a killed program left goes, what another one writes stays, and only regular files are replaced.
+/// What a killed program left is removed, what another program is writing stays, and only regular files are replaced.
 #[cfg(unix)]
 #[test]
 fn what_is_written_replaces_files_alone_and_leaves_nothing() {

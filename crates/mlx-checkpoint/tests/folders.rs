@@ -1,4 +1,4 @@
-//! Checkpoint folders, whole and broken.
+//! Checkpoint folders, good and bad.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::HashMap;
@@ -85,7 +85,7 @@ fn broken_json() {
     }
 }
 
-/// Python writes and reads numbers that JSON has not. No size, base or factor of a model is one of them.
+/// Python writes and reads numbers that are not JSON (`NaN`, `Infinity`). No number of a model is one of them.
 #[test]
 fn numbers_that_are_none_are_no_json() {
     for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
@@ -169,7 +169,7 @@ fn a_tensor_in_two_files() {
     assert!(matches!(error, CheckpointError::TensorTwice { ref key, .. } if key == "a"), "{error}");
 }
 
-/// Whatever a file is cut to, and whatever its header claims, the answer is an error that names it.
+/// A file of any shorter length, or with any wrong header, is an error that names the file.
 #[test]
 fn a_file_that_is_not_whole() {
     let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[16, 8]))])]);
@@ -192,7 +192,7 @@ fn a_file_that_is_not_whole() {
     }
 }
 
-/// A checkpoint folder with tensors that MLX cannot hold, among others. Bytes count up from 0.
+/// A checkpoint folder in which some tensors have dtypes that MLX does not have. The bytes count up from 0.
 fn strange() -> TempDir {
     let folder = folder(PLAIN, &[]);
     let header = br#"{
@@ -207,8 +207,8 @@ fn strange() -> TempDir {
     folder
 }
 
-/// MLX refuses a whole file because of one tensor of a dtype that it does not know. That is no reason to refuse a
-/// model which has no use for that tensor.
+/// MLX refuses a whole file because of one tensor of a dtype that it does not know. A model that ignores this tensor
+/// loads nevertheless.
 #[test]
 fn tensors_of_dtypes_that_mlx_does_not_know_may_be_ignored() {
     let folder = strange();
@@ -313,7 +313,7 @@ fn a_quantized_layer_of_another_size_is_listed() {
     }
 }
 
-/// One line for the layer, instead of one for each of its tensors.
+/// The error has one line for the layer instead of one for each of its tensors.
 #[test]
 fn groups_that_do_not_divide_a_layer_are_named() {
     let folder = quantized("");
@@ -329,7 +329,7 @@ fn groups_that_do_not_divide_a_layer_are_named() {
     );
 }
 
-/// But for layers that the model ignores the tensors of.
+/// Layers whose tensors the model ignores are an exception.
 #[test]
 fn a_quantization_of_a_layer_that_is_none_is_listed() {
     let folder = quantized(r#", "b": false, "vision.c": {"group_size": 64, "bits": 8}"#);
@@ -377,7 +377,7 @@ fn long_lists_and_names_are_cut() {
     assert!(long.len() < 400 && long.contains("... (199820 bytes) ...é"), "{long}");
 }
 
-/// What people have and is no checkpoint: the error says what it is and what to do.
+/// Models in other formats: the error says what was found and what to do.
 #[test]
 fn models_in_other_forms_are_named() {
     let gguf = [b"GGUF".as_slice(), &[3, 0, 0, 0]].concat();
@@ -415,7 +415,7 @@ fn models_in_other_forms_are_named() {
                 "name the folder that config.json and the weights are in",
             ],
         ),
-        // None of these is a model in another form.
+        // None of these is a model in another format.
         (vec![("config.json", config), ("training_args.bin", b"x")], vec!["has no model.safetensors"]),
         (vec![("notes.txt", b"x".as_slice())], vec!["there is no", "config.json"]),
         (
@@ -445,7 +445,7 @@ fn models_in_other_forms_are_named() {
     }
 }
 
-/// A list of what may stand there is ours, and says what to write.
+/// The list of allowed values is kept in full, since it says what to write.
 #[test]
 fn an_unknown_field_is_named_with_the_known_ones() {
     #[derive(Debug, serde::Deserialize)]
@@ -475,7 +475,7 @@ fn an_unknown_field_is_named_with_the_known_ones() {
     }
 }
 
-/// Named pipes would block forever, devices have no end, and a link to nothing was meant to be a file.
+/// Named pipes would block forever, devices may never end, and a link that leads nowhere should lead to a file.
 #[cfg(unix)]
 #[test]
 fn only_regular_files_are_read() {
@@ -518,7 +518,7 @@ fn only_regular_files_are_read() {
     }
 }
 
-/// MLX opens files by their paths, later.
+/// MLX opens files later, by their paths, when they may have changed.
 #[cfg(unix)]
 #[test]
 fn a_file_that_became_a_pipe_is_not_opened() {
@@ -532,7 +532,7 @@ fn a_file_that_became_a_pipe_is_not_opened() {
 
 #[test]
 fn files_and_numbers_without_measure_are_errors() {
-    // A config that is larger than any is not read.
+    // A config that is larger than any real config is not read.
     let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
     let config = fs::File::create(folder.path().join("config.json")).unwrap();
     config.set_len(1 << 40).unwrap(); // a file with a hole, which takes no place
@@ -581,7 +581,7 @@ fn files_and_numbers_without_measure_are_errors() {
     }
 }
 
-/// One shard for each tensor, of which none is there; and one shard for all.
+/// Once with a shard for each tensor, none of which exists; once with one shard for all tensors.
 #[test]
 fn an_index_of_a_million_tensors_is_read_in_time() {
     let folder = folder(PLAIN, &[("model-1.safetensors", &[("a", ones(&[2]))])]);

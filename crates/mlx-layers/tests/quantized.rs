@@ -64,10 +64,7 @@ fn a_quantized_linear_layer_is_one_with_rounded_weights() {
         &(0..3 * 128).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>(),
         &[1, 3, 128],
     );
-    let sizes = [32, 64, 128]
-        .into_iter()
-        .flat_map(|group_size| [2, 3, 4, 5, 6, 8].map(|bits| affine(bits, group_size)));
-    for quantization in sizes.chain([Quantization::MXFP4, Quantization::MXFP8, Quantization::NVFP4]) {
+    for quantization in Quantization::all() {
         let [packed, whole] = both(quantization).map(|mut source| {
             let mut layer = Linear::new(Parameters::root(&mut source).at("layer"), SHAPE[1], SHAPE[0]);
             layer.forward(&x).unwrap()

@@ -132,16 +132,8 @@ fn options(arguments: &Arguments) -> Result<ConvertOptions, Failure> {
     Ok(ConvertOptions { weights, dtype: arguments.dtype, largest_shard: arguments.max_shard_size })
 }
 
-/// A mode, with its own sizes where none are given.
 fn quantization(mode: &str, bits: Option<i32>, group_size: Option<i32>) -> Result<Quantization, Failure> {
-    let [own_bits, own_group] = match mode {
-        "mxfp4" => [4, 32],
-        "mxfp8" => [8, 32],
-        "nvfp4" => [4, 16],
-        _ => [4, 64],
-    };
-    Quantization::named(mode, bits.unwrap_or(own_bits), group_size.unwrap_or(own_group))
-        .map_err(|e| Failure::Usage(e.to_string()))
+    Quantization::with_defaults(mode, bits, group_size).map_err(|e| Failure::Usage(e.to_string()))
 }
 
 /// `PATTERN=BITS[:GROUP]`, `PATTERN=MODE` or `PATTERN=none`.
@@ -154,7 +146,10 @@ fn choice(text: &str, group_size: i32) -> Result<LayerChoice, Failure> {
     let (pattern, how) = text.split_once('=').filter(|(pattern, _)| !pattern.is_empty()).ok_or_else(wrong)?;
     let quantization = match how {
         "none" => None,
-        "mxfp4" | "mxfp8" | "nvfp4" => Some(quantization(how, None, None)?),
+        // Affine quantization is named by its bits.
+        mode if Quantization::all().any(|known| !known.has_biases() && known.mode().name() == mode) => {
+            Some(quantization(mode, None, None)?)
+        }
         sizes => {
             let (bits, group) =
                 sizes.split_once(':').map_or((sizes, None), |(bits, group)| (bits, Some(group)));

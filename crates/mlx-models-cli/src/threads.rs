@@ -1,5 +1,6 @@
 //! Whether the system lets the program start the threads that a model needs.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -9,6 +10,7 @@ use std::thread;
 
 use mlx_files::Partial;
 use mlx_rs::{Array, memory, ops, transforms};
+use mlx_safetensors::{Dtype, Header};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::failure::Failure;
@@ -62,12 +64,11 @@ fn probe() -> io::Result<Partial> {
 
 fn probe_in(place: &Path) -> io::Result<Partial> {
     let folder = Partial::folder(place.join("mlx-models-threads"))?;
-    let header =
-        format!(r#"{{"zeros":{{"dtype":"U8","shape":[{SHARED_READ}],"data_offsets":[0,{SHARED_READ}]}}}}"#);
+    let zeros = ("zeros".to_owned(), Dtype::U8, vec![SHARED_READ]);
+    let header = Header::new(BTreeMap::new(), [zeros])?;
     let mut file = File::create_new(folder.path().join(PROBE))?;
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(header.as_bytes())?;
-    file.set_len((8 + header.len() + SHARED_READ) as u64)?;
+    file.write_all(&header.to_bytes()?)?;
+    file.set_len(header.data_start() + header.data_len())?;
     Ok(folder)
 }
 

@@ -1,17 +1,19 @@
 //! MLX's modes of quantization: integers with a scale and a bias, and small floats with a shared scale.
 //!
-//! API: usable without the rest of this workspace. mlx-rs 0.33 calls the affine mode only; the others
-//! are called here, through mlx-c, with everything checked before, since a refusal there has no message
-//! that could be read. This is the crate of this workspace, below the models, that has `unsafe` code.
+//! API: usable without the rest of this workspace. mlx-rs 0.33 calls the affine mode only. The other modes are called
+//! here, through mlx-c. All arguments are checked before the call, since a refusal of mlx-c has no message that could be
+//! read.
 //!
-//! A matrix is cut into groups of neighbouring numbers of a row, and each group has a scale:
+//! A row of a matrix is cut into groups of neighbouring columns, and each group has a scale:
 //!
-//! | mode | a number is | of a group of |
+//! | mode | a number is | group size |
 //! |---|---|---|
 //! | affine | `scale * q + bias`, q an integer of 2, 3, 4, 5, 6 or 8 bits | 32, 64 or 128 |
-//! | mxfp4 | `2^e * f`, f a float of 4 bits (E2M1), e of 8 bits | 32 |
-//! | mxfp8 | `2^e * f`, f a float of 8 bits (E4M3), e of 8 bits | 32 |
+//! | mxfp4 | `2^e * f`, f a float of 4 bits (E2M1), e an integer of 8 bits | 32 |
+//! | mxfp8 | `2^e * f`, f a float of 8 bits (E4M3), e an integer of 8 bits | 32 |
 //! | nvfp4 | `s * f`, f a float of 4 bits (E2M1), s a float of 8 bits (E4M3) | 16 |
+//!
+//! [`Mode::bits`] and [`Mode::group_sizes`] are this table for the rest of the workspace.
 //!
 //! ```
 //! use mlx_quantization::{Quantization, dequantize, quantize, quantized_matmul};
@@ -40,7 +42,7 @@ use mlx_rs::{Array, Dtype};
 
 pub use scheme::{Mode, Quantization, UnknownQuantization};
 
-/// A quantized matrix, or several.
+/// A quantized matrix, or a stack of matrices.
 ///
 /// # Shapes
 ///
@@ -49,15 +51,15 @@ pub use scheme::{Mode, Quantization, UnknownQuantization};
 pub struct QuantizedArray {
     /// The numbers, packed: uint32 `[.., N, K * b / 32]`.
     pub packed: Array,
-    /// `[.., N, K / g]`: of the dtype of the numbers in the affine mode, uint8 in the others.
+    /// `[.., N, K / g]`, in the affine mode of the dtype that the numbers had, in the other modes uint8.
     pub scales: Array,
-    /// The same, in the affine mode alone.
+    /// Of the shape and dtype of the scales, in the affine mode only.
     pub biases: Option<Array>,
-    /// How.
+    /// How the numbers are quantized.
     pub quantization: Quantization,
 }
 
-/// The same, borrowed.
+/// A borrowed [`QuantizedArray`].
 #[derive(Debug, Clone, Copy)]
 pub struct QuantizedView<'a> {
     /// As in [`QuantizedArray`].
@@ -66,7 +68,7 @@ pub struct QuantizedView<'a> {
     pub scales: &'a Array,
     /// As in [`QuantizedArray`].
     pub biases: Option<&'a Array>,
-    /// How.
+    /// As in [`QuantizedArray`].
     pub quantization: Quantization,
 }
 
@@ -78,7 +80,7 @@ impl<'a> From<&'a QuantizedArray> for QuantizedView<'a> {
 }
 
 impl QuantizedView<'_> {
-    /// Whether the arrays have the dtypes and shapes that they must have.
+    /// Checks that the arrays have the dtypes and shapes that belong together.
     fn check(&self) -> Result<(), Exception> {
         let Quantization { bits, group_size, mode } = self.quantization;
         let wrong = |what: &str| {
@@ -121,15 +123,15 @@ impl QuantizedView<'_> {
 ///
 /// # Shapes
 ///
-/// `[.., N, K]`, K a multiple of the group size.
+/// `w` `[.., N, K]`, where K is a multiple of the group size.
 ///
 /// # Dtypes
 ///
-/// Any float.
+/// `w` is float32, float16 or bfloat16.
 ///
 /// # Errors
 ///
-/// Where `w` has less than two axes, is not of floats, or its last axis cannot be cut into groups.
+/// If `w` has fewer than two axes, has another dtype, or its last axis cannot be cut into groups.
 pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray, Exception> {
     let Quantization { bits, group_size, mode } = quantization;
     let (shape, dtype) = (w.shape(), w.dtype());
@@ -149,15 +151,15 @@ pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray,
     Ok(QuantizedArray { packed, scales, biases: None, quantization })
 }
 
-/// The numbers, as near as the bits allow.
+/// The numbers that the quantized numbers stand for.
 ///
 /// # Dtypes
 ///
-/// That of the scales in the affine mode, bfloat16 in the others.
+/// The result has the dtype of the scales in the affine mode, and bfloat16 in the other modes.
 ///
 /// # Errors
 ///
-/// Where the arrays do not belong together.
+/// If the dtypes or shapes of the arrays do not belong together.
 pub fn dequantize<'a>(w: impl Into<QuantizedView<'a>>) -> Result<Array, Exception> {
     let w = w.into();
     w.check()?;
@@ -168,21 +170,21 @@ pub fn dequantize<'a>(w: impl Into<QuantizedView<'a>>) -> Result<Array, Exceptio
     native::dequantize(w)
 }
 
-/// `x` times the matrix, or times it transposed, without dequantizing it first.
+/// `x` times the matrix, or `x` times the transposed matrix, without dequantizing the matrix first.
 ///
 /// # Shapes
 ///
-/// `x` `[.., M, K]` for a matrix `[N, K]` that is transposed, giving `[.., M, N]`; `[.., M, N]`
-/// otherwise, giving `[.., M, K]`.
+/// For a matrix `[N, K]`: `x` `[.., M, K]` gives `[.., M, N]` with `transpose`, and `x` `[.., M, N]` gives `[.., M, K]`
+/// without it.
 ///
 /// # Dtypes
 ///
-/// `x` of any float. The result is of the dtype of `x`; in the affine mode of the one that `x` and the
+/// `x` is float32, float16 or bfloat16. The result has the dtype of `x`, and in the affine mode the dtype that `x` and the
 /// scales promote to.
 ///
 /// # Errors
 ///
-/// Where the arrays do not belong together, or `x` does not fit them.
+/// If the dtypes or shapes of the arrays do not belong together, or `x` does not fit them.
 pub fn quantized_matmul<'a>(
     x: &Array,
     w: impl Into<QuantizedView<'a>>,

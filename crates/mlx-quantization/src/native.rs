@@ -25,7 +25,8 @@ fn given(value: i32) -> mlx_optional_int {
     mlx_optional_int { value, has_value: true }
 }
 
-/// An array that is to be written to, or that stands for none. Freed when it goes out of scope.
+/// An array that mlx-c will write to, or an empty array for an optional argument that is not given. It is freed when it
+/// goes out of scope.
 struct Slot(mlx_array);
 
 impl Slot {
@@ -34,8 +35,8 @@ impl Slot {
         Self(unsafe { mlx_array_new() })
     }
 
-    /// The array that was written, or an error where mlx-c has refused. What it says is with mlx-rs, which
-    /// shows it with its next error; all that is known to be refused was refused here before.
+    /// The array that was written, or an error if mlx-c has refused the call. mlx-c's own message goes to mlx-rs, which
+    /// shows it with its next error.
     fn written(self, status: i32, doing: &str) -> Result<Array, Exception> {
         if status != 0 {
             return Err(Exception::custom(format!("MLX refused {doing}")));
@@ -54,9 +55,9 @@ impl Drop for Slot {
     }
 }
 
-/// Makes sure that mlx-rs has put its error handler in the place of mlx-c's, which ends the process.
+/// Makes sure that mlx-rs has replaced mlx-c's error handler, which ends the process.
 fn with_error_handler() -> Result<(), Exception> {
-    // Every operation of mlx-rs does it first; this one is never computed.
+    // Every operation of mlx-rs replaces it first. This one is never computed.
     mlx_rs::ops::zeros::<f32>(&[1]).map(drop)
 }
 

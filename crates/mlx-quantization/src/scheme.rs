@@ -1,17 +1,17 @@
-//! The modes, and the sizes that each of them has.
+//! The modes of quantization, and the sizes that each mode has.
 
 use std::fmt;
 
-/// What a quantized number is.
+/// How numbers are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// An integer, with a scale and a bias for its group.
+    /// Integers, with a scale and a bias for each group.
     Affine,
-    /// A float of 4 bits, with a power of two for its group.
+    /// Floats of 4 bits, with a power of two for each group.
     Mxfp4,
-    /// A float of 8 bits, with a power of two for its group.
+    /// Floats of 8 bits, with a power of two for each group.
     Mxfp8,
-    /// A float of 4 bits, with a float of 8 bits for its group.
+    /// Floats of 4 bits, with a float of 8 bits for each group.
     Nvfp4,
 }
 
@@ -19,7 +19,17 @@ impl Mode {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Mxfp8, Self::Nvfp4];
 
-    /// As MLX and configs call it.
+    /// The mode of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownQuantization::Mode`] for another name.
+    pub fn named(name: &str) -> Result<Self, UnknownQuantization> {
+        let known = Self::ALL.into_iter().find(|mode| mode.name() == name);
+        known.ok_or_else(|| UnknownQuantization::Mode { found: name.to_owned() })
+    }
+
+    /// Its name in MLX and in configs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Affine => "affine",
@@ -27,6 +37,71 @@ impl Mode {
             Self::Mxfp8 => "mxfp8",
             Self::Nvfp4 => "nvfp4",
         }
+    }
+
+    /// The numbers of bits that a quantized number can have.
+    pub fn bits(self) -> &'static [i32] {
+        self.sizes().bits
+    }
+
+    /// The numbers of columns that can share a scale.
+    pub fn group_sizes(self) -> &'static [i32] {
+        self.sizes().group_sizes
+    }
+
+    /// The mode with the sizes that MLX and mlx-lm take if none are given.
+    pub fn with_default_sizes(self) -> Quantization {
+        let (bits, group_size) = self.sizes().default;
+        Quantization { mode: self, bits, group_size }
+    }
+
+    /// The table of all sizes.
+    fn sizes(self) -> Sizes {
+        let one = |bits: &'static [i32; 1], group_sizes: &'static [i32; 1]| Sizes {
+            bits,
+            group_sizes,
+            default: (bits[0], group_sizes[0]),
+        };
+        match self {
+            Self::Affine => {
+                Sizes { bits: &[2, 3, 4, 5, 6, 8], group_sizes: &[32, 64, 128], default: (4, 64) }
+            }
+            Self::Mxfp4 => one(&[4], &[32]),
+            Self::Mxfp8 => one(&[8], &[32]),
+            Self::Nvfp4 => one(&[4], &[16]),
+        }
+    }
+}
+
+/// The sizes that a mode has. Each number of bits goes with each group size.
+struct Sizes {
+    bits: &'static [i32],
+    group_sizes: &'static [i32],
+    /// Bits and group size.
+    default: (i32, i32),
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bits in groups of {}", Choice(self.bits), Choice(self.group_sizes))
+    }
+}
+
+/// Numbers in words: `2, 3 or 4`.
+struct Choice(&'static [i32]);
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.0.len().saturating_sub(1);
+        for (i, number) in self.0.iter().enumerate() {
+            let separator = match i {
+                0 => "",
+                _ if i == last => " or ",
+                _ => ", ",
+            };
+            write!(f, "{separator}{number}")?;
+        }
+        Ok(())
     }
 }
 
@@ -36,7 +111,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A mode with its sizes: one that MLX has.
+/// A mode with sizes that MLX has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quantization {
     pub(crate) mode: Mode,
@@ -48,23 +123,21 @@ pub struct Quantization {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnknownQuantization {
-    /// A mode of another name.
+    /// There is no mode of this name.
     #[error("mode {found:?} is not known; known are {}", Mode::ALL.map(Mode::name).join(", "))]
     Mode {
         /// The name.
         found: String,
     },
-    /// A mode with other sizes than it has.
-    #[error("{mode} quantization has {expected}, and not {bits} bits in groups of {group_size}")]
+    /// The mode does not have these sizes.
+    #[error("{mode} quantization has {}, and not {bits} bits in groups of {group_size}", mode.sizes())]
     Sizes {
         /// The mode.
         mode: Mode,
-        /// Bits of a number.
+        /// Bits of a quantized number.
         bits: i32,
-        /// Numbers that share a scale.
+        /// Number of columns that share a scale.
         group_size: i32,
-        /// What the mode has.
-        expected: &'static str,
     },
 }
 
@@ -76,7 +149,7 @@ impl Quantization {
     /// Floats of 4 bits in groups of 16.
     pub const NVFP4: Self = Self { mode: Mode::Nvfp4, bits: 4, group_size: 16 };
 
-    /// Integers of 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128.
+    /// Integers of this many bits in groups of this size. [`Mode::bits`] and [`Mode::group_sizes`] say which there are.
     ///
     /// # Errors
     ///
@@ -85,60 +158,74 @@ impl Quantization {
         Self::new(Mode::Affine, bits, group_size)
     }
 
-    /// A mode with its sizes.
+    /// A mode with these sizes.
     ///
     /// # Errors
     ///
     /// [`UnknownQuantization::Sizes`] for sizes that the mode does not have.
     pub fn new(mode: Mode, bits: i32, group_size: i32) -> Result<Self, UnknownQuantization> {
-        let (known, expected) = match mode {
-            Mode::Affine => (
-                [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size),
-                "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128",
-            ),
-            Mode::Mxfp4 => ((bits, group_size) == (4, 32), "4 bits in groups of 32"),
-            Mode::Mxfp8 => ((bits, group_size) == (8, 32), "8 bits in groups of 32"),
-            Mode::Nvfp4 => ((bits, group_size) == (4, 16), "4 bits in groups of 16"),
-        };
-        if known {
+        if mode.bits().contains(&bits) && mode.group_sizes().contains(&group_size) {
             Ok(Self { mode, bits, group_size })
         } else {
-            Err(UnknownQuantization::Sizes { mode, bits, group_size, expected })
+            Err(UnknownQuantization::Sizes { mode, bits, group_size })
         }
     }
 
-    /// The mode of this name, as configs have it, with its sizes.
+    /// Every quantization that MLX has.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Mode::ALL.into_iter().flat_map(|mode| {
+            let with_bits = move |&bits: &i32| {
+                mode.group_sizes().iter().map(move |&group_size| Self { mode, bits, group_size })
+            };
+            mode.bits().iter().flat_map(with_bits)
+        })
+    }
+
+    /// The mode of this name, as configs have it, with these sizes.
     ///
     /// # Errors
     ///
     /// [`UnknownQuantization`] for another name or other sizes.
     pub fn named(mode: &str, bits: i32, group_size: i32) -> Result<Self, UnknownQuantization> {
-        let known = Mode::ALL.into_iter().find(|known| known.name() == mode);
-        let known = known.ok_or_else(|| UnknownQuantization::Mode { found: mode.to_owned() })?;
-        Self::new(known, bits, group_size)
+        Self::new(Mode::named(mode)?, bits, group_size)
     }
 
-    /// What a number is.
+    /// The mode of this name, with the default of the mode for a size that is `None`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`named`](Self::named).
+    pub fn with_defaults(
+        mode: &str,
+        bits: Option<i32>,
+        group_size: Option<i32>,
+    ) -> Result<Self, UnknownQuantization> {
+        let mode = Mode::named(mode)?;
+        let default = mode.with_default_sizes();
+        Self::new(mode, bits.unwrap_or(default.bits), group_size.unwrap_or(default.group_size))
+    }
+
+    /// How numbers are quantized.
     pub fn mode(self) -> Mode {
         self.mode
     }
 
-    /// Bits of a number.
+    /// Bits of a quantized number.
     pub fn bits(self) -> i32 {
         self.bits
     }
 
-    /// Numbers that share a scale.
+    /// Number of columns that share a scale.
     pub fn group_size(self) -> i32 {
         self.group_size
     }
 
-    /// The shape of the packed numbers of a `[rows, columns]` matrix: 32 bits to an element.
+    /// The shape of the packed numbers of a `[rows, columns]` matrix, whose elements have 32 bits.
     pub fn packed_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
         [rows, columns / 32 * self.bits + columns % 32 * self.bits / 32]
     }
 
-    /// The shape of the scales, and of the biases, of a `[rows, columns]` matrix.
+    /// The shape of the scales of a `[rows, columns]` matrix, which is that of its biases too.
     pub fn groups_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
         [rows, columns / self.group_size]
     }

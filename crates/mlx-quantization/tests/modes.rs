@@ -103,3 +103,58 @@ fn arrays_that_do_not_belong_together_are_errors() {
     let integers = Array::ones::<i32>(&[1, 64]).unwrap();
     assert!(quantized_matmul(&integers, &right, true).is_err());
 }
+
+/// The kernels and MLX have tables of their own, since they cannot ask this crate.
+#[test]
+fn the_kernels_and_mlx_have_the_same_sizes() {
+    let w = Array::ones::<f32>(&[8, 512]).unwrap();
+    for bits in 1..=9 {
+        for group_size in [8, 16, 32, 48, 64, 96, 128, 256] {
+            let known = Quantization::affine(bits, group_size).is_ok();
+            let (words, groups) = ((512 * bits / 32) as usize, (512 / group_size) as usize);
+            let (codes, scales) = (vec![0_u32; words], vec![0.0_f32; groups]);
+            let matrix = mlx_cpu::QuantizedMatrix::affine(
+                &codes,
+                &scales,
+                &scales,
+                1,
+                512,
+                bits as usize,
+                group_size as usize,
+            );
+            assert_eq!(matrix.is_ok(), known, "kernels: {bits} bits in groups of {group_size}");
+            let in_mlx = mlx_rs::ops::quantize(&w, group_size, bits).is_ok();
+            assert_eq!(in_mlx, known, "MLX: {bits} bits in groups of {group_size}");
+        }
+    }
+    // In the kernels each of the other modes has one size.
+    for quantization in Quantization::all().filter(|quantization| quantization.mode() != Mode::Affine) {
+        let columns = 64;
+        let [_, words] = quantization.packed_shape([1, columns]);
+        let [_, groups] = quantization.groups_shape([1, columns]);
+        let (codes, scales) = (vec![0_u32; words as usize], vec![0_u8; groups as usize]);
+        let make = match quantization.mode() {
+            Mode::Mxfp4 => mlx_cpu::QuantizedMatrix::<f32>::mxfp4,
+            Mode::Mxfp8 => mlx_cpu::QuantizedMatrix::<f32>::mxfp8,
+            _ => mlx_cpu::QuantizedMatrix::<f32>::nvfp4,
+        };
+        assert!(make(&codes, &scales, 1, columns as usize).is_ok(), "{quantization}");
+    }
+}
+
+#[test]
+fn every_size_has_its_quantization() {
+    assert_eq!(Quantization::all().count(), 6 * 3 + 3);
+    for quantization in Quantization::all() {
+        let (mode, bits, group_size) = (quantization.mode(), quantization.bits(), quantization.group_size());
+        assert_eq!(Quantization::named(mode.name(), bits, group_size), Ok(quantization));
+    }
+    for mode in Mode::ALL {
+        assert!(Quantization::all().any(|quantization| quantization == mode.with_default_sizes()));
+    }
+    assert_eq!(Mode::Affine.with_default_sizes(), Quantization::affine(4, 64).unwrap());
+    assert_eq!(
+        Quantization::affine(7, 64).unwrap_err().to_string(),
+        "affine quantization has 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128, and not 7 bits in groups of 64"
+    );
+}

@@ -269,16 +269,10 @@ fn in_full(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Writes a file by renaming a temporary one, so that no other program sees half of it.
+/// Replaces a file in one step, with an error that names it.
 fn write_whole(file: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut temporary = file.as_os_str().to_owned();
-    temporary.push(".partial");
-    let temporary = PathBuf::from(temporary);
-    let written = fs::write(&temporary, contents).and_then(|()| fs::rename(&temporary, file));
-    written.map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        io::Error::new(e.kind(), format!("writing {}: {e}", file.display()))
-    })
+    mlx_files::write(file, contents)
+        .map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", file.display())))
 }
 
 #[cfg(test)]

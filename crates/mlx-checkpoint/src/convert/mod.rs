@@ -2,7 +2,7 @@
 
 pub(crate) mod error;
 mod layer;
-mod options;
+pub(crate) mod options;
 mod plan;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,8 @@
 use mlx_layers::Quantization;
 use mlx_rs::Dtype;
 
-use crate::write::LARGEST_SHARD;
+/// Bytes of the tensors in one file, as in mlx-lm.
+pub(crate) const LARGEST_SHARD: u64 = 5 << 30;
 
 /// How a checkpoint is converted.
 #[derive(Debug, Clone)]

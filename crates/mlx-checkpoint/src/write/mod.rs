@@ -13,14 +13,12 @@ use mlx_rs::Array;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
+use crate::convert::options::LARGEST_SHARD;
 use crate::error::CheckpointError;
 use crate::files::{is_present, read_text};
 use crate::names::TensorNames;
 pub use shards::Progress;
 use shards::{OnProgress, failed, write_json, write_tensors};
-
-/// Bytes of the tensors in one file, as in mlx-lm.
-pub(crate) const LARGEST_SHARD: u64 = 5 << 30;
 
 /// The extensions of the files that belong to a model beside its config and its tensors: tokenizer, chat template,
 /// generation config.
