@@ -108,13 +108,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let demos = if with_demos { demos(&root)? } else { Vec::new() };
 
     // This comes first because it can take long, and can fail.
-    let mut interpreters = BTreeMap::new();
     let demo_environment = (!demos.is_empty()).then_some(Environment::MlxLm);
-    for environment in scripts.iter().map(|(_, environment)| *environment).chain(demo_environment) {
-        if !interpreters.contains_key(environment.variable()) {
-            interpreters.insert(environment.variable(), python::interpreter(environment)?);
-        }
-    }
+    let interpreters =
+        interpreters(scripts.iter().map(|(_, environment)| *environment).chain(demo_environment))?;
 
     // The scripts receive the signal too, and end. The current step is finished or undone.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -165,6 +161,19 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 
 fn interruption() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "interrupted; nothing is written")
+}
+
+/// The interpreters of these environments, by the names of their variables.
+fn interpreters(
+    environments: impl Iterator<Item = Environment>,
+) -> io::Result<BTreeMap<&'static str, PathBuf>> {
+    let mut interpreters = BTreeMap::new();
+    for environment in environments {
+        if !interpreters.contains_key(environment.variable()) {
+            interpreters.insert(environment.variable(), python::interpreter(environment)?);
+        }
+    }
+    Ok(interpreters)
 }
 
 /// The demos' folders, as paths in the tree.

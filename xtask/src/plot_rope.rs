@@ -53,41 +53,15 @@ pub(crate) fn run() -> io::Result<bool> {
 
 fn draw() -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     let mut svg = String::new();
-    let [left, top, width, height] = FRAME;
-    let (bottom, right) = (top + height, left + width);
+    let [left, top, width, _] = FRAME;
+    let right = left + width;
     writeln!(
         svg,
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" font-family="sans-serif" font-size="13">"#,
         SIZE.0, SIZE.1
     )?;
     writeln!(svg, r#"<rect width="100%" height="100%" fill="white"/>"#)?;
-    for part in [1.0, 0.5, 0.25, 0.125, LOWEST] {
-        let y = y_of(part);
-        writeln!(svg, r##"<path d="M{left} {y:.1}H{right}" stroke="#dddddd"/>"##)?;
-        writeln!(
-            svg,
-            r#"<text x="{}" y="{:.1}" text-anchor="end">1/{}</text>"#,
-            left - 8.0,
-            y + 4.0,
-            1.0 / part
-        )?;
-    }
-    for pair in [0, 16, 32, 48, 63] {
-        let x = x_of(pair);
-        writeln!(svg, r##"<path d="M{x:.1} {top}V{bottom}" stroke="#dddddd"/>"##)?;
-        writeln!(svg, r#"<text x="{x:.1}" y="{}" text-anchor="middle">{pair}</text>"#, bottom + 18.0)?;
-    }
-    writeln!(
-        svg,
-        r#"<text x="{}" y="{}" text-anchor="middle">pair of features, fast to slow</text>"#,
-        left + width / 2.0,
-        bottom + 40.0
-    )?;
-    writeln!(
-        svg,
-        r#"<text transform="translate(18 {}) rotate(-90)" text-anchor="middle">frequency, as a part of the unscaled one</text>"#,
-        top + height / 2.0
-    )?;
+    draw_axes(&mut svg)?;
 
     let plain = frequencies(&RopeScaling::Default)?;
     for (row, &(name, colour, dashes, config)) in KINDS.iter().enumerate() {
@@ -116,6 +90,39 @@ fn draw() -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     }
     writeln!(svg, "</svg>")?;
     Ok(svg)
+}
+
+fn draw_axes(svg: &mut String) -> std::fmt::Result {
+    let [left, top, width, height] = FRAME;
+    let (bottom, right) = (top + height, left + width);
+    for part in [1.0, 0.5, 0.25, 0.125, LOWEST] {
+        let y = y_of(part);
+        writeln!(svg, r##"<path d="M{left} {y:.1}H{right}" stroke="#dddddd"/>"##)?;
+        writeln!(
+            svg,
+            r#"<text x="{}" y="{:.1}" text-anchor="end">1/{}</text>"#,
+            left - 8.0,
+            y + 4.0,
+            1.0 / part
+        )?;
+    }
+    for pair in [0, 16, 32, 48, 63] {
+        let x = x_of(pair);
+        writeln!(svg, r##"<path d="M{x:.1} {top}V{bottom}" stroke="#dddddd"/>"##)?;
+        writeln!(svg, r#"<text x="{x:.1}" y="{}" text-anchor="middle">{pair}</text>"#, bottom + 18.0)?;
+    }
+    writeln!(
+        svg,
+        r#"<text x="{}" y="{}" text-anchor="middle">pair of features, fast to slow</text>"#,
+        left + width / 2.0,
+        bottom + 40.0
+    )?;
+    writeln!(
+        svg,
+        r#"<text transform="translate(18 {}) rotate(-90)" text-anchor="middle">frequency, as a part of the unscaled one</text>"#,
+        top + height / 2.0
+    )?;
+    Ok(())
 }
 
 fn scaling(config: &str) -> serde_json::Result<RopeScaling> {

@@ -1,4 +1,7 @@
-//! `cargo xtask tidy`: what neither the compiler nor clippy can check.
+//! `cargo xtask tidy`: checks what neither the compiler nor clippy can.
+
+mod circles;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,10 +11,9 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-/// Which crates of this workspace a crate may see: `docs/architecture.md` as a table. Test code may
-/// see more. A crate that is not here is a problem too, so that nobody forgets the decision. Architectures are
-/// here without a row: those that the facade's feature `architectures` lists see [`ARCHITECTURE`], and the
-/// facade sees them.
+/// The crates of this workspace that each crate may depend on, as in `docs/architecture.md`. Tests may use more. A crate
+/// without a row is a problem too, so that the decision is not forgotten. Only architectures, which the facade's feature
+/// `architectures` lists, need no row: they may depend on [`ARCHITECTURE`], and the facade on them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-cpu", &[]),
     ("mlx-sys", &["mlx-cpu"]),
@@ -54,7 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What every architecture may see: the components and the contract, and no other architecture.
+/// The crates that an architecture may depend on: components and the contract, and no other architecture.
 const ARCHITECTURE: &[&str] = &[
     "mlx-attn-masks",
     "mlx-causal-lm",
@@ -66,15 +68,15 @@ const ARCHITECTURE: &[&str] = &[
     "mlx-rope",
 ];
 
-/// A `model.rs` that is longer than this hides a component (mlx-lm's are 155 to 257 lines).
+/// The longest `model.rs`, in lines. A longer one contains something that should be a component (mlx-lm's have 155 to 257).
 const LONGEST_MODEL: usize = 400;
 
-/// Bytes of one fixture, of all of them, and of one demo checkpoint.
+/// The largest fixture, all fixtures together, and the largest demo checkpoint, in bytes.
 const LARGEST_FIXTURE: u64 = 1_000_000;
 const ALL_FIXTURES: u64 = 25_000_000;
 const LARGEST_DEMO: u64 = 2_500_000;
 
-/// What `cargo metadata` says.
+/// The output of `cargo metadata`.
 #[derive(Deserialize)]
 pub(crate) struct Metadata {
     packages: Vec<Package>,
@@ -107,6 +109,7 @@ pub(crate) fn run() -> io::Result<bool> {
     check_msrv(&root, &metadata, &mut problems)?;
     check_files(&root, &files, &mut problems)?;
     check_sizes(&root, &files, &mut problems)?;
+    check_circles(&root, &files, &mut problems)?;
     let cases = files.iter().filter_map(|file| file.strip_prefix("xtask/cases/")?.strip_suffix("/case.json"));
     crate::parity::check_document(&root, &cases.collect(), &mut problems)?;
 
@@ -118,9 +121,9 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(problems.is_empty())
 }
 
-/// The files that git tracks, and those that it would.
+/// The files that git tracks, and new ones that it does not ignore.
 pub(crate) fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
-    // With what is new and not ignored, so that a problem shows before the commit.
+    // New files are included, so that a problem shows before the commit.
     let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").args(arguments).current_dir(root).output()?;
     if !output.status.success() {
@@ -141,7 +144,7 @@ pub(crate) fn metadata(root: &Path) -> io::Result<Metadata> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Every feature of every crate here, and none (an empty name) for each crate that has any.
+/// Every feature of every crate here, and an empty name for each crate that has features.
 pub(crate) fn features(metadata: &Metadata) -> Vec<(String, String)> {
     let Metadata { packages, workspace_members } = metadata;
     let members = packages.iter().filter(|package| workspace_members.contains(&package.id));
@@ -165,8 +168,7 @@ pub(crate) fn members(metadata: &Metadata) -> Vec<&str> {
         .collect()
 }
 
-/// The architectures, each as its feature of the facade and the crate behind that: what the facade's
-/// feature `architectures` lists.
+/// The architectures that the facade's feature `architectures` lists, each as its feature and its crate.
 pub(crate) fn architectures(metadata: &Metadata) -> Vec<(&str, &str)> {
     let Some(facade) = metadata.packages.iter().find(|package| package.name == "mlx-models") else {
         return Vec::new();
@@ -179,7 +181,7 @@ pub(crate) fn architectures(metadata: &Metadata) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// Arrows point down only.
+/// Checks that crates only depend on crates below them.
 fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     let layers: BTreeMap<_, _> = LAYERS.iter().copied().collect();
     let members: Vec<&Package> =
@@ -205,8 +207,8 @@ fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     }
 }
 
-/// No dependency asks for a newer compiler than this workspace promises, and this is built with the
-/// compiler that it promises, so that the promise is tried.
+/// Checks that no dependency needs a newer compiler than this workspace promises, and that CI builds with the promised
+/// compiler.
 fn check_msrv(root: &Path, metadata: &Metadata, problems: &mut Vec<String>) -> io::Result<()> {
     let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
     let msrv = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'));
@@ -226,8 +228,7 @@ fn check_msrv(root: &Path, metadata: &Metadata, problems: &mut Vec<String>) -> i
     let compiler = String::from_utf8_lossy(&compiler.stdout).into_owned();
     let compiler = compiler.split_whitespace().nth(1).unwrap_or_default();
     if std::env::var_os("CI").is_some() && numbers(compiler)[..2] != numbers(msrv)[..2] {
-        problems
-            .push(format!("rust-version is {msrv}, and CI builds with {compiler}: the promise is not tried"));
+        problems.push(format!("rust-version is {msrv}, but CI builds with {compiler}"));
     }
     Ok(())
 }
@@ -238,7 +239,7 @@ fn numbers(version: &str) -> [u64; 3] {
 }
 
 fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
-    // Put together here, so that this file does not contain them.
+    // Put together at run time, so that this file does not contain them.
     let forbidden: Vec<String> = ["root", "home", "work", "Users"].map(|top| format!("/{top}/")).into();
     let hosts = [("://crates", "io"), ("index.crates", "io"), ("pypi", "org"), ("pythonhosted", "org")]
         .map(|(name, top)| format!("{name}.{top}"));
@@ -246,28 +247,50 @@ fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
         let Ok(text) = String::from_utf8(fs::read(root.join(file))?) else { continue };
         for (number, line) in text.lines().enumerate() {
             if let Some(path) = forbidden.iter().find(|path| starts_a_path(line, path)) {
-                problems.push(format!("{file}:{}: a path of somebody's machine ({path})", number + 1));
+                problems.push(format!("{file}:{}: a path of one machine ({path})", number + 1));
             }
         }
-        // Packages are named, and the ordinary clients know where they are.
+        if words::is_checked(file) {
+            let found = words::forbidden(&text).into_iter();
+            problems.extend(found.map(|(line, problem)| format!("{file}:{line}: {problem}")));
+        }
+        // Packages are referred to by name; the ordinary clients know the hosts.
         for host in hosts.iter().filter(|&host| text.contains(host)) {
-            problems.push(format!("{file}: names a registry's host ({host})"));
+            problems.push(format!("{file}: names the host of a registry ({host})"));
         }
         if file.ends_with(".rs") && !text.starts_with("//!") {
-            problems.push(format!("{file}: does not begin with what it is for (//!)"));
+            problems.push(format!("{file}: does not begin with a description (//!)"));
         }
         if file.ends_with("/model.rs") && file.starts_with("crates/") && text.lines().count() > LONGEST_MODEL
         {
             problems.push(format!("{file}: over {LONGEST_MODEL} lines; a component is missing"));
         }
         if file.ends_with("Cargo.toml") && file != "Cargo.toml" && !inherits_lints(file, &text) {
-            problems.push(format!("{file}: does not take the workspace's lints"));
+            problems.push(format!("{file}: does not inherit the workspace's lints"));
         }
     }
     Ok(())
 }
 
-/// Whether `path` stands in the line where a path would begin, and not in the middle of one.
+/// Checks that no two files of a crate use each other.
+fn check_circles(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
+    let mut sources: BTreeMap<&str, Vec<(&str, String)>> = BTreeMap::new();
+    for file in files.iter().filter(|file| file.ends_with(".rs")) {
+        if let Some(at) = file.find("/src/") {
+            let text = fs::read_to_string(root.join(file))?;
+            sources.entry(&file[..at + "/src/".len()]).or_default().push((file, text));
+        }
+    }
+    for (source, files) in &sources {
+        for (one, other) in circles::between(source, files) {
+            problems
+                .push(format!("{one}: uses {other}, which uses it; move what both need into a third file"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a path in the line begins with `path`, and does not only contain it.
 fn starts_a_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -275,8 +298,7 @@ fn starts_a_path(line: &str, path: &str) -> bool {
     })
 }
 
-/// `mlx-sys` is where `unsafe` lives, and its `upstream` manifest is never built.
-/// The workspace's lints forbid `unsafe`, which these crates are for.
+/// The crates that may contain `unsafe` code, which the workspace's lints forbid.
 const UNSAFE: [&str; 3] = ["crates/mlx-cpu/", "crates/mlx-sys/", "crates/mlx-quantization/"];
 
 fn inherits_lints(file: &str, text: &str) -> bool {
@@ -291,7 +313,7 @@ fn check_sizes(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
         if file.starts_with("xtask/cases/") {
             all += size;
             if size > LARGEST_FIXTURE {
-                problems.push(format!("{file}: {size} bytes; a fixture has {LARGEST_FIXTURE} at most"));
+                problems.push(format!("{file}: {size} bytes; a fixture may have at most {LARGEST_FIXTURE}"));
             }
         }
         if let Some((demo, _)) = file.rsplit_once('/').filter(|(folder, _)| folder.contains("/demo/")) {
@@ -299,11 +321,12 @@ fn check_sizes(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
         }
     }
     if all > ALL_FIXTURES {
-        problems.push(format!("xtask/cases: {all} bytes; all fixtures together have {ALL_FIXTURES} at most"));
+        problems
+            .push(format!("xtask/cases: {all} bytes; all fixtures together may have at most {ALL_FIXTURES}"));
     }
     for (demo, size) in demos {
         if size > LARGEST_DEMO {
-            problems.push(format!("{demo}: {size} bytes; a demo checkpoint has {LARGEST_DEMO} at most"));
+            problems.push(format!("{demo}: {size} bytes; a demo checkpoint may have at most {LARGEST_DEMO}"));
         }
     }
     Ok(())
@@ -395,7 +418,7 @@ mod tests {
         let mut problems = Vec::new();
         check_files(folder.path(), &["a.rs", "b.md", "c.md"].map(str::to_owned), &mut problems).unwrap();
         assert_eq!(problems.len(), 3, "{problems:?}");
-        assert!(problems[2].starts_with("c.md: names a registry's host"));
+        assert!(problems[2].starts_with("c.md: names the host of a registry"));
         assert!(problems[0].starts_with("a.rs:1: a path") && problems[1].starts_with("a.rs: does not begin"));
     }
 }

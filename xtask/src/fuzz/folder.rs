@@ -149,21 +149,7 @@ impl Folder {
                 }
                 mutate_json(&file, words::TOKENIZER_CONFIG, random)
             }
-            Target::Template => {
-                let folder = in_model("additional_chat_templates");
-                let file = if random.once_in(6) {
-                    fs::create_dir_all(&folder)?;
-                    folder.join(random.one(&["default.jinja", "tool_use.jinja", "a b.jinja", "x"]))
-                } else {
-                    in_model("chat_template.jinja")
-                };
-                let mut text = template::template(random).into_bytes();
-                if random.once_in(8) {
-                    mutate_bytes(&mut text, random);
-                }
-                fs::write(&file, text)?;
-                Ok(file)
-            }
+            Target::Template => self.write_template(random),
             Target::Tensors => mutate_tensors(&in_model("model.safetensors"), random),
             Target::Index => {
                 let index = in_model("model.safetensors.index.json");
@@ -187,6 +173,23 @@ impl Folder {
             }
             Target::FileSystem => self.replace_file(random),
         }
+    }
+
+    /// Writes a random chat template.
+    fn write_template(&self, random: &mut Random) -> io::Result<PathBuf> {
+        let folder = self.model.join("additional_chat_templates");
+        let file = if random.once_in(6) {
+            fs::create_dir_all(&folder)?;
+            folder.join(random.one(&["default.jinja", "tool_use.jinja", "a b.jinja", "x"]))
+        } else {
+            self.model.join("chat_template.jinja")
+        };
+        let mut text = template::template(random).into_bytes();
+        if random.once_in(8) {
+            mutate_bytes(&mut text, random);
+        }
+        fs::write(&file, text)?;
+        Ok(file)
     }
 
     /// Splits the tensors into two files with an index.

@@ -19,8 +19,8 @@ use mlx_models::{
 use mlx_rs::{Array, Dtype};
 use mlx_sys::cpu_kernels;
 
-use super::case::{Kind, Verdict};
 use super::folder::{self, Folder};
+use super::kind::{Kind, Verdict};
 use super::random::Random;
 use super::tensors::TensorFile;
 use super::values::{any_size, interesting_text, prompt};

@@ -10,6 +10,7 @@
 mod case;
 mod folder;
 mod json;
+mod kind;
 mod library;
 mod memory;
 mod options;
@@ -29,8 +30,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::interrupt;
-use case::{Kind, Verdict};
-use worker::{Settings, Worker};
+use kind::{Kind, Settings, Verdict};
+use worker::Worker;
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
@@ -170,25 +171,7 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
         }
         number += 1;
     }
-    say(&format!(
-        "{:>20} {:>8} {:>8} {:>8} {:>8}  kinds of errors",
-        "", "cases", "results", "errors", "faults"
-    ))?;
-    for (kind, tally) in &tallies {
-        let Tally { accepted, refused, faults, ref messages } = *tally;
-        let all = accepted + refused + faults;
-        say(&format!(
-            "{:>20} {all:>8} {accepted:>8} {refused:>8} {faults:>8}  {}",
-            kind.name(),
-            messages.len()
-        ))?;
-    }
-    for (kind, tally) in tallies.iter().filter(|_| arguments.errors) {
-        say(&format!("{}:", kind.name()))?;
-        for (message, count) in &tally.messages {
-            say(&format!("{count:>8} {message}"))?;
-        }
-    }
+    say_table(&tallies, arguments.errors)?;
     say(&format!(
         "slowest: case {} with {:.1} s; most memory: case {} with {} MB",
         slowest.1,
@@ -205,6 +188,30 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
     }
     interrupt::check()?;
     Ok(faults == 0 && refused.is_empty())
+}
+
+/// Prints a row for each kind, and if asked for, its errors.
+fn say_table(tallies: &BTreeMap<Kind, Tally>, with_errors: bool) -> io::Result<()> {
+    say(&format!(
+        "{:>20} {:>8} {:>8} {:>8} {:>8}  kinds of errors",
+        "", "cases", "results", "errors", "faults"
+    ))?;
+    for (kind, tally) in tallies {
+        let Tally { accepted, refused, faults, ref messages } = *tally;
+        let all = accepted + refused + faults;
+        say(&format!(
+            "{:>20} {all:>8} {accepted:>8} {refused:>8} {faults:>8}  {}",
+            kind.name(),
+            messages.len()
+        ))?;
+    }
+    for (kind, tally) in tallies.iter().filter(|_| with_errors) {
+        say(&format!("{}:", kind.name()))?;
+        for (message, count) in &tally.messages {
+            say(&format!("{count:>8} {message}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn run_one(settings: &Settings, case: u64) -> io::Result<bool> {

@@ -7,12 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::case::Verdict;
 use super::folder::{self, Folder};
+use super::kind::{LARGEST_MEMORY, Settings, Verdict};
 use super::memory;
 use super::random::Random;
 use super::values::{any_float, any_size, interesting_text};
-use super::worker::{LARGEST_MEMORY, Settings};
 
 /// The largest output; more is a fault.
 const LONGEST_OUTPUT: u64 = 16 << 20;
@@ -172,6 +171,31 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
         "download" => arguments.push(without_nul(interesting_text(random))),
         _ => arguments.extend(["--model".to_owned(), model]),
     }
+    arguments.extend(required(verb, folder, random, outputs)?);
+    if let Some(adapters) = &folder.adapters
+        && !groups.is_empty()
+    {
+        arguments.extend(["--adapters".to_owned(), text(adapters)]);
+    }
+    for _ in 0..if groups.is_empty() { 0 } else { random.below(6) } {
+        let group = random.one(groups);
+        let (name, value) = random.one(group);
+        arguments.push(match value.random(folder, random, outputs)? {
+            Some(value) => format!("{name}={}", without_nul(value)),
+            None => name.to_owned(),
+        });
+    }
+    Ok(arguments)
+}
+
+/// The arguments that a command needs besides its model.
+fn required(
+    verb: &str,
+    folder: &Folder,
+    random: &mut Random,
+    outputs: &mut Vec<PathBuf>,
+) -> io::Result<Vec<String>> {
+    let mut arguments = Vec::new();
     match verb {
         "generate" => {
             arguments.extend(["--max-tokens".to_owned(), random.one(&["0", "1", "4", "6"]).to_string()]);
@@ -194,7 +218,7 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
                 folder::put_in_place(&file, random)?;
             }
             outputs.push(file.clone());
-            arguments.push(text(&file));
+            arguments.push(file.display().to_string());
         }
         "bench" => arguments.extend(["-p", "5", "-g", "3", "-n", "1"].map(str::to_owned)),
         "convert" => {
@@ -203,32 +227,30 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
         }
         _ => {}
     }
-    if let Some(adapters) = &folder.adapters
-        && !groups.is_empty()
-    {
-        arguments.extend(["--adapters".to_owned(), text(adapters)]);
-    }
-    for _ in 0..if groups.is_empty() { 0 } else { random.below(6) } {
-        let group = random.one(groups);
-        let (name, value) = random.one(group);
-        let value = match value {
-            Value::Flag => {
-                arguments.push(name.to_owned());
-                continue;
-            }
-            Value::Size if random.once_in(6) => {
+    Ok(arguments)
+}
+
+impl Value {
+    /// A value of this kind; `None` for a flag.
+    fn random(
+        &self,
+        folder: &Folder,
+        random: &mut Random,
+        outputs: &mut Vec<PathBuf>,
+    ) -> io::Result<Option<String>> {
+        Ok(Some(match self {
+            Self::Flag => return Ok(None),
+            Self::Size if random.once_in(6) => {
                 random.one(&["-1", "", "1e3", "18446744073709551616", "0x10"]).to_string()
             }
-            Value::Size => any_size(random).to_string(),
-            Value::Number => any_float(random).to_string(),
-            Value::Text => interesting_text(random),
-            Value::Of(_) if random.once_in(6) => interesting_text(random),
-            Value::Of(values) => random.one(values).to_owned(),
-            Value::File => place(folder, random, outputs)?,
-        };
-        arguments.push(format!("{name}={}", without_nul(value)));
+            Self::Size => any_size(random).to_string(),
+            Self::Number => any_float(random).to_string(),
+            Self::Text => interesting_text(random),
+            Self::Of(_) if random.once_in(6) => interesting_text(random),
+            Self::Of(values) => (*random.one(values)).to_owned(),
+            Self::File => place(folder, random, outputs)?,
+        }))
     }
-    Ok(arguments)
 }
 
 /// Arguments cannot contain a zero byte, and the system limits their length.

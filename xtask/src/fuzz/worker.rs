@@ -16,28 +16,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::case::{self, Verdict};
-use super::memory;
+use super::kind::{LARGEST_MEMORY, Settings, Verdict};
+use super::{case, memory};
 
-/// The memory limit; a case that uses more has a fault. The models are small: the largest case needs a
-/// twentieth of this.
-pub(super) const LARGEST_MEMORY: u64 = 3 << 30;
 /// A worker that still uses this much memory after a case is replaced, so that each case is measured alone.
 const LARGEST_WORKER: u64 = 1 << 30;
 /// The beginning of a line with an outcome.
 const ANSWER: &str = "answer ";
 /// The stack of the thread that runs cases: the default of threads in Rust programs.
 const STACK: usize = 2 << 20;
-
-/// What cases depend on besides their number.
-pub(super) struct Settings {
-    /// The seed of the cases.
-    pub(super) seed: u64,
-    /// The time limit of a case.
-    pub(super) longest: Duration,
-    /// The program `mlx-models`.
-    pub(super) program: PathBuf,
-}
 
 /// The outcome of a case, as one line.
 #[derive(Debug, Serialize, Deserialize)]

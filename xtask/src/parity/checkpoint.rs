@@ -118,14 +118,7 @@ fn report(
     if let Some(at) = arguments.at.filter(|&at| at > calls) {
         return Err(format!("--at {at}: the calls have the numbers 0 to {calls}").into());
     }
-    let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
-    if tokens.len() + arguments.greedy as usize > context {
-        crate::complain(&format!(
-            "note: {} tokens and {} generated ones exceed the model's context of {context}",
-            tokens.len(),
-            arguments.greedy
-        ));
-    }
+    warn_of_length(arguments, tokens.len(), &*model);
     let reference = ask(arguments, folder, &tokens, arguments.at.unwrap_or(0))?;
     let tolerance = match arguments.reference {
         ReferenceProgram::MlxLm => Tolerance::Exact,
@@ -182,6 +175,16 @@ fn report(
         show_first_difference(&ours, &reference.intermediate, tolerance, call, out)?;
     }
     Ok(verdicts)
+}
+
+fn warn_of_length(arguments: &CheckpointArguments, tokens: usize, model: &dyn CausalLm) {
+    let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
+    if tokens + arguments.greedy as usize > context {
+        crate::complain(&format!(
+            "note: {tokens} tokens and {} generated ones exceed the model's context of {context}",
+            arguments.greedy
+        ));
+    }
 }
 
 fn line(out: &mut Lines<'_, impl Write>, what: &str, text: impl Display) -> io::Result<()> {
