@@ -417,6 +417,6 @@ mod tests {
         let bytes = weights::bytes(&matrix("m", 64, 640), SEED).unwrap();
         let values = bytes.chunks_exact(2).map(|word| half::bf16::from_le_bytes([word[0], word[1]]).to_f64());
         let squares: f64 = values.map(|value| value * value).sum::<f64>() / 64.0;
-        assert!((squares - 1.0).abs() < 0.05, "{squares}");
+        approx::assert_abs_diff_eq!(squares, 1.0, epsilon = 0.05);
     }
 }

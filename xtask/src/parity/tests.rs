@@ -88,7 +88,7 @@ fn a_wrong_logit_is_found_and_placed() {
     let row = run(folder.path());
     assert!(!row.passed);
     assert!(row.detail.contains("at [0, 2, 5], 1 of"), "{}", row.detail);
-    assert!((row.worst.unwrap() - 1.0).abs() < 1e-3);
+    approx::assert_abs_diff_eq!(row.worst.unwrap(), 1.0, epsilon = 1e-3);
 }
 
 #[test]

@@ -195,6 +195,8 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use crate::random_model::{Shape, Width};
     use crate::speed::{Bandwidth, Products};
@@ -241,13 +243,13 @@ mod tests {
         assert_eq!(gflops(&all, Program::MlxModels.name()).median, second / 2.0);
         let ours = summary(&all, &all.rows[0]);
         assert_eq!(ours.prefill_tps, Spread { min: 100.0, median: 200.0, max: 400.0 });
-        assert!((ours.decode_tps.median - 100.0).abs() < 1e-9);
-        assert!((ours.read_bytes - 1e6).abs() < 1e-9);
-        assert!((ours.share_of_bandwidth - 1.0 / 3.0).abs() < 1e-9);
+        assert_abs_diff_eq!(ours.decode_tps.median, 100.0, epsilon = 1e-9);
+        assert_abs_diff_eq!(ours.read_bytes, 1e6, epsilon = 1e-9);
+        assert_abs_diff_eq!(ours.share_of_bandwidth, 1.0 / 3.0, epsilon = 1e-9);
         assert_eq!((ours.ours_to_this, ours.same_tokens), (None, None));
         let theirs = summary(&all, &all.rows[1]);
         let [prompt, decode] = theirs.ours_to_this.unwrap_or_default();
-        assert!((prompt - 2.0).abs() < 1e-9 && (decode - 4.0).abs() < 1e-9);
+        assert_abs_diff_eq!([prompt, decode][..], [2.0, 4.0][..], epsilon = 1e-9);
         assert_eq!(theirs.same_tokens, Some(2));
 
         let mut text = Vec::new();

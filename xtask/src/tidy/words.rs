@@ -1,7 +1,7 @@
 //! Plain English: phrases that a reader has to decode must not occur in code, documents and help texts.
 
-/// Each phrase, and what to write instead. A phrase is written with `_` for a space, so that this file does not contain
-/// it.
+/// Each phrase, and what to write instead. In this table `_` stands for a space, so that this
+/// file does not contain the phrases.
 const PHRASES: &[(&str, &str)] = &[
     ("so_many", "this many, a number, or a limit"),
     ("who_ever", "who it is: the caller, the user, another thread"),
@@ -36,7 +36,8 @@ pub(super) fn forbidden(text: &str) -> Vec<(usize, String)> {
         .lines()
         .enumerate()
         .flat_map(|(number, line)| {
-            let words = line.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+            let words =
+                line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty());
             words.map(move |word| (number + 1, word.to_lowercase()))
         })
         .collect();
