@@ -82,7 +82,7 @@ def rate_behind(model, file: str, count: int) -> float:
 
 
 def first_token(folder: Path) -> None:
-    """As little as a program can do that says one token; whoever calls it takes the time of the process."""
+    """The least that a program can do to generate one token; the caller measures the time of the process."""
     model, tokenizer = mlx_lm.utils.load(str(folder))
     next(generate_step(mx.array(tokenizer.encode("Once upon a time")), model, max_tokens=1))
 

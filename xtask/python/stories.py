@@ -338,7 +338,7 @@ def trouble(tale: Tale) -> list[list[str]]:
 
 
 def cooking(tale: Tale) -> list[list[str]]:
-    """A dish lacks one thing; whoever has it asks for a small favour."""
+    """A dish lacks one ingredient; the friend who has it asks for a small favour."""
     dish, share, missing, was, amount, kinds = tale.pick(
         [
             ("honey cake", "piece", "honey", "was", "a big jar of honey", ["bear", "bee"]),

@@ -141,7 +141,7 @@ impl<'a> CausalMask<'a> {
     /// With this much padding after the tokens of each row of a batch, in keys.
     ///
     /// Causal order alone hides it from every token, since it comes after them; the mask hides it
-    /// from the queries on padding, too. Whoever does not read their answers, nor keeps their keys,
+    /// from the queries on padding, too. A caller that neither reads their outputs nor keeps their keys
     /// needs no right padding in the mask.
     #[must_use]
     pub fn right_padding(self, rows: &'a [i32]) -> Self {

@@ -51,7 +51,7 @@
 //!
 //! A query that stands on left padding sees no key at all, and the softmax over nothing is 0 / 0.
 //! MLX's CPU device answers such a query with the mean of all values. The answer is of no use, and
-//! whoever reads the output skips the places of padding; but it must be finite, on which a test
+//! a caller skips the places of padding in the output; but it must be finite, on which a test
 //! insists. It becomes a key and a value of the next layer, where the tokens give it the weight 0,
 //! and 0 * NaN is NaN. Attention that is put together by hand must therefore put a large negative
 //! number, and not minus infinity, where a mask is false.

@@ -1,7 +1,7 @@
 //! Products in the shapes of Gemma 3 270M: one new token and a prompt; bfloat16, 8 and 4 bits.
 //!
 //! The first two groups are what to compare with: how fast this machine reads memory and multiplies
-//! while the benchmark runs. Weights are so many that they come from memory, as in a model.
+//! while the benchmark runs. There are enough weights that they come from memory, as in a model.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -124,7 +124,7 @@ impl Prepared {
         prepared
     }
 
-    /// The time of so many appends, each evaluated. Going back to where there are free places is not
+    /// The time of this many appends, each evaluated. Going back to where there are free places is not
     /// counted; rings need it not.
     fn appends(&mut self, iterations: u64) -> Duration {
         let mut elapsed = Duration::ZERO;

@@ -192,7 +192,7 @@ impl Buffers {
     }
 
     /// Writes into these places. MLX does it where they are, if nobody else holds the arrays when it
-    /// comes to computing them; whoever calls this must therefore let go of the old buffers.
+    /// comes to computing them; the caller must therefore let go of the old buffers.
     pub(crate) fn write(&mut self, places: Range<i32>, new: &Self) -> Result<(), Exception> {
         if places.is_empty() {
             return Ok(());

@@ -45,7 +45,7 @@ pub struct CacheOptions {
     /// Keys and values quantized as they come.
     pub quantization: Option<Quantization>,
     /// How many of the newest tokens can be taken back at any time. Layers of full attention can always
-    /// take back all of them; layers with a window hold so many more.
+    /// take back all of them; layers with a window hold this many more tokens.
     pub rewind: i32,
     /// A bound on the memory of layers of full attention, which then forget what lies in the middle.
     pub limit: Option<Limit>,
@@ -303,8 +303,8 @@ impl ModelCache {
         self.layers.iter().map(|layer| layer.nbytes()).sum()
     }
 
-    /// Computes what is held, so that the graph of the calls so far can be freed. Whoever reads logits of
-    /// every call needs it not; whoever reads a prompt in pieces without logits does, and whoever moves a
+    /// Computes what is held, so that the graph of the calls so far can be freed. A caller that reads the
+    /// logits of every call does not need it. One that reads a prompt in pieces without logits does, and one that moves a
     /// cache to another thread: MLX computes what is pending on a stream of the thread that asked for it.
     ///
     /// # Errors

@@ -94,7 +94,7 @@ impl Rows {
         }
     }
 
-    /// How many steps to take back where so many were asked for.
+    /// The number of steps to take back if `tokens` were asked for.
     pub(crate) fn back(&self, tokens: i32) -> Result<i32, CacheError> {
         if tokens < 0 { Err(CacheError::Negative { tokens }) } else { Ok(tokens.min(self.steps)) }
     }

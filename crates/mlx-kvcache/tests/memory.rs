@@ -32,7 +32,7 @@ fn rings_stay_within_their_size(x: &Array) {
         let before = active_memory().unwrap();
         let ring = KvCache::new(Ring::new(max_size).unwrap().with_keep(keep).unwrap());
         let mut cache: KvCache = ring.with_rewind(rewind).unwrap();
-        // Bfloat16, or so many bits and, for each 32 numbers, a scale and a bias of 16.
+        // Bfloat16, or this many bits and, for each 32 values, a scale and a bias of 16 bits.
         let bits_of_feature = bits.map_or(16, |bits| bits + 1);
         if let Some(bits) = bits {
             cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();

@@ -346,7 +346,7 @@ impl World {
 }
 
 impl Row {
-    /// Begins later by so many steps.
+    /// Begins later by this many steps.
     fn pad(&mut self, later: i32) {
         let nothing = Token { keys: Vec::new(), values: Vec::new() };
         self.tokens.splice(..0, vec![nothing; later as usize]);

@@ -89,7 +89,7 @@ impl Source {
     /// The checkpoint folder, for a model that is loaded next. A demo is written once, into the user's cache folder,
     /// and checked every time; a model of the hub is downloaded once, into the hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
-        threads::check()?;
+        threads::check(cache_folder())?;
         match self {
             Self::Folder(folder) if !folder.exists() => Err(Failure::NoModel { name: folder }),
             Self::Folder(folder) => Ok(folder),

@@ -26,7 +26,9 @@ const STACK: usize = 8 << 20;
 const SHARED_READ: usize = 1 << 25;
 
 /// Starts the threads that a model needs, once, before its weights take the memory that the threads need.
-pub(crate) fn check() -> Result<(), Failure> {
+///
+/// `cache` is the user's cache folder, one of the places for a file that MLX reads.
+pub(crate) fn check(cache: Option<PathBuf>) -> Result<(), Failure> {
     static OUTCOME: OnceLock<Result<(), (String, ErrorKind, String)>> = OnceLock::new();
     let started = || {
         start(NEEDED + workers())?;
@@ -34,7 +36,7 @@ pub(crate) fn check() -> Result<(), Failure> {
             return Ok(());
         }
         // Where no file can be written, MLX starts its threads when it reads the weights.
-        let Ok(file) = probe() else { return Ok(()) };
+        let Ok(file) = probe(cache) else { return Ok(()) };
         compute(&file.path().join(PROBE)).map_err(|e| {
             let doing = "starting MLX's threads; allow more memory (`ulimit -v`)".to_owned();
             (doing, ErrorKind::OutOfMemory, e)
@@ -55,8 +57,8 @@ fn memory_is_limited() -> bool {
 const PROBE: &str = "zeros.safetensors";
 
 /// A folder with a file of one tensor, which takes no space where a file system leaves out zeros.
-fn probe() -> io::Result<Partial> {
-    let places = [Some(env::temp_dir()), Some(PathBuf::from("/dev/shm")), crate::demo::cache_folder()];
+fn probe(cache: Option<PathBuf>) -> io::Result<Partial> {
+    let places = [Some(env::temp_dir()), Some(PathBuf::from("/dev/shm")), cache];
     // MLX takes no other names than these.
     let mut places = places.into_iter().flatten().filter(|place| place.to_str().is_some());
     places.find_map(|place| probe_in(&place).ok()).ok_or_else(|| ErrorKind::PermissionDenied.into())
@@ -92,7 +94,7 @@ fn workers() -> usize {
     named.filter(|&number| number > 0).unwrap_or(cores).min(cores) - 1
 }
 
-/// Starts so many threads, and lets them go.
+/// Starts this many threads, and lets them go.
 fn start(count: usize) -> Result<(), (String, ErrorKind, String)> {
     let together = Arc::new(Barrier::new(count + 1));
     let mut threads = Vec::with_capacity(count);

@@ -15,7 +15,7 @@ const STORY: &str = "In a little cottage by the sea lived a brave girl named Zoe
 
 fn program() -> Command {
     let mut command = signals::program();
-    // Not the cache of whoever runs the tests.
+    // Not the cache of the user who runs the tests.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
     command
 }

@@ -47,7 +47,7 @@ enum Way {
 
 fn run(way: Way, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
-    // Not the cache of whoever runs the tests.
+    // Not the cache of the user who runs the tests.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.env("MLX_CPU_KERNELS", if way == Way::Stock { "off" } else { "on" });
     let output = command.args(arguments).output().unwrap();

@@ -15,7 +15,7 @@ fn demo() -> &'static Path {
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
-    // Not the cache of whoever runs the tests.
+    // Not the cache of the user who runs the tests.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
     command
 }
@@ -485,7 +485,7 @@ fn demos_have_names() {
     );
 }
 
-/// Whoever damages the copy of the demo in the cache gets it whole again.
+/// A damaged copy of the demo in the cache is replaced by a whole one.
 #[test]
 fn a_damaged_cache_is_mended() {
     let cache = tempfile::tempdir().unwrap();

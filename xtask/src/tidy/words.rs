@@ -62,9 +62,8 @@ mod tests {
 
     #[test]
     fn phrases_are_found_with_their_lines() {
-        let so = "so";
-        let text =
-            format!("//! Reads {so} many\n/// bytes, {so}\n// many of them; whatever\n//! Fore{0}.", "told");
+        let [a, b] = ["so", "told"];
+        let text = format!("//! Reads {a} many\n/// bytes, {a}\n// many of them; whatever\n//! Fore{b}.");
         let found = forbidden(&text);
         let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [1, 2, 4], "{found:?}");

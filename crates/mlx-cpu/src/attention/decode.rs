@@ -17,7 +17,7 @@ const BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
 /// Keys whose products with a query are added up across their vectors together: what all instruction sets
 /// have lanes for.
 const TOGETHER: usize = 16;
-/// How far ahead of its use memory is asked for: so many keys or values, and at least so many bytes. Less comes too
+/// How far ahead memory is prefetched: this number of keys or values, and at least this number of bytes. Less comes too
 /// late, and more drives out of the cache what is yet to be used.
 const AHEAD: (usize, usize) = (16, 4096);
 
@@ -80,7 +80,7 @@ const fn has_arrays<S: Arithmetic>() -> bool {
     formula::has_arrays::<S>() && !cfg!(miri)
 }
 
-/// How many queries are computed together, of so many.
+/// The number of queries that are computed together, of `rows` queries.
 const fn together<S: Arithmetic>(rows: usize) -> usize {
     match rows {
         _ if has_arrays::<S>() => 1,
@@ -589,7 +589,7 @@ unsafe fn add_products<S: Arithmetic, const ROWS: usize, const KEYS: usize>(
 ///
 /// # Safety
 ///
-/// So many numbers can be read.
+/// The number of values that can be read.
 #[inline(always)]
 unsafe fn load_rest<S: Arithmetic, T: Element>(s: S, from: *const T, count: usize) -> S::F {
     // SAFETY: the caller's promise.

@@ -16,7 +16,7 @@ use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Simd, formula};
 const BLOCK: usize = if cfg!(miri) { 8 } else { 64 };
 /// Keys or numbers of a result that are computed at a time fill blocks of this many.
 const STEP: usize = 8;
-/// So many queries of a tile at least, and at most.
+/// The smallest and the largest number of queries in a tile.
 const ROWS: [usize; 2] = if cfg!(miri) { [20, 40] } else { [64, 128] };
 /// Bytes that the scores of a tile may have: what fits beside the rest into a core's cache.
 const SCORES: usize = 1 << 20;

@@ -19,16 +19,16 @@ use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
 use crate::{Arithmetic, Cpu, Element, Isa, Kernel, Simd};
 
-/// So many rows of the left factor are worked on at a time: their panels stay in the second- or
+/// The number of rows of the left factor that are worked on at a time: their panels stay in the second- or
 /// third-level cache, and packing the right factor again for the next rows costs little.
 /// Miri's cases are small, and cuts and threads are what it is to see.
 const ROWS: usize = if cfg!(miri) { 16 } else { 1024 };
 /// A strip of the right factor, and the block of the left one that is used with it, in numbers: half
 /// of a second-level cache of 2 MiB together.
 const STRIP: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
-/// So many products are done by one thread: some 20 microseconds.
+/// The number of multiplications up to which one thread does all: some 20 microseconds.
 const SMALL: usize = if cfg!(miri) { 1 << 7 } else { 1 << 21 };
-/// So many numbers of the left factor are packed by one thread.
+/// The number of values of the left factor that one thread packs.
 const PACKED: usize = if cfg!(miri) { 1 << 4 } else { 1 << 14 };
 
 /// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
@@ -96,9 +96,9 @@ struct Cut {
 struct Panel {
     /// The first row.
     row: usize,
-    /// So many rows.
+    /// The number of rows.
     count: usize,
-    /// So many, with those that are filled with zeros.
+    /// The number of rows, including those that are filled with zeros.
     width: usize,
 }
 

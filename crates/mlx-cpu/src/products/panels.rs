@@ -3,7 +3,7 @@
 use crate::simd::prefetch;
 use crate::{Arithmetic, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
-/// So many steps of the depth ahead memory is asked for where they lie far apart.
+/// The number of depth steps by which memory is prefetched if the steps are far apart.
 pub(crate) const AHEAD: usize = 12;
 
 /// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of

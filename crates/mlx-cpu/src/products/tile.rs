@@ -4,13 +4,13 @@ use super::panels::Numbers;
 use crate::simd::prefetch;
 use crate::{Arithmetic, Integers, Isa, Kernel, MAX_LANES, Simd};
 
-/// So many steps of the depth ahead panels are asked for: they come from the second-level cache.
+/// The number of depth steps by which panels are prefetched from the second-level cache.
 pub(super) const AHEAD: usize = 12;
 
 /// How much of a product is held in registers (of AMX: in tiles): rows by columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
-    /// At most so many rows.
+    /// The largest number of rows.
     pub(super) rows: usize,
     /// The rows of a panel are a multiple of this; what is missing is filled with zeros.
     pub(super) unit: usize,

@@ -176,7 +176,7 @@ struct Words<'a> {
     words: &'a [u32],
     /// Words in a row.
     row: usize,
-    /// So many of the lanes have a row.
+    /// The number of lanes that have a row.
     rows: usize,
     group: usize,
     scales: &'a [f32],

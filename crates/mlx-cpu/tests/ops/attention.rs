@@ -92,7 +92,7 @@ struct Case {
 enum Kind {
     None,
     Causal,
-    /// A window of so many keys, as a table that heads share.
+    /// A window of this many keys, as a table that heads share.
     Window(usize),
     /// Random, for each head, with rows that see nothing.
     Bool,

@@ -72,7 +72,7 @@ pub fn assert_same<T: Format>(ours: &[T], theirs: &[T], what: &str) {
     assert_units(ours, theirs, 0.0, what);
 }
 
-/// Asserts that numbers differ by at most so many units in the last place.
+/// Asserts that numbers differ by at most this many units in the last place.
 #[track_caller]
 pub fn assert_units<T: Format>(ours: &[T], theirs: &[T], units: f64, what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");

@@ -30,8 +30,6 @@ use crate::layout::LayoutRecord;
 pub(super) const CLASSES: [&str; 5] =
     ["KVCache", "QuantizedKVCache", "RotatingKVCache", "BatchKVCache", "BatchRotatingKVCache"];
 
-/// The entry with the class of the first layer, which every file has.
-pub(super) const FIRST_CLASS: &str = "1.0";
 
 /// What a tensor that is no array stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

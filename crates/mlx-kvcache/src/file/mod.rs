@@ -210,7 +210,7 @@ impl ModelCache {
     /// full and quantized.
     ///
     /// `made_by` is what made it, or a model type alone. `tokens` are the ids that the cache has seen, if they shall be
-    /// known to whoever loads it. The file is written beside its place and then moved there: an older one stays until
+    /// known to the caller that loads it. The file is written beside its place and then moved there: an older one stays until
     /// the new one is whole. A file that is no cache is not replaced.
     ///
     /// # Errors

@@ -10,8 +10,10 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 use mlx_safetensors::{Dtype as StoredDtype, Header, HeaderError, arrays};
 
-use super::mlx_lm::FIRST_CLASS;
 use super::{CHECKSUM, CacheFileError, RECORD};
+
+/// The entry with the class of the first layer, which every file has.
+pub(super) const FIRST_CLASS: &str = "1.0";
 
 /// Bytes of the largest cache file. It is read into memory as a whole.
 const LARGEST_FILE: u64 = 256 << 30;

@@ -76,7 +76,7 @@ pub(super) enum Change {
     InPlace {
         /// First lay out the steps from this one on in order, and nothing else.
         compact: Option<i32>,
-        /// Then add slots, up to so many.
+        /// Then add slots, up to this many.
         room: i32,
     },
     /// The sinks, the steps from this one on, and the new tokens behind them become the new slots.
