@@ -30,7 +30,6 @@ use crate::layout::LayoutRecord;
 pub(super) const CLASSES: [&str; 5] =
     ["KVCache", "QuantizedKVCache", "RotatingKVCache", "BatchKVCache", "BatchRotatingKVCache"];
 
-
 /// What a tensor that is no array stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scalar {
