@@ -140,7 +140,7 @@ impl<S: Tokens> Iterator for TextTokens<'_, S> {
 const KEPT_STATES: usize = 32;
 
 /// Ends a sequence with the token that completes a stop string, with
-/// [`FinishReason::Complete`](mlx_generate::FinishReason::Complete): for streams, rows of a batch and speculative decoding.
+/// [`FinishReason::Complete`]: for streams, rows of a batch and speculative decoding.
 ///
 /// It looks at the answer and not at the prompt, and changes no logits. The last tokens of the answer contain the stop
 /// string. To leave it out of the text that is shown, use [`StopStrings`] or [`with_text`].

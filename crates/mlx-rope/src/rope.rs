@@ -9,7 +9,7 @@ use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, Upda
 use crate::RopeError;
 use crate::config::check_base;
 use crate::periods;
-use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling};
+use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
 
 /// Which two features form a pair.
 ///
@@ -153,19 +153,7 @@ pub fn initialize_rope(
             Kind::Dynamic { base, factor: *factor, trained }
         }
         RopeScaling::Llama3(llama3) => Kind::Table(Table::new(periods::llama3(dims, base, llama3)?, 1.0)?),
-        RopeScaling::Yarn(yarn) => {
-            let original =
-                yarn.original_max_position_embeddings.ok_or(missing("original_max_position_embeddings"))?;
-            if base <= 1.0 {
-                // The ends of the ramp are divided by the logarithm of the base.
-                return Err(RopeError::Number {
-                    key: "rope_theta",
-                    found: base,
-                    expected: "above 1 for yarn",
-                });
-            }
-            Kind::Table(Table::new(periods::yarn(dims, base, original, yarn)?, yarn.attention_factor())?)
-        }
+        RopeScaling::Yarn(yarn) => Kind::Table(yarn.table(dims, base)?),
         RopeScaling::LongRope(long_rope) => long_rope.kind(dims, base, max_position_embeddings)?,
         RopeScaling::Proportional { partial_rotary_factor, factor } => {
             let rotated = (f64::from(dims) * partial_rotary_factor) as i32;
@@ -402,6 +390,20 @@ impl Table {
         // Evaluated here, so that no call computes the table again.
         periods.eval()?;
         Ok(Self { periods, attention_factor })
+    }
+}
+
+impl YarnScaling {
+    fn table(&self, dims: i32, base: f64) -> Result<Table, RopeError> {
+        let original = self
+            .original_max_position_embeddings
+            .ok_or(RopeError::Missing { key: "original_max_position_embeddings", rope_type: "yarn" })?;
+        if base <= 1.0 {
+            // The ends of the ramp are divided by the logarithm of the base.
+            let (key, expected) = ("rope_theta", "above 1 for yarn");
+            return Err(RopeError::Number { key, found: base, expected });
+        }
+        Ok(Table::new(periods::yarn(dims, base, original, self)?, self.attention_factor())?)
     }
 }
 
