@@ -120,6 +120,7 @@ impl<'a> Conversion<'a> {
         (Self { text: &text[..text.len() - rest.len()], pad, upper, swap, width, modifier, letter }, rest)
     }
 
+    #[allow(clippy::too_many_lines, reason = "a table of the conversions")]
     fn write(&self, now: DateTime, out: &mut String) {
         let mut upper = self.upper;
         let hour = match now.hour() % 12 {

@@ -35,6 +35,7 @@ const DEEP: &str = "levels deep";
 const NESTED: &str = "nests more than";
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 fn each_limit_is_an_error_that_names_it() {
     let repeated = |part: &str, times: usize| part.repeat(times);
     let loops = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}";

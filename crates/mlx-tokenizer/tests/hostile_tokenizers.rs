@@ -48,6 +48,7 @@ fn replace(pattern: &str, content: &str) -> Value {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 fn a_part_that_is_wrong_is_named() {
     let template = |single: Value| {
         json!({

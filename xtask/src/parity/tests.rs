@@ -298,6 +298,7 @@ fn edit_json(folder: &Path, file: &str, edit: impl FnOnce(&mut serde_json::Value
 
 /// Runs many broken cases at once, and checks the reason that each fails with.
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
     use serde_json::json;
     let folder = tempfile::tempdir().unwrap();

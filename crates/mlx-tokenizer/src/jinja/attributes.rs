@@ -132,6 +132,7 @@ fn own_item(of: &Value, key: &Value) -> Result<Option<Value>> {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "a table of the types")]
 fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
     let method = || Some(Value::function(Function::Method(of.clone(), name.into())));
     let unsafe_one = || {

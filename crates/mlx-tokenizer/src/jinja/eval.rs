@@ -91,6 +91,7 @@ impl Interpreter<'_> {
         Ok((out, flow))
     }
 
+    #[allow(clippy::too_many_lines, reason = "a table of the statements")]
     fn statement(&self, statement: &Statement, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
         let _level = run::deeper()?;
         run::steps(1)?;
@@ -343,6 +344,7 @@ impl Interpreter<'_> {
         Ok(true)
     }
 
+    #[allow(clippy::too_many_lines, reason = "a table of the expressions")]
     fn eval_kind(&self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         let all = |items: &[Expr]| {
             run::elements(items.len())?;

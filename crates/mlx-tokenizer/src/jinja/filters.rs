@@ -70,6 +70,7 @@ pub(super) fn is_known(name: &str) -> bool {
 }
 
 /// `value | name(args)`.
+#[allow(clippy::too_many_lines, reason = "a table of the filters")]
 pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
     run::reads(value.as_str().map_or(0, |text| text.len()))?;
     match name {

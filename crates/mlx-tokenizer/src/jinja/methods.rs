@@ -255,6 +255,7 @@ fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
     })
 }
 
+#[allow(clippy::too_many_lines, reason = "a table of the methods")]
 fn text_method(of: &Rc<str>, name: &str, args: Args) -> Result<Value> {
     run::reads(of.len())?;
     match name {
