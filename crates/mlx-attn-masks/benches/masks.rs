@@ -1,5 +1,5 @@
-//! The masks beside the same in plain mlx-rs operations: `cargo bench -p mlx-attn-masks`.
-#![allow(clippy::unwrap_used, reason = "a benchmark that fails has nothing to say")]
+//! Compares the time of the masks with that of plain mlx-rs operations: `cargo bench -p mlx-attn-masks`.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 
 use std::hint::black_box;
 
@@ -12,11 +12,11 @@ const WINDOW: i32 = 512;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    // One token after the window, a prompt, a long prompt.
+    // One token beyond the window, a prompt, a long prompt.
     for (queries, offset) in [(1, 2048), (512, 512), (2048, 0)] {
         sliding(&mut criterion, queries, offset);
     }
-    // A token for four rows, a prompt for four rows.
+    // One token in each of four rows, a prompt in each of four rows.
     for (queries, offset) in [(1, 2048), (512, 0)] {
         left_padded(&mut criterion, queries, offset);
     }
@@ -52,7 +52,7 @@ fn left_padded(criterion: &mut Criterion, queries: i32, offset: i32) {
     );
 }
 
-/// The keys or queries from `first` to `end`, along one of two axes.
+/// The numbers of the keys or queries from `first` to `end`, along one of two axes.
 fn places(first: i32, end: i32, shape: &[i32]) -> Array {
     arange::<_, i32>(first, end, None).unwrap().reshape(shape).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Causal masks with windows and padding, from numbers to the smallest form.
+//! Causal masks with windows and padding, built from numbers in the smallest form.
 
 use std::ops::Range;
 
@@ -7,32 +7,32 @@ use mlx_rs::error::Exception;
 
 use crate::{AttentionMask, sees};
 
-/// Why there is no mask for these numbers.
+/// Why no mask can be built from these numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MaskError {
-    /// No queries, or fewer.
-    #[error("a mask for {queries} queries, and at least 1 is needed")]
+    /// Fewer than one query.
+    #[error("a mask for {queries} queries; at least 1 is needed")]
     Queries {
-        /// What was asked for.
+        /// The number of queries that was given.
         queries: i32,
     },
-    /// Fewer than no keys before the queries.
-    #[error("{offset} keys before the queries, and 0 or more are needed")]
+    /// A negative number of keys before the queries.
+    #[error("{offset} keys before the queries; the number must be 0 or more")]
     Offset {
-        /// What was asked for.
+        /// The number of keys that was given.
         offset: i32,
     },
-    /// A window that leaves out the token itself.
-    #[error("a window of {window} tokens, and at least 1 is needed: the token itself")]
+    /// A window that does not contain the query's own token.
+    #[error("a window of {window} tokens; at least 1 is needed, for the token itself")]
     Window {
-        /// What was asked for.
+        /// The window that was given.
         window: i32,
     },
-    /// Padding for a batch of no rows.
-    #[error("padding for no rows")]
+    /// An empty list of paddings.
+    #[error("the list of paddings is empty; it needs one number for each row")]
     NoRows,
-    /// Left and right padding of batches of different sizes.
+    /// Left and right padding for different numbers of rows.
     #[error("left padding for {left} rows and right padding for {right}")]
     Rows {
         /// Rows with left padding.
@@ -40,22 +40,22 @@ pub enum MaskError {
         /// Rows with right padding.
         right: usize,
     },
-    /// Padding that is negative, or longer than what it pads.
+    /// Padding that is negative, or longer than the row.
     #[error("row {row} has left padding {left} and right padding {right}, and {keys} keys")]
     Padding {
         /// The row of the batch, from 0.
         row: usize,
-        /// Its left padding; 0 where none was given.
+        /// Its left padding; 0 if none was given.
         left: i32,
-        /// Its right padding; 0 where none was given.
+        /// Its right padding; 0 if none was given.
         right: i32,
-        /// Its keys, tokens and padding.
+        /// The number of its keys, padding included.
         keys: i32,
     },
-    /// More entries than MLX's shapes can count.
+    /// More entries than an MLX array can have.
     #[error("a mask of {rows} rows for {queries} queries after {offset} keys has over 2^31 - 1 entries")]
     TooLarge {
-        /// Rows of the batch; 1 where they do not differ.
+        /// Rows of the mask; 1 if all rows of the batch share it.
         rows: usize,
         /// Queries.
         queries: i32,
@@ -64,26 +64,26 @@ pub enum MaskError {
     },
 }
 
-/// So that a model's `forward`, which answers with MLX's error, can use `?` on a mask.
+/// So that a model's `forward`, which returns MLX's error, can use `?` on a mask.
 impl From<MaskError> for Exception {
     fn from(error: MaskError) -> Self {
         Self::custom(error.to_string())
     }
 }
 
-/// A causal mask in numbers: the rules [`sees`] and [`is_token`](crate::is_token) for a block of
-/// queries.
+/// The numbers that describe a causal mask. The mask holds [`sees`] and
+/// [`is_token`](crate::is_token) for a block of queries.
 ///
 /// ```
 /// use mlx_attn_masks::{AttentionMask, CausalMask};
 ///
 /// # fn main() -> Result<(), mlx_attn_masks::MaskError> {
-/// // Prompts of 3, 1 and 4 tokens, filled up on the left to 4.
+/// // Prompts of 3, 1 and 4 tokens, padded on the left to 4.
 /// let prompts = CausalMask::new(4).left_padding(&[1, 3, 0]);
 /// let AttentionMask::Array(visible) = prompts.build()? else { panic!() };
 /// assert_eq!(visible.shape(), [3, 1, 4, 4]);
 ///
-/// // With no row padded, there is nothing that attention could not do by itself.
+/// // Without padding, MLX's causal mode is enough.
 /// assert!(matches!(CausalMask::new(4).left_padding(&[0, 0, 0]).build()?, AttentionMask::Causal));
 /// # Ok(())
 /// # }
@@ -96,12 +96,12 @@ impl From<MaskError> for Exception {
 ///
 /// # Dtypes
 ///
-/// Boolean, true where the query sees the key. Attention takes it for queries of any dtype.
+/// Boolean, true where the query sees the key. Attention accepts it for queries of any dtype.
 ///
 /// # Reference
 ///
 /// `create_causal_mask` in mlx-lm 0.32.2's `models/base.py` (<https://github.com/ml-explore/mlx-lm>),
-/// which [`to_array`](Self::to_array) equals in shape and in every entry.
+/// [`to_array`](Self::to_array) has the same shape and the same entries.
 #[derive(Debug, Clone, Copy)]
 pub struct CausalMask<'a> {
     queries: i32,
@@ -112,55 +112,55 @@ pub struct CausalMask<'a> {
 }
 
 impl<'a> CausalMask<'a> {
-    /// For `queries` tokens that see themselves and every token before them.
+    /// A mask for `queries` tokens, each of which sees itself and every token before it.
     pub fn new(queries: i32) -> Self {
         Self { queries, offset: 0, window: None, left: None, right: None }
     }
 
-    /// With this many keys before the queries' own: all tokens so far, or the newest of them, in
-    /// their order, where a cache holds no more.
+    /// Sets the number of keys before the queries' own. These keys are all earlier tokens in order, or,
+    /// if a cache holds fewer, the newest of them.
     #[must_use]
     pub fn offset(self, keys: i32) -> Self {
         Self { offset: keys, ..self }
     }
 
-    /// With a window of this many tokens, the query's own included; `None` for no window.
+    /// Sets the window to this many tokens, including the query's own; `None` means no window.
     #[must_use]
     pub fn window(self, tokens: impl Into<Option<i32>>) -> Self {
         Self { window: tokens.into(), ..self }
     }
 
-    /// With this much padding before the tokens of each row of a batch, in keys.
+    /// Sets the number of padding keys before the tokens of each row of a batch.
     ///
-    /// Queries that stand on padding see nothing; the crate's first page says what becomes of them.
+    /// Queries at padding see no key; the crate's front page says what attention returns for them.
     #[must_use]
     pub fn left_padding(self, rows: &'a [i32]) -> Self {
         Self { left: Some(rows), ..self }
     }
 
-    /// With this much padding after the tokens of each row of a batch, in keys.
+    /// Sets the number of padding keys after the tokens of each row of a batch.
     ///
-    /// Causal order alone hides it from every token, since it comes after them; the mask hides it
-    /// from the queries on padding, too. A caller that neither reads their outputs nor keeps their keys
-    /// needs no right padding in the mask.
+    /// Causal order already hides this padding from every token, since it comes later. The mask also
+    /// hides it from the queries at padding. It is not needed if the outputs and keys of those queries
+    /// are thrown away.
     #[must_use]
     pub fn right_padding(self, rows: &'a [i32]) -> Self {
         Self { right: Some(rows), ..self }
     }
 
-    /// The mask in the smallest form that is right.
+    /// Builds the mask in the smallest form that is correct.
     ///
-    /// Padding that no query would see anyway needs no rows of its own: after a window has passed
-    /// the padding of all rows, the mask is that of the window alone.
+    /// Once the window has moved past the padding of every row, the mask has no batch axis: the rows no
+    /// longer differ.
     ///
     /// # Errors
     ///
-    /// Fewer than one query, a negative offset, a window below 1, padding that is negative or longer
-    /// than the keys, left and right padding for different numbers of rows or for none, and masks of
-    /// more than 2^31 - 1 entries.
+    /// A [`MaskError`] for fewer than one query, a negative offset, a window below 1, padding that is
+    /// negative or longer than the row, left and right padding for different numbers of rows, an empty
+    /// list of paddings, and masks of more than 2^31 - 1 entries.
     pub fn build(&self) -> Result<AttentionMask, MaskError> {
         let (keys, rows) = self.check()?;
-        // Keys before this one are out of every query's window.
+        // No query's window reaches the keys before this one.
         let first_seen = self.first_seen(self.offset);
         let padded = rows.iter().any(|&[left, right]| left > first_seen || right > 0);
         if padded {
@@ -173,18 +173,19 @@ impl<'a> CausalMask<'a> {
         .map(AttentionMask::Array)
     }
 
-    /// The mask as an array, whatever its form could be: `[L, S]`, or `[B, 1, L, S]` where padding
-    /// was given. For attention that is put together by hand.
+    /// Builds the mask as an array in every case: `[L, S]`, or `[B, 1, L, S]` if padding was given. This is
+    /// for attention that is written out in single operations.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn to_array(&self) -> Result<Array, MaskError> {
         let (keys, rows) = self.check()?;
         self.array(keys, &rows, self.left.or(self.right).is_some())
     }
 
-    /// The number of keys, and left and right padding row by row: of one row where none was given.
+    /// Checks the numbers. Returns the number of keys, and the left and right padding of each row, or of
+    /// one row if no padding was given.
     fn check(&self) -> Result<(i32, Vec<[i32; 2]>), MaskError> {
         let Self { queries, offset, window, left, right } = *self;
         if queries < 1 {
@@ -221,7 +222,7 @@ impl<'a> CausalMask<'a> {
         Ok((keys, rows))
     }
 
-    /// The array for these rows; with a batch axis where `batched`.
+    /// The array for these rows, with a batch axis if `batched`.
     fn array(&self, keys: i32, rows: &[[i32; 2]], batched: bool) -> Result<Array, MaskError> {
         let Self { queries, offset, .. } = *self;
         let entries = i32::try_from(rows.len()).ok().and_then(|batch| {
@@ -232,7 +233,7 @@ impl<'a> CausalMask<'a> {
             return Err(MaskError::TooLarge { rows: rows.len(), queries, offset });
         };
 
-        // Filled by ranges: a pass over the entries in MLX's operations takes several.
+        // Ranges are filled here, in one pass; with operations of MLX it would take several.
         let mut visible = vec![false; rows.len() * queries as usize * keys as usize];
         let lines = rows.iter().flat_map(|&row| (offset..keys).map(move |query| (row, query)));
         for (line, (row, query)) in visible.chunks_exact_mut(keys as usize).zip(lines) {
@@ -241,14 +242,14 @@ impl<'a> CausalMask<'a> {
         Ok(Array::from_slice(&visible, if batched { &shape } else { &shape[2..] }))
     }
 
-    /// The keys that this query sees: [`sees`] and [`is_token`](crate::is_token), solved for the key.
+    /// The range of keys for which [`sees`] and [`is_token`](crate::is_token) are true for this query.
     fn seen(&self, query: i32, keys: i32, [left, right]: [i32; 2]) -> Range<usize> {
         let first = self.first_seen(query).max(left);
         let end = (query + 1).min(keys - right);
         first as usize..end.max(first) as usize
     }
 
-    /// The first key that is in this query's window.
+    /// The first key in this query's window.
     fn first_seen(&self, query: i32) -> i32 {
         self.window.map_or(0, |window| (query - window).saturating_add(1).max(0))
     }
@@ -260,7 +261,7 @@ mod tests {
     use crate::is_token;
     use proptest::prelude::*;
 
-    /// The numbers of a mask, with owned padding.
+    /// The numbers of a mask, which owns its padding.
     #[derive(Debug, Clone)]
     struct Numbers {
         queries: i32,
@@ -286,7 +287,7 @@ mod tests {
             self.offset + self.queries
         }
 
-        /// The rules, entry by entry, for each row of the batch.
+        /// Applies the rules entry by entry, for each row of the batch.
         fn naive(&self) -> Vec<Vec<bool>> {
             let keys = self.keys();
             let rows = self.left.as_ref().or(self.right.as_ref()).map_or(1, Vec::len);
@@ -300,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Numbers with padding for up to four rows on either side, of up to all keys.
+    /// Random numbers, with padding of up to four rows on either side, at most as long as the row.
     fn numbers() -> impl Strategy<Value = Numbers> {
         let sizes = (1_i32..10, 0_i32..10, prop::option::of(1_i32..14));
         let rows = prop::collection::vec((any::<u8>(), any::<u8>()), 1..5);
@@ -372,7 +373,7 @@ mod tests {
 
         #[test]
         fn the_split_into_calls_does_not_matter(numbers in numbers(), at in 0_i32..10) {
-            // The last queries of a call see what they would see in a call of their own.
+            // The last queries of a call see the same keys as in a separate call.
             let first = at.min(numbers.queries - 1);
             let (queries, offset) = (numbers.queries - first, numbers.offset + first);
             let rest = Numbers { queries, offset, ..numbers.clone() };
@@ -412,21 +413,21 @@ mod tests {
     #[test]
     fn no_queries() {
         for queries in [0, -3] {
-            let message = format!("a mask for {queries} queries, and at least 1 is needed");
+            let message = format!("a mask for {queries} queries; at least 1 is needed");
             fails(CausalMask::new(queries), MaskError::Queries { queries }, &message);
         }
     }
 
     #[test]
     fn negative_offset() {
-        let message = "-1 keys before the queries, and 0 or more are needed";
+        let message = "-1 keys before the queries; the number must be 0 or more";
         fails(CausalMask::new(2).offset(-1), MaskError::Offset { offset: -1 }, message);
     }
 
     #[test]
     fn no_window() {
         for window in [0, -7, i32::MIN] {
-            let message = format!("a window of {window} tokens, and at least 1 is needed: the token itself");
+            let message = format!("a window of {window} tokens; at least 1 is needed, for the token itself");
             fails(CausalMask::new(2).window(window), MaskError::Window { window }, &message);
             assert_eq!(AttentionMask::sliding(2, 3, window).unwrap_err(), MaskError::Window { window });
         }
@@ -434,7 +435,8 @@ mod tests {
 
     #[test]
     fn rows_that_do_not_fit_each_other() {
-        fails(CausalMask::new(2).left_padding(&[]), MaskError::NoRows, "padding for no rows");
+        let message = "the list of paddings is empty; it needs one number for each row";
+        fails(CausalMask::new(2).left_padding(&[]), MaskError::NoRows, message);
         let mask = CausalMask::new(2).left_padding(&[1]).right_padding(&[0, 1]);
         let message = "left padding for 1 rows and right padding for 2";
         fails(mask, MaskError::Rows { left: 1, right: 2 }, message);
@@ -463,7 +465,7 @@ mod tests {
         fails(CausalMask::new(2).offset(i32::MAX), too_large(1, 2, i32::MAX), message);
         let message = "a mask of 1 rows for 65536 queries after 0 keys has over 2^31 - 1 entries";
         fails(CausalMask::new(65536).window(9), too_large(1, 65536, 0), message);
-        // What needs no array may be as long as it likes.
+        // A mask without an array can have any length.
         assert!(matches!(CausalMask::new(65536).build(), Ok(AttentionMask::Causal)));
         assert!(matches!(AttentionMask::sliding(1, i32::MAX - 1, i32::MAX), Ok(AttentionMask::None)));
     }

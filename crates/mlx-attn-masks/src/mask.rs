@@ -1,4 +1,4 @@
-//! A mask in the smallest form that is right.
+//! A mask in the smallest form that is correct.
 
 use mlx_rs::Array;
 use mlx_rs::fast::ScaledDotProductAttentionMask;
@@ -9,42 +9,42 @@ use crate::{CausalMask, MaskError};
 ///
 /// # Shapes
 ///
-/// Legend: B batch, H heads, L queries, S keys, of which the queries' own are the last L.
+/// Legend: B batch, H heads, L queries, S keys. The last L keys are the queries' own.
 #[derive(Debug, Clone)]
 pub enum AttentionMask {
     /// Every query sees every key.
     None,
-    /// The last query sees every key, the one before it all but the last, and so on: the queries
-    /// are the newest tokens of the keys. Attention applies it without an array.
+    /// The last query sees every key, the query before it all keys but the last, and so on: each query
+    /// sees itself and all earlier tokens. Attention applies this without an array.
     Causal,
-    /// True where the query sees the key: boolean, broadcastable to `[B, H, L, S]`. The builders of
-    /// this crate make `[L, S]`, or `[B, 1, L, S]` where the rows of a batch differ.
+    /// Boolean, true where the query sees the key; broadcastable to `[B, H, L, S]`. This crate builds
+    /// `[L, S]`, or `[B, 1, L, S]` if the rows of a batch differ.
     Array(Array),
 }
 
 impl AttentionMask {
-    /// The mask for the next `queries` tokens, where each sees itself and all before it.
+    /// The mask for the next `queries` tokens, where each sees itself and all tokens before it.
     ///
-    /// A single query is the newest token, which sees everything, so it needs none.
+    /// A single query is the newest token and sees every key, so it needs no mask.
     pub fn causal(queries: i32) -> Self {
         if queries == 1 { Self::None } else { Self::Causal }
     }
 
     /// The mask for the next `queries` tokens, where each sees itself and the `window - 1` tokens
-    /// before it. `offset` keys stand before the queries' own: all tokens so far, or the newest of
-    /// them where a cache holds no more.
+    /// before it. `offset` is the number of keys before the queries' own: all earlier tokens, or, if a
+    /// cache holds fewer, the newest of them.
     ///
-    /// An array `[L, S]` with `S = offset + queries` where the window hides a key from a query;
-    /// otherwise as [`causal`](Self::causal).
+    /// The mask is an array `[L, S]` with `S = offset + queries` if the window hides a key from a query;
+    /// otherwise it is that of [`causal`](Self::causal).
     ///
     /// # Errors
     ///
-    /// As [`CausalMask::build`].
+    /// Those of [`CausalMask::build`].
     pub fn sliding(queries: i32, offset: i32, window: i32) -> Result<Self, MaskError> {
         CausalMask::new(queries).offset(offset).window(window).build()
     }
 
-    /// The same as the argument of [`mlx_rs::fast::scaled_dot_product_attention`].
+    /// The mask as the argument of [`mlx_rs::fast::scaled_dot_product_attention`].
     pub fn to_sdpa(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
         match self {
             Self::None => None,
@@ -57,8 +57,10 @@ impl AttentionMask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_relative_eq;
     use mlx_rs::Dtype;
     use mlx_rs::fast::scaled_dot_product_attention;
+    use mlx_testing::tensor;
 
     fn attention(mask: &AttentionMask, queries: i32, keys: i32, dtype: Dtype) -> Array {
         let fill = |rows: i32, step: usize| {
@@ -78,14 +80,15 @@ mod tests {
                 let short = attention(&mask.build().unwrap(), queries, keys, dtype);
                 let long = AttentionMask::Array(mask.to_array().unwrap());
                 let long = attention(&long, queries, keys, dtype);
-                assert!(short.all_close(&long, 1e-6, 1e-6, None).unwrap(), "{queries} {keys} {dtype:?}");
+                let short = tensor(&short).named(format!("{queries} queries, {keys} keys"));
+                assert_relative_eq!(short, tensor(&long), epsilon = 1e-6, max_relative = 1e-6);
             }
         }
     }
 
     #[test]
     fn a_window_hides_what_is_behind_it() {
-        // With a window of 2, the last query over 8 keys answers as over the last 2 of them alone.
+        // With a window of 2, attention over 8 keys is attention over the last 2 of them.
         let mask = AttentionMask::sliding(1, 7, 2).unwrap();
         let keys: Vec<f32> = (0..8).map(|i| i as f32 / 4.0).collect();
         let all = Array::from_slice(&keys, &[1, 1, 8, 1]);
@@ -93,7 +96,7 @@ mod tests {
         let query = Array::ones::<f32>(&[1, 1, 1, 1]).unwrap();
         let found = scaled_dot_product_attention(&query, &all, &all, 1.0, mask.to_sdpa(), None).unwrap();
         let expected = scaled_dot_product_attention(&query, &seen, &seen, 1.0, None, None).unwrap();
-        assert!(found.all_close(&expected, 1e-6, 1e-6, None).unwrap(), "{found:?} {expected:?}");
+        assert_relative_eq!(tensor(&found), tensor(&expected), epsilon = 1e-6, max_relative = 1e-6);
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! Who sees whom, pair by pair. Everything else in this crate is a faster way to say this.
+//! The rule of a mask for one query and one key. The rest of this crate computes the same faster.
 
-/// Whether the token at place `query` may look at the token at place `key`.
+/// Whether the query of the token at place `query` may see the key of the token at place `key`.
 ///
-/// `key <= query`, and with a window also `query - key < window`: the window counts the token itself.
-/// Only the distance matters, so places may be counted from any token, as long as both are counted
-/// from the same one.
+/// True if `key <= query` and, with a window, `query - key < window`: the window includes the token
+/// itself. Only the distance matters, so both places may be counted from any common token.
 ///
 /// ```
 /// use mlx_attn_masks::sees;
@@ -23,8 +22,8 @@ pub fn sees(query: i32, key: i32, window: Option<i32>) -> bool {
     key <= query && window.is_none_or(|window| query.saturating_sub(key) < window)
 }
 
-/// Whether place `key` of `keys` holds a token of the batch row whose first `left` and last `right`
-/// places are padding.
+/// Whether place `key` holds a token in a row of `keys` places, of which the first `left` and the last
+/// `right` are padding.
 ///
 /// ```
 /// use mlx_attn_masks::is_token;

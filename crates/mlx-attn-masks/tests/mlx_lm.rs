@@ -1,4 +1,4 @@
-//! The same masks as mlx-lm, on what `xtask/python/make_mask_fixtures.py` recorded.
+//! Compares masks with those of mlx-lm, which `xtask/python/make_mask_fixtures.py` recorded.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_attn_masks::CausalMask;

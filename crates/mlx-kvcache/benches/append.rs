@@ -1,9 +1,9 @@
-//! One token more for caches that hold many, beside mlx-lm's: `cargo bench -p mlx-kvcache`.
+//! The time to append one token to a long cache, compared with mlx-lm: `cargo bench -p mlx-kvcache`.
 //!
-//! mlx-lm's caches answer in a process beside this one, which takes turns with ours in the same run
-//! (`xtask/python/bench_caches.py`). `MLX_MODELS_PYTHON` names a Python that has mlx-lm, such as the one that
-//! `cargo xtask python` prints; without it only ours are measured.
-#![allow(clippy::unwrap_used, reason = "a benchmark that fails has nothing to say")]
+//! mlx-lm's caches run in a second process, in turns with those of this crate (`xtask/python/bench_caches.py`).
+//! `MLX_MODELS_PYTHON` is the path of a Python with mlx-lm, such as the one that `cargo xtask python` prints; without
+//! it only this crate is measured.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,10 +20,10 @@ use mlx_rs::ops::concatenate;
 const HEADS: i32 = 4;
 const HEAD_DIM: i32 = 64;
 const LEFT_PADDING: [i32; 4] = [3, 0, 2, 1];
-/// Places that a full cache has left behind a prompt of a multiple of 256 tokens and the warm-up.
-const FREE_PLACES: i32 = 200;
+/// Free slots of a full cache after a prompt of a multiple of 256 tokens and the warm-up.
+const FREE_SLOTS: i32 = 200;
 
-/// A name, whether mlx-lm has it, the cache for this many tokens, and rows of its batch.
+/// A name, whether mlx-lm has such a cache, a function that makes it for this many tokens, and its rows.
 type Kind = (&'static str, bool, fn(i32) -> KvCache, i32);
 
 const KINDS: [Kind; 9] = [
@@ -46,7 +46,7 @@ fn bits(bits: i32) -> Quantization {
     Quantization::affine(bits, 64).unwrap()
 }
 
-/// Nanoseconds for an append, sample by sample, of kind and tokens: ours and mlx-lm's.
+/// For each kind and number of tokens, samples of nanoseconds per append: of this crate and of mlx-lm.
 type Samples = RefCell<BTreeMap<(usize, i32), [Vec<f64>; 2]>>;
 
 fn main() {
@@ -83,7 +83,7 @@ fn main() {
     report(&samples.borrow());
 }
 
-/// The medians of both, and their ratio.
+/// Prints the medians of both, and their ratio.
 fn report(samples: &BTreeMap<(usize, i32), [Vec<f64>; 2]>) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:20} {:>7} {:>10} {:>10} {:>6}", "cache", "tokens", "ours us", "mlx-lm us", "ratio")
@@ -104,7 +104,7 @@ fn report(samples: &BTreeMap<(usize, i32), [Vec<f64>; 2]>) {
     }
 }
 
-/// A cache that holds `tokens` tokens, and one more to append.
+/// A cache with `tokens` tokens, and one token to append.
 struct Prepared {
     cache: KvCache,
     token: Array,
@@ -124,17 +124,17 @@ impl Prepared {
         prepared
     }
 
-    /// The time of this many appends, each evaluated. Going back to where there are free places is not
-    /// counted; rings need it not.
+    /// The time of this many appends, each evaluated. The trims of a full cache, which free slots again, are not
+    /// counted.
     fn appends(&mut self, iterations: u64) -> Duration {
         let mut elapsed = Duration::ZERO;
         let mut left = iterations;
         while left > 0 {
             let gone = (self.cache.offset() - self.tokens).max(0);
-            if gone >= FREE_PLACES && self.cache.can_trim(gone).is_ok() {
+            if gone >= FREE_SLOTS && self.cache.can_trim(gone).is_ok() {
                 self.cache.trim(gone).unwrap();
             }
-            let now = left.min(FREE_PLACES as u64 / 2);
+            let now = left.min(FREE_SLOTS as u64 / 2);
             let started = Instant::now();
             for _ in 0..now {
                 drop(self.cache.append(&self.token, &self.token).unwrap());
@@ -147,7 +147,7 @@ impl Prepared {
     }
 }
 
-/// mlx-lm, in a process of its own.
+/// The process with mlx-lm.
 struct Peer {
     process: Child,
     requests: Option<ChildStdin>,
@@ -183,7 +183,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It ends with its input.
+        // The process ends at the end of its input.
         drop(self.requests.take());
         let _ = self.process.wait();
     }

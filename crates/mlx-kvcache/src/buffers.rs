@@ -1,4 +1,4 @@
-//! Arrays with one place for each token, dense or quantized.
+//! The arrays of keys and values, with one slot for each token, dense or quantized.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{CacheError, KeysValues, Quantization, QuantizedArray};
 
-/// What keys and values look like, but for the number of tokens.
+/// Shapes and dtypes of keys and values, without the number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Form {
     pub(crate) batch: i32,
@@ -21,8 +21,8 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// The form of keys `[B, H, L, D]` and values `[B, H, L, D_v]`, and L. Where the cache has a form,
-    /// it must be that one; where its rows are known, there must be as many.
+    /// The form of keys `[B, H, L, D]` and values `[B, H, L, D_v]`, and L. If the cache has a form, the new
+    /// form must equal it; if the number of its rows is known, the new keys must have as many rows.
     pub(crate) fn of(
         keys: &Array,
         values: &Array,
@@ -73,21 +73,30 @@ impl Form {
         Ok((form, length))
     }
 
-    /// Whether these heads can be quantized so.
+    /// An error if the size of these heads is not a multiple of the quantization group.
     pub(crate) fn check_quantization(&self, quantization: Quantization) -> Result<(), CacheError> {
-        let group_size = quantization.group_size();
-        for (what, head_dim) in [("keys", self.key_dim), ("values", self.value_dim)] {
-            if head_dim % group_size != 0 {
-                return Err(CacheError::Groups { what, head_dim, group_size });
-            }
-        }
-        Ok(())
+        check_groups(self.key_dim, self.value_dim, quantization)
     }
 }
 
-/// Keys and values of many tokens. Every array is `[B, H, places, _]`: keys and values where they are
-/// dense, and the packed numbers, scales and biases of each where they are quantized. What is done to
-/// places or rows is done to all of them alike.
+/// An error if the number of features per head is not a multiple of the quantization group.
+pub(crate) fn check_groups(
+    key_dim: i32,
+    value_dim: i32,
+    quantization: Quantization,
+) -> Result<(), CacheError> {
+    let group_size = quantization.group_size();
+    for (what, head_dim) in [("keys", key_dim), ("values", value_dim)] {
+        if head_dim % group_size != 0 {
+            return Err(CacheError::Groups { what, head_dim, group_size });
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values of many tokens. Every array is `[B, H, slots, _]`. Dense buffers have two arrays, keys
+/// and values; quantized buffers have six, the packed numbers, scales and biases of each. Every
+/// operation on slots or rows applies to all arrays.
 #[derive(Debug, Clone)]
 pub(crate) struct Buffers {
     arrays: Vec<Array>,
@@ -95,7 +104,7 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// Keys and values as they are kept.
+    /// Buffers of these keys and values, quantized if asked for.
     pub(crate) fn new(
         keys: &Array,
         values: &Array,
@@ -108,7 +117,7 @@ impl Buffers {
         }
     }
 
-    /// Buffers of arrays that were taken out with [`arrays`](Self::arrays).
+    /// Buffers of these arrays, in the order of [`arrays`](Self::arrays).
     pub(crate) fn from_arrays(arrays: Vec<Array>, quantization: Option<Quantization>) -> Self {
         Self { arrays, quantization }
     }
@@ -117,7 +126,7 @@ impl Buffers {
         &self.arrays
     }
 
-    /// Dense buffers, quantized.
+    /// Quantizes dense buffers.
     pub(crate) fn quantize(&self, quantization: Quantization) -> Result<Self, Exception> {
         let mut arrays = Vec::with_capacity(6);
         for dense in &self.arrays {
@@ -129,8 +138,8 @@ impl Buffers {
         Ok(Self { arrays, quantization: Some(quantization) })
     }
 
-    /// Places for tokens.
-    pub(crate) fn places(&self) -> i32 {
+    /// The number of slots for tokens.
+    pub(crate) fn slots(&self) -> i32 {
         self.arrays.first().map_or(0, |array| array.dim(2))
     }
 
@@ -139,35 +148,35 @@ impl Buffers {
         Ok(Self { arrays, quantization: self.quantization })
     }
 
-    /// These places alone.
-    pub(crate) fn range(&self, places: Range<i32>) -> Result<Self, Exception> {
-        if places == (0..self.places()) {
+    /// A view of these slots.
+    pub(crate) fn range(&self, slots: Range<i32>) -> Result<Self, Exception> {
+        if slots == (0..self.slots()) {
             return Ok(self.clone());
         }
-        self.map(|array| array.try_index((.., .., places.clone(), ..)))
+        self.map(|array| array.try_index((.., .., slots.clone(), ..)))
     }
 
-    /// As many places of zeros, of the same form.
-    pub(crate) fn zeros(&self, places: i32) -> Result<Self, Exception> {
+    /// New buffers of the same form with this many slots, all zero.
+    pub(crate) fn zeros(&self, slots: i32) -> Result<Self, Exception> {
         self.map(|array| {
             let mut shape = array.shape().to_vec();
-            shape[2] = places;
+            shape[2] = slots;
             zeros_dtype(&shape, array.dtype())
         })
     }
 
-    /// All places, one after the other.
+    /// All slots of these buffers, one after the other.
     pub(crate) fn concatenate(parts: &[Self]) -> Result<Self, Exception> {
         Self::join(parts, 2)
     }
 
-    /// All rows, one after the other, of buffers with as many places.
+    /// All rows of these buffers, which have the same number of slots.
     pub(crate) fn stack(parts: &[Self]) -> Result<Self, Exception> {
         Self::join(parts, 0)
     }
 
     fn join(parts: &[Self], axis: i32) -> Result<Self, Exception> {
-        let filled: Vec<&Self> = parts.iter().filter(|part| axis == 0 || part.places() > 0).collect();
+        let filled: Vec<&Self> = parts.iter().filter(|part| axis == 0 || part.slots() > 0).collect();
         match *filled.as_slice() {
             [] => parts.first().cloned().ok_or_else(|| Exception::custom("no keys and values to join")),
             [one] => Ok(one.clone()),
@@ -180,48 +189,49 @@ impl Buffers {
         }
     }
 
-    /// With zeros before or behind, up to this many places.
+    /// Adds this many slots of zeros before and behind.
     pub(crate) fn pad(&self, before: i32, behind: i32) -> Result<Self, Exception> {
         Self::concatenate(&[self.zeros(before)?, self.clone(), self.zeros(behind)?])
     }
 
-    /// These rows of the batch alone.
+    /// A copy of these rows of the batch.
     pub(crate) fn rows(&self, rows: &[i32]) -> Result<Self, Exception> {
         let rows = Array::from_slice(rows, &[rows.len() as i32]);
         self.map(|array| array.take_axis(&rows, 0))
     }
 
-    /// Writes into these places. MLX does it where they are, if nobody else holds the arrays when it
-    /// comes to computing them; the caller must therefore let go of the old buffers.
-    pub(crate) fn write(&mut self, places: Range<i32>, new: &Self) -> Result<(), Exception> {
-        if places.is_empty() {
+    /// Writes into these slots. MLX writes in place if nothing else holds the old arrays when it computes
+    /// the new ones, so the caller must drop the old buffers.
+    pub(crate) fn write(&mut self, slots: Range<i32>, new: &Self) -> Result<(), Exception> {
+        if slots.is_empty() {
             return Ok(());
         }
         for (array, new) in self.arrays.iter_mut().zip(&new.arrays) {
-            array.try_index_mut((.., .., places.clone(), ..), new)?;
+            array.try_index_mut((.., .., slots.clone(), ..), new)?;
         }
         Ok(())
     }
 
-    /// Writes into these places of one row what `new` has in its row.
-    pub(crate) fn write_row(&mut self, row: i32, places: Range<i32>, new: &Self) -> Result<(), Exception> {
+    /// Writes into these slots of one row what `new` has in that row.
+    pub(crate) fn write_row(&mut self, row: i32, slots: Range<i32>, new: &Self) -> Result<(), Exception> {
         for (array, new) in self.arrays.iter_mut().zip(&new.arrays) {
-            array.try_index_mut((row..row + 1, .., places.clone(), ..), new.try_index(row..row + 1)?)?;
+            array.try_index_mut((row..row + 1, .., slots.clone(), ..), new.try_index(row..row + 1)?)?;
         }
         Ok(())
     }
 
-    /// Without what else the memory holds of which this is a part: a view of a few heads keeps all that
-    /// was projected with them.
+    /// A copy, if the arrays are views into larger ones: a view of a few heads would keep the memory of the
+    /// whole projection.
     pub(crate) fn contiguous(&self) -> Result<Self, Exception> {
         self.map(|array| array.contiguous())
     }
 
-    /// Computes them now, so that what they were made from can be freed.
+    /// Computes the arrays now, so that the arrays they were made from can be freed.
     pub(crate) fn eval(&self) -> Result<(), Exception> {
         mlx_rs::transforms::eval(&self.arrays)
     }
 
+    /// The arrays as attention reads them.
     pub(crate) fn read(&self) -> Result<KeysValues, Exception> {
         let quantized = |packed: &Array, scales: &Array, biases: &Array, quantization| QuantizedArray {
             packed: packed.clone(),
@@ -237,7 +247,7 @@ impl Buffers {
                     values: quantized(values, value_scales, value_biases, quantization),
                 })
             }
-            _ => Err(Exception::custom("a cache with another number of arrays than its kind has")),
+            _ => Err(Exception::custom("a cache with the wrong number of arrays")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The cache of one layer, whatever its layout.
+//! The cache of one layer.
 
 use mlx_attn_masks::AttentionMask;
 use mlx_quantization::Mode;
@@ -6,16 +6,16 @@ use mlx_rs::Array;
 
 use crate::buffers::{Buffers, Form};
 use crate::rows::Rows;
-use crate::{CacheError, Full, KeysValues, Layout, Quantization};
+use crate::{CacheError, KeysValues, Layout, Quantization};
 
 /// The keys and values that one attention layer keeps.
 ///
-/// An operation that fails leaves the cache as it was. A clone is cheap: it shares the arrays, and the
-/// first of the two that is appended to copies them.
+/// An operation that fails leaves the cache unchanged. A clone is cheap, because it shares the arrays; the
+/// first append to either of the two copies them.
 ///
-/// A cache may move to another thread once it is evaluated ([`ModelCache::eval`](crate::ModelCache::eval),
-/// or [`arrays`](Self::arrays)); what MLX has not computed yet can be computed only by the thread that
-/// asked for it.
+/// A cache may move to another thread once its [arrays](Self::arrays) are evaluated, for example with
+/// [`ModelCache::eval`](crate::ModelCache::eval): MLX computes pending arrays only on the thread that
+/// created them.
 ///
 /// # Shapes
 ///
@@ -29,7 +29,7 @@ pub struct KvCache {
     held: Option<Held>,
 }
 
-/// The keys and values of the tokens; there is at least one.
+/// The keys and values of at least one token.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
     pub(crate) form: Form,
@@ -37,18 +37,19 @@ pub(crate) struct Held {
 }
 
 impl KvCache {
-    /// An empty cache with the settings of this layout. It takes its shape and dtypes from the first
-    /// append.
+    /// An empty cache with the settings of this layout. The first append determines the number of heads,
+    /// their sizes and the dtypes.
     pub fn new(layout: impl Into<Layout>) -> Self {
         let layout = layout.into().rules().empty();
         Self { layout, quantization: None, rows: Rows::new(), held: None }
     }
 
-    /// With room to trim at least `rewind` tokens at any time, counted from the furthest position that was
-    /// reached. A full cache always has it. A ring keeps this many more tokens, hidden by the mask.
+    /// Makes room so that at least `rewind` tokens can be trimmed at any time, counted from the furthest
+    /// position that was reached. A full cache can always trim all tokens. A ring holds this many more tokens,
+    /// which the mask hides.
     ///
-    /// A cache that holds tokens keeps them; a ring that has already overwritten tokens can go back as far
-    /// as asked only once it has read `rewind` more tokens.
+    /// The tokens that the cache holds stay. A ring that has already overwritten tokens cannot get them
+    /// back, so it can trim `rewind` tokens only after as many were appended.
     ///
     /// # Errors
     ///
@@ -72,7 +73,7 @@ impl KvCache {
         Ok(self)
     }
 
-    /// With keys and values quantized as they come.
+    /// Quantizes the tokens that are held, and those that will be appended.
     ///
     /// # Errors
     ///
@@ -82,12 +83,12 @@ impl KvCache {
         Ok(self)
     }
 
-    /// For a batch of prompts that are filled up on the left to one length, with this much padding
-    /// before each.
+    /// Makes the cache one for a batch of prompts that are padded on the left to one length: `padding` has a
+    /// number of tokens for each prompt.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Padding`] where a number is negative, or none is 0, and [`CacheError::NotEmpty`] once
+    /// [`CacheError::Padding`] if a number is negative, or none is 0, and [`CacheError::NotEmpty`] after
     /// tokens were appended.
     pub fn with_left_padding(self, padding: &[i32]) -> Result<Self, CacheError> {
         match self.offset() {
@@ -112,19 +113,19 @@ impl KvCache {
         self.rows.steps()
     }
 
-    /// The position of the next token: one number for all rows, or one for each. It is negative where a
-    /// row has more padding than was read so far.
+    /// The position of the next token: one number for all rows, or one for each row. It is negative for a
+    /// row of which only padding was appended so far.
     pub fn offsets(&self) -> &[i32] {
         self.rows.offsets()
     }
 
-    /// Takes the keys and values of the next L tokens, each `[B, H, L, D]`, and returns everything that the
-    /// queries of these tokens read.
+    /// Adds the keys and values of the next L tokens, each `[B, H, L, D]`, and returns all keys and values
+    /// that the queries of these tokens read.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Shape`] or [`CacheError::Dtype`] where the arrays do not fit each other or what is
-    /// held, [`CacheError::Groups`] where they cannot be quantized as the cache is, and
+    /// [`CacheError::Shape`] or [`CacheError::Dtype`] if the arrays do not fit each other or the tokens
+    /// that the cache holds, [`CacheError::Groups`] if the cache is quantized and they cannot be, and
     /// [`CacheError::TooLong`] after 2^31 - 1 tokens.
     pub fn append(&mut self, keys: &Array, values: &Array) -> Result<KeysValues, CacheError> {
         let (form, length) = Form::of(keys, values, self.form(), self.rows.count())?;
@@ -136,7 +137,7 @@ impl KvCache {
 
         let held = self.held.as_ref().map(|held| &held.buffers);
         let (layout, buffers) = self.layout.rules().append(&self.rows, held, &new)?;
-        let read = buffers.range(0..layout.rules().places_read(end))?.read()?;
+        let read = buffers.range(0..layout.rules().slots_read(end))?.read()?;
 
         // From here on the cache holds the new buffers alone, so that MLX writes in place.
         self.held = Some(Held { form, buffers });
@@ -145,8 +146,8 @@ impl KvCache {
         Ok(read)
     }
 
-    /// Which keys of the next [`append`](Self::append) each of its `queries` tokens may see, in the
-    /// smallest form that is right.
+    /// The mask for the next [`append`](Self::append) of `queries` tokens, in the smallest form that is
+    /// correct.
     ///
     /// # Errors
     ///
@@ -166,12 +167,12 @@ impl KvCache {
         Ok(gone)
     }
 
-    /// Forgets the newest `tokens` tokens, or all where there are fewer, and returns how many it forgot.
-    /// The cache is then as if they had never come.
+    /// Forgets the newest `tokens` tokens, or all if there are fewer, and returns how many it forgot. The
+    /// cache is then as if they had never been appended.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Trim`] where tokens that would become visible again are no longer held, and
+    /// [`CacheError::Trim`] if tokens that would become visible again have been overwritten, and
     /// [`CacheError::Negative`] for a negative number.
     pub fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
         let gone = self.rows.back(tokens)?;
@@ -183,13 +184,13 @@ impl KvCache {
         Ok(gone)
     }
 
-    /// Quantizes what is held, and what will come.
+    /// Quantizes the tokens that are held, and those that will be appended.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Groups`] where heads cannot be cut into such groups, [`CacheError::Mode`] for a mode
-    /// that caches do not have, and [`CacheError::Quantized`] where the cache is quantized in another way
-    /// already.
+    /// [`CacheError::Groups`] if the size of the heads is not a multiple of the quantization group,
+    /// [`CacheError::Mode`] for a mode that caches do not support, and [`CacheError::Quantized`] if the
+    /// cache is already quantized with other settings.
     pub fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         self.check_quantize(quantization)?;
         if let (None, Some(held)) = (self.quantization, &mut self.held) {
@@ -201,7 +202,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Whether [`quantize`](Self::quantize) would work.
+    /// The error that [`quantize`](Self::quantize) would return.
     pub(crate) fn check_quantize(&self, asked: Quantization) -> Result<(), CacheError> {
         if let Some(found) = self.quantization.filter(|&found| found != asked) {
             return Err(CacheError::Quantized { found, asked });
@@ -212,17 +213,17 @@ impl KvCache {
         self.form().map_or(Ok(()), |form| form.check_quantization(asked))
     }
 
-    /// The arrays that are held, for evaluating them together with others.
+    /// The arrays of keys and values, for evaluating them together with others.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.held.iter().flat_map(|held| held.buffers.arrays())
     }
 
-    /// Bytes held, free places included.
+    /// Bytes of the arrays, including free slots.
     pub fn nbytes(&self) -> usize {
         self.arrays().map(Array::nbytes).sum()
     }
 
-    /// These rows of the batch, in this order. What was padding for all of them is dropped.
+    /// A cache of these rows of the batch, in this order, without the padding that all of them have.
     ///
     /// # Errors
     ///
@@ -257,15 +258,15 @@ impl KvCache {
         Ok(Self { rows: one.rows.single(), ..one })
     }
 
-    /// All rows of these caches as one batch, the rows of the first one first. The newest tokens of all
-    /// rows come to stand side by side; shorter rows are padded on the left.
+    /// All rows of these caches as one batch, the rows of the first cache first. Shorter rows are padded on the
+    /// left, so the newest tokens of all rows stand side by side.
     ///
-    /// From a batch of rings as many tokens can be trimmed as from each of the caches.
+    /// The batch can trim as many tokens as every one of the caches could.
     ///
     /// # Errors
     ///
     /// [`CacheError::Merge`] for caches of different layouts, quantizations, heads or dtypes, and
-    /// [`CacheError::Rows`] for no caches.
+    /// [`CacheError::Rows`] if `caches` is empty.
     pub fn merge(caches: &[&Self]) -> Result<Self, CacheError> {
         let Some(&first) = caches.first() else {
             return Err(CacheError::Rows { rows: Vec::new(), batch: 0 });
@@ -283,19 +284,19 @@ impl KvCache {
             return Ok(Self { layout, rows, held: None, ..*first });
         };
 
-        // As much as one cache holds, but nothing that one of them has lost.
+        // The newest tokens for which there is room, but none that one of the caches has overwritten.
         let left =
             |(cache, later): (&&Self, &i32)| cache.layout.rules().oldest_left().map(|left| left + later);
         let oldest_left = caches.iter().zip(&later).filter_map(left).max();
         let (layout, first_step) = layout.rules().in_order(oldest_left, rows.steps());
-        let places = layout.rules().places_read(rows.steps());
+        let slots = layout.rules().slots_read(rows.steps());
         let mut parts = Vec::with_capacity(caches.len());
         for (cache, later) in caches.iter().zip(later) {
             parts.push(match &cache.held {
                 Some(held) => {
                     cache.layout.rules().gather(&held.buffers, cache.rows.steps(), first_step, later)?
                 }
-                None => like.buffers.rows(&vec![0; cache.batch()])?.zeros(places)?,
+                None => like.buffers.rows(&vec![0; cache.batch()])?.zeros(slots)?,
             });
         }
         let buffers = Buffers::stack(&parts)?;
@@ -310,12 +311,12 @@ impl KvCache {
         self.rows.count().or(self.form().map(|form| form.batch as usize)).unwrap_or(1)
     }
 
-    /// What keys and values look like, once there are any.
+    /// Shapes and dtypes of keys and values, if there are tokens.
     pub(crate) fn form(&self) -> Option<Form> {
         self.held.as_ref().map(|held| held.form)
     }
 
-    /// Whether the masks of the two are the same, now and after the same calls.
+    /// Whether both caches have the same masks, now and after the same calls.
     pub(crate) fn masked_like(&self, other: &Self) -> bool {
         self.layout == other.layout && self.rows == other.rows
     }
@@ -324,7 +325,7 @@ impl KvCache {
         &self.rows
     }
 
-    /// A cache that holds these tokens.
+    /// A cache with these tokens.
     pub(crate) fn from_parts(
         layout: Layout,
         quantization: Option<Quantization>,
@@ -334,12 +335,12 @@ impl KvCache {
         Self { layout, quantization, rows, held }
     }
 
-    /// Gives the mask of a full cache another window.
-    pub(crate) fn set_window(&mut self, full: Full) {
-        self.layout = full.into();
+    /// Replaces the layout by one with other settings, under which no token moves.
+    pub(crate) fn set_layout(&mut self, layout: Layout) {
+        self.layout = layout;
     }
 
-    /// What is written to a file: the layout, and its buffers without free places behind the tokens.
+    /// The layout and the buffers for a file, without free slots behind the tokens.
     pub(crate) fn to_save(&self) -> Result<(Layout, Option<Buffers>), CacheError> {
         let Some(held) = &self.held else { return Ok((self.layout.rules().empty(), None)) };
         let (layout, buffers) = self.layout.rules().to_save(self.rows.steps(), &held.buffers)?;
@@ -347,7 +348,7 @@ impl KvCache {
     }
 }
 
-/// An error where two caches differ.
+/// An error if the two values differ.
 fn differ<T: PartialEq>(
     what: &'static str,
     first: T,
@@ -360,7 +361,7 @@ fn differ<T: PartialEq>(
     Err(CacheError::Merge { what, first: name(&first), other: name(&other) })
 }
 
-/// The form that all of these caches have that hold tokens, with buffers of it.
+/// The tokens of the first cache that has any, after a check that all others have the same form.
 fn common_form<'a>(caches: &[&'a KvCache]) -> Result<Option<&'a Held>, CacheError> {
     let mut held = caches.iter().filter_map(|cache| cache.held.as_ref());
     let Some(first) = held.next() else { return Ok(None) };

@@ -1,96 +1,99 @@
-//! Why a cache refused.
+//! Why an operation on a cache failed.
 
 use mlx_attn_masks::MaskError;
 use mlx_quantization::Quantization;
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
-/// Numbers of the rows of a batch, as messages show them.
+/// A list of numbers as messages show it: cut if it is very long.
 fn list(numbers: &[impl std::fmt::Debug]) -> String {
     mlx_files::shortened(&format!("{numbers:?}"), 240).into_owned()
 }
 
-/// Why a cache refused an operation. The cache is then as it was before.
+/// Why an operation on a cache failed. The cache is then unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// Keys or values of another shape than the cache holds.
+    /// Keys or values of a shape that the cache does not take.
     #[error("{what} of shape {found:?} do not fit this cache, which takes {expected}")]
     Shape {
         /// `keys` or `values`.
         what: &'static str,
         /// The shape that would fit, with `L` for the number of tokens.
         expected: String,
-        /// The shape that came.
+        /// The shape of the array.
         found: Vec<i32>,
     },
-    /// Keys or values of another dtype than the cache holds.
+    /// Keys or values of a dtype that the cache does not hold.
     #[error("{what} of dtype {found:?} do not fit this cache, which holds {expected}")]
     Dtype {
         /// `keys` or `values`.
         what: &'static str,
         /// The dtype that would fit.
         expected: String,
-        /// The dtype that came.
+        /// The dtype of the array.
         found: Dtype,
     },
-    /// More tokens than positions can count.
+    /// More tokens than a position can count.
     #[error("{tokens} more tokens after {offset} are over 2^31 - 1")]
     TooLong {
-        /// Tokens seen before.
+        /// Tokens that were appended before.
         offset: i32,
         /// Tokens of the call.
         tokens: i32,
     },
-    /// Queries for which there is no mask.
+    /// A mask could not be built.
     #[error(transparent)]
     Mask(#[from] MaskError),
-    /// Tokens that cannot be taken back, since what came before them is no longer held.
+    /// Tokens that cannot be trimmed, because older tokens that would become visible again have been
+    /// overwritten.
     #[error(
-        "{tokens} tokens cannot be taken back: of the {held} that are held, {needed} would be needed. A cache \
-         with a larger `rewind` holds more"
+        "{tokens} tokens cannot be trimmed: this needs the newest {needed} tokens, and the cache holds {held}. A \
+         cache with a larger `rewind` holds more"
     )]
     Trim {
-        /// How many were to be taken back.
+        /// The number of tokens to trim.
         tokens: i32,
-        /// How many of the newest tokens are held, besides the sinks.
+        /// How many of the newest tokens the cache holds, besides the sinks.
         held: i32,
-        /// How many of the newest tokens would have to be held for it.
+        /// How many of the newest tokens the cache would have to hold.
         needed: i32,
     },
-    /// A number of tokens below zero.
-    #[error("{tokens} tokens to take back, and a number from 0 on is needed")]
+    /// A negative number of tokens to trim.
+    #[error("{tokens} tokens to trim; the number must be 0 or more")]
     Negative {
-        /// What was asked for.
+        /// The number that was given.
         tokens: i32,
     },
-    /// Sizes of a rotating cache that contradict each other.
+    /// Sizes of a ring that contradict each other.
     #[error(
-        "a rotating cache of max_size {max_size} with {keep} sinks and a rewind of {rewind}: needed are \
-         0 <= keep < max_size, 0 <= rewind, and a sum below 2^30"
+        "a ring with max_size {max_size}, keep {keep} and rewind {rewind}: needed are \
+         0 <= keep < max_size, 0 <= rewind, and max_size + rewind below 2^30"
     )]
     Sizes {
-        /// Tokens that are visible at most.
+        /// The most tokens that a query sees.
         max_size: i32,
-        /// Sinks.
+        /// The number of sinks.
         keep: i32,
-        /// Tokens that can be taken back.
+        /// The number of tokens that can be trimmed at any time.
         rewind: i32,
     },
-    /// A window that leaves out the token itself.
-    #[error("a window of {window} tokens, and at least 1 is needed: the token itself")]
+    /// A window that does not contain the query's own token.
+    #[error("a window of {window} tokens; at least 1 is needed, for the token itself")]
     Window {
-        /// What was asked for.
+        /// The window that was given.
         window: i32,
     },
-    /// A mode of quantization that caches do not have.
+    /// A mode of quantization that caches do not support.
     #[error("a cache cannot be quantized as {found}; its mode must be affine")]
     Mode {
-        /// What was asked for.
+        /// The quantization that was asked for.
         found: Quantization,
     },
-    /// Heads that cannot be cut into groups.
-    #[error("{what} of {head_dim} features a head cannot be cut into quantization groups of {group_size}")]
+    /// Heads whose size is not a multiple of the quantization group.
+    #[error(
+        "{what} have {head_dim} features per head, which is not a multiple of the quantization group size {group_size}"
+    )]
     Groups {
         /// `keys` or `values`.
         what: &'static str,
@@ -99,30 +102,30 @@ pub enum CacheError {
         /// Numbers that share a scale and a bias.
         group_size: i32,
     },
-    /// A cache that is quantized already, and in another way.
-    #[error("the cache is quantized as {found}, and cannot become {asked}")]
+    /// A cache that is already quantized with other settings.
+    #[error("the cache is already quantized as {found} and cannot be quantized as {asked}")]
     Quantized {
-        /// How it is quantized.
+        /// The quantization of the cache.
         found: Quantization,
-        /// What was asked for.
+        /// The quantization that was asked for.
         asked: Quantization,
     },
-    /// Left padding that is no padding of a batch.
-    #[error("left padding {}: needed are numbers from 0 to 2^30, and 0 for the longest row", list(padding))]
+    /// Left padding that no batch can have.
+    #[error("left padding {}: the numbers must be from 0 to 2^30, and at least one must be 0", list(padding))]
     Padding {
-        /// What was asked for.
+        /// The padding that was given.
         padding: Vec<i32>,
     },
-    /// Rows that the batch does not have, or no rows.
-    #[error("rows {} of a batch of {batch}", list(rows))]
+    /// Rows that the batch does not have, or an empty list of rows.
+    #[error("rows {} of a batch of {batch} rows: each must exist, and at least one is needed", list(rows))]
     Rows {
-        /// What was asked for.
+        /// The rows that were asked for.
         rows: Vec<usize>,
-        /// Rows of the batch.
+        /// The number of rows of the batch.
         batch: usize,
     },
-    /// Caches that cannot be rows of one batch.
-    #[error("caches of different {what} cannot become one batch: {first}, and {other}")]
+    /// Caches that cannot be merged into one batch.
+    #[error("caches of different {what} cannot be merged into one batch: {first}, and {other}")]
     Merge {
         /// What differs.
         what: &'static str,
@@ -131,41 +134,41 @@ pub enum CacheError {
         /// What the other has.
         other: String,
     },
-    /// A size or padding that only an empty cache can be given.
-    #[error("{what} cannot be changed in a cache that has seen {offset} tokens")]
+    /// A setting that only an empty cache can get.
+    #[error("{what} cannot be changed in a cache that holds {offset} tokens")]
     NotEmpty {
-        /// `keep` or `left padding`.
+        /// `left padding`.
         what: &'static str,
-        /// Tokens seen so far.
+        /// Tokens that were appended.
         offset: i32,
     },
-    /// Layers that have seen different numbers of tokens: a call of the model has failed halfway.
+    /// Layers that hold different numbers of tokens, because a call of the model failed halfway.
     #[error(
-        "layer {layer} has seen {found} tokens, and layer 0 {expected}: a call of the model has failed between them. \
-         `ModelCache::realign` takes back what only some layers have seen"
+        "layer {layer} holds {found} tokens, and layer 0 holds {expected}: a call of the model failed between them. \
+         `ModelCache::realign` trims the tokens that only some layers hold"
     )]
     Drift {
         /// The layer, from 0.
         layer: usize,
-        /// Tokens that the first layer has seen.
+        /// Tokens of the first layer.
         expected: i32,
-        /// Tokens that this layer has seen.
+        /// Tokens of this layer.
         found: i32,
     },
-    /// Caches or snapshots of another number of layers.
-    #[error("{found} layers, where {expected} are needed")]
+    /// Caches of different numbers of layers.
+    #[error("a cache of {found} layers, where one of {expected} is needed")]
     Layers {
         /// Layers of this cache.
         expected: usize,
-        /// Layers of the other.
+        /// Layers of the other cache.
         found: usize,
     },
-    /// MLX refused an operation.
+    /// An operation of MLX failed.
     #[error(transparent)]
     Mlx(#[from] Exception),
 }
 
-/// So that a model's `forward`, which answers with MLX's error, can use `?` on a cache.
+/// So that a model's `forward`, which returns MLX's error, can use `?` on a cache.
 impl From<CacheError> for Exception {
     fn from(error: CacheError) -> Self {
         match error {

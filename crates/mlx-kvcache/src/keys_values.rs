@@ -1,4 +1,4 @@
-//! What attention reads, and attention itself.
+//! The keys and values that attention reads, and attention over them.
 
 use mlx_attn_masks::{AttentionMask, CausalMask};
 use mlx_quantization::{dequantize, quantized_matmul};
@@ -9,26 +9,25 @@ use mlx_rs::{Array, Dtype};
 
 use crate::QuantizedArray;
 
-/// What attention reads: keys and values of the same tokens, in the same order.
+/// The keys and values that attention reads. Both have the same tokens in the same order.
 ///
 /// # Shapes
 ///
-/// Keys `[B, H, S, D]`, values `[B, H, S, D_v]`. S is the number of tokens that are read, and of
-/// places that the mask hides.
+/// Keys `[B, H, S, D]`, values `[B, H, S, D_v]`. S counts all slots, those that the mask hides included.
 #[derive(Debug, Clone)]
 pub enum KeysValues {
-    /// As they were appended.
+    /// Keys and values in the dtype in which they were appended.
     Dense {
         /// `[B, H, S, D]`.
         keys: Array,
         /// `[B, H, S, D_v]`.
         values: Array,
     },
-    /// Quantized.
+    /// Quantized keys and values.
     Quantized {
-        /// Of `[B, H, S, D]`.
+        /// `[B, H, S, D]` before quantization.
         keys: QuantizedArray,
-        /// Of `[B, H, S, D_v]`.
+        /// `[B, H, S, D_v]` before quantization.
         values: QuantizedArray,
     },
 }
@@ -36,9 +35,9 @@ pub enum KeysValues {
 impl KeysValues {
     /// Scaled dot-product attention: `softmax(scale * Q Kᵀ + mask) V`, head by head.
     ///
-    /// With fewer key-value heads than query heads, each is shared by a group of neighbouring query
-    /// heads (grouped-query attention, <https://arxiv.org/abs/2305.13245>). Quantized keys and values
-    /// are multiplied as they are; nothing is unpacked into memory.
+    /// If there are fewer key-value heads than query heads, each is shared by a group of neighbouring
+    /// query heads (grouped-query attention, <https://arxiv.org/abs/2305.13245>). Quantized keys and
+    /// values are multiplied in their packed form; they are not unpacked into memory.
     ///
     /// # Shapes
     ///
@@ -46,11 +45,11 @@ impl KeysValues {
     ///
     /// # Dtypes
     ///
-    /// Any float; the softmax is computed in float32.
+    /// Any float dtype; the softmax is computed in float32.
     ///
     /// # Errors
     ///
-    /// Where the shapes do not fit each other or the mask.
+    /// An MLX error if the shapes do not fit each other or the mask.
     ///
     /// # Reference
     ///
@@ -64,11 +63,11 @@ impl KeysValues {
         }
     }
 
-    /// Keys and values as arrays, dequantized where they are quantized.
+    /// Keys and values as dense arrays; quantized ones are dequantized.
     ///
     /// # Errors
     ///
-    /// What MLX reports.
+    /// An MLX error from the dequantization.
     pub fn to_dense(&self) -> Result<(Array, Array), Exception> {
         match self {
             Self::Dense { keys, values } => Ok((keys.clone(), values.clone())),
@@ -77,8 +76,8 @@ impl KeysValues {
     }
 }
 
-/// Attention over quantized keys and values. MLX has no kernel of its own for it; the operations
-/// and their dtypes are mlx-lm's, and where there are kernels for the CPU they become one (`mlx-sys`).
+/// Attention over quantized keys and values. MLX has no kernel for it, so it is written out with mlx-lm's
+/// operations and dtypes. On the CPU of Linux, `mlx-sys` replaces these operations by one kernel.
 fn quantized_attention(
     queries: &Array,
     keys: &QuantizedArray,
@@ -107,7 +106,7 @@ fn quantized_attention(
     if grouped { out.reshape(&[batch, query_heads, length, -1]) } else { Ok(out) }
 }
 
-/// `[B, H, S, _]` to `[B, H, 1, S, _]`: the same for every query head of a group.
+/// `[B, H, S, _]` to `[B, H, 1, S, _]`, which broadcasts to every query head of a group.
 fn for_group(x: &QuantizedArray) -> Result<QuantizedArray, Exception> {
     Ok(QuantizedArray {
         packed: x.packed.expand_dims(-3)?,
@@ -117,8 +116,8 @@ fn for_group(x: &QuantizedArray) -> Result<QuantizedArray, Exception> {
     })
 }
 
-/// Puts the lowest number of the dtype where the mask is false. Not minus infinity: a row that sees
-/// nothing would become NaN.
+/// Replaces scores by the lowest number of the dtype where the mask is false. Minus infinity would make
+/// the scores of a query that sees no key NaN.
 fn hide(
     scores: Array,
     mask: &AttentionMask,
@@ -134,7 +133,7 @@ fn hide(
     };
     let lowest = match scores.dtype() {
         Dtype::Float16 => -65_504.0,
-        Dtype::Bfloat16 => f32::from_bits(0xff7f_0000), // its largest exponent and mantissa
+        Dtype::Bfloat16 => f32::from_bits(0xff7f_0000), // sign, largest exponent, largest mantissa
         _ => f32::MIN,
     };
     select(&visible, &scores, Array::from_f32(lowest).as_dtype(scores.dtype())?)

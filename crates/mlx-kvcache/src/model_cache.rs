@@ -1,96 +1,98 @@
-//! The caches of all layers as one.
+//! The caches of all layers of a model.
 
 use mlx_attn_masks::AttentionMask;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 
+use crate::buffers::check_groups;
 use crate::{CacheError, KvCache, Layout, Quantization};
 
-/// Which tokens a layer attends to.
+/// Which tokens a layer of attention sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayerKind {
-    /// Every token before.
+    /// Every token before the query, and the query's own.
     Full,
-    /// The newest `window` tokens, the query's own included.
+    /// The newest `window` tokens, including the query's own.
     Sliding {
-        /// In tokens.
+        /// The window, in tokens.
         window: i32,
     },
 }
 
-/// What a layer of attention asks of its cache.
+/// What a layer of attention needs of its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// Which tokens it attends to.
+    /// Which tokens the layer sees.
     pub kind: LayerKind,
-    /// Key-value heads.
+    /// The number of key-value heads.
     pub heads: i32,
-    /// Features of a head of the keys.
+    /// Features per head of the keys.
     pub key_dim: i32,
-    /// Features of a head of the values.
+    /// Features per head of the values.
     pub value_dim: i32,
 }
 
 impl LayerSpec {
-    /// Numbers that the cache holds for each token: keys and values.
+    /// How many numbers the cache holds for each token: those of its keys and values.
     pub fn values_per_token(&self) -> usize {
         let size = |n: i32| n.max(0) as usize;
         size(self.heads) * (size(self.key_dim) + size(self.value_dim))
     }
 }
 
-/// What a user wants of a cache, whatever the model.
+/// Settings of a cache that do not depend on the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheOptions {
-    /// Keys and values quantized as they come.
+    /// Quantizes keys and values when they are appended.
     pub quantization: Option<Quantization>,
-    /// How many of the newest tokens can be taken back at any time. Layers of full attention can always
-    /// take back all of them; layers with a window hold this many more tokens.
+    /// How many of the newest tokens can be trimmed at any time. Layers of full attention can always trim
+    /// all tokens; layers with a window hold this many more tokens.
     pub rewind: i32,
-    /// A bound on the memory of layers of full attention, which then forget what lies in the middle.
+    /// Limits the memory of layers of full attention, which then forget the middle of the text.
     pub limit: Option<Limit>,
-    /// For a batch of prompts that are filled up on the left to one length: the padding of each.
+    /// For a batch of prompts that are padded on the left to one length: the padding of each prompt, in
+    /// tokens.
     pub left_padding: Vec<i32>,
 }
 
-/// A bound on what a layer of full attention sees.
+/// A limit on the tokens that a layer of full attention keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// Tokens that a query sees at most.
+    /// The most tokens that a query sees.
     pub max_size: i32,
-    /// How many of them are the first ones, attention sinks. mlx-lm keeps 4.
+    /// How many of them are attention sinks: the first tokens, which stay. mlx-lm keeps 4.
     pub keep: i32,
 }
 
-/// One cache per layer, asked together so that the layers cannot drift apart.
+/// The caches of all layers of a model.
 ///
-/// A clone is cheap, since it shares the arrays: keep one to come back to the tokens of now. The first of
-/// the two that is appended to copies the arrays once.
+/// A clone is cheap, because it shares the arrays. Keep a clone to return to this point of the text later.
+/// The first append to either of them copies the arrays once.
 #[derive(Debug, Clone)]
 pub struct ModelCache {
     layers: Vec<KvCache>,
-    /// For each layer the first one with the same mask.
+    /// For each layer, the number of the first layer with the same mask.
     masked_like: Vec<usize>,
     /// See [`Self::expect`].
     expected: i32,
 }
 
 impl ModelCache {
-    /// A cache of the given layers, first layer first. Those that are alike now share their masks from now
-    /// on: all are to be given the same tokens.
+    /// A cache with these layers, first layer first. Layers that are alike share their masks from now on, so
+    /// the same number of tokens must be appended to all layers.
     pub fn new(layers: Vec<KvCache>) -> Self {
         let first_alike = |layer: &KvCache| layers.iter().position(|other| other.masked_like(layer));
         let masked_like = layers.iter().filter_map(first_alike).collect();
         Self { layers, masked_like, expected: 0 }
     }
 
-    /// Empty caches for these layers, first layer first: a ring for each with a window, and one that
-    /// keeps every token for each without.
+    /// Empty caches for these layers, first layer first, with the layouts of [`Layout::for_layer`].
     ///
     /// # Errors
     ///
-    /// Where a window, a limit, the rewind or the padding is none, and [`CacheError::Groups`] where heads
-    /// cannot be cut into the groups of the quantization.
+    /// [`CacheError::Sizes`], [`CacheError::Negative`] or [`CacheError::Padding`] for an invalid window,
+    /// limit, rewind or padding, and [`CacheError::Groups`] if the size of the heads is not a multiple of
+    /// the quantization group.
     pub fn for_layers(layers: &[LayerSpec], options: &CacheOptions) -> Result<Self, CacheError> {
         let CacheOptions { quantization, rewind, limit, ref left_padding } = *options;
         if rewind < 0 {
@@ -98,19 +100,12 @@ impl ModelCache {
         }
         let mut caches = Vec::with_capacity(layers.len());
         for layer in layers {
-            if let Some(quantization) = quantization {
-                let group_size = quantization.group_size();
-                for (what, head_dim) in [("keys", layer.key_dim), ("values", layer.value_dim)] {
-                    if head_dim % group_size != 0 {
-                        return Err(CacheError::Groups { what, head_dim, group_size });
-                    }
-                }
-            }
             let mut cache = KvCache::new(Layout::for_layer(layer.kind, limit)?).with_rewind(rewind)?;
             if !left_padding.is_empty() {
                 cache = cache.with_left_padding(left_padding)?;
             }
             if let Some(quantization) = quantization {
+                check_groups(layer.key_dim, layer.value_dim, quantization)?;
                 cache.quantize(quantization)?;
             }
             caches.push(cache);
@@ -118,36 +113,38 @@ impl ModelCache {
         Ok(Self::new(caches))
     }
 
-    /// Tokens seen so far; of the longest row, in a batch.
+    /// The number of tokens that were appended, which is the position of the next token. In a batch, that of
+    /// the longest row.
     pub fn offset(&self) -> i32 {
         self.layers.first().map_or(0, |layer| layer.offset())
     }
 
-    /// Says that the sequence will have `tokens` tokens, of the longest row, when what is being read now
-    /// was read to its end.
+    /// Sets how many tokens the sequence will have once the current prompt is read to its end: the number of
+    /// tokens of the longest row.
     ///
-    /// The rotation of some models depends on the length of the whole sequence (LongRoPE). They take a call
-    /// for its end; a piece of a longer prompt is not. Masks do not depend on it.
+    /// The rotation of some models depends on the length of the whole sequence (LongRoPE). Without this
+    /// number they take the end of a call for the end of the sequence, which is wrong for a piece of a longer
+    /// prompt. Masks do not depend on it.
     pub fn expect(&mut self, tokens: i32) {
         self.expected = tokens;
     }
 
-    /// What was [expected](Self::expect) last, and 0 where nothing was.
+    /// The [expected](Self::expect) number of tokens, or 0 if none was set.
     pub fn expected(&self) -> i32 {
         self.expected
     }
 
-    /// How many tokens are [expected](Self::expect) after the next `length` ones.
+    /// How many tokens are [expected](Self::expect) after the next `length` tokens.
     pub fn expected_after(&self, length: i32) -> i32 {
         self.expected.saturating_sub(self.offset().saturating_add(length)).max(0)
     }
 
-    /// What each of the next `queries` tokens may see, layer by layer. Masks are built once for each kind
-    /// of layer that there is, and shared.
+    /// The mask of each layer for the next `queries` tokens. A mask is built once for each kind of layer, and
+    /// layers of the same kind share it.
     ///
     /// # Errors
     ///
-    /// As [`KvCache::mask`], and [`CacheError::Drift`] after a call of the model that has failed halfway.
+    /// Those of [`KvCache::mask`], and [`CacheError::Drift`] after a call of the model that failed halfway.
     pub fn masks(&self, queries: i32) -> Result<Vec<AttentionMask>, CacheError> {
         self.check_aligned()?;
         let mut masks: Vec<AttentionMask> = Vec::with_capacity(self.layers.len());
@@ -161,22 +158,22 @@ impl ModelCache {
         Ok(masks)
     }
 
-    /// The caches, first layer first.
+    /// The caches of the layers, first layer first.
     pub fn layers(&self) -> &[KvCache] {
         &self.layers
     }
 
-    /// The caches, first layer first, to append to.
+    /// The caches of the layers, first layer first, for appending.
     pub fn layers_mut(&mut self) -> impl ExactSizeIterator<Item = &mut KvCache> {
         self.layers.iter_mut()
     }
 
-    /// Forgets the newest `tokens` tokens in every layer, or all where there are fewer, and says how many
-    /// went.
+    /// Forgets the newest `tokens` tokens in every layer, or all if there are fewer, and returns how many it
+    /// forgot.
     ///
     /// # Errors
     ///
-    /// As [`KvCache::trim`], and [`CacheError::Drift`]; no layer is then changed.
+    /// Those of [`KvCache::trim`], and [`CacheError::Drift`]. No layer is then changed.
     pub fn trim(&mut self, tokens: i32) -> Result<i32, CacheError> {
         self.can_trim(tokens)?;
         let mut gone = 0;
@@ -186,11 +183,11 @@ impl ModelCache {
         Ok(gone)
     }
 
-    /// Whether all layers have seen as many tokens, which is so between two calls of the model.
+    /// Checks that all layers hold the same number of tokens, which is so between two calls of the model.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Drift`] where they have not.
+    /// [`CacheError::Drift`] if they do not.
     pub fn check_aligned(&self) -> Result<(), CacheError> {
         let expected = self.offset();
         let drifted = self.layers.iter().map(|layer| layer.offset()).enumerate();
@@ -200,12 +197,12 @@ impl ModelCache {
         }
     }
 
-    /// Takes back what only some layers have seen of a call of the model that has failed halfway.
+    /// After a call of the model that failed halfway, trims the tokens that only some layers hold.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Trim`] where a layer with a window no longer holds what it would need; only a
-    /// clone from before that call could help then. No layer is changed.
+    /// [`CacheError::Trim`] if a layer with a window has overwritten tokens that it would need. No layer is
+    /// then changed, and only a clone from before that call can replace the cache.
     pub fn realign(&mut self) -> Result<(), CacheError> {
         let shortest = self.layers.iter().map(|layer| layer.offset()).min().unwrap_or(0);
         for layer in &self.layers {
@@ -221,22 +218,22 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`trim`](Self::trim).
+    /// Those of [`trim`](Self::trim).
     pub fn can_trim(&self, tokens: i32) -> Result<i32, CacheError> {
         self.check_aligned()?;
         self.layers.iter().try_fold(0, |_, layer| layer.can_trim(tokens))
     }
 
-    /// Quantizes what is held, and what will come, in every layer.
+    /// Quantizes the tokens of every layer, and those that will be appended.
     ///
     /// # Errors
     ///
-    /// As [`KvCache::quantize`]; no layer is then changed.
+    /// Those of [`KvCache::quantize`]. No layer is then changed.
     pub fn quantize(&mut self, quantization: Quantization) -> Result<(), CacheError> {
         for layer in &self.layers {
             layer.check_quantize(quantization)?;
         }
-        // One after the other, so that no more than one layer is held twice.
+        // One layer after the other, so that at most one is in memory twice.
         self.layers.iter_mut().try_for_each(|layer| layer.quantize(quantization))
     }
 
@@ -244,7 +241,7 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::filter`]; no layer is then changed.
+    /// Those of [`KvCache::filter`], and [`CacheError::Drift`]. No layer is then changed.
     pub fn filter(&mut self, rows: &[usize]) -> Result<(), CacheError> {
         *self = self.select(|layer| layer.filter(rows))?;
         Ok(())
@@ -254,7 +251,7 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::filter`].
+    /// Those of [`KvCache::row`], and [`CacheError::Drift`].
     pub fn row(&self, row: usize) -> Result<Self, CacheError> {
         self.select(|layer| layer.row(row))
     }
@@ -263,7 +260,7 @@ impl ModelCache {
         self.check_aligned()?;
         let layers = self.layers.iter().map(rows).collect::<Result<_, _>>()?;
         let mut kept = Self { layers, masked_like: self.masked_like.clone(), expected: 0 };
-        // Of the longest row, which may have gone.
+        // The expected length is that of the longest row, which may have been dropped.
         kept.expected = self.expected.saturating_sub(self.offset() - kept.offset()).max(0);
         Ok(kept)
     }
@@ -272,7 +269,8 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::merge`], and [`CacheError::Layers`] for caches of different numbers of layers.
+    /// Those of [`KvCache::merge`], [`CacheError::Drift`], and [`CacheError::Layers`] for caches of different
+    /// numbers of layers.
     pub fn merge(caches: &[&Self]) -> Result<Self, CacheError> {
         let Some(first) = caches.first() else { return Err(CacheError::Rows { rows: Vec::new(), batch: 0 }) };
         let expected = first.layers.len();
@@ -284,7 +282,7 @@ impl ModelCache {
             let layers: Vec<&KvCache> = caches.iter().map(|cache| &cache.layers[i]).collect();
             KvCache::merge(&layers)
         };
-        // Rows that were read apart come to their ends apart, so nothing is expected.
+        // The rows were read separately and may end at different lengths, so no length is expected.
         Ok(Self::new((0..expected).map(layer).collect::<Result<_, _>>()?))
     }
 
@@ -292,24 +290,26 @@ impl ModelCache {
     ///
     /// # Errors
     ///
-    /// As [`merge`](Self::merge); the cache is then as it was.
+    /// Those of [`merge`](Self::merge). The cache is then unchanged.
     pub fn extend(&mut self, other: &Self) -> Result<(), CacheError> {
         *self = Self::merge(&[self, other])?;
         Ok(())
     }
 
-    /// Bytes held by all layers, free places included. What is shared with a snapshot counts for each.
+    /// Bytes of all arrays, including free slots. Arrays that are shared with a clone count for both.
     pub fn nbytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.nbytes()).sum()
     }
 
-    /// Computes what is held, so that the graph of the calls so far can be freed. A caller that reads the
-    /// logits of every call does not need it. One that reads a prompt in pieces without logits does, and one that moves a
-    /// cache to another thread: MLX computes what is pending on a stream of the thread that asked for it.
+    /// Computes the keys and values of the calls so far, so that their graph can be freed.
+    ///
+    /// This is needed after each piece of a prompt that is read without logits, and before a cache moves to
+    /// another thread, since MLX computes pending arrays on a stream of the thread that created them. It is
+    /// not needed if the logits of every call are computed.
     ///
     /// # Errors
     ///
-    /// What MLX reports from any operation of those calls.
+    /// An MLX error from any operation of those calls.
     pub fn eval(&self) -> Result<(), Exception> {
         mlx_rs::transforms::eval(self.arrays())
     }

@@ -1,25 +1,28 @@
-//! The rows of a batch on one line of time.
+//! The rows of a batch, which share one count of steps.
 
 use crate::CacheError;
 
-/// Rows of different lengths share one count of steps: the newest tokens of all rows stand at the
-/// same step, and a shorter row begins later. Its padding is the number of steps before its first
-/// token, and its token at position p stands at step `padding + p`.
+/// Where each row of a batch begins.
 ///
-/// The longest row has no padding, so that steps are its positions. (Only where all rows but such that
-/// have not begun yet are filtered out, what is left of their padding stays.)
+/// All rows share one count of steps: their newest tokens have the same step, and a shorter row begins
+/// later. The padding of a row is the number of steps before its first token, so its token at position p
+/// has the step `padding + p`.
+///
+/// The longest row has no padding, so a step is its position. There is one exception: when a filter
+/// leaves only rows that have not begun yet, all of them have padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rows {
     steps: i32,
-    /// How many there are, where they were made as a batch; otherwise the first append says it.
+    /// The number of rows of a batch. `None` if the cache was not made as a batch; then the first append
+    /// determines the number.
     count: Option<usize>,
-    /// Padding of each row; none where no row has any, however many there are.
+    /// The padding of each row; empty if no row has padding.
     padding: Vec<i32>,
-    /// Position of the next token of each row, or the one number for all.
+    /// The position of the next token of each row, or one number for all rows.
     offsets: Vec<i32>,
 }
 
-/// More padding than any prompt has, and little enough that sums with sizes do not overflow.
+/// The most padding of a row: more than any prompt needs, and so small that sums with sizes do not overflow.
 const MOST_PADDING: i32 = 1 << 30;
 
 impl Rows {
@@ -27,7 +30,7 @@ impl Rows {
         Self { steps: 0, count: None, padding: Vec::new(), offsets: vec![0] }
     }
 
-    /// Rows with this padding, before the first step.
+    /// Rows with this padding, at step 0.
     pub(crate) fn padded(padding: &[i32]) -> Result<Self, CacheError> {
         if padding.iter().any(|row| !(0..=MOST_PADDING).contains(row)) || !padding.contains(&0) {
             return Err(CacheError::Padding { padding: padding.to_vec() });
@@ -35,7 +38,7 @@ impl Rows {
         Ok(Self::at(0, padding.to_vec()))
     }
 
-    /// Rows with this padding, which have come to this step.
+    /// Rows with this padding, where `steps` is the next step.
     pub(crate) fn at(steps: i32, padding: Vec<i32>) -> Self {
         let count = (!padding.is_empty()).then_some(padding.len());
         let mut rows = if padding.iter().all(|&row| row == 0) {
@@ -48,12 +51,12 @@ impl Rows {
         rows
     }
 
-    /// Steps so far: tokens of the longest row.
+    /// The number of steps, which is the number of tokens of the longest row.
     pub(crate) fn steps(&self) -> i32 {
         self.steps
     }
 
-    /// The step after `tokens` more.
+    /// The number of steps after `tokens` more tokens.
     pub(crate) fn after(&self, tokens: i32) -> Result<i32, CacheError> {
         self.steps.checked_add(tokens).ok_or(CacheError::TooLong { offset: self.steps, tokens })
     }
@@ -71,22 +74,22 @@ impl Rows {
         self.padding.get(row).copied().unwrap_or(0)
     }
 
-    /// The number of rows, where they were made as a batch.
+    /// The number of rows, if they were made as a batch.
     pub(crate) fn count(&self) -> Option<usize> {
         self.count
     }
 
-    /// The padding of every row of what was made as a batch; none otherwise.
+    /// The padding of every row, if they were made as a batch; otherwise empty.
     pub(crate) fn padding_of_batch(&self) -> Vec<i32> {
         (0..self.count.unwrap_or(0)).map(|row| self.padding_of(row)).collect()
     }
 
-    /// The one row that there is, no longer as a batch.
+    /// The only row of a batch as a cache that is no batch.
     pub(crate) fn single(self) -> Self {
         if self.padding.is_empty() { Self { count: None, ..self } } else { self }
     }
 
-    /// Goes on, or back where negative.
+    /// Goes forward by `steps`, or back if it is negative.
     pub(crate) fn advance(&mut self, steps: i32) {
         self.steps += steps;
         for offset in &mut self.offsets {
@@ -94,12 +97,13 @@ impl Rows {
         }
     }
 
-    /// The number of steps to take back if `tokens` were asked for.
+    /// How many steps a trim of `tokens` tokens goes back.
     pub(crate) fn back(&self, tokens: i32) -> Result<i32, CacheError> {
         if tokens < 0 { Err(CacheError::Negative { tokens }) } else { Ok(tokens.min(self.steps)) }
     }
 
-    /// These rows of `batch`, and by how many steps their time now begins later.
+    /// These rows of the `batch` rows. The second number is by how many steps later the new step 0 is: the
+    /// padding that all rows had.
     pub(crate) fn filter(&self, rows: &[usize], batch: usize) -> Result<(Self, i32), CacheError> {
         if rows.is_empty() || rows.iter().any(|&row| row >= batch) {
             return Err(CacheError::Rows { rows: rows.to_vec(), batch });
@@ -111,7 +115,8 @@ impl Rows {
         Ok((Self::at(self.steps - later, padding), later))
     }
 
-    /// All rows of these caches as one batch, and by how many steps the time of each begins later.
+    /// All rows of these caches as one batch. The second value has for each cache by how many steps later
+    /// its step 0 is in the batch.
     pub(crate) fn merge(parts: &[(&Self, usize)]) -> Result<(Self, Vec<i32>), CacheError> {
         let steps = parts.iter().map(|(rows, _)| rows.steps).max().unwrap_or(0);
         let later: Vec<i32> = parts.iter().map(|(rows, _)| steps - rows.steps).collect();

@@ -1,4 +1,4 @@
-//! What each cache does and refuses, one thing at a time.
+//! Single operations on caches: results and errors.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_attn_masks::AttentionMask;
@@ -9,7 +9,7 @@ use mlx_kvcache::{
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
-/// Keys `[1, 2, count, 32]` that say which token and head they are, and values that are the opposite.
+/// Keys `[1, 2, count, 32]` whose numbers name token and head, and values that are their negatives.
 fn tokens(from: i32, count: i32) -> (Array, Array) {
     let token = |head: i32| (from..from + count).flat_map(move |t| vec![(1000 * head + t) as f32; 32]);
     let keys: Vec<f32> = (0..2).flat_map(token).collect();
@@ -23,7 +23,7 @@ fn push(cache: &mut KvCache, count: i32) -> KeysValues {
     cache.append(&keys, &values).unwrap()
 }
 
-/// The tokens that are read, in the order in which they lie, by the first head's keys.
+/// The tokens that attention reads, in the order of their slots, taken from the keys of the first head.
 fn read(read: &KeysValues) -> Vec<i32> {
     let (keys, values) = read.to_dense().unwrap();
     assert_eq!(keys.shape(), values.shape());
@@ -55,7 +55,7 @@ fn rotating(max_size: i32, keep: i32, rewind: i32) -> KvCache {
 }
 
 #[test]
-fn a_full_cache_grows_in_steps_of_256_places() {
+fn a_full_cache_grows_by_256_slots() {
     let mut cache = full();
     push(&mut cache, 1);
     let token = 2 * 2 * 32 * 4; // keys and values, 2 heads, 32 features, 4 bytes
@@ -73,9 +73,9 @@ fn a_ring_overwrites_the_oldest_token_and_never_a_sink() {
     assert_eq!(read(&push(&mut cache, 1)), [0, 1, 2, 3, 4, 5]);
     assert_eq!(read(&push(&mut cache, 1)), [0, 1, 6, 3, 4, 5]);
     assert_eq!(read(&push(&mut cache, 1)), [0, 1, 6, 7, 4, 5]);
-    // A longer call lays them out in order: sinks, the three that its first query still sees, the call.
+    // A longer call lays the tokens out in order: sinks, the three that its first query sees, the call's own.
     assert_eq!(read(&push(&mut cache, 3)), [0, 1, 5, 6, 7, 8, 9, 10]);
-    // From then on the ring is as long as before, and the next token takes the oldest one's place.
+    // The next token reduces the ring to its size again, and overwrites the oldest token.
     assert_eq!(read(&push(&mut cache, 1)), [0, 1, 11, 8, 9, 10]);
 }
 
@@ -106,7 +106,7 @@ fn what_cannot_be_taken_back_is_refused_and_nothing_changes() {
     assert!(matches!(error, CacheError::Trim { tokens: 4, held: 5, needed: 6 }), "{error}");
     assert!(error.to_string().contains("a larger `rewind`"));
     assert_eq!(cache.offset(), 10);
-    // Back into the sinks nothing of the ring is needed, and back to nothing still less.
+    // A trim into the sinks, or of all tokens, needs no token of the ring.
     assert_eq!(cache.clone().trim(9).unwrap(), 9);
     assert_eq!(cache.clone().trim(100).unwrap(), 10);
     assert!(matches!(cache.trim(-1), Err(CacheError::Negative { tokens: -1 })));
@@ -124,7 +124,7 @@ fn masks_are_the_smallest_that_are_right() {
         assert!(matches!(cache.mask(1).unwrap(), AttentionMask::None));
     }
     assert!(matches!(full.mask(9).unwrap(), AttentionMask::Causal));
-    // Six slots, of which the newest query sees all: the ring needs no mask, turned or not.
+    // The newest query sees all six slots, so the ring needs no mask, wrapped or not.
     for _ in 0..5 {
         push(&mut ring, 1);
         assert!(matches!(ring.mask(1).unwrap(), AttentionMask::None));
@@ -237,7 +237,7 @@ fn a_clone_is_what_was_there_whatever_came_after() {
     let mut other = ModelCache::for_layers(&layers[..1], &CacheOptions::default()).unwrap();
     let error = other.extend(&cache).unwrap_err();
     assert!(matches!(error, CacheError::Layers { expected: 1, found: 2 }));
-    assert_eq!(error.to_string(), "2 layers, where 1 are needed");
+    assert_eq!(error.to_string(), "a cache of 2 layers, where one of 1 is needed");
 }
 
 #[test]
@@ -357,12 +357,12 @@ fn quantization_is_checked_before_anything_is_quantized() {
     let error = empty.quantize(Quantization::affine(4, 64).unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the cache is quantized as affine of 8 bits in groups of 64, and cannot become affine of 4 bits in groups of 64"
+        "the cache is already quantized as affine of 8 bits in groups of 64 and cannot be quantized as affine of 4 bits in groups of 64"
     );
     assert!(empty.quantize(eight).is_ok());
 }
 
-/// A layer that cannot be quantized leaves the others as they were.
+/// If one layer cannot be quantized, no layer is changed.
 #[test]
 fn layers_are_quantized_together_or_not_at_all() {
     let mut cache = ModelCache::new(vec![full(), full()]);
@@ -384,7 +384,7 @@ fn a_quantized_cache_is_as_much_smaller_as_its_bits() {
         let mut cache = full().quantized(quantization).unwrap();
         let x = Array::ones::<f32>(&[1, 2, 1, 64]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
         cache.append(&x, &x).unwrap();
-        // keys and values, 2 heads, 256 places; two groups with a scale and a bias of 2 bytes each
+        // keys and values, 2 heads, 256 slots; two groups with a scale and a bias of 2 bytes each
         assert_eq!(cache.nbytes(), 2 * 2 * 256 * bytes_of_head);
     }
 }
@@ -401,12 +401,12 @@ fn sizes_that_contradict_each_other_are_errors() {
         assert!(matches!(error, CacheError::Sizes { .. }), "{error}");
     }
     let error = Full::new().with_window(0).unwrap_err();
-    assert_eq!(error.to_string(), "a window of 0 tokens, and at least 1 is needed: the token itself");
+    assert_eq!(error.to_string(), "a window of 0 tokens; at least 1 is needed, for the token itself");
 }
 
 #[test]
 fn grouped_queries_read_the_head_of_their_group() {
-    // One token to read per head: attention answers with that head's value, whatever the scores.
+    // With one token per head, attention returns the value of that head, whatever the scores.
     let queries = Array::ones::<f32>(&[1, 4, 1, 2]).unwrap();
     let keys = Array::ones::<f32>(&[1, 2, 1, 2]).unwrap();
     let values = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[1, 2, 1, 2]);
@@ -421,7 +421,7 @@ fn grouped_queries_read_the_head_of_their_group() {
     assert_eq!(error.what(), "3 query heads for 2 key-value heads");
 }
 
-/// Positions are int32: a cache that has come to their end says so.
+/// Positions are int32; one more token than they can count is an error.
 #[test]
 fn more_tokens_than_positions_can_count_are_refused() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -439,7 +439,7 @@ fn more_tokens_than_positions_can_count_are_refused() {
     let (keys, values) = tokens(0, 1);
     assert!(matches!(layer.append(&keys, &values), Err(CacheError::TooLong { tokens: 1, .. })));
     assert!(full().mask(i32::MAX).is_ok()); // causal, whatever its size
-    // Nor can rows be merged that lie so far apart.
+    // Rows that are so far apart cannot be merged either.
     let far = full().with_left_padding(&[1 << 30, 0]).unwrap();
     let merged = merge(&[far, cache.layers()[0].clone()]);
     assert!(merged.is_err());
@@ -466,13 +466,13 @@ fn a_ring_gets_a_longer_rewind_and_keeps_its_tokens() {
         assert_eq!(longer.trim(4).unwrap(), 4);
         let error = longer.with_left_padding(&[0, 1]).unwrap_err();
         assert!(
-            error.to_string().starts_with("left padding cannot be changed in a cache that has seen"),
+            error.to_string().starts_with("left padding cannot be changed in a cache that holds"),
             "{error}"
         );
     }
 }
 
-/// Slots that a trim has freed are hidden, also where everything else is seen.
+/// The mask hides slots that a trim has freed, even if every other slot is visible.
 #[test]
 fn freed_slots_are_hidden() {
     let mut cache = rotating(4, 1, 2);
@@ -487,7 +487,7 @@ fn freed_slots_are_hidden() {
     assert_eq!(seen, [0, 6, 4, 5]);
 }
 
-/// A batch can go back as far as each of its rows could, and no further.
+/// A batch can trim only as many tokens as every one of its rows could.
 #[test]
 fn what_one_row_has_lost_the_batch_has_lost() {
     let mut lost = rotating(4, 0, 2);
@@ -509,7 +509,7 @@ fn a_cache_that_was_emptied_is_as_new() {
     }
 }
 
-/// A layout of a cache that holds tokens makes an empty cache; a rewind is never made shorter.
+/// The layout of a cache with tokens makes a new cache without tokens, and a rewind is never made shorter.
 #[test]
 fn a_layout_brings_its_settings_and_no_tokens() {
     let mut filled = rotating(6, 2, 1);
@@ -545,7 +545,7 @@ fn a_call_that_failed_halfway_is_noticed_and_taken_back() {
     cache.realign().unwrap();
     assert_eq!(cache.offset(), 5);
     assert!(cache.masks(1).is_ok());
-    // A ring that has overwritten what it would need cannot be taken back.
+    // A ring that has overwritten tokens that it would need cannot be trimmed.
     for _ in 0..3 {
         push(cache.layers_mut().nth(1).unwrap(), 1);
     }
@@ -563,7 +563,7 @@ fn an_evaluated_cache_moves_to_another_thread() {
     assert_eq!(read.join().unwrap(), [6, 3, 4, 5]);
 }
 
-/// Rings that were filled in other ways lie otherwise, and then need masks of their own.
+/// Rings that were filled differently have their tokens in other slots, so they need different masks.
 #[test]
 fn merged_layers_share_a_mask_only_where_they_are_alike() {
     let filled = |calls: &[i32], trim: i32| -> KvCache {

@@ -1,4 +1,4 @@
-//! The pictures and the table of `docs/kv-caches.md`, made by the caches themselves.
+//! Draws the pictures and the table of `docs/kv-caches.md` with real caches, and compares them with the document.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_attn_masks::AttentionMask;
@@ -10,8 +10,8 @@ fn document() -> String {
     std::fs::read_to_string(file).unwrap()
 }
 
-/// Appends tokens whose keys are their positions, and draws which token attention finds in each slot,
-/// and what each of the new tokens sees of them.
+/// Appends tokens whose keys are their positions, and draws which token attention finds in each slot, and which
+/// slots each of the new tokens sees.
 fn draw(cache: &mut KvCache, count: i32) -> String {
     let mask = cache.mask(count).unwrap();
     let from = cache.offset();
@@ -35,7 +35,7 @@ fn draw(cache: &mut KvCache, count: i32) -> String {
 
 #[track_caller]
 fn assert_drawn(picture: &str) {
-    assert!(document().contains(picture), "docs/kv-caches.md has not this picture:\n{picture}");
+    assert!(document().contains(picture), "docs/kv-caches.md does not contain this picture:\n{picture}");
 }
 
 fn ring(max_size: i32, keep: i32, rewind: i32) -> KvCache {
@@ -93,8 +93,8 @@ fn rows_side_by_side() {
     assert_drawn(&rows.join("\n"));
 }
 
-/// Layers of full attention and with a window, the window, key-value heads, and features of a head, as
-/// the models' configs on their hubs have them.
+/// For each model, from its config: layers of full attention, layers with a window, the window, key-value heads, and
+/// features per head.
 const MODELS: [(&str, usize, usize, i32, i32, i32); 6] = [
     ("Phi-3-mini-128k", 32, 0, 0, 32, 96),
     ("Phi-3-mini-4k", 0, 32, 2047, 32, 96),

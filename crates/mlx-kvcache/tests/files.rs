@@ -1,4 +1,4 @@
-//! Caches on disk: mlx-lm's files, our own, and damaged ones.
+//! Cache files: those of mlx-lm, those of this crate, and damaged ones.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashMap;
@@ -16,8 +16,8 @@ fn full_cache() -> KvCache {
     KvCache::new(Full::new())
 }
 
-/// Files that mlx-lm wrote, and beside each what its cache answers to further tokens once it was read
-/// again (`xtask/python/make_prompt_caches.py`).
+/// Files that mlx-lm wrote. Beside each is a file with the attention of mlx-lm's loaded cache for further
+/// tokens (`xtask/python/make_prompt_caches.py`).
 fn fixtures() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mlx-lm");
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -36,13 +36,13 @@ fn next(file: &Path) -> HashMap<String, Array> {
     Array::load_safetensors(file.with_extension("next.safetensors")).unwrap()
 }
 
-/// Bit for bit where the reference was made; elsewhere as near as the dtype allows.
+/// The same bits on the platform where the reference was made; elsewhere the tolerance of the dtype.
 fn tolerance(dtype: Dtype) -> Tolerance {
     let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
     if here { Tolerance::Exact } else { Tolerance::of(dtype) }
 }
 
-/// Gives the cache the further tokens, and compares what it answers.
+/// Appends the further tokens, and compares attention over the cache with the file's.
 #[track_caller]
 fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &str) {
     let offsets = |layer: &KvCache, expected: &Array| {
@@ -82,8 +82,8 @@ fn files_of_mlx_lm_go_on_as_they_do_there() {
     }
 }
 
-/// What is read, and saved here, and read again is the same; and what mlx-lm finds in it is what it
-/// would have written. `xtask/python/load_prompt_caches.py` reads the files that this test leaves.
+/// A file of mlx-lm that is read, saved and read again continues as before, and has the tensors and entries that
+/// mlx-lm would write. `xtask/python/load_prompt_caches.py` reads the files that this test leaves.
 #[test]
 fn files_of_ours_are_files_of_mlx_lm() {
     mlx_testing::stock_mlx();
@@ -137,7 +137,7 @@ fn entries_of_mlx_lms_users_are_kept() {
     assert_eq!(saved.model_type(), None);
 }
 
-/// A cache of two layers that has seen seven tokens.
+/// A cache of two layers with seven tokens.
 fn cache() -> ModelCache {
     let mut cache =
         ModelCache::for_layers(&layers(), &CacheOptions { rewind: 2, ..CacheOptions::default() }).unwrap();
@@ -206,7 +206,7 @@ fn a_cache_of_another_model_is_refused() {
     for (error, needle) in [
         (
             load("phi3", &layers(), float),
-            "made by a model of type \"lille-130m\", and this one is a \"phi3\"",
+            "made by a model of type \"lille-130m\", and this model has type \"phi3\"",
         ),
         (load(lille, &[full], float), "holds 2 layers, and the model has 1"),
         (
@@ -232,7 +232,7 @@ fn a_cache_of_another_model_is_refused() {
     }
 }
 
-/// What the options ask for is what comes of a file, or an error.
+/// A loaded cache is as the options ask for, or there is an error.
 #[test]
 fn a_loaded_cache_is_what_the_options_ask_for() {
     let folder = tempfile::tempdir().unwrap();
@@ -291,7 +291,7 @@ fn tokens_are_all_or_none_and_layers_stand_together() {
     let file = folder.path().join("cache.safetensors");
     let mut cache = cache();
     let error = cache.save(&file, "m", &TOKENS[1..]).unwrap_err();
-    assert_eq!(error.to_string(), "6 token ids for a cache of 7 tokens; all of them are needed, or none");
+    assert_eq!(error.to_string(), "6 token ids for a cache of 7 tokens; give all of them or none");
     cache.layers_mut().next().unwrap().trim(1).unwrap();
     let error = cache.save(&file, "m", &[]).unwrap_err();
     assert!(
@@ -315,7 +315,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// Weights, configs, pipes and devices stay what they are.
+/// Weights, configs, pipes and devices are not replaced.
 #[cfg(unix)]
 #[test]
 fn only_caches_are_replaced() {
@@ -376,7 +376,7 @@ fn files_that_are_none_say_so() {
     let endless = folder.path().join("endless");
     fs::File::create(&endless).unwrap().set_len(1 << 40).unwrap();
     let error = SavedCache::read(&endless).unwrap_err().to_string();
-    assert!(error.contains("may have at most 274877906944"), "{error}");
+    assert!(error.contains("at most 274877906944 are allowed"), "{error}");
     let error = SavedCache::read(folder.path().join("gone")).unwrap_err();
     assert!(matches!(error, CacheFileError::Io { doing: "opening", .. }), "{error}");
     assert!(SavedCache::read(folder.path()).is_err());
@@ -392,7 +392,7 @@ fn tensors_that_are_no_cache_say_so() {
     assert!(error.to_string().contains("there is no entry 1.0"), "{error}");
 }
 
-/// A file of ours with some of its entries changed, and the checksum as it was.
+/// A file of this crate with some entries changed, but the old checksum.
 fn edited(edit: impl FnOnce(&mut HashMap<String, Array>, &mut HashMap<String, String>)) -> CacheFileError {
     let (_folder, file) = saved();
     let (mut tensors, mut entries) = Array::load_safetensors_with_metadata(&file).unwrap();
@@ -417,7 +417,9 @@ fn a_newer_version_and_other_kinds_are_named() {
     // The second layer has a rewind, and so no class in mlx-lm.
     let error = edited(|_, entries| foreign(entries));
     assert!(
-        error.to_string().contains("layer 1 is a RotatingKvCache, which is not supported; known are KVCache"),
+        error
+            .to_string()
+            .contains("layer 1 is a RotatingKvCache, which is not supported; supported are KVCache"),
         "{error}"
     );
     let error = edited(|_, entries| {
@@ -426,12 +428,12 @@ fn a_newer_version_and_other_kinds_are_named() {
     });
     assert!(matches!(error, CacheFileError::UnknownKind { layer: 0, .. }), "{error}");
     let error = edited(|_, entries| drop(entries.remove("0.mlx_models")));
-    assert!(error.to_string().contains("it has a checksum, and no entry 0.mlx_models"), "{error}");
+    assert!(error.to_string().contains("it has a checksum but no entry 0.mlx_models"), "{error}");
     let error = edited(|tensors, _| drop(tensors.remove("0.1")));
-    assert!(error.to_string().contains("its checksum is not that of its contents"), "{error}");
+    assert!(error.to_string().contains("its checksum does not fit its contents"), "{error}");
 }
 
-/// It does not say what made it: its keys may be rotated by any factors.
+/// Such a file does not say which model made it, so its keys may be rotated by any factors.
 #[test]
 fn a_file_of_version_1_is_of_no_use_to_a_model() {
     let (_folder, file) = saved();
@@ -449,12 +451,12 @@ fn a_file_of_version_1_is_of_no_use_to_a_model() {
     let options = CacheOptions::default();
     let error = saved.into_cache_for("lille-130m", &layers(), Dtype::Float32, &options).unwrap_err();
     assert!(
-        error.to_string().ends_with("an older version of this program wrote it; make it again"),
+        error.to_string().ends_with("an older version of this program wrote it; make the cache again"),
         "{error}"
     );
 }
 
-/// A file of mlx-lm's is taken, but where that matters.
+/// A file of mlx-lm is accepted, unless the model needs to know which model made it.
 #[test]
 fn a_file_that_does_not_say_what_made_it() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mlx-lm/kv.safetensors");
@@ -464,13 +466,15 @@ fn a_file_that_does_not_say_what_made_it() {
         saved.into_cache_for(made_by, &layers, Dtype::Float32, &CacheOptions::default()).map(drop)
     };
     let unlike = MadeBy { unlike_mlx_lm: Some("it matters".to_owned()), ..MadeBy::from("m") };
-    assert!(load(unlike).unwrap_err().to_string().ends_with("does not say what made it, and it matters"));
-    // Whatever else does not fit: it is not what made it.
+    assert!(
+        load(unlike).unwrap_err().to_string().ends_with("does not say which model made it, and it matters")
+    );
+    // The cache may fail other checks, but not this one.
     let other = load("m".into());
     assert!(!matches!(other, Err(CacheFileError::UnknownOrigin { .. })), "{other:?}");
 }
 
-/// Numbers in a file of mlx-lm's that contradict its tensors.
+/// Files of mlx-lm whose numbers contradict their tensors.
 #[test]
 fn numbers_that_contradict_the_tensors_are_named() {
     let file = |wanted: &str| fixtures().into_iter().find(|file| name(file) == wanted).unwrap();
@@ -493,7 +497,7 @@ fn numbers_that_contradict_the_tensors_are_named() {
     fails("kv", "0.2", Array::from_slice(&[1, 2], &[2]), "0.2 is not one number");
     fails("kv", "0.0", ones(&[1, 2, 3]), "shapes");
     fails("kv", "0.0", ones(&[1, 7, 256, 32]), "shapes");
-    fails("kv", "0.0", Array::ones::<i32>(&[1, 2, 256, 32]).unwrap(), "floats are needed");
+    fails("kv", "0.0", Array::ones::<i32>(&[1, 2, 256, 32]).unwrap(), "a float dtype is needed");
     fails("quantized_8_32", "0.4", int(7), "7 bits");
     fails("quantized_8_32", "0.4", int(4), "shapes");
     fails("quantized_8_32", "0.1.1", ones(&[1, 2, 256, 9]), "shapes");
@@ -507,13 +511,13 @@ fn numbers_that_contradict_the_tensors_are_named() {
     fails("batch_rotating_wrapped", "0.2", Array::from_slice(&[1, 1], &[2]), "");
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 fn random(seed: &mut u64, below: usize) -> usize {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     ((*seed >> 33) as usize) % below
 }
 
-/// One bit that is wrong, anywhere, is found; so is a file that ends too early or was written over.
+/// One wrong bit anywhere is found, and so is a file that ends too early or has been overwritten.
 #[test]
 fn every_damage_to_a_file_is_found() {
     let (folder, file) = saved();
@@ -542,8 +546,8 @@ fn every_damage_to_a_file_is_found() {
     }
 }
 
-/// mlx-lm's files have no checksum: damage to them may not be found, but nothing worse happens, and what
-/// is read can go on.
+/// Files of mlx-lm have no checksum. Damage may not be found, but then the cache can still be used without a
+/// panic.
 #[test]
 fn damage_to_files_of_mlx_lm_never_panics() {
     let folder = tempfile::tempdir().unwrap();
@@ -568,7 +572,7 @@ fn damage_to_files_of_mlx_lm_never_panics() {
     }
 }
 
-/// The numbers of mlx-lm's files, at their worst.
+/// Files of mlx-lm with extreme numbers.
 #[test]
 fn extreme_numbers_in_files_of_mlx_lm_never_panic() {
     let folder = tempfile::tempdir().unwrap();
@@ -596,7 +600,7 @@ fn extreme_numbers_in_files_of_mlx_lm_never_panic() {
     }
 }
 
-/// Our own files with numbers that contradict each other, and the checksum that belongs to them.
+/// Files of this crate with numbers that contradict each other, but a correct checksum.
 #[test]
 fn numbers_of_our_own_that_contradict_each_other_are_named() {
     let (_folder, file) = saved();
@@ -617,23 +621,23 @@ fn numbers_of_our_own_that_contradict_each_other_are_named() {
     };
     assert_eq!(read(&|_| {}), Ok(()));
     for (place, number, needle) in [
-        ("/layers/1/layout/rotating/start", 0, "the oldest one after them, 0"),
-        ("/layers/1/layout/rotating/start", 5, "the oldest one after them, 5"),
-        ("/layers/1/layout/rotating/start", 8, "the oldest one after them, 8"),
-        ("/layers/1/layout/rotating/start", -1, "the oldest one after them, -1"),
+        ("/layers/1/layout/rotating/start", 0, "the oldest token after the sinks is 0,"),
+        ("/layers/1/layout/rotating/start", 5, "the oldest token after the sinks is 5,"),
+        ("/layers/1/layout/rotating/start", 8, "the oldest token after the sinks is 8,"),
+        ("/layers/1/layout/rotating/start", -1, "the oldest token after the sinks is -1,"),
         ("/layers/1/layout/rotating/head", 6, "slot 6"),
         ("/layers/1/layout/rotating/head", -1, "slot -1"),
         ("/layers/1/layout/rotating/head", 0, ""),
         ("/layers/1/layout/rotating/max_size", 0, "max_size 0"),
         ("/layers/1/layout/rotating/max_size", 5, "7 tokens in 6 slots"),
         ("/layers/1/layout/rotating/rewind", 1, "7 tokens in 6 slots"),
-        ("/layers/1/layout/rotating/keep", 4, "4 sinks"),
+        ("/layers/1/layout/rotating/keep", 4, "keep 4"),
         (
             "/layers/1/steps",
             6,
             "layer 1: it has 1 rows with tokens up to [6], and layer 0 1 rows with tokens up to [7]",
         ),
-        ("/layers/0/steps", 9, "9 tokens in 7 places"),
+        ("/layers/0/steps", 9, "9 tokens in 7 slots"),
         ("/layers/0/steps", -1, "-1 steps"),
         ("/version", 3, "version 3"),
     ] {
@@ -670,7 +674,7 @@ fn numbers_of_our_own_that_contradict_each_other_are_named() {
     }
 }
 
-/// The checksum of a file, put together from its description in `docs/kv-caches.md`.
+/// The checksum of a file, computed as `docs/kv-caches.md` describes it.
 fn checksum(tensors: &HashMap<String, Array>, entries: &HashMap<String, String>) -> String {
     let mut crc = crc32fast::Hasher::new();
     let mut names: Vec<_> = entries.keys().filter(|key| *key != "0.mlx_models_crc32").collect();
@@ -758,18 +762,42 @@ fn all_kinds_are_saved_and_loaded() {
     }
 }
 
-/// States that mlx-lm does not come to by itself, in kinds that it has. What they answer is written beside
-/// them for `xtask/python/load_prompt_caches.py`.
+/// `[rows, 2, length, 32]` of numbers that depend on the seed.
+fn x(rows: i32, seed: i32, length: i32) -> Array {
+    let numbers: Vec<f32> =
+        (0..rows * 64 * length).map(|i| ((i * 37 + seed * 101) % 59) as f32 / 29.0 - 1.0).collect();
+    Array::from_slice(&numbers, &[rows, 2, length, 32])
+}
+
+/// Three single tokens and attention for them, as the fixtures have them.
+fn three_further_tokens(mut cache: KvCache) -> HashMap<String, Array> {
+    let rows = cache.offsets().len() as i32;
+    let offsets = |cache: &KvCache| match *cache.offsets() {
+        [one] => Array::from_int(one),
+        ref rows => Array::from_slice(rows, &[rows.len() as i32]),
+    };
+    let mut next = HashMap::from([
+        ("0.scale".to_owned(), Array::from_f32(0.2)),
+        ("0.offset".to_owned(), offsets(&cache)),
+    ]);
+    for call in 0..3 {
+        let (queries, keys) = (x(rows, 50, 1), x(rows, 60 + call, 1));
+        let mask = cache.mask(1).unwrap();
+        let out = cache.append(&keys, &queries).unwrap().attention(&queries, 0.2, &mask).unwrap();
+        let arrays =
+            [("q", &queries), ("k", &keys), ("v", &queries), ("out", &out), ("offset", &offsets(&cache))];
+        next.extend(arrays.map(|(what, array)| (format!("0.{call}.{what}"), array.clone())));
+    }
+    next
+}
+
+/// States of mlx-lm's classes that mlx-lm itself does not reach. Attention for further tokens is written beside
+/// each file for `xtask/python/load_prompt_caches.py`.
 #[test]
 fn what_only_happens_here_goes_on_in_mlx_lm() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches-of-ours");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
-    let x = |rows: i32, seed: i32, length: i32| {
-        let numbers: Vec<f32> =
-            (0..rows * 64 * length).map(|i| ((i * 37 + seed * 101) % 59) as f32 / 29.0 - 1.0).collect();
-        Array::from_slice(&numbers, &[rows, 2, length, 32])
-    };
     let filled = |cache: &KvCache, calls: &[i32]| {
         let mut cache = cache.clone();
         for (&call, seed) in calls.iter().zip(0..) {
@@ -813,26 +841,10 @@ fn what_only_happens_here_goes_on_in_mlx_lm() {
             // mlx-lm takes a ring that is shorter for one that has not wrapped.
             assert_eq!(Array::load_safetensors(&file).unwrap()["0.0"].dim(2), 8, "{name}");
         }
-        // As it lies in the file, where free slots may stand elsewhere: sums in another order round otherwise.
-        let mut cache = SavedCache::read(&file).unwrap().layers()[0].clone();
+        // The cache of the file: its free slots may be elsewhere, and sums in another order round differently.
+        let cache = SavedCache::read(&file).unwrap().layers()[0].clone();
         assert_eq!(cache.offsets(), state.offsets());
-        let rows = cache.offsets().len() as i32;
-        let offsets = |cache: &KvCache| match *cache.offsets() {
-            [one] => Array::from_int(one),
-            ref rows => Array::from_slice(rows, &[rows.len() as i32]),
-        };
-        let mut next = HashMap::from([
-            ("0.scale".to_owned(), Array::from_f32(0.2)),
-            ("0.offset".to_owned(), offsets(&cache)),
-        ]);
-        for (call, length) in [1, 1, 1].into_iter().enumerate() {
-            let (queries, keys) = (x(rows, 50, length), x(rows, 60 + call as i32, length));
-            let mask = cache.mask(length).unwrap();
-            let out = cache.append(&keys, &queries).unwrap().attention(&queries, 0.2, &mask).unwrap();
-            let arrays =
-                [("q", &queries), ("k", &keys), ("v", &queries), ("out", &out), ("offset", &offsets(&cache))];
-            next.extend(arrays.map(|(what, array)| (format!("0.{call}.{what}"), array.clone())));
-        }
+        let next = three_further_tokens(cache);
         Array::save_safetensors(&next, None, file.with_extension("next.safetensors")).unwrap();
         let again = SavedCache::read(&file).unwrap().into_cache();
         assert_goes_on(again, &next, name);

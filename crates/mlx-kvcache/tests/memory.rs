@@ -1,4 +1,4 @@
-//! What caches hold, by MLX's own count. Alone in its file: other tests would be counted as well.
+//! The memory of caches as MLX counts it. The only test in its file, since MLX counts the whole process.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_kvcache::{Full, KvCache, Quantization, Ring};
@@ -22,8 +22,8 @@ fn memory_is_bounded_and_nothing_is_copied() {
     a_call_of_many_tokens_leaves_no_more_than_its_own(&x);
 }
 
-/// 20000 tokens, one by one: never more than `max_size + rewind` tokens and one step of 256, and no
-/// growth from token 5000 on.
+/// For 20000 single tokens a ring never takes more memory than `max_size + rewind + 256` tokens, and does not grow
+/// after token 5000.
 fn rings_stay_within_their_size(x: &Array) {
     for (max_size, keep, rewind, bits) in
         [(512, 4, 0, None), (512, 0, 16, None), (300, 4, 8, Some(8)), (1000, 0, 0, Some(4))]
@@ -32,7 +32,7 @@ fn rings_stay_within_their_size(x: &Array) {
         let before = active_memory().unwrap();
         let ring = KvCache::new(Ring::new(max_size).unwrap().with_keep(keep).unwrap());
         let mut cache: KvCache = ring.with_rewind(rewind).unwrap();
-        // Bfloat16, or this many bits and, for each 32 values, a scale and a bias of 16 bits.
+        // 16 in bfloat16; otherwise the bits, and a scale and a bias of 16 bits for 32 numbers.
         let bits_of_feature = bits.map_or(16, |bits| bits + 1);
         if let Some(bits) = bits {
             cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
@@ -57,7 +57,7 @@ fn rings_stay_within_their_size(x: &Array) {
     }
 }
 
-/// At 16000 tokens a copy of the buffers would show as a peak of their size.
+/// At 16000 tokens, a copy of the buffers would be a peak of their size.
 fn a_full_cache_copies_nothing_per_token(x: &Array) {
     for bits in [None, Some(8)] {
         let mut cache = KvCache::new(Full::new());
@@ -69,7 +69,7 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
         cache.append(&prompt, &prompt).unwrap();
         mlx_rs::transforms::eval(cache.arrays()).unwrap();
         drop(prompt);
-        // 16000 is a multiple of neither: 128 places are free.
+        // 16000 is a multiple of neither: 128 slots are free.
         for _ in 0..100 {
             clear_cache().unwrap();
             let before = active_memory().unwrap();
@@ -81,8 +81,8 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
     }
 }
 
-/// Keys and values are parts of one projection. A ring that takes a whole prompt as it is must not keep
-/// the queries' part of it alive.
+/// Keys and values are views into one projection. A ring that stores a whole prompt must not keep the memory of the
+/// queries.
 fn a_call_of_many_tokens_leaves_no_more_than_its_own(x: &Array) {
     clear_cache().unwrap();
     let before = active_memory().unwrap();
@@ -100,7 +100,7 @@ fn a_call_of_many_tokens_leaves_no_more_than_its_own(x: &Array) {
     let token = (2 * HEADS * HEAD_DIM * 2) as usize;
     let held = active_memory().unwrap() - before;
     assert!(held <= 2048 * token + 16_384 * 2, "{held} bytes");
-    // The next token makes it as small as it is to be.
+    // The next token reduces the ring to its size.
     append(&mut cache, x);
     let held = active_memory().unwrap() - before;
     assert!(held <= (64 + 256) * token, "{held} bytes");

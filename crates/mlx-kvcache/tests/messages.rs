@@ -1,11 +1,11 @@
-//! What a file says comes into messages only in part where it is very long.
+//! Messages show very long texts of a file in part.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 
 use mlx_kvcache::{CacheError, Full, KvCache, SavedCache};
 
-/// What is said of a file with this header and one float32 behind it.
+/// The error for a file with this header and one float32 behind it.
 fn message(header: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");

@@ -1,10 +1,10 @@
-//! Random sequences of operations on every kind of cache, against attention over the whole history.
+//! Random sequences of operations on every layout, compared with attention over the whole history.
 //!
-//! The oracle knows nothing of rings and slots. It keeps every token of every row, applies the rule
-//! of who sees whom to each pair, and computes attention in float64. Where a cache says that it took
-//! tokens back, the oracle forgets them; where it refuses, it must not have promised.
+//! The reference has no rings and slots. It keeps every token of every row, applies the rule of the mask
+//! to each query and key, and computes attention in float64. When a cache trims tokens, the reference
+//! forgets them; a cache may return an error only for a trim that its documentation does not promise.
 //!
-//! `MLX_KVCACHE_SEQUENCES` sets how many sequences are tried (`cargo xtask random-caches`).
+//! `MLX_KVCACHE_SEQUENCES` sets the number of sequences (`cargo xtask random-caches`).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use mlx_attn_masks::AttentionMask;
@@ -17,7 +17,7 @@ use proptest::test_runner::TestCaseError;
 const HEAD_DIM: i32 = 32;
 const SCALE: f32 = 0.25;
 
-/// One layer's cache, and what the heads over it look like.
+/// The settings of one layer's cache, and its heads and dtype.
 #[derive(Debug, Clone, Copy)]
 struct Layer {
     kind: Kind,
@@ -72,14 +72,14 @@ impl Layer {
     }
 }
 
-/// A token of one row: keys and values of every head, as the cache keeps them.
+/// A token of one row: keys and values of every head, rounded as the cache rounds them.
 #[derive(Debug, Clone)]
 struct Token {
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-/// What a layer has seen.
+/// All tokens of a layer.
 #[derive(Debug, Clone)]
 struct History {
     layer: Layer,
@@ -89,18 +89,18 @@ struct History {
 #[derive(Debug, Clone)]
 struct Row {
     padding: i32,
-    /// One for each step, padding included.
+    /// One token for each step, padding included.
     tokens: Vec<Token>,
 }
 
-/// A cache and what it should be, on one line of time.
+/// A cache, and the history that it should agree with.
 #[derive(Debug, Clone)]
 struct World {
     cache: ModelCache,
     layers: Vec<History>,
-    /// Steps so far.
+    /// The number of steps.
     steps: i32,
-    /// Going back to this step or a later one is promised.
+    /// A trim back to this step or a later one must succeed.
     floor: i32,
     seed: u32,
 }
@@ -118,7 +118,7 @@ enum Operation {
     Merge(Vec<i32>),
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 fn noise(seed: &mut u32, count: i32) -> Vec<f32> {
     let next = |_| {
         *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -127,7 +127,7 @@ fn noise(seed: &mut u32, count: i32) -> Vec<f32> {
     (0..count).map(next).collect()
 }
 
-/// `[B, H, L, D]` of noise in the dtype.
+/// `[B, H, L, D]` of pseudo-random numbers in the dtype.
 fn random(seed: &mut u32, shape: [i32; 4], dtype: Dtype) -> Array {
     let values = noise(seed, shape.iter().product());
     Array::from_slice(&values, &shape).as_dtype(dtype).unwrap()
@@ -137,7 +137,7 @@ fn floats(array: &Array) -> Vec<f32> {
     array.as_dtype(Dtype::Float32).unwrap().contiguous().unwrap().as_slice::<f32>().to_vec()
 }
 
-/// What becomes of keys or values when they are quantized.
+/// Keys or values after they were quantized and dequantized.
 fn rounded(x: &Array, bits: Option<i32>) -> Array {
     let Some(bits) = bits else { return x.clone() };
     let (packed, scales, biases) = quantize(x, 32, bits).unwrap();
@@ -145,7 +145,7 @@ fn rounded(x: &Array, bits: Option<i32>) -> Array {
 }
 
 impl History {
-    /// The tokens of `[B, H, L, D]`, row by row.
+    /// Adds the tokens of `[B, H, L, D]`, row by row.
     fn push(&mut self, keys: &Array, values: &Array) {
         let &[_, heads, length, dim] = keys.shape() else { panic!() };
         let (keys, values) = (floats(keys), floats(values));
@@ -176,8 +176,8 @@ impl History {
         }
     }
 
-    /// Attention of the newest `length` tokens' queries in float64: row, query head, query, feature.
-    /// `None` for queries on padding.
+    /// Attention of the newest `length` queries in float64: row, query head, query, feature. `None` for queries at
+    /// padding.
     fn attention(&self, queries: &Array) -> Vec<Option<Vec<f64>>> {
         let &[_, query_heads, length, dim] = queries.shape() else { panic!() };
         let queries = floats(queries);
@@ -290,7 +290,7 @@ impl World {
             }
             Err(error) => {
                 prop_assert!(matches!(error, CacheError::Trim { .. }), "{error}");
-                prop_assert!(self.steps - tokens < self.floor, "{error}, though it was promised");
+                prop_assert!(self.steps - tokens < self.floor, "{error}, but this trim was promised");
                 prop_assert_eq!(self.cache.offset(), before);
             }
         }
@@ -346,7 +346,7 @@ impl World {
 }
 
 impl Row {
-    /// Begins later by this many steps.
+    /// Adds `later` steps of padding.
     fn pad(&mut self, later: i32) {
         let nothing = Token { keys: Vec::new(), values: Vec::new() };
         self.tokens.splice(..0, vec![nothing; later as usize]);
@@ -354,7 +354,7 @@ impl Row {
     }
 }
 
-/// No array where none is needed: where every query of every row sees every token before it.
+/// Checks that the mask is no array if every query of every row sees every token before it.
 fn check_smallest(mask: &AttentionMask, history: &History, length: i32) -> Result<(), TestCaseError> {
     let all = |row: &Row| {
         let end = row.tokens.len() as i32;
@@ -431,7 +431,7 @@ fn run(
         }
         world.check_offsets()?;
     }
-    // Whatever has happened, it goes on.
+    // The cache can be used after any sequence of operations.
     world.append(1)?;
     world.append(3)?;
     world.append(1)
@@ -469,7 +469,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// No padding and one or two rows, or some rows with padding and one without.
+/// One or two rows without padding, or several rows of which one has no padding.
 fn batch() -> impl Strategy<Value = (Vec<i32>, usize)> {
     let padded = prop::collection::vec(0_i32..12, 1..3).prop_flat_map(|padding| {
         (0..=padding.len()).prop_map(move |longest| {

@@ -252,8 +252,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a_cache_forgets_its_first_token",
         file: "crates/mlx-kvcache/src/cache.rs",
-        find: "let read = buffers.range(0..layout.rules().places_read(end))?.read()?;",
-        replace: "let read = buffers.range(i32::from(end > 1)..layout.rules().places_read(end))?.read()?;",
+        find: "let read = buffers.range(0..layout.rules().slots_read(end))?.read()?;",
+        replace: "let read = buffers.range(i32::from(end > 1)..layout.rules().slots_read(end))?.read()?;",
         filter: "cache_mlx_lm_full",
     },
     Mutation {
@@ -367,8 +367,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a_file_loses_the_turn_of_a_ring",
         file: "crates/mlx-kvcache/src/layout/mod.rs",
-        find: "let ring = Ring { room: places, start, head, ..empty };",
-        replace: "let ring = Ring { room: places, start, head: head - i32::from(head > 1), ..empty };",
+        find: "let ring = Ring { room: slots, start, head, ..empty };",
+        replace: "let ring = Ring { room: slots, start, head: head - i32::from(head > 1), ..empty };",
         filter: "save_load",
     },
     Mutation {

@@ -1,7 +1,7 @@
-//! The files of mlx-lm's `save_prompt_cache`: their tensors and entries, and how its caches lie in them.
+//! The tensors and entries in files of mlx-lm's `save_prompt_cache`.
 //!
-//! Its classes, as of 0.32.2 (`mlx_lm/models/cache.py`, <https://github.com/ml-explore/mlx-lm>), and the
-//! state that each writes:
+//! The classes of mlx-lm 0.32.2 (`mlx_lm/models/cache.py`, <https://github.com/ml-explore/mlx-lm>) and the
+//! state that each class writes:
 //!
 //! | class | state |
 //! |---|---|
@@ -11,7 +11,8 @@
 //! | `BatchKVCache` | keys, values, offsets, left padding, next slot |
 //! | `BatchRotatingKVCache` | keys, values, offsets, left padding, max size, steps, next slot, whether it has wrapped |
 //!
-//! It has no class for what else there is here. Such layers get names of our own, on which mlx-lm stops.
+//! mlx-lm has no classes for other layers, such as quantized rings. They get class names of this crate, which
+//! mlx-lm refuses.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -19,25 +20,22 @@ use std::path::Path;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
+use super::entries::{CHECKSUM, CLASSES, RECORD};
+use super::error::CacheFileError;
 use super::record::{LayerRecord, QuantizationRecord, names};
 use super::tensors::Tensors;
-use super::{CHECKSUM, CacheFileError, RECORD};
 use crate::KvCache;
 use crate::buffers::Buffers;
 use crate::layout::LayoutRecord;
 
-/// The classes that can be read.
-pub(super) const CLASSES: [&str; 5] =
-    ["KVCache", "QuantizedKVCache", "RotatingKVCache", "BatchKVCache", "BatchRotatingKVCache"];
-
-/// What a tensor that is no array stands for.
+/// What a tensor stands for that is not an array of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scalar {
     Number,
     Nothing,
 }
 
-/// Adds the tensors of layer `i`, and says which class mlx-lm reads them as.
+/// Adds the tensors of layer `i`, and returns the class as which mlx-lm reads them.
 pub(super) fn write_layer(
     i: usize,
     record: &LayerRecord,
@@ -60,43 +58,7 @@ pub(super) fn write_layer(
         }
     }
 
-    let places = buffers.map_or(0, Buffers::places);
-    let LayerRecord { layout, steps, ref padding, .. } = *record;
-    let per_row = |numbers: Vec<i32>| Array::from_slice(&numbers, &[numbers.len() as i32]);
-    let offsets = || per_row(padding.iter().map(|row| steps - row).collect());
-    let (class, state) = match (layout, record.quantization, padding.is_empty()) {
-        (LayoutRecord::Full { .. }, None, true) => ("KVCache", vec![Array::from_int(steps)]),
-        (LayoutRecord::Full { .. }, Some(QuantizationRecord { bits, group_size }), true) => {
-            ("QuantizedKVCache", [steps, group_size, bits].map(Array::from_int).to_vec())
-        }
-        (LayoutRecord::Full { .. }, None, false) => {
-            ("BatchKVCache", vec![offsets(), per_row(padding.clone()), Array::from_int(steps)])
-        }
-        (LayoutRecord::Rotating { max_size, keep, rewind: 0, start, head }, None, unpadded)
-            if unpadded || keep == 0 =>
-        {
-            // As many slots as there are, in order; or all of `max_size`, with the next one among them.
-            let ring = max_size - keep;
-            let wrapped = head > 0;
-            let next = if wrapped { keep + (head + (steps - start)) % ring } else { places };
-            if unpadded {
-                ("RotatingKVCache", [steps, keep, max_size, next].map(Array::from_int).to_vec())
-            } else {
-                // It counts padding from the oldest slot that is held.
-                let held = if wrapped { ring } else { places };
-                let padding = padding.iter().map(|row| row - (steps - held)).collect();
-                let wrapped = Array::from_bool(wrapped);
-                let numbers = [max_size, steps, next].map(Array::from_int);
-                let mut state = vec![offsets(), per_row(padding)];
-                state.extend(numbers);
-                state.push(wrapped);
-                ("BatchRotatingKVCache", state)
-            }
-        }
-        (LayoutRecord::Full { .. }, Some(_), false) | (LayoutRecord::Rotating { .. }, ..) => {
-            (record.layout.class(), Vec::new())
-        }
-    };
+    let (class, state) = state(record, buffers.map_or(0, Buffers::slots));
     for (array, n) in state.into_iter().zip(2..) {
         let name = format!("{i}.{n}");
         if array.ndim() == 0 {
@@ -107,7 +69,47 @@ pub(super) fn write_layer(
     Ok(class)
 }
 
-/// Adds the classes, and which tensors are numbers.
+/// The class of a layer with this many slots, and the numbers of its state. A layer for which mlx-lm has no class
+/// gets the class name of its layout, and no numbers.
+fn state(record: &LayerRecord, slots: i32) -> (&'static str, Vec<Array>) {
+    let LayerRecord { layout, steps, ref padding, .. } = *record;
+    let per_row = |numbers: Vec<i32>| Array::from_slice(&numbers, &[numbers.len() as i32]);
+    let offsets = || per_row(padding.iter().map(|row| steps - row).collect());
+    match (layout, record.quantization, padding.is_empty()) {
+        (LayoutRecord::Full { .. }, None, true) => ("KVCache", vec![Array::from_int(steps)]),
+        (LayoutRecord::Full { .. }, Some(QuantizationRecord { bits, group_size }), true) => {
+            ("QuantizedKVCache", [steps, group_size, bits].map(Array::from_int).to_vec())
+        }
+        (LayoutRecord::Full { .. }, None, false) => {
+            ("BatchKVCache", vec![offsets(), per_row(padding.clone()), Array::from_int(steps)])
+        }
+        (LayoutRecord::Rotating { max_size, keep, rewind: 0, start, head }, None, unpadded)
+            if unpadded || keep == 0 =>
+        {
+            // The used slots in order, with the next slot behind them; or all `max_size` slots, with the next slot
+            // among them.
+            let ring = max_size - keep;
+            let wrapped = head > 0;
+            let next = if wrapped { keep + (head + (steps - start)) % ring } else { slots };
+            if unpadded {
+                ("RotatingKVCache", [steps, keep, max_size, next].map(Array::from_int).to_vec())
+            } else {
+                // mlx-lm counts padding from the oldest token that it holds.
+                let held = if wrapped { ring } else { slots };
+                let padding = padding.iter().map(|row| row - (steps - held)).collect();
+                let wrapped = Array::from_bool(wrapped);
+                let numbers = [max_size, steps, next].map(Array::from_int);
+                let mut state = vec![offsets(), per_row(padding)];
+                state.extend(numbers);
+                state.push(wrapped);
+                ("BatchRotatingKVCache", state)
+            }
+        }
+        _ => (layout.class(), Vec::new()),
+    }
+}
+
+/// Adds the classes, and the list of tensors that stand for numbers.
 pub(super) fn write_metadata(
     metadata: &mut BTreeMap<String, String>,
     classes: &[&str],
@@ -127,7 +129,7 @@ pub(super) fn write_metadata(
     }
 }
 
-/// The entries that users gave.
+/// The user's entries.
 pub(super) fn users_metadata(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let users = metadata.iter().filter(|(key, _)| *key != RECORD && *key != CHECKSUM);
     users.filter_map(|(key, value)| Some((key.strip_prefix("0.")?.to_owned(), value.clone()))).collect()
@@ -170,7 +172,7 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// The numbers `n` of the state.
+    /// Item `n` of the state, as integers.
     fn numbers(&self, n: usize) -> Result<Vec<i32>, String> {
         let name = format!("{}.{n}", self.i);
         let array = self.contents.tensors.get(&name).ok_or_else(|| format!("there is no tensor {name}"))?;
@@ -197,18 +199,18 @@ impl Layer<'_> {
         }
     }
 
-    fn places(&self) -> Result<i32, String> {
+    fn slots(&self) -> Result<i32, String> {
         if self.empty {
             return Ok(0);
         }
         let name = format!("{}.0", self.i);
         match self.contents.tensors.get(&name).map(Array::shape) {
-            Some(&[_, _, places, _]) => Ok(places),
+            Some(&[_, _, slots, _]) => Ok(slots),
             _ => Err(format!("{name} is not [B, H, S, D]")),
         }
     }
 
-    /// The same state in our numbers.
+    /// This state as a record of this crate.
     fn record(&self, class: &str) -> Result<LayerRecord, String> {
         let record = |layout, steps, padding| LayerRecord { layout, quantization: None, steps, padding };
         let full = LayoutRecord::Full { window: None };
@@ -233,12 +235,12 @@ impl Layer<'_> {
             _ => {
                 let (offsets, left_padding) = (self.numbers(2)?, self.numbers(3)?);
                 let (max_size, next, wrapped) = (self.number(4)?, self.number(6)?, self.number(7)? != 0);
-                let places = self.places()?;
-                if !(0..=places).contains(&next) {
-                    return Err(format!("its next token is for slot {next} of {places}"));
+                let slots = self.slots()?;
+                if !(0..=slots).contains(&next) {
+                    return Err(format!("its next token is for slot {next} of {slots}"));
                 }
-                let held = if wrapped { places } else { next };
-                // Its own count of steps forgets what was merged, and rows of padding alone have none.
+                let held = if wrapped { slots } else { next };
+                // mlx-lm's own count of steps is not correct after a merge, and 0 for rows of padding only.
                 let longest = offsets.iter().copied().max().unwrap_or(0);
                 let steps = longest.max(held);
                 let padding: Vec<i32> = offsets.iter().map(|&offset| steps.saturating_sub(offset)).collect();
@@ -249,23 +251,24 @@ impl Layer<'_> {
         })
     }
 
-    /// The oldest step in the ring, and its place there, where `next` is the slot to write next.
+    /// The oldest step in the ring and its slot, counted from the first slot behind the sinks; `next` is the
+    /// slot that is written next.
     fn ring(&self, steps: i32, keep: i32, max_size: i32, next: i32) -> Result<(i32, i32), String> {
-        let places = self.places()?;
+        let slots = self.slots()?;
         let wrong = || {
-            format!("{steps} tokens with the next one for slot {next} of {places}, {keep} of which are sinks")
+            format!("{steps} tokens with the next one for slot {next} of {slots}, {keep} of which are sinks")
         };
-        if next < 0 || next > places || keep < 0 || keep >= max_size || steps < 0 {
+        if next < 0 || next > slots || keep < 0 || keep >= max_size || steps < 0 {
             return Err(wrong());
         }
         if next == steps || steps <= keep {
             return if next == steps { Ok((keep, 0)) } else { Err(wrong()) };
         }
-        // All slots are used: in order, or from the next one on round to it.
-        let held = (places - keep).min(steps - keep);
-        if next == places {
+        // All slots are used. The oldest token lies in the first slot of the ring, or in slot `next`.
+        let held = (slots - keep).min(steps - keep);
+        if next == slots {
             Ok((steps - held, 0))
-        } else if places == max_size && next >= keep {
+        } else if slots == max_size && next >= keep {
             Ok((steps - held, next - keep))
         } else {
             Err(wrong())
@@ -273,8 +276,8 @@ impl Layer<'_> {
     }
 }
 
-/// Whether offsets and left padding say the same of every row, where the oldest slot holds the step
-/// `first`. Padding before it no longer counts.
+/// Checks that offsets and left padding of every row fit each other, where `first` is the oldest step in the
+/// slots. mlx-lm does not count padding before that step.
 fn check_padding(steps: i32, offsets: &[i32], left_padding: &[i32], first: i32) -> Result<(), String> {
     let same = |(&offset, &padding): (&i32, &i32)| {
         let (steps, first) = (i64::from(steps), i64::from(first));

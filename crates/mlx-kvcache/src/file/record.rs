@@ -1,9 +1,9 @@
-//! The numbers of a cache beside its tensors, as our own files have them.
+//! The entry `0.mlx_models`: the numbers of a cache that do not stand in mlx-lm's entries.
 
 use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 
-use super::VERSION;
+use super::entries::{RECORD, VERSION};
 use super::tensors::Tensors;
 use crate::buffers::{Buffers, Form};
 use crate::cache::Held;
@@ -17,25 +17,25 @@ use crate::{CacheError, KvCache, Quantization};
 pub(super) struct Record {
     pub(super) version: u32,
     pub(super) model_type: String,
-    /// None in version 1.
+    /// Not present in version 1.
     #[serde(default)]
     pub(super) made_by: Option<OriginRecord>,
     pub(super) tokens: Vec<u32>,
     pub(super) layers: Vec<LayerRecord>,
 }
 
-/// What made it, but for the type of the model.
+/// The model that made the cache, without its type.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OriginRecord {
     pub(super) weights: String,
     pub(super) config: String,
     pub(super) adapters: Option<String>,
-    /// The length that the sequence was expected to have: see [`ModelCache::expect`](crate::ModelCache::expect).
+    /// The expected length of the sequence: see [`ModelCache::expect`](crate::ModelCache::expect).
     pub(super) expected: i32,
 }
 
-/// The version alone, which is read first: what else there is may differ.
+/// The version only. It is read first, because other versions may have other fields.
 #[derive(Deserialize)]
 struct Version {
     version: u32,
@@ -47,9 +47,9 @@ struct Version {
 pub(super) struct LayerRecord {
     pub(super) layout: LayoutRecord,
     pub(super) quantization: Option<QuantizationRecord>,
-    /// Steps so far.
+    /// The number of steps: tokens of the longest row.
     pub(super) steps: i32,
-    /// The left padding of each row; empty where it is no batch.
+    /// The left padding of each row; empty if the cache is not a batch.
     pub(super) padding: Vec<i32>,
 }
 
@@ -65,9 +65,9 @@ impl Record {
         serde_json::to_string(self)
     }
 
-    /// A version that is too new, or what is wrong.
+    /// Reads the entry. The error is a version that is too new, or a message.
     pub(super) fn from_json(json: &str) -> Result<Self, Result<u32, String>> {
-        let wrong = |e: serde_json::Error| Err(format!("its entry {}: {e}", super::RECORD));
+        let wrong = |e: serde_json::Error| Err(format!("its entry {}: {e}", RECORD));
         let Version { version } = serde_json::from_str(json).map_err(wrong)?;
         if version > VERSION {
             return Err(Ok(version));
@@ -86,7 +86,7 @@ pub(super) fn names(i: usize, quantized: bool) -> Vec<String> {
 }
 
 impl LayerRecord {
-    /// The numbers of this cache, and what they are about.
+    /// The numbers of this cache, and its buffers.
     pub(super) fn of(cache: &KvCache) -> Result<(Self, Option<Buffers>), CacheError> {
         let (layout, buffers) = cache.to_save()?;
         let quantization = cache.quantization().map(|quantization| QuantizationRecord {
@@ -97,7 +97,8 @@ impl LayerRecord {
         Ok((Self { layout: layout.rules().record(), quantization, steps, padding }, buffers))
     }
 
-    /// The cache with these numbers and the tensors of layer `i`, or what contradicts what.
+    /// The cache with these numbers and the tensors of layer `i`. The error says which numbers contradict each
+    /// other or the tensors.
     pub(super) fn restore(&self, i: usize, contents: &Tensors) -> Result<KvCache, String> {
         let quantization = self.quantization.map(|q| Quantization::affine(q.bits, q.group_size));
         let quantization = quantization.transpose().map_err(|e| e.to_string())?;
@@ -121,30 +122,30 @@ impl LayerRecord {
             }
             Some(Held { form, buffers: Buffers::from_arrays(arrays, quantization) })
         };
-        let places = held.as_ref().map_or(0, |held| held.buffers.places());
-        let layout = self.layout.restore(self.steps, places)?;
+        let slots = held.as_ref().map_or(0, |held| held.buffers.slots());
+        let layout = self.layout.restore(self.steps, slots)?;
         Ok(KvCache::from_parts(layout, quantization, rows, held))
     }
 }
 
-/// The form that tensors have, or what is wrong with them.
+/// The form of keys and values with these tensors, or a message if they do not fit each other.
 pub(super) fn form(arrays: &[Array], quantization: Option<Quantization>) -> Result<Form, String> {
     let shapes: Vec<&[i32]> = arrays.iter().map(Array::shape).collect();
     let wrong = || format!("its tensors have the shapes {shapes:?}");
     let mut sizes: Vec<[i32; 4]> = Vec::with_capacity(arrays.len());
     for shape in &shapes {
-        let &[batch, heads, places, dim] = *shape else { return Err(wrong()) };
+        let &[batch, heads, slots, dim] = *shape else { return Err(wrong()) };
         if batch < 1
             || heads < 1
-            || places < 1
+            || slots < 1
             || dim < 1
             || sizes.first().is_some_and(|first| first[..3] != shape[..3])
         {
             return Err(wrong());
         }
-        sizes.push([batch, heads, places, dim]);
+        sizes.push([batch, heads, slots, dim]);
     }
-    // The dims of keys and values, and the arrays that have the dtype of what was appended.
+    // The head sizes of keys and values, and which arrays have the dtype of the appended tokens.
     let (dims, floats) = match (sizes.as_slice(), quantization) {
         ([[.., key_dim], [.., value_dim]], None) => ([*key_dim, *value_dim], vec![0, 1]),
         ([keys, key_scales, key_biases, values, value_scales, value_biases], Some(quantization)) => {
@@ -157,7 +158,7 @@ pub(super) fn form(arrays: &[Array], quantization: Option<Quantization>) -> Resu
                 }
             }
             if [0, 3].iter().any(|&packed| arrays[packed].dtype() != Dtype::Uint32) {
-                return Err("its quantized numbers are not uint32".to_owned());
+                return Err("its packed numbers are not uint32".to_owned());
             }
             let dim = |scales: &[i32; 4]| scales[3].saturating_mul(quantization.group_size());
             ([dim(key_scales), dim(value_scales)], vec![1, 4, 2, 5])
@@ -168,7 +169,7 @@ pub(super) fn form(arrays: &[Array], quantization: Option<Quantization>) -> Resu
     if let Some(other) =
         dtypes.iter().find(|dtype| !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16))
     {
-        return Err(format!("its tensors are {other:?}, and floats are needed"));
+        return Err(format!("its tensors have dtype {other:?}, and a float dtype is needed"));
     }
     if dtypes.len() == 4 && dtypes[..2] != dtypes[2..] {
         return Err("its scales and biases have different dtypes".to_owned());

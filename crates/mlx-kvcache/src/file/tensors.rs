@@ -1,4 +1,4 @@
-//! A safetensors file as tensors and metadata.
+//! Reads and writes a safetensors file as tensors and metadata.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,15 +10,13 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 use mlx_safetensors::{Dtype as StoredDtype, Header, HeaderError, arrays};
 
-use super::{CHECKSUM, CacheFileError, RECORD};
+use super::entries::{CHECKSUM, FIRST_CLASS, RECORD};
+use super::error::CacheFileError;
 
-/// The entry with the class of the first layer, which every file has.
-pub(super) const FIRST_CLASS: &str = "1.0";
-
-/// Bytes of the largest cache file. It is read into memory as a whole.
+/// The largest size of a cache file in bytes. The whole file is read into memory.
 const LARGEST_FILE: u64 = 256 << 30;
 
-/// Everything that a file holds.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub(super) struct Tensors {
     pub(super) tensors: BTreeMap<String, Array>,
@@ -26,7 +24,7 @@ pub(super) struct Tensors {
 }
 
 impl Tensors {
-    /// The CRC-32 of every tensor and of every entry but the checksum itself, in the order of their names.
+    /// The CRC-32 of all tensors and all entries except the checksum, in the order of their names.
     pub(super) fn checksum(&self) -> Result<String, Exception> {
         let mut crc = crc32fast::Hasher::new();
         let mut text = |text: &str| {
@@ -46,33 +44,33 @@ impl Tensors {
     }
 }
 
-/// Whether caches that are saved have tensors of this dtype.
+/// Whether this crate writes tensors of this dtype.
 fn is_written(dtype: Dtype) -> bool {
     use Dtype::{Bfloat16, Bool, Float16, Float32, Int32, Uint32};
     matches!(dtype, Bool | Int32 | Uint32 | Float16 | Bfloat16 | Float32)
 }
 
-/// Whether caches have tensors of this dtype, those that mlx-lm saved included.
+/// Whether this crate or mlx-lm writes tensors of this dtype.
 fn is_read(dtype: StoredDtype) -> bool {
     use StoredDtype::{BF16, BOOL, F16, F32, I32, I64, U32};
     matches!(dtype, BOOL | I32 | I64 | U32 | F16 | BF16 | F32)
 }
 
-/// Writes the file beside its place, and moves it there when it is whole.
+/// Writes the file. An existing file is replaced when the new one is complete.
 pub(super) fn write(file: &Path, contents: &Tensors) -> Result<(), CacheFileError> {
     let mut tensors: Vec<(String, Array)> =
         contents.tensors.iter().map(|(name, array)| (name.clone(), array.clone())).collect();
     if let Some((_, array)) = tensors.iter().find(|(_, array)| !is_written(array.dtype())) {
         return Err(Exception::custom(format!("a cache of {:?} cannot be saved", array.dtype())).into());
     }
-    // The widest numbers first, so that each lies at a multiple of its width.
+    // The dtypes with most bytes first, so that every tensor begins at a multiple of its dtype's size.
     tensors.sort_by_key(|(_, array)| Reverse(array.item_size()));
     let written =
         mlx_files::write_with(file, |out| arrays::write(out, &contents.metadata, tensors, |_| Ok(())));
     written.map_err(|source| CacheFileError::Io { doing: "writing", file: file.into(), source })
 }
 
-/// Whether a cache may be written to this path: there is nothing, or an empty file, or a cache.
+/// Checks that there is no file at this path, an empty file, or a cache file.
 pub(super) fn check_replaceable(path: &Path) -> Result<(), CacheFileError> {
     let io = |source| CacheFileError::Io { doing: "writing", file: path.into(), source };
     if !mlx_files::is_present(path).map_err(io)? {
@@ -92,7 +90,7 @@ pub(super) fn check_replaceable(path: &Path) -> Result<(), CacheFileError> {
 fn read_header(path: &Path, file: &File) -> Result<Header, CacheFileError> {
     let size = file.metadata().map_err(|source| reading(path, source))?.len();
     if size > LARGEST_FILE {
-        return Err(damaged(path, format!("it has {size} bytes, and may have at most {LARGEST_FILE}")));
+        return Err(damaged(path, format!("it has {size} bytes, and at most {LARGEST_FILE} are allowed")));
     }
     Header::read(file).map_err(|e| match e {
         HeaderError::Io(source) => reading(path, source),
@@ -100,17 +98,20 @@ fn read_header(path: &Path, file: &File) -> Result<Header, CacheFileError> {
     })
 }
 
-/// Reads a file, after everything was checked that its header says.
+/// Checks the header of a file, then reads its tensors.
 pub(super) fn read(path: &Path, mut file: File) -> Result<Tensors, CacheFileError> {
     let header = read_header(path, &file)?;
     let mut contents = Tensors { metadata: header.metadata().clone(), tensors: BTreeMap::new() };
     for (name, tensor) in header.tensors() {
         if i32::try_from(tensor.elements()).is_err() {
-            let problem = format!("{name} has shape {:?}, beyond what MLX can index", tensor.shape);
+            let problem = format!("{name} has shape {:?}, which is too large for MLX", tensor.shape);
             return Err(damaged(path, problem));
         }
         if !is_read(tensor.dtype) {
-            return Err(damaged(path, format!("{name} has dtype {:?}, as no cache has", tensor.dtype)));
+            return Err(damaged(
+                path,
+                format!("{name} has dtype {:?}, which no cache file has", tensor.dtype),
+            ));
         }
     }
     // The bytes of the tensors follow the header in this order.

@@ -1,4 +1,4 @@
-//! The layout that keeps every token: the token of step n lies in place n.
+//! The layout that keeps every token: the token of step n lies in slot n.
 
 use std::fmt;
 
@@ -9,25 +9,25 @@ use crate::buffers::Buffers;
 use crate::rows::Rows;
 use crate::{CacheError, LayerKind, Limit};
 
-/// Every token stays: full attention.
+/// Every token stays: the layout for full attention.
 ///
-/// The buffers have room for a multiple of 256 tokens. An append writes into the next free places. MLX
-/// reuses the memory, since nothing else holds the buffer by then, so no token is copied again.
+/// The buffers have room for a multiple of 256 tokens. An append writes into the next free slots in place:
+/// MLX reuses the buffer, because nothing else holds it, so no token is copied.
 ///
-/// With a [window](Self::with_window) the mask hides older tokens, but they stay: this takes more memory
-/// than a [`Ring`](crate::Ring), and any number of tokens can be trimmed.
+/// With a [window](Self::with_window) the mask hides older tokens, but they stay. This takes more memory
+/// than a [`Ring`](crate::Ring), but any number of tokens can be trimmed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Full {
     window: Option<i32>,
 }
 
 impl Full {
-    /// Every token stays, and every query sees all tokens before it.
+    /// A layout without a window: every query sees all tokens before it.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With a mask that shows each query itself and the `window - 1` tokens before it.
+    /// Sets a window: each query sees itself and the `window - 1` tokens before it.
     ///
     /// # Errors
     ///
@@ -44,10 +44,10 @@ impl Full {
         self.window
     }
 
-    /// The layout with the numbers of a file, or what contradicts what.
-    pub(super) fn restore(window: Option<i32>, end: i32, places: i32) -> Result<Self, String> {
-        if places < end || window.is_some_and(|window| window < 1) {
-            return Err(format!("{end} tokens in {places} places, with window {window:?}"));
+    /// The layout with the numbers of a file. The error says which numbers contradict each other.
+    pub(super) fn restore(window: Option<i32>, end: i32, slots: i32) -> Result<Self, String> {
+        if slots < end || window.is_some_and(|window| window < 1) {
+            return Err(format!("{end} tokens in {slots} slots with window {window:?}"));
         }
         Ok(Self { window })
     }
@@ -67,7 +67,7 @@ impl TokenLayout for Full {
         Layout::Full(*self)
     }
 
-    /// Every token can be trimmed in any case.
+    /// All tokens can be trimmed at any time.
     fn with_rewind(&self, rewind: i32) -> Result<Layout, CacheError> {
         if rewind < 0 {
             return Err(CacheError::Negative { tokens: rewind });
@@ -75,11 +75,14 @@ impl TokenLayout for Full {
         Ok(Layout::Full(*self))
     }
 
-    fn serves(&self, kind: LayerKind, limit: Option<Limit>) -> bool {
-        match kind {
-            LayerKind::Sliding { window } => self.window == Some(window),
+    /// A layout without a window gets that of the layer: files of mlx-lm that hold all tokens do not say it.
+    fn fit(&self, kind: LayerKind, limit: Option<Limit>) -> Option<Layout> {
+        let fits = match kind {
+            LayerKind::Sliding { window } => window > 0 && self.window.is_none_or(|found| found == window),
             LayerKind::Full => self.window.is_none() && limit.is_none(),
-        }
+        };
+        let window = if let LayerKind::Sliding { window } = kind { Some(window) } else { None };
+        fits.then_some(Layout::Full(Self { window }))
     }
 
     fn append(
@@ -88,20 +91,20 @@ impl TokenLayout for Full {
         held: Option<&Buffers>,
         new: &Buffers,
     ) -> Result<(Layout, Buffers), CacheError> {
-        let (start, tokens) = (rows.steps(), new.places());
+        let (start, tokens) = (rows.steps(), new.slots());
         let end = rows.after(tokens)?;
         let more = tokens.saturating_add(STEP - 1) / STEP * STEP;
         let mut room = match held {
             None => new.zeros(more)?,
-            Some(held) if end <= held.places() => held.clone(),
-            // What is held ends at the offset, so that the places stay in the order of the tokens.
+            Some(held) if end <= held.slots() => held.clone(),
+            // Free slots before the new ones are cut off, so that slots stay in the order of the tokens.
             Some(held) => Buffers::concatenate(&[held.range(0..start)?, new.zeros(more)?])?,
         };
         room.write(start..end, new)?;
         Ok((Layout::Full(*self), room))
     }
 
-    fn places_read(&self, end: i32) -> i32 {
+    fn slots_read(&self, end: i32) -> i32 {
         end
     }
 
@@ -110,7 +113,7 @@ impl TokenLayout for Full {
         if rows.padding().is_empty() {
             return Ok(mask.build()?);
         }
-        // Padding may be longer than what was read of the prompt so far.
+        // The padding may be longer than the part of the prompt that was read so far.
         let keys = rows.after(queries.max(0))?;
         let padding: Vec<i32> = rows.padding().iter().map(|&row| row.min(keys)).collect();
         Ok(mask.left_padding(&padding).build()?)
@@ -124,7 +127,7 @@ impl TokenLayout for Full {
         None
     }
 
-    /// So that free places behind the tokens go away with the other rows.
+    /// Always, so that the free slots are dropped together with the other rows.
     fn filter_moves(&self, _: i32) -> bool {
         true
     }

@@ -1,7 +1,7 @@
-//! Where the tokens of a cache lie: one file for each layout.
+//! Layouts: where the tokens of a cache lie. Each layout has its own file.
 //!
-//! [`TokenLayout`] lists what a cache asks of its layout. A new layout is a new file here with a type
-//! that implements it, and a variant of [`Layout`] and of [`LayoutRecord`] in this file.
+//! The trait [`TokenLayout`] lists what a cache asks of its layout. To add a layout, add a file with a
+//! type that implements the trait, and a variant of [`Layout`] and of [`LayoutRecord`] in this file.
 
 mod full;
 mod ring;
@@ -19,39 +19,39 @@ use crate::{CacheError, LayerKind, Limit};
 pub use full::Full;
 pub use ring::Ring;
 
-/// Places are added this many at a time, so that most appends write into a buffer that is there.
-/// mlx-lm uses the same number; with another, sums over a head could round differently.
+/// Slots are added this many at a time, so that most appends write into an existing buffer. mlx-lm uses
+/// the same number; with another number, sums over a head could round differently.
 const STEP: i32 = 256;
 
-/// Where the tokens of a [`KvCache`](crate::KvCache) lie, which of them stay, and so which of them a query
-/// sees.
+/// Where the tokens of a [`KvCache`](crate::KvCache) lie, which tokens stay, and which of them a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
     /// Every token stays.
     Full(Full),
-    /// The first tokens and the newest ones stay.
+    /// The first tokens and the newest tokens stay.
     Ring(Ring),
 }
 
 /// What a cache asks of its layout.
 ///
-/// A *place* is an index on the third axis of the buffers. A *step* is the number of a call's token on
-/// the time that all rows share (see [`Rows`]); `now` and `end` are the numbers of the next step.
+/// A *slot* is an index on the third axis of the buffers. A *step* is the number of a token in the count
+/// that all rows of a batch share (see [`Rows`]). `now` is the next step before an operation, `end` the
+/// next step after it.
 pub(crate) trait TokenLayout: fmt::Display {
-    /// The same settings without a token.
+    /// The same settings without tokens.
     fn empty(&self) -> Layout;
 
-    /// The same settings without a token, where at least `rewind` tokens can be trimmed at any time.
+    /// The same settings without tokens, but at least `rewind` tokens can be trimmed at any time.
     fn with_rewind(&self, rewind: i32) -> Result<Layout, CacheError>;
 
-    /// Whether the queries of a layer of this kind see what they shall, with this limit on layers of full
-    /// attention.
-    fn serves(&self, kind: LayerKind, limit: Option<Limit>) -> bool;
+    /// This layout for a layer of this kind, where `limit` is the limit on layers of full attention, or `None`
+    /// if such a layer cannot use it. The tokens do not move.
+    fn fit(&self, kind: LayerKind, limit: Option<Limit>) -> Option<Layout>;
 
-    /// The layout and the buffers after `new` was added to what is held.
+    /// Adds the tokens of `new` to those of `held`. Returns the layout and the buffers after that.
     ///
-    /// The buffers that are written into must not be kept elsewhere, so that MLX writes in place.
+    /// The caller drops the old buffers before the new ones are computed, so that MLX writes in place.
     fn append(
         &self,
         rows: &Rows,
@@ -59,46 +59,48 @@ pub(crate) trait TokenLayout: fmt::Display {
         new: &Buffers,
     ) -> Result<(Layout, Buffers), CacheError>;
 
-    /// How many places attention reads, from the first one on.
-    fn places_read(&self, end: i32) -> i32;
+    /// How many slots attention reads, beginning with the first.
+    fn slots_read(&self, end: i32) -> i32;
 
-    /// Which of the places that are read after the next `queries` tokens were appended each of these
-    /// tokens sees.
+    /// The mask for the next `queries` tokens over the slots that attention reads after they were appended.
     fn mask(&self, rows: &Rows, queries: i32) -> Result<AttentionMask, CacheError>;
 
-    /// The layout after the newest `tokens` tokens were forgotten, of which there are as many.
+    /// The layout after the newest `tokens` tokens were forgotten. There are at least as many.
     fn trim(&self, now: i32, tokens: i32) -> Result<Layout, CacheError>;
 
-    /// The oldest step that is held where older ones were overwritten.
+    /// The oldest step that the layout holds, or `None` if no step was overwritten. Steps that always stay
+    /// do not count.
     fn oldest_left(&self) -> Option<i32>;
 
-    /// Whether rows that are taken out of a batch must be laid out in order again, where their time
-    /// begins `later` steps later.
+    /// Whether a filter of rows must lay out the tokens again. Step 0 of the remaining rows is `later` steps
+    /// later than that of the batch.
     fn filter_moves(&self, later: i32) -> bool;
 
-    /// This layout with the steps up to `end` in order, and the first step in it besides those that
-    /// always stay: as many as it holds, but none before `oldest_left`.
+    /// This layout with its steps in order up to `end`, and the first of these steps. It holds as many steps
+    /// as it has room for, but none before `oldest_left`. Steps that always stay do not count.
     fn in_order(&self, oldest_left: Option<i32>, end: i32) -> (Layout, i32);
 
-    /// The buffers of a layout [in order](Self::in_order): the steps that always stay, and those from
-    /// `first` on. The time of the new layout begins `earlier` steps before the time of this one, which
-    /// is what `first` is counted in. Zeros stand where this layout holds no token.
+    /// The buffers for a layout that is [in order](Self::in_order): the steps that always stay, and the steps
+    /// from `first` on, with zeros for steps that this layout does not hold.
+    ///
+    /// `first` is counted in steps of the new layout, whose step 0 is `earlier` steps before that of this
+    /// layout (after it if negative).
     fn gather(&self, held: &Buffers, now: i32, first: i32, earlier: i32) -> Result<Buffers, CacheError>;
 
-    /// What is written to a file: the layout, and its buffers without free places behind the tokens.
+    /// The layout and the buffers for a file, without free slots behind the tokens.
     fn to_save(&self, now: i32, held: &Buffers) -> Result<(Layout, Buffers), CacheError>;
 
-    /// The numbers that a file has of this layout.
+    /// The numbers of this layout for a file.
     fn record(&self) -> LayoutRecord;
 }
 
 impl Layout {
-    /// The layout for a layer of this kind: a ring for one with a window or a limit, otherwise one that
-    /// keeps every token.
+    /// The layout for a layer of this kind: a [`Ring`] for a layer with a window, or if layers of full
+    /// attention have a limit; otherwise [`Full`].
     ///
     /// # Errors
     ///
-    /// [`CacheError::Sizes`] for a window or a limit that is none.
+    /// [`CacheError::Sizes`] for a window below 1 or sizes of the limit that contradict each other.
     pub fn for_layer(kind: LayerKind, limit: Option<Limit>) -> Result<Self, CacheError> {
         match (kind, limit) {
             (LayerKind::Sliding { window }, _) => Ring::new(window).map(Self::Ring),
@@ -109,6 +111,7 @@ impl Layout {
         }
     }
 
+    /// This layout as the trait that all layouts implement.
     pub(crate) fn rules(&self) -> &dyn TokenLayout {
         match self {
             Self::Full(full) => full,
@@ -117,7 +120,7 @@ impl Layout {
     }
 }
 
-/// Which tokens it keeps, as messages name them.
+/// The tokens that the layout keeps, as messages show them.
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.rules().fmt(f)
@@ -136,18 +139,19 @@ impl From<Ring> for Layout {
     }
 }
 
-/// The numbers of a layout as cache files have them. Names and order are part of the file format.
+/// The numbers of a layout in a cache file. Their names and order are part of the file format.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum LayoutRecord {
-    /// [`Full`]: the token of each step lies in the place of its number.
+    /// Those of a [`Full`].
     Full { window: Option<i32> },
-    /// [`Ring`]: its sizes, the oldest step in it, and where that lies.
+    /// Those of a [`Ring`]: its sizes, the oldest step in it, and the slot of this step, counted from the
+    /// first slot behind the sinks.
     Rotating { max_size: i32, keep: i32, rewind: i32, start: i32, head: i32 },
 }
 
 impl LayoutRecord {
-    /// The class name of a layer that mlx-lm has no class for, or must not read as one of its own.
+    /// The class name in a file for a layer that mlx-lm does not support or must not use.
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Full { .. } => "FullKvCache",
@@ -155,14 +159,14 @@ impl LayoutRecord {
         }
     }
 
-    /// The layout with these numbers, which has come to the step `end` and has these places, or what
-    /// contradicts what.
-    pub(crate) fn restore(self, end: i32, places: i32) -> Result<Layout, String> {
+    /// The layout with these numbers, where `end` is the next step and the buffers have `slots` slots. The
+    /// error says which numbers contradict each other.
+    pub(crate) fn restore(self, end: i32, slots: i32) -> Result<Layout, String> {
         match self {
-            Self::Full { window } => Full::restore(window, end, places).map(Layout::Full),
+            Self::Full { window } => Full::restore(window, end, slots).map(Layout::Full),
             Self::Rotating { max_size, keep, rewind, start, head } => {
                 let empty = Ring::sized(max_size, keep, rewind).map_err(|e| e.to_string())?;
-                let ring = Ring { room: places, start, head, ..empty };
+                let ring = Ring { room: slots, start, head, ..empty };
                 ring.check(end)?;
                 Ok(Layout::Ring(ring))
             }

@@ -1,4 +1,5 @@
-//! Where the tokens of a ring lie, in numbers alone; `ring_arrays.rs` moves the arrays.
+//! The layout that keeps the first and the newest tokens, in numbers: which token lies in which slot.
+//! `ring_arrays.rs` moves the arrays.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,82 +7,82 @@ use std::ops::Range;
 use super::STEP;
 use crate::CacheError;
 
-/// The first tokens and the newest ones stay: sliding-window attention, or any attention with a limit on
-/// its memory. mlx-lm calls such a cache a rotating one.
+/// The first tokens and the newest tokens stay: the layout for sliding-window attention, or for full
+/// attention with a limit on its memory. mlx-lm calls it a rotating cache.
 ///
-/// A query sees at most `max_size` tokens: the first `keep` ones, which are called attention sinks,
-/// and the newest `max_size - keep`, itself included. That is the rule for every query, however the
-/// tokens are cut into calls:
+/// A query sees at most `max_size` tokens: the first `keep` tokens, called attention sinks, and the newest
+/// `max_size - keep` tokens, including itself. This holds for every query, however the tokens are divided
+/// into calls:
 ///
 /// ```text
 /// query i sees key j   when   j <= i  and  ( j < keep  or  i - j < max_size - keep )
 /// ```
 ///
-/// The tokens lie in a ring, and a new one overwrites the oldest: no token is moved while tokens come
-/// one by one. With a [rewind](crate::KvCache::with_rewind) the ring is longer by the number of tokens
-/// that can be trimmed at any time, and the mask hides the oldest ones until then.
+/// A new token overwrites the oldest token that is not a sink, so single tokens move no other token. With a
+/// [rewind](crate::KvCache::with_rewind) the ring is longer by the number of tokens that can be trimmed at
+/// any time, and the mask hides the oldest tokens until a trim makes them visible again.
 ///
 /// # Reference
 ///
 /// Sliding windows: Beltagy et al., *Longformer*, section 3.1 (<https://arxiv.org/abs/2004.05150>).
 /// Sinks: Xiao et al., *Efficient Streaming Language Models with Attention Sinks*, section 3.2
-/// (<https://arxiv.org/abs/2309.17453>); unlike there, tokens keep the positions that they had.
+/// (<https://arxiv.org/abs/2309.17453>); unlike in that paper, tokens keep their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ring {
-    // The first `keep` slots hold the sinks, which are the steps below `keep`. The slots behind them are
-    // a ring: the steps from `start` on lie in it one after the other, the first in slot `keep + head`,
-    // and the one after the last slot in slot `keep` again. While nothing has been overwritten, a step
-    // lies in the slot of its number.
+    // The first `keep` slots hold the sinks, which are the steps below `keep`. The other slots are the
+    // ring: step `start` lies in slot `keep + head`, and the following steps in the following slots. After
+    // the last slot comes slot `keep` again. While no step has been overwritten, step n lies in slot n.
     pub(super) sizes: Sizes,
     /// The number of slots in the buffers.
     pub(super) room: i32,
     /// The oldest step in the ring; `keep` while none has been overwritten.
     pub(super) start: i32,
-    /// Its place in the ring.
+    /// The slot of that step, counted from the first slot behind the sinks.
     pub(super) head: i32,
 }
 
 /// The sizes of a ring, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// The most tokens that a query sees: sinks, and the newest ones with itself.
+    /// The most tokens that a query sees: the sinks, and the newest tokens including its own.
     pub(super) max_size: i32,
-    /// Sinks: the first tokens, which stay.
+    /// The number of sinks: the first tokens, which stay.
     pub(super) keep: i32,
-    /// Tokens that can be trimmed at any time.
+    /// The number of tokens that can be trimmed at any time.
     pub(super) rewind: i32,
 }
 
 impl Sizes {
-    /// Tokens that a query sees besides the sinks, itself included.
+    /// The most tokens that a query sees besides the sinks, including its own.
     pub(super) fn window(self) -> i32 {
         self.max_size - self.keep
     }
 
-    /// Slots behind the sinks: the window, and the tokens that become visible again after a trim.
+    /// The number of slots behind the sinks: for the window, and for older tokens that a trim makes visible
+    /// again.
     pub(super) fn ring(self) -> i32 {
         self.window() + self.rewind
     }
 
-    /// All slots.
+    /// The number of all slots.
     pub(super) fn slots(self) -> i32 {
         self.keep + self.ring()
     }
 }
 
-/// What an append does to the slots.
+/// How an append changes the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// The new tokens are written where free or outlived ones lie.
+    /// The new tokens are written into free slots and over tokens that no query sees any more.
     InPlace {
-        /// First lay out the steps from this one on in order, and nothing else.
+        /// Before that, only the sinks and the steps from this one on are kept, in order.
         compact: Option<i32>,
-        /// Then add slots, up to this many.
+        /// Then slots are added, until there are this many.
         room: i32,
     },
-    /// The sinks, the steps from this one on, and the new tokens behind them become the new slots.
+    /// New buffers are made of the sinks, the steps from `from` on, and the new tokens, in this order.
     Concatenate {
-        /// The oldest step that one of the new tokens sees.
+        /// The oldest step that one of the new queries sees.
         from: i32,
     },
 }
@@ -91,16 +92,16 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Sizes`] where `max_size` is below 1.
+    /// [`CacheError::Sizes`] if `max_size` is below 1 or not below 2^30.
     pub fn new(max_size: i32) -> Result<Self, CacheError> {
         Self::sized(max_size, 0, 0)
     }
 
-    /// A ring that keeps the first `keep` of the `max_size` tokens as sinks.
+    /// A ring where `keep` of the `max_size` tokens are sinks: the first tokens, which stay.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Sizes`] where `keep` is negative or leaves no room for the newest token.
+    /// [`CacheError::Sizes`] if `keep` is negative or leaves no room for the newest token.
     pub fn with_keep(self, keep: i32) -> Result<Self, CacheError> {
         Self::sized(self.sizes.max_size, keep, self.sizes.rewind)
     }
@@ -110,7 +111,7 @@ impl Ring {
         self.sizes.max_size
     }
 
-    /// How many of the first tokens stay visible.
+    /// The number of sinks: the first tokens, which stay.
     pub fn keep(&self) -> i32 {
         self.sizes.keep
     }
@@ -122,7 +123,7 @@ impl Ring {
 
     /// An empty ring of these sizes.
     pub(super) fn sized(max_size: i32, keep: i32, rewind: i32) -> Result<Self, CacheError> {
-        // So that no sum of a size and a padding can overflow.
+        // The limit keeps sums of a size and a padding from overflowing.
         let sum = max_size.checked_add(rewind).filter(|&sum| sum < 1 << 30);
         if keep < 0 || keep >= max_size || rewind < 0 || sum.is_none() {
             return Err(CacheError::Sizes { max_size, keep, rewind });
@@ -130,6 +131,7 @@ impl Ring {
         Ok(Self::without_tokens(Sizes { max_size, keep, rewind }))
     }
 
+    /// A ring of these sizes without tokens.
     pub(super) fn without_tokens(sizes: Sizes) -> Self {
         Self { sizes, room: 0, start: sizes.keep, head: 0 }
     }
@@ -140,7 +142,8 @@ impl Ring {
         Self { room: ring.used(end), ..ring }
     }
 
-    /// Whether these numbers can be those of a ring where the next step is `end`, or why not.
+    /// Checks that these numbers can be those of a ring where `end` is the next step. The error says which
+    /// numbers contradict each other.
     pub(super) fn check(&self, end: i32) -> Result<(), String> {
         let Self { sizes, room, start, head } = *self;
         let ring = room - sizes.keep;
@@ -148,30 +151,30 @@ impl Ring {
             head == 0 && start >= sizes.keep && start <= end.max(sizes.keep) && self.used(end) <= room;
         let round =
             head > 0 && room == sizes.slots() && head < ring && start >= sizes.keep && self.held(end) <= ring;
-        // The next token must find its window complete.
+        // The ring must hold the whole window of the next token.
         let complete = start <= (end - (sizes.window() - 1)).max(sizes.keep);
         if (in_order || round) && complete {
             return Ok(());
         }
         Err(format!(
-            "{end} tokens in {room} slots with {} sinks, of which the oldest one after them, {start}, lies in slot {}",
+            "{end} tokens in {room} slots with {} sinks, where the oldest token after the sinks is {start}, in slot {}",
             sizes.keep,
             i64::from(sizes.keep) + i64::from(head)
         ))
     }
 
-    /// Whether a step between the sinks and the oldest one in the ring is gone.
+    /// Whether a step after the sinks has been overwritten.
     pub(super) fn lost(&self) -> bool {
         self.start > self.sizes.keep
     }
 
-    /// Steps in the ring, where the next one is `end`.
+    /// The number of steps in the ring, where `end` is the next step.
     pub(super) fn held(&self, end: i32) -> i32 {
         (end - self.start).max(0)
     }
 
-    /// The number of slots that attention reads where the next step is `end`: the used ones, as long as
-    /// they are the first ones.
+    /// The number of slots that attention reads, where `end` is the next step: the slots up to the last used
+    /// one, or all slots once the ring has wrapped.
     pub(super) fn used(&self, end: i32) -> i32 {
         if self.head > 0 {
             return self.room;
@@ -179,8 +182,8 @@ impl Ring {
         if end < self.sizes.keep { end } else { self.sizes.keep + self.held(end) }
     }
 
-    /// The slots of these steps of the ring, in the order of the steps: one run, or two where they go
-    /// round.
+    /// The slots of these steps, which lie behind the sinks, in the order of the steps. The second range is
+    /// not empty if the steps continue in the first slot of the ring.
     pub(super) fn slots(&self, steps: Range<i32>) -> [Range<i32>; 2] {
         let Sizes { keep, .. } = self.sizes;
         let ring = self.room - keep;
@@ -192,17 +195,17 @@ impl Ring {
         [keep + first..keep + end.min(ring), keep..keep + (end - ring).max(0)]
     }
 
-    /// How `tokens` more tokens get in after the step `now`, and what lies where afterwards.
+    /// How to append `tokens` tokens, where `now` is the next step, and the ring after that.
     pub(super) fn plan(&self, now: i32, tokens: i32) -> (Change, Self) {
         let Sizes { keep, rewind, .. } = self.sizes;
         let (window, ring) = (self.sizes.window(), self.sizes.ring());
         let end = now + tokens;
-        // Of a longer call, some query still needs what a later token would overwrite.
+        // In a longer call, a token would overwrite tokens that an earlier query of the call sees.
         if tokens > rewind + 1 {
             let from = self.start.max(now - (window - 1));
             return (Change::Concatenate { from }, Self::ordered(self.sizes, from, end));
         }
-        // A longer call before has left more than there is room for from now on.
+        // A longer call has left more slots than the ring has.
         let (compact, mut after) = if self.room - keep > ring {
             let from = self.start.max(now - ring);
             (Some(from), Self::ordered(self.sizes, from, now))
@@ -221,8 +224,8 @@ impl Ring {
         (Change::InPlace { compact, room: after.room }, after)
     }
 
-    /// The ring after going back from step `now` by `tokens`, or how many of the newest steps would have to
-    /// be held for it.
+    /// The ring after a trim of `tokens` tokens, where `now` is the next step before it. The error is how many
+    /// of the newest steps the ring would have to hold for that.
     pub(super) fn back(&self, now: i32, tokens: i32) -> Result<Self, i32> {
         let Sizes { keep, .. } = self.sizes;
         let then = now - tokens;
@@ -232,7 +235,7 @@ impl Ring {
         if then <= keep {
             return Ok(Self { start: keep, head: 0, ..*self });
         }
-        // The next token sees so far back.
+        // The oldest step that the next token sees.
         let oldest = (then - (self.sizes.window() - 1)).max(keep);
         if self.start > oldest {
             return Err(now - oldest);

@@ -1,4 +1,4 @@
-//! The ring as a layout: moves the arrays of the tokens as `ring.rs` says.
+//! The operations of a ring on arrays: moves tokens to the slots that `ring.rs` computes.
 
 use std::ops::Range;
 
@@ -21,12 +21,13 @@ impl TokenLayout for Ring {
         Self::sized(self.max_size(), self.keep(), rewind).map(Layout::Ring)
     }
 
-    fn serves(&self, kind: LayerKind, limit: Option<Limit>) -> bool {
+    fn fit(&self, kind: LayerKind, limit: Option<Limit>) -> Option<Layout> {
         let asked = match kind {
             LayerKind::Sliding { window } => Some(Limit { max_size: window, keep: 0 }),
             LayerKind::Full => limit,
         };
-        asked == Some(Limit { max_size: self.max_size(), keep: self.keep() })
+        let fits = asked == Some(Limit { max_size: self.max_size(), keep: self.keep() });
+        fits.then_some(Layout::Ring(*self))
     }
 
     fn append(
@@ -35,7 +36,7 @@ impl TokenLayout for Ring {
         held: Option<&Buffers>,
         new: &Buffers,
     ) -> Result<(Layout, Buffers), CacheError> {
-        let (now, tokens) = (rows.steps(), new.places());
+        let (now, tokens) = (rows.steps(), new.slots());
         let end = rows.after(tokens)?;
         let (change, after) = self.plan(now, tokens);
         let mut buffers = match (change, held) {
@@ -62,7 +63,7 @@ impl TokenLayout for Ring {
         Ok((Layout::Ring(after), buffers))
     }
 
-    fn places_read(&self, end: i32) -> i32 {
+    fn slots_read(&self, end: i32) -> i32 {
         self.used(end)
     }
 
@@ -84,7 +85,8 @@ impl TokenLayout for Ring {
         self.lost().then_some(self.start)
     }
 
-    /// Where a longer call left more slots than the ring has, or slots that only the other rows needed.
+    /// If a longer call has left more slots than the ring has, or if some slots were padding for all remaining
+    /// rows.
     fn filter_moves(&self, later: i32) -> bool {
         later > 0 || self.room > self.sizes.slots()
     }
@@ -104,7 +106,7 @@ impl TokenLayout for Ring {
         let sinks = now.min(wanted_sinks);
         let missing = wanted_sinks - sinks + (oldest - from);
         if missing == 0 && sinks == now.min(keep) && self.head == 0 && oldest == self.start {
-            return Ok(held.range(0..self.used(now))?); // they lie in order as they are
+            return Ok(held.range(0..self.used(now))?); // the tokens already lie in this order
         }
         let [before, behind] = self.slots(oldest..steps.end);
         Ok(Buffers::concatenate(&[
@@ -115,8 +117,8 @@ impl TokenLayout for Ring {
         ])?)
     }
 
-    /// All slots are saved where a step was lost, which is how mlx-lm knows that the ring is full. Free slots
-    /// then stand where the oldest steps would.
+    /// If a step was overwritten, all slots are saved, because mlx-lm takes a shorter ring for one that has not
+    /// wrapped. The free slots then stand before the oldest step.
     fn to_save(&self, now: i32, held: &Buffers) -> Result<(Layout, Buffers), CacheError> {
         let (sizes, used) = (self.sizes, self.used(now));
         let free = sizes.slots() - used;
@@ -135,10 +137,10 @@ impl TokenLayout for Ring {
 }
 
 impl Ring {
-    /// The sinks of padded rows come at a later step than their slots say, and are written there on top
-    /// of the padding.
+    /// Writes the sinks of padded rows over the padding in the first slots: in these rows the first tokens come
+    /// at a later step than the number of their slot.
     fn write_sinks(&self, rows: &Rows, buffers: &mut Buffers, new: &Buffers) -> Result<(), CacheError> {
-        let steps = rows.steps()..rows.steps() + new.places();
+        let steps = rows.steps()..rows.steps() + new.slots();
         for (row, &padding) in rows.padding().iter().enumerate().filter(|(_, padding)| **padding > 0) {
             let positions = (steps.start - padding).max(0)..(steps.end - padding).min(self.keep());
             if !positions.is_empty() {
@@ -150,18 +152,18 @@ impl Ring {
         Ok(())
     }
 
-    /// The mask for the newest `queries` tokens, after which the ring is this one.
+    /// The mask for the next `queries` tokens, where this is the ring after they were appended.
     fn mask_after(&self, rows: &Rows, queries: i32) -> Result<AttentionMask, CacheError> {
         let Sizes { keep, .. } = self.sizes;
         let (now, end) = (rows.steps(), rows.after(queries)?);
         let window = self.sizes.window();
 
-        // Padding that lies before everything that is held needs no rows of its own.
+        // If no padding is left in the slots, all rows share one mask.
         let reaches = |&padding: &i32| padding > 0 && padding.saturating_add(keep) > self.start;
         let padded = rows.padding().iter().any(reaches);
         let slots = self.used(end);
         if !padded {
-            // The last query sees the oldest token of the ring, so that every query does.
+            // If the last query sees the oldest token of the ring, every query does.
             let all = self.held(end) <= window;
             let no_gap = self.head == 0 || self.held(end) == self.room - keep;
             if all && queries == 1 && no_gap {
@@ -191,14 +193,14 @@ impl Ring {
     }
 }
 
-/// What is held, or nothing, with free places behind it up to `room`.
+/// The buffers with free slots added, until there are `room` slots.
 fn with_room(held: Option<Buffers>, like: &Buffers, room: i32) -> Result<Buffers, CacheError> {
     let Some(held) = held else { return Ok(like.zeros(room)?) };
-    let more = room - held.places();
+    let more = room - held.slots();
     Ok(if more > 0 { held.pad(0, more)? } else { held })
 }
 
-/// The slots of these steps, sinks and ring, in the order of the steps.
+/// The slots of these steps, of sinks and of the ring, in the order of the steps.
 fn runs(ring: Ring, steps: Range<i32>) -> [Range<i32>; 3] {
     let keep = ring.sizes.keep;
     let sinks = steps.start.min(keep)..steps.end.min(keep);
