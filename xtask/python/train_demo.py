@@ -426,16 +426,16 @@ def check_fixture(folder: Path) -> int:
 
 
 CARD = """\
-# {name}, the demo checkpoint
+# Demo checkpoint {name}
 
 A language model of {parameters:,} parameters that writes stories for small children, {about}.
-It exists so that this project's binary and its end-to-end tests have real weights to run: small enough to lie in the
-repository, and free of other people's rights. It knows nothing but its own kind of story.
+It gives this project's program and its end-to-end tests real weights to run. It is small enough for the repository, and no
+outside text or model went into it. It can only write stories of its own kind.
 
 ## How it was made
 
-All text comes from `xtask/python/stories.py`, a grammar written for this project: no outside text, no other model.
-`xtask/python/train_demo.py` writes the stories, trains the tokenizer and the model, and writes this folder:
+All text comes from `xtask/python/stories.py`, a grammar written for this project.
+`xtask/python/train_demo.py` generates the stories, trains the tokenizer and the model, and writes this folder:
 
 ```
 OPENBLAS_NUM_THREADS={threads} LD_PRELOAD=libopenblas.so.0 python xtask/python/train_demo.py \\
@@ -451,11 +451,12 @@ OPENBLAS_NUM_THREADS={threads} LD_PRELOAD=libopenblas.so.0 python xtask/python/t
 | optimizer | AdamW in float32, {warmup} steps of warm-up to {peak:g}, then a cosine to {last:g} |
 | time | {minutes:.0f} minutes with {threads} thread{s} for BLAS |
 | last training loss | {train_loss:.4f} nats a token |
-| held-out loss | {held_out_loss:.4f} in float32, {held_out_loss_bf16:.4f} in bfloat16, on {held_out} stories that it was not trained on |
+| held-out loss | {held_out_loss:.4f} in float32, {held_out_loss_bf16:.4f} in bfloat16, on {held_out} stories outside the training data |
 
-The stories and the tokenizer are the same on every machine; the weights are close, not equal, on another processor or BLAS.
+The stories and the tokenizer are the same on every machine. On another processor or with another BLAS, the weights differ
+slightly.
 
-## What is in it
+## Contents
 
 | | |
 |---|---|
@@ -463,20 +464,20 @@ The stories and the tokenizer are the same on every machine; the weights are clo
 | vocabulary | {vocabulary} byte-level BPE tokens: 256 bytes, {merges} merges, `{end}` |
 | parameters | {parameters:,}, bfloat16, {head} |
 
-`greedy.json` holds what mlx-lm {mlx_lm} generates from this folder with MLX's own BLAS: {greedy_cases} prompts with {greedy_tokens} tokens
-each, always the likeliest one, and {sampled_cases} with {sampled_tokens} tokens drawn at a temperature, where `mx.random.seed(seed)` comes right before
-the generation. Tokens after the end of a story are kept. `smallest_margin` is the least distance between the best and
-the second-best log-probability on the way: the room that another device's rounding has before a token changes.
+`greedy.json` holds what mlx-lm {mlx_lm} generates from this folder with MLX's own BLAS: {greedy_cases} prompts with {greedy_tokens} tokens each,
+always the most probable token, and {sampled_cases} prompts with {sampled_tokens} tokens each, sampled at a temperature after `mx.random.seed(seed)`.
+Generation continues after the end of a story. `smallest_margin` is the smallest difference between the two largest
+log-probabilities of a step: rounding on another device changes a token if it is larger.
 
-## What it is for, and what not
+## Use
 
-For trying the binary out, for tests, for learning how such a model is loaded and run. Begin a prompt as a story
-begins: "Once upon a time", "Long ago, in a hollow tree". Not for anything else: it has no knowledge of the world, cannot answer questions, writes
-English only, and repeats itself beyond {context} tokens. Prompts unlike its stories give text without sense.
+Use it to try the program, in tests, and to learn how such a model is loaded and run. Begin a prompt like a story: "Once upon
+a time", "Long ago, in a hollow tree". It knows nothing about the world, cannot answer questions, writes
+English only, and repeats itself beyond {context} tokens. Other prompts give meaningless text.
 
 ## Licence
 
-MIT OR Apache-2.0, as the rest of this project.
+MIT OR Apache-2.0, like the rest of this project.
 """
 
 

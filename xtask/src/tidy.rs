@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
     ("mlx-hub", &["mlx-files"]),
-    ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors"]),
+    ("mlx-models-cli", &["mlx-cpu", "mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors"]),
     (
         "mlx-testing",
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],

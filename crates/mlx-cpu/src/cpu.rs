@@ -43,6 +43,11 @@ impl Cpu {
         })
     }
 
+    /// The number of threads that [`global`](Self::global) has, without starting them.
+    pub fn global_threads() -> usize {
+        environment::settings().threads
+    }
+
     /// What `MLX_CPU_ISA` and `MLX_CPU_THREADS` ask for and [`global`](Self::global) does not have: a sentence for each
     /// variable that names it, its value and what is used instead. Empty if there is nothing to say.
     ///

@@ -36,7 +36,7 @@ impl FromStr for HubId {
             Some((owner, name)) if part_is_fine(owner) && part_is_fine(name) && text.len() <= 96 => {
                 Ok(Self(text.to_owned()))
             }
-            _ => Err(format!("{text:?} is not a hub id, which has the form owner/name")),
+            _ => Err(format!("{text:?} is not a Hub id, which has the form owner/name")),
         }
     }
 }

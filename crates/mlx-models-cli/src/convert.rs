@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         mlx_models::convert(folder, arguments.adapters.as_deref(), &arguments.out, &options, progress);
     bar.clear();
     let converted = match converted {
-        // The program says by its exit status that it was asked to.
+        // The exit status says that a signal stopped the program.
         Err(LoadError::Checkpoint(CheckpointError::Stopped)) if interrupt::requested() => return Ok(()),
         other => other?,
     };
@@ -132,6 +132,7 @@ fn options(arguments: &Arguments) -> Result<ConvertOptions, Failure> {
     Ok(ConvertOptions { weights, dtype: arguments.dtype, largest_shard: arguments.max_shard_size })
 }
 
+/// A mode of quantization, with the mode's own bits and group size where none are given.
 fn quantization(mode: &str, bits: Option<i32>, group_size: Option<i32>) -> Result<Quantization, Failure> {
     Quantization::with_defaults(mode, bits, group_size).map_err(|e| Failure::Usage(e.to_string()))
 }
@@ -173,7 +174,7 @@ fn dtype(text: &str) -> Result<FloatDtype, String> {
     found.ok_or_else(|| format!("known are {}", known()))
 }
 
-/// A number of bytes: `5GB` is of thousands, `5GiB` of 1024s.
+/// A number of bytes. `5GB` counts in powers of 1000, `5GiB` in powers of 1024.
 fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

@@ -1,4 +1,4 @@
-//! The demo checkpoints, which are inside the program, and how a model is named on the command line.
+//! The demo checkpoints, which are built into the program, and the names of models on the command line.
 
 use std::env;
 use std::fs;
@@ -13,7 +13,7 @@ use mlx_hub::{HubId, Revision};
 use crate::failure::Failure;
 use crate::threads;
 
-/// A checkpoint: its name, and its files. `demo/NAME/README.md` says how they were made.
+/// A demo checkpoint: its name and its files. `demo/NAME/README.md` says how it was made.
 struct Demo {
     name: &'static str,
     files: [(&'static str, &'static [u8]); 5],
@@ -37,7 +37,7 @@ macro_rules! demo {
     };
 }
 
-/// All of them, the default first.
+/// All demo checkpoints, the default first.
 static DEMOS: &[Demo] = &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3"), demo!("phi3")];
 
 /// Where a model comes from.
@@ -45,7 +45,7 @@ static DEMOS: &[Demo] = &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3"), 
 pub(crate) enum Source {
     /// A checkpoint folder.
     Folder(PathBuf),
-    /// A checkpoint inside the program, by its place in [`DEMOS`].
+    /// A demo checkpoint: its index in [`DEMOS`].
     Demo(usize),
     /// A model on the hub.
     Hub(HubId),
@@ -60,7 +60,7 @@ impl Default for Source {
 impl FromStr for Source {
     type Err = String;
 
-    /// `demo:NAME`, or a folder that exists, or a hub id, or else a folder.
+    /// Reads `demo:NAME`, the path of a folder that exists, or a Hub id. Other texts are the path of a missing folder.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(name) = text.strip_prefix("demo:") else {
             return Ok(match text.parse() {
@@ -71,13 +71,13 @@ impl FromStr for Source {
         let found = DEMOS.iter().position(|demo| demo.name == name).map(Self::Demo);
         found.ok_or_else(|| {
             let names: Vec<String> = DEMOS.iter().map(|demo| format!("demo:{}", demo.name)).collect();
-            format!("there is no demo {name:?}; there are {}", names.join(", "))
+            format!("there is no demo {name:?}; the demos are {}", names.join(", "))
         })
     }
 }
 
 impl Source {
-    /// How mlx-lm's programs would be given this model.
+    /// The name of this model for mlx-lm's programs.
     pub(crate) fn for_mlx_lm(&self) -> Result<String, Failure> {
         Ok(match self {
             Self::Hub(id) => id.to_string(),
@@ -86,8 +86,8 @@ impl Source {
         })
     }
 
-    /// The checkpoint folder, for a model that is loaded next. A demo is written once, into the user's cache folder,
-    /// and checked every time; a model of the hub is downloaded once, into the hub's cache.
+    /// The checkpoint folder of a model that is loaded next. A demo is written once into the user's cache folder, and checked
+    /// every time. A model of the Hub is downloaded once into the Hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
         threads::check(cache_folder())?;
         match self {
@@ -103,8 +103,8 @@ impl Source {
 }
 
 impl Demo {
-    /// The checkpoint as a folder, which is what a model is loaded from: in the user's cache folder, or where nothing
-    /// can be written there, in the system's folder of temporary files.
+    /// The folder with this checkpoint: in the user's cache folder, or if nothing can be written there, in the system's folder
+    /// of temporary files.
     fn folder(&self) -> Result<PathBuf, Failure> {
         let first = match cache_folder() {
             Some(cache) => match self.folder_in(&cache.join("mlx-models")) {
@@ -133,16 +133,16 @@ impl Demo {
         }
         fs::create_dir_all(cache)?;
         if folder.exists() {
-            // Damaged.
+            // It is damaged.
             fs::remove_dir_all(&folder)?;
         }
-        // Under another name first, so that no other run sees half of it.
+        // Under another name first, so that no other process reads an incomplete checkpoint.
         let partial = Partial::folder(&folder)?;
         for (name, contents) in &self.files {
             fs::write(partial.path().join(name), contents)?;
         }
         match partial.commit() {
-            // It fails where another run was faster, whose result is the same.
+            // It fails if another process was faster, whose result is the same.
             Err(e) if !self.is_whole(&folder) => Err(e),
             _ => Ok(folder),
         }
@@ -155,7 +155,7 @@ impl Demo {
         self.files.iter().all(whole)
     }
 
-    /// A name for these contents, so that another version of the program has a folder of its own.
+    /// A number for these contents, so that each version of the program has a folder of its own.
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.files.hash(&mut hasher);
@@ -163,7 +163,7 @@ impl Demo {
     }
 }
 
-/// Makes a folder that nobody else can look into, in a folder that everybody can write to.
+/// Creates a folder that only this user can read, in a folder that every user can write to.
 fn private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
@@ -183,10 +183,10 @@ fn private_folder(folder: &Path) -> io::Result<()> {
     if about.is_dir() && is_private {
         return Ok(());
     }
-    Err(io::Error::other("it is no folder of this user alone (mode 700); remove it"))
+    Err(io::Error::other("it must be a folder of this user alone (mode 700); remove it"))
 }
 
-/// The user's folder for files that can be made again, if the user has one.
+/// The user's folder for files that can be created again, if there is one.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
     let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
     mlx_hub::xdg_cache_home(home.as_deref())

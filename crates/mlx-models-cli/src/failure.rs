@@ -1,4 +1,4 @@
-//! What the program says when it cannot go on.
+//! The errors that end the program, and how they are printed.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -13,7 +13,7 @@ use mlx_models::{CacheError, LoadError};
 
 use crate::style::{printable, say_error};
 
-/// Anything that ends the program.
+/// An error that ends the program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
@@ -26,19 +26,19 @@ pub(crate) enum Failure {
     Cache(#[from] CacheError),
     #[error(transparent)]
     Text(#[from] TextError),
-    /// Arguments that contradict each other or the model.
+    /// Arguments that do not fit each other or the model.
     #[error("{0}")]
     Arguments(String),
     #[error("MLX")]
     Mlx(#[from] mlx_rs::error::Exception),
-    /// Arguments that make no sense for any model.
+    /// Arguments that are wrong for every model.
     #[error("{0}")]
     Usage(String),
     #[error(transparent)]
     Hub(#[from] HubError),
-    #[error("there is no folder {}, and it is not a hub id either, which has the form owner/name", name.display())]
+    #[error("there is no folder {}, and it is not a Hub id either, which has the form owner/name", name.display())]
     NoModel { name: PathBuf },
-    #[error("there is no folder {name} here, and as a hub id")]
+    #[error("there is no folder {name} here, and the download of this Hub id failed")]
     NoFolderNorModel { name: String, source: HubError },
     #[error("{doing}")]
     Io { doing: String, source: io::Error },
@@ -47,7 +47,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Writes the error and its causes to standard error, unless the reader of a pipe just left.
+    /// Prints the error and its causes on standard error. That the reader of a pipe has left is no error.
     pub(crate) fn report(&self) -> ExitCode {
         if let Self::Output(e) = self
             && e.kind() == ErrorKind::BrokenPipe
@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// An error and its causes. A cause that an error's own text ends with already is not said again.
+/// An error and its causes. A cause is left out if the error's own text ends with it.
 fn in_full(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
@@ -82,7 +82,7 @@ fn in_full(error: &dyn Error) -> String {
 mod tests {
     use super::*;
 
-    /// An error that says its cause itself, and names it as its source too.
+    /// An error whose text includes its cause, and which has the cause as its source too.
     #[derive(Debug, thiserror::Error)]
     #[error("reading a cache: {source}")]
     struct Twice {

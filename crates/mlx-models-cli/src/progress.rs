@@ -1,39 +1,39 @@
-//! How far long work has come, on standard error: a bar on a terminal, a few lines elsewhere.
+//! Progress of long work, on standard error: a bar at a terminal, a few lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::style::{printable, say};
 
-/// Characters of a bar.
+/// The width of the bar, in characters.
 const WIDTH: u64 = 24;
 
-/// Between two pictures of a bar.
+/// The time between two updates of the bar.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Of a hundred, between two lines where there is no terminal.
+/// The percentage between two lines where there is no terminal.
 const STEP: u64 = 10;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Things, such as layers.
+    /// Items, such as layers.
     Count,
-    /// Bytes, with how fast they come.
+    /// Bytes; their rate is shown too.
     Bytes,
 }
 
-/// Work that is underway.
+/// The progress of one piece of work.
 #[derive(Debug)]
 pub(crate) struct Progress {
     unit: Unit,
     terminal: bool,
     started: Instant,
-    /// What was there before, and took no time.
+    /// What was done before this run, and does not count for the rate.
     before: Option<u64>,
     shown: Option<Instant>,
     next_step: u64,
-    /// Shorter work is not worth a line where there is no terminal.
+    /// Without a terminal, work up to this total gets no lines.
     worth_a_line: u64,
 }
 
@@ -51,13 +51,13 @@ impl Progress {
         }
     }
 
-    /// Without a terminal only work of more than this is worth lines.
+    /// Without a terminal, only work of more than this total gets lines.
     pub(crate) fn worth_lines_above(mut self, total: usize) -> Self {
         self.worth_a_line = total as u64;
         self
     }
 
-    /// So much is done, of so much, and this is underway.
+    /// Shows that `done` of `total` is done; `what` names the present item.
     pub(crate) fn set(&mut self, done: u64, total: u64, what: &str) {
         let before = *self.before.get_or_insert(if self.unit == Unit::Bytes { done } else { 0 });
         let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
@@ -78,13 +78,13 @@ impl Progress {
         }
     }
 
-    /// Something to say beside it.
+    /// Prints a line, and removes the bar first.
     pub(crate) fn say(&mut self, text: &str) {
         self.clear();
         say(text);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn clear(&mut self) {
         if self.terminal && self.shown.take().is_some() {
             write("\r\x1b[2K");
@@ -108,7 +108,7 @@ fn amount(unit: Unit, done: u64, total: u64, per_second: f64) -> String {
     }
 }
 
-/// As people read it: `1.50 GB`.
+/// A number of bytes as text: `1.50 GB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
@@ -118,9 +118,9 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// Writes control sequences of our own.
+/// Writes the bar, with control sequences.
 fn write(text: &str) {
-    // Nothing is left to do for a closed standard error.
+    // An error means that standard error is closed, and there is no other place to report it.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

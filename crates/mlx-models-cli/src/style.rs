@@ -1,17 +1,17 @@
-//! What the program writes to standard error, and how it looks.
+//! Messages on standard error: how they look, and that they are safe for terminals.
 //!
-//! All of it goes through [`say`], [`Style::for_stderr`], [`Stderr`] or the bar of `progress`. Names and messages that
-//! come from files or from a server could hold control sequences, which would steer the reader's terminal; so each of
-//! these makes them visible with [`printable`]. Colours are for terminals only, and for nobody where `NO_COLOR` is set
+//! All messages go through [`say`], [`Style::for_stderr`], [`Stderr`] or the bar of `progress`. Names and messages that come
+//! from files or from a server may contain control sequences, which could change what the user's terminal shows. So each of
+//! these functions makes them visible with [`printable`]. Colours are used at terminals only, and not if `NO_COLOR` is set
 //! (<https://no-color.org>).
 
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal, Write};
 
-/// The text with its control characters written out, such as `\u{1b}` for the escape character.
+/// The text with its control characters escaped, such as `\u{1b}` for the escape character.
 ///
-/// Line breaks and tabs stay. Characters that reverse the direction of the text around them are written out as well.
+/// Line breaks and tabs stay. Characters that reverse the direction of text are escaped too.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let is_hidden = |c: char| {
         (c.is_control() && c != '\n' && c != '\t')
@@ -27,15 +27,14 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A model's text as standard output gets it: as it is, but on a terminal without control characters, which could do
-/// anything there.
+/// A model's text for standard output: [`printable`] at a terminal, unchanged in a file or pipe.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     if io::stdout().is_terminal() { printable(text) } else { Cow::Borrowed(text) }
 }
 
 /// Writes a line to standard error.
 pub(crate) fn say(text: &str) {
-    // Nothing is left to do for a closed standard error.
+    // An error means that standard error is closed, and there is no other place to report it.
     let _ = writeln!(Stderr, "{text}");
 }
 
@@ -45,7 +44,7 @@ pub(crate) fn say_error(text: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Standard error, where everything that is written becomes [`printable`].
+/// Standard error, which makes everything that is written to it [`printable`].
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
@@ -56,7 +55,7 @@ impl Write for Stderr {
     }
 
     fn write_fmt(&mut self, arguments: std::fmt::Arguments<'_>) -> io::Result<()> {
-        // In one piece, so that what several threads write is not mixed within a line.
+        // In one call, so that the lines of several threads are not mixed.
         self.write_all(arguments.to_string().as_bytes())
     }
 
@@ -65,14 +64,14 @@ impl Write for Stderr {
     }
 }
 
-/// What a text is to a reader.
+/// The role of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// Something went wrong: bold and red, as in the errors of wrong arguments.
+    /// An error: bold and red, as clap writes errors of arguments.
     Error,
-    /// Here one may write.
+    /// The prompt of a chat.
     Prompt,
-    /// Beside the matter.
+    /// Less important text.
     Aside,
 }
 
@@ -85,12 +84,12 @@ impl Style {
         }
     }
 
-    /// The text in this style, wherever it goes.
+    /// The text in this style.
     pub(crate) fn paint(self, text: &str) -> String {
         format!("{}{text}\x1b[0m", self.code())
     }
 
-    /// The text for standard error, [`printable`].
+    /// The text for standard error: [`printable`], and in this style if colours are used.
     pub(crate) fn for_stderr(self, text: &str) -> String {
         let text = printable(text);
         if wanted(io::stderr().is_terminal(), |name| env::var_os(name)) {

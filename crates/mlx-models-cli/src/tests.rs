@@ -1,4 +1,5 @@
-//! The command line against its documents: consistent, as the tables beside mlx-lm say, and plain.
+//! Checks of the command line: that it is consistent, that the tables of docs/generation.md list its options, and that its
+//! help is plain.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ fn options(cell: &str) -> BTreeSet<String> {
     cell.split('`').skip(1).step_by(2).filter(|text| text.starts_with('-')).map(str::to_owned).collect()
 }
 
-/// All names of the options of a subcommand, and those of them that are shown in its help.
+/// The names of the options of a subcommand: all of them, and those that its help shows.
 fn ours(command: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let program = Arguments::command();
     let command = program.find_subcommand(command).unwrap();
@@ -30,7 +31,7 @@ fn ours(command: &str) -> (BTreeSet<String>, BTreeSet<String>) {
 }
 
 #[test]
-fn the_table_beside_mlx_lms_options_is_true_and_whole() {
+fn the_tables_of_options_are_complete() {
     let document = include_str!("../../../docs/generation.md");
     let fixture = include_str!("../tests/fixtures/mlx_lm_options.json");
     let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
@@ -64,50 +65,9 @@ fn the_table_beside_mlx_lms_options_is_true_and_whole() {
 
 /// The verbs that begin the help of a subcommand or an option. A help text that says what something is, and not what
 /// the user gets, begins with another word.
-const VERBS: [&str; 42] = [
-    "Add",
-    "Apply",
-    "Begin",
-    "Chat",
-    "Choose",
-    "Continue",
-    "Convert",
-    "Cut",
-    "Dequantize",
-    "Download",
-    "Draft",
-    "End",
-    "Exclude",
-    "Fuse",
-    "Generate",
-    "Keep",
-    "Limit",
-    "Measure",
-    "Multiply",
-    "Omit",
-    "Overlap",
-    "Penalize",
-    "Print",
-    "Quantize",
-    "Read",
-    "Repeat",
-    "Resume",
-    "Run",
-    "Sample",
-    "Save",
-    "Score",
-    "Search",
-    "Set",
-    "Show",
-    "Skip",
-    "Split",
-    "Stop",
-    "Store",
-    "Subtract",
-    "Trust",
-    "Use",
-    "Write",
-];
+const VERBS: &str = "Add Apply Begin Chat Choose Continue Convert Cut Dequantize Download Draft End Exclude Fuse Generate \
+                     Keep Limit Measure Multiply Omit Overlap Penalize Print Quantize Read Repeat Resume Run Sample Save \
+                     Search Set Show Skip Split Stop Store Subtract Use Write";
 
 /// The help texts of a command, its arguments and its subcommands, each with where it stands.
 fn helps(command: &clap::Command, path: &str) -> Vec<(String, String)> {
@@ -130,9 +90,8 @@ fn help_begins_with_a_verb_and_says_what_the_user_gets() {
     let found = helps(&program, "mlx-models");
     assert!(found.len() > 100, "{}", found.len());
     for (place, help) in found {
-        // clap repeats the subcommands below `help`, without their arguments.
         let verb = help.split_whitespace().next().unwrap_or_default();
-        assert!(VERBS.contains(&verb), "{place}: {help:?}");
+        assert!(VERBS.split_whitespace().any(|known| known == verb), "{place}: {help:?}");
         assert!(
             !help.ends_with('.') && !help.contains(concat!("so m", "any")) && !help.contains("may be given"),
             "{place}: {help:?}"

@@ -1,4 +1,4 @@
-//! Whether the system lets the program start the threads that a model needs.
+//! Checks that the system lets the program start the threads that a model needs.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -15,17 +15,17 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::failure::Failure;
 
-/// Threads that MLX starts when it reads and computes, and those of the program beside it. MLX waits forever for one
-/// that it could not start, so that it must not come to that.
+/// The threads that MLX starts to read and compute, and those of the program beside it. MLX waits forever for a thread that it
+/// could not start, so the program checks first that they can be started.
 const NEEDED: usize = 10;
 
-/// The size of the stacks that MLX's threads get, in bytes: the usual one of the system.
+/// The size of the stacks of MLX's threads, in bytes: the system's default.
 const STACK: usize = 8 << 20;
 
-/// From this size on, in bytes, MLX reads a tensor with several threads, and starts them for the first one.
+/// The size in bytes from which MLX reads a tensor with several threads. It starts them at the first such tensor.
 const SHARED_READ: usize = 1 << 25;
 
-/// Starts the threads that a model needs, once, before its weights take the memory that the threads need.
+/// Starts the threads that a model needs, once, before its weights take the memory for their stacks.
 ///
 /// `cache` is the user's cache folder, one of the places for a file that MLX reads.
 pub(crate) fn check(cache: Option<PathBuf>) -> Result<(), Failure> {
@@ -35,7 +35,7 @@ pub(crate) fn check(cache: Option<PathBuf>) -> Result<(), Failure> {
         if !memory_is_limited() {
             return Ok(());
         }
-        // Where no file can be written, MLX starts its threads when it reads the weights.
+        // If no file can be written, MLX starts its threads when it reads the weights.
         let Ok(file) = probe(cache) else { return Ok(()) };
         compute(&file.path().join(PROBE)).map_err(|e| {
             let doing = "starting MLX's threads; allow more memory (`ulimit -v`)".to_owned();
@@ -56,10 +56,10 @@ fn memory_is_limited() -> bool {
 /// The file in the folder that [`probe`] makes.
 const PROBE: &str = "zeros.safetensors";
 
-/// A folder with a file of one tensor, which takes no space where a file system leaves out zeros.
+/// A folder with a file of one tensor. It takes no space on file systems that do not store zeros.
 fn probe(cache: Option<PathBuf>) -> io::Result<Partial> {
     let places = [Some(env::temp_dir()), Some(PathBuf::from("/dev/shm")), cache];
-    // MLX takes no other names than these.
+    // MLX accepts only names in UTF-8.
     let mut places = places.into_iter().flatten().filter(|place| place.to_str().is_some());
     places.find_map(|place| probe_in(&place).ok()).ok_or_else(|| ErrorKind::PermissionDenied.into())
 }
@@ -74,7 +74,7 @@ fn probe_in(place: &Path) -> io::Result<Partial> {
     Ok(folder)
 }
 
-/// Has MLX read a tensor and multiply matrices, so that all of its threads are there, and those of the CPU's kernels.
+/// Lets MLX read a tensor and multiply matrices, so that it starts all of its threads and those of the CPU kernels.
 fn compute(file: &Path) -> Result<(), String> {
     let tensors = Array::load_safetensors(file).map_err(|e| e.to_string())?;
     let computed = || {
@@ -83,44 +83,46 @@ fn compute(file: &Path) -> Result<(), String> {
     };
     computed().map_err(|e| e.to_string())?;
     drop(tensors);
-    // It is not the model's memory.
+    // This memory must not count as the model's.
     memory::clear_cache().and_then(|()| memory::reset_peak_memory()).map_err(|e| e.to_string())
 }
 
-/// The threads of the CPU's kernels beside the one that calls them.
+/// The threads of the CPU kernels, besides the one that calls them. Only Linux has these kernels.
 fn workers() -> usize {
-    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let named = env::var("MLX_CPU_THREADS").ok().and_then(|number| number.trim().parse().ok());
-    named.filter(|&number| number > 0).unwrap_or(cores).min(cores) - 1
+    #[cfg(target_os = "linux")]
+    let threads = mlx_cpu::Cpu::global_threads();
+    #[cfg(not(target_os = "linux"))]
+    let threads = 1;
+    threads - 1
 }
 
-/// Starts this many threads, and lets them go.
+/// Starts `count` threads and ends them again.
 fn start(count: usize) -> Result<(), (String, ErrorKind, String)> {
     let together = Arc::new(Barrier::new(count + 1));
     let mut threads = Vec::with_capacity(count);
     for number in 0..count {
         let barrier = Arc::clone(&together);
         let thread = thread::Builder::new().stack_size(STACK).spawn(move || _ = barrier.wait());
-        // Where one is missing the others wait forever, but the program ends.
+        // If one cannot be started, the others wait forever, but the program ends.
         threads.push(thread.map_err(|e| {
             let doing = format!(
-                "starting thread {number} of {count} that a model needs; allow more threads or more memory (`ulimit -u`, \
-                 `ulimit -v`), or name fewer in MLX_CPU_THREADS"
+                "starting thread {number} of the {count} that a model needs; allow more threads or more memory (`ulimit -u`, \
+                 `ulimit -v`), or set MLX_CPU_THREADS to a smaller number"
             );
             (doing, e.kind(), e.to_string())
         })?);
     }
-    // MLX reads the probe beside them, and each has some memory of its own.
+    // MLX needs memory for the tensor of the probe and for its threads.
     let mut room: Vec<u8> = Vec::new();
     room.try_reserve_exact(3 * SHARED_READ).map_err(|e| {
-        let doing =
-            "making room for the threads that a model needs; allow more memory (`ulimit -v`)".to_owned();
+        let doing = "allocating memory for the threads that a model needs; allow more memory (`ulimit -v`)"
+            .to_owned();
         (doing, ErrorKind::OutOfMemory, e.to_string())
     })?;
     together.wait();
-    // Else the compiler may leave it out.
+    // Without `black_box` the compiler may remove the allocation.
     drop(std::hint::black_box(room));
-    // So that their memory is free again for those that follow.
+    // This frees their memory for the threads of MLX.
     for thread in threads {
         let _ = thread.join();
     }

@@ -23,7 +23,7 @@ fn chat(options: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// The answers, a line each.
+/// The answers, one for each line.
 fn answers(options: &[&str], input: &[u8]) -> Vec<String> {
     let output = chat(options, input);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -31,7 +31,7 @@ fn answers(options: &[&str], input: &[u8]) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// What `generate` continues a text with.
+/// The text that `generate` continues a prompt with.
 fn generate(prompt: &str) -> String {
     let output = program()
         .args(["generate", "--model", "demo:gemma3", "--verbose", "false", "-m", "8", "--prompt", prompt])
@@ -52,7 +52,7 @@ fn what_was_taken_back_is_not_answered() {
         let input = format!("{FIRST}\n{command}\n{SECOND}\n");
         assert_eq!(answers(&["-m", "8"], input.as_bytes()), [&*first, &*second], "{command}");
     }
-    // Answered anew, by another seed's or by the same tokens: the message is the same.
+    // /retry answers the same message again.
     let input = format!("{FIRST}\n/undo\n{SECOND}\n/retry\n");
     assert_eq!(answers(&["-m", "8"], input.as_bytes()), [&*first, &*second, &*second]);
 }
@@ -82,7 +82,7 @@ fn a_conversation_replaces_no_other_file() {
     let folder = TempDir::new().unwrap();
     let name = folder.path().join("kept");
     let save = format!("{FIRST}\n/save {}\n", name.display());
-    // Twice: a conversation is replaced.
+    // The second time replaces the conversation.
     for _ in 0..2 {
         assert!(chat(&["-m", "2"], save.as_bytes()).status.success());
     }
@@ -107,7 +107,7 @@ fn a_conversation_replaces_no_other_file() {
     assert_eq!(files(), 1);
 }
 
-/// The text ends before a stop string, and so do the tokens that the next answer is behind.
+/// The text of an answer ends before the stop string, and so do the tokens that the next answer continues.
 #[test]
 fn a_stop_string_ends_the_text_and_its_tokens() {
     let folder = TempDir::new().unwrap();
@@ -120,7 +120,7 @@ fn a_stop_string_ends_the_text_and_its_tokens() {
     assert_eq!(loaded[0], whole[1]);
 }
 
-/// A list of objects is no conversation.
+/// A JSON list of other objects is not a conversation.
 #[test]
 fn other_lists_are_kept() {
     let folder = TempDir::new().unwrap();
@@ -129,20 +129,20 @@ fn other_lists_are_kept() {
     let save = format!("{FIRST}\n/save {}\n", folder.path().join("list").display());
     assert!(!chat(&["-m", "2"], save.as_bytes()).status.success());
     assert_eq!(fs::read_to_string(&list).unwrap(), r#"[{"a": 1}]"#);
-    // Nothing is written where one of the two files cannot be.
+    // If one of the two files cannot be written, neither is.
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/gemma3/model.safetensors");
     fs::copy(weights, folder.path().join("weights.safetensors")).unwrap();
     let save = format!("{FIRST}\n/save {}\n", folder.path().join("weights").display());
     assert!(!chat(&["-m", "2"], save.as_bytes()).status.success());
     assert!(!folder.path().join("weights.json").exists());
-    // A link that leads nowhere is not the same as no cache.
+    // A broken link in place of the cache is an error.
     fs::write(folder.path().join("said.json"), r#"[{"role": "user", "content": "a"}]"#).unwrap();
     std::os::unix::fs::symlink("nowhere", folder.path().join("said.safetensors")).unwrap();
     let output = chat(&["-m", "2"], format!("/load {}\n", folder.path().join("said").display()).as_bytes());
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("link to nowhere"));
 }
 
-/// A cache of mlx-lm's has no token ids: the messages are read again.
+/// A cache file of mlx-lm has no token ids, so the messages are read again.
 #[test]
 fn a_cache_without_ids_is_read_again() {
     let folder = TempDir::new().unwrap();
@@ -156,7 +156,7 @@ fn a_cache_without_ids_is_read_again() {
     header["__metadata__"].as_object_mut().unwrap().retain(|key, _| !key.starts_with("0.mlx_models"));
     let header = header.to_string().into_bytes();
     fs::write(&cache, [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[end..]].concat()).unwrap();
-    // As mlx-lm has no class for the rings that a chat rewinds, those are named as its own.
+    // Without the entries of this program, the file looks like one of mlx-lm, which has no such ring caches.
     let text = fs::read(&cache).unwrap();
     let load = format!("/load {}\n{SECOND}\n", name.display());
     let output = chat(&["-m", "6"], load.as_bytes());

@@ -1,4 +1,4 @@
-//! The subcommands beside `generate`, and its options of caches and guesses, as a person or a script uses them.
+//! The subcommands besides `generate`, and its options of caches and drafts, as a user or a script calls them.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 #[path = "common/signals.rs"]
@@ -9,13 +9,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use approx::assert_abs_diff_eq;
 use serde_json::Value;
 
 const STORY: &str = "In a little cottage by the sea lived a brave girl named Zoe.";
 
 fn program() -> Command {
     let mut command = signals::program();
-    // Not the cache of the user who runs the tests.
+    // The tests do not touch the user's cache.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
     command
 }
@@ -104,7 +105,7 @@ fn a_cached_prompt_is_continued_as_the_whole() {
             succeed(&["generate", "--model", model, "--prompt", STORY, "--max-tokens", "60"], "");
         assert_eq!(cached, whole, "{model}");
     }
-    // Of another model.
+    // Another model refuses the cache.
     let arguments = ["generate", "--model", "demo:phi3", "--prompt", "x", "--prompt-cache-file", file];
     let (_, said) = texts(&run(&arguments, ""));
     assert!(said.contains("lille-130m") && said.contains("phi3"), "{said}");
@@ -119,7 +120,7 @@ fn caches_of_few_bits_and_of_few_tokens_go_on() {
     let (_, said) = texts(&run(&arguments, ""));
     assert!(said.contains("groups of 64"), "heads have 32 features: {said}");
 
-    // Past the context of 512 tokens, with 64 of them in memory.
+    // Beyond the context of 512 tokens, with 64 tokens in the cache.
     let arguments = ["generate", "--json", "--prompt", STORY, "--slide", "--max-kv-size", "64"];
     let arguments = [&arguments[..], &["--max-tokens", "700", "--min-tokens", "700"]].concat();
     let found: Value = serde_json::from_str(&succeed(&arguments, "").0).unwrap();
@@ -137,8 +138,8 @@ fn perplexity_is_that_of_the_likelihoods() {
     };
     let found = of(file.to_str().unwrap(), "");
     let (perplexity, nll) = (found["perplexity"].as_f64().unwrap(), found["mean_nll"].as_f64().unwrap());
-    assert!((perplexity - nll.exp()).abs() < 1e-9);
-    // A story of its own kind, on which the model was trained, beside text without sense.
+    assert_abs_diff_eq!(perplexity, nll.exp(), epsilon = 1e-9);
+    // A story like those in the training data has a low perplexity, and a meaningless text a high one.
     assert!(perplexity < 4.0, "{found}");
     assert_eq!(of("-", STORY)["mean_nll"], found["mean_nll"]);
     assert!(of("-", "zqx vvk 77 !! {}{}")["perplexity"].as_f64().unwrap() > 100.0);
@@ -185,12 +186,12 @@ fn a_conversation_goes_back_and_is_kept() {
     let answers: Vec<&str> = two.lines().collect();
     assert!(answers.len() >= 2, "{two:?}");
 
-    // Undone and said again, answered again, and begun anew: the same answers.
+    // /undo, /retry and /reset lead to the same answers.
     let (again, _) = chat("Hello\nNo\n/undo\nTell me \\\na story.\n/retry\n/reset\nHello\n");
     let again: Vec<&str> = again.lines().collect();
     assert_eq!((again[0], again[2], again[3], again[4]), (answers[0], answers[1], answers[1], answers[0]));
 
-    // Kept in files, and gone on with.
+    // The conversation is saved and loaded.
     let (_, said) = chat(&format!("Hello\n/save {name}\n"));
     assert!(said.contains("kept.json") && said.contains("kept.safetensors"), "{said}");
     let (on, _) = chat(&format!("/load {name}\n\"\"\"\nTell me \na story.\n\"\"\"\n"));
@@ -233,7 +234,7 @@ fn a_chat_template_is_used_where_there_is_one() {
     assert!(said.contains("no chat template"), "{said}");
 }
 
-/// The entries of a safetensors file beside its tensors.
+/// The metadata of a safetensors file.
 fn metadata(file: &Path) -> Value {
     let bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -260,14 +261,14 @@ fn a_cached_message_goes_on_as_if_it_were_one() {
         assert_eq!(rest["tokens"], whole["tokens"]);
         let read = cached["tokens"].as_u64().unwrap() + rest["prompt_tokens"].as_u64().unwrap();
         assert_eq!(whole["prompt_tokens"], read, "nothing is read twice");
-        // The beginning of the answer stays behind the message.
+        // The beginning of the answer comes after the message.
         let prefill = ["--prefill-response", "Once"];
         let whole = answer(&[&["--prompt", "Tell me a story about a fox."][..], &prefill, system].concat());
         let rest =
             answer(&[&["--prompt", " about a fox.", "--prompt-cache-file", file][..], &prefill].concat());
         assert_eq!(rest["tokens"], whole["tokens"]);
     }
-    // mlx-lm's program looks for these two.
+    // mlx-lm's program needs these two entries.
     let entries = metadata(Path::new(file));
     assert_eq!((&entries["0.model"], &entries["0.tokenizer_config"]), (&model.into(), &"{}".into()));
 
@@ -312,7 +313,7 @@ fn figures_are_left_out_where_they_are_not_wanted() {
     assert_eq!(run(&[&generate[..], &["--verbose", "maybe"]].concat(), "").status.code(), Some(2));
 }
 
-/// JSON has no number for the logarithm of nothing.
+/// JSON has no infinite numbers, which the log-probabilities of impossible tokens are.
 #[test]
 fn alternatives_are_numbers() {
     let every = ["--model", "demo:olmo3", "--top-logprobs", "1024"];
@@ -337,7 +338,7 @@ fn shells_and_manuals_get_their_texts() {
     assert!(page.contains(".TH mlx-models") && page.contains("perplexity"));
 }
 
-/// A file of tensors whose header is changed.
+/// Renames a tensor in a safetensors file.
 fn rename_tensor(file: &Path, from: &str, to: &str) {
     let bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -364,7 +365,7 @@ fn names_and_messages_of_files_cannot_steer_a_terminal() {
         );
         said
     };
-    // The name of a tensor, a template's own error, a model_type, and a file's name.
+    // Control sequences in the name of a tensor, an error of a template, a model_type, and the name of a file.
     let model = chat_model();
     let folder = model.path().to_str().unwrap();
     rename_tensor(
@@ -429,30 +430,30 @@ fn a_demo_needs_no_folder_of_its_own() {
         assert!(output.status.success(), "{output:?}");
     }
     let entries = || fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
-    // It is this user's own.
+    // The folder has the id of the user in its name.
     let user = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
     let demos = temporary.path().join(format!("mlx-models-demos-{user}"));
     assert!(entries().eq([demos.clone()]), "{:?}", entries().collect::<Vec<_>>());
     assert_eq!(fs::read_dir(&demos).unwrap().count(), 1);
-    // Nowhere.
+    // Neither folder can be written to.
     let output = generate(["/dev/null/x", "/dev/null/y"]);
     let (_, said) = texts(&output);
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("in XDG_CACHE_HOME") && said.contains("/dev/null/y"), "{said}");
-    // A folder that anybody may write to is nobody's.
+    // A folder that other users can write to is refused.
     let mode =
         |mode| fs::set_permissions(&demos, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o777);
     let (_, said) = texts(&generate(["/dev/null/x", place]));
-    assert!(said.contains("no folder of this user alone"), "{said}");
+    assert!(said.contains("a folder of this user alone"), "{said}");
     mode(0o700);
-    // A relative name is none, and one with a tilde is in the home folder, which is none here.
+    // A relative path is ignored, and a tilde stands for the home folder, which is not a folder here.
     for named in ["~/c", "c"] {
         assert!(generate([named, place]).status.success());
         assert!(!Path::new("~").exists() && !Path::new("c").exists());
     }
 
-    // What a run that was killed left behind is removed by the next one that writes.
+    // The next run that writes removes what a killed run left behind.
     let cache = tempfile::tempdir().unwrap();
     let output = generate([cache.path().to_str().unwrap(), place]);
     assert!(output.status.success(), "{output:?}");
@@ -473,7 +474,7 @@ fn threads_are_as_many_as_make_sense() {
     let output = generate.env("MLX_CPU_THREADS", "100000").output().unwrap();
     let (_, said) = texts(&output);
     assert!(output.status.success() && said.contains("MLX_CPU_THREADS=100000 is more than the"), "{said}");
-    // With room for some of its threads, MLX would wait forever for the others.
+    // With memory for some of its threads only, MLX would wait forever for the others.
     let mut limited = Command::new("timeout");
     limited.args([
         "60",
@@ -492,11 +493,11 @@ fn threads_are_as_many_as_make_sense() {
     assert!(said.contains("starting thread") && said.contains("ulimit"), "{said}");
 }
 
-/// Signals that end a program: their numbers, and the exit statuses.
+/// Signals that end a program, with their numbers and exit statuses.
 #[cfg(target_os = "linux")]
 const SIGNALS: [(&str, u32, i32); 3] = [("-INT", 2, 130), ("-TERM", 15, 143), ("-HUP", 1, 129)];
 
-/// Waits for something that a running program does, and ends the program where it does not come.
+/// Waits until a running program has done something. If it never does, ends the program and fails.
 #[cfg(target_os = "linux")]
 fn wait_until(child: &mut std::process::Child, is_there: impl Fn() -> bool) {
     for _ in 0..30_000 {
@@ -523,7 +524,7 @@ fn send(child: &mut std::process::Child, (name, number, _): (&str, u32, i32)) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// Every verb that writes files is stopped in the middle, where it waits for somebody to read what it says.
+/// Each subcommand that writes files is stopped in the middle of its work, while it waits for a reader of its messages.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_signal_ends_the_work_and_nothing_is_left() {
@@ -539,7 +540,7 @@ fn a_signal_ends_the_work_and_nothing_is_left() {
     ] {
         for signal in SIGNALS {
             let (mut said, mut says) = std::io::pipe().unwrap();
-            // As much as the system takes: the next line waits.
+            // This fills the pipe, so that the next line waits.
             says.write_all(&[b' '; 1 << 16]).unwrap();
             let mut child = program().args(arguments).stdout(Stdio::piped()).stderr(says).spawn().unwrap();
             send(&mut child, signal);
@@ -554,7 +555,7 @@ fn a_signal_ends_the_work_and_nothing_is_left() {
     }
 }
 
-/// SIGKILL leaves no time to clean up: the next run does it.
+/// SIGKILL leaves no time to remove partial files, so the next run removes them.
 #[test]
 #[cfg(target_os = "linux")]
 fn what_a_killed_run_left_is_removed_by_the_next() {
@@ -605,7 +606,7 @@ fn a_signal_ends_an_answer() {
         assert_eq!(child.wait().unwrap().code(), Some(signal.2), "{arguments:?} {signal:?}");
         drop(input);
     }
-    // A chat that waits for the next line of a pipe.
+    // Signals end a chat that waits for the next line of a pipe.
     for signal in &SIGNALS {
         let mut chat = program();
         let chat =
@@ -623,7 +624,7 @@ fn a_signal_ends_an_answer() {
     }
 }
 
-/// As `nohup` starts it.
+/// The program is started with SIGHUP ignored, as by `nohup`.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_program_that_outlives_its_terminal_goes_on() {
@@ -638,7 +639,7 @@ fn a_program_that_outlives_its_terminal_goes_on() {
     out.read_exact(&mut [0]).unwrap();
     let id = child.id().to_string();
     assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
-    // What comes now was not there before the signal.
+    // These bytes did not fit into the pipe before the signal, so they are new.
     out.read_exact(&mut [0; 1 << 17]).unwrap();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     out.read_to_end(&mut Vec::new()).unwrap();

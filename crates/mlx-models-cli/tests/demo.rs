@@ -1,4 +1,4 @@
-//! The demo checkpoint says, token for token, what mlx-lm says from it.
+//! The demo checkpoints generate the same tokens as with mlx-lm.
 //!
 //! The expected ids in `greedy.json` were written by `xtask/python/train_demo.py`.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -47,8 +47,8 @@ fn check(demo: &Path, case: &Case, sampling: Sampling) {
     assert_eq!(found, case.tokens, "{}: {}", demo.display(), case.prompt);
 }
 
-/// Elsewhere MLX adds in another order, and `smallest_margin`, the least distance of a best token from
-/// the second-best in these texts, is at most one step of bfloat16 at that size.
+/// On other platforms MLX adds in another order, and in these texts the logits of the two most probable tokens may differ by at
+/// most one step of bfloat16 (`smallest_margin`).
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),
@@ -65,7 +65,7 @@ fn greedy_tokens_are_those_of_mlx_lm() {
     }
 }
 
-/// The random numbers are MLX's on both sides, and so are the same.
+/// Both programs take their random numbers from MLX.
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),

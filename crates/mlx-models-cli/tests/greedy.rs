@@ -1,9 +1,9 @@
-//! The program says 500 tokens as mlx-lm says them, from each demo checkpoint, as it is and in 4 bits: on stock MLX in
-//! bfloat16, where rounding decides between tokens, and with the kernels of `mlx-cpu` in float32, where it does not. With
-//! those in bfloat16 it parts only where another token's logit is, for mlx-lm, within one step of bfloat16 of the largest.
+//! The program generates the same 500 tokens as mlx-lm from each demo checkpoint, unquantized and in 4 bits: with stock MLX in
+//! bfloat16, and with the kernels of `mlx-cpu` in float32, where rounding does not decide between tokens. With the kernels in
+//! bfloat16 the tokens may differ only where mlx-lm has another logit within one step of bfloat16 of the largest.
 //!
-//! The expected ids were written by `xtask/python/make_greedy_fixtures.py`. The checkpoints of 4 bits are made by our own
-//! `convert`, whose bits are mlx-lm's (a test of `mlx-models`).
+//! The expected ids were written by `xtask/python/make_greedy_fixtures.py`. The program's own
+//! `convert` makes the checkpoints in 4 bits; a test of `mlx-models` shows that they are those of mlx-lm.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Case {
     group_size: Option<u32>,
     prompt: String,
     tokens: Vec<u32>,
-    /// Places, and the tokens whose logits mlx-lm finds within one step of the largest there.
+    /// Positions, with the tokens whose logits are within one step of the largest there, in mlx-lm.
     near: Vec<(usize, Vec<u32>)>,
 }
 
@@ -34,20 +34,20 @@ struct Answer {
     finish_reason: String,
 }
 
-/// What computes, and what the checkpoint is made of.
+/// What computes, and the dtype of the checkpoint.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
-    /// Stock MLX, bit for bit, and the checkpoint as it is.
+    /// Stock MLX, with the same bits, and the checkpoint unchanged.
     Stock,
-    /// The kernels of `mlx-cpu`, and float32.
+    /// The kernels of `mlx-cpu`, and the checkpoint in float32.
     Kernels,
-    /// The kernels, and the checkpoint as it is.
+    /// The kernels of `mlx-cpu`, and the checkpoint unchanged.
     KernelsInBfloat16,
 }
 
 fn run(way: Way, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
-    // Not the cache of the user who runs the tests.
+    // The tests do not touch the user's cache.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.env("MLX_CPU_KERNELS", if way == Way::Stock { "off" } else { "on" });
     let output = command.args(arguments).output().unwrap();
@@ -92,7 +92,7 @@ fn check(way: Way, case: &Case) {
     );
 }
 
-/// The cases of checkpoints that are not quantized, or of those in 4 bits.
+/// Checks the cases of unquantized checkpoints, or those of checkpoints in 4 bits.
 fn check_all(way: Way, quantized: bool) {
     let name = if way == Way::Kernels { "greedy_500_float32.json" } else { "greedy_500.json" };
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
@@ -107,8 +107,8 @@ fn check_all(way: Way, quantized: bool) {
     assert_eq!(demos, ["gemma3", "lille-130m", "olmo3", "phi3"]);
 }
 
-/// Elsewhere MLX adds in another order, and in some of these texts the best two tokens are equal to the last bit, where
-/// mlx-lm takes the one with the lower id: the fixture counts those in `ties`.
+/// On other platforms MLX adds in another order. In some of these texts the two largest logits are equal, and mlx-lm takes the
+/// token with the lower id: the fixture counts these positions in `ties`.
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),
@@ -127,7 +127,7 @@ fn five_hundred_tokens_in_four_bits_are_those_of_mlx_lm() {
     check_all(Way::Stock, true);
 }
 
-/// Elsewhere there are no kernels.
+/// Other systems have no such kernels.
 #[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "the kernels are for Linux")]
 fn five_hundred_tokens_with_kernels_are_those_of_mlx_lm() {
@@ -140,8 +140,8 @@ fn five_hundred_tokens_with_kernels_in_four_bits_are_those_of_mlx_lm() {
     check_all(Way::Kernels, true);
 }
 
-/// At most 18 of the 500 places of a text are such. In 4 bits mlx-lm's products are themselves too coarse to ask this (see
-/// docs/performance.md).
+/// At most 18 of the 500 positions of a text have such a logit. In 4 bits mlx-lm's own products are too coarse for this
+/// comparison (see docs/performance.md).
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),

@@ -1,4 +1,4 @@
-//! Where models come from and what becomes of them: `download` and `convert`, as a person or a script uses them.
+//! `download` and `convert`, as a user or a script calls them.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 #[path = "../../mlx-hub/tests/hub/server.rs"]
@@ -16,7 +16,7 @@ use std::time::Duration;
 use hub_server::{COMMIT, Reply, Server};
 use serde_json::Value;
 
-/// The program with a home of its own, and no hub.
+/// The program with a home folder of its own, and no hub that can be reached.
 fn program(home: &Path) -> Command {
     let mut command = signals::program();
     for variable in
@@ -46,7 +46,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// It ends with this status, nothing on standard output, and one line that says this.
+/// The program ended with this status, nothing on standard output, and a message that contains `needles`.
 #[track_caller]
 fn assert_fails(output: &Output, status: i32, needles: &[&str]) {
     let said = text(&output.stderr);
@@ -65,7 +65,7 @@ fn demo_files() -> Vec<(&'static str, Vec<u8>)> {
         .to_vec()
 }
 
-/// Ends a program that does not end by itself, which is a failed test.
+/// Runs a program, and fails if it does not end within a minute.
 fn within_reason(command: &mut Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     for _ in 0..6000 {
@@ -106,7 +106,7 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     assert_eq!(report["folder"], folder.to_str().unwrap());
     assert_eq!(server.requests()[0].headers["authorization"], "Bearer a-secret");
 
-    // Without --json the folder alone, for `$(...)`.
+    // Without --json the program prints the path of the folder only, for `$(...)`.
     let output = program().args(["download", "owner/name"]).output().unwrap();
     assert_eq!(text(&output.stdout), format!("{}\n", folder.display()));
     assert_eq!(text(&output.stderr), "");
@@ -117,7 +117,7 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     let inspected = program().args(["inspect", "owner/name", "--json"]).output().unwrap();
     assert_eq!(json(&inspected)["architecture"], "phi3");
 
-    // Without the hub, whether it is known before or found out.
+    // The cache is used offline, and where the hub cannot be reached.
     server.requests();
     for (variable, value) in [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:9")] {
         let output =
@@ -134,7 +134,7 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     assert_fails(&output, 1, &["does not have all of owner/other", "HF_HUB_OFFLINE"]);
 }
 
-/// Starts the program, stops it with a signal as soon as `is_it_time`, and answers its exit status.
+/// Starts the program, sends a signal as soon as `is_it_time` says so, and answers the exit status.
 #[cfg(unix)]
 fn stopped(program: &mut Command, signal: &str, mut is_it_time: impl FnMut() -> bool) -> Option<i32> {
     let mut child = program.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -164,7 +164,7 @@ fn a_commit_whose_download_was_interrupted_is_completed() {
         program
     };
     let download = ["download", "owner/name", "--revision", COMMIT, "--json"];
-    // All but the tokenizer is here. Each signal has its exit status.
+    // Everything but the tokenizer has arrived. Each signal has its own exit status.
     for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let is_asked_for = || {
             let mut requests = server.requests().into_iter();
@@ -179,7 +179,7 @@ fn a_commit_whose_download_was_interrupted_is_completed() {
 
     let report = json(&program(&download).output().unwrap());
     let size: usize = demo_files()[3..].iter().map(|(_, contents)| contents.len()).sum();
-    // Each run may have brought 10 bytes before it was stopped.
+    // Each run may have downloaded 10 bytes before it was stopped.
     let left = report["downloaded_bytes"].as_u64().unwrap() as usize;
     assert!((size - 30..=size).contains(&left), "{report}");
     let output = program(&["inspect", "owner/name"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
@@ -188,7 +188,7 @@ fn a_commit_whose_download_was_interrupted_is_completed() {
     assert_eq!(json(&output)["downloaded_bytes"], 0);
 }
 
-/// A snapshot as the hub's own library leaves it.
+/// The snapshot is as the Python library leaves it.
 #[test]
 #[cfg(unix)]
 fn what_another_program_downloaded_serves_without_the_hub() {
@@ -235,11 +235,11 @@ fn without_a_home_there_is_no_folder_of_that_name() {
         assert!(!text(&output.stderr).contains("at ~"), "{output:?}");
         output
     };
-    // The system may know the user's home, or not.
+    // The system may know the user's home folder or not.
     assert_eq!(program(&[]).status.code(), Some(1));
     assert_eq!(program(&[("HF_HOME", "~/models")]).status.code(), Some(1));
     assert_fails(&program(&[("HF_HOME", "~someone/models")]), 1, &["HF_HOME", "write the home folder out"]);
-    // The places that need no home.
+    // These variables need no home folder.
     assert_fails(&program(&[("XDG_CACHE_HOME", "/x")]), 1, &["the cache at /x/huggingface/hub does not"]);
     assert_fails(&program(&[("HF_HUB_CACHE", "/y")]), 1, &["the cache at /y does not"]);
     assert_fails(&program(&[("HOME", "/h")]), 1, &["the cache at /h/.cache/huggingface/hub does not"]);
@@ -285,7 +285,7 @@ fn settings_of_the_hub_are_read_within_limits() {
         1,
         &["HF_ENDPOINT", "not an http or https address"],
     );
-    // None is no mistake.
+    // A missing file of the token is no error.
     assert_fails(&token(&home.path().join("none"), "HF_TOKEN_PATH"), 1, &["does not have all of"]);
 }
 
@@ -317,7 +317,7 @@ fn a_download_that_is_interrupted_is_gone_on_with() {
 
     let size: usize = demo_files().iter().map(|(_, contents)| contents.len()).sum();
     let report = json(&program().output().unwrap());
-    // The small files before it were whole.
+    // The small files before it were complete.
     let left = report["downloaded_bytes"].as_u64().unwrap() as usize;
     assert!(left < size - 1_000_000 && left > 1_000_000, "{left} of {size}");
 }
@@ -326,7 +326,7 @@ fn a_download_that_is_interrupted_is_gone_on_with() {
 #[cfg(target_os = "linux")]
 fn a_full_disk_ends_the_download_at_once() {
     let (server, home) = (Server::start(&demo_files(), |_, _| None), tempfile::tempdir().unwrap());
-    // No file may be longer than a megabyte.
+    // The system limits files to a megabyte.
     let limited = r#"trap "" XFSZ; ulimit -f 2048; exec "$@""#;
     let mut shell = Command::new("sh");
     shell.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_mlx-models"), "download", "owner/name"]);
@@ -342,9 +342,9 @@ fn a_name_that_is_nothing_says_what_it_could_be() {
     let run = |arguments: &[&str]| program(home.path()).args(arguments).output().unwrap();
     let prompt = ["--prompt", "x"];
     let output = run(&[&["generate", "--model", "/no/such/folder"], &prompt[..]].concat());
-    assert_fails(&output, 1, &["there is no folder /no/such/folder", "not a hub id either"]);
+    assert_fails(&output, 1, &["there is no folder /no/such/folder", "not a Hub id either"]);
     let output = run(&["download", "name"]);
-    assert_fails(&output, 2, &["not a hub id, which has the form owner/name"]);
+    assert_fails(&output, 2, &["not a Hub id, which has the form owner/name"]);
 
     let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
     let gated = Server::start(&[], |_, _| Some(Reply::status(403, "GatedRepo")));
@@ -390,7 +390,7 @@ fn a_model_is_quantized_and_dequantized() {
     assert!(report["files"].as_array().unwrap().len() > 1, "{report}");
     assert_eq!(report["bits_per_weight"], 16.0);
 
-    // For a person.
+    // Without --json.
     let mut program = program(home.path());
     let output = program.args(["convert", "--model", &q8, "--out"]).arg(folder("same")).output().unwrap();
     let said = text(&output.stdout);

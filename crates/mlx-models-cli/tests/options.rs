@@ -1,4 +1,4 @@
-//! Options of the program, and what they change.
+//! Options of the program and their effects.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn run(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What goes to standard output and to standard error, of a run that works.
+/// Runs the program, which must succeed, and answers its standard output and standard error.
 fn works(arguments: &[&str]) -> (String, String) {
     let output = run(arguments);
     let [out, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
@@ -64,7 +64,7 @@ fn no_draft_tokens_are_no_drafts() {
     }
 }
 
-/// A draft with a longer table, as some models have it; and one whose ids mean other tokens.
+/// A draft model may have a longer vocabulary, but its ids must stand for the same tokens.
 #[test]
 fn a_draft_is_compared_by_its_tokens() {
     let longer = copy("lille-130m");
@@ -88,7 +88,7 @@ fn a_draft_is_compared_by_its_tokens() {
     assert!(error.contains("the draft model has other tokens than the model"), "{error}");
 }
 
-/// Phi-3-mini has heads of 96 features, the demo of 32: groups of 64 fit neither.
+/// The heads of Phi-3-mini have 96 features and those of the demo 32: groups of 64 fit neither.
 #[test]
 fn quantized_keys_and_values_have_groups_that_fit() {
     let options = |more: &[&'static str]| {
@@ -110,7 +110,7 @@ fn line_breaks_in_a_prompt_may_be_written_out() {
         let options = ["generate", "--json", "-m", "3", "--prompt", prompt];
         report(&[&options[..], more].concat())["prompt_tokens"].as_u64().unwrap()
     };
-    // As mlx-lm: one line break, not a backslash and a letter.
+    // A line break, as in mlx-lm, and not a backslash with a letter.
     assert_eq!(tokens("a\\nb\\tc", &[]), tokens("a\nb\tc", &[]));
     assert_eq!(tokens("a\\nb\\tc", &["--no-escape"]), tokens("a\nb\tc", &["--no-escape"]) + 2);
 }
@@ -163,11 +163,11 @@ fn a_benchmark_needs_no_tokenizer() {
     assert!(found["decode_tps"]["median"].as_f64().unwrap() > 0.0);
 }
 
-/// Texts that are cut into pieces: each begins with the beginning-of-text token.
+/// Each piece of a text begins with the beginning-of-text token.
 #[test]
 fn perplexity_says_how_it_was_measured() {
     let folder = copy("gemma3");
-    // Its stories were separated by this token; released models have another name for it.
+    // The token between the demo's stories becomes its beginning-of-text token.
     let edit = |file: &str, edit: &dyn Fn(&mut Value)| {
         let file = folder.path().join(file);
         let mut contents = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
@@ -201,14 +201,14 @@ fn perplexity_says_how_it_was_measured() {
     ]
     .map(of);
     let number = |found: &Value, key: &str| found[key].as_f64().unwrap();
-    // The demo's tokenizer adds the token, or the test proves nothing.
+    // Without this the test would prove nothing: the tokenizer adds the token.
     assert_eq!([&whole, &pieces, &overlapping].map(|found| found["bos"].as_bool()), [Some(true); 3]);
     assert_eq!((without["bos"].as_bool(), without["stride"].as_u64()), (Some(false), Some(0)));
     assert_eq!(
         (overlapping["stride"].as_u64(), overlapping["sequence_length"].as_u64()),
         (Some(12), Some(24))
     );
-    // Every token of the text is scored; without the token those at the beginning of a piece are not.
+    // Every token of the text is scored. Without the beginning-of-text token, the first token of a piece is not.
     assert_eq!([&pieces, &overlapping].map(|found| found["tokens"].as_u64()), [whole["tokens"].as_u64(); 2]);
     assert!(number(&without, "tokens") < number(&whole, "tokens"));
     let order = [&whole, &overlapping, &pieces].map(|found| number(found, "perplexity"));
@@ -224,7 +224,7 @@ fn a_cache_of_mlx_lm_is_read_with_its_rotation() {
     for file in ["config.json", "model.safetensors"] {
         fs::copy(model.join(file), folder.path().join(file)).unwrap();
     }
-    // Any tokenizer will do for a model of 128 tokens that nobody reads.
+    // Any tokenizer works for this model of 128 tokens, whose text is not read.
     let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": {"a": 1, "b": 2, "[UNK]": 0}, "unk_token": "[UNK]"}}"#;
@@ -253,7 +253,7 @@ fn a_damaged_model_says_so() {
     let file = folder.path().join("model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    // Not a number, as float32, bfloat16 and float16.
+    // These bytes are not a number (NaN) in float32, bfloat16 and float16.
     bytes[header..].fill(0xff);
     fs::write(&file, bytes).unwrap();
     let model = folder.path().to_str().unwrap();
@@ -269,7 +269,7 @@ fn tokens_that_are_all_forbidden_are_an_error() {
     assert!(error.contains("no token is possible"), "{error}");
 }
 
-/// Numbers of tokens as large as a number can be.
+/// Options take the largest numbers of tokens.
 #[test]
 fn the_largest_sizes_overflow_nothing() {
     let most = usize::MAX.to_string();

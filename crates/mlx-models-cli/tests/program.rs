@@ -1,4 +1,4 @@
-//! The program as a person or a script uses it.
+//! The program as a user or a script calls it.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -15,7 +15,7 @@ fn demo() -> &'static Path {
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
-    // Not the cache of the user who runs the tests.
+    // The tests do not touch the user's cache.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
     command
 }
@@ -45,7 +45,7 @@ fn replace(folder: &Path, file: &str, from: &str, to: &str) {
     fs::write(&file, text.replacen(from, to, 1)).unwrap();
 }
 
-/// `generate` on this folder fails with status 1, nothing on stdout, and one line that says it all.
+/// `generate` on this folder fails with status 1, nothing on standard output, and one line that contains `needles`.
 #[track_caller]
 fn assert_fails(folder: &Path, prompt: &str, needles: &[&str]) {
     let output = program().args(["generate", "--prompt", prompt, "--model"]).arg(folder).output().unwrap();
@@ -175,7 +175,7 @@ fn an_interrupt_ends_it_cleanly() {
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let said = text(&output.stderr);
-    // It may have been at its last token when the signal came; it must not have died of it.
+    // The program may have been at its last token when the signal came. The signal must not have killed it.
     assert!(matches!(output.status.code(), Some(130 | 0)), "{:?} {said}", output.status);
     assert!(text(&output.stdout).ends_with('\n') && said.contains("generation: "), "{said}");
 }
@@ -348,7 +348,7 @@ fn no_tokenizer() {
     assert_fails(folder.path(), "x", &["there is no", "tokenizer.json"]);
 }
 
-/// What people have and is no checkpoint: `generate` says what to do, though it needs a tokenizer too.
+/// For files that users have in place of a checkpoint, `generate` says what to do.
 #[test]
 fn models_in_other_forms() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases");
@@ -389,7 +389,7 @@ fn options_out_of_their_ranges() {
     }
 }
 
-/// What `--json` writes with these options, after a prompt that repeats itself.
+/// What `--json` prints with these options, for a prompt with repetitions.
 fn report(options: &[&str]) -> serde_json::Value {
     let arguments = ["generate", "--prompt", "One day, one day, one day", "--max-tokens", "12", "--json"];
     let output = run(&[&arguments, options].concat());
@@ -409,11 +409,11 @@ fn options_of_sampling_reach_the_model() {
     assert_eq!(alternatives[0][0][0], first);
     assert_eq!(alternatives[0][0][1], plain["logprobs"][0]);
 
-    // Without the best token the second-best is.
+    // Without the most probable token, the next one is generated.
     let without = report(&["--logit-bias", &format!("{first}:-inf")]);
     assert_eq!(without["tokens"][0], alternatives[0][1][0]);
 
-    // With one token to draw from, chance changes nothing.
+    // With one token to sample from, there is no randomness.
     for filter in [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "1"]] {
         assert_eq!(report(&["--temp", "3", filter[0], filter[1]])["tokens"], plain["tokens"], "{filter:?}");
     }
@@ -427,7 +427,7 @@ fn options_of_sampling_reach_the_model() {
     for options in penalties {
         assert_ne!(report(options)["tokens"], plain["tokens"], "{options:?}");
     }
-    // A comma is a breaker here, so that less is repeated.
+    // A comma as a sequence breaker shortens the repetitions.
     let dry = ["--dry-multiplier", "50", "--dry-sequence-breaker", ","];
     assert_ne!(report(&dry)["logprobs"], report(&dry[..2])["logprobs"]);
 }
@@ -478,14 +478,12 @@ fn demos_have_names() {
     assert!(text(&run(&["inspect", "demo:lille-130m"]).stdout).contains("lille-130m"));
     let unknown = run(&["generate", "--model", "demo:gpt", "--prompt", "x"]);
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(
-        text(&unknown.stderr).contains(
-            "there is no demo \"gpt\"; there are demo:lille-130m, demo:gemma3, demo:olmo3, demo:phi3"
-        )
-    );
+    assert!(text(&unknown.stderr).contains(
+        "there is no demo \"gpt\"; the demos are demo:lille-130m, demo:gemma3, demo:olmo3, demo:phi3"
+    ));
 }
 
-/// A damaged copy of the demo in the cache is replaced by a whole one.
+/// A damaged copy of the demo in the cache is replaced.
 #[test]
 fn a_damaged_cache_is_mended() {
     let cache = tempfile::tempdir().unwrap();

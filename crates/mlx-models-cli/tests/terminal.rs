@@ -1,4 +1,4 @@
-//! The program at a terminal: a pseudo-terminal, with a person's keys.
+//! The program at a pseudo-terminal, with the keys of a user.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -11,15 +11,14 @@ use rexpect::session::{PtySession, spawn_command};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Longer than anything takes, so that what never comes is a failed test.
+/// The time in milliseconds after which a test fails. Everything takes less.
 const PATIENCE: u64 = 60_000;
 const UP: &str = "\x1b[A";
 const LEFT: &str = "\x1b[D";
-/// More than anybody waits for.
+/// An answer that does not end by itself.
 const ENDLESS: [&str; 4] = ["--ignore-eos", "--slide", "--max-tokens", "1000000"];
 
-/// A terminal with a shell, which runs a chat, says how it ended, and says what the terminal's settings were before and
-/// after.
+/// A terminal with a shell that runs a chat, and prints its exit status and the terminal's settings before and after.
 struct Terminal {
     session: PtySession,
     device: String,
@@ -68,7 +67,7 @@ impl Terminal {
         self.expect("> ")
     }
 
-    /// What was said so far, by role.
+    /// The messages so far, with their roles.
     fn conversation(&mut self, folder: &Path) -> Vec<(String, String)> {
         let name = folder.join("kept");
         self.say(&format!("/save {}", name.display()));
@@ -78,7 +77,7 @@ impl Terminal {
         messages.iter().map(|message| (part(message, "role"), part(message, "content"))).collect()
     }
 
-    /// The program's exit status. The terminal must be as it was.
+    /// Waits for the end of the program and answers its exit status. The terminal's settings must be restored.
     fn end(mut self) -> i32 {
         self.expect("status ");
         let status = self.session.read_line().unwrap().parse().unwrap();
@@ -108,19 +107,19 @@ fn lines_are_edited_and_remembered() {
     let mut terminal = Terminal::chat(folder, &["--max-tokens", "3"]);
     terminal.say(&format!("Helo{LEFT}l"));
     terminal.say("first \\\rsecond");
-    // As a terminal writes what was pasted.
+    // A terminal sends pasted text between these marks.
     terminal.say("\x1b[200~above\nbelow\x1b[201~");
     terminal.say("\"\"\"\rone\rtwo\r\"\"\"");
     let said: Vec<String> =
         terminal.conversation(folder).into_iter().step_by(2).map(|(_, content)| content).collect();
     assert_eq!(said, ["Hello", "first \nsecond", "above\nbelow", "one\ntwo"]);
-    // Given up, and not the conversation.
+    // Ctrl-C discards the line and does not end the conversation.
     terminal.press("never\x03");
     terminal.expect("> ");
     terminal.press("\x04");
     assert_eq!(terminal.end(), 0);
 
-    // The newest is the command that saved it, which goes to the end of the history again.
+    // The newest line is the /save command. Repeated, it is the newest line again.
     let mut terminal = Terminal::chat(folder, &["--max-tokens", "3"]);
     terminal.say(UP);
     terminal.say(&format!("{UP}{UP}again"));
@@ -167,7 +166,7 @@ fn a_second_ctrl_c_ends_the_program() {
     terminal.press("Tell me a story.\r");
     terminal.expect("Once upon");
     terminal.press("\x03\x03");
-    // The first one may have been answered before the second came.
+    // The program may have stopped the answer before the second Ctrl-C came.
     let (_, found) = terminal.session.exp_regex("status |> ").unwrap();
     if found == "> " {
         terminal.press("\x04");
@@ -182,8 +181,8 @@ fn a_second_ctrl_c_ends_the_program() {
 fn a_signal_ends_the_conversation_and_the_terminal_is_as_it_was() {
     let folder = model();
     let model = folder.path().to_str().unwrap();
-    // The program says its number first.
-    // As in a terminal, also where the tests were started with a signal ignored (`nohup`).
+    // The shell prints the number of the process first.
+    // Signals have their defaults, even if the tests were started with one ignored (`nohup`).
     let env = if cfg!(target_os = "linux") { "env --default-signal=HUP" } else { "" };
     let numbered = format!(r#"sh -c 'echo "number $$"; exec {env} "$@"' sh "$@""#);
     let numbered = [("REDIRECTED", &*numbered)];
@@ -197,14 +196,14 @@ fn a_signal_ends_the_conversation_and_the_terminal_is_as_it_was() {
     };
     for (signal, status) in [("-TERM", 143), ("-HUP", 129)] {
         let send = |number: &str| Command::new("kill").args([signal, number.trim()]).status().unwrap();
-        // While it waits for a line.
+        // A signal while the chat waits for a line.
         let (mut terminal, number) = chat();
         terminal.press("half a line");
         terminal.expect("line");
         assert!(send(&number).success());
         terminal.expect("\x1b[?2004l");
         assert_eq!(terminal.end(), status);
-        // While it answers.
+        // A signal while the chat answers.
         let (mut terminal, number) = chat();
         terminal.press("Tell me a story.\r");
         terminal.expect("Once upon");
@@ -223,7 +222,7 @@ fn a_line_follows_the_width_of_the_terminal() {
     let name = if cfg!(target_os = "linux") { "-F" } else { "-f" };
     let resized = Command::new("stty").args([name, &terminal.device, "cols", "20"]).status();
     assert!(resized.unwrap().success());
-    // Written anew, with the cursor in the third column of the second line: two of twenty-two.
+    // The line is drawn again, with the cursor in the third column of the second line: two of its 22 characters.
     terminal.expect("> abcdefghijklmnopqrst\r\x1b[2C");
     terminal.say("");
     assert_eq!(terminal.conversation(folder)[0].1, "abcdefghijklmnopqrst");
@@ -268,7 +267,7 @@ fn colours_are_for_terminals_and_those_who_want_them() {
 }
 
 trait Escapes {
-    /// Whether it is nothing but what a line editor tells the terminal.
+    /// Whether a text has only the control sequences of the line editor.
     fn is_empty_but_for_escapes(&self) -> bool;
 }
 

@@ -1,22 +1,22 @@
-//! A conversation: its messages, and the tokens that stand for them where there is no chat template.
+//! A conversation: its messages, and their tokens where there is no chat template.
 
 use mlx_models::tokenizer::{Message, Tokenizer};
 
 use crate::failure::Failure;
 use crate::prompt;
 
-/// The messages of a conversation, in their order.
+/// The messages of a conversation, in order.
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
     turns: Vec<Turn>,
 }
 
-/// A message.
+/// A message and its tokens.
 #[derive(Debug)]
 pub(super) struct Turn {
     message: Message,
-    /// The tokens of this message in the common text that a model without a chat template continues; computed when
-    /// they are first needed, and for an answer the tokens that the model chose.
+    /// The tokens of this message, for a model without a chat template, which continues all messages as one text. They are
+    /// computed when they are first needed; for an answer they are the tokens that the model chose.
     tokens: Option<Vec<u32>>,
 }
 
@@ -37,7 +37,7 @@ impl Conversation {
         self.turns.push(Turn { message, tokens: None });
     }
 
-    /// An answer, and the tokens that stand for its text, where they stand for all of it and nothing else.
+    /// Adds an answer, and its tokens if they are exactly those of the text.
     pub(super) fn push_answer(&mut self, text: &str, tokens: Option<Vec<u32>>) {
         self.turns.push(Turn { message: Message::assistant(text), tokens });
     }
@@ -52,7 +52,7 @@ impl Conversation {
         if self.last_is(role) { self.pop() } else { None }
     }
 
-    /// Puts back what was removed.
+    /// Puts back a message that was removed.
     pub(super) fn put_back(&mut self, turn: Turn) {
         self.turns.push(turn);
     }
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Whatever was said and taken back: the text is that of the messages that are left.
+    /// After messages were added and removed, the text is that of the messages that are left.
     #[test]
     fn the_text_is_that_of_the_messages() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/gemma3");

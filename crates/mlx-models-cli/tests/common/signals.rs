@@ -1,8 +1,8 @@
-//! Programs that are sent signals.
+//! The program for tests that send signals to it.
 
 use std::process::Command;
 
-/// The program with signals as a terminal gives them to it, also where the tests were started with one ignored (`nohup`).
+/// The program with the default handling of signals, even if the tests were started with one ignored (`nohup`).
 pub(crate) fn program() -> Command {
     let program = env!("CARGO_BIN_EXE_mlx-models");
     if !cfg!(target_os = "linux") {
