@@ -19,11 +19,11 @@ pub(crate) struct CacheArguments {
     /// Limit the cache of layers without a window to this many tokens: the first 4 and the newest
     #[arg(long, value_name = "N")]
     max_kv_size: Option<i32>,
-    /// Continue beyond the model's context: keep the first 4 and the newest tokens, --max-kv-size in all, or as many as the
-    /// context has
+    /// Continue beyond the model's context by dropping old tokens from the cache: it keeps the first 4 and the newest
+    /// tokens, --max-kv-size in all or as many as the context has
     #[arg(long)]
     pub(crate) slide: bool,
-    /// Quantize the cache to this many bits
+    /// Quantize the cache to this many bits per number
     #[arg(long, value_name = "BITS")]
     kv_bits: Option<i32>,
     /// Quantize the cache in groups of this many numbers, which share a scale [default: 64, or 32 where 64 does not fit the

@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Begin the answer with this text
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prefill_response: Option<String>,
-    /// Continue the prompt whose cache is in this file, written by `cache-prompt` or mlx-lm
+    /// Continue the cached prompt in this file, which `cache-prompt` or mlx-lm wrote
     #[arg(long, value_name = "FILE")]
     prompt_cache_file: Option<PathBuf>,
     /// Add the N most probable tokens of each step to the JSON object, with their log-probabilities; impossible tokens

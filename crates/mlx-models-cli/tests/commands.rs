@@ -275,7 +275,7 @@ fn a_cached_message_goes_on_as_if_it_were_one() {
     let too_late = ["--prompt", "x", "--prompt-cache-file", file, "--system-prompt", "y"];
     let output = run(&[&["generate", "--model", model], &too_late[..]].concat(), "");
     assert_eq!(output.status.code(), Some(2));
-    assert!(texts(&output).1.contains("give it to cache-prompt"), "{}", texts(&output).1);
+    assert!(texts(&output).1.contains("give --system-prompt to cache-prompt"), "{}", texts(&output).1);
 }
 
 #[test]
