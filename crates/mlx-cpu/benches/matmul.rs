@@ -1,7 +1,7 @@
 //! Products in the shapes of Gemma 3 270M: one new token and a prompt; bfloat16, 8 and 4 bits.
 //!
-//! The first two groups are what to compare with: how fast this machine reads memory and multiplies
-//! while the benchmark runs. There are enough weights that they come from memory, as in a model.
+//! The first two groups are for comparison: how fast this machine reads memory and multiplies while the benchmark runs.
+//! Weights do not fit into caches, so they come from memory, as in a model.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -79,7 +79,7 @@ fn limits(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Calls `product` for one matrix after the other, so that none is in a cache.
+/// Calls `product` for one matrix after another, so that no matrix is in a cache.
 fn bench(
     criterion: &mut Criterion,
     name: &str,
@@ -134,7 +134,7 @@ fn products(criterion: &mut Criterion) {
                     quantized_matmul(cpu, x, &w, true, MatrixMut::contiguous(out, rows, n));
                 }
             };
-            // Codes, and a scale and a bias of 2 bytes for 64.
+            // Codes, and for each 64 of them a scale and a bias of 2 bytes each.
             let bytes = |weights: usize| weights * bits / 8 + weights / 16;
             bench(criterion, &format!("{bits} bits"), rows, bytes, product);
         }

@@ -1,7 +1,7 @@
-//! Times of the kernels beside what the core can do: `cargo bench -p mlx-cpu --bench ops`.
+//! Times of the kernels, compared with the peak of a core and the speed of a copy: `cargo bench -p mlx-cpu --bench
+//! ops`.
 //!
-//! One thread, or `MLX_CPU_THREADS`; the best of many runs, so that what else the machine does shows little. The
-//! peak is that of one core.
+//! On one thread, or `MLX_CPU_THREADS`. Prints the best of many runs, which other work on the machine changes little.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it has measured")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
@@ -64,8 +64,7 @@ fn main() {
     }
 }
 
-/// Attention over quantized keys and values beside the kernels that it is made of otherwise, with all scores in
-/// memory between them, and beside attention over bfloat16.
+/// Attention over quantized keys and values, compared with separate kernels and with attention over bfloat16.
 fn quantized_attention(cpu: &Cpu) {
     for (heads, shared, size) in [(10, 5, 64), (4, 1, 256)] {
         for (length, count) in [(1, 1024), (1, 4096), (1, 16384), (16, 1024), (512, 4096)] {
@@ -109,22 +108,7 @@ fn quantized_attention(cpu: &Cpu) {
                         ViewMut::contiguous(&mut out, shape),
                     );
                 });
-                let (each, rows) = (heads / shared * length, heads * length);
-                let several = best(|| {
-                    let [mut scores, mut weights] = [(); 2].map(|()| vec![bf16::ZERO; rows * count]);
-                    for (head, k) in k.iter().enumerate() {
-                        let q = Matrix::contiguous(&q[head * each * size..], each, size);
-                        let to = MatrixMut::contiguous(&mut scores[head * each * count..], each, count);
-                        quantized_matmul(cpu, q, k, true, to);
-                    }
-                    let from = Matrix::contiguous(&scores, rows, count);
-                    softmax(cpu, from, MatrixMut::contiguous(&mut weights, rows, count));
-                    for (head, v) in v.iter().enumerate() {
-                        let weights = Matrix::contiguous(&weights[head * each * count..], each, count);
-                        let to = MatrixMut::contiguous(&mut out[head * each * size..], each, size);
-                        quantized_matmul(cpu, weights, v, false, to);
-                    }
-                });
+                let several = best(|| separate_kernels(cpu, &q, &k, &v, &mut out));
                 let name = format!(
                     "attention, {length} of {heads}/{shared} heads of {size}, {count} keys of {bits} bits"
                 );
@@ -135,6 +119,32 @@ fn quantized_attention(cpu: &Cpu) {
                 );
             }
         }
+    }
+}
+
+/// Attention over quantized heads of `k` and `v` as separate kernels, with all scores in memory between them.
+fn separate_kernels(
+    cpu: &Cpu,
+    q: &[bf16],
+    k: &[QuantizedMatrix<'_, bf16>],
+    v: &[QuantizedMatrix<'_, bf16>],
+    out: &mut [bf16],
+) {
+    let (count, size) = (k[0].rows(), k[0].columns());
+    let rows = q.len() / size;
+    let each = rows / k.len();
+    let [mut scores, mut weights] = [(); 2].map(|()| vec![bf16::ZERO; rows * count]);
+    for (head, k) in k.iter().enumerate() {
+        let q = Matrix::contiguous(&q[head * each * size..], each, size);
+        let to = MatrixMut::contiguous(&mut scores[head * each * count..], each, count);
+        quantized_matmul(cpu, q, k, true, to);
+    }
+    let from = Matrix::contiguous(&scores, rows, count);
+    softmax(cpu, from, MatrixMut::contiguous(&mut weights, rows, count));
+    for (head, v) in v.iter().enumerate() {
+        let weights = Matrix::contiguous(&weights[head * each * count..], each, count);
+        let to = MatrixMut::contiguous(&mut out[head * each * size..], each, size);
+        quantized_matmul(cpu, weights, v, false, to);
     }
 }
 

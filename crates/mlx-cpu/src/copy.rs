@@ -1,25 +1,25 @@
-//! Copies between tensors of any strides.
+//! Copies between tensors with any strides.
 
 use crate::cpu::Shared;
 use crate::rows::parallel_ranges;
 use crate::{Cpu, View, ViewMut};
 
-/// Rows and columns of a tile of a transposition: its lines stay in the cache between the two.
+/// The number of rows and columns of a tile of a transposition. The cache lines of a tile stay in the cache.
 const TILE: usize = 32;
 
-/// Elements of a row that are one piece of work.
+/// The largest number of elements of a row that one item of work copies.
 const LONG: usize = 1 << 15;
 
-/// Copies `from` to `to`, of any type. Rows whose elements follow each other on both sides are copied as a
-/// whole; where the axes that do so differ, it goes by tiles.
+/// Copies `from` to `to`. Rows whose elements follow each other in both tensors are copied as a whole. If the innermost
+/// axes of the tensors differ, the copy goes tile by tile.
 ///
 /// # Shapes
 ///
-/// The same for both.
+/// Both tensors have the same shape.
 ///
 /// # Panics
 ///
-/// Where the shapes differ.
+/// If the shapes differ.
 pub fn copy_strided<T: Copy + Send + Sync>(cpu: &Cpu, from: View<'_, T, 4>, mut to: ViewMut<'_, T, 4>) {
     assert!(from.shape() == to.shape(), "a copy of shape {:?} to shape {:?}", from.shape(), to.shape());
     if from.is_empty() {
@@ -51,7 +51,7 @@ pub fn copy_strided<T: Copy + Send + Sync>(cpu: &Cpu, from: View<'_, T, 4>, mut 
     });
 }
 
-/// An axis of both tensors.
+/// An axis: its size and its stride in both tensors.
 #[derive(Debug, Clone, Copy)]
 struct Axis {
     size: usize,
@@ -59,8 +59,8 @@ struct Axis {
     to: usize,
 }
 
-/// The axes, those with the smallest stride of the target last, and those that go on where the next ends as
-/// one with it.
+/// The axes, ordered so that the smallest stride of the target comes last. Two axes become one if the outer one
+/// continues where the inner one ends.
 fn merged(shape: [usize; 4], from: [usize; 4], to: [usize; 4]) -> [Axis; 4] {
     let one = Axis { size: 1, from: 0, to: 0 };
     let mut axes: [Axis; 4] = std::array::from_fn(|i| {
@@ -80,7 +80,7 @@ fn merged(shape: [usize; 4], from: [usize; 4], to: [usize; 4]) -> [Axis; 4] {
         last -= 1;
         result[last] = axis;
     }
-    // Where the elements of a row lie apart on the other side, its best axis comes beside it: tiles.
+    // If the innermost axis of the source is another one, it becomes the second: both are then copied in tiles.
     let best = (0..4).filter(|&i| result[i].size > 1).min_by_key(|&i| result[i].from);
     if let Some(best) = best.filter(|&best| best < 2) {
         result.swap(best, 2);
@@ -88,7 +88,7 @@ fn merged(shape: [usize; 4], from: [usize; 4], to: [usize; 4]) -> [Axis; 4] {
     result
 }
 
-/// Copies two axes.
+/// Copies the elements of two axes.
 ///
 /// # Safety
 ///

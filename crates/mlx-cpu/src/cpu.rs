@@ -80,9 +80,9 @@ impl Cpu {
     /// Runs tasks that other threads share with [`parallel`](Self::parallel), until `until` returns true. Meant for a
     /// thread that waits for their results: no more threads than cores want to run then.
     ///
-    /// Returns earlier if another thread helps or wants to, if there is only one thread, or if there was no task for about
-    /// a millisecond. The caller then waits in its own way. `until` is called often. Tasks run with this thread's stack
-    /// and floating-point mode, and the scratch memory that they use stays with this thread.
+    /// Returns earlier if another thread helps or wants to, if there is only one thread, or if there was no task for
+    /// about a millisecond. The caller then waits in its own way. `until` is called often. Tasks run with this thread's
+    /// stack and floating-point mode, and the scratch memory that they use stays with this thread.
     pub fn help(&self, until: &dyn Fn() -> bool) {
         self.pool.help(until);
     }

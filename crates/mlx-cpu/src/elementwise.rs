@@ -1,4 +1,4 @@
-//! Elements of two tensors, one by one.
+//! Functions of each element of a tensor, or of the elements of two tensors at the same place.
 
 use crate::rows::{Rows, assert_rows, parallel_ranges};
 use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
@@ -7,12 +7,11 @@ use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
 ///
 /// # Shapes
 ///
-/// All `[N, D]`; rows of `a` and `b` may lie anywhere, the elements of one follow each other. A row stride
-/// of 0 repeats a row.
+/// All `[N, D]`. Rows of `a` and `b` may have any stride, and 0 repeats a row; the elements of a row follow each other.
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn add<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, Sum, a, Some(b), out, 4);
 }
@@ -25,13 +24,12 @@ pub fn add<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: Matri
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn multiply<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, Product, a, Some(b), out, 4);
 }
 
-/// `x - b` with one number of `b` for each row, rounded once: MLX's bits. What makes log-probabilities of
-/// logits.
+/// `x - b` with one number of `b` for each row, rounded once: MLX's bits. It turns logits into log-probabilities.
 ///
 /// # Shapes
 ///
@@ -39,7 +37,7 @@ pub fn multiply<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, out: 
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn subtract_from_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, b: &[T], mut out: MatrixMut<'_, T>) {
     assert_eq!(
         (x.rows(), x.columns(), x.rows()),
@@ -85,11 +83,11 @@ impl Map for Product {
 
 /// A function of one number, or of two.
 pub(crate) trait Map: Copy + Sync {
-    /// Of vectors. What is stored is rounded then.
+    /// Computes a vector. The result is rounded when it is stored.
     fn map<S: Arithmetic, T: Element>(self, s: S, a: S::F, b: S::F) -> S::F;
 }
 
-/// Writes `f` of each element of `a` and the one of `b` beside it; `b` has as many or none.
+/// Writes `f` of each element of `a` and the element of `b` at the same place. `b` may be empty.
 #[inline(always)]
 fn map<S: Arithmetic, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mut [T]) {
     let whole = out.len() / S::LANES * S::LANES;
@@ -103,8 +101,8 @@ fn map<S: Arithmetic, T: Element, F: Map>(s: S, f: F, a: &[T], b: &[T], out: &mu
     }
 }
 
-/// Writes `function` of each element of `a` and the one of `b` beside it, of which `per_nanosecond` take one
-/// nanosecond.
+/// Writes `function` of each element of `a` and the element of `b` at the same place. About `per_nanosecond` elements
+/// take one nanosecond, which decides how many threads share them.
 pub(crate) fn each<T: Element, F: Map>(
     cpu: &Cpu,
     function: F,
@@ -133,7 +131,7 @@ pub(crate) fn each<T: Element, F: Map>(
         return;
     }
     let out = Rows::new(&mut out);
-    // One long row is split too: elements do not depend on each other.
+    // Long rows are split: elements do not depend on each other.
     let piece = columns.min(1024);
     let pieces = columns.div_ceil(piece);
     parallel_ranges(cpu, rows * pieces, (piece / per_nanosecond).max(1), |range| {
@@ -146,11 +144,11 @@ struct Each<'a, T, F> {
     a: Matrix<'a, T>,
     b: Option<Matrix<'a, T>>,
     out: &'a Rows<T>,
-    /// Elements of a piece of a row.
+    /// The number of elements in a piece of a row.
     piece: usize,
-    /// Pieces of a row.
+    /// The number of pieces of a row.
     pieces: usize,
-    /// The pieces that are ours.
+    /// The pieces of this task.
     range: std::ops::Range<usize>,
 }
 

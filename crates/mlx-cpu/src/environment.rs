@@ -48,8 +48,8 @@ fn isa(value: &str) -> (Isa, Option<String>) {
     }
 }
 
-/// The number of threads that a value of `MLX_CPU_THREADS` stands for on `cores` cores, and a warning if that is another
-/// number.
+/// The number of threads that a value of `MLX_CPU_THREADS` stands for on `cores` cores, and a warning if that is
+/// another number.
 fn threads(value: &str, cores: usize) -> (usize, Option<String>) {
     let name = value.trim();
     let problem = match name.parse() {

@@ -1,18 +1,17 @@
-//! MLX's own formulas of the functions that no processor has as an instruction.
+//! Exponential, sigmoid, sine and cosine with MLX's own formulas.
 //!
-//! MLX's CPU device sums the polynomials of Cephes in float32 (`mlx/backend/cpu/simd/math.h`). What is
-//! here gives the same bits, so that a kernel and the graph that it replaces agree; where the two need
-//! not agree, `Simd::exp` is more exact.
+//! MLX's CPU device evaluates the polynomials of Cephes in float32 (`mlx/backend/cpu/simd/math.h`). The functions here
+//! give the same bits, so that a kernel agrees with the graph that it replaces.
 
 use crate::{Arithmetic, Element, MAX_LANES};
 
-/// Whether vectors are arrays, of an instruction set that has no registers for them: nothing is fused there,
-/// and code for several of them at a time only takes longer to compile.
+/// Whether vectors are arrays, as for the portable instruction set. Then no product and sum are fused, and code for
+/// several vectors at a time only takes longer to compile.
 pub(crate) const fn has_arrays<S: Arithmetic>() -> bool {
     align_of::<S::F>() == align_of::<f32>()
 }
 
-/// `a * b + c`, rounded once on every processor: the argument of a sine loses all its digits otherwise.
+/// `a * b + c`, rounded once on every processor. Without that the argument of a sine would lose all its digits.
 #[inline(always)]
 pub(crate) fn fused<S: Arithmetic>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
     if const { !has_arrays::<S>() } {
@@ -23,27 +22,27 @@ pub(crate) fn fused<S: Arithmetic>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
     s.store(&mut y, b);
     s.store(&mut z, c);
     for i in 0..S::LANES {
-        // The product is exact in float64; only a tie of the two roundings is off by one.
+        // The product is exact in float64. The second rounding differs from a single one only at a tie.
         x[i] = (f64::from(x[i]) * f64::from(y[i]) + f64::from(z[i])) as f32;
     }
     s.load(&x)
 }
 
-/// The next whole number towards minus infinity, of numbers below 2^23.
+/// The largest whole number that is not above `x`, for numbers below 2^23.
 #[inline(always)]
 fn floor<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let near = s.round(x);
     s.where_less(x, near, s.sub(near, s.splat(1.0)), near)
 }
 
-/// The same number without its sign.
+/// The absolute value.
 #[inline(always)]
 pub(crate) fn abs<S: Arithmetic>(s: S, x: S::F) -> S::F {
     s.max(x, s.sub(s.zero(), x))
 }
 
-/// e to the power of `x` as MLX has it: 0 below -88, infinity above 88. Its relative error is about
-/// 1e-7 near 0 and 8e-6 at the ends, where `x` times log2(e) has few digits left.
+/// e to the power of `x`, with MLX's bits: 0 below -88, infinity above 88. The relative error is about 1e-7 near 0 and
+/// 8e-6 at the ends, where `x` times log2(e) has few digits left.
 #[inline(always)]
 pub(crate) fn exp<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let power = s.mul(x, s.splat(std::f32::consts::LOG2_E));
@@ -56,21 +55,21 @@ pub(crate) fn exp<S: Arithmetic>(s: S, x: S::F) -> S::F {
     for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0_f32] {
         y = fused(s, y, part, s.splat(coefficient));
     }
-    // MLX has no denormals: an exponent of -127 is 0, and so is all below. NaN goes through.
+    // MLX has no denormal results: exponents of -127 and below give 0. A NaN stays NaN.
     let bounded = s.min(s.max(whole, s.splat(-126.0)), s.splat(127.0));
     let y = s.where_less(whole, s.splat(-126.5), s.zero(), s.scale(y, bounded));
     s.where_less(s.splat(88.0), x, s.splat(f32::INFINITY), y)
 }
 
-/// e to the power of `x`, the weight of a score that lies `-x` below the largest, but 0 where that is less than
-/// 2^-99. Of smaller weights, products with values and their sums may be denormal, over which processors take many
-/// times as long.
+/// The weight of a score that lies `-x` below the largest: e to the power of `x`, or 0 if that is less than 2^-99.
+/// Products of smaller weights with values, and their sums, may be denormal, and processors take many times as long for
+/// these.
 #[inline(always)]
 pub(crate) fn weight<S: Arithmetic>(s: S, x: S::F) -> S::F {
     s.where_less(x, s.splat(-69.0), s.zero(), exp(s, x))
 }
 
-/// `1 / (1 + exp(-x))` as MLX has it for `T`, which rounds the exponential to `T`. Not yet rounded itself.
+/// `1 / (1 + exp(-x))` with MLX's bits for `T`: the exponential is rounded to `T`, the result not yet.
 #[inline(always)]
 pub(crate) fn sigmoid<S: Arithmetic, T: Element>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
@@ -79,11 +78,11 @@ pub(crate) fn sigmoid<S: Arithmetic, T: Element>(s: S, x: S::F) -> S::F {
     s.where_less(x, s.zero(), small, s.sub(one, small))
 }
 
-/// Where the sines of MLX become those of the system's library.
+/// For larger arguments MLX uses the sine and cosine of the system's library.
 const LARGEST: f32 = 8_388_608.0;
 
-/// Sine and cosine as MLX has them. Up to 2^23 the argument is reduced by pi/4 in three parts, fused:
-/// the absolute error stays below 1e-6. Beyond that it is the system's library.
+/// Sine and cosine with MLX's bits. Up to 2^23 a multiple of pi/4 is subtracted from the argument, in three parts, with
+/// fused operations: the absolute error stays below 1e-6. Beyond that they are those of the system's library.
 #[inline(always)]
 pub(crate) fn sin_cos<S: Arithmetic>(s: S, x: S::F) -> (S::F, S::F) {
     let positive = abs(s, x);

@@ -1,7 +1,7 @@
-//! Activations and the gates made of them: SwiGLU and GeGLU.
+//! Activations and gates: SwiGLU and GeGLU.
 //!
-//! Shazeer 2020, *GLU Variants Improve Transformer*, arXiv:2002.05202. MLX computes them as graphs of
-//! elementwise operations, each of which rounds to the tensors' format; so do these.
+//! Shazeer 2020, *GLU Variants Improve Transformer*, arXiv:2002.05202. MLX computes them as graphs of elementwise
+//! operations. Each of these rounds to the format of the tensors, and these kernels round at the same places.
 
 use crate::elementwise::{Map, each};
 use crate::simd::tanh;
@@ -11,12 +11,12 @@ use crate::{Arithmetic, Cpu, Element, Matrix, MatrixMut, formula};
 ///
 /// # Shapes
 ///
-/// All `[N, D]`; rows of `gate` and `up` may lie anywhere (the halves of a fused projection), the
-/// elements of one follow each other.
+/// All `[N, D]`. Rows of `gate` and `up` may have any stride (they may be the halves of a fused projection); the
+/// elements of a row follow each other.
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn swiglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, Gate(Silu), gate, Some(up), out, 1);
 }
@@ -29,7 +29,7 @@ pub fn swiglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn geglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, Gate(GeluTanh), gate, Some(up), out, 1);
 }
@@ -42,7 +42,7 @@ pub fn geglu<T: Element>(cpu: &Cpu, gate: Matrix<'_, T>, up: Matrix<'_, T>, out:
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn silu<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, Silu, x, None, out, 1);
 }
@@ -50,9 +50,9 @@ pub fn silu<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
 /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`; Hendrycks and Gimpel 2016, *Gaussian Error
 /// Linear Units*, arXiv:1606.08415.
 ///
-/// Rounds after each operation, and the constants, as MLX's graph does. The hyperbolic tangent is not the
-/// system library's: it is within 5 units in the last place of float32. For every bfloat16 and every float16
-/// that leaves MLX's bits; results in float32 differ by up to `3e-7 * |x|`, where `1 + tanh` cancels.
+/// The constants, and the result of each operation, are rounded as in MLX's graph. The hyperbolic tangent is within 5
+/// units in the last place of float32; MLX uses the system library's. Results in bfloat16 and float16 have MLX's bits.
+/// Results in float32 differ by up to `3e-7 * |x|`, where `1 + tanh` cancels.
 ///
 /// # Shapes
 ///
@@ -60,7 +60,7 @@ pub fn silu<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn gelu_tanh<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: MatrixMut<'_, T>) {
     each(cpu, GeluTanh, x, None, out, 1);
 }
@@ -84,13 +84,13 @@ impl Map for GeluTanh {
         let constant = |x: f32| s.splat(T::narrow(x).widen());
         let square = s.mul(x, x);
         let cube = if size_of::<T>() == 2 {
-            // The square of halves is exact.
+            // The square of a half-precision number is exact.
             s.mul(square, x)
         } else {
-            // Rounded once, as `pow` does: with what the rounding of the square lost.
+            // Rounded once, as `pow` does: `lost` is the error of the rounded square.
             let lost = formula::fused(s, x, x, s.sub(s.zero(), square));
             let cube = formula::fused(s, square, x, s.mul(lost, x));
-            // Beyond float32 the lost part is no number.
+            // If the cube overflows, the error is not a number.
             s.where_less(formula::abs(s, x), s.splat(1e18), cube, s.mul(square, x))
         };
         let cube = T::rounded(s, cube);
@@ -101,7 +101,7 @@ impl Map for GeluTanh {
     }
 }
 
-/// An activation times the second number.
+/// An activation of the first number, times the second number.
 #[derive(Debug, Clone, Copy)]
 struct Gate<F>(F);
 

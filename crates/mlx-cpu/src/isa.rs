@@ -16,8 +16,8 @@ pub enum Isa {
     Avx512,
     /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Only products of bfloat16 with many rows differ from `Avx512`.
     Avx512Bf16,
-    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Only products of bfloat16
-    /// with many rows differ from `Avx512`.
+    /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Only products of
+    /// bfloat16 with many rows differ from `Avx512`.
     Amx,
     /// AArch64.
     Neon,
@@ -28,8 +28,8 @@ pub trait Kernel {
     /// The result.
     type Output;
 
-    /// Computes the result. Mark this and every function that it calls with vectors `#[inline(always)]`; otherwise it is
-    /// compiled without the instructions of `S`.
+    /// Computes the result. Mark this and every function that it calls with vectors `#[inline(always)]`; otherwise it
+    /// is compiled without the instructions of `S`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 

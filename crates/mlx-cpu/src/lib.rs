@@ -6,11 +6,11 @@
 //!
 //! # Numbers
 //!
-//! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest, ties to even, when they are
-//! stored. Sums are float32. Two kinds of products differ: [products of bfloat16](matmul()#numbers) on processors that
-//! have such instructions, and [products of quantized weights](quantized_matmul#numbers) with half-precision activations,
-//! which are sums of whole numbers. Where MLX's own graph of an operation rounds between two steps, the kernel rounds
-//! there too. What differs from MLX is the order of sums.
+//! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest, ties to even, when they
+//! are stored. Sums are float32. Two kinds of products differ: [products of bfloat16](matmul()#numbers) on processors
+//! that have such instructions, and [products of quantized weights](quantized_matmul#numbers) with half-precision
+//! activations, which are sums of whole numbers. Where MLX's own graph of an operation rounds between two steps, the
+//! kernel rounds there too. What differs from MLX is the order of sums.
 //!
 //! # How to write a kernel
 //!
@@ -28,8 +28,8 @@
 #![doc = include_str!("../examples/sum_of_squares.rs")]
 //! ```
 //!
-//! Functions that `run` calls with vectors are generic over the part of [`Simd`] that they use, so that their signatures
-//! say what they need:
+//! Functions that `run` calls with vectors are generic over the part of [`Simd`] that they use, so that their
+//! signatures say what they need:
 //!
 //! | bound | for |
 //! |---|---|

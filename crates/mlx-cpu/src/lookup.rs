@@ -1,11 +1,11 @@
-//! Rows of a table, by their numbers.
+//! Copies of rows of a table, by their indices.
 
 use crate::quantized::dequantize_row;
 use crate::rows::{Rows, assert_rows, parallel_ranges};
 use crate::{Cpu, Element, Matrix, MatrixMut, QuantizedMatrix};
 
-/// Copies row `ids[i]` of `table` to row `i` of `out`; of any type, so that the packed words of a quantized
-/// table can be looked up too. A number beyond the table means its last row. (MLX reads beyond it.)
+/// Copies row `ids[i]` of `table` to row `i` of `out`. Elements may have any type, for example the words of a quantized
+/// table. An index behind the end of the table means its last row; MLX reads behind the end.
 ///
 /// # Shapes
 ///
@@ -13,7 +13,7 @@ use crate::{Cpu, Element, Matrix, MatrixMut, QuantizedMatrix};
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or an empty table is asked for a row.
+/// If the shapes do not agree, or the table is empty and `ids` is not.
 pub fn lookup<T: Copy + Send + Sync>(
     cpu: &Cpu,
     table: Matrix<'_, T>,
@@ -33,8 +33,8 @@ pub fn lookup<T: Copy + Send + Sync>(
     });
 }
 
-/// Row `ids[i]` of a quantized table, as [`dequantize`](crate::dequantize) has it, for each `i`. A number
-/// beyond the table means its last row.
+/// Writes row `ids[i]` of a quantized table to row `i` of `out`, with the bits of [`dequantize`](crate::dequantize). An
+/// index behind the end of the table means its last row.
 ///
 /// # Shapes
 ///
@@ -42,7 +42,7 @@ pub fn lookup<T: Copy + Send + Sync>(
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or an empty table is asked for a row.
+/// If the shapes do not agree, or the table is empty and `ids` is not.
 pub fn lookup_quantized<T: Element>(
     cpu: &Cpu,
     table: &QuantizedMatrix<'_, T>,
@@ -60,7 +60,7 @@ pub fn lookup_quantized<T: Element>(
     });
 }
 
-/// The last row of the table.
+/// Asserts that the shapes agree, and returns the index of the last row of the table.
 fn check<T>((rows, columns): (usize, usize), ids: &[u32], out: &MatrixMut<'_, T>) -> usize {
     assert!(
         (out.rows(), out.columns()) == (ids.len(), columns),

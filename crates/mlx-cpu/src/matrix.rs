@@ -1,4 +1,4 @@
-//! Matrices with strides, in memory that is someone else's.
+//! Matrices with strides, in borrowed memory.
 
 /// A matrix to read: element (i, j) lies at `i * row_stride + j * column_stride` of its slice.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +15,7 @@ impl<'a, T> Matrix<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where an element would lie outside `data`.
+    /// If an element would lie outside `data`.
     pub fn new(data: &'a [T], rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> Self {
         check(data.len(), rows, columns, row_stride, column_stride);
         Self { data, rows, columns, row_stride, column_stride }
@@ -25,7 +25,7 @@ impl<'a, T> Matrix<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where `data` is too short.
+    /// If `data` is too short.
     pub fn contiguous(data: &'a [T], rows: usize, columns: usize) -> Self {
         Self::new(data, rows, columns, columns, 1)
     }
@@ -40,51 +40,51 @@ impl<'a, T> Matrix<'a, T> {
         self.columns
     }
 
-    /// How many elements lie from a row to the next.
+    /// The distance of neighbouring rows, in elements.
     pub const fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// How many elements lie from a column to the next.
+    /// The distance of neighbouring columns, in elements.
     pub const fn column_stride(&self) -> usize {
         self.column_stride
     }
 
-    /// Element (0, 0); all others are `row_stride` and `column_stride` from it.
+    /// A pointer to element (0, 0).
     pub const fn as_ptr(&self) -> *const T {
         self.data.as_ptr()
     }
 
-    /// The memory that it lies in, from element (0, 0) on.
+    /// The memory, from element (0, 0) on.
     pub const fn data(&self) -> &'a [T] {
         self.data
     }
 
-    /// Row `i` where its elements follow each other (`column_stride` is 1).
+    /// Row `i`.
     ///
     /// # Panics
     ///
-    /// Where they do not, or there is no such row.
+    /// If the elements of a row do not follow each other (`column_stride` is not 1), or there is no such row.
     pub fn row(&self, i: usize) -> &'a [T] {
         assert!(self.column_stride == 1 || self.columns <= 1, "the elements of a row lie apart");
         assert!(i < self.rows, "row {i} of {}", self.rows);
         if self.columns == 0 { &[] } else { &self.data[i * self.row_stride..][..self.columns] }
     }
 
-    /// Where `N` rows from row `first` on begin; behind the last row, that row again. From each on
-    /// [`columns`](Self::columns) elements follow each other.
+    /// Pointers to the first elements of `N` rows from row `first` on. In place of rows behind the last one, the last
+    /// row is repeated. [`columns`](Self::columns) elements follow each other from each pointer on.
     ///
     /// # Panics
     ///
-    /// Where they do not follow each other, or there is no row.
+    /// If the elements of a row do not follow each other, or there is no row.
     #[inline(always)]
     pub(crate) fn row_starts<const N: usize>(&self, first: usize) -> [*const T; N] {
         assert!(self.column_stride == 1 || self.columns <= 1, "the elements of a row lie apart");
         assert!(self.rows > 0, "there is no row");
         let mut starts = [self.data.as_ptr(); N];
-        // No closure, which may become a function of its own.
+        // Not a closure, which the compiler may make a function of its own.
         for (start, row) in starts.iter_mut().zip(first..) {
-            // Within the memory, or nothing is read there, since rows are empty.
+            // Within the memory, unless rows are empty; then nothing is read.
             *start = start.wrapping_add(row.min(self.rows - 1).wrapping_mul(self.row_stride));
         }
         starts
@@ -94,14 +94,14 @@ impl<'a, T> Matrix<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where there are fewer.
+    /// If there are fewer rows.
     pub fn part(&self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows, "rows {first} to {} of {}", first + count, self.rows);
         let from = if count == 0 { 0 } else { first * self.row_stride };
         Self { data: &self.data[from.min(self.data.len())..], rows: count, ..*self }
     }
 
-    /// Rows and columns exchanged.
+    /// The transpose, in the same memory.
     pub const fn transposed(self) -> Self {
         Self {
             data: self.data,
@@ -127,7 +127,7 @@ impl<'a, T> MatrixMut<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where an element would lie outside `data`, or rows would overlap.
+    /// If an element would lie outside `data`, or rows would overlap.
     pub fn new(data: &'a mut [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(row_stride >= columns || rows <= 1, "rows of {columns} every {row_stride} overlap");
         check(data.len(), rows, columns, row_stride, 1);
@@ -138,7 +138,7 @@ impl<'a, T> MatrixMut<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where `data` is too short.
+    /// If `data` is too short.
     pub fn contiguous(data: &'a mut [T], rows: usize, columns: usize) -> Self {
         Self::new(data, rows, columns, columns)
     }
@@ -153,7 +153,7 @@ impl<'a, T> MatrixMut<'a, T> {
         self.columns
     }
 
-    /// How many elements lie from a row to the next.
+    /// The distance of neighbouring rows, in elements.
     pub const fn row_stride(&self) -> usize {
         self.row_stride
     }
@@ -162,13 +162,13 @@ impl<'a, T> MatrixMut<'a, T> {
     ///
     /// # Panics
     ///
-    /// Where there is no such row.
+    /// If there is no such row.
     pub fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         &mut self.data[row * self.row_stride..][..self.columns]
     }
 
-    /// Element (0, 0).
+    /// A pointer to element (0, 0).
     pub const fn as_mut_ptr(&mut self) -> *mut T {
         self.data.as_mut_ptr()
     }

@@ -6,22 +6,20 @@ use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, MatrixMut, Simd};
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row; Zhang and Sennrich 2019, *Root Mean Square Layer
 /// Normalization*, arXiv:1910.07467.
 ///
-/// Rounds where MLX does: to `T` before the product with `weight`, and after it. Without a weight it
-/// rounds once.
+/// Rounds to `T` where MLX does: before and after the product with `weight`. Without a weight it rounds once.
 ///
 /// # Shapes
 ///
-/// `x` and `out` `[N, D]`, `weight` `[D]`. Rows of `x` may lie anywhere, the elements of one follow each
-/// other.
+/// `x` and `out` `[N, D]`, `weight` `[D]`. Rows of `x` may have any stride; the elements of a row follow each other.
 ///
 /// # Error
 ///
-/// The sum of squares is off by at most `(D / 16 + 4) * 2^-24` of itself (`D / 4` on AArch64); beyond
-/// that only the roundings above.
+/// The relative error of the sum of squares is at most `(D / 16 + 4) * 2^-24` (`D / 4` on AArch64). The roundings above
+/// follow.
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn rms_norm<T: Element>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
@@ -54,7 +52,7 @@ struct Norm<'a, T> {
     weight: Option<&'a [T]>,
     eps: f32,
     out: &'a Rows<T>,
-    /// The rows that are ours.
+    /// The rows of this task.
     range: std::ops::Range<usize>,
 }
 

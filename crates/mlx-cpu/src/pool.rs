@@ -47,11 +47,11 @@ const LOOKS_PER_YIELD: u32 = 4;
 /// The same for the caller, which waits for the last tasks to end.
 const WAITS_PER_YIELD: u32 = 64;
 
-/// How often a helper looks for a job before it leaves. That takes about a millisecond: longer than what a model does on
-/// one thread between two jobs.
+/// How often a helper looks for a job before it leaves. That takes about a millisecond: longer than what a model does
+/// on one thread between two jobs.
 const LOOKS_BEFORE_LEAVING: u32 = if cfg!(miri) { 8 } else { 10_000 };
-/// How long the first worker's place stays reserved after a helper has left, in microseconds. The helper builds the next
-/// part of a graph in that time, and the first worker would take its core.
+/// How long the first worker's place stays reserved after a helper has left, in microseconds. The helper builds the
+/// next part of a graph in that time, and the first worker would take its core.
 const RESERVED: u64 = 2000;
 
 /// A bit of `state`: workers may join the job.

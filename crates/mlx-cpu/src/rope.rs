@@ -1,60 +1,60 @@
-//! Rotary position embedding.
+//! Rotary position embedding (RoPE).
 
 use crate::cpu::Shared;
 use crate::rows::parallel_ranges;
 use crate::{Arithmetic, Cpu, Element, Kernel, Simd, View, formula};
 
-/// Which two numbers of a head are a pair that is rotated.
+/// Which two numbers of a head form a pair that is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeLayout {
     /// Neighbours: 0 and 1, 2 and 3 (MLX's `traditional`).
     Interleaved,
-    /// The same place of the first and of the second half.
+    /// Numbers at the same place of the first and the second half.
     Halves,
 }
 
-/// How fast the pairs turn.
+/// The angles by which pairs are rotated from one position to the next.
 #[derive(Debug, Clone, Copy)]
 pub enum Frequencies<'a> {
-    /// Pair `i` of `n` by `base^(-i/n)` radians a position.
+    /// `base^(-i/n)` radians for pair `i` of `n`.
     Base(f32),
-    /// Pair `i` by `1 / periods[i]` radians a position (MLX's `freqs`).
+    /// `1 / periods[i]` radians for pair `i` (MLX's `freqs`).
     Periods(&'a [f32]),
 }
 
 /// A rotation. See [`rope`].
 #[derive(Debug, Clone, Copy)]
 pub struct Rope<'a> {
-    /// How many numbers of each head are rotated; even. The others are copied.
+    /// How many numbers of each head are rotated: an even number. The others are copied.
     pub dims: usize,
-    /// Which are pairs.
+    /// Which numbers form pairs.
     pub layout: RopeLayout,
-    /// How fast they turn.
+    /// The angles for one position.
     pub frequencies: Frequencies<'a>,
-    /// What positions are multiplied by.
+    /// The factor by which positions are multiplied.
     pub scale: f32,
 }
 
 /// Rotates each pair of a head by its position times its frequency; Su et al. 2021, *RoFormer*,
 /// arXiv:2104.09864. Position `l` of batch row `b` is `l + offsets[b]`.
 ///
-/// Bit for bit what MLX's `fast::rope` gives on its CPU device: the angle is float32, sine and cosine
-/// are rounded to `T`, and so are each product and their sum.
+/// The result has the bits of MLX's `fast::rope` on its CPU device: the angle is float32; sine, cosine, each product
+/// and their sum are rounded to `T`.
 ///
 /// # Shapes
 ///
-/// `x` `[B, H, L, D]` with any strides whose last is 1; `out` the same shape, contiguous; `offsets` one
-/// for all, or `[B]`.
+/// `x` `[B, H, L, D]` with any strides, but the last is 1. `out` has the same shape and is contiguous. `offsets` has
+/// one number for all rows of the batch, or `[B]`.
 ///
 /// # Error
 ///
-/// Sine and cosine are within 1e-6 of those of the float32 angle, at any position. The angle of a pair whose
-/// frequency is `exp(-e)` is off by up to `2e-7 * (1 + e)` of itself, as MLX's is: frequencies are exponentials
-/// in float32, and the product is rounded. At position 1e6 that is up to 0.2 radians for the fastest pairs.
+/// Sine and cosine are within 1e-6 of those of the float32 angle, at any position. The relative error of the angle of a
+/// pair with frequency `exp(-e)` is up to `2e-7 * (1 + e)`, as in MLX: frequencies are exponentials in float32, and the
+/// product is rounded. At position 1e6 that is up to 0.2 radians for the fastest pairs.
 ///
 /// # Panics
 ///
-/// Where shapes do not agree, `dims` is odd or larger than `D`, or the elements of a head lie apart.
+/// If shapes do not agree, `dims` is odd or larger than `D`, or the elements of a head do not follow each other.
 pub fn rope<T: Element>(cpu: &Cpu, x: View<'_, T, 4>, rope: &Rope<'_>, offsets: &[i32], out: &mut [T]) {
     let [batch, heads, length, size] = x.shape();
     let Rope { dims, layout, frequencies, scale } = *rope;
@@ -85,7 +85,7 @@ pub fn rope<T: Element>(cpu: &Cpu, x: View<'_, T, 4>, rope: &Rope<'_>, offsets: 
     });
 }
 
-/// Radians a position.
+/// Writes the angles for one position, in radians.
 struct Inverse<'a> {
     frequencies: Frequencies<'a>,
     out: &'a mut [f32],
@@ -122,10 +122,10 @@ struct Rotate<'a, T> {
     scale: f32,
     inverse: &'a [f32],
     offsets: &'a [i32],
-    /// Rows of the batch that share an offset.
+    /// The number of rows of the batch that share an offset.
     rows: usize,
     out: Shared<T>,
-    /// The positions that are ours, of all groups of rows.
+    /// The positions of this task, counted over all groups of rows.
     range: std::ops::Range<usize>,
 }
 
@@ -136,7 +136,7 @@ impl<T: Element> Kernel for Rotate<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let [_, heads, length, size] = self.x.shape();
         let pairs = self.inverse.len();
-        // Sines and cosines of a position, then room for the pairs of a head.
+        // Cosines and sines of a position, then memory for the pairs of a head.
         let padded = pairs.next_multiple_of(S::LANES);
         let mut table = vec![0.0_f32; 6 * padded];
         let (cosines, rest) = table.split_at_mut(padded);
@@ -172,7 +172,7 @@ impl<T: Element> Kernel for Rotate<'_, T> {
     }
 }
 
-/// A pair, rotated, each product rounded to `T`.
+/// A rotated pair, with each product rounded to `T`.
 #[inline(always)]
 fn rotated<S: Arithmetic, T: Element>(
     s: S,

@@ -1,18 +1,19 @@
-//! Softmax, the logarithm of a sum of exponentials, and the place of the largest, over rows.
+//! Softmax, log-sum-exp and argmax over rows.
 //!
-//! A long row is cut into pieces, the same for any number of threads, whose sums are added in order.
+//! A long row is cut into pieces, whose sums are added in order. The pieces do not depend on the number of threads.
 
 use crate::cpu::Shared;
 use crate::rows::{Rows, assert_rows, load, store, tasks};
 use crate::{Cpu, Element, Kernel, MAX_LANES, Matrix, MatrixMut, Simd, formula};
 
-/// Elements of a piece of a row.
+/// The number of elements in a piece of a row.
 const PIECE: usize = 16_384;
 
 /// `exp(x - max) / sum(exp(x - max))` for each row, rounded once: MLX's `softmax` with `precise`.
 ///
-/// Without that flag MLX sums halves in halves; this does not. The exponential is MLX's own. A row with a
-/// NaN or positive infinity, or of nothing but negative infinities, becomes NaN, as it does in MLX.
+/// Without `precise` MLX sums half-precision numbers in half precision; this sums in float32. The exponential is MLX's
+/// own. A row becomes NaN if it has a NaN or positive infinity, or if all its elements are negative infinity, as in
+/// MLX.
 ///
 /// # Shapes
 ///
@@ -20,12 +21,12 @@ const PIECE: usize = 16_384;
 ///
 /// # Error
 ///
-/// Beside the exponential, whose relative error is at most 8e-6: the sum is off by at most
-/// `min(D, 16384) / 8 + D / 16384 + 8` times `2^-24` of itself.
+/// The relative error of an exponential is at most 8e-6, and that of the sum at most
+/// `min(D, 16384) / 8 + D / 16384 + 8` times `2^-24`.
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, or the elements of a row lie apart.
+/// If the shapes do not agree, or the elements of a row do not follow each other.
 pub fn softmax<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, mut out: MatrixMut<'_, T>) {
     let (rows, columns) = (x.rows(), x.columns());
     assert!(
@@ -45,7 +46,7 @@ pub fn softmax<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, mut out: MatrixMut<'_, T
     });
 }
 
-/// `log(sum(exp(x)))` for each row: MLX's `logsumexp`. Infinite where the largest element is.
+/// `log(sum(exp(x)))` for each row: MLX's `logsumexp`. Infinite if the largest element is infinite.
 ///
 /// # Shapes
 ///
@@ -53,11 +54,11 @@ pub fn softmax<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, mut out: MatrixMut<'_, T
 ///
 /// # Error
 ///
-/// Of the sum as for [`softmax`]; then it is a float32 logarithm plus the largest element, rounded to `T`.
+/// The error of the sum is that of [`softmax`]. Its float32 logarithm plus the largest element is rounded to `T`.
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, a row has no element, or its elements lie apart.
+/// If the shapes do not agree, a row has no element, or the elements of a row do not follow each other.
 pub fn logsumexp<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: &mut [T]) {
     let (rows, columns) = (x.rows(), x.columns());
     assert!(out.len() == rows, "an output of {} for {rows} rows", out.len());
@@ -78,8 +79,8 @@ pub fn logsumexp<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: &mut [T]) {
     });
 }
 
-/// Where the largest element of each row is, the first of equals: MLX's `argmax`. A NaN is never larger
-/// than another element, nor another larger than a NaN at the start.
+/// The index of the largest element of each row, the first of equal ones: MLX's `argmax`. No comparison with a NaN is
+/// true, so a NaN counts only as the first element: then it is the result.
 ///
 /// # Shapes
 ///
@@ -87,7 +88,8 @@ pub fn logsumexp<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: &mut [T]) {
 ///
 /// # Panics
 ///
-/// Where the shapes do not agree, a row has no element or more than `u32` counts, or its elements lie apart.
+/// If the shapes do not agree, a row has no element or more than a `u32` can count, or the elements of a row do not
+/// follow each other.
 pub fn argmax<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: &mut [u32]) {
     let (rows, columns) = (x.rows(), x.columns());
     assert_rows(&x, "x");
@@ -117,15 +119,16 @@ pub fn argmax<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, out: &mut [u32]) {
     }
 }
 
-/// What a row is divided by.
+/// The largest element of a row and its sum.
 #[derive(Debug, Clone, Copy)]
 struct Totals {
     largest: f32,
-    /// Of the exponentials of elements less the largest.
+    /// The sum of the exponentials of all elements less the largest.
     sum: f32,
 }
 
-/// Finds the totals of each row and calls `task` with them, its number, and the ends of each of its pieces.
+/// Finds the totals of each row, and calls `task` for each piece of it: with the totals, the row, and the first element
+/// of the piece and its end.
 fn by_pieces<T: Element>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
@@ -143,7 +146,7 @@ fn by_pieces<T: Element>(
         &x.row(row)[from..to]
     };
 
-    // One row after the other, or the pieces of one row on all threads.
+    // Each row on one thread, or else the pieces of one row on all threads.
     let alone = tasks(cpu, rows * pieces, columns.min(PIECE)) == 1;
     if alone || pieces == 1 || rows >= 4 * cpu.threads() {
         let size = rows.div_ceil(if alone { 1 } else { tasks(cpu, rows, columns) });
@@ -180,7 +183,7 @@ fn by_pieces<T: Element>(
     }
 }
 
-/// The largest element; a NaN may be left out.
+/// The largest element. A NaN may be ignored.
 struct Top<'a, T>(&'a [T]);
 
 impl<T: Element> Kernel for Top<'_, T> {
@@ -203,7 +206,7 @@ impl<T: Element> Kernel for Top<'_, T> {
     }
 }
 
-/// The sum of the exponentials.
+/// The sum of the exponentials of a piece.
 struct Powers<'a, T> {
     x: &'a [T],
     largest: f32,
@@ -223,7 +226,7 @@ impl<T: Element> Kernel for Powers<'_, T> {
             }
         }
         for vector in blocks.remainder().chunks(S::LANES) {
-            // What is not there has no exponential, also where the largest is infinite.
+            // Lanes behind the end count as 0, even if `largest` is infinite.
             let power = formula::exp(s, s.sub(load(s, vector, 0.0), largest));
             let mut powers = [0.0_f32; MAX_LANES];
             s.store(&mut powers, power);
@@ -234,7 +237,7 @@ impl<T: Element> Kernel for Powers<'_, T> {
     }
 }
 
-/// The exponentials by their sum.
+/// Writes the exponentials of a piece divided by the sum of the row.
 struct Write<'a, T> {
     x: &'a [T],
     totals: Totals,
@@ -255,11 +258,11 @@ impl<T: Element> Kernel for Write<'_, T> {
     }
 }
 
-/// The largest element, the first of equals, and where it is. NaN is passed over, but not at the start of
-/// a row: nothing is larger then.
+/// The largest element of a piece, the first of equal ones, and its index. A NaN is ignored, except at the start of a
+/// row: then it is the result.
 struct Largest<'a, T> {
     x: &'a [T],
-    /// Whether the row starts here.
+    /// Whether this is the first piece of its row.
     is_first: bool,
 }
 
@@ -268,7 +271,7 @@ impl<T: Element> Kernel for Largest<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, usize) {
-        /// Elements that are searched once it is known that the largest is among them.
+        /// Blocks of this many elements are searched for the index, once the block of the largest element is known.
         const BLOCK: usize = 512;
         let first = self.x[0].widen();
         if first.is_nan() && self.is_first {

@@ -1,4 +1,4 @@
-//! Tensors with strides, in memory that is someone else's.
+//! Tensors with strides, in borrowed memory.
 
 /// A tensor to read: element (i, j, ...) lies at `i * strides[0] + j * strides[1] + ...` of its slice.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,7 @@ impl<'a, T, const N: usize> View<'a, T, N> {
     ///
     /// # Panics
     ///
-    /// Where an element would lie outside `data`.
+    /// If an element would lie outside `data`.
     pub fn new(data: &'a [T], shape: [usize; N], strides: [usize; N]) -> Self {
         check(data.len(), &shape, &strides);
         Self { data, shape, strides }
@@ -23,7 +23,7 @@ impl<'a, T, const N: usize> View<'a, T, N> {
     ///
     /// # Panics
     ///
-    /// Where `data` is too short.
+    /// If `data` is too short.
     pub fn contiguous(data: &'a [T], shape: [usize; N]) -> Self {
         Self::new(data, shape, row_major(&shape))
     }
@@ -33,17 +33,17 @@ impl<'a, T, const N: usize> View<'a, T, N> {
         self.shape
     }
 
-    /// How many elements lie from one to the next on each axis.
+    /// For each axis the distance of neighbouring elements, in elements.
     pub const fn strides(&self) -> [usize; N] {
         self.strides
     }
 
-    /// The memory that it lies in, from its first element on.
+    /// The memory, from the first element on.
     pub const fn data(&self) -> &'a [T] {
         self.data
     }
 
-    /// Where an element lies in [`data`](Self::data).
+    /// The index of an element in [`data`](Self::data).
     #[inline(always)]
     pub(crate) fn at(&self, index: [usize; N]) -> usize {
         index.iter().zip(&self.strides).map(|(index, stride)| index * stride).sum()
@@ -60,7 +60,7 @@ impl<'a, T, const N: usize> View<'a, T, N> {
     }
 }
 
-/// A tensor to write, no two elements of which lie in the same place.
+/// A tensor to write. No two elements lie in the same place.
 #[derive(Debug)]
 pub struct ViewMut<'a, T, const N: usize> {
     data: &'a mut [T],
@@ -73,8 +73,8 @@ impl<'a, T, const N: usize> ViewMut<'a, T, N> {
     ///
     /// # Panics
     ///
-    /// Where an element would lie outside `data`, or two in the same place. (Some strides that are
-    /// neither, of axes that interleave, are refused too.)
+    /// If an element would lie outside `data`, or two in the same place. Some strides of axes that interleave are
+    /// refused although no two elements lie in the same place.
     pub fn new(data: &'a mut [T], shape: [usize; N], strides: [usize; N]) -> Self {
         check(data.len(), &shape, &strides);
         let mut axes: Vec<_> = shape.into_iter().zip(strides).filter(|&(size, _)| size > 1).collect();
@@ -91,7 +91,7 @@ impl<'a, T, const N: usize> ViewMut<'a, T, N> {
     ///
     /// # Panics
     ///
-    /// Where `data` is too short.
+    /// If `data` is too short.
     pub fn contiguous(data: &'a mut [T], shape: [usize; N]) -> Self {
         let strides = row_major(&shape);
         check(data.len(), &shape, &strides);
@@ -103,12 +103,12 @@ impl<'a, T, const N: usize> ViewMut<'a, T, N> {
         self.shape
     }
 
-    /// How many elements lie from one to the next on each axis.
+    /// For each axis the distance of neighbouring elements, in elements.
     pub const fn strides(&self) -> [usize; N] {
         self.strides
     }
 
-    /// Its first element.
+    /// A pointer to the first element.
     pub const fn as_mut_ptr(&mut self) -> *mut T {
         self.data.as_mut_ptr()
     }

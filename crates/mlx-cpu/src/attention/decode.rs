@@ -1,28 +1,28 @@
-//! Few queries: keys and values are read once, as a stream.
+//! Attention of few queries: keys and values are read once, as a stream.
 
 use std::ops::Range;
 
-use super::Heads;
-use super::{Mask, Problem, Query, with_scratch};
+use super::heads::Heads;
+use super::problem::{Mask, Problem, Query, with_scratch};
 use crate::cpu::Shared;
 use crate::products::{self, Purpose};
 use crate::rows::{load, store};
 use crate::simd::prefetch;
 use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Matrix, Simd, formula};
 
-/// Keys of a block: what a thread takes at a time. Fixed, so that sums do not depend on the threads.
-/// Miri's cases are small, and blocks are what it is to see.
+/// The number of keys in a block, which a thread takes at a time. Fixed, so that sums do not depend on the threads.
+/// Small for Miri, whose cases are small and must still have several blocks.
 const BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
 
-/// Keys whose products with a query are added up across their vectors together: what all instruction sets
-/// have lanes for.
-const TOGETHER: usize = 16;
-/// How far ahead memory is prefetched: this number of keys or values, and at least this number of bytes. Less comes too
-/// late, and more drives out of the cache what is yet to be used.
+/// The number of keys whose products with a query are summed across lanes together: a multiple of the lanes of every
+/// instruction set.
+const TOGETHER: usize = MAX_LANES;
+/// How far ahead memory is prefetched: a number of keys or values, and at least a number of bytes. Less comes too late,
+/// and more drives memory out of the cache before it is used.
 const AHEAD: (usize, usize) = (16, 4096);
 
-/// Less than this many nanoseconds of work is done by one thread.
-/// Miri's cases are small, and threads are what it is to see.
+/// Less work than this, in nanoseconds, is done by one thread.
+/// Small for Miri, whose cases are small and must still be shared between threads.
 const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 6_000 };
 
 pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>) {
@@ -31,7 +31,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     let groups = batch * heads / problem.group;
     let layout = Layout {
         rows: problem.group * length,
-        // Zeros after the last number, so that vectors need no tail.
+        // Padded to whole vectors.
         size: size.next_multiple_of(MAX_LANES),
         out_size: out_size.next_multiple_of(MAX_LANES),
         count,
@@ -52,7 +52,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
                 }
             }
         };
-        // Bytes to read, and products.
+        // The time to read rows and to multiply.
         let read = problem.keys.row_bytes() + problem.values.row_bytes();
         let work = count * (read + (size + out_size) * layout.rows) / 32;
         if cpu.threads() == 1 || groups * work < WORTHWHILE {
@@ -75,12 +75,13 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     });
 }
 
-/// Whether vectors are arrays (see [`formula::has_arrays`]). Not for Miri, which is to see what others do.
+/// Whether vectors are arrays (see [`formula::has_arrays`]). False under Miri, so that it checks the code of the other
+/// instruction sets.
 const fn has_arrays<S: Arithmetic>() -> bool {
     formula::has_arrays::<S>() && !cfg!(miri)
 }
 
-/// The number of queries that are computed together, of `rows` queries.
+/// How many of `rows` queries are computed together.
 const fn together<S: Arithmetic>(rows: usize) -> usize {
     match rows {
         _ if has_arrays::<S>() => 1,
@@ -90,7 +91,7 @@ const fn together<S: Arithmetic>(rows: usize) -> usize {
     }
 }
 
-/// What is computed one after the other; each needs all of the one before.
+/// The steps of attention. Each needs the whole result of the one before.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     /// Scales the queries.
@@ -99,24 +100,24 @@ enum Phase {
     Scores,
     /// Softmax of the scores.
     Weights,
-    /// Values by their weights, summed for each block of keys.
+    /// Sums of values times weights, for each block of keys.
     Sums,
-    /// The sums of the blocks, summed in order.
+    /// Adds the sums of the blocks in order, and writes the results.
     Results,
 }
 
-/// The parts of the memory of one group of heads.
+/// The sizes of the memory of one group of heads: the query heads that share a head of keys.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
-    /// Queries of a group: its heads, each with all places.
+    /// The number of queries: all those of each head of the group.
     rows: usize,
-    /// Of a query.
+    /// The numbers of a query, padded.
     size: usize,
-    /// Of a result.
+    /// The numbers of a result, padded.
     out_size: usize,
-    /// Keys.
+    /// The number of keys.
     count: usize,
-    /// Blocks of keys.
+    /// The number of blocks of keys.
     blocks: usize,
 }
 
@@ -138,7 +139,7 @@ impl Layout {
     }
 }
 
-/// A phase of some groups and, where it goes by blocks, some blocks.
+/// One task: a phase of some groups and, if the phase has blocks, of some blocks.
 struct Part<'a, T, H> {
     problem: &'a Problem<'a, T, H>,
     layout: Layout,
@@ -147,7 +148,7 @@ struct Part<'a, T, H> {
     phase: Phase,
     groups: Range<usize>,
     blocks: Range<usize>,
-    /// For rows of keys or values.
+    /// Memory for decoded rows of keys or values.
     decoded: &'a mut [f32],
 }
 
@@ -194,7 +195,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
 
     #[inline(always)]
     fn queries<S: Arithmetic>(&self, s: S, group: usize) {
-        // SAFETY: the queries of this group, within the scratch; nobody else touches them now.
+        // SAFETY: the queries of this group, within the scratch; no other task touches them in this phase.
         let queries = unsafe { std::slice::from_raw_parts_mut(self.parts(group).0, self.layout.queries()) };
         for (row, to) in queries.chunks_exact_mut(self.layout.size.max(1)).enumerate() {
             let from = self.problem.query(self.query(group, row));
@@ -259,19 +260,20 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         })
     }
 
-    /// The weights of these keys for `rows` queries, which begin `count` apart, and what is between.
+    /// The weights of these keys for `rows` queries. Those of a query begin `count` behind those of the one before;
+    /// other weights lie between.
     #[inline(always)]
     fn weights_of(&self, group: usize, first: usize, rows: usize, keys: &Range<usize>) -> &[f32] {
         let Layout { count, .. } = self.layout;
         debug_assert!(rows > 0 && first + rows <= self.layout.rows && keys.end <= count);
-        // SAFETY: within the scores of this group, in the phase after those that write them: now all tasks read.
+        // SAFETY: within the scores of this group. The phases that write them are over: now all tasks read.
         unsafe {
             let start = self.parts(group).1.add(first * count + keys.start);
             std::slice::from_raw_parts(start.cast_const(), (rows - 1) * count + keys.len())
         }
     }
 
-    /// Scores of a query, in a phase that writes them.
+    /// The scores of a query, in a phase that writes them.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "each task asks for keys of its own")]
     fn scores_of(&self, group: usize, row: usize, keys: &Range<usize>) -> &mut [f32] {
@@ -282,7 +284,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         unsafe { std::slice::from_raw_parts_mut(self.parts(group).1.add(at), keys.len()) }
     }
 
-    /// Scores of `ROWS` queries, `KEYS` keys at a time.
+    /// Computes the scores of `ROWS` queries, `KEYS` keys at a time.
     #[inline(always)]
     fn products<S: Arithmetic, const ROWS: usize, const KEYS: usize>(
         &self,
@@ -304,11 +306,11 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         for first in (0..keys.len()).step_by(TOGETHER) {
             let count = TOGETHER.min(keys.len() - first);
             for key in (0..count).step_by(KEYS) {
-                // The last ones are computed again where the keys are no multiple.
+                // If the keys are not a multiple, the last ones are computed several times.
                 let ours = from.row_starts::<KEYS>(first + key);
                 let mut products = [[s.zero(); ROWS]; KEYS];
-                // SAFETY: keys have `length` numbers, and queries, which the phase before wrote, zeros up to a whole
-                // vector.
+                // SAFETY: keys have `length` numbers. Queries, which the previous phase wrote, are padded with zeros to
+                // a whole vector.
                 unsafe {
                     for at in (0..whole).step_by(S::LANES) {
                         if const { H::IN_MEMORY } {
@@ -424,7 +426,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         }
     }
 
-    /// Adds values by their weights to the sums of `ROWS` queries.
+    /// Adds values times weights to the sums of `ROWS` queries.
     #[inline(always)]
     fn weighted<S: Arithmetic, const ROWS: usize>(
         &self,
@@ -454,7 +456,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     #[inline(always)]
     fn results<S: Arithmetic>(&self, s: S, group: usize) {
         let Layout { rows, out_size, blocks, .. } = self.layout;
-        // SAFETY: the sums of this group, within the scratch, written in the phase before.
+        // SAFETY: the sums of this group, within the scratch, which the previous phase wrote.
         let sums =
             unsafe { std::slice::from_raw_parts(self.parts(group).2.cast_const(), blocks * rows * out_size) };
         for row in 0..rows {
@@ -477,15 +479,15 @@ fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
     range.clone().step_by(size).map(move |first| first..range.end.min(first.saturating_add(size)))
 }
 
-/// How many numbers ahead of one that is used memory is asked for.
+/// How many numbers ahead memory is prefetched.
 #[inline(always)]
 fn numbers_ahead<T: Element>(rows: Matrix<'_, T>) -> usize {
     let (rows_ahead, bytes_ahead) = AHEAD;
     rows_ahead.saturating_mul(rows.row_stride()).max(bytes_ahead / size_of::<T>())
 }
 
-/// `VALUES` weights of `ROWS` queries, whose weights begin `count` apart. In an array, so that a loop over all of
-/// them has nothing to check.
+/// `VALUES` weights of each of `ROWS` queries, whose weights begin `count` apart. In an array, so that a loop over them
+/// needs no checks.
 #[inline(always)]
 fn weights_at<const ROWS: usize, const VALUES: usize>(
     weights: &[f32],
@@ -498,7 +500,8 @@ fn weights_at<const ROWS: usize, const VALUES: usize>(
     all
 }
 
-/// Adds `VALUES` values from row `first` on by the weights of `ROWS` queries to their sums, which lie `width` apart.
+/// Adds `VALUES` values from row `first` on, times the weights of `ROWS` queries, to the sums of the queries, which lie
+/// `width` apart.
 #[inline(always)]
 fn add_values<S: Arithmetic, T: Element, const ROWS: usize, const VALUES: usize>(
     s: S,
@@ -538,7 +541,7 @@ fn add_values<S: Arithmetic, T: Element, const ROWS: usize, const VALUES: usize>
     }
 }
 
-/// Adds a vector of each value by its weights to a vector of each sum, which lie `width` apart.
+/// Adds a vector of each value, times its weights, to a vector of each sum. Sums lie `width` apart.
 ///
 /// # Safety
 ///
@@ -563,7 +566,7 @@ unsafe fn add_weighted<S: Arithmetic, const ROWS: usize, const VALUES: usize>(
     }
 }
 
-/// Adds to each product that of a vector of its key and its query. Queries lie `size` apart.
+/// Adds to the sum of each key and query the products of one vector of both. Queries lie `size` apart.
 ///
 /// # Safety
 ///
@@ -585,18 +588,18 @@ unsafe fn add_products<S: Arithmetic, const ROWS: usize, const KEYS: usize>(
     }
 }
 
-/// Fewer numbers than a vector has lanes, and zeros behind them.
+/// Reads `count` numbers, fewer than a vector has lanes; zeros in the other lanes.
 ///
 /// # Safety
 ///
-/// The number of values that can be read.
+/// `count` numbers can be read.
 #[inline(always)]
 unsafe fn load_rest<S: Arithmetic, T: Element>(s: S, from: *const T, count: usize) -> S::F {
     // SAFETY: the caller's promise.
     s.load_some(unsafe { std::slice::from_raw_parts(from, count) }, 0.0)
 }
 
-/// Softmax in place, of scores and a sink that has no place; each rounded to `T`.
+/// Replaces scores by their softmax, each rounded to `T`. A sink counts in the sum only.
 #[inline(always)]
 fn softmax<S: Arithmetic, T: Element>(s: S, scores: &mut [f32], sink: Option<f32>) {
     let mut largest = s.splat(sink.unwrap_or(f32::NEG_INFINITY));

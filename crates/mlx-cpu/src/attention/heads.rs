@@ -1,4 +1,4 @@
-//! Keys and values: where their rows come from.
+//! Keys and values, plain or quantized.
 
 use std::ops::Range;
 
@@ -9,30 +9,29 @@ pub trait Heads<T: Element>: Rows<T> {}
 
 impl<T: Element, H: Rows<T>> Heads<T> for H {}
 
-/// What attention asks of [`Heads`].
+/// What attention needs of [`Heads`]. Not public, so that other crates cannot implement it.
 pub trait Rows<T: Element>: Copy + Sync {
-    /// What rows are read as: numbers as they lie, or float32.
+    /// The format in which [`rows`](Self::rows) come: that of the memory, or float32 after decoding.
     type Number: Element;
-    /// Whether [`rows`](Self::rows) are read where they lie, and are not decoded.
+    /// Whether [`rows`](Self::rows) come as they lie in memory, without decoding.
     const IN_MEMORY: bool;
 
-    /// `[B, H, S, D]`.
+    /// The shape `[B, H, S, D]`.
     fn shape(&self) -> [usize; 4];
 
     /// Whether the numbers of each row follow each other.
     fn has_rows(&self) -> bool;
 
-    /// Bytes that are read in the time that a row takes.
+    /// The cost of a row, as the number of bytes that could be read in the same time.
     fn row_bytes(&self) -> usize;
 
-    /// Into how many rows those of a block are cut, so that they are decoded once and stay in the
-    /// first-level cache.
+    /// The largest number of rows to ask for at a time, so that decoded rows stay in the first-level cache.
     fn at_once(&self) -> usize;
 
-    /// How many numbers [`rows`](Self::rows) asks for.
+    /// The amount of scratch memory that [`rows`](Self::rows) needs, in numbers.
     fn scratch(&self) -> usize;
 
-    /// Up to [`at_once`](Self::at_once) rows of head `[b, h]`, as they lie or decoded to `scratch`.
+    /// Up to [`at_once`](Self::at_once) rows of head `[b, h]`, as they lie in memory or decoded to `scratch`.
     fn rows<'b, S: Arithmetic>(
         &'b self,
         s: S,
@@ -42,8 +41,8 @@ pub trait Rows<T: Element>: Copy + Sync {
         scratch: &'b mut [f32],
     ) -> Matrix<'b, Self::Number>;
 
-    /// Writes rows of head `[b, h]` as float32, each `stride` behind the one before; what is between is
-    /// anything, up to a vector behind each row.
+    /// Writes rows of head `[b, h]` as float32; in `to` each begins `stride` numbers behind the one before. Up to a
+    /// vector behind each row may be overwritten.
     fn widen<S: Arithmetic>(
         &self,
         s: S,
@@ -119,16 +118,16 @@ pub struct QuantizedHeads<'a, T> {
     shape: [usize; 4],
 }
 
-/// Numbers that are decoded at a time: 16 KiB, a third or half of a first-level cache.
-/// Miri's cases are small, and more than one part is what it is to see.
+/// The number of float32 that are decoded at a time: 16 KiB, a third or half of a first-level cache.
+/// Small for Miri, whose cases are small and must still have several parts.
 const DECODED: usize = if cfg!(miri) { 256 } else { 4096 };
 
 impl<'a, T: Element> QuantizedHeads<'a, T> {
-    /// Those of `batch` rows, of each of them all heads before the next.
+    /// A matrix for each head: all heads of the first of `batch` rows, then those of the next row.
     ///
     /// # Panics
     ///
-    /// Where matrices differ in shape, or are not as many in each row.
+    /// If matrices differ in shape, or their number is not a multiple of `batch`.
     pub fn new(matrices: &'a [QuantizedMatrix<'a, T>], batch: usize) -> Self {
         let heads = matrices.len().checked_div(batch).unwrap_or(0);
         assert!(batch * heads == matrices.len(), "{} heads in {batch} rows", matrices.len());
@@ -159,12 +158,12 @@ impl<T: Element> Rows<T> for QuantizedHeads<'_, T> {
     }
 
     fn row_bytes(&self) -> usize {
-        // Decoding takes as long as reading what it gives.
+        // Decoding takes as long as reading the decoded numbers.
         self.shape[3] * size_of::<f32>()
     }
 
     fn at_once(&self) -> usize {
-        // Eight, of which there are whole ones: values are summed by eight.
+        // A multiple of eight: values are summed eight at a time.
         (DECODED / self.shape[3].max(1) / 8 * 8).max(8)
     }
 

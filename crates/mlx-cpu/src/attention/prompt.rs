@@ -1,38 +1,37 @@
-//! Many queries: tiles of them, with vectors that run over queries.
+//! Attention of many queries, in tiles of queries, with vectors that run over queries.
 //!
-//! A tile is what one task computes: some places of all heads that share keys. Its queries lie in panels,
-//! of as many queries as two vectors have lanes, numbers outside, queries inside. Scores are made by
-//! broadcasting numbers of keys, results by broadcasting numbers of values; neither needs a sum across a
-//! vector, and softmax runs down the lanes.
+//! A tile is one task: the queries at some places of all heads that share keys. They lie in panels, of as many queries
+//! as two vectors have lanes: number by number, and for each number, query by query. Scores are computed by
+//! broadcasting the numbers of keys, and results by broadcasting the numbers of values. So no sum runs across the lanes
+//! of a vector, and softmax treats each lane alone.
 
 use std::ops::Range;
 
-use super::Heads;
-use super::{Mask, Problem, Query, with_scratch};
+use super::heads::Heads;
+use super::problem::{Mask, Problem, Query, with_scratch};
 use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Simd, formula};
 
-/// Keys that are widened to float32 at a time.
-/// Miri's cases are small, and blocks and tiles are what it is to see.
+/// The number of keys that are widened to float32 at a time.
+/// Small for Miri, whose cases are small and must still have several blocks and tiles.
 const BLOCK: usize = if cfg!(miri) { 8 } else { 64 };
-/// Keys or numbers of a result that are computed at a time fill blocks of this many.
+/// Keys, and numbers of a result, are computed in blocks of this size or half of it.
 const STEP: usize = 8;
 /// The smallest and the largest number of queries in a tile.
 const ROWS: [usize; 2] = if cfg!(miri) { [20, 40] } else { [64, 128] };
-/// Bytes that the scores of a tile may have: what fits beside the rest into a core's cache.
+/// The largest size of the scores of a tile in bytes: with the rest they fit into the cache of a core.
 const SCORES: usize = 1 << 20;
 
 pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>) {
     let [batch, heads, length, _] = problem.queries.shape();
     let count = problem.keys.shape()[2];
     let groups = batch * heads / problem.group;
-    // Large tiles widen keys less often; small ones leave work for all threads. The same for any number
-    // of threads.
+    // Large tiles widen keys less often; small ones give all threads work. The size does not depend on the threads.
     let rows = (groups * problem.group * length / 16).clamp(ROWS[0], ROWS[1]);
     let rows = rows.min((SCORES / size_of::<f32>() / count.max(1)).max(32));
     let places = (rows / problem.group).clamp(1, length);
     let tiles = length.div_ceil(places);
     cpu.parallel(groups * tiles, |index| {
-        // The last places see the most keys: they go first.
+        // The last places see the most keys, so they come first.
         let (tile, group) = (tiles - 1 - index / groups, index % groups);
         let places = tile * places..length.min((tile + 1) * places);
         let shape = Shape::new(problem, places.len(), MOST_LANES);
@@ -42,10 +41,10 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
     });
 }
 
-/// Of a panel: two vectors of any instruction set have no more.
+/// The largest number of queries in a panel.
 const MOST_LANES: usize = 2 * MAX_LANES;
 
-/// Some places of the heads of a group.
+/// One task: the queries at some places of the heads of a group.
 struct Tile<'a, T, H> {
     problem: &'a Problem<'a, T, H>,
     isa: Isa,
@@ -55,7 +54,7 @@ struct Tile<'a, T, H> {
     scratch: &'a mut [f32],
 }
 
-/// Which keys of a block are seen.
+/// How many keys of a block are seen: none, some by some queries, or all by all queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     None,
@@ -76,7 +75,7 @@ impl<T: Element, H: Heads<T>> Kernel for Tile<'_, T, H> {
         let blocks = tile.problem.keys.shape()[2].div_ceil(BLOCK);
         let mut seen: Vec<Seen> = (0..blocks).map(|block| tile.seen(block)).collect();
         while !tile.try_with(s, &shape, &mut parts, &seen) {
-            // A query sees no key: all have the same weight then.
+            // A query sees no key, so all keys have the same weight for it.
             tile.skips = false;
             seen.iter_mut().filter(|seen| **seen == Seen::None).for_each(|seen| *seen = Seen::Some);
         }
@@ -94,26 +93,26 @@ struct Places<'a, T, H> {
     skips: bool,
 }
 
-/// Sizes of the parts of a tile.
+/// The sizes of the memory of a tile.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    /// Queries.
+    /// The number of queries.
     rows: usize,
-    /// Panels of queries.
+    /// The number of panels.
     panels: usize,
-    /// Queries of a panel.
+    /// The number of queries in a panel.
     lanes: usize,
-    /// Numbers of a query.
+    /// The numbers of a query.
     size: usize,
-    /// Numbers of a result, with room.
+    /// The numbers of a result, padded.
     out_size: usize,
-    /// Keys, with room.
+    /// The number of keys, padded.
     count: usize,
-    /// Numbers from a widened key or value to the next.
+    /// The distance of two widened keys or values.
     block_stride: usize,
 }
 
-/// The memory of a tile.
+/// The memory of a tile. Comments list the axes, the slowest first.
 struct Parts<'a> {
     /// Panel, number, lane.
     queries: &'a mut [f32],
@@ -141,7 +140,7 @@ impl Shape {
             size,
             out_size: out_size.next_multiple_of(STEP),
             count: count.next_multiple_of(BLOCK),
-            // An odd number of cache lines: columns of a block do not fall on the same places of the cache.
+            // An odd number of cache lines, so that the numbers of a column do not fall into the same cache set.
             block_stride: size.max(out_size).next_multiple_of(STEP) + 16,
         }
     }
@@ -185,13 +184,13 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         Query { batch: head / heads, head: head % heads, place }
     }
 
-    /// The row of the batch and the head of the keys.
+    /// The row of the batch and the head of the keys that the group shares.
     fn shared_head(&self) -> [usize; 2] {
         let heads = self.problem.keys.shape()[1];
         [self.group / heads, self.group % heads]
     }
 
-    /// The keys of a block, without those after the last that is seen.
+    /// The keys of a block, without those behind the last one that is seen.
     fn keys(&self, block: usize) -> Range<usize> {
         let end = match self.problem.mask {
             Mask::Causal if self.skips => self.problem.causal_end(self.places.end - 1),
@@ -200,6 +199,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         block * BLOCK..((block + 1) * BLOCK).min(end).max(block * BLOCK)
     }
 
+    /// Which keys of a block are seen.
     fn seen(&self, block: usize) -> Seen {
         let keys = self.keys(block);
         match &self.problem.mask {
@@ -216,7 +216,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
             }
             Mask::Bool(mask) => {
                 let [_, of_head, _, of_key] = mask.strides();
-                // A mask that all heads share is read once.
+                // If all heads share the mask, it is read once.
                 let rows =
                     if of_head == 0 { self.places.len() } else { self.places.len() * self.problem.group };
                 let (mut any, mut all) = (false, true);
@@ -224,7 +224,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
                     let Query { batch, head, place } = self.query(row);
                     let from = &mask.data()[mask.at([batch, head, place, keys.start])..];
                     if of_key == 1 {
-                        // Sums have no early end and go by vectors.
+                        // A sum has no early end, so the compiler uses vectors.
                         let seen: usize = from[..keys.len()].iter().map(|&seen| usize::from(seen)).sum();
                         any |= seen > 0;
                         all &= seen == keys.len();
@@ -276,7 +276,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         }
     }
 
-    /// Writes the numbers of some keys or values as float32, with zeros up to the next multiple of [`STEP`].
+    /// Writes some keys or values as float32, padded with zeros to a multiple of [`STEP`] in both directions.
     #[inline(always)]
     fn widen<S: Arithmetic>(&self, s: S, shape: &Shape, from: &H, keys: Range<usize>, block: &mut [f32]) {
         let (count, size) = (keys.len(), from.shape()[3]);
@@ -290,15 +290,36 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         }
     }
 
-    /// Computes the sums. Returns whether what was skipped has no weight in any row.
+    /// Computes the sums. Returns false if a key that was skipped has a weight; the sums are then wrong.
     #[inline(always)]
     fn try_with<S: Arithmetic>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> bool {
         for (row, largest) in parts.largest.iter_mut().enumerate() {
             let sink = self.problem.sinks.filter(|_| row < shape.rows);
             *largest = sink.map_or(f32::NEG_INFINITY, |sinks| sinks[self.query(row).head].widen());
         }
+        let count = self.scores(s, shape, parts, seen);
+        // A key with the lowest score has a weight only if the largest score is about as low.
+        if self.skips && parts.largest[..shape.rows].iter().any(|&largest| largest <= T::LOWEST + 128.0) {
+            return false;
+        }
+        for panel in 0..shape.panels {
+            let scores = &mut parts.scores[panel * shape.count * shape.lanes..][..count * shape.lanes];
+            let largest = &mut parts.largest[panel * shape.lanes..][..shape.lanes];
+            let sink = |lane: usize| {
+                let row = panel * shape.lanes + lane;
+                let sinks = self.problem.sinks.filter(|_| row < shape.rows)?;
+                Some(sinks[self.query(row).head].widen())
+            };
+            powers(s, shape.lanes, scores, largest, sink);
+        }
+        self.sums(s, shape, parts, seen);
+        true
+    }
 
-        // Scores of blocks that are not seen have no place.
+    /// Computes the scores of the blocks that are seen, one block behind the other, and the largest score of each
+    /// query. Returns the number of keys in these blocks.
+    #[inline(always)]
+    fn scores<S: Arithmetic>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) -> usize {
         let mut place = 0;
         for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
             let keys = self.keys(block);
@@ -324,23 +345,13 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
             }
             place += keys.len();
         }
-        let count = place;
-        // A key with the lowest score has a weight only where the largest score is about as low.
-        if self.skips && parts.largest[..shape.rows].iter().any(|&largest| largest <= T::LOWEST + 128.0) {
-            return false;
-        }
+        place
+    }
 
-        for panel in 0..shape.panels {
-            let scores = &mut parts.scores[panel * shape.count * shape.lanes..][..count * shape.lanes];
-            let largest = &mut parts.largest[panel * shape.lanes..][..shape.lanes];
-            let sink = |lane: usize| {
-                let row = panel * shape.lanes + lane;
-                let sinks = self.problem.sinks.filter(|_| row < shape.rows)?;
-                Some(sinks[self.query(row).head].widen())
-            };
-            powers(s, shape.lanes, scores, largest, sink);
-        }
-
+    /// Computes the sums of values times weights. The weights are the exponentials that [`powers`] has left in the
+    /// place of scores, times one over their sum.
+    #[inline(always)]
+    fn sums<S: Arithmetic>(&self, s: S, shape: &Shape, parts: &mut Parts<'_>, seen: &[Seen]) {
         parts.sums.fill(0.0);
         let mut place = 0;
         for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
@@ -349,7 +360,6 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
             for panel in 0..shape.panels {
                 let weights = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
                     [..keys.len() * shape.lanes];
-                // `powers` has left one over their sum here.
                 let factors = &parts.largest[panel * shape.lanes..][..shape.lanes];
                 let factors = [s.load(factors), s.load(&factors[S::LANES..])];
                 for weights in weights.chunks_exact_mut(shape.lanes) {
@@ -364,7 +374,6 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
             }
             place += keys.len();
         }
-        true
     }
 
     /// Applies the mask to the scores of a panel and a block.
@@ -416,7 +425,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         }
     }
 
-    /// Writes the sums where they belong.
+    /// Writes the results.
     #[inline(always)]
     fn results<S: Arithmetic>(&self, s: S, shape: &Shape, sums: &[f32]) {
         for row in 0..shape.rows {
@@ -435,7 +444,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
     }
 }
 
-/// Numbers in float32: row `i`, step `k` lies at `i * of_row + k * of_step`.
+/// A matrix of float32: row `i`, step `k` lies at `i * of_row + k * of_step`.
 #[derive(Clone, Copy)]
 struct Strides<'a> {
     data: &'a [f32],
@@ -443,8 +452,8 @@ struct Strides<'a> {
     of_step: usize,
 }
 
-/// `to[i][lane] = sum over k of from[i][k] * panel[k][lane]`, or that added to what is there. Scores are
-/// rounded to `T`.
+/// For `SCORES`, `to[i][lane] = sum over k of from[i][k] * panel[k][lane]`, rounded to `T`. Otherwise adds that to
+/// `to`, without rounding.
 #[inline(always)]
 fn panel_products<S: Arithmetic, T: Element, const SCORES: bool>(
     s: S,
@@ -452,7 +461,7 @@ fn panel_products<S: Arithmetic, T: Element, const SCORES: bool>(
     panel: &[f32],
     to: &mut [f32],
 ) {
-    // As many sums as hide the latency and leave registers for the rest.
+    // As many sums as hide the latency and leave registers for the factors.
     if S::LANES == MAX_LANES {
         products_by::<S, T, SCORES, 8>(s, from, panel, to);
     } else {
@@ -503,7 +512,8 @@ fn products_by<S: Arithmetic, T: Element, const SCORES: bool, const ROWS: usize>
     }
 }
 
-/// The exponentials of scores less the largest of their lane, and one over their sum in its place.
+/// Replaces each score by its exponential, less the largest score of its lane, and the largest scores by one over the
+/// sum of the exponentials.
 #[inline(always)]
 fn powers<S: Arithmetic>(
     s: S,

@@ -4,7 +4,7 @@ use crate::products::{Output, portions, rows_of_task, with_widened_rows};
 use crate::simd::prefetch_stream;
 use crate::{Arithmetic, Cpu, Element, Kernel, MAX_LANES, Matrix, Simd};
 
-/// `out = x w^T` for a few rows of `x` and rows of `w` whose elements follow each other.
+/// `out = x w^T` for at most [`FEW_ROWS`](crate::products::FEW_ROWS) rows of `x`, and a `w` with contiguous rows.
 pub(super) fn rows_by_rows<T: Element>(cpu: &Cpu, x: Matrix<'_, T>, w: Matrix<'_, T>, out: &Output<'_, T>) {
     let padded = x.columns().next_multiple_of(MAX_LANES);
     with_widened_rows(cpu, x, padded, |x| {
@@ -53,7 +53,8 @@ impl<T: Element> Kernel for Dot<'_, T> {
 }
 
 impl<T: Element> Dot<'_, T> {
-    /// `W` rows of weights at once: independent sums, and each vector of `x` is loaded once for all.
+    /// The products of `X` rows of `x` and `W` rows of weights: independent sums, and each vector of `x` is loaded
+    /// once.
     #[inline(always)]
     fn some<S: Arithmetic, const X: usize, const W: usize>(&self, s: S, first: usize, row: usize) {
         let columns = self.w.columns();

@@ -1,4 +1,4 @@
-//! Products of matrices. [`matmul`] says how exact they are.
+//! Products of plain matrices.
 
 mod few_rows;
 mod pairs;
@@ -12,40 +12,38 @@ use crate::{Cpu, Element, Matrix, MatrixMut};
 ///
 /// # Shapes
 ///
-/// `a` [M, K], `b` [K, N], `out` [M, N]; any strides. The fastest is a `b` that is the transpose of
-/// a matrix whose rows are contiguous: weights [N, K]. K = 0 gives zeros.
+/// `a` [M, K], `b` [K, N], `out` [M, N]; any strides. The fastest `b` is the transpose of a matrix with contiguous
+/// rows, such as weights [N, K]. K = 0 gives zeros.
 ///
 /// # Numbers
 ///
-/// All sums are float32 in one order that depends on the shapes and the instruction set alone, and
-/// each is rounded once, to the format of the output. With e = 2^-24 the error of an element is at most
-/// `(K + 2) e sum |a_k b_k|`, beside that last rounding and what underflows.
+/// Sums are float32. Their order depends on the shapes and the instruction set alone. Each result is rounded once, to
+/// the format of the output. With e = 2^-24 the error of an element before that is at most `(K + 2) e sum |a_k b_k|`;
+/// underflow is not included.
 ///
-/// With [`Isa::Avx512Bf16`](crate::Isa::Avx512Bf16) and [`Isa::Amx`](crate::Isa::Amx) products of bfloat16 with more
-/// than a few rows keep to the same bound, but for what is smaller than 2^-126: such an element counts as zero, and so
-/// does a sum on its way, which adds at most `2 K 2^-126` to the error.
+/// [`Isa::Avx512Bf16`](crate::Isa::Avx512Bf16) and [`Isa::Amx`](crate::Isa::Amx) multiply bfloat16 with more than a few
+/// rows with the same bound, except below 2^-126: an element that small counts as zero, and so does an intermediate
+/// sum. That adds at most `2 K 2^-126` to the error.
 ///
 /// # Panics
 ///
-/// Where the shapes do not fit.
+/// If the shapes do not fit.
 pub fn matmul<T: Element>(cpu: &Cpu, a: Matrix<'_, T>, b: Matrix<'_, T>, mut out: MatrixMut<'_, T>) {
     product(cpu, a, b, &Output::new(&mut out));
 }
 
 /// `out = alpha a b + beta c`, computed in float32 and rounded once.
 ///
-/// Where `beta` is 0, `c` is not read, as in BLAS. MLX's own CPU device does the same for float32
-/// (its BLAS) and for halves (float32 sums, `c` in the format of the output); what differs is the
-/// order of the sums.
+/// If `beta` is 0, `c` is not read, as in BLAS. MLX's own CPU device does the same for float32 (with BLAS) and for
+/// half-precision numbers (sums in float32, `c` in the format of the output). Only the order of the sums differs.
 ///
 /// # Shapes
 ///
-/// `a` [M, K], `b` [K, N], `c` and `out` [M, N]; any strides, 0 too, so that a row can be added to
-/// all.
+/// `a` [M, K], `b` [K, N], `c` and `out` [M, N]; any strides. A row stride of 0 adds the same row of `c` to all rows.
 ///
 /// # Panics
 ///
-/// Where the shapes do not fit.
+/// If the shapes do not fit.
 pub fn addmm<T: Element>(
     cpu: &Cpu,
     alpha: f32,

@@ -1,4 +1,4 @@
-//! Panels of bfloat16, for instructions that multiply it.
+//! Panels of bfloat16, for instructions that multiply bfloat16.
 
 use half::bf16;
 
@@ -6,23 +6,25 @@ use crate::products::{AHEAD, Lines, Numbers, Panels, TILE, pack_transposing};
 use crate::simd::prefetch;
 use crate::{Isa, Kernel, Matrix, Simd};
 
-/// So much of a line is copied before it is packed: all lines of a panel stay in the first-level cache.
+/// The number of pairs of each line that are copied before they are packed: all lines of a panel stay in the
+/// first-level cache.
 const DEPTH: usize = 256;
 
-/// A matrix whose rows are the lines, in pairs: a number of 4 bytes is an element, in the lower half, and the next one
-/// of its line, or zero.
+/// A matrix in panels of pairs; its rows are the lines. A number of 4 bytes is an element of a line (lower half) and
+/// the next one, or zero behind the end (upper half).
 pub(super) struct Pairs<'a> {
     matrix: Matrix<'a, bf16>,
     depth: usize,
     order: Order,
 }
 
+/// The order of pairs in a panel.
 #[derive(Debug, Clone, Copy)]
 enum Order {
-    /// As [`Panels::pack`] says.
+    /// That of [`Panels::pack`].
     Steps,
-    /// A tile of each line after the other, then the next tile of each: pair `p` of line `i` at
-    /// `((p / TILE) * width + i) * TILE + p % TILE`.
+    /// [`TILE`] pairs of the first line, of the second line and so on, then the next [`TILE`] pairs of each line: pair
+    /// `p` of line `i` lies at `((p / TILE) * width + i) * TILE + p % TILE`.
     Tiles,
 }
 
@@ -95,7 +97,7 @@ impl Kernel for PackPairs<'_> {
                         return &zeros[..count];
                     }
                     let at = k * matrix.column_stride() + first;
-                    // Every step lies in another page.
+                    // Each step of the depth lies in another page.
                     prefetch(matrix.as_ptr().wrapping_add(at + 2 * AHEAD * matrix.column_stride()));
                     &matrix.data()[at..][..count]
                 };
@@ -122,7 +124,7 @@ impl Kernel for PackPairs<'_> {
     }
 }
 
-/// The pairs of a line from pair `first` on, and zeros behind the end of the line.
+/// Copies the pairs of a line from pair `first` on; zeros behind the end of the line.
 #[inline(always)]
 fn copy(matrix: &Matrix<'_, bf16>, line: usize, first: usize, to: &mut [f32]) {
     let (from, to) = ((2 * first).min(matrix.columns()), halves(to));
@@ -136,9 +138,9 @@ fn copy(matrix: &Matrix<'_, bf16>, line: usize, first: usize, to: &mut [f32]) {
     }
 }
 
-/// Pairs as their elements.
+/// The elements of pairs.
 #[inline(always)]
 fn halves(pairs: &mut [f32]) -> &mut [bf16] {
-    // SAFETY: the same memory, of which both types take any bits, and the wider one is the more aligned.
+    // SAFETY: the same memory. Any bits are a value of either type, and a pair is aligned as its elements need.
     unsafe { std::slice::from_raw_parts_mut(pairs.as_mut_ptr().cast(), 2 * pairs.len()) }
 }

@@ -1,5 +1,6 @@
 //! Products against sums in float64, on all instruction sets and several numbers of threads.
 
+use approx::abs_diff_eq;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -7,7 +8,7 @@ use super::*;
 use crate::Isa;
 use crate::products::{Lines, Panels};
 
-/// Numbers from a seed, in -1 to 1.
+/// Random numbers from a seed, from -1 to 1.
 pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
@@ -20,7 +21,7 @@ pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Half a unit in the last place of the format, relative.
+/// Half a unit in the last place of 1 in a format.
 pub(crate) fn rounding<T: Element>() -> f64 {
     match size_of::<T>() {
         4 => 2_f64.powi(-24),
@@ -35,7 +36,7 @@ pub(crate) fn is_close<T: Element>(value: T, exact: f64, sum_of_sizes: f64, dept
     // Numbers below the smallest normal one of float16 lie 2^-24 apart, those of the others 2^-126 and less.
     let apart = if rounding::<T>() == 2_f64.powi(-11) { 2_f64.powi(-25) } else { 2_f64.powi(-127) };
     let bound = bound + (exact.abs() + bound) * rounding::<T>() + apart;
-    (value - exact).abs() <= bound
+    abs_diff_eq!(value, exact, epsilon = bound)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +83,7 @@ fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     };
     let narrow = |numbers: Vec<f32>| numbers.into_iter().map(T::narrow).collect::<Vec<T>>();
     let (at, bt) = (strides(case.a.0, rows, depth, case.a.1), strides(case.b.0, depth, columns, case.b.1));
-    // The gap shifts the beginning too: vectors are not aligned.
+    // The gap shifts the beginning, too, so that vectors are not aligned.
     let a = narrow(numbers(case.seed, case.gap + size(at, rows, depth)));
     let b = narrow(numbers(case.seed ^ 0xabcd, case.gap + size(bt, depth, columns)));
     let a = Matrix::new(&a[case.gap..], rows, depth, at.0, at.1);
@@ -225,7 +226,7 @@ fn not_finite<T: Element>() {
     }
 }
 
-/// Denormals are numbers, but where instructions that multiply bfloat16 take them as zeros.
+/// Denormal numbers count, except in instructions that multiply bfloat16, which take them as zeros.
 #[test]
 fn denormals() {
     let columns = 45;
@@ -259,7 +260,7 @@ fn denormals() {
     }
 }
 
-/// Around the smallest normal number bfloat16 keeps to the bound that the module states.
+/// Around the smallest normal number, products of bfloat16 keep to the bound that `matmul` states.
 #[test]
 fn small_numbers() {
     let (depth, columns) = if cfg!(miri) { (27, 19) } else { (75, 35) };
@@ -294,8 +295,8 @@ fn small_numbers() {
                     if flushes { 2.0 * depth as f64 * 2_f64.powi(-126) } else { steps * 2_f64.powi(-150) };
                 let bound = steps * 2_f64.powi(-24) * sizes + smallest;
                 let bound = bound + (exact.abs() + bound) * rounding::<bf16>() + 2_f64.powi(-134);
-                let error = (f64::from(*found) - exact).abs();
-                assert!(error <= bound, "{} {rows} rows, ({i}, {j}): {found:e} for {exact:e}", isa.name());
+                let close = abs_diff_eq!(f64::from(*found), exact, epsilon = bound);
+                assert!(close, "{} {rows} rows, ({i}, {j}): {found:e} for {exact:e}", isa.name());
             }
         }
     }
@@ -325,7 +326,7 @@ fn beta_zero_does_not_read_c() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
 
-    /// Panels of pairs hold what the instructions read, also where the processor does not have them.
+    /// Panels of pairs have the layout that the instructions need. Tested on processors without them, too.
     #[test]
     fn pairs(case in cases()) {
         let Case { rows: lines, columns, .. } = case;
@@ -356,7 +357,7 @@ proptest! {
                             };
                             let [low, high] = [element(first + line, 2 * p), element(first + line, 2 * p + 1)];
                             let expected = u32::from(low) | u32::from(high) << 16;
-                            // Lines of the next panel are not of this one.
+                            // Lines of the next panel do not belong to this one.
                             let expected = if line < lines.count { expected } else { 0 };
                             prop_assert_eq!(to[at].to_bits(), expected, "{}: {:?} {} {}", isa.name(), of, line, p);
                         }

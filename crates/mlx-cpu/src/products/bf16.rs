@@ -1,10 +1,10 @@
-//! Kernels of products of bfloat16: of pairs in vectors (AVX512-BF16), and of tiles (AMX).
+//! The tile kernel for bfloat16: pairs in vectors (AVX512-BF16), or tiles (AMX).
 //!
-//! Both take elements below 2^-126 as zeros, round to nearest even and replace sums below 2^-126 by zeros, whatever
-//! the program has set. Of a pair of pairs, AVX512-BF16 adds the product of the upper halves first, then that of the
-//! lower ones, each rounded once. AMX adds up the lower and the upper halves of 16 pairs apart, each product rounded
-//! once, then the two, then the result to what was there. Intel, *Architecture Instruction Set Extensions Programming
-//! Reference*: `VDPBF16PS`, `TDPBF16PS`.
+//! Both take elements below 2^-126 as zeros, round to nearest even, and replace sums below 2^-126 by zeros, whatever
+//! floating-point mode the program has set. For two pairs, AVX512-BF16 adds the product of the upper halves first, then
+//! that of the lower halves, and rounds after each. AMX sums the products of the lower halves of 16 pairs and those of
+//! the upper halves separately, with a rounding after each product, adds the two sums, and adds the result to the sum
+//! in the tile. Intel, *Architecture Instruction Set Extensions Programming Reference*: `VDPBF16PS`, `TDPBF16PS`.
 
 /// The number of pairs of a line that a tile holds. Panels for tiles are padded with zeros to a multiple of it.
 pub(crate) const TILE: usize = 16;
@@ -26,18 +26,18 @@ mod there {
     use crate::products::tile::{AHEAD, MOST_ROWS, Product};
     use crate::simd::prefetch;
 
-    /// Multiplies panels of bfloat16.
+    /// The instructions that multiply panels of bfloat16.
     pub(in crate::products) enum Multiplier {
         Vectors,
         Tiles(Tiles),
     }
 
     impl Multiplier {
-        /// That of `isa`, for panels of bfloat16.
+        /// The instructions of `isa` for panels of bfloat16; nothing for other panels.
         ///
         /// # Panics
         ///
-        /// Where the processor does not have it.
+        /// If the processor does not have them.
         pub(in crate::products) fn of(isa: Isa, numbers: Numbers) -> Option<Self> {
             if numbers != Numbers::Bfloat16 {
                 return None;
@@ -47,7 +47,7 @@ mod there {
             Some(if isa == Isa::Amx { Self::Tiles(unsafe { Tiles::new() }) } else { Self::Vectors })
         }
 
-        /// The product of a panel of `rows` rows and one of 32 columns, both `depth` pairs deep.
+        /// Writes the product of a panel of `rows` rows and a panel of 32 columns, both `depth` pairs deep.
         pub(in crate::products) fn multiply(
             &self,
             left: &[f32],
@@ -61,7 +61,7 @@ mod there {
             macro_rules! vectors {
                 ($($rows:literal)*) => {
                     match rows {
-                        // SAFETY: the instructions are there, or there would be no `self`; the lengths are
+                        // SAFETY: `self` exists only if the processor has the instructions; the lengths are
                         // those that were just asserted, and no product is larger than 32 rows.
                         $($rows => unsafe { vectors::<$rows>(depth, left, right, to) },)*
                         _ => unreachable!("a panel of {rows} rows"),
@@ -76,7 +76,7 @@ mod there {
                 Self::Tiles(_) => {
                     assert!(depth > 0 && depth.is_multiple_of(TILE));
                     match rows {
-                        // SAFETY: as above, and the tiles of this thread are set up as long as there is `self`.
+                        // SAFETY: as above, and the tiles of this thread are set up as long as `self` exists.
                         16 => unsafe { tiles_of_16_rows(depth / TILE, left, right, to) },
                         // SAFETY: as above.
                         32 => unsafe { tiles_of_32_rows(depth / TILE, left, right, to) },
@@ -87,7 +87,7 @@ mod there {
         }
     }
 
-    /// `ROWS` times 32 sums in registers, over `depth` pairs.
+    /// The product of `ROWS` rows and 32 columns, over `depth` pairs, in vector registers.
     ///
     /// # Safety
     ///
@@ -97,7 +97,7 @@ mod there {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         let (mut a, mut b) = (a, b);
         for _ in 0..depth {
-            // SAFETY: the caller's promise; the pointers move by one step of the panels. The types of the vectors
+            // SAFETY: the caller's promise; the pointers move by one step of the panels. The two types of vectors
             // differ in name only.
             unsafe {
                 let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
@@ -123,11 +123,11 @@ mod there {
         }
     }
 
-    /// The tiles of this thread, set up for [`tiles_of_32_rows`]; what is dropped leaves them unused, so that the
-    /// system has no 8 KiB to save with every switch.
+    /// The tiles of this thread, set up for [`tiles_of_32_rows`]. Dropping it releases them, so that the system does
+    /// not have to save their 8 KiB whenever it switches threads.
     pub(in crate::products) struct Tiles(std::marker::PhantomData<*const ()>);
 
-    /// What `ldtilecfg` reads.
+    /// The memory that `ldtilecfg` reads.
     #[repr(C, align(64))]
     struct Setup {
         palette: u8,
@@ -214,11 +214,11 @@ mod there {
         }
     }
 
-    /// As [`tiles_of_32_rows`] for 16: half as much at `a` and `to`.
+    /// [`tiles_of_32_rows`] for 16 rows.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As for [`tiles_of_32_rows`], with half the length of `a` and `to`.
     unsafe fn tiles_of_16_rows(blocks: usize, a: *const f32, b: *const f32, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -256,7 +256,7 @@ mod absent {
     use crate::products::panels::Numbers;
     use crate::products::tile::Product;
 
-    /// There are no such instructions.
+    /// This processor has no such instructions.
     pub(in crate::products) enum Multiplier {}
 
     impl Multiplier {

@@ -1,15 +1,13 @@
 //! Products of matrices with many rows.
 //!
-//! K. Goto and R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, ACM TOMS 34(3),
-//! 2008: both factors are copied into panels that lie in memory as the kernel reads them, and the
-//! loops around it are cut so that what it reads comes from the caches. Different here: the left
-//! factor (activations) is small beside the right one (weights), which is read once and used up at
-//! once. So the left one is packed as a whole, and each task packs and uses a strip of columns of
-//! the right one, decoding quantized weights and widening halves on the way, but for bfloat16 where
-//! there are products of it.
+//! Both factors are copied into panels, in the order in which the tile kernel reads them, and the loops around the
+//! kernel are cut so that it reads from caches (K. Goto and R. van de Geijn, *Anatomy of High-Performance Matrix
+//! Multiplication*, ACM TOMS 34(3), 2008). One thing differs: the left factor (activations) is small compared with the
+//! right one (weights), and each weight is needed once. So the left factor is packed as a whole, and each task packs a
+//! strip of columns of the right one and uses it at once. Packing decodes quantized weights and widens half-precision
+//! numbers, except bfloat16 for instructions that multiply it.
 //!
-//! Every sum runs over the whole depth in one register, in order. How the work is cut does not
-//! change a result.
+//! Every sum runs over the whole depth in one register, in order. How the work is cut changes no result.
 
 use super::bf16::Multiplier;
 use super::output::Output;
@@ -19,19 +17,19 @@ use super::tile::{Product, Shape, Tile};
 use crate::cpu::Shared;
 use crate::{Arithmetic, Cpu, Element, Isa, Kernel, Simd};
 
-/// The number of rows of the left factor that are worked on at a time: their panels stay in the second- or
-/// third-level cache, and packing the right factor again for the next rows costs little.
-/// Miri's cases are small, and cuts and threads are what it is to see.
+/// The number of rows of the left factor that are multiplied at a time. Their panels stay in the second- or third-level
+/// cache, and packing the right factor again for the next rows costs little.
+/// Small for Miri, whose cases are small and must still be cut and shared between threads.
 const ROWS: usize = if cfg!(miri) { 16 } else { 1024 };
-/// A strip of the right factor, and the block of the left one that is used with it, in numbers: half
-/// of a second-level cache of 2 MiB together.
+/// The size of a strip of the right factor, and of the block of the left factor that is used with it, in numbers.
+/// Together they take half of a second-level cache of 2 MiB.
 const STRIP: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
-/// The number of multiplications up to which one thread does all: some 20 microseconds.
+/// Fewer multiplications than this are done by one thread: about 20 microseconds.
 const SMALL: usize = if cfg!(miri) { 1 << 7 } else { 1 << 21 };
-/// The number of values of the left factor that one thread packs.
+/// Fewer numbers of the left factor than this are packed by one thread.
 const PACKED: usize = if cfg!(miri) { 1 << 4 } else { 1 << 14 };
 
-/// `out = a b` where the lines of `a` are its rows and those of `b` its columns.
+/// `out = a b`. The lines of `a` are its rows, and those of `b` its columns.
 pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out: &Output<'_, T>) {
     let (rows, columns, depth) = (a.lines(), b.lines(), a.depth());
     assert_eq!((rows, columns, depth), (out.rows(), out.columns(), b.depth()), "shapes of a product");
@@ -44,7 +42,7 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
     }
     let shape = Shape::of(cpu.isa(), b.numbers());
     let panels = columns.div_ceil(shape.columns);
-    // As many strips as threads, or a multiple of that, so that all are busy to the end.
+    // A multiple of the number of threads, so that all are busy to the end.
     let at_most = (STRIP / (depth * shape.columns)).max(1);
     let threads = if rows * columns * depth < SMALL { 1 } else { cpu.threads() };
     let strips = panels.div_ceil(at_most).next_multiple_of(threads).min(panels);
@@ -83,37 +81,39 @@ pub(crate) fn blocked<T: Element>(cpu: &Cpu, a: &dyn Panels, b: &dyn Panels, out
     }
 }
 
-/// Rows cut into panels of almost the same height.
+/// Rows, cut into panels of almost the same height.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     rows: usize,
-    /// Of the height of a panel; see [`Shape::unit`].
+    /// The height of a panel is a multiple of this; see [`Shape::unit`].
     unit: usize,
     /// The number of panels.
     count: usize,
 }
 
+/// A panel of the left factor.
 struct Panel {
     /// The first row.
     row: usize,
     /// The number of rows.
     count: usize,
-    /// The number of rows, including those that are filled with zeros.
+    /// The number of rows with those that are filled with zeros.
     width: usize,
 }
 
 impl Cut {
-    /// Equal heights and not full ones and a rest: a low tile has too few sums to keep the
-    /// multipliers busy.
+    /// Panels of equal height, and not full panels and a rest: a low panel has too few sums to keep the multipliers
+    /// busy.
     const fn new(rows: usize, shape: Shape) -> Self {
         Self { rows, unit: shape.unit, count: rows.div_ceil(shape.rows) }
     }
 
-    /// The rows of all panels.
+    /// The number of rows of all panels, with those that are filled with zeros.
     const fn padded(self) -> usize {
         self.rows.next_multiple_of(self.unit)
     }
 
+    /// Panel number `index`.
     fn panel(self, index: usize) -> Panel {
         let units = self.padded() / self.unit;
         let (height, higher) = (units / self.count, units % self.count);
@@ -123,12 +123,12 @@ impl Cut {
     }
 }
 
-/// The product of all rows and some panels of columns.
+/// One task: the product of all rows of the left factor and some panels of columns.
 struct Strip<'a, T> {
     isa: Isa,
     left: &'a [f32],
     cut: Cut,
-    /// The row of the output that the first of `left` is for.
+    /// The row of the output that belongs to the first row of `left`.
     first: usize,
     b: &'a dyn Panels,
     panels: std::ops::Range<usize>,

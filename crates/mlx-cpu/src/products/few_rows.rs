@@ -7,8 +7,9 @@ use super::panels::widen;
 use super::scratch::{Purpose, with_scratch};
 use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, Simd};
 
-/// The largest number of rows that are multiplied without panels; with more rows, panels pay. Up to here each row has the
-/// bits that it has alone, so that checking the tokens of a draft model gives the answer of decoding them one by one.
+/// The largest number of rows that are multiplied without panels; with more rows, panels pay. Up to here each row has
+/// the bits that it has alone, so that checking the tokens of a draft model gives the answer of decoding them one by
+/// one.
 pub(crate) const FEW_ROWS: usize = 16;
 /// The largest number of rows that are multiplied at a time: their sums stay in registers.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
@@ -38,8 +39,8 @@ pub(crate) fn portions(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Calls `task` with the rows of `x` widened to float32, for a kernel that reads them again and again. Each takes `padded`
-/// numbers, with zeros at its end.
+/// Calls `task` with the rows of `x` widened to float32, for a kernel that reads them again and again. Each takes
+/// `padded` numbers, with zeros at its end.
 pub(crate) fn with_widened_rows<T: Element, R>(
     cpu: &Cpu,
     x: Matrix<'_, T>,

@@ -1,9 +1,9 @@
-//! Where products go.
+//! The output of a product.
 
 use crate::cpu::Shared;
 use crate::{Arithmetic, Element, MAX_LANES, Matrix, MatrixMut};
 
-/// A matrix that several threads write, and what is added before a number is rounded.
+/// A matrix that several threads write, with what is added to a number before it is rounded.
 pub(crate) struct Output<'a, T> {
     to: Shared<T>,
     rows: usize,
@@ -12,7 +12,7 @@ pub(crate) struct Output<'a, T> {
     sum: Option<Sum<'a, T>>,
 }
 
-/// `alpha x + beta c` in place of a product `x`.
+/// Replaces a product `x` by `alpha x + beta c`.
 struct Sum<'a, T> {
     alpha: f32,
     beta: f32,
@@ -20,7 +20,7 @@ struct Sum<'a, T> {
 }
 
 impl<'a, T: Element> Output<'a, T> {
-    /// Products go into `out` as they are.
+    /// Products are written to `out` as they are.
     pub(crate) fn new(out: &'a mut MatrixMut<'_, T>) -> Self {
         Self {
             rows: out.rows(),
@@ -31,7 +31,7 @@ impl<'a, T: Element> Output<'a, T> {
         }
     }
 
-    /// `alpha x + beta c` goes into `out` for a product `x`. Where `beta` is 0, `c` is not read.
+    /// `alpha x + beta c` is written to `out` for a product `x`. If `beta` is 0, `c` is not read.
     pub(crate) fn with_sum(out: &'a mut MatrixMut<'_, T>, alpha: f32, beta: f32, c: Matrix<'a, T>) -> Self {
         assert_eq!((c.rows(), c.columns()), (out.rows(), out.columns()), "the shapes of c and of the output");
         Self { sum: Some(Sum { alpha, beta, c }), ..Self::new(out) }
@@ -47,11 +47,11 @@ impl<'a, T: Element> Output<'a, T> {
         self.columns
     }
 
-    /// Writes `x` to (`i`, `j`) and the `count - 1` places to its right.
+    /// Writes the first `count` numbers of `x` to row `i`, from column `j` on.
     ///
     /// # Safety
     ///
-    /// The places are within the matrix, `count` is at most `S::LANES`, no other thread writes them.
+    /// These elements are within the matrix, `count` is at most `S::LANES`, and no other thread writes them.
     #[inline(always)]
     pub(crate) unsafe fn put<S: Arithmetic>(&self, s: S, i: usize, j: usize, count: usize, x: S::F) {
         debug_assert!(i < self.rows && j + count <= self.columns && count <= S::LANES);
@@ -82,11 +82,11 @@ impl<'a, T: Element> Output<'a, T> {
         }
     }
 
-    /// Writes `x` to (`i`, `j`).
+    /// Writes `x` to element (`i`, `j`).
     ///
     /// # Safety
     ///
-    /// The place is within the matrix, and no other thread writes it.
+    /// The element is within the matrix, and no other thread writes it.
     #[inline(always)]
     pub(crate) unsafe fn put_one(&self, i: usize, j: usize, x: f32) {
         debug_assert!(i < self.rows && j < self.columns);
@@ -102,11 +102,11 @@ impl<'a, T: Element> Output<'a, T> {
         unsafe { self.to.get().add(i * self.row_stride + j).write(T::narrow(x)) }
     }
 
-    /// Writes a product of sums over nothing.
+    /// Writes the product of a depth of 0.
     pub(crate) fn put_zeros(&self) {
         for i in 0..self.rows {
             for j in 0..self.columns {
-                // SAFETY: within the matrix, which nobody else writes at this time.
+                // SAFETY: within the matrix, which no other thread writes at this time.
                 unsafe { self.put_one(i, j, 0.0) };
             }
         }

@@ -1,13 +1,13 @@
-//! Panels: a few lines of a matrix side by side, as the tile kernel reads them.
+//! Panels: a few lines of a matrix side by side, in the order in which the tile kernel reads them.
 
 use crate::simd::prefetch;
 use crate::{Arithmetic, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
-/// The number of depth steps by which memory is prefetched if the steps are far apart.
+/// How many steps of the depth ahead memory is prefetched if steps lie far apart.
 pub(crate) const AHEAD: usize = 12;
 
-/// A matrix that can be brought into panels. Its *lines* are what a panel has side by side: rows of
-/// the left factor of a product, columns of the right one; *depth* is the dimension that is summed.
+/// A matrix that can be copied into panels. A panel has some *lines* side by side: rows of the left factor of a
+/// product, columns of the right one. The *depth* is the dimension that is summed.
 pub(crate) trait Panels: Sync {
     /// The number of lines.
     fn lines(&self) -> usize;
@@ -15,12 +15,12 @@ pub(crate) trait Panels: Sync {
     /// The length of a line, in numbers of 4 bytes.
     fn depth(&self) -> usize;
 
-    /// What the numbers of 4 bytes are; the same for both factors of a product.
+    /// What the numbers of 4 bytes are. Both factors of a product have the same.
     fn numbers(&self) -> Numbers {
         Numbers::Float32
     }
 
-    /// How many numbers of scratch memory [`pack`](Self::pack) wants.
+    /// The amount of scratch memory that [`pack`](Self::pack) needs, in numbers.
     fn scratch(&self, _lanes: usize) -> usize {
         0
     }
@@ -35,26 +35,29 @@ pub(crate) trait Panels: Sync {
 pub(crate) enum Numbers {
     /// Elements.
     Float32,
-    /// Pairs of elements, which are whole numbers, in groups. Behind the pairs of a group there are two floats:
-    /// one that the elements are multiplied with and, in one factor, something to add, in the other, the sum of
-    /// the group, with which that is multiplied.
+    /// Pairs of 16-bit whole numbers, in groups, with two floats behind each group: its scale, by which its numbers are
+    /// multiplied, and a summand. In the right factor the summand is the bias of the group, in the left one the sum of
+    /// the group, by which the bias is multiplied.
     Whole {
-        /// How much of the depth a group takes.
+        /// The length of a group with its two floats.
         group: usize,
     },
     /// Pairs of elements of bfloat16: the first in the lower half, the next one of its line in the upper half.
     Bfloat16,
 }
 
-/// Which lines to pack.
+/// The lines of a panel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lines {
+    /// The first line.
     pub(crate) first: usize,
+    /// The number of lines.
     pub(crate) count: usize,
+    /// The number of lines of the panel, with those that are filled with zeros.
     pub(crate) width: usize,
 }
 
-/// Rows are the lines.
+/// The rows are the lines.
 impl<T: Element> Panels for Matrix<'_, T> {
     fn lines(&self) -> usize {
         self.rows()
@@ -88,7 +91,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
         } else if from.row_stride() == 1 {
             for (p, to) in to.chunks_exact_mut(width).enumerate() {
                 let at = p * from.column_stride() + first;
-                // Every step lies in another page.
+                // Each step of the depth lies in another page.
                 for line in (0..count).step_by(64 / size_of::<T>()) {
                     prefetch(data.as_ptr().wrapping_add(at + AHEAD * from.column_stride() + line));
                 }
@@ -106,7 +109,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
     }
 }
 
-/// Widens `from` into the beginning of `to`.
+/// Writes `from`, widened to float32, to the beginning of `to`.
 #[inline(always)]
 pub(crate) fn widen<S: Arithmetic, T: Element>(s: S, from: &[T], to: &mut [f32]) {
     for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
@@ -120,9 +123,8 @@ pub(crate) fn widen<S: Arithmetic, T: Element>(s: S, from: &[T], to: &mut [f32])
     }
 }
 
-/// [`Panels::pack`] for lines whose elements follow each other: blocks of as many elements of as many
-/// lines as a vector has lanes are exchanged in registers. What is needed next lies `ahead` elements
-/// further.
+/// [`Panels::pack`] for lines whose elements follow each other: square blocks, of as many lines and elements as a
+/// vector has lanes, are transposed in registers. The lines that are packed next lie `ahead` elements further.
 #[inline(always)]
 pub(crate) fn pack_transposing<'a, S: Arithmetic, T: Element>(
     s: S,

@@ -1,27 +1,27 @@
-//! The kernel in the middle of every large product.
+//! The tile kernel: the innermost loop of every product with many rows.
 
 use super::panels::Numbers;
 use crate::simd::prefetch;
 use crate::{Arithmetic, Integers, Isa, Kernel, MAX_LANES, Simd};
 
-/// The number of depth steps by which panels are prefetched from the second-level cache.
+/// How many steps of the depth ahead panels are prefetched: they come from the second-level cache.
 pub(super) const AHEAD: usize = 12;
 
-/// How much of a product is held in registers (of AMX: in tiles): rows by columns.
+/// The part of a product that is held in registers (in tiles for AMX).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     /// The largest number of rows.
     pub(super) rows: usize,
-    /// The rows of a panel are a multiple of this; what is missing is filled with zeros.
+    /// The rows of a panel are a multiple of this; the missing ones are filled with zeros.
     pub(super) unit: usize,
     /// Two vectors of columns.
     pub(super) columns: usize,
 }
 
 impl Shape {
-    /// As large as the registers allow: of 32 (AVX-512) or 16 (AVX2) all but those that hold two
-    /// vectors of the right factor and a number of the left one. The larger the tile, the fewer
-    /// loads for each product. Of eight tiles four hold sums.
+    /// As large as the registers allow: of 32 (AVX-512) or 16 (AVX2), all but those that hold two vectors of the right
+    /// factor and a number of the left one. The larger the part, the fewer loads for each multiplication. Of the eight
+    /// tiles of AMX four hold sums.
     pub(super) const fn of(isa: Isa, numbers: Numbers) -> Self {
         match (isa, numbers) {
             (Isa::Amx, Numbers::Bfloat16) => Self { rows: 32, unit: 16, columns: 32 },
@@ -33,26 +33,26 @@ impl Shape {
     }
 }
 
-/// The product of two panels, as a kernel of its own: it is compiled once for an instruction set,
-/// whatever the panels were made from.
+/// The product of two panels. A kernel of its own, so that it is compiled once for each instruction set, and not for
+/// each kind of matrix.
 pub(super) struct Tile<'a> {
-    /// `rows` numbers for each step of the depth.
+    /// A panel of the left factor: `rows` numbers for each step of the depth.
     pub(super) left: &'a [f32],
-    /// Two vectors for each step of the depth.
+    /// A panel of the right factor: two vectors for each step of the depth.
     pub(super) right: &'a [f32],
     pub(super) depth: usize,
-    /// Not bfloat16.
+    /// Float32 or whole numbers; `bf16.rs` multiplies bfloat16.
     pub(super) numbers: Numbers,
-    /// 1 to 14.
+    /// 1 to [`MOST_ROWS`].
     pub(super) rows: usize,
-    /// Where the product goes, row by row.
+    /// The product, row by row.
     pub(super) to: &'a mut Product,
 }
 
-/// No panel of the left factor has more rows, but those for tiles.
+/// The largest number of rows of a panel of the left factor, except for the tiles of AMX.
 pub(crate) const MOST_ROWS: usize = 14;
 
-/// The largest product of two panels.
+/// Memory for the product of two panels of any size.
 #[repr(align(64))]
 pub(super) struct Product(pub(super) [f32; 32 * 32]);
 
@@ -130,8 +130,7 @@ unsafe fn tile<S: Arithmetic, const ROWS: usize>(
     }
 }
 
-/// [`tile`] for whole numbers: `groups` times `pairs` of them and two floats. What a group sums up to
-/// is exact in whole numbers.
+/// [`tile`] for whole numbers: `groups` groups of `pairs` pairs and two floats. The sum of a group is exact.
 ///
 /// # Safety
 ///
@@ -169,11 +168,11 @@ unsafe fn whole_tile<S: Integers, const ROWS: usize>(
                 b = b.add(width);
             }
         }
-        // SAFETY: as above; a step of scales, and one of what is added.
+        // SAFETY: as above; a step of scales, and one of summands.
         unsafe {
             let scales = [s.load_f32(b), s.load_f32(b.add(S::LANES))];
             let added = [s.load_f32(b.add(width)), s.load_f32(b.add(width + S::LANES))];
-            // By value: what a loop picks from by number is not kept in registers.
+            // By value: an array that a loop indexes is not kept in registers.
             for (i, [low, high]) in sums.into_iter().enumerate() {
                 let (unit, sum) = (s.splat(*a.add(i)), s.splat(*a.add(ROWS + i)));
                 let to = [to.add(i * width), to.add(i * width + S::LANES)];

@@ -11,7 +11,8 @@ use crate::{Arithmetic, Decoding, Element, Isa, Kernel, Simd};
 const GROUPS: usize = if cfg!(miri) { 4 } else { 64 };
 
 impl<T: Element> QuantizedMatrix<'_, T> {
-    /// Decodes elements `first..first + to.len()` of a row, at most 1024. Both ends are multiples of the number of lanes.
+    /// Decodes elements `first..first + to.len()` of a row, at most 1024. Both ends are multiples of the number of
+    /// lanes.
     #[inline(always)]
     pub(super) fn decode<S: Arithmetic>(&self, s: S, isa: Isa, row: usize, first: usize, to: &mut [f32]) {
         self.decode_some(s, isa, row..row + 1, first..first + to.len(), to, 0);

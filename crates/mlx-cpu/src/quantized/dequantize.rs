@@ -10,8 +10,8 @@ const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 1 << 16 };
 /// Codes that are unpacked before they are scaled.
 const CHUNK: usize = if cfg!(miri) { 128 } else { 512 };
 
-/// Writes the elements of `w` with the bits of MLX's CPU device: the product of scale and code is rounded to the format of
-/// `out`, and then its sum with the bias.
+/// Writes the elements of `w` with the bits of MLX's CPU device: the product of scale and code is rounded to the format
+/// of `out`, and then its sum with the bias.
 ///
 /// # Panics
 ///

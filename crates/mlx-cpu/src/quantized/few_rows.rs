@@ -1,7 +1,7 @@
 //! Products of a few rows with the rows of a quantized matrix.
 //!
-//! A group is summed over its codes and then multiplied with its scale; biases are multiplied with
-//! the sums of `x` over groups, which are the same for all rows of weights.
+//! The products of a group are summed without its scale, and the sum is multiplied by the scale. Biases are multiplied
+//! by the sums of `x` over groups, which are the same for all rows of weights.
 
 use super::fixed::{self, Layout, halved};
 use super::format::{Codes, ForFormat, Format};
@@ -12,10 +12,10 @@ use crate::products::{
 use crate::simd::prefetch_stream;
 use crate::{Arithmetic, Cpu, Decoding, Element, Integers, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
-/// Rows of weights that are worked on with one call.
+/// The rows of weights that one call of [`Dots`] multiplies.
 const ROWS: usize = 16;
 
-/// `out = x w^T` for a few rows of `x`.
+/// `out = x w^T` for at most [`FEW_ROWS`](crate::products::FEW_ROWS) rows of `x`.
 pub(super) fn rows_by_rows<T: Element>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
@@ -23,8 +23,8 @@ pub(super) fn rows_by_rows<T: Element>(
     out: &Output<'_, T>,
 ) {
     let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.codes, cpu.isa().lanes()));
-    // Each row of x, and behind it its sums over groups; or, as it is then not looked at any more, what
-    // it is in whole numbers.
+    // Each row of x in float32, followed by its sums over groups. In whole numbers: followed by all that is needed of
+    // it.
     let at = w.columns.next_multiple_of(MAX_LANES);
     let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(MAX_LANES);
     with_widened_rows(cpu, x, padded, |x| {
@@ -40,7 +40,7 @@ pub(super) fn rows_by_rows<T: Element>(
         let size = rows_of_task(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
-            // More scales than there are may be read.
+            // A vector may be read behind the last scale.
             with_scratch(Purpose::Right, 2 * ROWS * w.groups() + MAX_LANES, |scratch| {
                 cpu.run(Piece { isa: cpu.isa(), x, padded, whole, w, rows, scratch, out });
             });
@@ -48,7 +48,7 @@ pub(super) fn rows_by_rows<T: Element>(
     });
 }
 
-/// Writes each row once more behind itself, in whole numbers.
+/// Writes the whole numbers of each row behind the row.
 struct PrepareWhole<'a> {
     x: &'a mut [f32],
     padded: usize,
@@ -70,8 +70,8 @@ impl Kernel for PrepareWhole<'_> {
     }
 }
 
-/// Writes the sums over groups behind each row, and brings each vector into the order that
-/// [`Format::unpack_fast`] has codes in.
+/// Writes the sums over groups behind each row, and brings each vector into the order of the codes of
+/// [`Format::unpack_fast`].
 struct Prepare<'a> {
     x: &'a mut [f32],
     padded: usize,
@@ -105,7 +105,7 @@ impl Kernel for Prepare<'_> {
     }
 }
 
-/// Some rows of weights: what depends on the format of scales and output.
+/// One task: some rows of weights. This part depends on the format of scales and output.
 struct Piece<'a, T> {
     isa: Isa,
     x: &'a [f32],
@@ -158,8 +158,8 @@ impl<T: Element> Kernel for Piece<'_, T> {
     }
 }
 
-/// Up to [`ROWS`] rows of weights with all rows of x. It is compiled once for each instruction set,
-/// format of codes and number of rows of x.
+/// The products of up to [`ROWS`] rows of weights and up to [`ROWS_AT_ONCE`] rows of x. It is compiled once for each
+/// instruction set, format of codes and number of rows of x.
 struct Dots<'a> {
     x: &'a [f32],
     x_rows: usize,
@@ -170,7 +170,7 @@ struct Dots<'a> {
     rows: usize,
     columns: usize,
     group: usize,
-    /// And [`MAX_LANES`] more of any value.
+    /// Those of all groups, and [`MAX_LANES`] more numbers of any value.
     scales: &'a [f32],
     biases: Option<&'a [f32]>,
     sums: &'a mut [[f32; ROWS]; ROWS_AT_ONCE],
@@ -193,8 +193,8 @@ struct All<'a, S> {
 impl<S: Decoding> ForFormat for All<'_, S> {
     #[inline(always)]
     fn run<F: Format>(mut self, _: F) {
-        // As many sums at once as stay in registers: a group's and the total for each row of weights
-        // and each of x. `const`, so that nothing is compiled that is not used.
+        // As many sums at a time as stay in registers: the sum of a group and the total, for each row of weights and
+        // each row of x. `const`, so that the branches for other instruction sets are not compiled.
         if const { S::REGISTERS >= 32 } {
             match self.dots.x_rows {
                 1 => self.dots.go::<S, F, 1, 4>(self.s),
@@ -220,7 +220,7 @@ impl<S: Decoding> ForFormat for All<'_, S> {
     }
 }
 
-// No closures but those that `from_fn` calls: the compiler may put one that is called in several places into a
+// No closures except those that `from_fn` calls: if a closure is called in several places, the compiler may make it a
 // function of its own, which then lacks the instructions.
 impl Dots<'_> {
     #[inline(always)]
@@ -251,7 +251,8 @@ impl Dots<'_> {
         }
     }
 
-    /// `W` rows of weights from `row` on, each with all rows of x: vectors whose lanes have still to be summed.
+    /// The products of `W` rows of weights from `row` on and all rows of x, as vectors whose lanes have still to be
+    /// summed.
     #[inline(always)]
     fn rows<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
@@ -261,7 +262,7 @@ impl Dots<'_> {
         all: &mut [[S::F; ROWS]; X],
     ) {
         let mut totals = [[s.zero(); X]; W];
-        // Several vectors without a loop; as many as the group has for the most frequent sizes.
+        // Several vectors unrolled: as many as the most frequent groups have.
         let vectors = self.group / S::LANES;
         if const { F::WHOLE }
             && let Some(layout) = &self.whole
@@ -278,7 +279,8 @@ impl Dots<'_> {
             let groups = self.columns / self.group;
             for first in (0..groups).step_by(S::LANES) {
                 let count = S::LANES.min(groups - first);
-                // SAFETY: as many biases of each row, and sums of each of x, are there: `go` has asserted it.
+                // SAFETY: there are `groups` biases for each row of weights, and sums for each row of x: `go` has
+                // asserted it.
                 unsafe {
                     let at = self.x.as_ptr().add(sums_at + first);
                     let sums: [S::F; X] =
@@ -299,8 +301,8 @@ impl Dots<'_> {
         }
     }
 
-    /// Adds what `W` rows of weights from `row` on sum up to, in whole numbers: a vector of words of
-    /// codes at a time, in which a group has some lanes, or all.
+    /// Adds the products of `W` rows of weights from `row` on to `totals`, in whole numbers: a vector of words at a
+    /// time, in which a group has some lanes or all.
     #[inline(always)]
     fn blocks<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
@@ -310,7 +312,7 @@ impl Dots<'_> {
         totals: &mut [[S::F; X]; W],
     ) {
         let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
-        // Both are powers of two.
+        // The logarithm: both are powers of two.
         let lanes = (self.group * F::BITS / 32).trailing_zeros();
         let scales = &self.scales[row * groups..][..W * groups + MAX_LANES];
         let codes = &self.codes[row * words * 4..][..W * words * 4];
@@ -349,11 +351,11 @@ impl Dots<'_> {
         }
     }
 
-    /// One vector of words of each of `W` rows, from word `first` on, with the rows of x.
+    /// Adds the products of a vector of words of each of `W` rows of weights, from word `first` on, and the rows of x.
     ///
     /// # Safety
     ///
-    /// `x` is as long as its layout says, and has the word.
+    /// `x` is as long as its layout says, and the words are within its rows.
     #[inline(always)]
     unsafe fn block<S: Decoding, F: Format, const X: usize, const W: usize>(
         &self,
@@ -397,7 +399,8 @@ impl Dots<'_> {
         }
     }
 
-    /// Adds what `W` rows of weights from `row` on sum up to, each group `N` vectors at a time.
+    /// Adds the products of `W` rows of weights from `row` on to `totals`, in float32, `N` vectors of a group at a
+    /// time.
     #[inline(always)]
     fn groups<S: Decoding, F: Format, const X: usize, const W: usize, const N: usize>(
         &self,
@@ -420,8 +423,7 @@ impl Dots<'_> {
             for time in 0..self.group / (S::LANES * N) {
                 for part in 0..N {
                     let k = first + (time * N + part) * S::LANES;
-                    // SAFETY: a multiple of `LANES` within the rows of codes and of x, as `go` has
-                    // asserted.
+                    // SAFETY: `k` is a multiple of `LANES` within the rows of codes and of x, as `go` has asserted.
                     unsafe {
                         let x: [S::F; X] =
                             std::array::from_fn(|i| s.load_f32(self.x.as_ptr().add(i * self.padded + k)));
@@ -435,7 +437,7 @@ impl Dots<'_> {
                 }
             }
             for ((scales, sums), totals) in scales.iter().zip(sums).zip(&mut *totals) {
-                // SAFETY: there are `groups` of them for each row, as `go` has asserted.
+                // SAFETY: there are `groups` scales for each row, as `go` has asserted.
                 let scale = s.splat(unsafe { *scales.add(group) });
                 for (sum, total) in sums.into_iter().zip(totals) {
                     *total = s.mul_add(sum, scale, *total);
@@ -445,8 +447,8 @@ impl Dots<'_> {
     }
 }
 
-/// Which of the groups of a vector of codes each lane belongs to, where a group has 2^`lanes`; those
-/// behind the last of `groups` count for it.
+/// For each lane of a vector of words the number of its group, if a group has 2^`lanes` lanes. Lanes behind the last of
+/// `groups` groups count for the last one.
 #[inline(always)]
 fn places<S: Integers>(s: S, lanes: u32, groups: usize) -> S::I {
     let places: [u32; MAX_LANES] = std::array::from_fn(|lane| (lane >> lanes).min(groups - 1) as u32);
@@ -454,7 +456,7 @@ fn places<S: Integers>(s: S, lanes: u32, groups: usize) -> S::I {
     s.bits(unsafe { s.load_f32(places.as_ptr().cast()) })
 }
 
-/// A vector, with zeros where the slice is shorter.
+/// A vector from a slice, with zeros if the slice is shorter.
 #[inline(always)]
 fn some<S: Arithmetic>(s: S, from: &[f32]) -> S::F {
     // SAFETY: no more than the slice has.

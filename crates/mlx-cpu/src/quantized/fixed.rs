@@ -11,8 +11,8 @@
 use super::format::Codes;
 use crate::Integers;
 
-/// Added to the bits of a float32, this raises the exponent by one if the number is at least 255/256 of the next power of
-/// two, as 32640 is.
+/// Added to the bits of a float32, this raises the exponent by one if the number is at least 255/256 of the next power
+/// of two, as 32640 is.
 const UP: u32 = 1 << 16;
 
 /// Writes a group as whole numbers, and returns its unit and the sum of its elements.
@@ -85,13 +85,13 @@ pub(super) trait Layout {
 
 /// The layout for products of a few rows, which read codes where they lie in memory: vector after vector.
 ///
-/// A word of 32 bits holds two times `fields` codes. A vector of words is split into `fields` vectors of pairs: lane `i`
-/// of vector `j` holds codes `j` and `fields + j` of word `i`. Activations have the same order.
+/// A word of 32 bits holds two times `fields` codes. A vector of words is split into `fields` vectors of pairs: lane
+/// `i` of vector `j` holds codes `j` and `fields + j` of word `i`. Activations have the same order.
 ///
-/// If there are products of bytes ([`Integers::MULTIPLIES_BYTES`], [`Codes::are_plain`]), a vector of words is split into
-/// half as many vectors of bytes: lane `i` of vector `j` holds codes `j`, `fields / 2 + j` and so on of word `i`.
-/// Activations have the same order, first the upper bytes of all these vectors, then the lower bytes. A number is 256 times
-/// its upper byte plus its lower byte, both with a sign.
+/// If there are products of bytes ([`Integers::MULTIPLIES_BYTES`], [`Codes::are_plain`]), a vector of words is split
+/// into half as many vectors of bytes: lane `i` of vector `j` holds codes `j`, `fields / 2 + j` and so on of word `i`.
+/// Activations have the same order, first the upper bytes of all these vectors, then the lower bytes. A number is 256
+/// times its upper byte plus its lower byte, both with a sign.
 ///
 /// The unit of each lane of each vector of words follows, then the sum of each group.
 #[derive(Debug, Clone, Copy)]
@@ -185,8 +185,8 @@ impl Layout for Row {
     }
 }
 
-/// The layout for panels, in products with many rows: for each word of codes, `fields` pairs of the activations of codes
-/// `j` and `fields + j`. The unit and the sum of each group follow the group.
+/// The layout for panels, in products with many rows: for each word of codes, `fields` pairs of the activations of
+/// codes `j` and `fields + j`. The unit and the sum of each group follow the group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paired {
     pub(super) columns: usize,

@@ -50,8 +50,8 @@ impl fmt::Display for QuantizedLayoutError {
 
 impl std::error::Error for QuantizedLayoutError {}
 
-/// A quantized matrix to read, in MLX's layout: rows follow each other, and codes lie in 32-bit words, from the low bits
-/// to the high ones; a code may continue in the next word.
+/// A quantized matrix to read, in MLX's layout: rows follow each other, and codes lie in 32-bit words, from the low
+/// bits to the high ones; a code may continue in the next word.
 #[derive(Debug, Clone, Copy)]
 pub struct QuantizedMatrix<'a, T> {
     pub(super) rows: usize,
@@ -216,8 +216,8 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
         self.columns * self.bits() / 8
     }
 
-    /// Widens the scales of groups `first..first + to.len()` and, in mode `affine`, their biases. Groups are counted over
-    /// all rows.
+    /// Widens the scales of groups `first..first + to.len()` and, in mode `affine`, their biases. Groups are counted
+    /// over all rows.
     #[inline(always)]
     pub(super) fn widen_scales<S: Arithmetic>(
         &self,

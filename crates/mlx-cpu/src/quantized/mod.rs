@@ -6,22 +6,23 @@
 //!
 //! # Numbers
 //!
-//! An element is not rounded to the format of the tensor, as it is where MLX multiplies half-precision numbers: products
-//! take the code as it is, and the scale and bias as the format has them, all in float32. With e = 2^-24 and K products
-//! in a sum, the error of a result is at most `(K + 8) e sum |x_k| (|scale_k code_k| + |bias_k|)`. The rounding of the
-//! result and underflow are not included.
+//! An element is not rounded to the format of the tensor, as it is where MLX multiplies half-precision numbers:
+//! products take the code as it is, and the scale and bias as the format has them, all in float32. With e = 2^-24 and K
+//! products in a sum, the error of a result is at most `(K + 8) e sum |x_k| (|scale_k code_k| + |bias_k|)`. The
+//! rounding of the result and underflow are not included.
 //!
 //! `x w^T` is computed in *whole numbers* if x has half precision and the codes are those of `mxfp4` or `nvfp4`, or of
-//! `affine` with 2, 4 or 8 bits. Each group of x becomes fixed-point numbers of 16 bits with a power of two for the group,
-//! and its products with codes are summed exactly. A bfloat16 that is at least 1/127 of the largest number of its group
-//! is exact, and so is a float16 of at least 1/15; a smaller number is off by at most 1/32640 of the largest. With `m_g`
-//! the largest |x| of group g, or 2^-112 if that is larger, this adds at most `1/32640 sum_g m_g sum |scale_k code_k|` to
-//! the error: a fraction of what the rounding of x has cost, if the numbers of a group are of similar size.
+//! `affine` with 2, 4 or 8 bits. Each group of x becomes fixed-point numbers of 16 bits with a power of two for the
+//! group, and its products with codes are summed exactly. A bfloat16 that is at least 1/127 of the largest number of
+//! its group is exact, and so is a float16 of at least 1/15; a smaller number is off by at most 1/32640 of the largest.
+//! With `m_g` the largest |x| of group g, or 2^-112 if that is larger, this adds at most `1/32640 sum_g m_g sum
+//! |scale_k code_k|` to the error: a fraction of what the rounding of x has cost, if the numbers of a group are of
+//! similar size.
 //!
 //! In whole numbers, and with a few rows of x, the codes of a group are summed before they are scaled, and biases are
 //! multiplied by sums of x. If x or a scale is infinite, the result may therefore be NaN where MLX has infinity; it is
-//! never finite. If x is bfloat16 or float32 and so large (from 2.6e36 on) that the sum of a group overflows float32, the
-//! result may be infinite or NaN although a small scale would bring it back.
+//! never finite. If x is bfloat16 or float32 and so large (from 2.6e36 on) that the sum of a group overflows float32,
+//! the result may be infinite or NaN although a small scale would bring it back.
 
 mod decode;
 mod dequantize;
@@ -51,8 +52,8 @@ use crate::{Cpu, Element, Matrix, MatrixMut};
 /// rounded.
 ///
 /// If `x` has half precision, `transpose` is set, and codes are whole numbers of 2, 4 or 8 bits or floats of 4 bits,
-/// groups of `x` are multiplied as whole numbers of 16 bits and a power of two. With `m_g` the largest number of group g
-/// (at least 2^-112) that adds at most `1/32640 sum_g m_g sum |scale_k code_k|`.
+/// groups of `x` are multiplied as whole numbers of 16 bits and a power of two. With `m_g` the largest number of group
+/// g (at least 2^-112) that adds at most `1/32640 sum_g m_g sum |scale_k code_k|`.
 ///
 /// # Shapes
 ///

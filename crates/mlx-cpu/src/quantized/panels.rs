@@ -1,5 +1,5 @@
-//! Quantized matrices in products with many rows: decoded while they are packed, to floats or, where
-//! activations are halves, to whole numbers.
+//! Quantized matrices in products with many rows: they are decoded while they are packed, into floats, or into whole
+//! numbers if activations have half precision.
 
 use super::fixed::{Layout, Paired, halved};
 use super::format::{Codes, ForFormat, Format};
@@ -8,11 +8,11 @@ use crate::products::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen
 use crate::simd::prefetch;
 use crate::{Decoding, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
-/// So much of a row is decoded before it is packed: all rows of a panel stay in the first-level cache.
-/// Miri's cases are small, and more than one part is what it is to see.
+/// The number of elements of each row that are decoded before they are packed: all rows of a panel stay in the
+/// first-level cache. Small for Miri, whose cases are small and must still have several parts.
 const DEPTH: usize = if cfg!(miri) { 32 } else { 256 };
 
-/// The left factor of a product with codes that are whole numbers; rows are the lines.
+/// The left factor of a product in whole numbers. Its rows are the lines.
 pub(super) struct Activations<'a, T> {
     x: Matrix<'a, T>,
     paired: Paired,
@@ -77,10 +77,10 @@ impl<T: Element> Kernel for PackActivations<'_, T> {
     }
 }
 
-/// Its rows are the lines.
+/// The right factor `w^T`: the rows of `w` are the lines.
 pub(super) struct Rows<'a, T> {
     pub(super) w: &'a QuantizedMatrix<'a, T>,
-    /// Whether elements become whole numbers, beside [`Activations`].
+    /// Whether the left factor is [`Activations`], and elements become whole numbers.
     pub(super) whole: bool,
 }
 
@@ -101,7 +101,7 @@ impl<T: Element> Panels for Rows<'_, T> {
     }
 
     fn scratch(&self, lanes: usize) -> usize {
-        // Scales and biases of a vector of rows, twice; or decoded rows.
+        // For `PackWords` the scales and biases of a vector of rows, twice; for `PackRows` decoded rows.
         (4 * lanes * self.w.groups()).max(2 * lanes * DEPTH)
     }
 
@@ -115,8 +115,8 @@ impl<T: Element> Panels for Rows<'_, T> {
     }
 }
 
-/// For codes of 2, 4 and 8 bits: words of as many rows as a vector has lanes are exchanged with as
-/// many words of a row, and decoded afterwards. A decoded vector then is a part of the panel.
+/// For codes of 2, 4 and 8 bits: square blocks of words are transposed and then decoded, so that a decoded vector is a
+/// part of the panel.
 struct PackWords<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
     whole: bool,
@@ -138,7 +138,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
         let (by_row, rest) = rest.split_at_mut(groups * S::LANES);
         let biases_by_row = &mut rest[..groups * S::LANES];
         for from in (0..width).step_by(S::LANES) {
-            // Scales and biases of a group side by side; none for rows beyond the last.
+            // Scales and biases of a group side by side. Zeros for rows behind the last.
             let held = count.saturating_sub(from).min(S::LANES);
             w.widen_scales(
                 s,
@@ -155,7 +155,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
             isa.run(Words {
                 whole,
                 format: w.codes,
-                // At least one row, whose codes count for nothing where no scale is left.
+                // At least one row. If its scale is 0, its codes do not matter.
                 words: &w.weights[(first + from.min(count - 1)) * words..],
                 row: words,
                 rows: held,
@@ -169,7 +169,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
     }
 }
 
-/// As many rows as a vector has lanes, whatever format their scales had.
+/// As many rows as a vector has lanes. Compiled once for each format of codes, not for each format of scales.
 struct Words<'a> {
     whole: bool,
     format: Codes,
@@ -214,18 +214,18 @@ impl<S: Decoding> ForFormat for Decode<'_, S> {
         assert!(biases.is_none_or(|biases| biases.len() == scales.len()));
         assert!(to.len() >= (depth - 1) * width + S::LANES);
         assert!(F::WHOLE || !whole);
-        // Beyond the last row, that row again; its scale there is 0.
+        // Lanes behind the last row read that row again; their scale is 0.
         let from: [*const f32; MAX_LANES] =
             std::array::from_fn(|i| words[i.min(rows.max(1) - 1) * row..].as_ptr().cast());
         for word in (0..row).step_by(S::LANES) {
             let some = S::LANES.min(row - word);
             let mut block = [s.zero(); MAX_LANES];
             for (block, from) in block[..S::LANES].iter_mut().zip(&from) {
-                // SAFETY: `some` words of each row are there from `word` on; a word is read as a
-                // number of any value, which no arithmetic touches.
+                // SAFETY: each row has `some` words from `word` on. They are loaded as floats, but there is no
+                // arithmetic with them.
                 unsafe {
                     let from = from.add(word);
-                    // The rows that come next.
+                    // The rows of the next block.
                     prefetch(from.wrapping_add(row * S::LANES));
                     *block = if some == S::LANES { s.load_f32(from) } else { s.load_first(from, some) };
                 }
@@ -234,7 +234,7 @@ impl<S: Decoding> ForFormat for Decode<'_, S> {
             for (index, words) in block[..S::LANES].iter().enumerate().take(some) {
                 let k = (word + index) * codes;
                 if const { F::WHOLE } && whole {
-                    // Two steps more for each group before.
+                    // Each earlier group takes two more steps.
                     let step = k / 2 + k / group * 2;
                     let pairs = codes / 2;
                     for field in 0..pairs {
@@ -265,7 +265,7 @@ impl<S: Decoding> ForFormat for Decode<'_, S> {
     }
 }
 
-/// For other codes: rows are decoded and then exchanged with columns.
+/// For other codes: rows are decoded and then transposed.
 struct PackRows<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
     isa: Isa,
@@ -291,7 +291,7 @@ impl<T: Element> Kernel for PackRows<'_, T> {
     }
 }
 
-/// Its columns are the lines.
+/// The right factor `w`: the columns of `w` are the lines.
 pub(super) struct Columns<'a, T>(pub(super) &'a QuantizedMatrix<'a, T>);
 
 impl<T: Element> Panels for Columns<'_, T> {
@@ -322,7 +322,7 @@ impl<T: Element> Kernel for PackColumns<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let Self { w, isa, lines: Lines { first, count, width }, to } = self;
         for (row, to) in to.chunks_exact_mut(width).enumerate() {
-            // A multiple of a vector: columns are whole groups.
+            // `count` is a multiple of the lanes, because columns are whole groups.
             w.decode(s, isa, row, first, &mut to[..count]);
             to[count..].fill(0.0);
         }

@@ -13,8 +13,8 @@ const SMALLEST: f32 = 1e-7;
 /// Quantizes the rows of `w` in mode `affine`, with the bits of MLX's CPU device.
 ///
 /// Of the smallest and the largest element of a group, the one with the larger absolute value becomes the bias, and the
-/// scale is adjusted so that it is a multiple of the scale. If it is nearer to 0 than half a scale, the bias is 0. Codes
-/// are computed with the scale and bias in float32, before those are rounded to `T`.
+/// scale is adjusted so that it is a multiple of the scale. If it is nearer to 0 than half a scale, the bias is 0.
+/// Codes are computed with the scale and bias in float32, before those are rounded to `T`.
 ///
 /// # Shapes
 ///

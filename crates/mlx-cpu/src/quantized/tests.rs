@@ -116,7 +116,7 @@ struct Case {
     groups: usize,
     other: usize,
     transpose: bool,
-    /// Of x: rows with a gap, columns that follow each other, elements apart, one row for all.
+    /// The layout of x: rows with a gap, contiguous columns, elements with a gap, or the same row again and again.
     layout: usize,
     seed: u64,
 }
@@ -139,8 +139,8 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// What a group of halves is multiplied as: whole multiples of the smallest power of two that lets the largest
-/// be less than 32640 of them.
+/// A group of half-precision numbers in fixed point: whole multiples of the smallest power of two for which the largest
+/// number is less than 32640.
 fn fixed(group: &[f64]) -> Vec<f64> {
     let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
     let unit = (-126..127).map(|power| f64::from(power).exp2()).find(|unit| largest < 32640.0 * unit);
@@ -155,7 +155,7 @@ fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     let (depth, columns) = if transpose { (w.columns(), w.rows()) } else { (w.rows(), w.columns()) };
     let (row_stride, column_stride) = [(depth + 1, 1), (1, x_rows), (2 * depth + 1, 2), (0, 1)][layout];
     let length = x_rows * row_stride.max(1) + depth * column_stride;
-    // Of different sizes, so that some lose digits in whole numbers.
+    // Of different magnitudes, so that some lose digits in whole numbers.
     let x: Vec<T> = numbers(seed ^ 9, length)
         .into_iter()
         .enumerate()
@@ -235,20 +235,20 @@ fn plain(mode: Mode, rows: usize, groups: usize, seed: u64) -> Result<(), TestCa
     Ok(())
 }
 
-/// All codes, plain and in each kind of product; small enough for Miri.
+/// All formats of codes, dequantized and in each kind of product; small enough for Miri.
 #[test]
 fn every_format() {
     let affine = [(2, 32), (3, 32), (4, 64), (5, 32), (6, 64), (8, 64)];
     let affine = affine.map(|(bits, group)| Mode::Affine { bits, group });
     for mode in affine.into_iter().chain([Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4]) {
-        // Of two bits they fill no vector of words.
+        // Codes of two bits do not fill a vector of words.
         let groups = 64 / mode.bits_and_group().1;
         plain(mode, 2, groups, 1).unwrap();
         for isa in Isa::available() {
             let cpu = Cpu::new(isa, 2);
             for (x_rows, other, transpose) in [(1, 18, true), (3, 5, true), (17, 5, true), (2, 3, false)] {
                 let case = Case { mode, x_rows, groups, other, transpose, layout: x_rows % 4, seed: 2 };
-                // Where they are not multiplied as whole numbers, both go the same way.
+                // Products that are not in whole numbers take the same path for both formats.
                 if !cfg!(miri) || Memory::<bf16>::new(mode, 0, 0, 0).matrix().is_whole() {
                     run::<f32>(&case, &cpu).unwrap();
                 }
@@ -259,7 +259,7 @@ fn every_format() {
 }
 
 #[test]
-fn what_is_no_quantized_matrix() {
+fn other_layouts_are_errors() {
     let (weights, scales) = ([0_u32; 32], [0.0_f32; 4]);
     let affine = |rows, columns, bits, group| {
         QuantizedMatrix::affine(&weights, &scales, &scales, rows, columns, bits, group)
@@ -395,7 +395,7 @@ fn float_codes_are_those_of_mlx() {
     }
 }
 
-/// A scale, bias or x that is no number reaches the elements that it is part of and no others.
+/// A scale, bias or x that is not finite changes its own results and no others.
 #[test]
 fn what_is_not_finite_stays_in_its_row() {
     not_finite::<f32>();
@@ -433,7 +433,7 @@ fn not_finite<T: Element>() {
     }
 }
 
-/// The largest sums of whole numbers, and the smallest numbers: what a product of a scale of 1 is known to be.
+/// The largest sums of whole numbers, and the smallest numbers, in products whose result is known.
 #[test]
 fn the_ends_of_the_formats() {
     fn run<T: Element>(x: f32) {
@@ -441,7 +441,7 @@ fn the_ends_of_the_formats() {
             let cpu = Cpu::new(isa, 2);
             let step = if cfg!(miri) { 2 } else { 1 };
             for (bits, group) in [(2, 32), (4, 64), (4, 128), (8, 64), (8, 128)].into_iter().step_by(step) {
-                // Those of a group are the largest.
+                // All codes of a group are the largest.
                 let groups = if cfg!(miri) { 1 } else { 9 };
                 let columns = groups * group;
                 let (words, groups) = (vec![u32::MAX; 3 * columns * bits / 32], 3 * groups);
@@ -473,13 +473,13 @@ fn the_ends_of_the_formats() {
     for x in [65504.0, -65504.0, 1.0, 6e-8].into_iter().step_by(step) {
         run::<f16>(x);
     }
-    // The second is the largest below a power of two.
+    // The second is the largest bfloat16 below a power of two.
     for x in [1e30, -1.992_187_5, 1.0, 2_f32.powi(-110), 2_f32.powi(-126), -1e30].into_iter().step_by(step) {
         run::<bf16>(x);
     }
 }
 
-/// The largest bfloat16, alone in its group: its exponent has no next one in float32.
+/// The largest bfloat16, alone in its group: its exponent in float32 is the last one.
 #[test]
 fn the_largest_number_keeps_its_sign() {
     for isa in Isa::available() {
@@ -509,7 +509,7 @@ fn the_largest_number_keeps_its_sign() {
     }
 }
 
-/// So that a model which checks guessed tokens answers as one that decodes them one by one.
+/// A model that checks draft tokens must answer like one that decodes them one by one.
 #[test]
 fn up_to_sixteen_rows_have_the_bits_that_each_has_alone() {
     let (columns, depth, step) = if cfg!(miri) { (18, 64, 5) } else { (70, 192, 1) };

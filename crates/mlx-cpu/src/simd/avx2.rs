@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C: eight numbers.
+//! AVX2 with FMA and F16C: vectors of eight numbers.
 
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ use super::packing::{E2M1, E2M1_TWICE};
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// Proof of the instructions.
+    /// A value is proof that the processor has the instructions.
     ///
     /// # Safety
     ///
@@ -25,10 +25,10 @@ impl Avx2 {
     }
 }
 
-/// The bits of bfloat16 in the lower halves: rounded to nearest even, NaN kept.
+/// Rounds to bfloat16, to nearest, ties to even, and puts its bits into the lower halves of the lanes. NaN stays NaN.
 #[inline(always)]
 unsafe fn bf16_bits(x: __m256) -> __m256i {
-    // SAFETY: for all of this file: a value of `Avx2` exists only where the instructions do.
+    // SAFETY: in all of this file, a value of `Avx2` exists only where the instructions do.
     unsafe {
         let bits = _mm256_castps_si256(x);
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -256,7 +256,7 @@ impl Decoding for Avx2 {
     fn field16_e2m1(self, words: __m256i, index: usize) -> __m256i {
         // SAFETY: `self` is proof of the instructions.
         unsafe {
-            // The numbers fit into bytes, with the sign in the upper one after the two shifts.
+            // The numbers fit into bytes; the two shifts fill the upper byte with the sign.
             let mut bytes = [0_i8; 16];
             for (byte, number) in bytes.iter_mut().zip(E2M1_TWICE) {
                 *byte = number as i8;
@@ -281,8 +281,7 @@ impl Decoding for Avx2 {
 
     #[inline(always)]
     unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> __m256 {
-        // SAFETY: the caller's promise. The permutation looks at the three low bits only; the fourth
-        // is the sign.
+        // SAFETY: the caller's promise. The permutation uses the three low bits only; the fourth is the sign.
         unsafe {
             let codes = fields::<4>(from.add(first / 2));
             let sizes = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1.as_ptr()), codes);
@@ -313,7 +312,7 @@ impl Decoding for Avx2 {
     }
 }
 
-/// For fields of `BITS` bits: the two bytes that hold each, and where it begins in them.
+/// For each of eight fields of `BITS` bits, the two bytes that hold it, and its first bit in them.
 struct Fields<const BITS: usize>;
 
 impl<const BITS: usize> Fields<BITS> {
@@ -339,7 +338,7 @@ impl<const BITS: usize> Fields<BITS> {
     };
 }
 
-/// Eight fields of `BITS` bits, below 8.
+/// Eight fields of `BITS` bits, fewer than 8.
 #[inline(always)]
 unsafe fn fields<const BITS: usize>(from: *const u8) -> __m256i {
     // SAFETY: the caller's promise: `BITS` bytes.

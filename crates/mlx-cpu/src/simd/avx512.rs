@@ -1,4 +1,4 @@
-//! AVX-512: sixteen numbers.
+//! AVX-512: vectors of sixteen numbers.
 
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ use super::packing::{E2M1, E2M1_TWICE};
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// Proof of the instructions.
+    /// A value is proof that the processor has the instructions.
     ///
     /// # Safety
     ///
@@ -25,10 +25,10 @@ impl Avx512 {
     }
 }
 
-/// The bits of bfloat16 in the lower halves: rounded to nearest even, NaN kept.
+/// Rounds to bfloat16, to nearest, ties to even, and puts its bits into the lower halves of the lanes. NaN stays NaN.
 #[inline(always)]
 unsafe fn bf16_bits(x: __m512) -> __m512i {
-    // SAFETY: for all of this file: a value of `Avx512` exists only where the instructions do.
+    // SAFETY: in all of this file, a value of `Avx512` exists only where the instructions do.
     unsafe {
         let bits = _mm512_castps_si512(x);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -87,7 +87,7 @@ impl Arithmetic for Avx512 {
         let x = &x[..16];
         // SAFETY: `self` is proof of the instructions.
         unsafe {
-            // In every quarter of 128 bits: two sums of two vectors, then the sums of four.
+            // In each quarter of 128 bits: sums of two vectors, then sums of four.
             let mut twos = [_mm512_setzero_pd(); 8];
             for (two, x) in twos.iter_mut().zip(x.chunks_exact(2)) {
                 let sum = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
@@ -100,7 +100,7 @@ impl Arithmetic for Avx512 {
                     _mm512_castpd_ps(_mm512_unpackhi_pd(x[0], x[1])),
                 );
             }
-            // Then the quarters.
+            // Then the sums of the quarters.
             let mut eights = [_mm512_setzero_ps(); 2];
             for (eight, x) in eights.iter_mut().zip(fours.chunks_exact(2)) {
                 *eight = _mm512_add_ps(
@@ -175,7 +175,7 @@ impl Arithmetic for Avx512 {
         // SAFETY: `self` is proof of the instructions.
         unsafe {
             let mut t = [_mm512_setzero_ps(); MAX_LANES];
-            // Pairs of rows, then fours: afterwards every quarter of 128 bits is transposed.
+            // Pairs of rows, then fours. After that each quarter of 128 bits is transposed.
             for i in 0..8 {
                 t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
                 t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
@@ -258,7 +258,7 @@ impl Integers for Avx512 {
 }
 
 impl Decoding for Avx512 {
-    /// Codes of one word beside those of the next: as a broadcast of 8 bytes and one shift leave them.
+    /// Codes of one word and of the next in turns: the order after a broadcast of 8 bytes and one shift.
     const NIBBLES: [usize; MAX_LANES] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 
     #[inline(always)]
@@ -284,8 +284,8 @@ impl Decoding for Avx512 {
 
     #[inline(always)]
     fn field16_e2m1(self, words: __m512i, index: usize) -> __m512i {
-        // SAFETY: `self` is proof of the instructions. The permutation looks at the five low bits only,
-        // and the table has its 16 numbers twice.
+        // SAFETY: `self` is proof of the instructions. The permutation uses the five low bits only, and the table has
+        // its 16 numbers twice.
         unsafe {
             let fields = _mm512_srl_epi16(words, _mm_cvtsi32_si128((index * 4) as i32));
             let table = _mm256_loadu_si256(E2M1_TWICE.as_ptr().cast());
@@ -308,7 +308,7 @@ impl Decoding for Avx512 {
 
     #[inline(always)]
     unsafe fn unpack_e2m1(self, from: *const u8, first: usize) -> __m512 {
-        // SAFETY: the caller's promise. The permutation looks at the four low bits only.
+        // SAFETY: the caller's promise. The permutation uses the four low bits only.
         unsafe {
             let table = _mm512_loadu_ps(E2M1.as_ptr());
             _mm512_permutexvar_ps(fields::<4>(from.add(first / 2)), table)
@@ -362,8 +362,8 @@ impl Decoding for Avx512 {
     }
 }
 
-/// One instruction. The compiler makes a product and a sum of `_mm512_dpwssd_epi32`, which take half
-/// as long one after the other, but twice as long side by side.
+/// The instruction `vpdpwssd`. The compiler turns `_mm512_dpwssd_epi32` into a product and a sum. These have half the
+/// latency, but half the throughput, too.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn dot(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
@@ -380,12 +380,12 @@ fn dot(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
     sums
 }
 
-/// What whole numbers of 4 bits stand for.
+/// The whole numbers of 4 bits.
 const WHOLE: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// What a table has for each of the 16 codes in 8 bytes, in the order [`Decoding::NIBBLES`]. A
-/// permutation of 16 numbers looks at the four low bits of a lane only: no mask, no conversion.
+/// Looks the 16 codes in 8 bytes up in a table, in the order [`Decoding::NIBBLES`]. A permutation of 16 numbers uses
+/// the four low bits of a lane only, so it needs no mask and no conversion.
 #[inline(always)]
 unsafe fn table(from: *const u8, numbers: &[f32; 16]) -> __m512 {
     // SAFETY: the caller's promise: 8 bytes.
@@ -396,8 +396,8 @@ unsafe fn table(from: *const u8, numbers: &[f32; 16]) -> __m512 {
     }
 }
 
-/// For fields of `BITS` bits: the bytes that hold a pair of them, brought into 8 bytes of their own,
-/// and where each begins in there.
+/// For pairs of fields of `BITS` bits, the bytes that hold a pair, moved into 8 bytes of their own, and the first bit
+/// of each field in these.
 struct Fields<const BITS: usize>;
 
 impl<const BITS: usize> Fields<BITS> {
@@ -405,7 +405,7 @@ impl<const BITS: usize> Fields<BITS> {
         let mut bytes = [0; 64];
         let mut i = 0;
         while i < 64 {
-            // Beyond byte 15 there is nothing, and nothing is asked for.
+            // No field lies behind byte 15.
             let byte = i / 8 * 2 * BITS / 8 + i % 8;
             bytes[i] = if byte < 16 { byte as u8 } else { 15 };
             i += 1;
@@ -416,7 +416,7 @@ impl<const BITS: usize> Fields<BITS> {
         let mut shifts = [0; 64];
         let mut i = 0;
         while i < 16 {
-            // All of 16 fields of 4 bits are in any 8 bytes.
+            // With 4 bits each group of 8 bytes holds all 16 fields.
             let begin = if BITS == 4 { 0 } else { i / 2 * 2 * BITS / 8 * 8 };
             shifts[4 * i] = (i * BITS - begin) as u8;
             i += 1;
@@ -425,7 +425,7 @@ impl<const BITS: usize> Fields<BITS> {
     };
 }
 
-/// Sixteen fields of `BITS` bits, each in the low bits of its 32; other bits of the lane are anything.
+/// Sixteen fields of `BITS` bits, each in the low bits of its lane. The other bits of a lane have any value.
 #[inline(always)]
 unsafe fn fields<const BITS: usize>(from: *const u8) -> __m512i {
     // SAFETY: the caller's promise: 2 `BITS` bytes.

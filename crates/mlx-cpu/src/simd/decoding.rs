@@ -6,12 +6,12 @@ use super::packing;
 
 /// The codes of quantized weights, a vector at a time, in two ways.
 ///
-/// *In memory* codes follow each other, from the low bits of the first byte on, and a code may continue in the next byte.
-/// The methods that begin with `unpack` and `nibbles` read [`LANES`](Arithmetic::LANES) neighbours from there, from code
-/// number `first` on. They read only the bytes that hold these codes; `first` is a multiple of `LANES`.
+/// *In memory* codes follow each other, from the low bits of the first byte on, and a code may continue in the next
+/// byte. The methods that begin with `unpack` and `nibbles` read [`LANES`](Arithmetic::LANES) neighbours from there,
+/// from code number `first` on. They read only the bytes that hold these codes; `first` is a multiple of `LANES`.
 ///
-/// *In a vector of words* each lane holds several codes. The methods that begin with `field` take the code with the same
-/// `index` from every lane: as floats from words of 32 bits (`field`), or as whole numbers from words of 16 bits
+/// *In a vector of words* each lane holds several codes. The methods that begin with `field` take the code with the
+/// same `index` from every lane: as floats from words of 32 bits (`field`), or as whole numbers from words of 16 bits
 /// (`field16`) or bytes (`field8`), for products of [`Integers`].
 ///
 /// Codes are whole numbers of `BITS` bits from 0 on, or the small floats E2M1 and E4M3 (*OCP Microscaling Formats
@@ -57,7 +57,8 @@ pub trait Decoding: Integers {
         unsafe { self.load_f32(all.as_ptr()) }
     }
 
-    /// [`unpack`](Self::unpack) for 4 bits, in the order [`NIBBLES`](Self::NIBBLES), which takes the fewest instructions.
+    /// [`unpack`](Self::unpack) for 4 bits, in the order [`NIBBLES`](Self::NIBBLES), which takes the fewest
+    /// instructions.
     #[inline(always)]
     unsafe fn nibbles(self, from: *const u8, first: usize) -> Self::F {
         // SAFETY: the caller's promise.

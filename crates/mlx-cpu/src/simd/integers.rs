@@ -23,8 +23,8 @@ pub trait Integers: Arithmetic {
     /// In each lane, adds the products of the two pairs of 16-bit numbers to a sum of 32 bits.
     fn dot(self, a: Self::I, b: Self::I, sums: Self::I) -> Self::I;
 
-    /// In each lane, adds the products of the four pairs of bytes to a sum of 32 bits. The bytes of `a` have no sign (0 to
-    /// 255), those of `b` have one (-128 to 127).
+    /// In each lane, adds the products of the four pairs of bytes to a sum of 32 bits. The bytes of `a` have no sign (0
+    /// to 255), those of `b` have one (-128 to 127).
     ///
     /// # Panics
     ///

@@ -8,29 +8,30 @@ use super::arithmetic::Arithmetic;
 /// `exp(r)`; Cody and Waite, *Software Manual for the Elementary Functions*, chapter 6.
 #[inline(always)]
 pub(super) fn exp<S: Arithmetic>(s: S, x: S::F) -> S::F {
-    // Beyond these the result is 0 or infinity anyway, and k stays within two halves of a scale.
+    // Beyond these bounds the result is 0 or infinity anyway, and the two halves of k stay within the range of `scale`.
     let bounded = s.min(s.max(x, s.splat(-110.0)), s.splat(100.0));
     let k = s.round(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits, so that k times it is exact.
     let r = s.mul_add(k, s.splat(-0.693_359_4), bounded);
     let r = s.mul_add(k, s.splat(2.121_944_4e-4), r);
-    // The series of exp, to the power of 7: its rest is below 2^-27 for |r| <= 0.35.
+    // The series of exp up to r^7: the rest is below 2^-27 for |r| <= 0.35.
     let mut y = s.splat(1.0 / 5040.0);
     for factorial in [720.0_f32, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
         y = s.mul_add(y, r, s.splat(1.0 / factorial));
     }
-    // In two steps: 2^k alone may be outside of float32 where the result is not.
+    // In two steps: 2^k alone may overflow or underflow although the result does not.
     let half = s.round(s.mul(k, s.splat(0.5)));
     let y = s.scale(s.scale(y, half), s.sub(k, half));
     s.unless_nan(x, y)
 }
 
-/// `1 - 2 / (exp(2 x) + 1)`, and near 0, where that loses digits, the series.
+/// The hyperbolic tangent, within 5 units in the last place: `1 - 2 / (exp(2 x) + 1)`, and near 0, where that loses
+/// digits, a Padé approximation.
 #[inline(always)]
 pub(crate) fn tanh<S: Arithmetic>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let square = s.mul(x, x);
-    // Padé's approximation of order 7 over 6 for small x.
+    // Of order 7 over 6.
     let bounded = s.min(square, s.splat(1.0));
     let top = s.mul_add(bounded, s.splat(1.0), s.splat(378.0));
     let top = s.mul_add(top, bounded, s.splat(17_325.0));

@@ -12,8 +12,8 @@
 //!
 //! # A new instruction
 //!
-//! A method that every processor has in some form is a required method of its trait, and each file of an instruction set
-//! implements it. A method that only some processors speed up has a default, made of the required ones, which these
+//! A method that every processor has in some form is a required method of its trait, and each file of an instruction
+//! set implements it. A method that only some processors speed up has a default, made of the required ones, which these
 //! instruction sets replace. Either way a test in `tests.rs` compares it on every instruction set with plain code.
 //!
 //! # A new instruction set
@@ -50,7 +50,8 @@ pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 pub(crate) use prefetch::{prefetch, prefetch_stream};
 
-/// All that an instruction set offers to kernels. Every instruction set has it, and nothing has to be implemented for it.
+/// All that an instruction set offers to kernels. Every instruction set has it, and nothing has to be implemented for
+/// it.
 ///
 /// A [`Kernel`](crate::Kernel) is compiled for each `Simd`. The functions that it calls ask for the part that they use:
 /// [`Arithmetic`], [`Integers`] or [`Decoding`].

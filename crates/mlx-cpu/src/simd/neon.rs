@@ -1,4 +1,4 @@
-//! NEON: four numbers.
+//! NEON: vectors of four numbers.
 
 use std::arch::aarch64::*;
 
@@ -14,7 +14,7 @@ use super::packing::E2M1_TWICE;
 pub(crate) struct Neon(());
 
 impl Neon {
-    /// Proof of the instructions.
+    /// A value is proof that the processor has the instructions.
     ///
     /// # Safety
     ///
@@ -25,10 +25,10 @@ impl Neon {
     }
 }
 
-/// The bits of bfloat16 in the lower halves: rounded to nearest even, NaN kept.
+/// Rounds to bfloat16, to nearest, ties to even, and puts its bits into the lower halves of the lanes. NaN stays NaN.
 #[inline(always)]
 unsafe fn bf16_bits(x: float32x4_t) -> uint32x4_t {
-    // SAFETY: for all of this file: NEON is part of the architecture.
+    // SAFETY: in all of this file: NEON is part of the architecture.
     unsafe {
         let bits = vreinterpretq_u32_f32(x);
         let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
@@ -112,7 +112,7 @@ impl Arithmetic for Neon {
 
     #[inline(always)]
     unsafe fn load_f16(self, from: *const f16) -> float32x4_t {
-        // The conversion instruction is not stable in Rust for all of AArch64.
+        // The conversion instruction is not stable in Rust.
         // SAFETY: the caller's promise.
         let all: [f32; 4] = std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }.widen());
         // SAFETY: an array of four.
@@ -213,7 +213,7 @@ impl Decoding for Neon {
     fn field16_e2m1(self, words: int32x4_t, index: usize) -> int32x4_t {
         // SAFETY: NEON is part of the architecture; the table is an array of 16.
         unsafe {
-            // The numbers fit into bytes; the shifts fill the upper one with the sign.
+            // The numbers fit into bytes; the shifts fill the upper byte with the sign.
             let table = E2M1_TWICE.map(|number| number as i8);
             let codes = vreinterpretq_u8_s32(self.field16::<4>(words, index));
             let found = vreinterpretq_s16_s8(vqtbl1q_s8(vld1q_s8(table.as_ptr()), codes));

@@ -1,4 +1,4 @@
-//! Arrays of eight numbers: for every processor, and for tools that check memory.
+//! The portable instruction set: arrays of eight numbers, for every processor and for Miri.
 
 use half::{bf16, f16};
 
@@ -7,13 +7,13 @@ use super::decoding::Decoding;
 use super::integers::Integers;
 use super::packing::E2M1_TWICE;
 
-/// What every processor has.
+/// The portable instruction set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
 type F = [f32; 8];
 
-/// What `f` gives for each lane. For Miri, which takes many times as long over `std::array::from_fn`, in a plain loop.
+/// The results of `f` for each lane. A plain loop, because Miri takes many times as long for `std::array::from_fn`.
 #[inline(always)]
 fn lanes<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; 8] {
     let mut all = [T::default(); 8];
@@ -37,7 +37,7 @@ fn both(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
 
 #[inline(always)]
 unsafe fn load<T: Element>(from: *const T) -> F {
-    // SAFETY: the caller's promise; tensors may lie at odd addresses.
+    // SAFETY: the caller's promise; tensors may be unaligned.
     each(unsafe { from.cast::<[T; 8]>().read_unaligned() }, T::widen)
 }
 
@@ -79,7 +79,7 @@ impl Arithmetic for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: F, b: F, c: F) -> F {
-        // Rounded twice: without the instruction a fused one is a call of a library.
+        // Rounded twice: without the instruction, `f32::mul_add` would call a library.
         lanes(|i| a[i] * b[i] + c[i])
     }
 

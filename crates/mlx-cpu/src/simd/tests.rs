@@ -105,7 +105,7 @@ fn functions_at_the_ends() {
     }
 }
 
-/// An operation on as many pairs as there are.
+/// An operation, by its name, on pairs of numbers.
 struct Pairs<'a>(&'a [(f32, f32)], &'static str, &'a mut [f32]);
 
 impl Kernel for Pairs<'_> {
@@ -133,77 +133,97 @@ impl Kernel for Pairs<'_> {
     }
 }
 
+const INFINITY: f32 = f32::INFINITY;
+const NAN: f32 = f32::NAN;
+
+/// Operations on two numbers, by name: the numbers and the result.
+const OPERATIONS: [(&str, &[(f32, f32, f32)]); 7] = [
+    // The first three are off by one unit where the inverse is rounded too.
+    (
+        "div",
+        &[
+            (5.0, 3.0, 5.0 / 3.0),
+            (-7.0, 49.0, -1.0 / 7.0),
+            (9.0, 11.0, 9.0 / 11.0),
+            (1.0, 0.0, INFINITY),
+            (-6.0, 2.0, -3.0),
+            (0.0, 0.0, NAN),
+        ],
+    ),
+    (
+        "round",
+        &[
+            (0.5, 0.0, 0.0),
+            (1.5, 0.0, 2.0),
+            (2.5, 0.0, 2.0),
+            (-0.5, 0.0, 0.0),
+            (-1.5, 0.0, -2.0),
+            (-2.5, 0.0, -2.0),
+            (0.499_999_97, 0.0, 0.0),
+            (-2.75, 0.0, -3.0),
+            (3.25, 0.0, 3.0),
+            (8_388_607.5, 0.0, 8_388_608.0),
+            (-2e9, 0.0, -2e9),
+        ],
+    ),
+    (
+        "scale",
+        &[
+            (1.5, 0.0, 1.5),
+            (-1.5, 3.0, -12.0),
+            (3.0, -2.0, 0.75),
+            (1.0, 127.0, f32::from_bits(254 << 23)),
+            (1.0, -126.0, f32::MIN_POSITIVE),
+            (0.75, -126.0, f32::from_bits(0x60_0000)),
+            (2.0, 127.0, INFINITY),
+            (0.0, 5.0, 0.0),
+            (-INFINITY, -5.0, -INFINITY),
+        ],
+    ),
+    (
+        "unless_nan",
+        &[(1.0, 2.0, 2.0), (NAN, 2.0, NAN), (0.0, NAN, NAN), (INFINITY, -3.0, -3.0), (-NAN, 5.0, NAN)],
+    ),
+    (
+        "where_less",
+        &[
+            (1.0, 2.0, 1.0),
+            (2.0, 1.0, 2.0),
+            (2.0, 2.0, 2.0),
+            (-0.0, 0.0, 2.0),
+            (NAN, 1.0, 2.0),
+            (1.0, NAN, 2.0),
+            (-INFINITY, INFINITY, 1.0),
+            (-2.0, -1.0, 1.0),
+            (INFINITY, INFINITY, 2.0),
+        ],
+    ),
+    (
+        "max",
+        &[
+            (1.0, 2.0, 2.0),
+            (2.0, 1.0, 2.0),
+            (-INFINITY, -5.0, -5.0),
+            (-1.0, -2.0, -1.0),
+            (INFINITY, 3.0, INFINITY),
+        ],
+    ),
+    (
+        "min",
+        &[
+            (1.0, 2.0, 1.0),
+            (2.0, 1.0, 1.0),
+            (INFINITY, 5.0, 5.0),
+            (-1.0, -2.0, -2.0),
+            (3.0, -INFINITY, -INFINITY),
+        ],
+    ),
+];
+
 #[test]
 fn operations_on_two_numbers_are_as_described() {
-    /// Two numbers and the result.
-    type Cases = [(f32, f32, f32)];
-    let (inf, nan, large) = (f32::INFINITY, f32::NAN, 8_388_607.5);
-    let cases: [(&str, &Cases); 7] = [
-        // The first three are off by one unit where the inverse is rounded too.
-        (
-            "div",
-            &[
-                (5.0, 3.0, 5.0 / 3.0),
-                (-7.0, 49.0, -1.0 / 7.0),
-                (9.0, 11.0, 9.0 / 11.0),
-                (1.0, 0.0, inf),
-                (-6.0, 2.0, -3.0),
-                (0.0, 0.0, nan),
-            ],
-        ),
-        (
-            "round",
-            &[
-                (0.5, 0.0, 0.0),
-                (1.5, 0.0, 2.0),
-                (2.5, 0.0, 2.0),
-                (-0.5, 0.0, 0.0),
-                (-1.5, 0.0, -2.0),
-                (-2.5, 0.0, -2.0),
-                (0.499_999_97, 0.0, 0.0),
-                (-2.75, 0.0, -3.0),
-                (3.25, 0.0, 3.0),
-                (large, 0.0, 8_388_608.0),
-                (-2e9, 0.0, -2e9),
-            ],
-        ),
-        (
-            "scale",
-            &[
-                (1.5, 0.0, 1.5),
-                (-1.5, 3.0, -12.0),
-                (3.0, -2.0, 0.75),
-                (1.0, 127.0, f32::from_bits(254 << 23)),
-                (1.0, -126.0, f32::MIN_POSITIVE),
-                (0.75, -126.0, f32::from_bits(0x60_0000)),
-                (2.0, 127.0, inf),
-                (0.0, 5.0, 0.0),
-                (-inf, -5.0, -inf),
-            ],
-        ),
-        (
-            "unless_nan",
-            &[(1.0, 2.0, 2.0), (nan, 2.0, nan), (0.0, nan, nan), (inf, -3.0, -3.0), (-nan, 5.0, nan)],
-        ),
-        (
-            "where_less",
-            &[
-                (1.0, 2.0, 1.0),
-                (2.0, 1.0, 2.0),
-                (2.0, 2.0, 2.0),
-                (-0.0, 0.0, 2.0),
-                (nan, 1.0, 2.0),
-                (1.0, nan, 2.0),
-                (-inf, inf, 1.0),
-                (-2.0, -1.0, 1.0),
-                (inf, inf, 2.0),
-            ],
-        ),
-        ("max", &[(1.0, 2.0, 2.0), (2.0, 1.0, 2.0), (-inf, -5.0, -5.0), (-1.0, -2.0, -1.0), (inf, 3.0, inf)]),
-        ("min", &[(1.0, 2.0, 1.0), (2.0, 1.0, 1.0), (inf, 5.0, 5.0), (-1.0, -2.0, -2.0), (3.0, -inf, -inf)]),
-    ];
     for isa in Isa::available() {
-        for (name, cases) in cases {
+        for (name, cases) in OPERATIONS {
             let pairs: Vec<_> = cases.iter().map(|&(a, b, _)| (a, b)).collect();
             let mut y = vec![0.0; pairs.len()];
             isa.run(Pairs(&pairs, name, &mut y));
@@ -240,10 +260,10 @@ fn the_largest_and_the_sum_are_of_all_lanes() {
     }
 }
 
-/// Numbers, in the opposite order.
-struct Spread<'a>(&'a [f32], &'a mut [f32]);
+/// Numbers in the opposite order.
+struct Reversed<'a>(&'a [f32], &'a mut [f32]);
 
-impl Kernel for Spread<'_> {
+impl Kernel for Reversed<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -257,17 +277,17 @@ impl Kernel for Spread<'_> {
 }
 
 #[test]
-fn numbers_are_spread_to_all_lanes() {
+fn numbers_are_permuted() {
     let x: [f32; MAX_LANES] = std::array::from_fn(|i| i as f32);
     for isa in Isa::available() {
         let mut y = vec![-1.0; isa.lanes()];
-        isa.run(Spread(&x, &mut y));
+        isa.run(Reversed(&x, &mut y));
         let expected: Vec<_> = x[..isa.lanes()].iter().rev().copied().collect();
         assert_eq!(y, expected, "{}", isa.name());
     }
 }
 
-/// Codes of `BITS` bits, beside bytes with a sign: for each lane the sum of the products, and 256 times that and it.
+/// The products of codes of `BITS` bits and bytes with a sign: for each lane their sum, and then 256 times the sum.
 struct Bytes<'a, const BITS: usize>(&'a [u8; 64], &'a [i8; 64], &'a mut Vec<i32>);
 
 impl<const BITS: usize> Kernel for Bytes<'_, BITS> {
@@ -339,7 +359,7 @@ impl Kernel for Sums<'_> {
 }
 
 #[test]
-fn sums_of_many_vectors_are_in_their_order() {
+fn sums_of_vectors_are_in_the_order_of_the_vectors() {
     // Small whole numbers: exact in any order.
     let x: Vec<f32> = (0..256).map(|i| ((i * i) % 211) as f32).collect();
     for isa in Isa::available() {

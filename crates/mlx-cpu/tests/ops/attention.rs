@@ -1,4 +1,4 @@
-//! The kernels of `attention`, beside values of MLX and sums in float64.
+//! The kernels of `attention`, compared with MLX's results and with float64.
 
 use half::bf16;
 use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, View, ViewMut, attention};
@@ -47,12 +47,12 @@ fn as_mlx<T: Format>() {
                     );
                     let what = format!("{case} {name} sinks {with_sinks} {cpu:?}");
                     if T::DIGITS == 23 {
-                        // Sums of numbers of both signs: an error of their sizes, here about 1.
+                        // Sums of numbers with both signs: the error is relative to their absolute values, about 1.
                         for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
                             assert!((a.widen() - b.widen()).abs() < 1e-6, "{what} {i}: {a:?} {b:?}");
                         }
                     } else {
-                        // Hardly any differ: where the order of a sum turned the rounding of a score.
+                        // Few results differ: where the order of a sum changed the rounding of a score.
                         let unit = 2_f32.powi(1 - T::DIGITS);
                         let far = |(a, b): &(&T, &T)| (a.widen() - b.widen()).abs() > unit;
                         assert_eq!(out.iter().zip(&expected).find(far), None, "{what}");
@@ -83,7 +83,7 @@ struct Case {
     gap: usize,
     mask: Kind,
     sinks: bool,
-    /// Of keys and of values, where they are quantized.
+    /// The modes of keys and of values, if they are quantized.
     modes: Option<[Mode; 2]>,
     seed: u64,
 }
@@ -94,12 +94,12 @@ enum Kind {
     Causal,
     /// A window of this many keys, as a table that heads share.
     Window(usize),
-    /// Random, for each head, with rows that see nothing.
+    /// A random table for each head, in which some queries see no key.
     Bool,
     Additive,
 }
 
-/// Everything that a call takes.
+/// The tensors of a call.
 struct Tensors<T> {
     q: Vec<T>,
     k: Vec<T>,
@@ -165,7 +165,7 @@ impl Case {
         self.with(cpu, t, cached(&t.k, self.size), cached(&t.v, self.out_size))
     }
 
-    /// Queries and results lie as projections leave them, keys and values as caches do.
+    /// Queries and results have the layout of projections, keys and values that of caches.
     fn with<T: Format, H: Heads<T>>(&self, cpu: &Cpu, t: &Tensors<T>, keys: H, values: H) -> Vec<T> {
         let Self { batch, length, count, size, out_size, gap, .. } = *self;
         let heads = self.heads();
@@ -197,18 +197,13 @@ impl Case {
         out
     }
 
-    /// In float64, with the errors that are allowed.
+    /// The results in float64, each with the error that is allowed.
     fn exact<T: Format>(&self, t: &Tensors<T>) -> Vec<(f64, f64)> {
         let Self { batch, shared_heads, group, length, count, size, out_size, gap, .. } = *self;
         let heads = self.heads();
         let wide = |x: &[T], at: usize| f64::from(x[at].widen());
-        let elements = t.quantized.as_ref().map(|both| {
-            [(0, size), (1, out_size)].map(|(which, size)| {
-                let at = |at: usize| both[which].element(at / size / count, at / size % count, at % size);
-                (0..batch * shared_heads * count * size).map(at).collect::<Vec<_>>()
-            })
-        });
-        // An element, and the sum of the sizes of what it is added up from.
+        let elements = self.quantized_elements(t);
+        // An element, and the sum of the absolute values of its summands.
         let element = |which: usize, head: usize, j: usize, d: usize| match &elements {
             Some(both) => both[which][(head * count + j) * [size, out_size][which] + d],
             None => {
@@ -233,19 +228,13 @@ impl Case {
                             large += (0.7 * q).abs() * parts;
                         }
                         let at = ((b * heads + h) * length + i) * count + j;
-                        let shown = match self.mask {
-                            Kind::None | Kind::Additive => true,
-                            Kind::Causal => j + length <= i + count,
-                            Kind::Window(_) => t.seen[i * count + j],
-                            Kind::Bool => t.seen[at],
-                        };
                         if matches!(self.mask, Kind::Additive) {
                             sum += wide(&t.added, at);
                             large += wide(&t.added, at).abs();
                         }
-                        // Scale, query, score and sum with the mask are rounded; MLX's exponential.
+                        // Scale, query, score and its sum with the mask are rounded; the exponential is MLX's.
                         error = error.max(large * (2.5 * ulp + size as f64 * 1e-7) + 1e-6);
-                        scores.push(if shown { sum } else { f64::NEG_INFINITY });
+                        scores.push(if self.is_seen(t, i, j, at) { sum } else { f64::NEG_INFINITY });
                     }
                     if scores.iter().all(|&score| score == f64::NEG_INFINITY) && !self.sinks {
                         scores.fill(0.0);
@@ -269,6 +258,27 @@ impl Case {
         }
         all
     }
+
+    /// The elements of quantized keys and values, each with the sum of the absolute values of its summands.
+    fn quantized_elements<T: Format>(&self, t: &Tensors<T>) -> Option<[Vec<(f64, f64)>; 2]> {
+        let Self { batch, shared_heads, count, size, out_size, .. } = *self;
+        t.quantized.as_ref().map(|both| {
+            [(0, size), (1, out_size)].map(|(which, size)| {
+                let at = |at: usize| both[which].element(at / size / count, at / size % count, at % size);
+                (0..batch * shared_heads * count * size).map(at).collect::<Vec<_>>()
+            })
+        })
+    }
+
+    /// Whether query `i` of a head sees key `j`; `at` is their place in a mask that has a table for each head.
+    fn is_seen<T: Format>(&self, t: &Tensors<T>, i: usize, j: usize, at: usize) -> bool {
+        match self.mask {
+            Kind::None | Kind::Additive => true,
+            Kind::Causal => j + self.length <= i + self.count,
+            Kind::Window(_) => t.seen[i * self.count + j],
+            Kind::Bool => t.seen[at],
+        }
+    }
 }
 
 fn as_float64<T: Format>(case: &Case) {
@@ -286,7 +296,7 @@ fn as_float64<T: Format>(case: &Case) {
     }
 }
 
-/// For Miri with one format.
+/// With all formats; with one under Miri.
 fn as_float64_of_some(case: &Case) {
     if cfg!(miri) {
         as_float64::<bf16>(case);
@@ -305,12 +315,12 @@ fn kinds() -> impl Strategy<Value = Kind> {
     ]
 }
 
-/// A weight of 1e-26 counts, one of 4e-31 does not.
+/// A weight of 1e-26 counts; a weight of 4e-31 does not.
 #[test]
 fn a_score_far_below_the_largest_has_no_weight() {
     for (score, expected) in [(-60.0_f64, 0.5 + (-60.0_f64).exp() * 1e30), (-70.0, 0.5)] {
         let (keys, values) = ([0.0, score as f32], [0.5, 1e30]);
-        // As few queries, and as many.
+        // As few queries and as many queries.
         for (length, cpu) in
             [1, 20].into_iter().flat_map(|length| cpus().iter().map(move |cpu| (length, cpu)))
         {
@@ -331,7 +341,7 @@ fn a_score_far_below_the_largest_has_no_weight() {
     }
 }
 
-/// What random sizes are below.
+/// Random sizes are below these.
 struct Sizes {
     batch: usize,
     group: usize,
@@ -433,7 +443,7 @@ fn blocks_of_keys_that_threads_share() {
             as_float64_of_some(&Case { length, mask, ..QUANTIZED });
         }
     }
-    // More groups than are decoded with one call.
+    // More groups than one call decodes.
     let modes = Some([Mode::Nvfp4, Mode::Affine { bits: 3, group: 32 }]);
     let (count, size) = if cfg!(miri) { (3, 80) } else { (40, 1040) };
     as_float64_of_some(&Case { count, size, out_size: 2 * size, modes, ..LARGE });
@@ -448,7 +458,7 @@ fn tiles_that_threads_share() {
             as_float64_of_some(&Case { length, count, mask, ..QUANTIZED });
         }
     }
-    // Queries before the first key see none.
+    // Queries before the first key see no key.
     as_float64_of_some(&Case { length, count: few, mask: Kind::Causal, ..LARGE });
 }
 
@@ -474,7 +484,7 @@ fn nothing_finite<T: Format>() {
             for bad in [f32::NAN, f32::INFINITY] {
                 assert!(run(&of(&[0.0, bad, 0.0]), &v, Mask::None).iter().all(|x| x.is_nan()), "{cpu:?}");
             }
-            // A key that is not seen may be anything.
+            // A key that is not seen may have any value.
             let seen = [true, false, true];
             let mask = Mask::Bool(View::new(&seen, [1, 1, length, 3], [0, 0, 0, 1]));
             assert_eq!(run(&of(&[0.0, f32::NAN, 0.0]), &v, mask), vec![2.5; length], "{cpu:?}");
@@ -493,7 +503,7 @@ fn infinities_and_no_keys() {
     each_format!(nothing_finite());
 }
 
-/// A quantized key that is not seen may be anything; one that is seen makes its queries NaN.
+/// A quantized key that is not seen may have any value. A NaN that is seen makes its queries NaN.
 fn nothing_finite_quantized<T: Format>() {
     for length in [1, 20] {
         let count = if cfg!(miri) { 33 } else { 300 };
@@ -531,7 +541,7 @@ fn quantized_heads_have_one_shape() {
     QuantizedHeads::new(&[a.matrices(3)[0], b.matrices(4)[0]], 1);
 }
 
-/// A draft that is checked in one call gives what its tokens give one by one.
+/// Draft tokens that are checked in one call give the bits that they give one by one.
 fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
     let (heads, shared, count) = if cfg!(miri) { (2, 1, length + 2) } else { (4, 2, 300) };
     let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (

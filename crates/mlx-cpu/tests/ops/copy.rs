@@ -1,4 +1,4 @@
-//! The kernels of `copy.rs`, beside values of MLX and sums in float64.
+//! The kernel of `copy.rs`, compared with copies element by element.
 
 use mlx_cpu::{Matrix, MatrixMut, View, ViewMut, add, copy_strided, multiply, subtract_from_rows};
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! What MLX answered: `xtask/python/make_kernel_fixtures.py`.
+//! Results of MLX, from files that `xtask/python/make_kernel_fixtures.py` makes.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,7 +19,7 @@ impl Fixture {
         SafeTensors::deserialize(&self.0).unwrap()
     }
 
-    /// The names before the last dot of those cases whose name starts so.
+    /// The names of the cases that begin with a prefix: what stands before the last dot of the names of tensors.
     pub fn cases(&self, start: &str) -> Vec<String> {
         let tensors = self.tensors();
         let cases: BTreeSet<_> = tensors
@@ -62,7 +62,7 @@ impl Fixture {
         self.words::<4>(case, tensor).unwrap().into_iter().map(i32::from_le_bytes).collect()
     }
 
-    /// A float32 argument, if it is there.
+    /// A float32 argument, if the case has it.
     pub fn number(&self, case: &str, tensor: &str) -> Option<f32> {
         Some(f32::from_le_bytes(*self.words::<4>(case, tensor)?.first()?))
     }

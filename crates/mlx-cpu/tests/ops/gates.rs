@@ -1,4 +1,4 @@
-//! The kernels of `gates.rs`, beside values of MLX and sums in float64.
+//! The kernels of `gates.rs`, compared with MLX's results and with float64.
 
 use mlx_cpu::{Isa, Matrix, MatrixMut, geglu, gelu_tanh, silu, swiglu};
 use proptest::prelude::*;
@@ -24,7 +24,7 @@ fn as_mlx<T: Format>() {
             let expected = fixture.floats::<T>(T::NAME, name);
             let what = format!("{name} {cpu:?}");
             if name.starts_with("ge") && T::DIGITS == 23 {
-                // The hyperbolic tangent is another.
+                // The hyperbolic tangent is not MLX's.
                 for ((&x, &a), (&b, &up)) in x.iter().zip(&out).zip(expected.iter().zip(&up)) {
                     let (x, a, b) = (f64::from(x.widen()), f64::from(a.widen()), f64::from(b.widen()));
                     let up = if name == "geglu" { f64::from(up.widen()).abs() } else { 1.0 };
@@ -47,7 +47,7 @@ fn give_what_mlx_gives() {
     each_format!(as_mlx());
 }
 
-/// Strides, tails and threads change nothing.
+/// Strides, tails and threads do not change a result.
 fn is_elementwise<T: Format>(rows: usize, columns: usize, gap: usize, seed: u64) {
     let stride = 2 * columns + gap;
     let memory = random::<T>(seed, rows.max(1) * stride + 1);

@@ -1,4 +1,4 @@
-//! The kernels of `lookup.rs`, beside values of MLX and sums in float64.
+//! The kernels of `lookup.rs`, compared with MLX's results and with float64.
 
 use mlx_cpu::{Matrix, MatrixMut, QuantizedMatrix, dequantize, lookup, lookup_quantized};
 use proptest::prelude::*;

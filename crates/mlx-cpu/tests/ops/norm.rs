@@ -1,4 +1,4 @@
-//! The kernels of `norm.rs`, beside values of MLX and sums in float64.
+//! The kernels of `norm.rs`, compared with MLX's results and with float64.
 
 use mlx_cpu::{Matrix, MatrixMut, rms_norm};
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn as_float64<T: Format>(rows: usize, columns: usize, gap: usize, offset: usize,
                 .map(|(x, weight)| rounded::<T>(x * factor) * f64::from(weight.widen()))
                 .collect();
             let sum = (columns as f64 / 4.0 + 8.0) * 2_f64.powi(-24);
-            // The first rounding may go the other way: one unit, times the weight.
+            // The first rounding may differ: by one unit, times the weight.
             let error = |j: usize| {
                 exact[j].abs() * sum + unit::<T>(row[j] * factor) * f64::from(weight[j].widen()).abs()
             };
@@ -98,7 +98,7 @@ fn at_the_ends<T: Format>() {
             out.iter().map(|x| x.widen()).collect::<Vec<_>>()
         };
         assert!(norm(&[1.0, f32::NAN, 2.0]).iter().all(|x| x.is_nan()));
-        // The mean is infinite: numbers become 0, infinity times 0 is none.
+        // The mean is infinite: numbers become 0, and infinity times 0 is NaN.
         let y = norm(&[1.0, f32::INFINITY]);
         assert!(y[0] == 0.0 && y[1].is_nan());
         assert_eq!(norm(&[0.0, -0.0]).iter().map(|x| x.to_bits()).collect::<Vec<_>>(), [0, 1 << 31]);

@@ -1,4 +1,4 @@
-//! Quantized heads and what they stand for, read bit by bit.
+//! Quantized heads, and their elements read bit by bit.
 
 use mlx_cpu::{Element, QuantizedMatrix};
 use proptest::prelude::*;
@@ -95,7 +95,7 @@ impl<T: Element> Memory<T> {
         (0..heads).map(|head| matrix(head).unwrap()).collect()
     }
 
-    /// What an element is, and the sum of the sizes of what it is added up from.
+    /// An element, and the sum of the absolute values of its summands.
     pub fn element(&self, head: usize, row: usize, column: usize) -> (f64, f64) {
         let (bits, group) = self.mode.bits_and_group();
         let index = (head * self.rows + row) * self.columns + column;
@@ -104,7 +104,7 @@ impl<T: Element> Memory<T> {
             let place = index * bits + bit;
             code |= ((self.weights[place / 32] >> (place % 32) & 1) as i32) << bit;
         }
-        // A float of `exponent` and `mantissa` bits behind a sign.
+        // A float with a sign, `exponent` bits and `mantissa` bits.
         let float = |code: i32, exponent: i32, mantissa: i32| {
             let (part, power) = (code & ((1 << mantissa) - 1), code >> mantissa & ((1 << exponent) - 1));
             let bias = (1 << (exponent - 1)) - 1;

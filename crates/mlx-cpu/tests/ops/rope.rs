@@ -1,4 +1,4 @@
-//! The kernels of `rope.rs`, beside values of MLX and sums in float64.
+//! The kernels of `rope.rs`, compared with MLX's results and with float64.
 
 use mlx_cpu::{Frequencies, Rope, RopeLayout, View, rope};
 use proptest::prelude::*;
@@ -39,7 +39,7 @@ fn gives_what_mlx_gives() {
     each_format!(as_mlx());
 }
 
-/// A tensor [B, H, L, D] whose heads lie inside of positions, as projections leave it.
+/// A tensor [B, H, L, D] in the layout of projections: the heads of a position follow each other.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     batch: usize,
@@ -81,7 +81,7 @@ fn as_float64<T: Format>(shape: Shape, dims: usize, layout: RopeLayout, offsets:
                         exact[i] = x[i] * angle.cos() - x[j] * angle.sin();
                         exact[j] = x[i] * angle.sin() + x[j] * angle.cos();
                         let large = x[i].abs() + x[j].abs();
-                        // Of the angle, and of five roundings.
+                        // The errors of the angle and of five roundings.
                         error[i] =
                             large * (angle * 1.5e-6 + 1e-6) + 2.0 * unit::<T>(large) + unit::<T>(1.0) * large;
                         error[j] = error[i];

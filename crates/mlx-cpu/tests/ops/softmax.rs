@@ -1,4 +1,4 @@
-//! The kernels of `softmax.rs`, beside values of MLX and sums in float64.
+//! The kernels of `softmax.rs`, compared with MLX's results and with float64.
 
 use mlx_cpu::{Isa, Matrix, MatrixMut, argmax, logsumexp, softmax};
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn as_float64<T: Format>(rows: usize, columns: usize, gap: usize, seed: u64) {
             let top = row.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
             let sum: f64 = row.iter().map(|x| (x - top).exp()).sum();
             let exact: Vec<f64> = row.iter().map(|x| (x - top).exp() / sum).collect();
-            // The sum's error; MLX's exponential; the smallest normal float32 is its smallest.
+            // The errors of the sum and of MLX's exponential, which has no denormal results.
             let share =
                 (columns.min(16_384) as f64 / 8.0 + columns as f64 / 16_384.0 + 8.0) * 2_f64.powi(-24);
             assert_near(
@@ -99,7 +99,7 @@ fn long_rows_that_threads_share() {
     }
 }
 
-/// The place of the largest in a later piece, beside NaN and its equal.
+/// The largest element lies in a later piece, with a NaN and an equal element elsewhere.
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
 fn the_first_of_equals_in_later_pieces() {

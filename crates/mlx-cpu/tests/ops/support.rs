@@ -1,13 +1,14 @@
 //! Formats, comparisons and random tensors.
 
+use approx::abs_diff_eq;
 use half::{bf16, f16};
 use mlx_cpu::{Cpu, Element, Isa};
 use proptest::prelude::*;
 
-/// A float format, with what comparing needs.
+/// A float format, with what comparisons need.
 pub trait Format: Element + PartialEq {
     const NAME: &'static str;
-    /// Digits after the leading one.
+    /// The binary digits of the significand after the leading one.
     const DIGITS: i32;
     const SMALLEST_EXPONENT: i32;
 
@@ -44,7 +45,7 @@ impl Format for bf16 {
     }
 }
 
-/// Calls a function for each format; for Miri without one, to which half of the time would go.
+/// Calls a function for each format; under Miri not for float16, which would take half of the time.
 macro_rules! each_format {
     ($function:ident($($argument:expr),*)) => {
         $function::<f32>($($argument),*);
@@ -72,13 +73,13 @@ pub fn assert_same<T: Format>(ours: &[T], theirs: &[T], what: &str) {
     assert_units(ours, theirs, 0.0, what);
 }
 
-/// Asserts that numbers differ by at most this many units in the last place.
+/// Asserts that numbers differ by at most `units` units in the last place.
 #[track_caller]
 pub fn assert_units<T: Format>(ours: &[T], theirs: &[T], units: f64, what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (i, (&a, &b)) in ours.iter().zip(theirs).enumerate() {
         let (x, y) = (f64::from(a.widen()), f64::from(b.widen()));
-        let close = (x - y).abs() <= units * unit::<T>(y);
+        let close = abs_diff_eq!(x, y, epsilon = units * unit::<T>(y));
         assert!(
             same(a, b) || units > 0.0 && close,
             "{what} {}: number {i} is {x:e}, expected {y:e}",
@@ -87,13 +88,13 @@ pub fn assert_units<T: Format>(ours: &[T], theirs: &[T], units: f64, what: &str)
     }
 }
 
-/// Asserts that numbers are those of an oracle, rounded, give or take errors.
+/// Asserts that numbers differ from exact ones by at most an error and a rounding.
 #[track_caller]
 pub fn assert_near<T: Format>(ours: &[T], exact: &[f64], error: impl Fn(usize) -> f64, what: &str) {
     assert_eq!(ours.len(), exact.len(), "{what}");
     for (i, (&a, &y)) in ours.iter().zip(exact).enumerate() {
         let x = f64::from(a.widen());
-        let close = (x - y).abs() <= error(i) + unit::<T>(y) * 0.501;
+        let close = abs_diff_eq!(x, y, epsilon = error(i) + unit::<T>(y) * 0.501);
         assert!(
             close || x.is_nan() && y.is_nan() || x == y,
             "{what} {}: number {i} is {x:e}, expected {y:e}, allowed {:e}",
@@ -103,7 +104,7 @@ pub fn assert_near<T: Format>(ours: &[T], exact: &[f64], error: impl Fn(usize) -
     }
 }
 
-/// Every instruction set with one, two and three threads; for Miri with one and two.
+/// Every instruction set with one, two and three threads; under Miri with one and two.
 pub fn cpus() -> &'static [Cpu] {
     static CPUS: std::sync::OnceLock<Vec<Cpu>> = std::sync::OnceLock::new();
     CPUS.get_or_init(|| {
@@ -117,7 +118,7 @@ pub fn rounded<T: Element>(x: f64) -> f64 {
     f64::from(T::narrow(x as f32).widen())
 }
 
-/// Numbers of a format from a seed; a few are zero, and none is large enough that sums leave the format.
+/// Random numbers from a seed. A few are zero, and none is large enough for sums to overflow.
 pub fn random<T: Element>(seed: u64, count: usize) -> Vec<T> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move || {
@@ -138,7 +139,7 @@ pub fn widened<T: Element>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| f64::from(x.widen())).collect()
 }
 
-/// Few cases: each runs on all instruction sets.
+/// Few cases, because each runs on all instruction sets.
 pub fn few() -> ProptestConfig {
     ProptestConfig {
         cases: if cfg!(miri) { 2 } else { 48 },

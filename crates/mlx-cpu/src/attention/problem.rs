@@ -1,0 +1,88 @@
+//! What attention computes: the arguments of the kernels, and where they find queries and results.
+
+use std::cell::Cell;
+
+use super::heads::Heads;
+use crate::cpu::Shared;
+use crate::{Element, View};
+
+/// Which keys a query sees, or what is added to its scores.
+#[derive(Debug, Clone, Copy)]
+pub enum Mask<'a, T> {
+    /// Every query sees all keys.
+    None,
+    /// Query `i` sees key `j` where `j <= i + S - L`: the last query sees the last key.
+    Causal,
+    /// A query sees the keys for which this is true; `[B, Hq, L, S]`, with strides of 0 where it repeats.
+    Bool(View<'a, bool, 4>),
+    /// Every query sees all keys, with these numbers added to the scores; `[B, Hq, L, S]`.
+    Additive(View<'a, T, 4>),
+}
+
+/// The arguments of [`attention`](super::attention()), checked.
+pub(super) struct Problem<'a, T, H> {
+    pub(super) queries: View<'a, T, 4>,
+    pub(super) keys: H,
+    pub(super) values: H,
+    /// Rounded to `T`.
+    pub(super) scale: f32,
+    pub(super) mask: Mask<'a, T>,
+    pub(super) sinks: Option<&'a [T]>,
+    pub(super) out: Shared<T>,
+    pub(super) out_strides: [usize; 4],
+    /// The number of heads of queries for one head of keys.
+    pub(super) group: usize,
+}
+
+/// Which query.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Query {
+    /// The row of the batch.
+    pub(super) batch: usize,
+    pub(super) head: usize,
+    /// Its number among the queries of the head.
+    pub(super) place: usize,
+}
+
+impl<T: Element, H: Heads<T>> Problem<'_, T, H> {
+    /// The numbers of a query.
+    #[inline(always)]
+    pub(super) fn query(&self, Query { batch, head, place }: Query) -> &[T] {
+        let size = self.queries.shape()[3];
+        &self.queries.data()[self.queries.at([batch, head, place, 0])..][..size]
+    }
+
+    /// Where the result of a query goes.
+    ///
+    /// # Safety
+    ///
+    /// The output is still borrowed, and no other task has this row.
+    #[expect(clippy::mut_from_ref, reason = "rows do not overlap, and each is asked for by one task")]
+    pub(super) unsafe fn out(&self, Query { batch, head, place }: Query) -> &mut [T] {
+        let [of_batch, of_head, of_place, _] = self.out_strides;
+        let at = batch * of_batch + head * of_head + place * of_place;
+        // SAFETY: within the output, as its constructor has checked; the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.out.get().add(at), self.values.shape()[3]) }
+    }
+
+    /// With a causal mask, the number of keys that a query sees, from the first on.
+    pub(super) fn causal_end(&self, place: usize) -> usize {
+        let (length, count) = (self.queries.shape()[2], self.keys.shape()[2]);
+        (place + 1 + count).saturating_sub(length)
+    }
+}
+
+/// Calls `task` with `length` numbers of any value. Each thread keeps the memory for the next call.
+pub(super) fn with_scratch<R>(length: usize, task: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < length {
+        // Not `resize`, which would copy the old numbers.
+        scratch = vec![0.0; length];
+    }
+    let result = task(&mut scratch[..length]);
+    SCRATCH.set(scratch);
+    result
+}
