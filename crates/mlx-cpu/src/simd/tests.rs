@@ -136,8 +136,11 @@ impl Kernel for Pairs<'_> {
 const INFINITY: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
-/// Operations on two numbers, by name: the numbers and the result.
-const OPERATIONS: [(&str, &[(f32, f32, f32)]); 7] = [
+/// Two numbers and the result, several times.
+type Cases = &'static [(f32, f32, f32)];
+
+/// Operations on two numbers, by name.
+const OPERATIONS: [(&str, Cases); 7] = [
     // The first three are off by one unit where the inverse is rounded too.
     (
         "div",
