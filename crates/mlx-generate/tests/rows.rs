@@ -73,7 +73,7 @@ fn rows_join_leave_and_cross_borders_by_their_own_lengths() {
     for (window, border) in KINDS {
         let mut model = model(window, border);
         let what = format!("window {window:?}, border {border:?}");
-        let mut rows: Vec<Vec<u32>> = [9, 0, 14, 4].map(|length| text(length)).to_vec();
+        let mut rows: Vec<Vec<u32>> = [9, 0, 14, 4].map(text).to_vec();
         let mut session = session_of(&mut model, &rows[0]);
         for tokens in &rows[1..] {
             let other = session_of(&mut model, tokens);
@@ -145,9 +145,9 @@ fn a_row_is_a_session_of_its_own() {
         let other = session_of(&mut model, &rows[1]);
         session.join(&mut model, other).unwrap();
         step(&mut model, &mut session, &mut rows, 1, "joined");
-        for index in 0..2 {
+        for (index, row) in rows.iter().enumerate() {
             let mut taken = session.row(index).unwrap();
-            let mut own = vec![rows[index].clone()];
+            let mut own = vec![row.clone()];
             assert_eq!(taken.ids().unwrap(), own[0]);
             for number in 2..8 {
                 step(&mut model, &mut taken, &mut own, number, "taken out");
