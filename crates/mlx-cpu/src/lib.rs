@@ -42,12 +42,13 @@
 //!
 //! - Mark `run` and every function that it calls with vectors `#[inline(always)]`. A function that is not inlined is
 //!   compiled without the instructions. That includes closures: one that is called in several places may not be inlined.
-//! - An array for one vector has the length [`MAX_LANES`]; the first `S::LANES` numbers count.
-//! - What depends on the instruction set alone is tested with `const { ... }`, so that the other branch is not compiled.
+//! - An array for one vector has the length [`MAX_LANES`]; only its first `S::LANES` numbers are used.
+//! - Put a condition that depends on the instruction set alone into `const { ... }`, so that the other branch is not
+//!   compiled.
 //! - Test it on all of [`Isa::available`] with one, two and three threads: against plain code in float64, and for equal
 //!   bits whatever the number of threads. `tests/ops` has the helpers.
 //!
-//! `mlx-sys` names what makes MLX call a new kernel (`src/cpu_kernels`).
+//! The README of `mlx-sys` explains how to make MLX call a new kernel.
 
 mod attention;
 mod copy;

@@ -1,4 +1,4 @@
-//! Reads files within limits, and writes files so that they are whole or not there.
+//! Reads files within limits, and writes files as a whole or not at all.
 //!
 //! API for crates that read or write checkpoints, caches and conversations. The folder of a model may hold anything: a
 //! named pipe instead of `config.json` would block a program forever, and a link to an endless device would fill its

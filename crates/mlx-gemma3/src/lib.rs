@@ -67,7 +67,7 @@
 //!
 //! The report: Gemma Team, *Gemma 3 Technical Report*, <https://arxiv.org/abs/2503.19786>. Model cards:
 //! `google/gemma-3-270m`, `google/gemma-3-1b-it`, `google/gemma-3-4b-it`, `google/gemma-3-27b-it` on the
-//! Hugging Face hub.
+//! Hugging Face Hub.
 //!
 //! # Checkpoint
 //!

@@ -2,7 +2,7 @@
 //!
 //! API. A [`Session`] is a cache with the tokens that it has read, and [`Session::step`] is the one way by which tokens get
 //! into it. [`generate`] reads a prompt into a session, in chunks, and returns an iterator that decodes one token at a
-//! time. [`Batch`] decodes several sequences together, and [`generate_speculative`] checks several guessed tokens at once.
+//! time. [`Batch`] decodes several sequences together, and [`generate_speculative`] checks several drafted tokens at once.
 //! All three choose tokens in the same way and end for the same [reasons](FinishReason), and callers can bring
 //! [`LogitsProcessor`]s of their own to each.
 

@@ -1,6 +1,6 @@
 //! Download models from the Hugging Face Hub, into the cache that its Python library uses.
 //!
-//! API for programs that take models by their names on the hub. It knows files and addresses, and neither MLX nor models.
+//! API for programs that take models by their names on the Hub. This crate knows files and addresses, and neither MLX nor models.
 //!
 //! ```no_run
 //! use mlx_hub::{Event, Hub, HubId, Settings};
@@ -21,9 +21,9 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`Settings`] | the hub's address, the cache, the token, time-outs, and the variables that say them |
+//! | [`Settings`] | the Hub's address, the cache, the token and the time-outs, and the environment variables that set them |
 //! | [`Hub`] | a hub and its cache |
-//! | [`Download`] | a download: its revision, who hears its [`Event`]s, and who may [`Cancel`] it |
+//! | [`Download`] | a download: its revision, the function that gets its [`Event`]s, and its handle to [`Cancel`] it |
 //! | [`Snapshot`] | a model in the cache: its checkpoint folder, commit and files |
 //! | [`HubError`] | why a model could not be downloaded |
 //!
@@ -40,13 +40,13 @@
 //!
 //! | in it | is |
 //! |---|---|
-//! | `blobs/ETAG` | the contents of a file, under the name that the hub gives them: for large files their SHA-256 |
+//! | `blobs/ETAG` | the contents of a file, under the name that the Hub gives them: for large files their SHA-256 |
 //! | `blobs/ETAG.incomplete` | the part of a file that has arrived |
 //! | `snapshots/COMMIT/FILE` | a link to a blob; `snapshots/COMMIT` is the checkpoint folder |
 //! | `refs/REVISION` | the commit that a branch or tag last stood for |
 //! | `.mlx-models/COMMIT.json` | the names of all files of a commit, which show whether a snapshot is complete |
 //!
-//! The Python library has the same layout without the last row: what one of the two has downloaded, the other uses.
+//! The Python library has the same layout without the last row, so each uses what the other downloaded.
 //!
 //! # Limits
 //!

@@ -1,12 +1,13 @@
-//! Key-value caches: the keys and values that attention keeps of the tokens that were read.
+//! Key-value caches: the keys and values of the tokens that a model has read.
 //!
-//! API: usable without the rest of this workspace, but for `mlx-attn-masks` and `mlx-quantization`.
+//! API: usable without the rest of this workspace, except for `mlx-attn-masks`, `mlx-files`, `mlx-quantization` and
+//! `mlx-safetensors`.
 //!
 //! [`KvCache`] is the cache of one layer, [`ModelCache`] the caches of all layers. A model uses three
-//! methods of a cache: [`KvCache::offsets`] has the position of the next token, by which queries and keys
-//! are rotated; [`KvCache::mask`] says what the next queries may see; [`KvCache::append`] takes their keys
+//! methods of a cache: [`KvCache::offsets`] returns the position of the next token, by which queries and keys
+//! are rotated; [`KvCache::mask`] says which keys the next queries may see; [`KvCache::append`] adds their keys
 //! and values and returns everything that they read. The other methods are for the program around the
-//! model: to take tokens back, to quantize, to put caches together as a batch, and to save them.
+//! model: to remove tokens, to quantize, to merge caches into a batch, and to save them.
 //!
 //! ```
 //! use mlx_kvcache::{Full, KvCache};
@@ -28,10 +29,10 @@
 //!
 //! # Layouts
 //!
-//! Where tokens lie, and which of them stay, is the cache's [`Layout`]: [`Full`] or [`Ring`]. All that
-//! differs between the layouts is in `src/layout`. A new layout, such as attention in chunks, is a new
-//! file there, which implements the questions of the trait in `layout/mod.rs`, and a variant of [`Layout`]
-//! and of the record that cache files have of it, in the same `mod.rs`.
+//! The cache's [`Layout`] decides where tokens lie and which of them stay: [`Full`] or [`Ring`]. All that
+//! differs between the layouts is in `src/layout`. A new layout, such as attention in chunks, needs a new file
+//! there, which implements the trait `TokenLayout`. In `layout/mod.rs` it needs a variant of [`Layout`], and a
+//! variant of `LayoutRecord`, its entry in cache files.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -47,7 +47,7 @@
 //! - **Tied embeddings.** The head is the embedding table. In a model this small, a separate head would be a sixth of all
 //!   weights ([Press and Wolf](https://arxiv.org/abs/1608.05859)).
 //!
-//! The model card of the released model is `Nikity/lille-130m-base` on the Hugging Face hub.
+//! The model card of the released model is `Nikity/lille-130m-base` on the Hugging Face Hub.
 //!
 //! # Checkpoint
 //!

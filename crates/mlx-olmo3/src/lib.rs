@@ -58,7 +58,7 @@
 //!   ([Ainslie et al.](https://arxiv.org/abs/2305.13245)).
 //!
 //! The report: Team Olmo, *Olmo 3*, <https://arxiv.org/abs/2512.13961>. Model cards:
-//! `allenai/Olmo-3-1025-7B`, `allenai/Olmo-3-1125-32B` on the Hugging Face hub.
+//! `allenai/Olmo-3-1025-7B`, `allenai/Olmo-3-1125-32B` on the Hugging Face Hub.
 //!
 //! # Checkpoint
 //!

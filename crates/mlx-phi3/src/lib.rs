@@ -79,7 +79,7 @@
 //! Technical Report* (<https://arxiv.org/abs/2503.01743>), section 2. The model cards are
 //! `microsoft/Phi-3-mini-4k-instruct`, `microsoft/Phi-3-mini-128k-instruct`,
 //! `microsoft/Phi-3-medium-128k-instruct`, `microsoft/Phi-3.5-mini-instruct` and
-//! `microsoft/Phi-4-mini-instruct` on the Hugging Face hub. `modeling_phi3.py` of transformers and
+//! `microsoft/Phi-4-mini-instruct` on the Hugging Face Hub. `modeling_phi3.py` of transformers and
 //! `phi3.py` of mlx-lm are what this crate is compared with.
 //!
 //! # Checkpoint

@@ -1,8 +1,8 @@
 //! MLX's modes of quantization: integers with a scale and a bias, and small floats with a shared scale.
 //!
-//! API: usable without the rest of this workspace. mlx-rs 0.33 calls the affine mode only. The other modes are called
-//! here, through mlx-c. All arguments are checked before the call, since a refusal of mlx-c has no message that could be
-//! read.
+//! API: usable without the rest of this workspace. mlx-rs 0.33 offers the affine mode only. This crate calls the
+//! other modes through mlx-c. It checks all arguments before the call, because an error of mlx-c comes without a message
+//! that can be read.
 //!
 //! A row of a matrix is cut into groups of neighbouring columns, and each group has a scale:
 //!

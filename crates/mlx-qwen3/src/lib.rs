@@ -64,7 +64,7 @@
 //!   `lm_head.weight`; a head in a checkpoint is used.
 //!
 //! The report: Qwen Team, *Qwen3 Technical Report*, <https://arxiv.org/abs/2505.09388>, section 2. Model cards:
-//! `Qwen/Qwen3-0.6B`, `Qwen/Qwen3-4B`, `Qwen/Qwen3-8B`, `Qwen/Qwen3-32B` on the Hugging Face hub.
+//! `Qwen/Qwen3-0.6B`, `Qwen/Qwen3-4B`, `Qwen/Qwen3-8B`, `Qwen/Qwen3-32B` on the Hugging Face Hub.
 //!
 //! # Checkpoint
 //!

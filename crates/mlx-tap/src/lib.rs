@@ -1,6 +1,6 @@
 //! Records the intermediate results of a model, between tokens and logits.
 //!
-//! API for authors of layers. When two programs give different logits, one wants to know in which layer the difference
+//! API for authors of layers. When two programs give different logits, the question is in which layer the difference
 //! begins. So each layer offers its output to a tap ([`layer`], [`step`]), and [`record`] opens the tap around a call and
 //! returns the outputs. While the tap is closed, an offer costs one look at a thread-local variable and keeps nothing.
 //!

@@ -1,11 +1,10 @@
 //! What the tests of this workspace share: assertions about tensors, tolerances, random weights.
 //!
-//! Tests compare numbers with the macros of the crate `approx`, and tensors too: [`tensor`] makes of an
-//! `mlx_rs::Array` what these macros and `assert_eq!` can compare. [`compare`] answers what differs instead of
-//! stopping the test.
+//! Tests compare numbers and tensors with the macros of the crate `approx`: [`tensor`] wraps an `mlx_rs::Array` so that
+//! these macros and `assert_eq!` can compare it. [`compare`] returns the difference instead of stopping the test.
 //!
-//! With the feature `models` this crate also holds what must be true of every language model (`models`) and of
-//! loading it (`checkpoints`). It is not published.
+//! The feature `models` adds the tests that every language model (`models`) and its loading (`checkpoints`) must pass.
+//! This crate is not published.
 
 #[cfg(feature = "models")]
 pub mod checkpoints;
