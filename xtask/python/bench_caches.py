@@ -1,8 +1,8 @@
 """Measures mlx-lm's caches: seconds for appends of single tokens to a cache that holds many.
 
 What: a server for a benchmark that wants to take turns with mlx-lm. It reads lines `KIND TOKENS ITERATIONS [DTYPE]`
-from the standard input, and answers each with one line, the seconds that ITERATIONS appends of one token took together,
-each evaluated, in a cache that held TOKENS tokens. It ends with its input, or with status 2 at a line that it does not
+from the standard input, and answers each with one line: the seconds that ITERATIONS appends of one token took together,
+each evaluated, in a cache that held TOKENS tokens. It ends at the end of its input, or with status 2 at a line that it does not
 understand.
 
     KIND     full, quantized8, quantized4 (groups of 64),

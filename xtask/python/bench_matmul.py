@@ -3,7 +3,7 @@
 What: prints one line of JSON: `seconds` (a list, one for each product) and a `version`, which names the BLAS that NumPy
 was built with. Two products come first and are not counted.
 
-Why: a matrix product of ours is to be as fast; `cargo xtask speed` puts both side by side.
+Why: our matrix products should be as fast; `cargo xtask speed` shows both side by side.
 
 How to run, from the repository root:
 

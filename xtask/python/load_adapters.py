@@ -1,10 +1,10 @@
-"""Checks that mlx-lm reads adapters that others trained and saved, and answers the same with them.
+"""Checks that mlx-lm reads adapters that other programs trained and saved, and computes the same with them.
 
 What: FOLDER holds a checkpoint `base`; for each `NAME.logits.safetensors` in it, mlx-lm loads the adapters `NAME` over that
 checkpoint, reads its `tokens`, int32 `[B, T]`, in one call, and compares the logits with its `logits`: the same dtype,
 shape and bits. Prints a line for each, then `N passed, N failed`. The exit status is 0 if all passed and there was one.
 
-Why: adapters must go both ways between mlx-lm and this project. `cargo test -p mlx-lille-130m --test adapters` leaves such a
+Why: mlx-lm and this project must be able to read each other's adapters. `cargo test -p mlx-lille-130m --test adapters` leaves such a
 folder.
 
 How to run, from the repository root: `cargo xtask fixtures --verify-ours`, or for a folder

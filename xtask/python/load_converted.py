@@ -1,9 +1,9 @@
-"""Has mlx-lm load the checkpoints that this project's `convert` has written, and compares what they answer.
+"""Has mlx-lm load the checkpoints that this project's `convert` has written, and compares the logits.
 
 What: for every case of `make_convert_fixtures.py`, the logits of what the test has written below the folder beside those of
 what mlx-lm itself converts, bit for bit.
 
-Why: what is written here is for mlx-lm too.
+Why: mlx-lm must be able to use the checkpoints that this project writes.
 
 How to run, from the repository root, after `cargo test -p mlx-models --features architectures --test convert`:
 

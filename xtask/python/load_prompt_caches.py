@@ -1,7 +1,7 @@
-"""Checks that mlx-lm reads prompt caches that others wrote, and goes on with them to the same bits.
+"""Checks that mlx-lm reads prompt caches that other programs wrote, and continues from them with the same bits.
 
 What: for every `NAME.safetensors` of a folder, mlx-lm loads it with `load_prompt_cache`, appends what
-`NAME.next.safetensors` beside it says, attends, and compares its answers and offsets with those in there. Prints a line
+`NAME.next.safetensors` beside it says, attends, and compares its results and offsets with those in that file. Prints a line
 for each file, `passed` or what is wrong, and then `N passed, N failed`. The exit status is 0 if all passed and there
 was at least one.
 

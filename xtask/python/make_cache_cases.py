@@ -1,9 +1,9 @@
-"""Makes the parity cases of caches: what attention over a cache answers, after every append.
+"""Makes the parity cases of caches: the output of attention over a cache after every append.
 
-What: each case is a folder with `reference.safetensors`, the inputs `q.0`, `k.0`, `v.0`, `q.1`, ... and the answers
-`out.0`, ... of every append; and `case.json`, which holds the cache and what is done to it. There are two oracles:
+What: each case is a folder with `reference.safetensors`, the inputs `q.0`, `k.0`, `v.0`, `q.1`, ... and the outputs
+`out.0`, ... of every append; and `case.json`, with the cache and the operations on it. There are two oracles:
 
-* NumPy in float64, compared within a tolerance: the rule of who sees whom, applied to the whole history without any
+* NumPy in float64, compared within a tolerance: the rule of which query sees which key, applied to the whole history without any
   cache. Query i sees key j when `j <= i` and (`j < keep` or `i - j < max_size - keep`) in a rotating cache,
   `i - j < window` in a full one that has a window. Of a quantized cache the history is what MLX quantizes it to.
 * mlx-lm, compared exactly: its own caches, masks and attention, where they follow that rule.

@@ -3,7 +3,7 @@
 What: folders as `model_cases.py` describes them, in each dtype and mode of quantization, one of them in shards. The
 weights of those that are not quantized follow from a seed, see `seeded_weights.py`.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models.
 
 How to run, from the repository root:
 

@@ -4,7 +4,7 @@ What: `chats.json`, conversations through the templates of `chat_templates`, whi
 models, and through small templates, each about one thing; `tokenizers.json`, small tokenizers of each kind as the files
 of a checkpoint folder, with texts, ids and the text that ids become.
 
-Why: `cargo test -p mlx-tokenizer` demands the same texts and ids from this project's tokenizer.
+Why: `cargo test -p mlx-tokenizer` requires the same texts and ids from this project's tokenizer.
 
 How to run, from the repository root:
 

@@ -4,7 +4,7 @@ What: `converted.json`, one case per line: a checkpoint, the options, and of the
 dtype, shape and the beginning of its SHA-256, the sizes that the index has, the config and, where there are several, the
 files that they lie in. With `adapters` they are fused first, by mlx-lm's `fuse`.
 
-Why: `cargo test -p mlx-models --features architectures` demands the same from this project's `convert`.
+Why: `cargo test -p mlx-models --features architectures` requires the same from this project's `convert`.
 
 How to run, from the repository root:
 

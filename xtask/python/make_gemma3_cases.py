@@ -4,7 +4,7 @@ What: folders as `model_cases.py` describes them. Layers 0, 1 and 3 of four have
 2 is global. The embedding scale, the square root of 32, is a number that bfloat16 does not hold. In `gemma3_f16_clipped`
 the residual stream passes the range of float16.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
 or raises on (configs of transformers 5, `layer_types`, models without a global layer) is in the cases of
 `make_sliding_transformers.py`.
 

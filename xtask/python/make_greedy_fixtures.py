@@ -7,7 +7,7 @@ log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes
 that takes another differs from here on. `near` has the places at which other logits than the largest are at most one step of
 their dtype below it, with the ids of all those: what another rounding can turn.
 
-Why: `cargo test -p mlx-models-cli` demands the same ids from the program `mlx-models`: of the first file on stock MLX, of
+Why: `cargo test -p mlx-models-cli` requires the same ids from the program `mlx-models`: of the first file on stock MLX, of
 the second with the kernels of `mlx-cpu`, which add up in another order. With those and the checkpoints as they are, ids may
 part from the first file's where some are near.
 

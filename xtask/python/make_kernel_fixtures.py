@@ -1,9 +1,9 @@
-"""Makes the fixtures of `mlx-cpu`: what MLX's own CPU device answers to the operations that it has kernels of.
+"""Makes the fixtures of `mlx-cpu`: what MLX's own CPU device computes for the operations that have kernels.
 
-What: one safetensors file for each operation. `CASE.expected` is the answer; `CASE.x` and the like are the inputs, and
+What: one safetensors file for each operation. `CASE.expected` is the result; `CASE.x` and the like are the inputs, and
 arguments are tensors of one number.
 
-Why: `cargo test -p mlx-cpu` demands the same bits, or bits within the error that the order of a sum allows.
+Why: `cargo test -p mlx-cpu` requires the same bits, or bits within the error that the order of a sum allows.
 
 How to run, from the repository root:
 

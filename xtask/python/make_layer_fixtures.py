@@ -1,10 +1,10 @@
-"""Makes the fixtures of `mlx-layers`: inputs, and what mlx-lm's gates and MLX's layers with a bias answer.
+"""Makes the fixtures of `mlx-layers`: inputs, and the outputs of mlx-lm's gates and of MLX's layers with a bias.
 
 What: `gates.safetensors` has for the gates of SwiGLU and GeGLU, as mlx-lm's models call them, `CASE.gate`, `CASE.up` and
 `CASE.expected`: in float32 random numbers, in float16 and bfloat16 every thirteenth bit pattern. `biases.safetensors`
 has linear layers with a bias, plain and quantized: `CASE.x`, the layer's parameters, and `CASE.expected`.
 
-Why: `cargo test -p mlx-layers` demands the same bits from this project's functions and layers.
+Why: `cargo test -p mlx-layers` requires the same bits from this project's functions and layers.
 
 How to run, from the repository root:
 

@@ -5,7 +5,7 @@ of Qwen 3, with a folder `adapters` as mlx-lm's
 training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of which only config and
 weights are kept.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models with their adapters,
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models with their adapters,
 and from what it fuses.
 
 How to run, from the repository root:

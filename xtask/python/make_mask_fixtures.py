@@ -3,13 +3,13 @@
 What: `causal_masks.json`, one case per line: the numbers given to mlx-lm's `create_causal_mask`, the shape of the mask,
 and its rows as strings, 1 where the query sees the key.
 
-Why: `cargo test -p mlx-attn-masks` demands the same shapes and entries from this project's masks.
+Why: `cargo test -p mlx-attn-masks` requires the same shapes and entries from this project's masks.
 
 How to run, from the repository root:
 
     python xtask/python/make_mask_fixtures.py
 
-There is no chance in it, and no arithmetic but comparisons of integers: it is the same everywhere.
+Nothing is random, and integers are only compared, so the result is the same on every machine.
 """
 
 import itertools

@@ -1,9 +1,9 @@
-"""Makes the fixtures of `mlx-norms`: inputs, and what mlx-lm's norms and residual sum answer.
+"""Makes the fixtures of `mlx-norms`: inputs, and the outputs of mlx-lm's norms and residual sum.
 
 What: one safetensors file for each function, with the tensors of all its cases under `CASE.x`, `CASE.weight` or
 `CASE.y`, and `CASE.expected`; the metadata says which programs made it and which `eps` was used.
 
-Why: `cargo test -p mlx-norms` demands the same bits from this project's functions.
+Why: `cargo test -p mlx-norms` requires the same bits from this project's functions.
 
 How to run, from the repository root:
 

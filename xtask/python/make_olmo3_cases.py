@@ -3,7 +3,7 @@
 What: folders as `model_cases.py` describes them. Layers 0, 1 and 2 of four have a window of 6 tokens, layer
 3 is full and rotates by YaRN.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
 or raises on (configs of transformers 5, a given `attention_factor`, models with layers of one kind) is in the cases of
 `make_sliding_transformers.py`.
 

@@ -2,7 +2,7 @@
 
 What: `mlx_lm_options.json` has for each program the names of each option.
 
-Why: `cargo test -p mlx-models-cli` demands that the table has all of them, and that what it says of ours is true.
+Why: `cargo test -p mlx-models-cli` requires that the table has all of them, and that what it says of ours is true.
 
 How to run, from the repository root:
 

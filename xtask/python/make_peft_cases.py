@@ -4,7 +4,7 @@ What: folders as `transformers_cases.py` describes them, with a folder `adapters
 (`adapter_config.json`, `adapter_model.safetensors`), and, in some, `fused`: what `merge_and_unload` makes of the two, of
 which only config and weights are kept. The logits are those of the adapters as they are loaded again from that folder.
 
-Why: most adapters on the hub are PEFT's, and mlx-lm does not read them.
+Why: most adapters on the Hub are PEFT's, and mlx-lm does not read them.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 

@@ -1,18 +1,18 @@
 """Makes the parity cases of Phi-3 models: tiny checkpoints with what mlx-lm computes from them.
 
-What: folders as `model_cases.py` describes them. The kinds of weights are each read in one call, in pieces and token by
+What: folders as `model_cases.py` describes them. The kinds of weights are each read in one call, in chunks and token by
 token. In the cases of LongRoPE the sequence grows beyond the original length; `"longrope": "mlx-lm"` in `case.json` asks
 the runner for mlx-lm's rule, the long factors always.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
 (the short factors, sliding windows) is in the cases of `make_phi3_transformers.py`.
 
 How to run, from the repository root:
 
     python xtask/python/make_phi3_cases.py
 
-mlx-lm asks for a `long_factor` in every `rope_scaling`, where a linear one has no use for it: it is given one, and the
-`config.json` that is written has it no more.
+mlx-lm asks for a `long_factor` in every `rope_scaling`, where a linear one has no use for it: it is given one, which
+is removed from the `config.json` that is written.
 """
 
 import sys

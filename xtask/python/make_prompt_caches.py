@@ -1,11 +1,11 @@
-"""Makes prompt caches for tests of `mlx-kvcache`: files that mlx-lm writes, and what it answers after reading them.
+"""Makes prompt caches for tests of `mlx-kvcache`: files that mlx-lm writes, and what it computes after reading them.
 
 What: `NAME.safetensors`, written by mlx-lm's `save_prompt_cache` from caches in every state that they can be in; and
-`NAME.next.safetensors`, two more appends to each layer, with the answers of mlx-lm when it has read the first file
+`NAME.next.safetensors`, two more appends to each layer, with mlx-lm's results after it has read the first file
 again. `load_prompt_caches.py` says what its tensors are. The metadata names the programs, and as JSON the class of each
 layer, how it came about, and the `metadata` that was given to `save_prompt_cache`.
 
-Why: `cargo test -p mlx-kvcache` reads these files, and demands the same bits from this project's caches.
+Why: `cargo test -p mlx-kvcache` reads these files, and requires the same bits from this project's caches.
 
 How to run, from the repository root:
 

@@ -1,10 +1,10 @@
 """Makes the fixture of `mlx-quantization`: matrices, and what MLX makes of them in each mode of quantization.
 
 What: one safetensors file. A case is named MODE_BITS_GROUP_DTYPE, and has under `CASE.` the matrix `w`, its `packed`
-numbers, `scales` and, in the affine mode, `biases`; `dequantized`; and for `x` and `x_t` what `quantized_matmul` answers,
+numbers, `scales` and, in the affine mode, `biases`; `dequantized`; and for `x` and `x_t` the results of `quantized_matmul`,
 transposed (`y`) and not (`y_t`).
 
-Why: `cargo test -p mlx-quantization` demands the same bits from this project's functions.
+Why: `cargo test -p mlx-quantization` requires the same bits from this project's functions.
 
 How to run, from the repository root:
 

@@ -4,8 +4,8 @@ What: folders as `model_cases.py` describes them. Heads are wider than the strea
 model. `qwen3_windows_off` has the numbers of a window without the switch, as released configs do, and a copy of the
 embedding table as a head beside `tie_word_embeddings`.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from this project's models. What mlx-lm leaves out
-(windows, biases, a given `attention_factor`) is in the cases of `make_qwen3_transformers.py`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
+(windows, biases, a given `attention_factor`) is in the cases of `make_sliding_transformers.py`.
 
 How to run, from the repository root:
 

@@ -4,14 +4,14 @@ What: each case is a folder with `reference.safetensors`, the inputs `x.0`, `x.1
 and `case.json`, which holds the arguments of `initialize_rope` and the offset of each call. Together the calls of a
 case go through float32, bfloat16 and float16, one token and several, one offset for all rows and one for each row.
 
-Why: `cargo xtask parity` runs these folders and demands the same bits from `mlx-rope`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from `mlx-rope`.
 
 How to run, from the repository root:
 
     python xtask/python/make_rope_cases.py
 
-One more file, `yarn_inverse.safetensors` for a test of `mlx-rope`, is no parity case, because the kind `rope` has no word
-for it: it is mlx-lm's `YarnRoPE` called with `inverse=True`, in tensors of the same names, with the arguments and the
+One more file, `yarn_inverse.safetensors` for a test of `mlx-rope`, is not a parity case, because the kind `rope` cannot express
+it: it is mlx-lm's `YarnRoPE` called with `inverse=True`, in tensors of the same names, with the arguments and the
 offsets as JSON in the metadata.
 
 Not here, because mlx-lm 0.32.2 cannot do it: `dynamic` with one offset for each row, and the name `su`, which

@@ -10,7 +10,7 @@ How to run, from the repository root, with the packages of `requirements-transfo
 
     python xtask/python/make_rope_transformers.py
 
-On another processor family the last bit of a frequency may be another one.
+On another family of processors the last bit of a frequency may differ.
 
 `ROPE_INIT_FUNCTIONS` has no entry for `default`: every model brings its own function. Phi-3's is taken here, because
 it looks at `partial_rotary_factor`, as the others in the table do, and Llama's does not.

@@ -5,7 +5,7 @@ What: each case is a folder with `reference.safetensors`, the inputs `x.0`, `x.1
 config to its float32 numbers; the rotation by them is computed in float64.
 
 Why: mlx-lm has no short factors of LongRoPE, no `truncate` of YaRN, no factors of LongRoPE's own for each list outside one model, and no dynamic scaling with one offset for each
-row, so that it cannot say what rows on both sides of a border get.
+row, so that it cannot be the reference for rows on both sides of a border.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 

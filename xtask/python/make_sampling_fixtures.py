@@ -8,7 +8,7 @@ the first seed, and `D.sampler_NAME.tokens` [seeds, draws, B], what is drawn fro
 has `D.processor_NAME.logits`, the logits after it. A case of `loops` has `D.loop_NAME.tokens` [seeds, draws]: processors
 and sampler together, with each token added to the history before the next draw.
 
-Why: `cargo test -p mlx-generate` demands the same bits and the same tokens from this project's functions.
+Why: `cargo test -p mlx-generate` requires the same bits and the same tokens from this project's functions.
 
 How to run, from the repository root:
 

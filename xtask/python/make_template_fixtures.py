@@ -3,7 +3,7 @@
 What: `templates.json`, templates of one line about one thing each, and whole chat templates (`jinja_templates`, which
 have the shapes of those of real models) with conversations. Where Jinja2 raises, the exception's name is there.
 
-Why: `cargo test -p mlx-tokenizer --test templates` demands the same texts, and errors where Jinja2 has them. What
+Why: `cargo test -p mlx-tokenizer --test templates` requires the same texts, and errors where Jinja2 has them. What
 differs is listed with its reason in `docs/chat-templates.md`.
 
 How to run, from the repository root:

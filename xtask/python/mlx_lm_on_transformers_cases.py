@@ -1,13 +1,13 @@
-"""Writes down what mlx-lm answers where transformers is the reference, and why it differs where it does.
+"""Records the results of mlx-lm for the cases whose reference is transformers, and the reasons for differences.
 
 What: mlx-lm loads the checkpoint of every `hf_*` case, reads the same tokens in the same calls in float32, and its logits
-are compared with transformers', with the tolerance of the case. A JSON file gets one entry a case: `within`, `differs` or
+are compared with transformers', with the tolerance of the case. A JSON file gets one entry for each case: `within`, `differs` or
 `raises`, with the largest difference or the error, and the reasons. `cargo xtask parity --document` puts it into a table.
 
-Why: it is the reason for a second reference. Where mlx-lm has no answer, or another one, transformers decides.
+Why: this shows why a second reference is needed. If mlx-lm has no result, or another one, transformers decides.
 
-That a reason is true is shown in two ways. Each that says that mlx-lm reads a config as if it said something else comes
-with that other config (`READS`): mlx-lm must answer the same bits to it, or the script fails. And with `--explained DIR`
+The reasons are checked in two ways. If a reason says that mlx-lm reads a config as if it were another one, that other
+config is given too (`READS`), and mlx-lm must compute the same bits with it, or the script fails. And with `--explained DIR`
 the script writes parity cases that have that config and mlx-lm's logits; if `cargo xtask parity --cases DIR` passes, the
 whole difference is explained.
 

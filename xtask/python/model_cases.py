@@ -1,8 +1,8 @@
 """What the scripts have in common that make parity cases of whole models with mlx-lm.
 
 A case is a folder with an ordinary checkpoint of seeded random weights, saved by mlx-lm's own functions, or with the seed
-of one (`seeded_weights.py`) where that would weigh much;
-`reference.safetensors`, the tokens fed, the logits that mlx-lm's model class answers through its own cache, and a greedy
+of one (`seeded_weights.py`) if the checkpoint would be large;
+`reference.safetensors`, the tokens fed, the logits that mlx-lm's model class computes with its own cache, and a greedy
 continuation by its `generate_step`; and `case.json`, which says how the runner feeds and compares them.
 
 Every greedy continuation is checked when it is made: it must not be a loop of a few tokens, and at each step the best

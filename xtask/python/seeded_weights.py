@@ -1,4 +1,4 @@
-"""Weights from a seed: the checkpoint of a parity case whose weights would weigh too much, as a few numbers.
+"""Weights from a seed: the checkpoint of a parity case that would be too large, as a few numbers.
 
 What: `weights.json` lists tensors with their shape, dtype, and two integers, a scale and an offset; every value follows
 from these and a seed, by integer arithmetic and one rounding. `docs/parity.md` describes the rule, and

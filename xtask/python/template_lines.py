@@ -1,4 +1,4 @@
-"""Templates of one line, each about one thing, for `make_template_fixtures.py`."""
+"""Templates of one line, each testing one feature, for `make_template_fixtures.py`."""
 
 VARIABLES = {
     "text": "Hello, World",

@@ -1,10 +1,10 @@
-"""Runs a checkpoint folder through a reference program and writes down what it answers, and what it computes on the way.
+"""Runs a checkpoint folder through a reference program and records its results and its intermediate outputs.
 
 What: the logits of a prompt, read in one call; N greedy tokens after it and the logits that chose them; and, of one of
 these calls, the output of every layer, rotation, attention and block. `cargo xtask parity --model` compares these with
 its own and says where a difference starts. The checkpoint stays as it is; no tokenizer is needed.
 
-Why: two programs that answer differently differ somewhere first. Logits alone do not say where.
+Why: if two programs give different logits, the logits do not show where the difference begins.
 
 How to run, from the repository root (`--reference transformers` needs the packages of `requirements-transformers.txt`):
 

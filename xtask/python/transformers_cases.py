@@ -1,7 +1,7 @@
 """What the scripts have in common that make parity cases with transformers, in float32.
 
 A case is a folder with a checkpoint of seeded random weights as transformers saves it, and the logits that transformers
-answers in passes over all tokens, without a cache. `greedy_tokens` come from such passes, too; the best logit must lead by
+computes in passes over all tokens, without a cache. `greedy_tokens` come from such passes, too; the best logit must lead by
 a margin at each step. A case is made from its own `config.json`, read back from the folder, after a script has rewritten it.
 
 The same bytes come out on the same build of PyTorch and the same family of processors.
