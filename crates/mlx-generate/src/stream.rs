@@ -52,6 +52,19 @@ pub enum FinishReason {
     Cancelled,
 }
 
+impl FinishReason {
+    /// Its name in snake case, for programs that print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StopToken => "stop_token",
+            Self::Complete { .. } => "complete",
+            Self::MaxTokens => "max_tokens",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// The tokens that continue a prompt, decoded as they are asked for.
 ///
 /// The stream is one step ahead of its reader: asking for a token first starts the next step, so that the device computes

@@ -100,10 +100,7 @@ impl Answer {
 
 fn name(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::StopToken => "stop_token",
-        FinishReason::MaxTokens => "max_tokens",
-        FinishReason::ContextFull => "context_full",
         FinishReason::Cancelled => "interrupted",
-        _ => "other",
+        reason => reason.name(),
     }
 }
