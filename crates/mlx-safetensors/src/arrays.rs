@@ -64,10 +64,11 @@ pub fn from_bytes(bytes: &[u8], dtype: Dtype, shape: &[usize]) -> Result<Array, 
     let length = |length: usize| i32::try_from(length).map_err(|_| too_large());
     let mlx = dtype.mlx().ok_or_else(|| Exception::custom(format!("MLX has no dtype {dtype:?}")))?;
     let shape: Vec<i32> = shape.iter().map(|&size| length(size)).collect::<Result<_, _>>()?;
-    if bytes.is_empty() {
+    if bytes.is_empty() && shape.contains(&0) {
         return mlx_rs::ops::zeros_dtype(&shape, mlx);
     }
-    // A tensor may have more bytes than an axis can be long, though not more elements.
+    // For some steps all elements are one axis. Its bytes may be more than an axis can be long, its elements may not.
+    length(bytes.len() * 8 / dtype.bits())?;
     let flat = match bytes.as_chunks::<4>() {
         (words, []) => {
             let words: Vec<u32> = words.iter().map(|&word| u32::from_le_bytes(word)).collect();
@@ -82,12 +83,20 @@ pub fn from_bytes(bytes: &[u8], dtype: Dtype, shape: &[usize]) -> Result<Array, 
 ///
 /// # Errors
 ///
-/// What MLX reports.
+/// What MLX reports; where the bytes of the last axis are more than MLX can index.
 pub fn with_bytes<R>(array: &Array, use_bytes: impl FnOnce(&[u8]) -> R) -> Result<R, Exception> {
     if array.size() == 0 {
         return Ok(use_bytes(&[])); // MLX has no memory for it
     }
-    let bytes = array.reshape(&[-1])?.contiguous()?.view_dtype(MlxDtype::Uint8)?;
+    // The array keeps its axes, since all of its bytes may be more than one axis can be long.
+    let last = array.shape().last().map_or(1, |&size| size as usize);
+    if i32::try_from(last * array.item_size()).is_err() {
+        return Err(Exception::custom(format!(
+            "an axis of {last} elements has more bytes than MLX can index"
+        )));
+    }
+    let array = if array.ndim() == 0 { &array.reshape(&[1])? } else { array };
+    let bytes = array.contiguous()?.view_dtype(MlxDtype::Uint8)?;
     bytes.eval()?;
     let slice = bytes.try_as_slice::<u8>().map_err(|e| Exception::custom(e.to_string()))?;
     Ok(use_bytes(slice))
