@@ -212,10 +212,7 @@ impl Batch {
         let mut steps = Vec::with_capacity(self.rows.len());
         for (index, row) in (0..).zip(&mut self.rows) {
             let logits = logits.try_index(index..index + 1)?;
-            match row.sequence.choose(&last.try_index((index, ..))?, logits) {
-                Err(e @ GenerateError::Processor { .. }) => steps.push(Err(e)),
-                step => steps.push(Ok(step?)),
-            }
+            steps.push(row.sequence.choose(&last.try_index((index, ..))?, logits));
         }
         for (row, step) in self.rows.iter_mut().zip(steps) {
             match step.and_then(|step| row.take(&step)) {

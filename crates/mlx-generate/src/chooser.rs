@@ -104,7 +104,12 @@ impl Chooser {
         }
         self.allowed.clear();
         for processor in &mut self.processors {
+            let (shape, dtype) = (logits.shape().to_vec(), logits.dtype());
             logits = processor.process(&logits).map_err(failed)?;
+            if (logits.shape(), logits.dtype()) != (&shape, dtype) {
+                let found = format!("{:?} of {:?}", logits.dtype(), logits.shape());
+                return Err(failed(format!("it returned {found} for logits {dtype:?} of {shape:?}").into()));
+            }
             if let Some(allowed) = processor.allowed().map_err(failed)? {
                 logits = allowed.keep(&logits)?;
                 self.allowed.push(allowed);
@@ -198,13 +203,13 @@ impl Chooser {
     }
 
     /// The tokens with these ids, one for each of the first rows of the log-probabilities `[n, V]` that they were chosen by.
-    /// `logits` `[n, V]` are the model's.
+    /// `logits` `[n, V]` are the model's. A token that is not possible is an error of its own.
     pub(crate) fn tokens(
         &self,
         ids: &[u32],
         logprobs: &Array,
         logits: &Array,
-    ) -> Result<Vec<Token>, GenerateError> {
+    ) -> Result<Vec<Result<Token, GenerateError>>, GenerateError> {
         let count = ids.len() as i32;
         let logprobs = logprobs.try_index(..count)?;
         let chosen = take_along_axis(&logprobs, Array::from_slice(ids, &[count, 1]), -1)?;
@@ -218,7 +223,7 @@ impl Chooser {
             let alternatives = alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?;
             Ok(Token { id, logprob, alternatives, guessed: false })
         });
-        tokens.collect()
+        Ok(tokens.collect())
     }
 }
 

@@ -241,6 +241,7 @@ pub fn generate_speculative<'a>(
         most,
         handed_out,
         ready: VecDeque::new(),
+        error: None,
         has_failed: false,
     })
 }
@@ -261,6 +262,8 @@ pub struct SpeculativeStream<'a> {
     handed_out: usize,
     /// The tokens after those.
     ready: VecDeque<Token>,
+    /// Why there are no tokens after the ready ones.
+    error: Option<GenerateError>,
     has_failed: bool,
 }
 
@@ -274,25 +277,22 @@ impl SpeculativeStream<'_> {
         let logits = self.session.read_in_chunks(self.model, &row(&call), Logits::All, chunk)?;
         let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
         let logprobs = self.sequence.logprobs_of_guesses(&guess.tokens, &logits)?;
-        let mut chosen = if self.sequence.chooser.is_greedy() {
+        let chosen = if self.sequence.chooser.is_greedy() {
             likeliest(&logprobs, &guess.tokens)?
         } else {
             let probabilities = self.sequence.chooser.probabilities(&logprobs)?;
             drawn(&probabilities, &guess, &mut self.random)?
         };
-        let mut taken = 0;
-        for &id in &chosen {
-            taken += 1;
-            if self.sequence.take(id)?.is_some() {
+        let tokens = self.sequence.chooser.tokens(&chosen, &logprobs, &logits)?;
+        for (index, token) in tokens.into_iter().enumerate() {
+            let token = token?;
+            self.sequence.chooser.remember(&call[index..=index])?;
+            let finish = self.sequence.take(token.id)?;
+            let guessed = guess.tokens.get(index) == Some(&token.id);
+            self.ready.push_back(Token { guessed, ..token });
+            if finish.is_some() {
                 break;
             }
-        }
-        chosen.truncate(taken);
-        self.sequence.chooser.remember(&call[..taken])?;
-        let tokens = self.sequence.chooser.tokens(&chosen, &logprobs, &logits)?;
-        for (index, mut token) in tokens.into_iter().enumerate() {
-            token.guessed = guess.tokens.get(index) == Some(&token.id);
-            self.ready.push_back(token);
         }
         async_eval([self.random.as_array()].into_iter().chain(self.sequence.chooser.state()))?;
         self.forget(self.sequence.ids().len() - 1)
@@ -346,16 +346,16 @@ impl Iterator for SpeculativeStream<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         if self.finish_reason().is_none() && self.sequence.is_cancelled() {
             self.ready.clear();
+            self.error = None;
         }
         if self.ready.is_empty()
             && self.sequence.finish().is_none()
             && !self.has_failed
             && let Err(e) = self.round()
         {
-            self.has_failed = true;
-            return Some(Err(e));
+            (self.has_failed, self.error) = (true, Some(e));
         }
-        let token = self.ready.pop_front()?;
+        let Some(token) = self.ready.pop_front() else { return self.error.take().map(Err) };
         self.handed_out += 1;
         Some(Ok(token))
     }

@@ -79,8 +79,8 @@ pub struct TokenStream<'a> {
     model: &'a mut dyn CausalLm,
     session: &'a mut Session,
     sequence: Sequence,
-    /// The next token, which the device is computing.
-    ahead: Option<Step>,
+    /// The next token, which the device is computing, or why there is none.
+    ahead: Option<Result<Step, GenerateError>>,
 }
 
 impl<'a> TokenStream<'a> {
@@ -93,10 +93,10 @@ impl<'a> TokenStream<'a> {
         if let (None, Some(&last)) = (stream.sequence.finish(), stream.sequence.ids().last()) {
             let last = Array::from_slice(&[last], &[1]);
             let logits = stream.logits_after(&last)?;
-            let first = stream.sequence.choose(&last, logits)?;
+            let first = stream.choose_after(&last, &logits)?;
             // So that the prompt's progress ends when its work does.
             first.id.eval()?;
-            stream.ahead = Some(first);
+            stream.ahead = Some(Ok(first));
         }
         Ok(stream)
     }
@@ -114,11 +114,21 @@ impl<'a> TokenStream<'a> {
         Ok(logits.squeeze_axes(&[1])?)
     }
 
+    /// Chooses the token after `token` from its logits `[1, V]`.
+    fn choose_after(&mut self, token: &Array, logits: &Array) -> Result<Step, GenerateError> {
+        let step = self.sequence.choose(token, logits.clone());
+        if step.is_err() {
+            // What the cache holds is computed with them, and another thread may use it. Their error is of no interest.
+            let _ = logits.eval();
+        }
+        step
+    }
+
     fn advance(&mut self) -> Result<Option<Token>, GenerateError> {
         if self.sequence.finish().is_none() && self.sequence.is_cancelled() {
             self.ahead = None;
         }
-        let Some(current) = self.ahead.take() else { return Ok(None) };
+        let Some(current) = self.ahead.take().transpose()? else { return Ok(None) };
         let logits = match self.sequence.ends_with_next() {
             true => None,
             false => Some(self.logits_after(&current.id)?),
@@ -135,7 +145,7 @@ impl<'a> TokenStream<'a> {
 
     /// Starts the device on the token after `current`, and reads `current` meanwhile.
     fn choose_then_take(&mut self, current: &Step, logits: Option<Array>) -> Result<Token, GenerateError> {
-        self.ahead = logits.map(|logits| self.sequence.choose(&current.id, logits)).transpose()?;
+        self.ahead = logits.map(|logits| self.choose_after(&current.id, &logits));
         let token = current.read()?;
         if self.sequence.take(token.id)?.is_some() {
             self.ahead = None;
@@ -148,7 +158,7 @@ impl<'a> TokenStream<'a> {
         async_eval([&logits])?;
         let token = current.read().and_then(|token| {
             if self.sequence.take(token.id)?.is_none() {
-                self.ahead = Some(self.sequence.choose(&current.id, logits.clone())?);
+                self.ahead = Some(self.choose_after(&current.id, &logits));
             }
             Ok(token)
         });

@@ -391,3 +391,146 @@ fn a_processor_that_allows_nothing_is_an_error() {
         generate_speculative(&mut model, &mut session, &text(5), options, speculation, go_on).unwrap();
     assert!(matches!(stream.next(), Some(Err(GenerateError::NoTokenPossible))));
 }
+
+/// Fails, or returns logits that are not the model's in shape or dtype, where it is asked for its third token.
+#[derive(Debug, Clone)]
+struct Misbehaving {
+    kind: usize,
+    accepted: usize,
+    fails_at: usize,
+}
+
+const KINDS_OF_MISBEHAVIOUR: usize = 4;
+
+impl LogitsProcessor for Misbehaving {
+    fn accept(&mut self, _token: u32) -> Result<(), ProcessorError> {
+        self.accepted += 1;
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.accepted -= tokens;
+        Ok(())
+    }
+
+    fn process(&mut self, logits: &Array) -> Result<Array, ProcessorError> {
+        if self.accepted < self.fails_at {
+            return Ok(logits.clone());
+        }
+        match self.kind {
+            0 => Err("no more tokens".into()),
+            1 => Ok(Array::zeros::<f32>(&[1, 2 * VOCAB_SIZE as i32])?),
+            2 => Ok(logits.reshape(&[2, -1])?),
+            _ => Ok(Array::zeros::<i32>(&[1, VOCAB_SIZE as i32])?),
+        }
+    }
+}
+
+fn misbehaving(kind: usize, fails_at: usize) -> GenerateOptions {
+    let processor = Misbehaving { kind, accepted: 0, fails_at };
+    GenerateOptions { max_tokens: 6, processors: vec![Box::new(processor)], ..GenerateOptions::default() }
+}
+
+/// The tokens before the error are the same in a stream, in a row and in speculation, and other rows do not notice.
+#[test]
+fn a_processor_that_cannot_choose_ends_its_sequence_after_the_token_before() {
+    let mut model = model(None, None);
+    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
+    let (free, _) = streamed(&mut model, &text(5), plain.clone());
+    let (other, _) = streamed(&mut model, &text(7), plain.clone());
+    for kind in 0..KINDS_OF_MISBEHAVIOUR {
+        let mut session = new_session(&model);
+        let stream = generate(&mut model, &mut session, &text(5), misbehaving(kind, 2)).unwrap();
+        let mut found: Vec<_> = stream.collect();
+        assert!(matches!(found.pop(), Some(Err(GenerateError::Processor { .. }))), "{kind}");
+        let found: Vec<Token> = found.into_iter().map(Result::unwrap).collect();
+        assert_eq!(found, free[..2], "{kind}");
+
+        let mut batch = Batch::new(CacheOptions::default());
+        let bad = batch.add(&mut model, &text(5), misbehaving(kind, 2)).unwrap();
+        let good = batch.add(&mut model, &text(7), plain.clone()).unwrap();
+        let (mut tokens, mut failed) = (Vec::new(), Vec::new());
+        while !batch.is_empty() {
+            match batch.step(&mut model) {
+                Ok(answers) => tokens.extend(answers.into_iter().map(|a| (a.row, a.token.unwrap().id))),
+                Err(GenerateError::Row { row, source }) => failed.push((row, source)),
+                Err(e) => panic!("{kind}: {e}"),
+            }
+        }
+        let of = |row| tokens.iter().filter(|(id, _)| *id == row).map(|(_, id)| *id).collect::<Vec<_>>();
+        assert_eq!(of(good), other.iter().map(|token| token.id).collect::<Vec<_>>(), "{kind}");
+        assert_eq!(of(bad), free[..2].iter().map(|token| token.id).collect::<Vec<_>>(), "{kind}");
+        assert!(matches!(&failed[..], [(row, _)] if *row == bad), "{kind}: {failed:?}");
+    }
+}
+
+/// Where the first token cannot be chosen, the session has the prompt, and another thread can go on with it.
+#[test]
+fn a_processor_that_fails_at_once_leaves_a_session_that_goes_on() {
+    let mut model = model(None, None);
+    mlx_rs::transforms::eval_params(mlx_rs::module::ModuleParameters::parameters(&model)).unwrap();
+    let mut session = new_session(&model);
+    assert!(matches!(
+        generate(&mut model, &mut session, &text(5), misbehaving(0, 0)),
+        Err(GenerateError::Processor { .. })
+    ));
+    let read = || session.read(&mut model, &Array::from_slice(&[3_u32], &[1, 1]), Logits::Last).map(drop);
+    std::thread::scope(|scope| scope.spawn(read).join().unwrap()).unwrap();
+}
+
+/// Allows only multiples of 3, and after its second token nothing.
+#[derive(Debug, Clone)]
+struct TwoTokens(usize);
+
+impl LogitsProcessor for TwoTokens {
+    fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
+        if self.0 == 2 || token % 3 != 0 {
+            return Err(format!("{token} is not allowed").into());
+        }
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.0 -= tokens;
+        Ok(())
+    }
+
+    fn allowed(&mut self) -> Result<Option<TokenSet>, ProcessorError> {
+        let ids = if self.0 == 2 { 0..0 } else { 0..VOCAB_SIZE };
+        Ok(Some(ids.step_by(3).collect()))
+    }
+}
+
+/// Speculation hands out the tokens before an error too, and asks no processor to accept a token that is not possible.
+#[test]
+fn speculation_fails_where_a_stream_fails() {
+    let mut model = model(None, None);
+    let prompt = text(5);
+    let options = GenerateOptions { processors: vec![Box::new(TwoTokens(0))], ..GenerateOptions::default() };
+    let mut session = new_session(&model);
+    let mut expected: Vec<_> =
+        generate(&mut model, &mut session, &prompt, options.clone()).unwrap().collect();
+    assert!(matches!(expected.pop(), Some(Err(GenerateError::NoTokenPossible))));
+    let expected: Vec<u32> = expected.into_iter().map(|token| token.unwrap().id).collect();
+    assert_eq!(expected.len(), 2);
+    let answer = [&prompt[..], &expected, &[0, 0, 0, 0]].concat();
+    for wrong_at in [1000, 2, 1] {
+        let draft = &mut Oracle { answer: answer.clone(), wrong_at, wrong_by: 1 };
+        let mut session = new_session(&model);
+        let speculation = Speculation { draft, most: 4 };
+        let go_on = |_, _| ControlFlow::Continue(());
+        let mut stream =
+            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on)
+                .unwrap();
+        let mut found: Vec<_> = stream.by_ref().collect();
+        assert!(stream.next().is_none() && stream.finish_reason().is_none());
+        drop(stream);
+        let error = found.pop();
+        assert!(matches!(error, Some(Err(GenerateError::NoTokenPossible))), "{wrong_at}: {error:?}");
+        let found: Vec<u32> = found.into_iter().map(|token| token.unwrap().id).collect();
+        assert_eq!(found, expected, "{wrong_at}");
+        let read = session.offset() as usize - prompt.len();
+        assert!((1..=2).contains(&read), "{wrong_at}: {read}");
+    }
+}
