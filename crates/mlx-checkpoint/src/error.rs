@@ -140,7 +140,7 @@ pub enum CheckpointError {
         problems: Vec<TensorProblem>,
     },
     /// There is no such adapter folder.
-    #[error("there is no folder {}; adapters are a folder with adapter_config.json, and ids of the hub are not taken for them: \
+    #[error("there is no folder {}; adapters are a folder with adapter_config.json, and ids of the Hub are not taken for them: \
              download their files and name the folder", folder.display())]
     NoAdapterFolder {
         /// What was named.

@@ -281,7 +281,7 @@ fn a_path_that_is_no_folder_says_what_to_name() {
     let error = |path: &Path| Adapters::open(path).unwrap_err().to_string();
     let text = error(Path::new("owner/name"));
     assert!(
-        text.contains("there is no folder owner/name") && text.contains("ids of the hub are not"),
+        text.contains("there is no folder owner/name") && text.contains("ids of the Hub are not"),
         "{text}"
     );
     let text = error(&folder.path().join("adapters.safetensors"));

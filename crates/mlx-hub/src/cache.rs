@@ -1,4 +1,4 @@
-//! A model's folder in the cache, in the layout of the hub's own Python library.
+//! A model's folder in the cache, in the layout of the Hub's own Python library.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,7 +38,7 @@ pub(crate) struct ModelFolder(PathBuf);
 /// A snapshot in the cache that has every file it is known to need.
 pub(crate) struct Found {
     pub(crate) snapshot: Snapshot,
-    /// Whether the hub has said which files the commit has. If not, another program downloaded it, and a file that
+    /// Whether the Hub has said which files the commit has. If not, another program downloaded it, and a file that
     /// no other file names may be missing.
     pub(crate) is_listed: bool,
 }
@@ -69,7 +69,7 @@ impl ModelFolder {
         about.is_some_and(|about| file.size.is_none_or(|size| about.len() == size))
     }
 
-    /// The length of a file that is here: as the hub announces it, or else as it came.
+    /// The length of a file that is here: as the Hub announces it, or else as it came.
     pub(crate) fn length(&self, file: &RemoteFile) -> u64 {
         file.size.unwrap_or_else(|| fs::metadata(self.blob(file)).map_or(0, |about| about.len()))
     }
@@ -107,14 +107,14 @@ impl ModelFolder {
     }
 
     /// Remembers the names of a commit's files, so that later runs know whether all of them are here. Where the list cannot
-    /// be written, as in a read-only cache, the next run asks the hub again.
+    /// be written, as in a read-only cache, the next run asks the Hub again.
     pub(crate) fn remember_files(&self, commit: &str, files: &[String]) {
         if self.files(commit).is_none() {
             let _ = write_whole(&self.list(commit), &serde_json::json!(files).to_string());
         }
     }
 
-    /// The files of a commit that are needed, where the hub has listed them.
+    /// The files of a commit that are needed, where the Hub has listed them.
     fn files(&self, commit: &str) -> Option<Vec<String>> {
         let text = mlx_files::read(self.list(commit), LARGEST_CONFIG).ok()?;
         let files: Vec<String> = serde_json::from_slice(&text).ok()?;

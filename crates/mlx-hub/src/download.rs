@@ -79,7 +79,7 @@ impl<'a> Download<'a> {
 
     /// Downloads those files of the model that the cache does not have, and answers where the model is.
     ///
-    /// Blocks until the model is complete. A commit that the cache has is found without a request. Where the hub cannot
+    /// Blocks until the model is complete. A commit that the cache has is found without a request. Where the Hub cannot
     /// be reached, the model that is in the cache is the answer, and [`Event::UsingCache`] says so.
     ///
     /// # Errors
@@ -114,14 +114,14 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Asks for the files of the revision: once where the cache can serve if the hub cannot be reached.
+    /// Asks for the files of the revision: once where the cache can serve if the Hub cannot be reached.
     fn listing(&mut self, cache_can_serve: bool) -> Result<Listing, HubError> {
         let Self { client, id, revision, caller, .. } = self;
         let attempts = if cache_can_serve { 1 } else { ATTEMPTS };
         client.retry(attempts, caller, || Listing::read(id, client.get_listing(id, revision)?))
     }
 
-    /// Completes the snapshot of the commit that the hub listed.
+    /// Completes the snapshot of the commit that the Hub listed.
     fn complete(&mut self, folder: &ModelFolder, listing: Listing) -> Result<Snapshot, HubError> {
         let files = listing.needed_files(&self.id, &self.revision)?;
         let commit = listing.commit;

@@ -10,8 +10,8 @@ use crate::names::HubId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// The hub has no model of this name, or shows it to some users only.
-    #[error("the hub has no public model {id}; a private model needs a token, in {token_places}")]
+    /// The Hub has no model of this name, or shows it to some users only.
+    #[error("the Hub has no public model {id}; a private model needs a token, in {token_places}")]
     NoModel {
         /// The model.
         id: HubId,
@@ -26,7 +26,7 @@ pub enum HubError {
         /// The branch, tag or commit.
         revision: String,
     },
-    /// A file that the hub listed is gone.
+    /// A file that the Hub listed is gone.
     #[error("the model {id} no longer has the file {file}")]
     NoFile {
         /// The model.
@@ -41,17 +41,17 @@ pub enum HubError {
     Gated {
         /// The model.
         id: HubId,
-        /// The hub's address.
+        /// The Hub's address.
         endpoint: String,
         /// Where a token is looked for.
         token_places: String,
     },
-    /// The hub refused the token.
-    #[error("the hub does not accept the token from {found_in} (status {status})")]
+    /// The Hub refused the token.
+    #[error("the Hub does not accept the token from {found_in} (status {status})")]
     Token {
         /// Where the token was found.
         found_in: String,
-        /// The status of the hub's answer.
+        /// The status of the Hub's answer.
         status: u16,
     },
     /// The model lacks a file that every checkpoint has.
@@ -89,25 +89,25 @@ pub enum HubError {
         taken: PathBuf,
     },
     /// No connection, or no useful answer after several attempts.
-    #[error("the hub at {endpoint} cannot be reached: {problem}")]
+    #[error("the Hub at {endpoint} cannot be reached: {problem}")]
     Unreachable {
-        /// The hub's address.
+        /// The Hub's address.
         endpoint: String,
         /// What went wrong at the last attempt.
         problem: String,
     },
-    /// The hub refused the request, for a reason that has no variant of its own.
-    #[error("{what}: the hub answers with status {status}{message}")]
+    /// The Hub refused the request, for a reason that has no variant of its own.
+    #[error("{what}: the Hub answers with status {status}{message}")]
     Status {
         /// What was asked for.
         what: String,
-        /// The status of the hub's answer.
+        /// The status of the Hub's answer.
         status: u16,
-        /// The hub's own message after a colon, or nothing.
+        /// The Hub's own message after a colon, or nothing.
         message: String,
     },
-    /// The hub's answer breaks a rule or a limit.
-    #[error("{what}: the hub's answer is not valid: {problem}")]
+    /// The Hub's answer breaks a rule or a limit.
+    #[error("{what}: the Hub's answer is not valid: {problem}")]
     Answer {
         /// What was asked for.
         what: String,
@@ -124,37 +124,37 @@ pub enum HubError {
         file: String,
         /// Bytes that are in the cache.
         done: u64,
-        /// The length of the file in bytes, where the hub says it.
+        /// The length of the file in bytes, where the Hub says it.
         total: Option<u64>,
         /// How many attempts in a row failed.
         attempts: u32,
         /// What went wrong at the last attempt.
         problem: String,
     },
-    /// A file arrived with other contents than the hub announced. It was removed.
+    /// A file arrived with other contents than the Hub announced. It was removed.
     #[error(
-        "{file} arrived damaged: its SHA-256 is {found}, and the hub announced {expected}; the file was removed, so run \
+        "{file} arrived damaged: its SHA-256 is {found}, and the Hub announced {expected}; the file was removed, so run \
          the download again"
     )]
     Hash {
         /// The file.
         file: String,
-        /// The SHA-256 that the hub announced.
+        /// The SHA-256 that the Hub announced.
         expected: String,
         /// The SHA-256 of what arrived.
         found: String,
     },
-    /// A file goes on after the length that the hub announced. It was removed.
-    #[error("{file} is longer than the {expected} bytes that the hub announced; it was removed")]
+    /// A file goes on after the length that the Hub announced. It was removed.
+    #[error("{file} is longer than the {expected} bytes that the Hub announced; it was removed")]
     TooLong {
         /// The file.
         file: String,
-        /// The length in bytes that the hub announced.
+        /// The length in bytes that the Hub announced.
         expected: u64,
     },
     /// A file without an announced length goes on after the limit for such files. It was removed.
     #[error(
-        "{file} is longer than {limit} bytes, the limit for a file whose length the hub does not announce; it was removed"
+        "{file} is longer than {limit} bytes, the limit for a file whose length the Hub does not announce; it was removed"
     )]
     Endless {
         /// The file.
@@ -220,7 +220,7 @@ pub enum HubError {
     Cancelled,
 }
 
-/// What a model on the hub has in place of a checkpoint in safetensors.
+/// What a model on the Hub has in place of a checkpoint in safetensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OtherForm {

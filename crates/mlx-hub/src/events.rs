@@ -19,7 +19,7 @@ pub enum Event<'a> {
         /// Bytes of all files that are in the cache, those of earlier runs included.
         done: u64,
         /// Bytes of all files that this run downloads or completes. It is never less than `done`, and grows where the
-        /// hub does not announce the length of a file.
+        /// Hub does not announce the length of a file.
         total: u64,
         /// The file that is being downloaded.
         file: &'a str,
@@ -34,9 +34,9 @@ pub enum Event<'a> {
         /// What went wrong.
         problem: &'a str,
     },
-    /// The hub cannot be asked, and the model that is in the cache is used.
+    /// The Hub cannot be asked, and the model that is in the cache is used.
     UsingCache {
-        /// Why the hub cannot be asked.
+        /// Why the Hub cannot be asked.
         problem: &'a str,
     },
 }
@@ -78,7 +78,7 @@ pub(crate) struct Caller<'a> {
     pub(crate) cancel: Cancel,
     /// Bytes of the files before the one that is being downloaded.
     pub(crate) bytes_before: u64,
-    /// Bytes of all files, as far as the hub announces them.
+    /// Bytes of all files, as far as the Hub announces them.
     pub(crate) bytes_in_all: u64,
     /// Whether bytes that arrive are worth an event.
     pub(crate) hears_progress: bool,

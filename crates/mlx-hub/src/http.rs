@@ -1,4 +1,4 @@
-//! Requests to the hub: redirects, repeated attempts, and what the status of an answer means.
+//! Requests to the Hub: redirects, repeated attempts, and what the status of an answer means.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// The contents of a file after its first `from` bytes, or `None` where the hub gives only the whole file.
+    /// The contents of a file after its first `from` bytes, or `None` where the Hub gives only the whole file.
     pub(crate) fn get_file(
         &self,
         id: &HubId,
@@ -98,8 +98,8 @@ impl Client {
 
     /// The answer to a request for what comes after `from` bytes. All of it arrives `within` this time, if one is given.
     ///
-    /// The token goes to the hub and not to the servers that the hub redirects to. Of a file whose contents are on
-    /// another server, the hub's own answer says its name and size.
+    /// The token goes to the Hub and not to the servers that the Hub redirects to. Of a file whose contents are on
+    /// another server, the Hub's own answer says its name and size.
     fn send(
         &self,
         method: Method,
@@ -177,7 +177,7 @@ impl Client {
         let (id, token_places) = (id.clone(), self.token_places.clone());
         let error = match (status.as_u16(), code) {
             (429 | 500..=599, _) => {
-                return Err(Failed::ForNow(format!("the hub answers with status {status}")));
+                return Err(Failed::ForNow(format!("the Hub answers with status {status}")));
             }
             (401 | 403, "GatedRepo") => HubError::Gated { id, endpoint: self.endpoint.clone(), token_places },
             (404, "RevisionNotFound") => HubError::NoRevision { id, revision: revision.to_owned() },

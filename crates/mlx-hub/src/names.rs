@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// The longest name of a revision or a file, in bytes. File systems have the same limit.
 const LONGEST_NAME: usize = 255;
 
-/// A model on the hub: `OWNER/NAME`.
+/// A model on the Hub: `OWNER/NAME`.
 ///
 /// ```
 /// use mlx_hub::HubId;
@@ -23,7 +23,7 @@ impl FromStr for HubId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // These are the hub's own rules.
+        // These are the Hub's own rules.
         let part_is_fine = |part: &str| {
             !part.is_empty()
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))

@@ -1,4 +1,4 @@
-//! What the hub says of a model and of its files, checked before anything is written.
+//! What the Hub says of a model and of its files, checked before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -18,7 +18,7 @@ const LARGEST_LISTING: u64 = 16 << 20;
 /// Files that a model may have. Large models have some hundred.
 const MOST_FILES: usize = 10_000;
 
-/// The longest name of a blob. Those of the hub have 40 or 64 characters.
+/// The longest name of a blob. Those of the Hub have 40 or 64 characters.
 const LONGEST_ETAG: usize = 128;
 
 /// The commit that a revision stands for, and the files of the model.
@@ -27,7 +27,7 @@ pub(crate) struct Listing {
     files: Vec<String>,
 }
 
-/// [`Listing`] as the hub writes it.
+/// [`Listing`] as the Hub writes it.
 #[derive(Deserialize)]
 struct ModelInfo {
     sha: String,
@@ -105,12 +105,12 @@ pub(crate) struct RemoteFile {
     pub(crate) commit: String,
     /// The name of its contents: for large files their SHA-256.
     pub(crate) etag: String,
-    /// Its length in bytes, where the hub announces it.
+    /// Its length in bytes, where the Hub announces it.
     pub(crate) size: Option<u64>,
 }
 
 impl RemoteFile {
-    /// What the hub's answer to a request for the headers of a file says.
+    /// What the Hub's answer to a request for the headers of a file says.
     pub(crate) fn read(
         id: &HubId,
         commit: &str,

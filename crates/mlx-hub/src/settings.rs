@@ -20,7 +20,7 @@ const LARGEST_TOKEN: u64 = 64 << 10;
 
 /// What a [`Hub`](crate::Hub) is made with.
 ///
-/// [`Settings::from_environment`] reads the variables that the hub's Python library reads; [`Settings::new`] reads none.
+/// [`Settings::from_environment`] reads the variables that the Hub's Python library reads; [`Settings::new`] reads none.
 ///
 /// ```
 /// use mlx_hub::Settings;
@@ -30,7 +30,7 @@ const LARGEST_TOKEN: u64 = 64 << 10;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The hub's address, without a slash at its end.
+    /// The Hub's address, without a slash at its end.
     pub endpoint: String,
     /// The cache folder, which holds a folder for each model.
     pub cache: PathBuf,
@@ -47,14 +47,14 @@ pub struct Settings {
     pub model_types: Option<Vec<String>>,
     /// The name that the program gives itself in requests.
     pub user_agent: String,
-    /// How long the hub may take.
+    /// How long the Hub may take.
     pub timeouts: Timeouts,
-    /// The largest file whose length the hub does not announce, in bytes. The weights of large models are in files of
+    /// The largest file whose length the Hub does not announce, in bytes. The weights of large models are in files of
     /// 5 or 10 GB.
     pub largest_unannounced: u64,
 }
 
-/// How long the hub may take.
+/// How long the Hub may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// How long a connection may be silent: 30 seconds.
@@ -115,7 +115,7 @@ impl Settings {
     }
 }
 
-/// A user's token. It is sent to the hub only, and shown nowhere.
+/// A user's token. It is sent to the Hub only, and shown nowhere.
 #[derive(Clone)]
 pub struct Token {
     /// `Bearer TOKEN`.

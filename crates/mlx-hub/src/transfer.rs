@@ -96,7 +96,7 @@ impl Part {
         fs::remove_file(&self.path).map_err(|source| self.unwritable(source))
     }
 
-    /// Checks the whole file against the hash that the hub announced, and writes it to the disk.
+    /// Checks the whole file against the hash that the Hub announced, and writes it to the disk.
     fn finish(&mut self, file: &RemoteFile) -> Result<(), HubError> {
         let found: String = self.hash.finalize_reset().iter().map(|byte| format!("{byte:02x}")).collect();
         // Small files have the name of a Git object, which is another hash.
@@ -122,7 +122,7 @@ pub(crate) struct Transfer<'a, 'c> {
     pub(crate) id: &'a HubId,
     pub(crate) file: &'a RemoteFile,
     pub(crate) part: Part,
-    /// The limit where the hub does not announce the file's length, in bytes.
+    /// The limit where the Hub does not announce the file's length, in bytes.
     pub(crate) largest_unannounced: u64,
     pub(crate) caller: &'a mut Caller<'c>,
 }
@@ -150,7 +150,7 @@ impl Transfer<'_, '_> {
                 Ok(Received::Nothing) => {
                     self.part.done = 0;
                     restarts += 1;
-                    "the hub does not continue it from the middle".to_owned()
+                    "the Hub does not continue it from the middle".to_owned()
                 }
                 Err(Failed::ForGood(error)) => return Err(error),
                 Err(Failed::ForNow(problem)) => problem,
@@ -202,7 +202,7 @@ impl Transfer<'_, '_> {
 enum Received {
     /// At the end of the answer.
     All,
-    /// The hub gives the file from its beginning only.
+    /// The Hub gives the file from its beginning only.
     Nothing,
     /// The answer goes on where the file should end.
     TooMuch,

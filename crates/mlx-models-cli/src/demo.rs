@@ -47,7 +47,7 @@ pub(crate) enum Source {
     Folder(PathBuf),
     /// A demo checkpoint: its index in [`DEMOS`].
     Demo(usize),
-    /// A model on the hub.
+    /// A model on the Hub.
     Hub(HubId),
 }
 

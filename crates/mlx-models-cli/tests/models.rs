@@ -117,7 +117,7 @@ fn a_model_is_downloaded_once_and_named_by_its_id() {
     let inspected = program().args(["inspect", "owner/name", "--json"]).output().unwrap();
     assert_eq!(json(&inspected)["architecture"], "phi3");
 
-    // The cache is used offline, and where the hub cannot be reached.
+    // The cache is used offline, and where the Hub cannot be reached.
     server.requests();
     for (variable, value) in [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:9")] {
         let output =
@@ -349,7 +349,7 @@ fn a_name_that_is_nothing_says_what_it_could_be() {
     let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
     let gated = Server::start(&[], |_, _| Some(Reply::status(403, "GatedRepo")));
     for (server, needle) in
-        [(&gone, "the hub has no public model no/folder"), (&gated, "accept its conditions")]
+        [(&gone, "the Hub has no public model no/folder"), (&gated, "accept its conditions")]
     {
         let mut program = program(home.path());
         program.env("HF_ENDPOINT", &server.endpoint).args(["inspect", "no/folder"]);

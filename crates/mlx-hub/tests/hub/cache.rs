@@ -1,4 +1,4 @@
-//! The cache: what is used without the hub, and what is repaired.
+//! The cache: what is used without the Hub, and what is repaired.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,7 +21,7 @@ fn a_commit_is_complete_when_all_its_files_are_here() {
     fetch_revision(&hub, COMMIT).unwrap();
     assert!(folder.join("tokenizer.json").is_file());
 
-    // Without the list of files, as after a download by another program, the hub is asked once.
+    // Without the list of files, as after a download by another program, the Hub is asked once.
     fs::remove_dir_all(cache.path().join("models--owner--name/.mlx-models")).unwrap();
     let listed = |request: &Request| request.path.starts_with("/api/models");
     server.requests();
@@ -29,7 +29,7 @@ fn a_commit_is_complete_when_all_its_files_are_here() {
         fetch_revision(&hub, COMMIT).unwrap();
         assert_eq!(server.requests().iter().filter(|request| listed(request)).count(), asked);
     }
-    // Without the list, the snapshot is still used offline, and where the hub no longer has the model.
+    // Without the list, the snapshot is still used offline, and where the Hub no longer has the model.
     fs::remove_dir_all(cache.path().join("models--owner--name/.mlx-models")).unwrap();
     assert_eq!(fetch_revision(&offline, COMMIT).unwrap().folder, folder);
     let gone = Server::start(&[], |_, _| Some(Reply::status(404, "RepoNotFound")));
@@ -45,7 +45,7 @@ fn a_commit_is_complete_when_all_its_files_are_here() {
         })
         .run();
     assert_eq!(found.unwrap().folder, folder);
-    assert!(said.len() == 1 && said[0].contains("the hub has no public model"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("the Hub has no public model"), "{said:?}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn a_part_of_a_file_is_continued() {
     assert_eq!(snapshot.downloaded, (tensors().len() - 1_234_567 + files()[0].1.len() + 2) as u64);
     let ranges: Vec<String> =
         server.requests().into_iter().filter_map(|request| request.headers.get("range").cloned()).collect();
-    // One in the request to the hub, one in the request that it was redirected to.
+    // One in the request to the Hub, one in the request that it was redirected to.
     assert_eq!(ranges, ["bytes=1234567-"; 2]);
 }
 

@@ -97,7 +97,7 @@ fn once_for_tensors(
     }
 }
 
-/// The error when the hub gives this answer to the first request.
+/// The error when the Hub gives this answer to the first request.
 fn refused(reply: Reply) -> HubError {
     let fault =
         move |request: &Request, _: &Reply| request.path.starts_with("/api/models").then(|| reply.clone());

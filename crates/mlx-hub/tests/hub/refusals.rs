@@ -1,4 +1,4 @@
-//! What the hub refuses, and what it says to users.
+//! What the Hub refuses, and what it says to users.
 
 use mlx_hub::Token;
 

@@ -166,7 +166,7 @@ fn answer(files: &BTreeMap<String, Vec<u8>>, request: &Request) -> Reply {
     header("X-Repo-Commit", COMMIT.to_owned());
     let is_large = name.ends_with(".safetensors");
     if request.path.starts_with(&of_model) {
-        // The hub redirects to another server for large files and to another page for small ones.
+        // The Hub redirects to another server for large files and to another page for small ones.
         reply.status = if is_large { 302 } else { 307 };
         reply.body.clear();
         if is_large {
