@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     #[arg(long, short = 'n', alias = "num-trials", value_name = "R", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Read the prompt in pieces of this many tokens
+    /// Read the prompt in chunks of this many tokens
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
     prefill_step_size: usize,
     /// Print one JSON object instead of a table

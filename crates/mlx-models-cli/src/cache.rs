@@ -33,7 +33,7 @@ pub(crate) struct CacheArguments {
     /// Quantize the cache once it has this many tokens
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: i32,
-    /// Read the prompt in pieces of this many tokens
+    /// Read the prompt in chunks of this many tokens
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
     pub(crate) prefill_step_size: usize,
 }

@@ -35,7 +35,7 @@ pub(crate) struct DecodingArguments {
     pub(crate) sampling: SamplingArguments,
     #[command(flatten)]
     pub(crate) cache: CacheArguments,
-    /// Draft tokens with this smaller model, which must have the same vocabulary
+    /// Draft tokens with this smaller model, whose token ids must mean the same tokens
     #[arg(
         long,
         value_name = "MODEL",

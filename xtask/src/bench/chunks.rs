@@ -1,4 +1,4 @@
-//! `cargo xtask bench --chunks`: the speed and memory of reading a prompt in pieces of several sizes.
+//! `cargo xtask bench --chunks`: the speed and memory of reading a prompt in chunks of several sizes.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -44,7 +44,7 @@ pub(super) fn run(model: &Path, python: &Path, arguments: &Arguments) -> io::Res
     Ok(())
 }
 
-/// One turn of ours: a short prompt as a warm-up, then the prompt in pieces of each size.
+/// One turn of ours: a short prompt as a warm-up, then the prompt in chunks of each size.
 pub(super) fn measure(folder: &Path, arguments: &Arguments) -> Result<Vec<Pieces>, Failure> {
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;

@@ -2,7 +2,7 @@
 //!
 //! The two programs take turns, and each turn is a separate process, so a machine that slows down affects both.
 //! The output shows ratios of medians, and the medians. `--contexts` and `--chunks` compare two other things in
-//! the same way: decoding after contexts of several lengths, and a prompt in pieces of several sizes.
+//! the same way: decoding after contexts of several lengths, and a prompt in chunks of several sizes.
 
 mod chunks;
 mod contexts;
@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
     /// The number of tokens that the rotating caches of --contexts keep
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_kv_size: i32,
-    /// Measure reading the prompt in pieces of these sizes, such as 64,256,1024
+    /// Measure reading the prompt in chunks of these sizes, such as 64,256,1024
     #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "gen_tokens")]
     chunks: Vec<usize>,
     /// Continue from the prompt cache in this file

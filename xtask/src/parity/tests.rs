@@ -334,7 +334,7 @@ fn whatever_is_in_a_folder_is_a_failed_case_with_its_reason() {
         ("rope_default", "/rope/scaling", json!({"rope_type": "nonsense"}), "unknown rope_type \"nonsense\""),
         ("rope_default", "/rope/bogus", json!(1), "unknown field `bogus`"),
         ("cache_full_q8_g32", "/cache/quantize/group_size", json!(0), "in groups of 0"),
-        ("cache_full_q8_g32", "/cache/quantize/group_size", json!(128), "cannot be cut"),
+        ("cache_full_q8_g32", "/cache/quantize/group_size", json!(128), "is not a multiple of the"),
         ("cache_full_q8_g32", "/cache/quantize/bits", json!(-8), "not -8 bits"),
         ("cache_rewind", "/cache/max_size", json!(-5), "max_size -5"),
         ("cache_rewind", "/cache/max_size", json!(i32::MAX), "max_size 2147483647"),
