@@ -2,8 +2,6 @@
 
 use std::rc::Rc;
 
-use super::value::Value;
-
 /// An expression and its line.
 #[derive(Debug)]
 pub(super) struct Expr {
@@ -45,9 +43,19 @@ impl Expr {
     }
 }
 
+/// A value that is written in the template.
+#[derive(Debug)]
+pub(super) enum Constant {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Rc<str>),
+}
+
 #[derive(Debug)]
 pub(super) enum Kind {
-    Const(Value),
+    Const(Constant),
     Name(Rc<str>),
     Tuple(Vec<Expr>),
     List(Vec<Expr>),

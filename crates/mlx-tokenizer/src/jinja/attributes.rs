@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use super::error::{Error, Result, short};
 use super::value::{Function, Value};
-use super::{Error, Result, ops, run, short};
+use super::{run, sequences, store};
 
 const TEXT: &[&str] = &[
     "capitalize",
@@ -120,7 +121,7 @@ fn own_item(of: &Value, key: &Value) -> Result<Option<Value>> {
         },
         Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range(..) => {
             match key.as_int() {
-                Some(place) => ops::element(of, place),
+                Some(place) => sequences::element(of, place),
                 None => Ok(None),
             }
         }
@@ -180,7 +181,7 @@ fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
             "isdisjoint" => method(),
             _ => None,
         },
-        Value::Namespace(number) => run::namespace(*number, |of| of.get_str(name).cloned()).flatten(),
+        Value::Namespace(number) => store::namespace(*number, |of| of.get_str(name).cloned()).flatten(),
         Value::Loop(number) => loop_attribute(of, *number, name)?,
         Value::Cycler(cycler) => match name {
             "current" => cycler.items.get(cycler.at.get()).cloned(),
@@ -221,7 +222,7 @@ fn function_attribute(of: &Value, function: &Function, name: &str) -> Result<Opt
 
 fn loop_attribute(of: &Value, number: usize, name: &str) -> Result<Option<Value>> {
     let int = |value: usize| Some(Value::Int(value as i128));
-    let found = run::with_loop(number, |state| {
+    let found = store::with_loop(number, |state| {
         let (index, length) = (state.index, state.items.len());
         match name {
             "index" => int(index + 1),

@@ -2,13 +2,16 @@
 
 use std::rc::Rc;
 
+use super::args::Args;
 use super::ast::{
     Action, Arguments, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Target, Template,
 };
-use super::methods::{self, Args};
-use super::run::{self, Loop, Scope};
-use super::value::{Dict, Function, ScopeOf, Value};
-use super::{Error, Result, attributes, filters, ops, short, tests};
+use super::error::{Error, Result, short};
+use super::numbers::{negative, positive};
+use super::store::{self, Loop};
+use super::texts::joined;
+use super::value::{Dict, Function, Scope, ScopeOf, Value};
+use super::{attributes, filters, methods, ops, run, sequences, tests};
 
 /// The input of a template besides its variables.
 const GLOBALS: [&str; 8] =
@@ -30,40 +33,6 @@ pub(super) struct Interpreter<'a> {
     pub(super) root: Rc<Scope>,
     /// Writes the local time in a format.
     pub(super) clock: &'a dyn Fn(&str) -> std::result::Result<String, String>,
-}
-
-impl Scope {
-    fn inside(parent: &Rc<Self>) -> Rc<Self> {
-        Rc::new(Self { parent: Some(Rc::clone(parent)), ..Self::default() })
-    }
-
-    fn get(&self, name: &str) -> Result<Option<Value>> {
-        let mut scope = self;
-        loop {
-            let variables = scope.variables.borrow();
-            run::steps(1 + variables.len() / 8)?;
-            if let Some((_, value)) = variables.iter().find(|(of, _)| **of == *name) {
-                return Ok(Some(value.clone()));
-            }
-            match &scope.parent {
-                Some(parent) => scope = parent,
-                None => return Ok(None),
-            }
-        }
-    }
-
-    pub(super) fn set(&self, name: &Rc<str>, value: Value) -> Result<()> {
-        let mut variables = self.variables.borrow_mut();
-        run::steps(variables.len() / 8)?;
-        match variables.iter_mut().find(|(of, _)| of == name) {
-            Some((_, of)) => *of = value,
-            None => {
-                run::new_variable(self)?;
-                variables.push((Rc::clone(name), value));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Interpreter<'_> {
@@ -225,12 +194,12 @@ impl Interpreter<'_> {
         if !items.is_empty() {
             let recursive = of.recursive.then(|| (Rc::clone(of), Rc::clone(scope)));
             let state = Loop { items: Rc::clone(&items), index: 0, depth, changed: None, recursive };
-            let number = run::new_loop(state)?;
+            let number = store::new_loop(state)?;
             let name: Rc<str> = "loop".into();
             let mut index = 0;
             while let Some(item) = items.get(index) {
                 run::steps(1)?;
-                run::with_loop(number, |state| state.index = index);
+                store::with_loop(number, |state| state.index = index);
                 let inner = Scope::inside(scope);
                 inner.set(&name, Value::Loop(number))?;
                 self.assign(&of.target, item.clone(), &inner)?;
@@ -240,7 +209,7 @@ impl Interpreter<'_> {
                     Flow::Break => break,
                 }
                 // The body may have advanced the loop itself, if it iterated over `loop`.
-                index = run::with_loop(number, |state| state.index).unwrap_or(index) + 1;
+                index = store::with_loop(number, |state| state.index).unwrap_or(index) + 1;
             }
         }
         if !ran {
@@ -257,7 +226,7 @@ impl Interpreter<'_> {
                     return Err(Error::new("cannot assign attribute on non-namespace object"));
                 };
                 check_attribute(attribute)?;
-                run::namespace(number, |of| of.insert(Value::Str(Rc::clone(attribute)), value))
+                store::namespace(number, |of| of.insert(Value::Str(Rc::clone(attribute)), value))
                     .unwrap_or(Ok(()))?;
             }
             Target::Tuple(targets) => {
@@ -289,7 +258,7 @@ impl Interpreter<'_> {
     }
 
     fn closure(&self, of: &Rc<Macro>, scope: &Rc<Scope>) -> Result<Value> {
-        run::keep_scope(scope)?;
+        store::keep_scope(scope)?;
         Ok(Value::function(Function::Macro(Rc::clone(of), ScopeOf(Rc::clone(scope)))))
     }
 
@@ -315,9 +284,9 @@ impl Interpreter<'_> {
         let of = self.eval(of, scope)?;
         let part = |part| self.boxed(part, scope);
         let parts = [part(start)?, part(stop)?, part(step)?];
-        match ops::slice(&of, parts) {
+        match sequences::slice(&of, parts) {
             // Jinja2 has computed this slice when it compiled the template, with other rules than Python's.
-            Err(_) if constant && !ops::is_sliceable(&of) => Ok(Value::undefined("no such slice")),
+            Err(_) if constant && !sequences::is_sliceable(&of) => Ok(Value::undefined("no such slice")),
             result => result,
         }
     }
@@ -328,7 +297,7 @@ impl Interpreter<'_> {
         for part in parts {
             texts.push(self.eval(part, scope)?.to_text()?);
         }
-        Value::text(methods::joined(&texts, "")?)
+        Value::text(joined(&texts, "")?)
     }
 
     /// `first < second <= third`, up to the first comparison that is false.
@@ -351,7 +320,7 @@ impl Interpreter<'_> {
             items.iter().map(|item| self.eval(item, scope)).collect::<Result<Vec<_>>>()
         };
         Ok(match &expr.kind {
-            Kind::Const(value) => value.clone(),
+            Kind::Const(value) => value.into(),
             Kind::Name(name) => match self.lookup(name, scope)? {
                 Some(value) => value,
                 None => Value::undefined(format!("'{}' is undefined", short(name))),
@@ -385,8 +354,8 @@ impl Interpreter<'_> {
                 Value::Bool(tests::call(name, &of, self.arguments(arguments, scope)?)?)
             }
             Kind::Not(of) => Value::Bool(!self.eval(of, scope)?.is_true()),
-            Kind::Negative(of) => ops::negative(&self.eval(of, scope)?)?,
-            Kind::Positive(of) => ops::positive(&self.eval(of, scope)?)?,
+            Kind::Negative(of) => negative(&self.eval(of, scope)?)?,
+            Kind::Positive(of) => positive(&self.eval(of, scope)?)?,
             Kind::Binary(operator, a, b) => {
                 let written = *operator == Operator::Power && a.constant && !b.constant;
                 let a = self.eval(a, scope)?;
@@ -480,7 +449,8 @@ impl Interpreter<'_> {
                 }
             },
             Value::Loop(number) => {
-                let found = run::with_loop(*number, |of| of.recursive.clone().map(|found| (found, of.depth)));
+                let found =
+                    store::with_loop(*number, |of| of.recursive.clone().map(|found| (found, of.depth)));
                 let Some(((of, scope), depth)) = found.flatten() else {
                     let problem = "the loop must have the 'recursive' marker to be called recursively";
                     return Err(Error::new(problem));
@@ -563,7 +533,7 @@ impl Interpreter<'_> {
                         check_attribute(name)?;
                     }
                 }
-                Ok(Value::Namespace(run::new_namespace(attributes)?))
+                Ok(Value::Namespace(store::new_namespace(attributes)?))
             }
             "cycler" => {
                 if args.positional.is_empty() {
@@ -609,7 +579,7 @@ fn power_of_constant(a: &Value, b: &Value) -> Result<Value> {
         _ => false,
     };
     if minus {
-        return ops::negative(&ops::binary(Operator::Power, &ops::negative(a)?, b)?);
+        return negative(&ops::binary(Operator::Power, &negative(a)?, b)?);
     }
     ops::binary(Operator::Power, a, b)
 }

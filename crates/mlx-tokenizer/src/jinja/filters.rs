@@ -3,71 +3,15 @@
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use super::methods::{Args, joined, justified, lines, replace};
-use super::value::{Dict, Value, sort};
-use super::{Error, Result, attributes, format, ops, python, run, short, tests, wrap};
-use crate::json;
-
-const KNOWN: &[&str] = &[
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "pprint",
-    "random",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "urlize",
-    "wordcount",
-    "wordwrap",
-    "xmlattr",
-];
-
-pub(super) fn is_known(name: &str) -> bool {
-    KNOWN.contains(&name)
-}
+use super::args::Args;
+use super::ast::Operator;
+use super::compare::sort;
+use super::error::{Error, Result, short};
+use super::html::{escape, strip_tags};
+use super::numbers::{negative, too_large, whole};
+use super::texts::{in_case, joined, justified, lines, repeat, replace};
+use super::value::{Dict, Value, View};
+use super::{attributes, dumps, format, methods, names, ops, python, run, sequences, tests, wrap};
 
 /// `value | name(args)`.
 #[allow(clippy::too_many_lines, reason = "a table of the filters")]
@@ -128,7 +72,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
         "trim" => {
             let [chars] = args.bind(name, ["chars"], 0)?;
             let args = Args { positional: chars.into_iter().collect(), named: Vec::new() };
-            super::methods::call(&Value::Str(value.to_text()?), "strip", args)
+            methods::call(&Value::Str(value.to_text()?), "strip", args)
         }
         "truncate" => truncate(value, args),
         "unique" => unique(value, args),
@@ -177,7 +121,7 @@ fn without_arguments(name: &str, value: &Value) -> Result<Value> {
         "abs" => match value.defined()? {
             Value::Float(of) => Ok(Value::Float(of.abs())),
             of => match of.as_int() {
-                Some(number) if number < 0 => ops::negative(of),
+                Some(number) if number < 0 => negative(of),
                 Some(number) => Ok(Value::Int(number)),
                 None => Err(Error::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
             },
@@ -300,7 +244,7 @@ fn sum(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::new("sum() can't sum strings [use ''.join(seq) instead]"));
     }
     for item in value.iterate()?.iter() {
-        sum = ops::binary(super::ast::Operator::Add, &sum, &getter.get(item)?)?;
+        sum = ops::binary(Operator::Add, &sum, &getter.get(item)?)?;
     }
     Ok(sum)
 }
@@ -397,13 +341,6 @@ impl Getter {
             _ => Ok(item),
         }
     }
-}
-
-/// A text in upper or lower case.
-pub(super) fn in_case(text: &str, with: fn(&str) -> String) -> Result<Value> {
-    // Some characters become three characters.
-    run::bytes(if text.is_ascii() { 1 } else { 3 } * text.len() as u64)?;
-    Value::text(with(text))
 }
 
 /// The filter `title`. Unlike in the method, words begin only after a space, a hyphen or an opening bracket.
@@ -570,20 +507,6 @@ fn file_size(value: &Value, args: Args) -> Result<Value> {
     Value::text(text)
 }
 
-/// Python's `int` of a float.
-pub(super) fn whole(number: f64) -> Result<i128> {
-    if number.is_nan() {
-        return Err(Error::new("cannot convert float NaN to integer"));
-    }
-    if number.is_infinite() {
-        return Err(Error::new("cannot convert float infinity to integer"));
-    }
-    if number.abs() >= 1.7e38 {
-        return Err(Error::limit("the result has more than 127 bits"));
-    }
-    Ok(number as i128)
-}
-
 /// Python's `float`; `None` if it raises a `TypeError` or a `ValueError`.
 fn to_float(value: &Value) -> Result<Option<f64>> {
     Ok(match value.defined()?.as_str() {
@@ -657,7 +580,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         None => "    ".into(),
         Some(width) => match width.as_str() {
             Some(text) => Rc::clone(text),
-            None => ops::repeat(" ", usize::try_from(width.index()?.max(0)).unwrap_or(usize::MAX))?.into(),
+            None => repeat(" ", usize::try_from(width.index()?.max(0)).unwrap_or(usize::MAX))?.into(),
         },
     };
     let Some(text) = value.defined()?.as_str() else {
@@ -703,7 +626,7 @@ fn map(value: &Value, mut args: Args) -> Result<Value> {
         }
         let name = args.positional.remove(0);
         let name = name.as_str().cloned().unwrap_or_else(|| "".into());
-        if !is_known(&name) {
+        if !names::is_filter(&name) {
             return Err(Error::new(format!("no filter named {:?}", short(&name))));
         }
         // This filter can be one of the filters, which takes the stack of two levels.
@@ -729,7 +652,7 @@ fn select(name: &str, value: &Value, mut args: Args) -> Result<Value> {
             None => None,
             Some(name) => {
                 let name = name.as_str().cloned().unwrap_or_else(|| "".into());
-                if !tests::is_known(&name) {
+                if !names::is_test(&name) {
                     return Err(Error::new(format!("no test named {:?}", short(&name))));
                 }
                 Some(name)
@@ -782,7 +705,7 @@ fn random(value: &Value) -> Result<Value> {
         return Ok(Value::undefined("no random item, sequence was empty"));
     }
     let place = RandomState::new().hash_one(length) % length as u64;
-    Ok(ops::element(value, i128::from(place))?.unwrap_or(Value::None))
+    Ok(sequences::element(value, i128::from(place))?.unwrap_or(Value::None))
 }
 
 fn round(value: &Value, args: Args) -> Result<Value> {
@@ -804,14 +727,14 @@ fn round(value: &Value, args: Args) -> Result<Value> {
                 return Ok(Value::Int(0));
             };
             let rest = number.rem_euclid(unit);
-            let down = number.checked_sub(rest).ok_or_else(ops::too_large)?;
+            let down = number.checked_sub(rest).ok_or_else(too_large)?;
             // `rest * 2` could overflow.
             let up = match rest.cmp(&(unit - rest)) {
                 Ordering::Equal => (down / unit) % 2 != 0,
                 order => order.is_gt(),
             };
             let rounded = if up { down.checked_add(unit) } else { Some(down) };
-            return rounded.map(Value::Int).ok_or_else(ops::too_large);
+            return rounded.map(Value::Int).ok_or_else(too_large);
         }
         let number = value.as_number().ok_or_else(problem)?;
         return round_float(number, precision).map(Value::Float);
@@ -879,7 +802,7 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
     if value.length()? as i128 <= length.saturating_add(leeway) {
         return Ok(value.clone());
     }
-    let cut = ops::slice(value, [None, Some(Value::Int(length - end_length)), None])?;
+    let cut = sequences::slice(value, [None, Some(Value::Int(length - end_length)), None])?;
     let cut = cut.as_str().cloned().ok_or_else(|| Error::new("only a text can be truncated"))?;
     let kept = if kill_words.is_some_and(|of| of.is_true()) {
         &*cut
@@ -888,103 +811,6 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
     };
     run::bytes((kept.len() + end.len()) as u64)?;
     Value::text(format!("{kept}{end}"))
-}
-
-/// Escapes a text for HTML; markup stays as it is.
-pub(super) fn escape(value: &Value) -> Result<Rc<str>> {
-    if let Value::Markup(text) = value {
-        return Ok(Rc::clone(text));
-    }
-    let text = value.to_text()?;
-    let escaped = |byte: u8| match byte {
-        b'&' | b'\'' | b'"' => 5,
-        b'<' | b'>' => 4,
-        _ => 1,
-    };
-    let length: usize = text.bytes().map(escaped).sum();
-    // The text is made, and then copied.
-    run::bytes(2 * (length + run::OBJECT) as u64)?;
-    let mut out = String::with_capacity(length);
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '\'' => out += "&#39;",
-            '"' => out += "&#34;",
-            _ => out.push(c),
-        }
-    }
-    Ok(out.into())
-}
-
-/// The text without tags and comments, with single spaces and without entities.
-pub(super) fn strip_tags(text: &str) -> Result<String> {
-    run::bytes(4 * text.len() as u64)?;
-    let mut out = text.to_owned();
-    for (begin, end) in [("<!--", "-->"), ("<", ">")] {
-        let mut stripped = String::with_capacity(out.len());
-        let mut rest = &*out;
-        while let Some(place) = rest.find(begin) {
-            let Some(length) = rest[place..].find(end) else { break };
-            stripped += &rest[..place];
-            rest = &rest[place + length + end.len()..];
-        }
-        stripped += rest;
-        out = stripped;
-    }
-    let mut words = String::new();
-    for word in out.split(python::is_space).filter(|word| !word.is_empty()) {
-        if !words.is_empty() {
-            words.push(' ');
-        }
-        words += word;
-    }
-    Ok(unescape(&words))
-}
-
-/// The maximum length of an entity after the `&`, as in Python.
-const LONGEST_ENTITY: usize = 34;
-
-/// The entities that escaping produces, and numeric ones.
-pub(super) fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(place) = rest.find('&') {
-        out += &rest[..place];
-        rest = &rest[place..];
-        let near = rest.bytes().take(LONGEST_ENTITY);
-        let found = near.into_iter().position(|byte| byte == b';').and_then(|end| {
-            let c = match &rest[1..end] {
-                "amp" => '&',
-                "lt" => '<',
-                "gt" => '>',
-                "quot" => '"',
-                "apos" => '\'',
-                "nbsp" => '\u{a0}',
-                name => {
-                    let number = name.strip_prefix('#')?;
-                    let code = match number.strip_prefix(['x', 'X']) {
-                        Some(hex) => u32::from_str_radix(hex, 16).ok()?,
-                        None => number.parse().ok()?,
-                    };
-                    char::from_u32(code)?
-                }
-            };
-            Some((c, end + 1))
-        });
-        match found {
-            Some((c, length)) => {
-                out.push(c);
-                rest = &rest[length..];
-            }
-            None => {
-                out.push('&');
-                rest = &rest[1..];
-            }
-        }
-    }
-    out + rest
 }
 
 fn url_quote(value: &Value, for_query: bool) -> Result<String> {
@@ -1007,7 +833,7 @@ fn url_encode(value: &Value) -> Result<Value> {
         return Value::text(url_quote(value, false)?);
     }
     let pairs = match value {
-        Value::Dict(dict) => Value::View(super::value::View::Items, Rc::clone(dict)).iterate()?,
+        Value::Dict(dict) => Value::View(View::Items, Rc::clone(dict)).iterate()?,
         _ => value.iterate()?,
     };
     let mut out = String::new();
@@ -1067,7 +893,7 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
                 run::bytes(text.len() as u64)?;
                 text.to_string()
             }
-            None => ops::repeat(" ", usize::try_from(indent.index()?.max(0)).unwrap_or(usize::MAX))?,
+            None => repeat(" ", usize::try_from(indent.index()?.max(0)).unwrap_or(usize::MAX))?,
         }),
     };
     let separators = match separators {
@@ -1085,6 +911,6 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
             Some(strings.ok_or_else(|| Error::new("separators of tojson must be two strings"))?)
         }
     };
-    let style = json::Style { ensure_ascii: is(ensure_ascii), indent, separators, sort_keys: is(sort_keys) };
-    Value::text(json::dumps_value(value, &style)?)
+    let style = dumps::Style { ensure_ascii: is(ensure_ascii), indent, separators, sort_keys: is(sort_keys) };
+    Value::text(dumps::dumps_value(value, &style)?)
 }

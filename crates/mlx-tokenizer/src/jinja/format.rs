@@ -2,8 +2,12 @@
 
 use std::rc::Rc;
 
+use super::error::{Error, Result, short};
+use super::html::escape;
+use super::numbers::whole;
+use super::texts::repeat;
 use super::value::{Dict, Value};
-use super::{Error, Result, attributes, filters, ops, python, run, short};
+use super::{attributes, python, run};
 
 /// The maximum width or precision, in characters.
 const WIDEST: usize = 1 << 20;
@@ -184,7 +188,7 @@ impl<'a> Conversion<'a> {
     /// `%s`, `%r` and `%a`.
     fn text(&self, value: &Value, markup: bool) -> Result<String> {
         let text = match self.kind {
-            's' if markup => filters::escape(value)?,
+            's' if markup => escape(value)?,
             's' => value.to_text()?,
             'r' => value.repr()?.into(),
             _ => ascii(value)?.into(),
@@ -200,7 +204,7 @@ impl<'a> Conversion<'a> {
         value.defined()?;
         let is_decimal = !matches!(kind, 'o' | 'x' | 'X');
         let number = match value {
-            Value::Float(number) if is_decimal => filters::whole(*number)?,
+            Value::Float(number) if is_decimal => whole(*number)?,
             _ => value.as_int().ok_or_else(|| {
                 let needed = if is_decimal { "a real number" } else { "an integer" };
                 Error::new(format!("%{kind} format: {needed} is required, not {}", value.type_name()))
@@ -655,7 +659,7 @@ fn padded(prefix: &str, body: &str, width: usize, fill: char, align: char) -> Re
         _ => padding,
     };
     let fill = fill.to_string();
-    let (before, after) = (ops::repeat(&fill, before)?, ops::repeat(&fill, padding - before)?);
+    let (before, after) = (repeat(&fill, before)?, repeat(&fill, padding - before)?);
     run::bytes((2 * body.len() + padding) as u64)?;
     Ok(match align {
         '=' => format!("{prefix}{before}{body}"),

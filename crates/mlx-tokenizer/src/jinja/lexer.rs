@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use super::error::{Error, Result};
 use super::python::is_space;
-use super::{Error, Result, run};
+use super::run;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {

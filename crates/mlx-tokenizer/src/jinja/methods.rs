@@ -2,71 +2,14 @@
 
 use std::rc::Rc;
 
+use super::args::Args;
+use super::compare::contains;
+use super::error::{Error, Result, short};
+use super::html::{escape, strip_tags, unescape};
+use super::numbers::{positive, too_large, whole};
+use super::texts::{in_case, joined, justified, lines, replace};
 use super::value::{Dict, Value, View};
-use super::{Error, Result, filters, format, ops, python, run, short};
-
-/// The arguments of a call.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Args {
-    pub(super) positional: Vec<Value>,
-    pub(super) named: Vec<(Rc<str>, Value)>,
-}
-
-impl Args {
-    /// Adds an argument, and counts it.
-    pub(super) fn copied(&self) -> Result<Self> {
-        run::elements(self.positional.len() + 2 * self.named.len())?;
-        Ok(self.clone())
-    }
-
-    /// Assigns the arguments to these parameters, of which the first `required` are required.
-    pub(super) fn bind<const N: usize>(
-        self,
-        function: &str,
-        names: [&str; N],
-        required: usize,
-    ) -> Result<[Option<Value>; N]> {
-        if self.positional.len() > N {
-            let given = self.positional.len();
-            return Err(Error::new(format!("{function}() takes at most {N} arguments ({given} given)")));
-        }
-        let mut bound = [const { None }; N];
-        for (place, value) in self.positional.into_iter().enumerate() {
-            bound[place] = Some(value);
-        }
-        for (name, value) in self.named {
-            let place = names.iter().position(|of| **of == *name);
-            let Some(place) = place else {
-                let problem = format!("{function}() got an unexpected keyword argument '{}'", short(&name));
-                return Err(Error::new(problem));
-            };
-            if bound[place].replace(value).is_some() {
-                return Err(Error::new(format!("{function}() got multiple values for argument '{name}'")));
-            }
-        }
-        match bound.iter().take(required).position(Option::is_none) {
-            Some(place) => {
-                let name = names[place];
-                Err(Error::new(format!("{function}() missing required argument '{name}'")))
-            }
-            None => Ok(bound),
-        }
-    }
-
-    /// Like [`Args::bind`], without keyword arguments.
-    fn places<const N: usize>(self, function: &str, required: usize) -> Result<[Option<Value>; N]> {
-        if !self.named.is_empty() {
-            return Err(Error::new(format!("{function}() takes no keyword arguments")));
-        }
-        let given = self.positional.len();
-        if given > N || given < required {
-            let expected = if required == N { format!("{N}") } else { format!("{required} to {N}") };
-            return Err(Error::new(format!("{function}() takes {expected} arguments ({given} given)")));
-        }
-        let mut places = self.positional.into_iter();
-        Ok([(); N].map(|()| places.next()))
-    }
-}
+use super::{format, python, run, store};
 
 /// The text of an argument.
 fn text(value: &Option<Value>) -> Result<Option<Rc<str>>> {
@@ -106,7 +49,7 @@ pub(super) fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
             let [other] = args.places(name, 1)?;
             let items = other.unwrap_or(Value::None).iterate()?;
             for item in items.iter() {
-                if super::value::contains(of.clone(), item)? {
+                if contains(of.clone(), item)? {
                     return Ok(Value::Bool(false));
                 }
             }
@@ -116,12 +59,12 @@ pub(super) fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
             if args.positional.is_empty() {
                 return Err(Error::new("no items for cycling given"));
             }
-            let index = run::with_loop(*number, |of| of.index).unwrap_or_default();
+            let index = store::with_loop(*number, |of| of.index).unwrap_or_default();
             let count = args.positional.len();
             Ok(args.positional.into_iter().nth(index % count).unwrap_or(Value::None))
         }
         Value::Loop(number) => {
-            let before = run::with_loop(*number, |of| of.changed.take()).flatten();
+            let before = store::with_loop(*number, |of| of.changed.take()).flatten();
             let changed = match &before {
                 None => true,
                 Some(before) => {
@@ -131,7 +74,7 @@ pub(super) fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
                 }
             };
             run::elements(args.positional.len())?;
-            run::with_loop(*number, |of| of.changed = Some(args.positional));
+            store::with_loop(*number, |of| of.changed = Some(args.positional));
             Ok(Value::Bool(changed))
         }
         Value::Cycler(cycler) => {
@@ -158,22 +101,22 @@ fn from_keys(args: Args) -> Result<Value> {
 
 fn number_method(of: &Value, name: &str) -> Result<Value> {
     Ok(match (of, name) {
-        (_, "conjugate") => ops::positive(of)?,
+        (_, "conjugate") => positive(of)?,
         (Value::Float(value), "is_integer") => Value::Bool(value.fract() == 0.0),
         (_, "is_integer") => Value::Bool(true),
         (_, "bit_length") => Value::Int(i128::from(128 - of.index()?.unsigned_abs().leading_zeros())),
         (_, "bit_count") => Value::Int(i128::from(of.index()?.unsigned_abs().count_ones())),
         (Value::Float(value), _) => {
             // An error if there is no such integer.
-            filters::whole(*value)?;
+            whole(*value)?;
             let (mut value, mut denominator) = (*value, 1_i128);
             while value.fract() != 0.0 {
                 value *= 2.0;
-                denominator = denominator.checked_mul(2).ok_or_else(ops::too_large)?;
+                denominator = denominator.checked_mul(2).ok_or_else(too_large)?;
             }
-            Value::tuple(vec![Value::Int(filters::whole(value)?), Value::Int(denominator)])?
+            Value::tuple(vec![Value::Int(whole(value)?), Value::Int(denominator)])?
         }
-        _ => Value::tuple(vec![ops::positive(of)?, Value::Int(1)])?,
+        _ => Value::tuple(vec![positive(of)?, Value::Int(1)])?,
     })
 }
 
@@ -230,15 +173,15 @@ fn dict_method(dict: &Rc<Dict>, name: &str, args: Args) -> Result<Value> {
 /// Escapes the texts for markup. The result is markup.
 fn markup_method(text: &Rc<str>, name: &str, mut args: Args) -> Result<Value> {
     match name {
-        "striptags" => return Value::text(filters::strip_tags(text)?),
+        "striptags" => return Value::text(strip_tags(text)?),
         "unescape" => {
             run::bytes(text.len() as u64)?;
-            return Value::text(filters::unescape(text));
+            return Value::text(unescape(text));
         }
         "format" | "join" | "replace" | "center" | "ljust" | "rjust" => {
             for value in &mut args.positional {
                 if value.as_str().is_some() {
-                    *value = Value::Markup(filters::escape(value)?);
+                    *value = Value::Markup(escape(value)?);
                 }
             }
         }
@@ -335,12 +278,12 @@ fn text_method_without_arguments(of: &Rc<str>, name: &str) -> Result<Value> {
         is(of.chars().any(is_right) && !of.chars().any(is_wrong))
     };
     match name {
-        "upper" => filters::in_case(of, str::to_uppercase),
-        "lower" => filters::in_case(of, python::lower),
-        "casefold" => filters::in_case(of, |of| python::lower(of).replace('ß', "ss").replace('ς', "σ")),
-        "title" => filters::in_case(of, python::title),
-        "capitalize" => filters::in_case(of, python::capitalize),
-        "swapcase" => filters::in_case(of, python::swapcase),
+        "upper" => in_case(of, str::to_uppercase),
+        "lower" => in_case(of, python::lower),
+        "casefold" => in_case(of, |of| python::lower(of).replace('ß', "ss").replace('ς', "σ")),
+        "title" => in_case(of, python::title),
+        "capitalize" => in_case(of, python::capitalize),
+        "swapcase" => in_case(of, python::swapcase),
         "isalnum" => all(char::is_alphanumeric),
         "isalpha" => all(char::is_alphabetic),
         "isascii" => is(of.is_ascii()),
@@ -480,41 +423,6 @@ fn part<'a>(of: &'a str, start: &Option<Value>, stop: &Option<Value>) -> Result<
     Ok(Some((&of[place(start)..place(stop)], start as usize)))
 }
 
-pub(super) fn joined(parts: &[Rc<str>], separator: &str) -> Result<String> {
-    let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
-    run::bytes(bytes.saturating_add((separator.len() as u64).saturating_mul(parts.len() as u64)))?;
-    let mut out = String::new();
-    for (index, part) in parts.iter().enumerate() {
-        if index > 0 {
-            out += separator;
-        }
-        out += part;
-    }
-    Ok(out)
-}
-
-pub(super) fn replace(of: &str, old: &str, new: &str, count: i128) -> Result<String> {
-    let most = usize::try_from(count).unwrap_or(usize::MAX);
-    run::reads(of.len())?;
-    let found = if old.is_empty() { of.chars().count() + 1 } else { of.matches(old).count() };
-    let times = found.min(most) as u64;
-    run::bytes((of.len() as u64).saturating_add(times.saturating_mul(new.len() as u64)))?;
-    Ok(of.replacen(old, new, most))
-}
-
-pub(super) fn justified(of: &str, width: i128, fill: &str, name: &str) -> Result<String> {
-    let length = of.chars().count() as i128;
-    let padding = usize::try_from(width.saturating_sub(length).max(0)).unwrap_or(usize::MAX);
-    let before = match name {
-        "ljust" => 0,
-        "rjust" => padding,
-        // As in CPython: the extra character goes to the left if the width is odd.
-        _ => padding / 2 + (padding & (width as usize) & 1),
-    };
-    run::bytes(of.len() as u64)?;
-    Ok(ops::repeat(fill, before)? + of + &ops::repeat(fill, padding - before)?)
-}
-
 fn split(of: &str, separator: Option<&str>, most: i128, from_right: bool) -> Result<Value> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     run::reads(of.len())?;
@@ -571,29 +479,6 @@ fn split(of: &str, separator: Option<&str>, most: i128, from_right: bool) -> Res
 fn texts(parts: &[&str]) -> Result<Value> {
     run::elements(parts.len())?;
     Value::list(parts.iter().map(Value::text).collect::<Result<_>>()?)
-}
-
-/// `str.splitlines`.
-pub(super) fn lines(of: &str, keep: bool) -> Result<Vec<&str>> {
-    run::reads(of.len())?;
-    let count = of.chars().filter(|c| python::ends_line(*c)).count();
-    run::bytes(16 * (count as u64 + 1))?;
-    let mut lines = Vec::with_capacity(count + 1);
-    let mut rest = of;
-    while !rest.is_empty() {
-        let Some(place) = rest.find(python::ends_line) else {
-            lines.push(rest);
-            break;
-        };
-        let end = if rest[place..].starts_with("\r\n") {
-            place + 2
-        } else {
-            place + rest[place..].chars().next().map_or(1, char::len_utf8)
-        };
-        lines.push(&rest[..if keep { end } else { place }]);
-        rest = &rest[end..];
-    }
-    Ok(lines)
 }
 
 fn expand_tabs(of: &str, size: i128) -> Result<Value> {

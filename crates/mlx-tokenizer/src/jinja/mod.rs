@@ -3,104 +3,43 @@
 //! This is our own engine instead of a crate, for two reasons. Templates are untrusted programs, so each
 //! operation must state its cost before it runs. And their output becomes a prompt, so numbers, texts and lists
 //! must print exactly as in Python. A template passes through [`lexer`], [`parser`] and [`eval`]; [`value`]
-//! contains the values, and [`run`] the limits.
+//! contains the values, [`store`] those that live as long as the rendering, and [`run`] the limits.
 
+mod args;
 mod ast;
 mod attributes;
+mod compare;
+mod costs;
+pub(crate) mod dumps;
+mod elements;
+mod error;
 mod eval;
 mod filters;
 mod format;
+mod html;
 mod lexer;
 mod methods;
+mod names;
+mod numbers;
 mod ops;
 mod parser;
 pub(crate) mod python;
+mod repr;
 mod run;
+mod sequences;
+mod store;
 mod tests;
+mod texts;
 mod value;
 mod wrap;
 
 use std::rc::Rc;
 
-pub(crate) use value::{Dict, Value, sort};
+pub(crate) use error::{Error, ErrorKind, Result};
+pub(crate) use value::{Dict, Value};
 
 /// A variable of a template.
 pub(crate) type Variables = Vec<(Rc<str>, Value)>;
-
-pub(crate) type Result<T> = std::result::Result<T, Error>;
-
-/// Why rendering failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Error {
-    pub(crate) kind: ErrorKind,
-    pub(crate) message: String,
-    pub(crate) line: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ErrorKind {
-    Syntax,
-    Runtime,
-    /// The template called `raise_exception`.
-    Raised,
-    /// A limit of this project or of the sandbox was reached.
-    Limit,
-}
-
-impl Error {
-    fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if kind != ErrorKind::Raised {
-            // The message may contain a text as long as the template.
-            message = beginning(&message, 1000);
-        }
-        run::made(message.len() + run::OBJECT);
-        Self { kind, message, line: None }
-    }
-
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self::of(ErrorKind::Runtime, message)
-    }
-
-    fn syntax(message: impl Into<String>) -> Self {
-        Self::of(ErrorKind::Syntax, message)
-    }
-
-    pub(crate) fn limit(message: impl Into<String>) -> Self {
-        Self::of(ErrorKind::Limit, message)
-    }
-
-    fn raised(message: Rc<str>) -> Self {
-        Self::of(ErrorKind::Raised, &*message)
-    }
-
-    fn is_limit(&self) -> bool {
-        self.kind == ErrorKind::Limit
-    }
-
-    /// Adds the line, unless the error has one.
-    fn at(mut self, line: usize) -> Self {
-        self.line.get_or_insert(line);
-        self
-    }
-}
-
-/// The beginning of a template's text, for an error message.
-fn short(text: &str) -> String {
-    beginning(text, 100)
-}
-
-fn beginning(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// Counts bytes that are about to be made.
-pub(crate) fn make_bytes(count: usize) -> Result<()> {
-    run::bytes(count as u64)
-}
 
 /// Renders a template. The variables are made on the rendering thread, which has a stack of known size.
 ///
@@ -114,7 +53,7 @@ pub(crate) fn render(
     let on_thread = || {
         run::begin(size as u64);
         let result = render_here(source, variables, clock);
-        run::end();
+        store::end();
         result
     };
     std::thread::scope(|scope| {
@@ -139,7 +78,7 @@ fn render_here(
         return Err(Error::limit(problem).at(1));
     }
     let template = parser::parse(source)?;
-    let root = Rc::new(run::Scope::default());
+    let root = Rc::new(value::Scope::default());
     for (name, value) in variables()? {
         root.set(&name, value)?;
     }

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use super::ast::{
-    Action, Arguments, Block, Body, Comparison, Expr, For, Kind, Macro, Operator, Statement, Target, Template,
+    Action, Arguments, Block, Body, Comparison, Constant, Expr, For, Kind, Macro, Operator, Statement,
+    Target, Template,
 };
+use super::error::{Error, Result, short};
 use super::lexer::{Token, tokens};
+use super::names;
 use super::run::{self, MOST_NAMES};
-use super::value::Value;
-use super::{Error, Result, filters, short, tests};
 
 /// The maximum depth of nested expressions or blocks. Python compiles about half of it.
 const MOST_NESTED: usize = 400;
@@ -736,9 +737,9 @@ impl Parser {
             Token::Name(name) => {
                 self.next();
                 match &*name {
-                    "true" | "True" => Kind::Const(Value::Bool(true)),
-                    "false" | "False" => Kind::Const(Value::Bool(false)),
-                    "none" | "None" => Kind::Const(Value::None),
+                    "true" | "True" => Kind::Const(Constant::Bool(true)),
+                    "false" | "False" => Kind::Const(Constant::Bool(false)),
+                    "none" | "None" => Kind::Const(Constant::None),
                     _ => {
                         for reads in &mut self.reads {
                             mark(reads, &name);
@@ -754,15 +755,16 @@ impl Parser {
                     text += &more;
                     self.next();
                 }
-                Kind::Const(Value::text(text)?)
+                run::bytes((text.len() + run::OBJECT) as u64)?;
+                Kind::Const(Constant::Str(text.into()))
             }
             Token::Int(number) => {
                 self.next();
-                Kind::Const(Value::Int(number))
+                Kind::Const(Constant::Int(number))
             }
             Token::Float(number) => {
                 self.next();
-                Kind::Const(Value::Float(number))
+                Kind::Const(Constant::Float(number))
             }
             Token::Symbol("(") => {
                 self.next();
@@ -849,7 +851,7 @@ impl Parser {
                 }
                 Token::Int(number) => {
                     let inside = node.depth;
-                    let item = self.expr(line, Kind::Const(Value::Int(number)), 0)?;
+                    let item = self.expr(line, Kind::Const(Constant::Int(number)), 0)?;
                     self.expr(line, Kind::Item(Box::new(node), Box::new(item)), inside)
                 }
                 _ => Err(Error::syntax("expected name or number")),
@@ -971,7 +973,7 @@ impl Parser {
             }
             let line = self.line();
             let name = self.dotted_name()?;
-            if !filters::is_known(&name) {
+            if !names::is_filter(&name) {
                 let problem = format!("no filter named {:?}", &*name);
                 self.unknown.push(Unknown { problem, line, soft: self.soft });
             }
@@ -987,7 +989,7 @@ impl Parser {
         self.next();
         let negated = self.take_name("not");
         let name = self.dotted_name()?;
-        if !tests::is_known(&name) {
+        if !names::is_test(&name) {
             let problem = format!("no test named {:?}", &*name);
             self.unknown.push(Unknown { problem, line, soft: self.soft });
         }

@@ -1,55 +1,10 @@
 //! Jinja2's tests, which follow `is`.
 
-use super::ast::Comparison;
-use super::methods::Args;
+use super::args::Args;
+use super::ast::{Comparison, Operator};
+use super::error::{Error, Result};
 use super::value::Value;
-use super::{Error, Result, filters, ops};
-
-const KNOWN: &[&str] = &[
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "boolean",
-    "callable",
-    "defined",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "escaped",
-    "even",
-    "false",
-    "filter",
-    "float",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "integer",
-    "iterable",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "mapping",
-    "ne",
-    "none",
-    "number",
-    "odd",
-    "sameas",
-    "sequence",
-    "string",
-    "test",
-    "true",
-    "undefined",
-    "upper",
-];
-
-pub(super) fn is_known(name: &str) -> bool {
-    KNOWN.contains(&name)
-}
+use super::{methods, names, ops};
 
 /// `value is name(args)`.
 pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<bool> {
@@ -84,8 +39,8 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<bool> {
         "even" => rest(value, &Value::Int(2))?.equals(&Value::Int(0))?,
         "defined" => !value.is_undefined(),
         "undefined" => value.is_undefined(),
-        "filter" => hashable(value)?.as_str().is_some_and(|name| filters::is_known(name)),
-        "test" => hashable(value)?.as_str().is_some_and(|name| is_known(name)),
+        "filter" => hashable(value)?.as_str().is_some_and(|name| names::is_filter(name)),
+        "test" => hashable(value)?.as_str().is_some_and(|name| names::is_test(name)),
         "none" => value.is_none(),
         "boolean" => matches!(value, Value::Bool(_)),
         "true" => matches!(value, Value::Bool(true)),
@@ -107,14 +62,14 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<bool> {
         "lower" | "upper" => {
             let text = Value::Str(value.to_text()?);
             let method = if name == "lower" { "islower" } else { "isupper" };
-            super::methods::call(&text, method, Args::default())?.is_true()
+            methods::call(&text, method, Args::default())?.is_true()
         }
         _ => return Err(Error::new(format!("no test named {name:?} found"))),
     })
 }
 
 fn rest(value: &Value, by: &Value) -> Result<Value> {
-    ops::binary(super::ast::Operator::Modulo, value, by)
+    ops::binary(Operator::Modulo, value, by)
 }
 
 fn hashable(value: &Value) -> Result<&Value> {

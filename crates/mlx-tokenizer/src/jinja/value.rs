@@ -1,14 +1,16 @@
 //! The values of a template, which behave as Python's.
 
 use std::cell::{Cell, RefCell};
-use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use super::ast::Macro;
-use super::run::{self, MOST_NESTED_VALUES, Scope};
-use super::{Error, Result, python};
+use super::ast::{Constant, Macro};
+use super::error::{Error, Result};
+use super::run::{self, MOST_NESTED_VALUES};
+
+/// Lists count their elements with this size.
+const _: () = assert!(size_of::<Value>() as u64 <= run::ELEMENT);
 
 /// A value.
 #[derive(Debug, Clone)]
@@ -81,6 +83,15 @@ pub(crate) enum Function {
     Joiner(Value, Cell<bool>),
 }
 
+/// The names of a block of a template.
+#[derive(Default)]
+pub(super) struct Scope {
+    pub(super) variables: RefCell<Vec<(Rc<str>, Value)>>,
+    pub(super) parent: Option<Rc<Scope>>,
+    /// Whether the scope is kept until the end, so that its variables count.
+    pub(super) kept: Cell<bool>,
+}
+
 /// The scope of a macro.
 #[derive(Clone)]
 pub(crate) struct ScopeOf(pub(super) Rc<Scope>);
@@ -111,6 +122,18 @@ enum Key {
     Other(u8, usize),
 }
 
+impl From<&Constant> for Value {
+    fn from(constant: &Constant) -> Self {
+        match constant {
+            Constant::None => Self::None,
+            Constant::Bool(value) => Self::Bool(*value),
+            Constant::Int(value) => Self::Int(*value),
+            Constant::Float(value) => Self::Float(*value),
+            Constant::Str(text) => Self::Str(Rc::clone(text)),
+        }
+    }
+}
+
 impl From<char> for Value {
     fn from(c: char) -> Self {
         Self::from(&*c.encode_utf8(&mut [0; 4]))
@@ -126,7 +149,7 @@ impl From<&str> for Value {
 }
 
 /// A new text, which is counted.
-fn counted(text: &str) -> Result<Rc<str>> {
+pub(super) fn counted(text: &str) -> Result<Rc<str>> {
     run::bytes((text.len() + run::OBJECT) as u64)?;
     Ok(text.into())
 }
@@ -326,81 +349,9 @@ impl Value {
             Self::Str(text) | Self::Markup(text) => !text.is_empty(),
             Self::List(list) | Self::Tuple(list) => !list.items.is_empty(),
             Self::Dict(dict) | Self::View(_, dict) => dict.len() > 0,
-            Self::Range(..) => self.length().is_ok_and(|length| length > 0),
+            Self::Range(start, stop, step) => range_length(*start, *stop, *step) > 0,
             _ => true,
         }
-    }
-
-    /// Python's `len`.
-    pub(super) fn length(&self) -> Result<usize> {
-        match self {
-            Self::Undefined(_) => Ok(0),
-            Self::Str(text) | Self::Markup(text) => {
-                run::reads(text.len())?;
-                Ok(text.chars().count())
-            }
-            Self::List(list) | Self::Tuple(list) => Ok(list.items.len()),
-            Self::Dict(dict) | Self::View(_, dict) => Ok(dict.len()),
-            Self::Range(start, stop, step) => Ok(range_length(*start, *stop, *step)),
-            Self::Loop(of) => Ok(run::with_loop(*of, |of| of.items.len()).unwrap_or(0)),
-            _ => Err(Error::new(format!("object of type '{}' has no len()", self.type_name()))),
-        }
-    }
-
-    /// The elements, as in a Python `for` loop. They are counted as steps.
-    pub(super) fn iterate(&self) -> Result<Rc<Vec<Self>>> {
-        let items = match self {
-            Self::Undefined(_) => Vec::new(),
-            Self::Str(text) | Self::Markup(text) => {
-                run::reads(text.len())?;
-                let count = text.chars().count() as u64;
-                run::bytes(count.saturating_mul(run::ELEMENT))?;
-                text.chars().map(Self::from).collect()
-            }
-            Self::List(list) | Self::Tuple(list) => {
-                run::steps(list.items.len())?;
-                return Ok(Rc::clone(&list.items));
-            }
-            Self::Dict(dict) | Self::View(View::Keys, dict) => {
-                run::elements(dict.len())?;
-                dict.entries.iter().map(|(key, _)| key.clone()).collect()
-            }
-            Self::View(View::Values, dict) => {
-                run::elements(dict.len())?;
-                dict.entries.iter().map(|(_, value)| value.clone()).collect()
-            }
-            Self::View(View::Items, dict) => {
-                run::elements(dict.len())?;
-                let pair = |(key, value): &(Self, Self)| Self::tuple(vec![key.clone(), value.clone()]);
-                dict.entries.iter().map(pair).collect::<Result<_>>()?
-            }
-            Self::Range(start, stop, step) => {
-                let length = range_length(*start, *stop, *step);
-                run::elements(length)?;
-                (0..length as i128).map(|index| Self::Int(start + index * step)).collect()
-            }
-            Self::Iterator(iterator) => {
-                let items: Vec<Self> = iterator.items.take().into();
-                run::elements(items.len())?;
-                if let Some(error) = iterator.error.take() {
-                    return Err(error);
-                }
-                items
-            }
-            Self::Loop(of) => {
-                // A loop over `loop` takes its elements, as in Python.
-                run::elements(2 * self.length()?)?;
-                let rest = run::with_loop(*of, |of| {
-                    let rest = of.items[(of.index + 1).min(of.items.len())..].to_vec();
-                    of.index = of.items.len().saturating_sub(1);
-                    rest
-                });
-                let pair = |item| Self::tuple(vec![item, self.clone()]);
-                rest.unwrap_or_default().into_iter().map(pair).collect::<Result<_>>()?
-            }
-            _ => return Err(Error::new(format!("'{}' object is not iterable", self.type_name()))),
-        };
-        Ok(Rc::new(items))
     }
 
     pub(super) fn is_iterable(&self) -> bool {
@@ -490,392 +441,12 @@ impl Value {
             }
         })
     }
-
-    /// Python's `==`.
-    pub(super) fn equals(&self, other: &Self) -> Result<bool> {
-        run::steps(1)?;
-        Ok(match (self, other) {
-            (Self::Undefined(_), Self::Undefined(_))
-            | (Self::None, Self::None)
-            | (Self::Blocks(_), Self::Blocks(_)) => true,
-            (Self::Str(a) | Self::Markup(a), Self::Str(b) | Self::Markup(b)) => {
-                run::reads(a.len().min(b.len()))?;
-                a == b
-            }
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                return equal_items(&a.items, &b.items);
-            }
-            (Self::Dict(a), Self::Dict(b)) => return equal_dicts(a, b),
-            (Self::View(of, a), Self::View(other, b)) if *of != View::Values && *other != View::Values => {
-                if a.len() != b.len() {
-                    return Ok(false);
-                }
-                for item in self.iterate()?.iter() {
-                    if !contains(other_view(*other, b), item)? {
-                        return Ok(false);
-                    }
-                }
-                true
-            }
-            (Self::Range(..), Self::Range(..)) => {
-                let (a, b) = (self.length()?, other.length()?);
-                let (Self::Range(start, _, step), Self::Range(other, _, by)) = (self, other) else {
-                    return Ok(false);
-                };
-                a == b && (a == 0 || start == other && (a == 1 || step == by))
-            }
-            (Self::Namespace(a), Self::Namespace(b)) | (Self::Loop(a), Self::Loop(b)) => a == b,
-            (Self::Function(a), Self::Function(b)) => match (&**a, &**b) {
-                (Function::Global(a), Function::Global(b)) => a == b,
-                (Function::Method(a, name), Function::Method(b, other)) => name == other && a.is(b),
-                _ => Rc::ptr_eq(a, b),
-            },
-            (Self::Cycler(a), Self::Cycler(b)) => Rc::ptr_eq(a, b),
-            (Self::Iterator(a), Self::Iterator(b)) => Rc::ptr_eq(a, b),
-            _ => match (self.as_int(), other.as_int()) {
-                (Some(a), Some(b)) => a == b,
-                _ => match (self.as_number(), other.as_number()) {
-                    (Some(_), Some(_)) => compare_numbers(self, other) == Some(Ordering::Equal),
-                    _ => false,
-                },
-            },
-        })
-    }
-
-    /// Python's `is`, as far as it does not depend on Python's implementation.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Str(a), Self::Str(b)) => {
-                run::looked(if a.len() == b.len() { a.len() } else { 0 });
-                a == b
-            }
-            (Self::Markup(a), Self::Markup(b)) => Rc::ptr_eq(a, b),
-            (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
-            (Self::Int(a), Self::Int(b)) => a == b,
-            (Self::Bool(a), Self::Bool(b)) => a == b,
-            (Self::None, Self::None) => true,
-            (Self::List(a), Self::List(b)) => Rc::ptr_eq(a, b),
-            (Self::Tuple(a), Self::Tuple(b)) => Rc::ptr_eq(a, b) || a.items.is_empty() && b.items.is_empty(),
-            (Self::Dict(a), Self::Dict(b)) => Rc::ptr_eq(a, b),
-            (Self::Function(a), Self::Function(b)) => match (&**a, &**b) {
-                (Function::Global(a), Function::Global(b)) => a == b,
-                _ => Rc::ptr_eq(a, b),
-            },
-            (Self::Undefined(a), Self::Undefined(b)) => Rc::ptr_eq(a, b),
-            (Self::Namespace(a), Self::Namespace(b)) | (Self::Loop(a), Self::Loop(b)) => a == b,
-            (Self::Iterator(a), Self::Iterator(b)) => Rc::ptr_eq(a, b),
-            (Self::Cycler(a), Self::Cycler(b)) => Rc::ptr_eq(a, b),
-            _ => false,
-        }
-    }
-
-    /// The order of two values; `None` for NaN.
-    pub(super) fn compare(&self, other: &Self, operator: &str) -> Result<Option<Ordering>> {
-        run::steps(1)?;
-        self.defined()?;
-        other.defined()?;
-        match (self, other) {
-            (Self::Str(a) | Self::Markup(a), Self::Str(b) | Self::Markup(b)) => {
-                run::reads(a.len().min(b.len()))?;
-                Ok(Some(a.cmp(b)))
-            }
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                for (a, b) in a.items.iter().zip(&*b.items) {
-                    if !a.equals(b)? {
-                        return a.compare(b, operator);
-                    }
-                }
-                Ok(Some(a.items.len().cmp(&b.items.len())))
-            }
-            _ if self.as_number().is_some() && other.as_number().is_some() => {
-                Ok(compare_numbers(self, other))
-            }
-            _ => Err(Error::new(format!(
-                "'{operator}' not supported between instances of '{}' and '{}'",
-                self.type_name(),
-                other.type_name()
-            ))),
-        }
-    }
-
-    /// Python's `str`, which is counted.
-    pub(super) fn to_text(&self) -> Result<Rc<str>> {
-        match self {
-            Self::Str(text) | Self::Markup(text) => Ok(Rc::clone(text)),
-            Self::Undefined(_) => Ok("".into()),
-            _ => counted(&self.repr()?),
-        }
-    }
-
-    /// Python's `repr`, which is counted.
-    pub(super) fn repr(&self) -> Result<String> {
-        let mut out = String::new();
-        self.write_repr(&mut out, &mut Vec::new())?;
-        Ok(out)
-    }
-
-    /// `around` are the namespaces that contain this value.
-    fn write_repr(&self, out: &mut String, around: &mut Vec<usize>) -> Result<()> {
-        let before = out.len();
-        match self {
-            Self::Undefined(_) => *out += "Undefined",
-            Self::None => *out += "None",
-            Self::Bool(value) => *out += if *value { "True" } else { "False" },
-            Self::Int(value) => *out += &value.to_string(),
-            Self::Float(value) => *out += &python::float(*value),
-            Self::Str(text) => {
-                run::bytes(python::longest_quote(text))?;
-                python::quote(text, out);
-                return Ok(());
-            }
-            Self::Markup(text) => {
-                run::bytes(python::longest_quote(text))?;
-                *out += "Markup(";
-                python::quote(text, out);
-                out.push(')');
-            }
-            Self::List(list) => {
-                write_all(&list.items, ["[", "]"], out, around)?;
-                return Ok(());
-            }
-            Self::Tuple(list) => {
-                write_all(&list.items, ["(", if list.items.len() == 1 { ",)" } else { ")" }], out, around)?;
-                return Ok(());
-            }
-            Self::Dict(dict) => return write_dict(&dict.entries, out, around),
-            Self::View(_, _) => {
-                *out += self.type_name();
-                out.push('(');
-                write_all(&self.iterate()?, ["[", "]"], out, around)?;
-                out.push(')');
-                return Ok(());
-            }
-            Self::Range(start, stop, 1) => *out += &format!("range({start}, {stop})"),
-            Self::Range(start, stop, step) => *out += &format!("range({start}, {stop}, {step})"),
-            Self::Namespace(number) => write_namespace(*number, out, around)?,
-            Self::Loop(number) => {
-                let of = run::with_loop(*number, |of| (of.index + 1, of.items.len())).unwrap_or_default();
-                *out += &format!("<LoopContext {}/{}>", of.0, of.1);
-            }
-            Self::Function(function) => write_function(function, out),
-            Self::Iterator(iterator) => {
-                *out += &match iterator.name {
-                    "list_reverseiterator" => "<list_reverseiterator object at 0x0>".to_owned(),
-                    name => format!("<generator object {name} at 0x0>"),
-                }
-            }
-            Self::Cycler(_) => *out += "<jinja2.utils.Cycler object at 0x0>",
-            Self::Blocks(_) => *out += "<TemplateReference None>",
-        }
-        run::steps(1)?;
-        run::bytes((out.len() - before) as u64)
-    }
 }
 
-fn equal_items(a: &[Value], b: &[Value]) -> Result<bool> {
-    if a.len() != b.len() {
-        return Ok(false);
-    }
-    for (a, b) in a.iter().zip(b) {
-        if !a.equals(b)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn equal_dicts(a: &Dict, b: &Dict) -> Result<bool> {
-    if a.len() != b.len() {
-        return Ok(false);
-    }
-    for (key, value) in &a.entries {
-        match b.get(key)? {
-            Some(other) if value.equals(other)? => {}
-            _ => return Ok(false),
-        }
-    }
-    Ok(true)
-}
-
-fn other_view(view: View, dict: &Rc<Dict>) -> Value {
-    Value::View(view, Rc::clone(dict))
-}
-
-fn write_namespace(number: usize, out: &mut String, around: &mut Vec<usize>) -> Result<()> {
-    *out += "<Namespace ";
-    if around.contains(&number) {
-        *out += "{...}";
-    } else {
-        run::elements(2 * run::namespace(number, |of| of.len()).unwrap_or(0))?;
-        let entries = run::namespace(number, |of| of.entries.clone()).unwrap_or_default();
-        let level = run::deeper()?;
-        around.push(number);
-        write_dict(&entries, out, around)?;
-        around.pop();
-        drop(level);
-    }
-    out.push('>');
-    Ok(())
-}
-
-fn write_function(function: &Function, out: &mut String) {
-    match function {
-        Function::Macro(of, _) => match &of.name {
-            Some(name) => {
-                *out += "<Macro ";
-                python::quote(name, out);
-                out.push('>');
-            }
-            None => *out += "<Macro anonymous>",
-        },
-        Function::Global(name) => *out += &format!("<function {name} at 0x0>"),
-        Function::Method(of, name) => {
-            *out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
-        }
-        Function::Block(name) => *out += &format!("<BlockReference {name}>"),
-        Function::Joiner(..) => *out += "<jinja2.utils.Joiner object at 0x0>",
-    }
-}
-
-fn write_all(items: &[Value], ends: [&str; 2], out: &mut String, around: &mut Vec<usize>) -> Result<()> {
-    run::bytes(2 + 2 * items.len() as u64)?;
-    *out += ends[0];
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            *out += ", ";
-        }
-        item.write_repr(out, around)?;
-    }
-    *out += ends[1];
-    Ok(())
-}
-
-fn write_dict(entries: &[(Value, Value)], out: &mut String, around: &mut Vec<usize>) -> Result<()> {
-    run::bytes(2 + 4 * entries.len() as u64)?;
-    out.push('{');
-    for (index, (key, value)) in entries.iter().enumerate() {
-        if index > 0 {
-            *out += ", ";
-        }
-        key.write_repr(out, around)?;
-        *out += ": ";
-        value.write_repr(out, around)?;
-    }
-    out.push('}');
-    Ok(())
-}
-
-fn range_length(start: i128, stop: i128, step: i128) -> usize {
+pub(super) fn range_length(start: i128, stop: i128, step: i128) -> usize {
     if if step > 0 { stop <= start } else { start <= stop } {
         return 0;
     }
     let length = stop.abs_diff(start).div_ceil(step.unsigned_abs());
     usize::try_from(length).unwrap_or(usize::MAX)
-}
-
-/// Compares numbers exactly.
-fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
-    match (a.as_int(), b.as_int()) {
-        (Some(a), Some(b)) => Some(a.cmp(&b)),
-        (Some(a), None) => compare_int(a, b.as_number()?),
-        (None, Some(b)) => compare_int(b, a.as_number()?).map(Ordering::reverse),
-        (None, None) => a.as_number()?.partial_cmp(&b.as_number()?),
-    }
-}
-
-fn compare_int(int: i128, float: f64) -> Option<Ordering> {
-    if float.is_nan() {
-        return None;
-    }
-    // Floats beyond these limits are whole numbers and larger.
-    if float >= 1.7e38 {
-        return Some(Ordering::Less);
-    }
-    if float <= -1.7e38 {
-        return Some(Ordering::Greater);
-    }
-    let whole = float.trunc() as i128;
-    Some(int.cmp(&whole).then_with(|| 0.0_f64.partial_cmp(&float.fract()).unwrap_or(Ordering::Equal)))
-}
-
-/// Python's `in`.
-pub(super) fn contains(of: Value, item: &Value) -> Result<bool> {
-    match &of {
-        Value::Str(text) | Value::Markup(text) => match item.defined()?.as_str() {
-            Some(part) => {
-                run::reads(text.len())?;
-                Ok(text.contains(&**part))
-            }
-            None => Err(Error::new(format!(
-                "'in <string>' requires string as left operand, not {}",
-                item.type_name()
-            ))),
-        },
-        Value::Dict(dict) | Value::View(View::Keys, dict) => Ok(dict.get(item)?.is_some()),
-        Value::View(View::Items, dict) => match item {
-            Value::Tuple(pair) if pair.items.len() == 2 => match dict.get(&pair.items[0])? {
-                Some(value) => value.equals(&pair.items[1]),
-                None => Ok(false),
-            },
-            _ => Ok(false),
-        },
-        Value::Range(start, stop, step) if matches!(item, Value::Int(_) | Value::Bool(_)) => {
-            let item = item.as_int().unwrap_or_default();
-            let inside =
-                if *step > 0 { *start <= item && item < *stop } else { *stop < item && item <= *start };
-            // The difference could overflow.
-            Ok(inside && item.wrapping_rem_euclid(*step) == start.wrapping_rem_euclid(*step))
-        }
-        Value::Iterator(iterator) => {
-            // Elements are taken up to the one that is found.
-            loop {
-                let next = iterator.items.borrow_mut().pop_front();
-                match next {
-                    Some(of) if of.is(item) || of.equals(item)? => return Ok(true),
-                    Some(_) => {}
-                    None => match iterator.error.take() {
-                        Some(error) => return Err(error),
-                        None => return Ok(false),
-                    },
-                }
-            }
-        }
-        _ if of.is_iterable() => {
-            for of in of.iterate()?.iter() {
-                if of.is(item) || of.equals(item)? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        }
-        _ => Err(Error::new(format!("argument of type '{}' is not iterable", of.type_name()))),
-    }
-}
-
-/// Sorts as Python does: a stable sort that only uses `<`.
-pub(crate) fn sort<T: Clone>(items: &mut Vec<(Value, T)>, reverse: bool) -> Result<()> {
-    run::bytes((items.len() * size_of::<(Value, T)>()) as u64)?;
-    if reverse {
-        items.reverse();
-    }
-    let mut width = 1;
-    while width < items.len() {
-        let mut merged = Vec::with_capacity(items.len());
-        for chunk in items.chunks(2 * width) {
-            let (left, right) = chunk.split_at(width.min(chunk.len()));
-            let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
-            while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
-                let right_first = b.0.compare(&a.0, "<")? == Some(Ordering::Less);
-                merged.extend(if right_first { right.next() } else { left.next() }.cloned());
-            }
-            merged.extend(left.cloned());
-            merged.extend(right.cloned());
-        }
-        *items = merged;
-        width *= 2;
-    }
-    if reverse {
-        items.reverse();
-    }
-    Ok(())
 }

@@ -3,9 +3,12 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::methods::{Args, lines};
-use super::value::{Value, sort};
-use super::{Error, Result, run};
+use super::args::Args;
+use super::compare::sort;
+use super::error::{Error, Result};
+use super::texts::lines;
+use super::value::{Dict, Value};
+use super::{python, run};
 
 /// Python's `textwrap.wrap` of each line.
 pub(super) fn word_wrap(value: &Value, args: Args) -> Result<Value> {
@@ -107,7 +110,7 @@ impl Words {
     }
 
     fn is_space(&self, word: &Range<usize>) -> bool {
-        self.chars[word.clone()].iter().all(|c| super::python::is_space(*c))
+        self.chars[word.clone()].iter().all(|c| python::is_space(*c))
     }
 
     /// The next row of at most this many characters, if a word can be broken; `None` at the end.
@@ -174,7 +177,7 @@ fn sorted(value: &Value) -> Result<Value> {
             for (_, (key, value)) in keyed {
                 pairs.push((key, sorted(&value)?));
             }
-            Value::dict(super::value::Dict::from_pairs(pairs)?)
+            Value::dict(Dict::from_pairs(pairs)?)
         }
         Value::List(list) => Value::list(list.items.iter().map(sorted).collect::<Result<_>>()?)?,
         Value::Tuple(list) => Value::tuple(list.items.iter().map(sorted).collect::<Result<_>>()?)?,
