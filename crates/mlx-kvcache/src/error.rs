@@ -67,8 +67,8 @@ pub enum CacheError {
     },
     /// Sizes of a ring that contradict each other.
     #[error(
-        "a ring with max_size {max_size}, keep {keep} and rewind {rewind}: needed are \
-         0 <= keep < max_size, 0 <= rewind, and max_size + rewind below 2^30"
+        "a ring with max_size {max_size}, keep {keep} and rewind {rewind}; these must satisfy \
+         0 <= keep < max_size, 0 <= rewind, and max_size + rewind < 2^30"
     )]
     Sizes {
         /// The most tokens that a query sees.

@@ -76,15 +76,29 @@ impl Dtype {
     /// Whether MLX 0.32 opens a file that holds a tensor of this dtype. Because of one tensor of another dtype it refuses
     /// the whole file.
     pub fn is_read_by_mlx(self) -> bool {
-        !matches!(
-            self,
+        match self {
+            Self::BOOL
+            | Self::U8
+            | Self::I8
+            | Self::F8_E4M3
+            | Self::F8_E8M0
+            | Self::I16
+            | Self::U16
+            | Self::F16
+            | Self::BF16
+            | Self::I32
+            | Self::U32
+            | Self::F32
+            | Self::C64
+            | Self::I64
+            | Self::U64 => true,
             Self::F4
-                | Self::F6_E2M3
-                | Self::F6_E3M2
-                | Self::F8_E5M2
-                | Self::F8_E4M3FNUZ
-                | Self::F8_E5M2FNUZ
-                | Self::F64
-        )
+            | Self::F6_E2M3
+            | Self::F6_E3M2
+            | Self::F8_E5M2
+            | Self::F8_E4M3FNUZ
+            | Self::F8_E5M2FNUZ
+            | Self::F64 => false,
+        }
     }
 }

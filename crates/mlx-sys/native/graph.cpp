@@ -62,6 +62,9 @@ Call call_of(
       call.arrays.inputs[slot] = tensor_of(sources.at(number));
     }
   }
+  if (outputs.size() > MAX_OUTPUTS) {
+    throw std::length_error("a kernel has more outputs than abi.h has slots for");
+  }
   Tensor* slot = call.arrays.outputs;
   for (auto& output : outputs) {
     *slot++ = tensor_of(output);
