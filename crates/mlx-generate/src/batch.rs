@@ -141,6 +141,7 @@ impl Batch {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
+        session.check_joinable()?; // Also the first one, which others will join.
         let go_on = &mut |_, _| ControlFlow::Continue(());
         let (sequence, _) = Sequence::begin(model, &mut session, prompt, options, go_on)?;
         match &mut self.session {

@@ -5,8 +5,8 @@ mod common;
 
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits};
-use mlx_generate::{GenerateError, Session, StepOptions};
-use mlx_kvcache::{CacheError, CacheOptions};
+use mlx_generate::{Batch, GenerateError, GenerateOptions, KvQuantization, Session, StepOptions};
+use mlx_kvcache::{CacheError, CacheOptions, Quantization};
 use mlx_phi3::Phi3;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -229,4 +229,42 @@ fn what_cannot_be_joined_is_refused() {
     session.join(&mut model, other).unwrap();
     let error = session.ids().unwrap_err();
     assert_eq!(error.to_string(), "this needs a session of one row, and there are 2");
+}
+
+/// A row that is long enough to be quantized and one that is not become one batch, whichever comes first.
+#[test]
+fn rows_on_both_sides_of_the_length_of_quantization_join() {
+    let mut model = model(None, None);
+    let quantization = Quantization::affine(8, 32).unwrap();
+    for lengths in [[12, 3], [3, 12]] {
+        let mut rows = lengths.map(text).to_vec();
+        let [mut session, other] = lengths.map(|length| {
+            let mut session = new_session(&model);
+            session.quantize_from(&model, KvQuantization { quantization, from: 8 }).unwrap();
+            session.step(&mut model, &row(&text(length)), StepOptions::default()).unwrap();
+            session
+        });
+        session.join(&mut model, other).unwrap();
+        assert!(session.cache().layers().iter().all(|layer| layer.quantization() == Some(quantization)));
+        let near = Tolerance::Close { rtol: 0.05, atol: 0.05 };
+        let next = Array::from_slice(&[5_u32, 6], &[2, 1]);
+        let logits = session.step(&mut model, &next, StepOptions::default()).unwrap();
+        for (index, (row, next)) in (0..).zip(rows.iter_mut().zip([5, 6])) {
+            row.push(next);
+            let found = logits.try_index((index..index + 1, .., ..)).unwrap();
+            let result = compare(&found, &alone(&mut model, row), near).unwrap();
+            assert!(result.is_equal(), "{lengths:?}, row {index}: {result}");
+        }
+    }
+}
+
+/// The first row of a batch has to be able to join others, too.
+#[test]
+fn a_batch_refuses_a_cache_whose_tokens_are_not_known() {
+    let mut model = model(None, None);
+    let session = Session::new(session_of(&mut model, &text(4)).into_cache());
+    let mut batch = Batch::new(CacheOptions::default());
+    let error = batch.add_session(&mut model, session, &[1], GenerateOptions::default()).unwrap_err();
+    assert!(matches!(error, GenerateError::UnknownTokens { tokens: 4 }), "{error}");
+    batch.add(&mut model, &[1, 2], GenerateOptions::default()).unwrap();
 }

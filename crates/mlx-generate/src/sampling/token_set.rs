@@ -68,7 +68,10 @@ impl TokenSet {
     /// What MLX reports.
     pub fn keep(&self, logits: &Array) -> Result<Array, Exception> {
         let vocab_size = logits.dim(-1).max(0);
-        let kept: Vec<bool> = (0..vocab_size as u32).map(|id| self.contains(id)).collect();
+        let mut kept = vec![false; vocab_size as usize];
+        for (kept, &word) in kept.chunks_mut(BITS as usize).zip(&self.words) {
+            kept.iter_mut().enumerate().for_each(|(bit, kept)| *kept = word >> bit & 1 == 1);
+        }
         let kept = Array::from_slice(&kept, &[1, vocab_size]);
         select(kept, logits, scalar(f64::NEG_INFINITY, logits.dtype())?)
     }

@@ -37,7 +37,7 @@ impl Session {
     /// own positions, and no row sees another.
     ///
     /// Both caches must come from the same model and the same options, without padding of their own. A
-    /// [`KvQuantization`](crate::KvQuantization) that starts at a length counts the tokens of the longest row.
+    /// [`KvQuantization`](crate::KvQuantization) must be the same for both, and starts with the length of the longest row.
     ///
     /// # Errors
     ///
@@ -53,9 +53,27 @@ impl Session {
             0 => Vec::new(),
             _ => vec![concatenate(&[self.padded_tokens(length)?, other.padded_tokens(length)?], 0)?],
         };
-        self.cache.extend(&other.cache)?;
-        (self.joined, self.tokens, self.length) = (joined, tokens, length);
+        let is_quantized = self.is_quantized || other.is_quantized;
+        let mut cache = self.cache.clone();
+        if let Some(due) =
+            self.quantization.filter(|_| is_quantized && self.quantization == other.quantization)
+        {
+            cache.quantize(due.quantization)?;
+            other.cache.quantize(due.quantization)?;
+        }
+        cache.extend(&other.cache)?;
+        self.cache = cache;
+        (self.joined, self.tokens, self.length, self.is_quantized) = (joined, tokens, length, is_quantized);
         self.start()
+    }
+
+    /// Whether the rows can [join](Self::join) others.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::UnknownTokens`] and [`GenerateError::Rows`] as in `join`.
+    pub(crate) fn check_joinable(&self) -> Result<(), GenerateError> {
+        self.rows_apart().map(|_| ())
     }
 
     /// Keeps these rows, in this order, and forgets the others.
