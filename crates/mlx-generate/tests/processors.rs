@@ -484,7 +484,7 @@ struct TwoTokens(usize);
 
 impl LogitsProcessor for TwoTokens {
     fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
-        if self.0 == 2 || token % 3 != 0 {
+        if self.0 == 2 || !token.is_multiple_of(3) {
             return Err(format!("{token} is not allowed").into());
         }
         self.0 += 1;
