@@ -10,7 +10,7 @@
 //! | [`read`], [`read_to_string`] | read a whole regular file, up to a limit |
 //! | [`is_present`] | says whether a file is there; a link that leads nowhere is an error |
 //! | [`check_replaceable`] | says whether a file may be written to a path |
-//! | [`write`], [`write_with`] | replace a file in one step |
+//! | [`write()`], [`write_with`] | replace a file in one step |
 //! | [`Partial`] | a file or folder that is written beside its place and then renamed |
 //! | [`shortened`], [`without_source_place`] | texts from outside, as messages show them |
 //!
