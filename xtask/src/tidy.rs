@@ -272,7 +272,7 @@ fn check_files(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
     Ok(())
 }
 
-/// Checks that no two files of a crate use each other.
+/// Checks that no files of a crate use each other in a circle.
 fn check_circles(root: &Path, files: &[String], problems: &mut Vec<String>) -> io::Result<()> {
     let mut sources: BTreeMap<&str, Vec<(&str, String)>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.ends_with(".rs")) {
@@ -282,9 +282,9 @@ fn check_circles(root: &Path, files: &[String], problems: &mut Vec<String>) -> i
         }
     }
     for (source, files) in &sources {
-        for (one, other) in circles::between(source, files) {
-            problems
-                .push(format!("{one}: uses {other}, which uses it; move what both need into a third file"));
+        for circle in circles::between(source, files) {
+            let circle = circle.join(", ");
+            problems.push(format!("{circle}: use each other; move what they share into another file"));
         }
     }
     Ok(())

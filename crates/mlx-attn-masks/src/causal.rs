@@ -255,6 +255,22 @@ impl<'a> CausalMask<'a> {
     }
 }
 
+impl AttentionMask {
+    /// The mask for the next `queries` tokens, where each sees itself and the `window - 1` tokens
+    /// before it. `offset` is the number of keys before the queries' own: all earlier tokens, or, if a
+    /// cache holds fewer, the newest of them.
+    ///
+    /// The mask is an array `[L, S]` with `S = offset + queries` if the window hides a key from a query;
+    /// otherwise it is that of [`causal`](Self::causal).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CausalMask::build`].
+    pub fn sliding(queries: i32, offset: i32, window: i32) -> Result<Self, MaskError> {
+        CausalMask::new(queries).offset(offset).window(window).build()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

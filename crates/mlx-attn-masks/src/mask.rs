@@ -3,8 +3,6 @@
 use mlx_rs::Array;
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 
-use crate::{CausalMask, MaskError};
-
 /// Which keys each query may see.
 ///
 /// # Shapes
@@ -30,20 +28,6 @@ impl AttentionMask {
         if queries == 1 { Self::None } else { Self::Causal }
     }
 
-    /// The mask for the next `queries` tokens, where each sees itself and the `window - 1` tokens
-    /// before it. `offset` is the number of keys before the queries' own: all earlier tokens, or, if a
-    /// cache holds fewer, the newest of them.
-    ///
-    /// The mask is an array `[L, S]` with `S = offset + queries` if the window hides a key from a query;
-    /// otherwise it is that of [`causal`](Self::causal).
-    ///
-    /// # Errors
-    ///
-    /// Those of [`CausalMask::build`].
-    pub fn sliding(queries: i32, offset: i32, window: i32) -> Result<Self, MaskError> {
-        CausalMask::new(queries).offset(offset).window(window).build()
-    }
-
     /// The mask as the argument of [`mlx_rs::fast::scaled_dot_product_attention`].
     pub fn to_sdpa(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
         match self {
@@ -57,6 +41,7 @@ impl AttentionMask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CausalMask;
     use approx::assert_relative_eq;
     use mlx_rs::Dtype;
     use mlx_rs::fast::scaled_dot_product_attention;

@@ -10,13 +10,7 @@ use mlx_rope::{MlxLmReads, RopeKeys};
 use mlx_rs::Dtype;
 use serde::Deserialize;
 
-use crate::KeyLayout;
-
-/// The `model_type` of a checkpoint of the language model alone.
-pub const TEXT: &str = "gemma3_text";
-
-/// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
-pub const MULTIMODAL: &str = "gemma3";
+use crate::keys::{KeyLayout, MULTIMODAL, TEXT};
 
 /// A validated config, from which a model can always be built.
 ///

@@ -6,7 +6,11 @@ use std::rc::Rc;
 use mlx_checkpoint::{Checkpoint, Renaming};
 use mlx_rs::nested::{NestedHashMap, NestedValue};
 
-use crate::config::{MULTIMODAL, TEXT};
+/// The `model_type` of a checkpoint of the language model alone.
+pub const TEXT: &str = "gemma3_text";
+
+/// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
+pub const MULTIMODAL: &str = "gemma3";
 
 /// The keys that the tensors of the language model have in a checkpoint.
 ///

@@ -99,8 +99,8 @@ mod config;
 mod keys;
 mod model;
 
-pub use config::{Config, MULTIMODAL, TEXT};
-pub use keys::KeyLayout;
+pub use config::Config;
+pub use keys::{KeyLayout, MULTIMODAL, TEXT};
 pub use mlx_config::Layer;
 pub use model::Gemma3;
 

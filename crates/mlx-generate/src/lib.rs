@@ -15,6 +15,7 @@ mod sequence;
 mod session;
 mod speculative;
 mod stream;
+mod token;
 
 use std::ops::ControlFlow;
 
@@ -35,7 +36,8 @@ pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
 pub use speculative::{
     Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
 };
-pub use stream::{FinishReason, Token, TokenStream, Tokens};
+pub use stream::{TokenStream, Tokens};
+pub use token::{FinishReason, Token};
 
 /// Why a prompt cannot be read or continued.
 #[derive(Debug, thiserror::Error)]

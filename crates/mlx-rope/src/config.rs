@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::context::context_length;
+use crate::rope::check_base;
 use crate::scaling::{ORIGINAL, RawScaling, fraction, original_length};
 use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, YarnScaling, initialize_rope};
 
@@ -322,11 +323,6 @@ fn of_kind(mut parameters: RawScaling, kind: &'static str) -> Result<RawScaling,
     }
     let own = if kind == FULL { full } else { sliding };
     own.map(|own| *own).ok_or(RopeError::NoKind { kind })
-}
-
-/// Checks the base of the frequencies, also as the float32 that MLX computes with.
-pub(crate) fn check_base(key: &'static str, base: f64) -> Result<(), RopeError> {
-    if base >= 1.0 && (base as f32).is_finite() { Ok(()) } else { Err(RopeError::Base { key, base }) }
 }
 
 /// A key that may stand in two places, which must then agree.

@@ -45,7 +45,7 @@ pub enum RopeError {
         kind: &'static str,
     },
     /// The config names an unknown kind of scaling.
-    #[error("unknown rope_type {:.200}; known are {}", format!("{found:?}"), crate::scaling::known())]
+    #[error("unknown rope_type {:.200}; known are {}", format!("{found:?}"), crate::names::known())]
     UnknownType {
         /// The config's value.
         found: String,

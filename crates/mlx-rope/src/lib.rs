@@ -27,6 +27,7 @@
 mod config;
 mod context;
 mod error;
+mod names;
 mod periods;
 mod rope;
 mod scaling;

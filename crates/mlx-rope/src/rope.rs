@@ -7,7 +7,6 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, UpdateMode};
 
 use crate::RopeError;
-use crate::config::check_base;
 use crate::periods;
 use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
 
@@ -455,4 +454,9 @@ fn attention_factor(factor: f64, original: i32) -> Result<f64, RopeError> {
         });
     }
     Ok((1.0 + factor.ln() / f64::from(original).ln()).sqrt())
+}
+
+/// Checks the base of the frequencies, also as the float32 that MLX computes with.
+pub(crate) fn check_base(key: &'static str, base: f64) -> Result<(), RopeError> {
+    if base >= 1.0 && (base as f32).is_finite() { Ok(()) } else { Err(RopeError::Base { key, base }) }
 }

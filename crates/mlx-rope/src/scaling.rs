@@ -7,6 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::RopeError;
+use crate::names::NAMES;
 
 /// How the frequencies of a rotation are changed for contexts longer than the model was first
 /// trained with. The formulas are at [`Rope`](crate::Rope).
@@ -289,27 +290,6 @@ impl RawScaling {
             None => Ok((scaling, ignored)),
         }
     }
-}
-
-/// Every name of a kind in configs, with the name that [`RopeScaling::rope_type`] gives it.
-const NAMES: &[(&str, &str)] = &[
-    ("default", "default"),
-    ("linear", "linear"),
-    ("dynamic", "dynamic"),
-    ("llama3", "llama3"),
-    ("yarn", "yarn"),
-    ("deepseek_yarn", "yarn"),
-    ("telechat3-yarn", "yarn"),
-    ("longrope", "longrope"),
-    ("su", "longrope"),
-    ("proportional", "proportional"),
-    ("mrope", "mrope"),
-];
-
-/// The names, for a message.
-pub(crate) fn known() -> String {
-    let names: Vec<&str> = NAMES.iter().map(|&(name, _)| name).collect();
-    names.join(", ")
 }
 
 impl RawScaling {

@@ -1,41 +1,88 @@
-//! Circles between the files of a crate: two modules must not use each other.
+//! Circles between the files of a crate: no module may use another one that uses it, directly or through others.
 //!
-//! A module and its parent may: a `mod.rs` calls its parts, and the parts use its types.
+//! A module and its parent may use each other: a `mod.rs` calls its parts, and the parts use its types. An item that a
+//! module re-exports from one of its parts belongs to that part.
 
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Folders of modules that call each other by design, and why.
-const EXCEPT: &[(&str, &str)] = &[
-    // The values of a template are printed by its operators, filters and formats, which make values.
-    ("crates/mlx-tokenizer/src/jinja/", "an interpreter"),
-];
 
 /// A module as the path of its names.
 type Module = Vec<String>;
 
-/// The pairs of files that use each other. `files` are the paths of Rust files below one `src` folder with their
-/// contents.
-pub(super) fn between(source: &str, files: &[(&str, String)]) -> Vec<(String, String)> {
-    let modules: BTreeMap<Module, &str> =
-        files.iter().map(|(file, _)| (module(&file[source.len()..]), *file)).collect();
-    let mut uses = BTreeSet::new();
-    for (file, text) in
-        files.iter().filter(|(file, _)| !EXCEPT.iter().any(|(folder, _)| file.starts_with(folder)))
-    {
-        let from = module(&file[source.len()..]);
-        for path in paths(&from, text) {
-            // The longest beginning of the path that is a module; the rest is an item in it.
-            let to = (0..=path.len()).rev().map(|end| &path[..end]).find(|path| modules.contains_key(*path));
-            if let Some(to) = to {
-                uses.insert((from.clone(), to.to_vec()));
+/// The circles of files: in each one, every file uses every other, directly or through others. `files` are the paths of
+/// Rust files below one `src` folder with their contents.
+pub(super) fn between(source: &str, files: &[(&str, String)]) -> Vec<Vec<String>> {
+    let files: BTreeMap<Module, (&str, String)> = files
+        .iter()
+        .map(|(file, text)| (module(&file[source.len()..]), (*file, without_comments_and_tests(text))))
+        .collect();
+    let exports: BTreeMap<&Module, BTreeMap<String, Module>> =
+        files.iter().map(|(module, (_, code))| (module, exports(module, code, &files))).collect();
+    let mut uses: BTreeMap<&Module, BTreeSet<Module>> = BTreeMap::new();
+    for (from, (_, code)) in &files {
+        let targets = paths(from, code).into_iter().filter_map(|path| target(path, &files, &exports));
+        let targets = targets.filter(|to| !from.starts_with(to) && !to.starts_with(from));
+        uses.insert(from, targets.collect());
+    }
+    let reached: BTreeMap<&Module, BTreeSet<&Module>> =
+        uses.keys().map(|from| (*from, reached(from, &uses))).collect();
+    let mut circles = BTreeSet::new();
+    for (from, others) in &reached {
+        let circle: Vec<String> = others
+            .iter()
+            .filter(|to| reached[*to].contains(from))
+            .map(|module| files[*module].0.to_owned())
+            .collect();
+        if !circle.is_empty() {
+            circles.insert(circle);
+        }
+    }
+    circles.into_iter().collect()
+}
+
+/// The modules that a module uses, directly or through others.
+fn reached<'a>(from: &Module, uses: &'a BTreeMap<&Module, BTreeSet<Module>>) -> BTreeSet<&'a Module> {
+    let mut found = BTreeSet::new();
+    let mut next: Vec<&Module> = uses[from].iter().collect();
+    while let Some(module) = next.pop() {
+        if found.insert(module) {
+            next.extend(&uses[module]);
+        }
+    }
+    found
+}
+
+/// The module that contains the item at a path.
+fn target<T>(
+    mut path: Module,
+    files: &BTreeMap<Module, T>,
+    exports: &BTreeMap<&Module, BTreeMap<String, Module>>,
+) -> Option<Module> {
+    // A re-export leads to another path. The limit ends modules that re-export each other's items.
+    for _ in 0..8 {
+        // The longest beginning of the path that is a module; the rest is an item in it.
+        let end = (0..=path.len()).rev().find(|&end| files.contains_key(&path[..end]))?;
+        let exported = path.get(end).and_then(|item| exports[&path[..end].to_vec()].get(item));
+        match exported {
+            Some(part) => path = [part, &path[end..]].concat(),
+            None => return Some(path[..end].to_vec()),
+        }
+    }
+    None
+}
+
+/// The items that a module takes from its own parts with `use`, each with the part.
+fn exports<T>(of: &Module, code: &str, files: &BTreeMap<Module, T>) -> BTreeMap<String, Module> {
+    let mut found = BTreeMap::new();
+    for (at, _) in code.match_indices("use ") {
+        for mut path in tree(code[at + "use ".len()..].trim_start_matches("self::")) {
+            let Some(item) = path.pop() else { continue };
+            let part = [of.as_slice(), &path].concat();
+            if !path.is_empty() && files.contains_key(&part) {
+                found.insert(item, part);
             }
         }
     }
-    let circles = uses.iter().filter(|(from, to)| {
-        let related = from.starts_with(to) || to.starts_with(from);
-        from < to && !related && uses.contains(&(to.clone(), from.clone()))
-    });
-    circles.map(|(from, to)| (modules[from].to_owned(), modules[to].to_owned())).collect()
+    found
 }
 
 /// The module of a file, by its path below the `src` folder.
@@ -47,11 +94,13 @@ fn module(file: &str) -> Module {
     names
 }
 
-/// The paths from `crate`, `super` and `self` in a file, without those in comments and in its tests.
-fn paths(from: &Module, text: &str) -> Vec<Module> {
+fn without_comments_and_tests(text: &str) -> String {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let code: String =
-        code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ");
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+}
+
+/// The paths from `crate`, `super` and `self` in the code of a file.
+fn paths(from: &Module, code: &str) -> Vec<Module> {
     let mut paths = Vec::new();
     for start in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(start) {
@@ -134,7 +183,21 @@ mod tests {
             file("x/src/c.rs", "//! See `crate::a`.\n#[cfg(test)]\nmod tests {\n    use crate::a::A;\n}\n"),
         ];
         let found = between("x/src/", &files);
-        assert_eq!(found, [("x/src/a.rs".to_owned(), "x/src/b/mod.rs".to_owned())]);
+        assert_eq!(found, [["x/src/a.rs", "x/src/b/mod.rs"]]);
+    }
+
+    #[test]
+    fn longer_circles_are_found_also_through_re_exports() {
+        let file = |name: &'static str, text: &str| (name, text.to_owned());
+        let files = [
+            file("x/src/lib.rs", "mod a; mod b; mod c; mod d; pub use a::A; pub(crate) use b::{B, D as E};"),
+            file("x/src/a.rs", "use crate::B;\n"),
+            file("x/src/b.rs", "use crate::c::C;\n"),
+            file("x/src/c.rs", "fn f() -> super::A { todo() }\n"),
+            file("x/src/d.rs", "use crate::{A, B};\n"),
+        ];
+        let found = between("x/src/", &files);
+        assert_eq!(found, [["x/src/a.rs", "x/src/b.rs", "x/src/c.rs"]]);
     }
 
     #[test]
