@@ -102,6 +102,26 @@ impl Chooser {
             self.history.push(token)?;
             logits = penalizer.apply(&mut self.history, &logits)?;
         }
+        match self.processed(logits) {
+            Ok(processed) => logits = processed,
+            Err(e) => {
+                if self.penalizer.is_some() {
+                    self.history.rollback(1)?;
+                }
+                return Err(e);
+            }
+        }
+        if self.steps < self.min_tokens
+            && let Some(stop_tokens) = &self.stop_tokens
+        {
+            logits = forbid(&logits, stop_tokens)?;
+        }
+        self.steps += 1;
+        Self::plain_logprobs(&logits)
+    }
+
+    /// The logits after the processors, which also say which tokens are allowed.
+    fn processed(&mut self, mut logits: Array) -> Result<Array, GenerateError> {
         self.allowed.clear();
         for processor in &mut self.processors {
             let (shape, dtype) = (logits.shape().to_vec(), logits.dtype());
@@ -115,13 +135,7 @@ impl Chooser {
                 self.allowed.push(allowed);
             }
         }
-        if self.steps < self.min_tokens
-            && let Some(stop_tokens) = &self.stop_tokens
-        {
-            logits = forbid(&logits, stop_tokens)?;
-        }
-        self.steps += 1;
-        Self::plain_logprobs(&logits)
+        Ok(logits)
     }
 
     /// The log-probabilities of logits `[n, V]` that nothing changes.
@@ -140,23 +154,21 @@ impl Chooser {
         self.logprobs(&Array::from_slice(&[token], &[1]), logits.try_index(row..row + 1)?)
     }
 
-    /// These log-probabilities `[1, V]` each, and for the other rows of the logits `[n, V]` those of the logits alone.
-    pub(crate) fn with_plain_rows(mut rows: Vec<Array>, logits: &Array) -> Result<Array, GenerateError> {
-        let first = rows.len() as i32;
-        if first < logits.dim(0) {
-            rows.push(Self::plain_logprobs(&logits.try_index(first..)?)?);
-        }
-        Ok(concatenate(&rows, 0)?)
-    }
-
     /// Whether the processors allow this token as the next one.
     pub(crate) fn allows(&self, token: u32) -> bool {
         self.allowed.iter().all(|allowed| allowed.contains(token))
     }
 
-    /// Tells the processors of a token that was taken.
+    /// Tells the processors of a token that was taken. Where one of them fails, those before it take the token back.
     pub(crate) fn accept(&mut self, token: u32) -> Result<(), GenerateError> {
-        self.processors.iter_mut().try_for_each(|processor| processor.accept(token)).map_err(failed)
+        for index in 0..self.processors.len() {
+            if let Err(source) = self.processors[index].accept(token) {
+                let before = &mut self.processors[..index];
+                before.iter_mut().try_for_each(|processor| processor.rollback(1)).map_err(failed)?;
+                return Err(failed(source));
+            }
+        }
+        Ok(())
     }
 
     /// Takes back the newest tokens: as many as were `accepted`, and as many after which a token was `chosen`.

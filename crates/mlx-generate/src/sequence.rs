@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use mlx_causal_lm::CausalLm;
 use mlx_rs::Array;
+use mlx_rs::ops::concatenate;
 
 use crate::chooser::{Chooser, Step};
 use crate::{FinishReason, GenerateError, GenerateOptions, Session, check_ids};
@@ -105,11 +106,12 @@ impl Sequence {
         Ok(self.finish)
     }
 
-    /// The log-probabilities `[n + 1, V]` of what follows the last token and each of `guesses`, if all guesses are right,
-    /// from their logits. Afterwards the sequence is as before.
+    /// The log-probabilities of what follows the last token and each of `guesses`, if all guesses are right, from their
+    /// logits `[n + 1, V]`. Afterwards the sequence is as before.
     ///
-    /// Behind a guess that is not allowed, or that ends the sequence, the log-probabilities are those of the logits alone:
-    /// no token is taken there.
+    /// There is a row for the last token, and one for each guess up to the first that is not allowed, that ends the
+    /// sequence, or at which a processor fails. A token behind such a guess is not taken: either the guess is wrong, or it
+    /// is the last token, or the processor fails again when the guess is taken or the next token is chosen.
     pub(crate) fn logprobs_of_guesses(
         &mut self,
         guesses: &[u32],
@@ -122,18 +124,18 @@ impl Sequence {
         let mut rows = vec![self.chooser.logprobs_of_row(last, logits, 0)?];
         let mut accepted = 0;
         for (row, &guess) in (1..).zip(guesses) {
-            if !self.chooser.allows(guess) {
+            if !self.chooser.allows(guess) || self.chooser.accept(guess).is_err() {
                 break;
             }
-            self.chooser.accept(guess)?;
             accepted += 1;
             if self.end(self.decoded + accepted, Some(guess)).is_some() {
                 break;
             }
-            rows.push(self.chooser.logprobs_of_row(guess, logits, row)?);
+            let Ok(logprobs) = self.chooser.logprobs_of_row(guess, logits, row) else { break };
+            rows.push(logprobs);
         }
         self.chooser.rollback(accepted, rows.len())?;
-        Chooser::with_plain_rows(rows, logits)
+        Ok(concatenate(&rows, 0)?)
     }
 
     /// Why a sequence ends that has `decoded` tokens of its own, the newest of which is `newest`; none where it goes on.

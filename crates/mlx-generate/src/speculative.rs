@@ -369,7 +369,8 @@ impl Drop for SpeculativeStream<'_> {
     }
 }
 
-/// The most probable tokens, up to and with the first one that is not the guess, from log-probabilities `[n + 1, V]`.
+/// The most probable tokens, up to and with the first one that is not the guess, from log-probabilities `[m, V]`. There is
+/// a row for each guess and one for the token behind them, or fewer where no token is taken behind some guess.
 fn likeliest(logprobs: &Array, guesses: &[u32]) -> Result<Vec<u32>, GenerateError> {
     let best = argmax_axis(logprobs, -1, false)?;
     let best = best.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
@@ -377,24 +378,26 @@ fn likeliest(logprobs: &Array, guesses: &[u32]) -> Result<Vec<u32>, GenerateErro
     Ok(best[..=right.min(best.len() - 1)].to_vec())
 }
 
-/// Draws tokens that are distributed as `probabilities`, `[n + 1, V]`, and keeps as many guesses as that allows.
+/// Draws tokens that are distributed as `probabilities`, `[m, V]`, and keeps as many guesses as that allows. The rows are as
+/// in [`likeliest`].
 ///
 /// A guess `x` that was drawn from `q` is kept with probability `min(1, p(x) / q(x))`. The first guess that is not kept is
 /// replaced by a token drawn from `max(p - q, 0)`, which is then the last token. If all guesses are kept, one more token is
-/// drawn from `p`. (Leviathan et al., section 2.3.)
+/// drawn from `p` if there is a row for it. (Leviathan et al., section 2.3.)
 fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Result<Vec<u32>, GenerateError> {
     let count = guess.tokens.len();
     let kept = if count == 0 {
         0
     } else {
-        let ids = Array::from_slice(&guess.tokens, &[count as i32, 1]);
-        let p = take_along_axis(probabilities.try_index(..count as i32)?, &ids, -1)?;
+        let checked = (count as i32).min(probabilities.dim(0));
+        let ids = Array::from_slice(&guess.tokens[..checked as usize], &[checked, 1]);
+        let p = take_along_axis(probabilities.try_index(..checked)?, &ids, -1)?;
         let q = match &guess.probabilities {
-            Some(q) => take_along_axis(q.try_index(..count as i32)?, &ids, -1)?,
-            None => Array::ones::<f32>(&[count as i32, 1])?,
+            Some(q) => take_along_axis(q.try_index(..checked)?, &ids, -1)?,
+            None => Array::ones::<f32>(&[checked, 1])?,
         };
         let key = random.next_key()?;
-        let u = uniform::<_, f32>(0.0, 1.0, &[count as i32, 1], &key)?;
+        let u = uniform::<_, f32>(0.0, 1.0, &[count as i32, 1], &key)?.try_index(..checked)?;
         // u < p / q, without the division.
         let is_kept = u.multiply(q)?.lt(p)?;
         let is_kept = is_kept.try_as_slice::<bool>().map_err(|e| Exception::custom(e.to_string()))?;
@@ -402,6 +405,9 @@ fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Resu
     };
     let mut tokens = guess.tokens[..kept].to_vec();
     let at = kept as i32;
+    if at == probabilities.dim(0) {
+        return Ok(tokens);
+    }
     let p = probabilities.try_index(at..at + 1)?; // [1, V]
     let from = match guess.tokens.get(kept) {
         None => p,

@@ -534,3 +534,88 @@ fn speculation_fails_where_a_stream_fails() {
         assert!((1..=2).contains(&read), "{wrong_at}: {read}");
     }
 }
+
+/// Excludes odd ids through the logits alone, refuses to accept one, and cannot go on behind a multiple of `stuck_behind`.
+#[derive(Debug, Clone)]
+struct EvenByLogits {
+    ids: Vec<u32>,
+    stuck_behind: u32,
+}
+
+impl LogitsProcessor for EvenByLogits {
+    fn accept(&mut self, token: u32) -> Result<(), ProcessorError> {
+        if !token.is_multiple_of(2) {
+            return Err(format!("{token} is odd").into());
+        }
+        self.ids.push(token);
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        let left =
+            self.ids.len().checked_sub(tokens).ok_or("more tokens are taken back than were accepted")?;
+        self.ids.truncate(left);
+        Ok(())
+    }
+
+    fn process(&mut self, logits: &Array) -> Result<Array, ProcessorError> {
+        match self.ids.last() {
+            Some(last) if last.is_multiple_of(self.stuck_behind) => {
+                Err(format!("stuck behind {last}").into())
+            }
+            _ => Ok((0..VOCAB_SIZE).step_by(2).collect::<TokenSet>().keep(logits)?),
+        }
+    }
+}
+
+/// Accepts every token, and prefers an id that depends on the number of tokens.
+#[derive(Debug, Clone, Default)]
+struct Counting(u32);
+
+impl LogitsProcessor for Counting {
+    fn accept(&mut self, _token: u32) -> Result<(), ProcessorError> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> Result<(), ProcessorError> {
+        self.0 -= tokens as u32;
+        Ok(())
+    }
+
+    fn process(&mut self, logits: &Array) -> Result<Array, ProcessorError> {
+        let preferred = self.0 * 10 % VOCAB_SIZE;
+        let bonus: Vec<f32> = (0..VOCAB_SIZE).map(|id| if id == preferred { 1.0 } else { 0.0 }).collect();
+        Ok(logits.add(Array::from_slice(&bonus, &[1, VOCAB_SIZE as i32]))?)
+    }
+}
+
+/// What a processor says about a wrong guess is of no interest: the tokens and the end are those of a stream, also for
+/// processors before the one that fails and with penalties, which have to take the guess back too.
+#[test]
+fn a_processor_that_fails_at_a_wrong_guess_does_not_end_the_sequence() {
+    let mut model = model(None, None);
+    let prompt = text(5);
+    for stuck_behind in [10_000, 2, 6] {
+        let even = EvenByLogits { ids: vec![1], stuck_behind };
+        let processors: Vec<Box<dyn LogitsProcessor>> = vec![Box::new(Counting::default()), Box::new(even)];
+        let mut options = GenerateOptions { processors, max_tokens: 20, ..GenerateOptions::default() };
+        options.penalties.presence = Penalty::new(2.0);
+        let mut session = new_session(&model);
+        let all = generate(&mut model, &mut session, &prompt, options.clone()).unwrap();
+        let all: Vec<_> = all.map(|token| token.map(|token| token.id).map_err(|e| e.to_string())).collect();
+        let ids: Vec<u32> = all.iter().flatten().copied().collect();
+        let answer = [&prompt[..], &ids, &[0; 4]].concat();
+        for (wrong_at, wrong_by) in [(2, 1), (3, 1), (3, 6), (1, 12), (100, 1)] {
+            let draft = &mut Oracle { answer: answer.clone(), wrong_at, wrong_by };
+            let mut session = new_session(&model);
+            let speculation = Speculation { draft, most: 4 };
+            let go_on = |_, _| ControlFlow::Continue(());
+            let stream =
+                generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on);
+            let found: Vec<_> =
+                stream.unwrap().map(|token| token.map(|token| token.id).map_err(|e| e.to_string())).collect();
+            assert_eq!(found, all, "stuck behind {stuck_behind}, wrong at {wrong_at} by {wrong_by}");
+        }
+    }
+}

@@ -23,8 +23,8 @@ pub type ProcessorError = Box<dyn Error + Send + Sync>;
 /// with the token that was chosen, then [`is_complete`](Self::is_complete). Speculative decoding first assumes that its
 /// guesses are right: it calls `accept` for each and takes all of them back with [`rollback`](Self::rollback) before it
 /// accepts the tokens that were chosen. A guess that `allowed` rules out is not accepted; one that only `process` rules
-/// out may be, and is taken back. So a processor whose `accept` fails for some tokens must rule them out in `allowed`: an
-/// error ends the sequence, also where a guess causes it.
+/// out may be, and is taken back. An error because of a wrong guess is ignored, so a call that fails must leave the
+/// processor as it was.
 ///
 /// A processor needs the id of each token before the next one can be chosen. The device works on the model's next answer
 /// meanwhile, so that a processor costs the time that its calls take beyond that.
