@@ -84,8 +84,8 @@ fn a_stream_never_gives_half_a_character() {
     assert_eq!(stream.finish().unwrap(), "");
 }
 
-/// The form of Llama's and Gemma's tokenizers: `▁` for a space, and a token for each byte that is not in the
-/// vocabulary. Their decoder looks at runs of bytes: one incomplete character at the end of a run turns the
+/// The form of Llama's and Gemma's tokenizers: `▁` for a space, and a token for each byte of characters
+/// that are not in the vocabulary. Their decoder looks at runs of bytes: one incomplete character at the end of a run turns the
 /// whole run into replacement characters.
 fn byte_fallback() -> String {
     let mut vocab = serde_json::Map::new();

@@ -14,7 +14,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Adds an argument, and counts it.
+    /// A copy, which is counted.
     pub(super) fn copied(&self) -> Result<Self> {
         run::elements(self.positional.len() + 2 * self.named.len())?;
         Ok(self.clone())

@@ -137,7 +137,7 @@ pub(super) enum Action {
     If(Vec<(Expr, Body)>, Body),
     For(Rc<For>),
     Set(Target, Expr),
-    /// A `filter` block. The filter is a chain of filters without an expression.
+    /// A `set` block. The filter, if there is one, is a chain of filters without an expression.
     SetBlock(Target, Option<Expr>, Body),
     With(Vec<(Target, Expr)>, Body),
     Macro(Rc<Macro>),

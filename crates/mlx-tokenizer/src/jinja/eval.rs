@@ -13,7 +13,7 @@ use super::texts::joined;
 use super::value::{Dict, Function, Scope, ScopeOf, Value};
 use super::{attributes, filters, methods, ops, run, sequences, tests};
 
-/// The input of a template besides its variables.
+/// The names that every template has besides its variables.
 const GLOBALS: [&str; 8] =
     ["cycler", "dict", "joiner", "lipsum", "namespace", "raise_exception", "range", "strftime_now"];
 

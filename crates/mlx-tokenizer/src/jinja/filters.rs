@@ -78,41 +78,13 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
         "unique" => unique(value, args),
         "wordwrap" => wrap::word_wrap(value, args),
         "xmlattr" => xml_attributes(value, args),
+        "urlize" => Err(Error::new("the filter urlize is not supported")),
+        _ if !names::is_filter(name) => Err(Error::new(format!("no filter named {name:?} found"))),
         _ => {
-            if is_without_arguments(name) {
-                args.bind::<0>(name, [], 0)?;
-            }
+            args.bind::<0>(name, [], 0)?;
             without_arguments(name, value)
         }
     }
-}
-
-fn is_without_arguments(name: &str) -> bool {
-    const NAMES: [&str; 22] = [
-        "abs",
-        "capitalize",
-        "count",
-        "e",
-        "escape",
-        "first",
-        "forceescape",
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "pprint",
-        "random",
-        "reverse",
-        "safe",
-        "string",
-        "striptags",
-        "title",
-        "upper",
-        "urlencode",
-        "wordcount",
-    ];
-    NAMES.contains(&name)
 }
 
 /// The filters that take no arguments.
@@ -159,7 +131,6 @@ fn without_arguments(name: &str, value: &Value) -> Result<Value> {
         "safe" => Ok(Value::Markup(value.to_text()?)),
         "striptags" => Value::text(strip_tags(&value.to_text()?)?),
         "urlencode" => url_encode(value),
-        "urlize" => Err(Error::new("the filter urlize is not supported")),
         _ => Err(Error::new(format!("no filter named {name:?} found"))),
     }
 }
@@ -282,7 +253,7 @@ fn generator(name: &'static str, elements: impl FnOnce() -> Result<Elements>) ->
     }
 }
 
-/// The results of a function for each element, up to the first error; false values are dropped.
+/// Like [`taken`], but a false value such as an undefined one has no elements.
 fn filtered(value: &Value, with: impl FnMut(&Value) -> Result<Option<Value>>) -> Result<Elements> {
     if value.is_true() { taken(value, with) } else { Ok((Vec::new(), None)) }
 }
@@ -629,7 +600,7 @@ fn map(value: &Value, mut args: Args) -> Result<Value> {
         if !names::is_filter(&name) {
             return Err(Error::new(format!("no filter named {:?}", short(&name))));
         }
-        // This filter can be one of the filters, which takes the stack of two levels.
+        // The filter may be `map` again, and each call of it takes the stack of two levels.
         let _levels = (run::deeper()?, run::deeper()?);
         filtered(value, |item| call(&name, item, args.copied()?).map(Some))
     })

@@ -18,7 +18,7 @@ pub(super) struct Loop {
     pub(super) index: usize,
     pub(super) depth: usize,
     pub(super) changed: Option<Vec<Value>>,
-    /// The `for` statement that it belongs to and its line, if the loop may be called.
+    /// The `for` statement that it belongs to and the scope around it, if the loop may be called.
     pub(super) recursive: Option<(Rc<For>, Rc<Scope>)>,
 }
 

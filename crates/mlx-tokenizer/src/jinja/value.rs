@@ -32,7 +32,7 @@ pub(crate) enum Value {
     View(View, Rc<Dict>),
     /// The result of a filter such as `map`: its elements can be taken once.
     Iterator(Rc<Iterator>),
-    /// The number of the value in the run, as for `Loop`.
+    /// The number of the namespace in the store; the same for `Loop`.
     Namespace(usize),
     Loop(usize),
     Function(Rc<Function>),
@@ -83,7 +83,7 @@ pub(crate) enum Function {
     Joiner(Value, Cell<bool>),
 }
 
-/// The names of a block of a template.
+/// The variables of a block of a template.
 #[derive(Default)]
 pub(super) struct Scope {
     pub(super) variables: RefCell<Vec<(Rc<str>, Value)>>,
