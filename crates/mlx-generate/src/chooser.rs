@@ -233,7 +233,7 @@ impl Chooser {
             }
             let alternatives = Alternatives::new(&logprobs.try_index(row..row + 1)?, self.top_logprobs)?;
             let alternatives = alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?;
-            Ok(Token { id, logprob, alternatives, guessed: false })
+            Ok(Token { id, logprob, alternatives, drafted: false })
         });
         Ok(tokens.collect())
     }
@@ -249,7 +249,7 @@ impl Step {
             id: self.id.try_item_exact::<u32>().map_err(read)?,
             logprob,
             alternatives: self.alternatives.as_ref().map_or(Ok(Vec::new()), Alternatives::read)?,
-            guessed: false,
+            drafted: false,
         })
     }
 

@@ -34,7 +34,7 @@ pub use sampling::{
 };
 pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
 pub use speculative::{
-    Draft, DraftModel, Guess, PromptLookup, Speculation, SpeculativeStream, generate_speculative,
+    Draft, DraftModel, PromptLookup, Proposal, Speculation, SpeculativeStream, generate_speculative,
 };
 pub use stream::{TokenStream, Tokens};
 pub use token::{FinishReason, Token};

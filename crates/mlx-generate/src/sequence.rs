@@ -106,15 +106,15 @@ impl Sequence {
         Ok(self.finish)
     }
 
-    /// The log-probabilities of what follows the last token and each of `guesses`, if all guesses are right, from their
-    /// logits `[n + 1, V]`. Afterwards the sequence is as before.
+    /// The log-probabilities of what follows the last token and each token of `drafted`, if all of them are right, from
+    /// their logits `[n + 1, V]`. Afterwards the sequence is as before.
     ///
-    /// There is a row for the last token, and one for each guess up to the first that is not allowed, that ends the
-    /// sequence, or at which a processor fails. A token behind such a guess is not taken: either the guess is wrong, or it
-    /// is the last token, or the processor fails again when the guess is taken or the next token is chosen.
-    pub(crate) fn logprobs_of_guesses(
+    /// There is a row for the last token, and one for each drafted token up to the first that is not allowed, that ends
+    /// the sequence, or at which a processor fails. No token is taken behind that one: either it is wrong, or it is the
+    /// last token, or the processor fails again when it is taken or the next token is chosen.
+    pub(crate) fn logprobs_of_drafted(
         &mut self,
-        guesses: &[u32],
+        drafted: &[u32],
         logits: &Array,
     ) -> Result<Array, GenerateError> {
         let Some(&last) = self.ids.last() else { return Err(GenerateError::EmptyPrompt) };
@@ -123,15 +123,15 @@ impl Sequence {
         }
         let mut rows = vec![self.chooser.logprobs_of_row(last, logits, 0)?];
         let mut accepted = 0;
-        for (row, &guess) in (1..).zip(guesses) {
-            if !self.chooser.allows(guess) || self.chooser.accept(guess).is_err() {
+        for (row, &token) in (1..).zip(drafted) {
+            if !self.chooser.allows(token) || self.chooser.accept(token).is_err() {
                 break;
             }
             accepted += 1;
-            if self.end(self.decoded + accepted, Some(guess)).is_some() {
+            if self.end(self.decoded + accepted, Some(token)).is_some() {
                 break;
             }
-            let Ok(logprobs) = self.chooser.logprobs_of_row(guess, logits, row) else { break };
+            let Ok(logprobs) = self.chooser.logprobs_of_row(token, logits, row) else { break };
             rows.push(logprobs);
         }
         self.chooser.rollback(accepted, rows.len())?;

@@ -1,7 +1,7 @@
-//! Speculative decoding: guess several tokens, check them in one call.
+//! Speculative decoding: draft several tokens, check them in one call.
 //!
 //! A call of a large model on five tokens takes little longer than a call on one token, since both read all weights. So
-//! something cheap guesses the next tokens ([`Draft`]), the model reads the guesses in one call, and those that it would
+//! something cheap drafts the next tokens ([`Draft`]), the model reads them in one call, and those that it would
 //! have chosen itself are kept. The answer is that of plain decoding: the same tokens for greedy decoding, and the same
 //! distribution where tokens are drawn.
 
@@ -22,22 +22,22 @@ use crate::{
     as_i32,
 };
 
-/// Something that guesses how a text goes on.
+/// Something that drafts how a text goes on.
 pub trait Draft: Send {
-    /// Guesses at most `most` tokens that follow `text`, the whole sequence so far. It may guess none.
+    /// Drafts at most `most` tokens that follow `text`, the whole sequence so far. There may be none.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from guessing. The stream ends with the error.
-    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError>;
+    /// Whatever keeps it from drafting. The stream ends with the error.
+    fn propose(&mut self, text: &[u32], most: usize) -> Result<Proposal, GenerateError>;
 
-    /// Gets the facts about the model that it guesses for, before the first guess.
+    /// Gets the facts about the model that it drafts for, before the first call of `propose`.
     fn begin(&mut self, _model: &ModelInfo) {}
 }
 
-/// The guess of a [`Draft`].
+/// What a [`Draft`] proposes.
 #[derive(Debug, Clone, Default)]
-pub struct Guess {
+pub struct Proposal {
     /// The tokens. If the model does not have one of them, that token and those after it are left out.
     pub tokens: Vec<u32>,
     /// The distribution that each token was drawn from, `[n, V]` in float32, where V is the size of the draft's
@@ -45,7 +45,7 @@ pub struct Guess {
     pub probabilities: Option<Array>,
 }
 
-/// Guesses that the text goes on as it did the last time that the same tokens occurred. It costs nothing, and is often
+/// Drafts what followed the last time that the same tokens occurred. It costs nothing, and is often
 /// right where an answer repeats its prompt: summaries, edits of code, extraction.
 ///
 /// # Reference
@@ -67,7 +67,7 @@ impl Default for PromptLookup {
 }
 
 impl Draft for PromptLookup {
-    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+    fn propose(&mut self, text: &[u32], most: usize) -> Result<Proposal, GenerateError> {
         let longest = self.longest.min(text.len().saturating_sub(1));
         for length in (self.shortest.max(1)..=longest).rev() {
             let last = &text[text.len() - length..];
@@ -75,18 +75,18 @@ impl Draft for PromptLookup {
             let place = text[..text.len() - 1].windows(length).rposition(|window| window == last);
             if let Some(place) = place {
                 let tokens = text[place + length..].iter().copied().take(most).collect();
-                return Ok(Guess { tokens, probabilities: None });
+                return Ok(Proposal { tokens, probabilities: None });
             }
         }
-        Ok(Guess::default())
+        Ok(Proposal::default())
     }
 }
 
-/// A small model that guesses for a large one with the same tokens.
+/// A small model that drafts for a large one with the same tokens.
 ///
 /// An id must mean the same token in both. Their vocabularies may have different sizes, since embedding tables often have
-/// unused rows at the end: the draft never guesses ids that the large model does not have, nor those of
-/// [`never_proposing`](Self::never_proposing). If the text has a token that the draft does not have, it guesses nothing.
+/// unused rows at the end: it never proposes ids that the large model does not have, nor those of
+/// [`never_proposing`](Self::never_proposing). If the text has a token that the draft does not have, it proposes nothing.
 ///
 /// # Reference
 ///
@@ -99,14 +99,14 @@ pub struct DraftModel<'a> {
     sampler: Sampler,
     random: RandomState,
     never: Vec<u32>,
-    /// Which tokens it may guess, bool `[1, V]`; `None` for all.
+    /// Which tokens it may propose, bool `[1, V]`; `None` for all.
     possible: Option<Array>,
 }
 
 impl<'a> DraftModel<'a> {
     /// A draft by this model, with an empty session. The session's cache should have a
-    /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of as many tokens as are guessed at a time: with less, a model with
-    /// windows reads the text again after each wrong guess. Tokens are drawn with the sampling options of the large model
+    /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of as many tokens as are drafted at a time: with less, a model with
+    /// windows reads the text again after each rejected token. Tokens are drawn with the sampling options of the large model
     /// and other random numbers.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl<'a> DraftModel<'a> {
         })
     }
 
-    /// The same draft, which never guesses these tokens: those that the large model's tokenizer does not have.
+    /// The same draft, which never proposes these tokens: those that the large model's tokenizer does not have.
     #[must_use]
     pub fn never_proposing(self, ids: Vec<u32>) -> Self {
         Self { never: ids, ..self }
@@ -143,13 +143,13 @@ impl<'a> DraftModel<'a> {
 }
 
 impl Draft for DraftModel<'_> {
-    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+    fn propose(&mut self, text: &[u32], most: usize) -> Result<Proposal, GenerateError> {
         let context = usize::try_from(self.model.info().context_length).unwrap_or(usize::MAX);
         let most = most.min((context + 1).saturating_sub(text.len()));
         let vocab_size = self.model.info().vocab_size;
         let is_known = |id: &u32| i64::from(*id) < i64::from(vocab_size);
         if most == 0 || !text.iter().all(is_known) {
-            return Ok(Guess::default());
+            return Ok(Proposal::default());
         }
         let (_, rest) = self.session.turn_to(self.model, text)?;
         let mut logits = self.session.read(self.model, &row(rest), Logits::Last)?;
@@ -181,7 +181,7 @@ impl Draft for DraftModel<'_> {
             rows => Some(concatenate(rows, 0)?),
         };
         async_eval([self.random.as_array()].into_iter().chain(self.sampler.state()))?;
-        Ok(Guess { tokens, probabilities })
+        Ok(Proposal { tokens, probabilities })
     }
 
     fn begin(&mut self, model: &ModelInfo) {
@@ -195,22 +195,22 @@ impl Draft for DraftModel<'_> {
     }
 }
 
-/// How [`generate_speculative`] guesses.
+/// How [`generate_speculative`] drafts.
 pub struct Speculation<'a> {
-    /// What guesses the tokens.
+    /// What drafts the tokens.
     pub draft: &'a mut dyn Draft,
-    /// How many tokens are guessed at a time, at most.
+    /// How many tokens are drafted at a time, at most.
     pub most: usize,
 }
 
 /// [`generate`](crate::generate) with speculative decoding: reads `prompt` into `session` and returns the stream of tokens
 /// that continue it. `progress` gets the number of tokens that were read and their total, and may stop the reading. Tokens
-/// that were guessed are [marked](Token::guessed).
+/// that were drafted are [marked](Token::drafted).
 ///
 /// The tokens are those of plain decoding, for every model, past windows and over LongRoPE's border. (They may differ where
 /// the device's kernels add in another order for several positions than for one.) The session's cache should have a
 /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of `most` tokens: with less, a model with windows reads the text again
-/// after each wrong guess, which is correct and slow.
+/// after each rejected token, which is correct and slow.
 ///
 /// # Errors
 ///
@@ -268,28 +268,28 @@ pub struct SpeculativeStream<'a> {
 }
 
 impl SpeculativeStream<'_> {
-    /// Guesses, checks, and makes at least one token ready.
+    /// Drafts, checks, and makes at least one token ready.
     fn round(&mut self) -> Result<(), GenerateError> {
-        let guess = self.guess()?;
+        let proposal = self.propose()?;
         let mut call: Vec<u32> = self.sequence.ids().last().copied().into_iter().collect();
-        call.extend(&guess.tokens);
+        call.extend(&proposal.tokens);
         let chunk = self.sequence.options.prefill_chunk;
         let logits = self.session.read_in_chunks(self.model, &row(&call), Logits::All, chunk)?;
         let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
-        let logprobs = self.sequence.logprobs_of_guesses(&guess.tokens, &logits)?;
+        let logprobs = self.sequence.logprobs_of_drafted(&proposal.tokens, &logits)?;
         let chosen = if self.sequence.chooser.is_greedy() {
-            likeliest(&logprobs, &guess.tokens)?
+            likeliest(&logprobs, &proposal.tokens)?
         } else {
             let probabilities = self.sequence.chooser.probabilities(&logprobs)?;
-            drawn(&probabilities, &guess, &mut self.random)?
+            drawn(&probabilities, &proposal, &mut self.random)?
         };
         let tokens = self.sequence.chooser.tokens(&chosen, &logprobs, &logits)?;
         for (index, token) in tokens.into_iter().enumerate() {
             let token = token?;
             self.sequence.chooser.remember(&call[index..=index])?;
             let finish = self.sequence.take(token.id)?;
-            let guessed = guess.tokens.get(index) == Some(&token.id);
-            self.ready.push_back(Token { guessed, ..token });
+            let drafted = proposal.tokens.get(index) == Some(&token.id);
+            self.ready.push_back(Token { drafted, ..token });
             if finish.is_some() {
                 break;
             }
@@ -298,30 +298,30 @@ impl SpeculativeStream<'_> {
         self.forget(self.sequence.ids().len() - 1)
     }
 
-    /// The draft's guess, without tokens that the model does not have or that there is no room for.
-    fn guess(&mut self) -> Result<Guess, GenerateError> {
+    /// The draft's tokens, without those that the model does not have or that there is no room for.
+    fn propose(&mut self) -> Result<Proposal, GenerateError> {
         let length = self.sequence.ids().len();
         // The model adds one token of its own.
         let mut most = self.most.min(self.sequence.left().saturating_sub(1));
-        // A guess must not bring the tokens before it over a border (LongRoPE) that they would not have reached alone.
+        // A draft must not bring the tokens before it over a border (LongRoPE) that they would not have reached alone.
         while most > 0 && !self.model.rotates_alike(as_i32(length), as_i32(length + most)) {
             most -= 1;
         }
-        let mut guess = match most {
-            0 => Guess::default(),
-            _ => self.draft.guess(self.sequence.ids(), most)?,
+        let mut proposal = match most {
+            0 => Proposal::default(),
+            _ => self.draft.propose(self.sequence.ids(), most)?,
         };
         let vocab_size = self.model.info().vocab_size;
-        let known = guess.tokens.iter().take_while(|&&id| i64::from(id) < i64::from(vocab_size)).count();
-        guess.tokens.truncate(most.min(known));
-        guess.probabilities = guess.probabilities.map(|q| with_columns(&q, vocab_size)).transpose()?;
-        if let Some(q) = &guess.probabilities {
+        let known = proposal.tokens.iter().take_while(|&&id| i64::from(id) < i64::from(vocab_size)).count();
+        proposal.tokens.truncate(most.min(known));
+        proposal.probabilities = proposal.probabilities.map(|q| with_columns(&q, vocab_size)).transpose()?;
+        if let Some(q) = &proposal.probabilities {
             let sum = q.sum(None)?.try_item_exact::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
             if !sum.is_finite() {
                 return Err(GenerateError::DraftNotANumber);
             }
         }
-        Ok(guess)
+        Ok(proposal)
     }
 
     /// Takes back what the session has beyond `length` tokens.
@@ -369,30 +369,34 @@ impl Drop for SpeculativeStream<'_> {
     }
 }
 
-/// The most probable tokens, up to and with the first one that is not the guess, from log-probabilities `[m, V]`. There is
-/// a row for each guess and one for the token behind them, or fewer where no token is taken behind some guess.
-fn likeliest(logprobs: &Array, guesses: &[u32]) -> Result<Vec<u32>, GenerateError> {
+/// The most probable tokens, up to and with the first one that was not drafted, from log-probabilities `[m, V]`. There is
+/// a row for each drafted token and one for the token behind them, or fewer where no token is taken behind one of them.
+fn likeliest(logprobs: &Array, drafted: &[u32]) -> Result<Vec<u32>, GenerateError> {
     let best = argmax_axis(logprobs, -1, false)?;
     let best = best.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
-    let right = best.iter().zip(guesses).take_while(|(best, guess)| best == guess).count();
+    let right = best.iter().zip(drafted).take_while(|(best, drafted)| best == drafted).count();
     Ok(best[..=right.min(best.len() - 1)].to_vec())
 }
 
-/// Draws tokens that are distributed as `probabilities`, `[m, V]`, and keeps as many guesses as that allows. The rows are as
-/// in [`likeliest`].
+/// Draws tokens that are distributed as `probabilities`, `[m, V]`, and keeps as many drafted tokens as that allows. The
+/// rows are as in [`likeliest`].
 ///
-/// A guess `x` that was drawn from `q` is kept with probability `min(1, p(x) / q(x))`. The first guess that is not kept is
-/// replaced by a token drawn from `max(p - q, 0)`, which is then the last token. If all guesses are kept, one more token is
+/// A token `x` that was drawn from `q` is kept with probability `min(1, p(x) / q(x))`. The first one that is not kept is
+/// replaced by a token drawn from `max(p - q, 0)`, which is then the last token. If all are kept, one more token is
 /// drawn from `p` if there is a row for it. (Leviathan et al., section 2.3.)
-fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Result<Vec<u32>, GenerateError> {
-    let count = guess.tokens.len();
+fn drawn(
+    probabilities: &Array,
+    proposal: &Proposal,
+    random: &mut RandomState,
+) -> Result<Vec<u32>, GenerateError> {
+    let count = proposal.tokens.len();
     let kept = if count == 0 {
         0
     } else {
         let checked = (count as i32).min(probabilities.dim(0));
-        let ids = Array::from_slice(&guess.tokens[..checked as usize], &[checked, 1]);
+        let ids = Array::from_slice(&proposal.tokens[..checked as usize], &[checked, 1]);
         let p = take_along_axis(probabilities.try_index(..checked)?, &ids, -1)?;
-        let q = match &guess.probabilities {
+        let q = match &proposal.probabilities {
             Some(q) => take_along_axis(q.try_index(..checked)?, &ids, -1)?,
             None => Array::ones::<f32>(&[checked, 1])?,
         };
@@ -403,16 +407,16 @@ fn drawn(probabilities: &Array, guess: &Guess, random: &mut RandomState) -> Resu
         let is_kept = is_kept.try_as_slice::<bool>().map_err(|e| Exception::custom(e.to_string()))?;
         is_kept.iter().take_while(|&&kept| kept).count()
     };
-    let mut tokens = guess.tokens[..kept].to_vec();
+    let mut tokens = proposal.tokens[..kept].to_vec();
     let at = kept as i32;
     if at == probabilities.dim(0) {
         return Ok(tokens);
     }
     let p = probabilities.try_index(at..at + 1)?; // [1, V]
-    let from = match guess.tokens.get(kept) {
+    let from = match proposal.tokens.get(kept) {
         None => p,
         Some(&rejected) => {
-            let q = match &guess.probabilities {
+            let q = match &proposal.probabilities {
                 Some(q) => q.try_index(at..at + 1)?,
                 None => one_hot(rejected, p.dim(-1))?,
             };
@@ -475,7 +479,7 @@ mod tests {
         array.as_slice::<f32>().iter().map(|&number| f64::from(number)).collect()
     }
 
-    /// Kept guesses and their replacements together have the distribution `p`, whatever `q` is: by summation.
+    /// Kept tokens and their replacements together have the distribution `p`, whatever `q` is: by summation.
     #[test]
     fn what_is_kept_and_what_replaces_it_are_distributed_as_p() {
         let certain = [0.0, 1.0, 0.0, 0.0, 0.0];
@@ -492,7 +496,7 @@ mod tests {
         }
     }
 
-    /// The same through the code that draws, with fixed seeds: 3000 times two guesses.
+    /// The same through the code that draws, with fixed seeds: 3000 times two drafted tokens.
     #[test]
     fn drawn_tokens_follow_p_at_each_position() {
         let p = rows(&[P, Q, P]);
@@ -502,8 +506,8 @@ mod tests {
         for _ in 0..3000 {
             let first = draw(&rows(&[Q]), &mut random).unwrap().item_exact::<u32>();
             let second = draw(&rows(&[P]), &mut random).unwrap().item_exact::<u32>();
-            let guess = Guess { tokens: vec![first, second], probabilities: Some(q.clone()) };
-            let tokens = drawn(&p, &guess, &mut random).unwrap();
+            let proposal = Proposal { tokens: vec![first, second], probabilities: Some(q.clone()) };
+            let tokens = drawn(&p, &proposal, &mut random).unwrap();
             for (position, &token) in tokens.iter().enumerate() {
                 counts[position][token as usize] += 1;
             }
@@ -521,13 +525,13 @@ mod tests {
     }
 
     #[test]
-    fn certain_guesses_are_kept_where_the_model_is_certain_too() {
+    fn certain_tokens_are_kept_where_the_model_is_certain_too() {
         let sure = |token: usize| std::array::from_fn(|x| if x == token { 1.0_f32 } else { 0.0 });
         let p = rows(&[sure(3), sure(1), sure(4)]);
         let mut random = RandomState::with_seed(1).unwrap();
         let mut of = |tokens: &[u32]| {
-            let guess = Guess { tokens: tokens.to_vec(), probabilities: None };
-            drawn(&p.try_index(..tokens.len() as i32 + 1).unwrap(), &guess, &mut random).unwrap()
+            let proposal = Proposal { tokens: tokens.to_vec(), probabilities: None };
+            drawn(&p.try_index(..tokens.len() as i32 + 1).unwrap(), &proposal, &mut random).unwrap()
         };
         assert_eq!(of(&[3, 1]), [3, 1, 4]);
         assert_eq!(of(&[3, 2]), [3, 1]);
@@ -536,10 +540,10 @@ mod tests {
     }
 
     #[test]
-    fn greedy_guesses_are_kept_up_to_the_first_wrong_one() {
+    fn greedy_tokens_are_kept_up_to_the_first_wrong_one() {
         let logprobs = rows(&[P, Q, P]);
-        let of = |guesses: &[u32]| {
-            likeliest(&logprobs.try_index(..guesses.len() as i32 + 1).unwrap(), guesses).unwrap()
+        let of = |drafted: &[u32]| {
+            likeliest(&logprobs.try_index(..drafted.len() as i32 + 1).unwrap(), drafted).unwrap()
         };
         assert_eq!(of(&[0, 1]), [0, 1, 0]);
         assert_eq!(of(&[0, 2]), [0, 1]);

@@ -11,8 +11,8 @@ pub struct Token {
     /// The most probable tokens in its place with the logarithms of their probabilities, the largest first. Their number
     /// is [`GenerateOptions::top_logprobs`](crate::GenerateOptions::top_logprobs).
     pub alternatives: Vec<(u32, f32)>,
-    /// Whether a [`Draft`](crate::Draft) guessed it.
-    pub guessed: bool,
+    /// Whether a [`Draft`](crate::Draft) proposed it.
+    pub drafted: bool,
 }
 
 /// Why a sequence ended. Where several reasons hold for its last token, it is the first of them in this order.

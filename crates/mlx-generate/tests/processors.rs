@@ -9,9 +9,9 @@ use approx::assert_abs_diff_eq;
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits};
 use mlx_generate::{
-    Batch, Draft, FinishReason, GenerateError, GenerateOptions, Guess, LogitsProcessor, Penalties, Penalty,
-    ProcessorError, PromptLookup, Sampling, Session, Speculation, Token, TokenSet, Tokens, generate,
-    generate_speculative,
+    Batch, Draft, FinishReason, GenerateError, GenerateOptions, LogitsProcessor, Penalties, Penalty,
+    ProcessorError, PromptLookup, Proposal, Sampling, Session, Speculation, Token, TokenSet, Tokens,
+    generate, generate_speculative,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
@@ -156,8 +156,8 @@ fn speculative(
     let go_on = |_, _| ControlFlow::Continue(());
     let mut stream = generate_speculative(model, &mut session, prompt, options, speculation, go_on).unwrap();
     let tokens: Vec<Token> = stream.by_ref().map(Result::unwrap).collect();
-    let guessed = tokens.iter().filter(|token| token.guessed).count();
-    ((tokens, stream.finish_reason()), guessed)
+    let drafted = tokens.iter().filter(|token| token.drafted).count();
+    ((tokens, stream.finish_reason()), drafted)
 }
 
 /// Knows the answer, and is wrong at every multiple of `wrong_at`: with a token that is not allowed, or one that is.
@@ -169,11 +169,11 @@ struct Oracle {
 }
 
 impl Draft for Oracle {
-    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+    fn propose(&mut self, text: &[u32], most: usize) -> Result<Proposal, GenerateError> {
         let coming = self.answer.iter().enumerate().skip(text.len()).take(most);
         let wrong = |id: u32| (id + self.wrong_by) % VOCAB_SIZE;
         let tokens = coming.map(|(i, &id)| if i % self.wrong_at == 0 { wrong(id) } else { id });
-        Ok(Guess { tokens: tokens.collect(), probabilities: None })
+        Ok(Proposal { tokens: tokens.collect(), probabilities: None })
     }
 }
 
@@ -249,10 +249,10 @@ fn rows_and_speculation_give_the_tokens_of_a_stream() {
                 prompt.iter().copied().chain(expected.0.iter().map(|token| token.id)).collect();
             for (wrong_at, wrong_by) in [(1000, 1), (3, 1), (2, 3), (5, 6), (1, 1)] {
                 let mut oracle = Oracle { answer: answer.clone(), wrong_at, wrong_by };
-                let (found, guessed) = speculative(&mut model, &mut oracle, &prompt, options.clone());
+                let (found, drafted) = speculative(&mut model, &mut oracle, &prompt, options.clone());
                 assert_same(&found, &expected);
                 let all = expected.0.len();
-                assert!(wrong_at < 1000 || guessed >= all * 3 / 5, "{guessed} of {all}");
+                assert!(wrong_at < 1000 || drafted >= all * 3 / 5, "{drafted} of {all}");
             }
             let lookup = &mut PromptLookup::default();
             assert_same(&speculative(&mut model, lookup, &prompt, options.clone()).0, &expected);
@@ -590,10 +590,10 @@ impl LogitsProcessor for Counting {
     }
 }
 
-/// What a processor says about a wrong guess is of no interest: the tokens and the end are those of a stream, also for
-/// processors before the one that fails and with penalties, which have to take the guess back too.
+/// What a processor says about a rejected token is of no interest: the tokens and the end are those of a stream, also for
+/// processors before the one that fails and with penalties, which have to take the token back too.
 #[test]
-fn a_processor_that_fails_at_a_wrong_guess_does_not_end_the_sequence() {
+fn a_processor_that_fails_at_a_rejected_token_does_not_end_the_sequence() {
     let mut model = model(None, None);
     let prompt = text(5);
     for stuck_behind in [10_000, 2, 6] {

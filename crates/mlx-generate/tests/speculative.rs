@@ -1,4 +1,4 @@
-//! Speculative decoding: the tokens are those of plain decoding, whatever is guessed.
+//! Speculative decoding: the tokens are those of plain decoding, whatever is drafted.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
@@ -9,8 +9,8 @@ use approx::assert_abs_diff_eq;
 use common::{model, model_of, text};
 use mlx_causal_lm::CausalLm;
 use mlx_generate::{
-    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Guess, Penalties, Penalty, PromptLookup,
-    Sampling, Session, Speculation, Token, Tokens, generate, generate_speculative,
+    Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Penalties, Penalty, PromptLookup,
+    Proposal, Sampling, Session, Speculation, Token, Tokens, generate, generate_speculative,
 };
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
@@ -36,7 +36,7 @@ fn plain(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> (Vec<u32
     (tokens, stream.finish_reason())
 }
 
-/// The tokens, why they ended, how many were guessed, and the session's length at the end.
+/// The tokens, why they ended, how many were drafted, and the session's length at the end.
 fn speculative(
     model: &mut Phi3,
     draft: &mut dyn Draft,
@@ -51,8 +51,8 @@ fn speculative(
     let found: Vec<_> = stream.by_ref().map(Result::unwrap).collect();
     let finish = stream.finish_reason();
     drop(stream);
-    let guessed = found.iter().filter(|token| token.guessed).count();
-    (found.iter().map(|token| token.id).collect(), finish, guessed, session.offset() as usize)
+    let drafted = found.iter().filter(|token| token.drafted).count();
+    (found.iter().map(|token| token.id).collect(), finish, drafted, session.offset() as usize)
 }
 
 /// A draft that knows the answer, and is wrong wherever the position is a multiple of `wrong_at`.
@@ -63,10 +63,10 @@ struct Oracle {
 }
 
 impl Draft for Oracle {
-    fn guess(&mut self, text: &[u32], most: usize) -> Result<Guess, GenerateError> {
+    fn propose(&mut self, text: &[u32], most: usize) -> Result<Proposal, GenerateError> {
         let coming = self.answer.iter().enumerate().skip(text.len()).take(most);
         let tokens = coming.map(|(i, &id)| if i % self.wrong_at == 0 { (id + 1) % 96 } else { id }).collect();
-        Ok(Guess { tokens, probabilities: None })
+        Ok(Proposal { tokens, probabilities: None })
     }
 }
 
@@ -83,17 +83,17 @@ fn greedy_tokens_are_those_of_plain_decoding() {
 
         for (wrong_at, rewind) in [(1000, 4), (5, 4), (3, 4), (2, 4), (1, 4), (3, 0)] {
             let mut oracle = Oracle { answer: answer.clone(), wrong_at };
-            let (found, why, guessed, length) =
+            let (found, why, drafted, length) =
                 speculative(&mut model, &mut oracle, &prompt, options(90), rewind);
             assert_eq!((&found, why), (&expected, finish), "{what}, wrong at {wrong_at}");
             assert!((100..=101).contains(&length), "{length}");
-            // With each call four guesses and one token of the model's own; no guess is kept where all are wrong.
+            // With each call four drafted tokens and one of the model's own; none is kept where all are wrong.
             let least = match wrong_at {
                 1000 => 70,
                 1 => 0,
                 _ => 20,
             };
-            assert!(guessed >= least && (wrong_at > 1 || guessed == 0), "{what}, {wrong_at}: {guessed}");
+            assert!(drafted >= least && (wrong_at > 1 || drafted == 0), "{what}, {wrong_at}: {drafted}");
         }
         let lookup = speculative(&mut model, &mut PromptLookup::default(), &prompt, options(90), 4);
         assert_eq!((&lookup.0, lookup.1), (&expected, finish), "{what}, lookup");
@@ -110,18 +110,18 @@ fn a_draft_that_is_the_model_itself_is_always_right() {
     let (mut model, mut twin) = (model(Some(6), None), model(Some(6), None));
     let its_session = session(&twin, 4);
     let mut draft = DraftModel::new(&mut twin, its_session, &options(50)).unwrap();
-    let (_, _, guessed, _) = speculative(&mut model, &mut draft, &text(9), options(50), 4);
-    assert_eq!(guessed, 40);
+    let (_, _, drafted, _) = speculative(&mut model, &mut draft, &text(9), options(50), 4);
+    assert_eq!(drafted, 40);
 
-    // Drawn tokens too: p and q are the same, so every guess is kept.
+    // Drawn tokens too: p and q are the same, so every drafted token is kept.
     let drawn = GenerateOptions {
         sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
         ..options(50)
     };
     let its_session = session(&twin, 4);
     let mut draft = DraftModel::new(&mut twin, its_session, &drawn).unwrap();
-    let (_, _, guessed, _) = speculative(&mut model, &mut draft, &text(9), drawn, 4);
-    assert!(guessed >= 39, "{guessed}");
+    let (_, _, drafted, _) = speculative(&mut model, &mut draft, &text(9), drawn, 4);
+    assert!(drafted >= 39, "{drafted}");
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_dropped_stream_leaves_what_was_handed_out() {
         .unwrap();
         let found: Vec<u32> = stream.take(taken).map(|token| token.unwrap().id).collect();
         assert_eq!(found, expected[..taken]);
-        // And the session goes on from there as if there had been no guesses.
+        // And the session goes on from there as if there had been no drafted tokens.
         let so_far = answer[..prompt.len() + taken].to_vec();
         assert!((so_far.len() - 1..=so_far.len()).contains(&(session.offset() as usize)));
         let (_, rest) = session.turn_to(&model, &so_far).unwrap();
@@ -188,16 +188,16 @@ fn a_dropped_stream_leaves_what_was_handed_out() {
 
 #[test]
 fn lookup_finds_the_latest_place_with_the_most_tokens_in_common() {
-    let guess = |text: &[u32], most| PromptLookup::default().guess(text, most).unwrap().tokens;
+    let propose = |text: &[u32], most| PromptLookup::default().propose(text, most).unwrap().tokens;
     // 1 2 3 came twice: what followed the second time.
-    assert_eq!(guess(&[1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 1, 2, 3], 2), [9, 4]);
+    assert_eq!(propose(&[1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 1, 2, 3], 2), [9, 4]);
     // Not 1 2 3, but 2 3.
-    assert_eq!(guess(&[2, 3, 7, 8, 5, 1, 2, 3], 9), [7, 8, 5, 1, 2, 3]);
+    assert_eq!(propose(&[2, 3, 7, 8, 5, 1, 2, 3], 9), [7, 8, 5, 1, 2, 3]);
     // One token in common is too little, and nothing is nothing.
-    assert!(guess(&[3, 7, 8, 5, 1, 2, 3], 4).is_empty());
-    assert!(guess(&[], 4).is_empty() && guess(&[1], 4).is_empty());
+    assert!(propose(&[3, 7, 8, 5, 1, 2, 3], 4).is_empty());
+    assert!(propose(&[], 4).is_empty() && propose(&[1], 4).is_empty());
     // Repetition of one token.
-    assert_eq!(guess(&[5, 5, 5, 5], 4), [5]);
+    assert_eq!(propose(&[5, 5, 5, 5], 4), [5]);
 }
 
 /// Tables are often longer than vocabularies, and not equally long: Gemma 3 has 262144 and 262208 rows.
@@ -256,8 +256,8 @@ fn proposals_that_the_model_does_not_have_are_left_out() {
     #[derive(Debug)]
     struct Stranger;
     impl Draft for Stranger {
-        fn guess(&mut self, _text: &[u32], _most: usize) -> Result<Guess, GenerateError> {
-            Ok(Guess { tokens: vec![96, 1_000_000], probabilities: None })
+        fn propose(&mut self, _text: &[u32], _most: usize) -> Result<Proposal, GenerateError> {
+            Ok(Proposal { tokens: vec![96, 1_000_000], probabilities: None })
         }
     }
     let mut model = model(None, None);
@@ -266,7 +266,7 @@ fn proposals_that_the_model_does_not_have_are_left_out() {
 }
 
 #[test]
-fn penalties_and_the_least_length_hold_for_guesses_too() {
+fn penalties_and_the_least_length_hold_for_drafted_tokens_too() {
     let mut model = model(None, None);
     let prompt = text(11);
     let (free, _) = plain(&mut model, &prompt, options(40));

@@ -44,10 +44,10 @@ impl Answer {
     /// Adds a piece of the text, and the token that it came with.
     pub(crate) fn push(&mut self, piece: &str, token: Option<Token>) {
         self.text += piece;
-        let Some(Token { id, logprob, alternatives, guessed }) = token else { return };
+        let Some(Token { id, logprob, alternatives, drafted }) = token else { return };
         self.tokens.push(id);
         self.logprobs.push(logprob);
-        if guessed && let Some(count) = &mut self.guessed_tokens {
+        if drafted && let Some(count) = &mut self.guessed_tokens {
             *count += 1;
         }
         if !alternatives.is_empty() {

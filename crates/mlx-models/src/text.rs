@@ -136,7 +136,7 @@ impl<S: Tokens> Iterator for TextTokens<'_, S> {
     }
 }
 
-/// How many tokens can be taken back without decoding the answer again. Speculative decoding rarely guesses more.
+/// How many tokens can be taken back without decoding the answer again. Speculative decoding rarely drafts more.
 const KEPT_STATES: usize = 32;
 
 /// Ends a sequence with the token that completes a stop string, with

@@ -17,7 +17,7 @@ impl Iterator for Known {
 
     fn next(&mut self) -> Option<Self::Item> {
         let id = self.ids.next()?;
-        Some(Ok(Token { id, logprob: -1.0, alternatives: Vec::new(), guessed: false }))
+        Some(Ok(Token { id, logprob: -1.0, alternatives: Vec::new(), drafted: false }))
     }
 }
 

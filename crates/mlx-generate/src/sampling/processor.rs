@@ -20,11 +20,11 @@ pub type ProcessorError = Box<dyn Error + Send + Sync>;
 /// sampler.
 ///
 /// For one token the calls are: [`process`](Self::process), [`allowed`](Self::allowed), then [`accept`](Self::accept)
-/// with the token that was chosen, then [`is_complete`](Self::is_complete). Speculative decoding first assumes that its
-/// guesses are right: it calls `accept` for each and takes all of them back with [`rollback`](Self::rollback) before it
-/// accepts the tokens that were chosen. A guess that `allowed` rules out is not accepted; one that only `process` rules
-/// out may be, and is taken back. An error because of a wrong guess is ignored, so a call that fails must leave the
-/// processor as it was.
+/// with the token that was chosen, then [`is_complete`](Self::is_complete). Speculative decoding first assumes that the
+/// drafted tokens are right: it calls `accept` for each and takes all of them back with [`rollback`](Self::rollback)
+/// before it accepts the tokens that were chosen. A drafted token that `allowed` rules out is not accepted; one that only
+/// `process` rules out may be, and is taken back. An error because of a rejected token is ignored, so a call that fails
+/// must leave the processor as it was.
 ///
 /// A processor needs the id of each token before the next one can be chosen. The device works on the model's next answer
 /// meanwhile, so that a processor costs the time that its calls take beyond that.
@@ -81,7 +81,7 @@ pub trait LogitsProcessor: CloneProcessor + Debug + Send {
         Ok(())
     }
 
-    /// Gets a token that was taken: chosen, or guessed in speculative decoding.
+    /// Gets a token that was taken: chosen, or drafted in speculative decoding.
     ///
     /// # Errors
     ///
