@@ -45,12 +45,9 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(failed.is_empty())
 }
 
+/// Every step, in the order in which they run.
 fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
-    let cargo = |name: &str, arguments: &str| {
-        let mut command = Command::new(env!("CARGO"));
-        command.args(arguments.split_whitespace()).current_dir(root);
-        Step { name: name.to_owned(), command, absent: Vec::new(), present: String::new() }
-    };
+    let cargo = |name: &str, arguments: &str| cargo(root, name, arguments);
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
         cargo("tidy", "run --quiet --package xtask -- tidy"),
@@ -69,55 +66,10 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     docs.command.env("RUSTDOCFLAGS", "--deny warnings");
     steps.push(docs);
 
-    // AddressSanitizer finds reads and writes outside of a kernel's tensors. The compiler option is unstable,
-    // but the stable toolchain contains everything that it needs; Miri and a checked standard library would
-    // need a nightly toolchain. It has its own target folder, because RUSTC_BOOTSTRAP would make cargo rebuild
-    // everything.
-    if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
-        let target = "x86_64-unknown-linux-gnu";
-        let mut memory =
-            cargo("kernels with AddressSanitizer", &format!("test --package mlx-cpu --target {target}"));
-        memory.command.env("CARGO_TARGET_DIR", root.join("target/asan"));
-        memory.command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
-        steps.push(memory);
-    }
-
-    // Each feature alone, and no feature. The tests run too, because they depend on the features.
-    for (package, feature) in tidy::features(metadata) {
-        // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
-        // kernels.
-        let verb = if package == "mlx-sys" { "check" } else { "test" };
-        let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
-        steps.push(cargo(&format!("{package} with {feature:?} alone"), &arguments));
-    }
-
-    // A feature must not compile what belongs to others.
-    let architectures = tidy::architectures(metadata);
-    for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
-        let (own, others): (Vec<_>, Vec<_>) =
-            architectures.iter().copied().partition(|(name, _)| *name == feature);
-        let others = others.into_iter().map(|(_, name)| name);
-        let arguments = format!(
-            "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={feature}"
-        );
-        let mut step = cargo(&format!("{feature:?} alone brings nothing else"), &arguments);
-        step.absent = others.chain(["tokenizers", "mlx-tokenizer", "mlx-generate"]).map(library).collect();
-        step.present = library(own.first().map_or("mlx-models", |(_, name)| name));
-        steps.push(step);
-    }
-
-    // A component that stands alone brings mlx-rs, and so our mlx-sys and its kernels, but no other crate of ours.
-    for package in STAND_ALONE {
-        let arguments = format!("tree --package {package} --edges normal --prefix none --format {{lib}}");
-        let mut step = cargo(&format!("{package} stands alone"), &arguments);
-        step.absent = tidy::members(metadata)
-            .into_iter()
-            .filter(|member| member != package && !["mlx-sys", "mlx-cpu"].contains(member))
-            .map(library)
-            .collect();
-        step.present = library(package);
-        steps.push(step);
-    }
+    steps.extend(address_sanitizer(root));
+    steps.extend(features_alone(root, metadata));
+    steps.extend(architectures_alone(root, metadata));
+    steps.extend(components_alone(root, metadata));
 
     let mut readme = cargo("the README's first command", "run --release -- generate --prompt");
     readme.command.arg("Once upon a time");
@@ -134,6 +86,76 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     other.command.current_dir(downstream).env("CARGO_TARGET_DIR", root.join("target/downstream"));
     other.present = "[2, 4]".to_owned();
     steps.push(other);
+    steps
+}
+
+/// A step that runs cargo and passes if cargo does.
+fn cargo(root: &Path, name: &str, arguments: &str) -> Step {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments.split_whitespace()).current_dir(root);
+    Step { name: name.to_owned(), command, absent: Vec::new(), present: String::new() }
+}
+
+/// AddressSanitizer finds reads and writes outside of a kernel's tensors. The compiler option is unstable, but the
+/// stable toolchain contains everything that it needs; Miri and a checked standard library would need a nightly
+/// toolchain. It has its own target folder, because RUSTC_BOOTSTRAP would make cargo rebuild everything.
+fn address_sanitizer(root: &Path) -> Option<Step> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
+        return None;
+    }
+    let arguments = "test --package mlx-cpu --target x86_64-unknown-linux-gnu";
+    let mut step = cargo(root, "kernels with AddressSanitizer", arguments);
+    step.command.env("CARGO_TARGET_DIR", root.join("target/asan"));
+    step.command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
+    Some(step)
+}
+
+/// Each feature alone, and no feature. The tests run too, because they depend on the features.
+fn features_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (package, feature) in tidy::features(metadata) {
+        // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
+        // kernels.
+        let verb = if package == "mlx-sys" { "check" } else { "test" };
+        let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
+        steps.push(cargo(root, &format!("{package} with {feature:?} alone"), &arguments));
+    }
+    steps
+}
+
+/// A feature must not compile what belongs to others.
+fn architectures_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
+    let architectures = tidy::architectures(metadata);
+    let mut steps = Vec::new();
+    for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
+        let (own, others): (Vec<_>, Vec<_>) =
+            architectures.iter().copied().partition(|(name, _)| *name == feature);
+        let others = others.into_iter().map(|(_, name)| name);
+        let arguments = format!(
+            "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={feature}"
+        );
+        let mut step = cargo(root, &format!("{feature:?} alone brings nothing else"), &arguments);
+        step.absent = others.chain(["tokenizers", "mlx-tokenizer", "mlx-generate"]).map(library).collect();
+        step.present = library(own.first().map_or("mlx-models", |(_, name)| name));
+        steps.push(step);
+    }
+    steps
+}
+
+/// A component that stands alone brings mlx-rs, and so our mlx-sys and its kernels, but no other crate of ours.
+fn components_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for package in STAND_ALONE {
+        let arguments = format!("tree --package {package} --edges normal --prefix none --format {{lib}}");
+        let mut step = cargo(root, &format!("{package} stands alone"), &arguments);
+        step.absent = tidy::members(metadata)
+            .into_iter()
+            .filter(|member| member != package && !["mlx-sys", "mlx-cpu"].contains(member))
+            .map(library)
+            .collect();
+        step.present = library(package);
+        steps.push(step);
+    }
     steps
 }
 

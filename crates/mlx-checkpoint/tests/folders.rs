@@ -379,6 +379,7 @@ fn long_lists_and_names_are_cut() {
 
 /// Models in other formats: the error says what was found and what to do.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn models_in_other_forms_are_named() {
     let gguf = [b"GGUF".as_slice(), &[3, 0, 0, 0]].concat();
     let lora = br#"{"peft_type": "LORA", "base_model_name_or_path": "someone/base-7b"}"#;

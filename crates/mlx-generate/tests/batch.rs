@@ -140,37 +140,58 @@ fn a_prompt_that_is_refused_leaves_the_batch_as_it_was() {
     assert_eq!(together(&mut model, &mut batch)[&row].0, alone(&mut model, &text(5), options(4)));
 }
 
-/// A row can do what a stream can do: each kind of option for one row, all in the same batch.
-#[test]
-fn every_row_has_the_options_of_a_stream() {
+/// One set of options for each thing that a stream can do, all with the logprobs of four alternatives.
+fn every_kind_of_option(stop_tokens: Vec<u32>) -> Vec<GenerateOptions> {
     let penalty = |penalty| Penalty { penalty, context_size: 8 };
     let with = |penalties| GenerateOptions { penalties, top_logprobs: 4, ..options(18) };
     let none = Penalties::default;
-    let dry = Dry { multiplier: 5.0, allowed_length: 1, ..Dry::default() };
     let logit_bias = vec![(5, 3.0), (17, f64::NEG_INFINITY)];
+    let dry = Some(Dry { multiplier: 5.0, allowed_length: 1, ..Dry::default() });
+    let sampling = Sampling { temperature: 0.9, top_p: 0.9, seed: 5, ..Sampling::default() };
+    vec![
+        with(none()),
+        with(Penalties { logit_bias, ..none() }),
+        with(Penalties { repetition: penalty(1.5), ..none() }),
+        with(Penalties { presence: penalty(0.7), frequency: penalty(0.3), ..none() }),
+        with(Penalties { dry, ..none() }),
+        GenerateOptions {
+            stop_tokens,
+            min_tokens: 9,
+            ..with(Penalties { presence: penalty(0.7), ..none() })
+        },
+        GenerateOptions { sampling, ..with(Penalties { repetition: penalty(1.2), ..none() }) },
+    ]
+}
+
+/// The same tokens and alternatives, and log-probabilities within 1e-4: a batch adds up in another order.
+fn assert_same_tokens(row: RowId, found: &[Token], expected: &[Token]) {
+    let ids = |token: &Token| -> Vec<u32> {
+        let alternatives = token.alternatives.iter().map(|(id, _)| *id);
+        [token.id].into_iter().chain(alternatives).collect()
+    };
+    let logprobs = |token: &Token| -> Vec<f32> {
+        let alternatives = token.alternatives.iter().map(|(_, logprob)| *logprob);
+        [token.logprob].into_iter().chain(alternatives).collect()
+    };
+    assert_eq!(found.len(), expected.len(), "{row:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(ids(found), ids(expected), "{row:?}");
+        assert_eq!(found.alternatives.len(), 4);
+        let (found, expected) = (logprobs(found), logprobs(expected));
+        approx::assert_relative_eq!(&found[..], &expected[..], epsilon = 1e-4, max_relative = 1e-4);
+    }
+}
+
+/// A row can do what a stream can do: each kind of option for one row, all in the same batch.
+#[test]
+fn every_row_has_the_options_of_a_stream() {
     for (window, border) in [(None, None), (Some(6), Some(16))] {
         let mut model = model(window, border);
         let stop_tokens = alone(&mut model, &text(11), options(3));
-        let all = [
-            GenerateOptions { top_logprobs: 4, ..options(18) },
-            with(Penalties { logit_bias: logit_bias.clone(), ..none() }),
-            with(Penalties { repetition: penalty(1.5), ..none() }),
-            with(Penalties { presence: penalty(0.7), frequency: penalty(0.3), ..none() }),
-            with(Penalties { dry: Some(dry.clone()), ..none() }),
-            GenerateOptions {
-                stop_tokens,
-                min_tokens: 9,
-                ..with(Penalties { presence: penalty(0.7), ..none() })
-            },
-            GenerateOptions {
-                sampling: Sampling { temperature: 0.9, top_p: 0.9, seed: 5, ..Sampling::default() },
-                ..with(Penalties { repetition: penalty(1.2), ..none() })
-            },
-        ];
         let mut batch = Batch::new(CacheOptions::default());
         let mut expected: BTreeMap<RowId, (Vec<Token>, Option<FinishReason>)> = BTreeMap::new();
         let mut distinct = std::collections::BTreeSet::new();
-        for options in all {
+        for options in every_kind_of_option(stop_tokens) {
             let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
             let mut stream = generate(&mut model, &mut session, &text(11), options.clone()).unwrap();
             let tokens: Vec<Token> = stream.by_ref().map(Result::unwrap).collect();
@@ -189,22 +210,8 @@ fn every_row_has_the_options_of_a_stream() {
             }
         }
         for ((row, (found, why)), (expected, finish)) in found.iter().zip(expected.values()) {
-            assert_eq!((found.len(), why), (expected.len(), finish), "{row:?}");
-            for (found, expected) in found.iter().zip(expected) {
-                let ids = |token: &Token| token.alternatives.iter().map(|(id, _)| *id).collect::<Vec<_>>();
-                assert_eq!((found.id, ids(found)), (expected.id, ids(expected)), "{row:?}");
-                assert_eq!(found.alternatives.len(), 4);
-                let all = |token: &Token| {
-                    let alternatives = token.alternatives.iter().map(|(_, logprob)| *logprob);
-                    [token.logprob].into_iter().chain(alternatives).collect::<Vec<f32>>()
-                };
-                approx::assert_relative_eq!(
-                    &all(found)[..],
-                    &all(expected)[..],
-                    epsilon = 1e-4,
-                    max_relative = 1e-4
-                );
-            }
+            assert_same_tokens(*row, found, expected);
+            assert_eq!(why, finish, "{row:?}");
         }
     }
 }

@@ -122,6 +122,10 @@ impl KvCache {
     /// Adds the keys and values of the next L tokens, each `[B, H, L, D]`, and returns all keys and values
     /// that the queries of these tokens read.
     ///
+    /// # Dtypes
+    ///
+    /// float32, float16 or bfloat16. Keys and values may differ, and those of later calls must be as in the first.
+    ///
     /// # Errors
     ///
     /// [`CacheError::Shape`] or [`CacheError::Dtype`] if the arrays do not fit each other or the tokens

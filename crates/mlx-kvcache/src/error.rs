@@ -164,8 +164,14 @@ pub enum CacheError {
         found: usize,
     },
     /// An operation of MLX failed.
-    #[error(transparent)]
-    Mlx(#[from] Exception),
+    #[error("{}", mlx_files::without_source_place(.0.what()))]
+    Mlx(Exception),
+}
+
+impl From<Exception> for CacheError {
+    fn from(error: Exception) -> Self {
+        Self::Mlx(error)
+    }
 }
 
 /// So that a model's `forward`, which returns MLX's error, can use `?` on a cache.

@@ -49,8 +49,8 @@ impl ModelCache {
     /// # Errors
     ///
     /// [`CacheError::Sizes`], [`CacheError::Negative`] or [`CacheError::Padding`] for an invalid window,
-    /// limit, rewind or padding, and [`CacheError::Groups`] if the size of the heads is not a multiple of
-    /// the quantization group.
+    /// limit, rewind or padding, [`CacheError::Groups`] if the size of the heads is not a multiple of the
+    /// quantization group, and [`CacheError::Mode`] for a mode that caches do not support.
     pub fn for_layers(layers: &[LayerSpec], options: &CacheOptions) -> Result<Self, CacheError> {
         let CacheOptions { quantization, rewind, limit, ref left_padding } = *options;
         if rewind < 0 {

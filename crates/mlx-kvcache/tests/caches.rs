@@ -389,6 +389,24 @@ fn a_quantized_cache_is_as_much_smaller_as_its_bits() {
     }
 }
 
+/// MLX computes pending arrays only on the thread that created them, and says so with a place in its source.
+#[test]
+fn an_error_of_mlx_is_shown_without_its_place_in_the_source() {
+    let pending = Array::ones::<f32>(&[1, 2, 5, 32]).unwrap().square().unwrap();
+    let mut cache = full();
+    cache.append(&pending, &pending).unwrap();
+    let quantized = std::thread::spawn(move || cache.quantized(Quantization::affine(8, 32).unwrap()));
+    let error = quantized.join().unwrap().unwrap_err();
+    let CacheError::Mlx(exception) = &error else { panic!("{error:?}") };
+    assert!(exception.to_string().contains(" at /"), "{exception}");
+    assert!(error.to_string().contains("tream") && !error.to_string().contains(" at "), "{error}");
+    assert!(std::error::Error::source(&error).is_none());
+    // A model's `forward` returns the error itself.
+    let (shown, whole) = (error.to_string(), exception.what().to_owned());
+    assert!(whole.starts_with(&shown), "{whole}");
+    assert_eq!(Exception::from(error).what(), whole);
+}
+
 #[test]
 fn sizes_that_contradict_each_other_are_errors() {
     for (max_size, keep, rewind) in

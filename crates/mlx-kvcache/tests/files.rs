@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use approx::assert_relative_eq;
 use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, Full, KvCache, LayerKind, LayerSpec, Layout, Limit, MadeBy,
     ModelCache, Quantization, Ring, SavedCache,
 };
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{Tolerance, compare};
+use mlx_testing::{model_rounding, tensor};
 
 fn full_cache() -> KvCache {
     KvCache::new(Full::new())
@@ -36,10 +37,16 @@ fn next(file: &Path) -> HashMap<String, Array> {
     Array::load_safetensors(file.with_extension("next.safetensors")).unwrap()
 }
 
-/// The same bits on the platform where the reference was made; elsewhere the tolerance of the dtype.
-fn tolerance(dtype: Dtype) -> Tolerance {
-    let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    if here { Tolerance::Exact } else { Tolerance::of(dtype) }
+/// The same bits on the platform where the reference was made; elsewhere the rounding of the dtype.
+#[track_caller]
+fn assert_equal(case: String, found: &Array, expected: &Array) {
+    let rounding = model_rounding(found.dtype());
+    let (found, expected) = (tensor(found).named(case), tensor(expected));
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        assert_eq!(found, expected);
+    } else {
+        assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
+    }
 }
 
 /// Appends the further tokens, and compares attention over the cache with the file's.
@@ -56,13 +63,12 @@ fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &s
         let scale = next[&format!("{i}.scale")].item_exact::<f32>();
         let mut call = 0;
         while let Some(queries) = next.get(&format!("{i}.{call}.q")) {
-            let tensor = |what: &str| &next[&format!("{i}.{call}.{what}")];
+            let recorded = |what: &str| &next[&format!("{i}.{call}.{what}")];
             let mask = layer.mask(queries.dim(2)).unwrap();
-            let out =
-                layer.append(tensor("k"), tensor("v")).unwrap().attention(queries, scale, &mask).unwrap();
-            let comparison = compare(&out, tensor("out"), tolerance(out.dtype())).unwrap();
-            assert!(comparison.is_equal(), "{file}, layer {i}, call {call}: {comparison}");
-            offsets(layer, tensor("offset"));
+            let read = layer.append(recorded("k"), recorded("v")).unwrap();
+            let out = read.attention(queries, scale, &mask).unwrap();
+            assert_equal(format!("{file}, layer {i}, call {call}"), &out, recorded("out"));
+            offsets(layer, recorded("offset"));
             call += 1;
         }
     }
@@ -602,6 +608,7 @@ fn extreme_numbers_in_files_of_mlx_lm_never_panic() {
 
 /// Files of this crate with numbers that contradict each other, but a correct checksum.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn numbers_of_our_own_that_contradict_each_other_are_named() {
     let (_folder, file) = saved();
     let (tensors, entries) = Array::load_safetensors_with_metadata(&file).unwrap();
@@ -757,7 +764,7 @@ fn all_kinds_are_saved_and_loaded() {
                 let mask = cache.mask(count).unwrap();
                 cache.append(&x, &x).unwrap().attention(&x, 0.1, &mask).unwrap()
             };
-            assert!(compare(&answer(b), &answer(a), Tolerance::Exact).unwrap().is_equal(), "{a:?}");
+            assert_eq!(tensor(&answer(b)), tensor(&answer(a)), "{a:?}");
         }
     }
 }

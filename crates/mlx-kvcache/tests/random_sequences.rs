@@ -7,6 +7,7 @@
 //! `MLX_KVCACHE_SEQUENCES` sets the number of sequences (`cargo xtask random-caches`).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use approx::abs_diff_eq;
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{CacheError, Full, KvCache, ModelCache, Quantization, Ring, SavedCache};
 use mlx_rs::ops::{dequantize, quantize};
@@ -262,10 +263,12 @@ impl World {
                     history.layer
                 );
                 let Some(expected) = expected else { continue };
-                for (found, expected) in found.iter().zip(expected) {
-                    let far = (f64::from(*found) - expected).abs();
-                    let layer = history.layer;
-                    prop_assert!(far <= layer.tolerance(), "{layer:?}: answer {n} is off by {far}: {mask:?}");
+                let layer = history.layer;
+                for (&found, &expected) in found.iter().zip(expected) {
+                    prop_assert!(
+                        abs_diff_eq!(f64::from(found), expected, epsilon = layer.tolerance()),
+                        "{layer:?}: answer {n} has {found} for {expected}: {mask:?}"
+                    );
                 }
             }
             check_smallest(mask, history, length)?;

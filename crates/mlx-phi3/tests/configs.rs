@@ -103,6 +103,7 @@ fn what_a_config_may_leave_out() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn a_config_that_describes_no_model_is_refused() {
     let scaling = |scaling: Value| ("rope_scaling", scaling);
     let long = |key: &str, value: Value| {

@@ -145,6 +145,7 @@ fn a_missing_key_is_named() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn a_bad_config_is_an_error_that_names_the_key() {
     let mut types = vec!["full_attention"; 28];
     types[5] = "chunked_attention";

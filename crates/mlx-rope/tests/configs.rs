@@ -35,6 +35,7 @@ struct Model {
     expected: (&'static str, f64, f64),
 }
 
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn models() -> Vec<Model> {
     let phi3 = |pairs| (ramp(pairs, 0.05), ramp(pairs, 1.2));
     let (phi3_short, phi3_long) = phi3(48);
@@ -232,6 +233,7 @@ fn scaling_error(scaling: Value) -> RopeError {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn every_wrong_config_says_what_is_wrong() {
     let long = |list: &str, value: Value| {
         let mut scaling = json!({ "type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [1, 1, 1, 1],

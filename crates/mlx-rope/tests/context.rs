@@ -18,6 +18,7 @@ fn context(config: &Value) -> Result<i32, RopeError> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of cases")]
 fn the_context_of_real_configs() {
     let yarn = |factor: f64, original: i32| json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
     let long = json!({ "type": "longrope", "short_factor": [1.0], "long_factor": [2.0] });

@@ -24,6 +24,7 @@ fn scaling(json: &str) -> RopeScaling {
 type Frequency = fn(usize, f64) -> f64;
 
 /// Every kind, with the frequencies and the attention factor of its paper.
+#[allow(clippy::too_many_lines, reason = "one formula for each kind")]
 fn kinds() -> Vec<(RopeScaling, Frequency, f64)> {
     fn plain(pair: usize) -> f64 {
         BASE.powf(-2.0 * pair as f64 / DIMS as f64)

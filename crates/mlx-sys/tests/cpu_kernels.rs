@@ -448,6 +448,20 @@ fn attentions_over_quantized_keys_of_queries_that_are_not_contiguous() {
     }
 }
 
+/// A mask may have more rows of a batch, or more queries, than the scores that it is applied to.
+#[test]
+fn attention_over_quantized_keys_under_a_mask_that_is_larger_than_the_scores() {
+    let _turn = turn();
+    let [k, v] = [1, 2].map(|seed| cached([1, 2, 40, 64], seed, [64, 8], false, Dtype::Float32));
+    for (length, shape) in [(3, [2, 1, 1, 40]), (1, [1, 1, 5, 40])] {
+        let q = normal(&[1, 2, length, 64], 3, Dtype::Float32);
+        let added = normal(&shape, 4, Dtype::Float32);
+        assert_like_stock(&format!("{shape:?}"), 8.0, || {
+            quantized_attention(&q, &k, &v, [64, 8], Hiding::Added(&added))
+        });
+    }
+}
+
 /// The scores and weights have other uses, so they are computed as well.
 #[test]
 fn attention_over_quantized_keys_whose_scores_have_other_uses() {

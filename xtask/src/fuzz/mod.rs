@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use crate::interrupt;
 use kind::{Kind, Settings, Verdict};
-use worker::Worker;
+use worker::{Ran, Worker};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
@@ -140,13 +140,7 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
             continue;
         }
         let began = Instant::now();
-        let mut ran = worker.run(number).map_err(|e| io::Error::other(format!("case {number}: {e}")))?;
-        case::clean(&scratch.join("case"))
-            .map_err(|e| io::Error::other(format!("cleaning up after case {number}: {e}")))?;
-        if let Some(stray) = worker.strays()?.first() {
-            ran.verdict = Verdict::Fault(format!("{} was written", stray.display()));
-            std::fs::remove_dir_all(stray).or_else(|_| std::fs::remove_file(stray))?;
-        }
+        let ran = run_and_clean(&mut worker, number, scratch)?;
         slowest = slowest.max((began.elapsed(), number));
         largest = largest.max((ran.peak, number));
         let tally = tallies.entry(Kind::of(number)).or_default();
@@ -188,6 +182,18 @@ fn run_many(settings: &Settings, arguments: &Arguments, scratch: &Path) -> io::R
     }
     interrupt::check()?;
     Ok(faults == 0 && refused.is_empty())
+}
+
+/// Runs a case and removes what it wrote. A case that wrote outside of its own folder has a fault.
+fn run_and_clean(worker: &mut Worker, number: u64, scratch: &Path) -> io::Result<Ran> {
+    let mut ran = worker.run(number).map_err(|e| io::Error::other(format!("case {number}: {e}")))?;
+    case::clean(&scratch.join("case"))
+        .map_err(|e| io::Error::other(format!("cleaning up after case {number}: {e}")))?;
+    if let Some(stray) = worker.strays()?.first() {
+        ran.verdict = Verdict::Fault(format!("{} was written", stray.display()));
+        std::fs::remove_dir_all(stray).or_else(|_| std::fs::remove_file(stray))?;
+    }
+    Ok(ran)
 }
 
 /// Prints a row for each kind, and if asked for, its errors.

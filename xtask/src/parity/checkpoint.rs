@@ -137,29 +137,8 @@ fn report(
     crate::complain("computing our results");
     let theirs = &reference.answer;
     let ours = answer(&mut *model, &tokens, &theirs.greedy_tokens)?;
-    let mut verdicts = Vec::new();
-    let mut judge = |what, passed, found: String| {
-        line(out, what, format_args!("{}{found}", if passed { "" } else { "DIFFERENT: " }))?;
-        verdicts.push(Verdict { what, passed, found });
-        Ok::<_, io::Error>(passed)
-    };
-    let compared = compare(&ours.prompt_logits, &theirs.prompt_logits, tolerance)?;
-    let prompt_is_equal = judge("prompt logits", compared.is_equal(), said(&compared))?;
-    let mut first_step = None;
-    if !theirs.greedy_tokens.is_empty() {
-        let compared = compare(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
-        if !judge("greedy logits", compared.is_equal(), said(&compared))? {
-            first_step = first_row(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
-        }
-        let (same, found) = compare_tokens(&ours, theirs);
-        judge("greedy tokens", same, found)?;
-    }
-
-    let call = match (arguments.at, prompt_is_equal) {
-        (Some(at), _) => Some(at),
-        (None, false) => Some(0),
-        (None, true) => first_step,
-    };
+    let Judged { verdicts, first_call } = judge(&ours, theirs, tolerance, out)?;
+    let call = arguments.at.or(first_call);
     if arguments.reference == ReferenceProgram::MlxLm && verdicts.iter().any(|verdict| !verdict.passed) {
         crate::complain(
             "note: docs/differences.md lists the deliberate differences from mlx-lm; --longrope mlx-lm uses its rule for LongRoPE",
@@ -175,6 +154,39 @@ fn report(
         show_first_difference(&ours, &reference.intermediate, tolerance, call, out)?;
     }
     Ok(verdicts)
+}
+
+/// What was compared, and the first call whose logits differ.
+struct Judged {
+    verdicts: Vec<Verdict>,
+    first_call: Option<usize>,
+}
+
+/// Compares the results, and prints a line for each.
+fn judge(
+    ours: &Answer,
+    theirs: &Answer,
+    tolerance: Tolerance,
+    out: &mut Lines<'_, impl Write>,
+) -> Result<Judged, Error> {
+    let mut verdicts = Vec::new();
+    let mut judge = |what, passed, found: String| {
+        line(out, what, format_args!("{}{found}", if passed { "" } else { "DIFFERENT: " }))?;
+        verdicts.push(Verdict { what, passed, found });
+        Ok::<_, io::Error>(passed)
+    };
+    let compared = compare(&ours.prompt_logits, &theirs.prompt_logits, tolerance)?;
+    let prompt_is_equal = judge("prompt logits", compared.is_equal(), said(&compared))?;
+    let mut first_call = (!prompt_is_equal).then_some(0);
+    if !theirs.greedy_tokens.is_empty() {
+        let compared = compare(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
+        if !judge("greedy logits", compared.is_equal(), said(&compared))? && prompt_is_equal {
+            first_call = first_row(&ours.greedy_logits, &theirs.greedy_logits, tolerance)?;
+        }
+        let (same, found) = compare_tokens(ours, theirs);
+        judge("greedy tokens", same, found)?;
+    }
+    Ok(Judged { verdicts, first_call })
 }
 
 fn warn_of_length(arguments: &CheckpointArguments, tokens: usize, model: &dyn CausalLm) {

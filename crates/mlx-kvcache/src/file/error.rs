@@ -142,6 +142,12 @@ pub enum CacheFileError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// An operation of MLX failed.
-    #[error(transparent)]
-    Mlx(#[from] Exception),
+    #[error("{}", mlx_files::without_source_place(.0.what()))]
+    Mlx(Exception),
+}
+
+impl From<Exception> for CacheFileError {
+    fn from(error: Exception) -> Self {
+        Self::Mlx(error)
+    }
 }
