@@ -33,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "mlx-models",
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-files", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"],
     ),
-    ("mlx-generate", &["mlx-causal-lm", "mlx-kvcache"]),
+    ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
     ("mlx-hub", &["mlx-files"]),
     ("mlx-models-cli", &["mlx-cpu", "mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors"]),

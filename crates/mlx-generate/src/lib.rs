@@ -156,7 +156,7 @@ pub enum GenerateError {
     #[error(transparent)]
     Cache(CacheError),
     /// MLX reported an error.
-    #[error(transparent)]
+    #[error("{}", mlx_files::without_source_place(.0.what()))]
     Mlx(Exception),
 }
 
@@ -299,4 +299,24 @@ fn check_ids(model: &dyn CausalLm, ids: &[u32]) -> Result<(), GenerateError> {
 /// A number of tokens as MLX counts them.
 fn as_i32(tokens: usize) -> i32 {
     i32::try_from(tokens).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::Array;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_mlx_is_shown_without_its_place_in_the_source() {
+        let ones = |length| Array::ones::<f32>(&[length]).unwrap();
+        let exception = || ones(2).add(ones(3)).unwrap_err();
+        assert!(exception().what().contains(" at /"), "{}", exception());
+        for error in [GenerateError::from(exception()), CacheError::from(exception()).into()] {
+            assert!(matches!(error, GenerateError::Mlx(_)), "{error:?}");
+            let shown = error.to_string();
+            assert!(shown.starts_with("[broadcast_shapes] ") && !shown.contains(" at "), "{shown}");
+            assert!(std::error::Error::source(&error).is_none());
+        }
+    }
 }

@@ -10,6 +10,7 @@ use mlx_models::generate::GenerateError;
 use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
 use mlx_models::{CacheError, LoadError};
+use mlx_rs::error::Exception;
 
 use crate::style::{printable, say_error};
 
@@ -29,8 +30,8 @@ pub(crate) enum Failure {
     /// Arguments that do not fit each other or the model.
     #[error("{0}")]
     Arguments(String),
-    #[error("MLX")]
-    Mlx(#[from] mlx_rs::error::Exception),
+    #[error("MLX: {}", mlx_files::without_source_place(.0.what()))]
+    Mlx(Exception),
     /// Arguments that are wrong for every model.
     #[error("{0}")]
     Usage(String),
@@ -44,6 +45,12 @@ pub(crate) enum Failure {
     Io { doing: String, source: io::Error },
     #[error("writing the output")]
     Output(#[from] io::Error),
+}
+
+impl From<Exception> for Failure {
+    fn from(error: Exception) -> Self {
+        Self::Mlx(error)
+    }
 }
 
 impl Failure {
@@ -80,6 +87,8 @@ fn in_full(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::Array;
+
     use super::*;
 
     /// An error whose text includes its cause, and which has the cause as its source too.
@@ -101,6 +110,14 @@ mod tests {
             source: io::Error::other(Twice { source: missing() }),
         };
         assert_eq!(nested.in_full(), format!("loading: reading a cache: {}", missing()));
+    }
+
+    #[test]
+    fn an_error_of_mlx_is_shown_without_its_place_in_the_source() {
+        let error = Array::ones::<f32>(&[2]).unwrap().add(Array::ones::<f32>(&[3]).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(" at /"), "{error}");
+        let shown = Failure::from(error).in_full();
+        assert!(shown.starts_with("MLX: [broadcast_shapes] ") && !shown.contains(" at "), "{shown}");
     }
 
     #[test]
