@@ -16,7 +16,8 @@ use serde::Deserialize;
 /// `architectures` lists, need no row: they may depend on [`ARCHITECTURE`], and the facade on them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-cpu", &[]),
-    ("mlx-sys", &["mlx-cpu"]),
+    ("mlx-kernels", &["mlx-cpu"]),
+    ("mlx-sys", &["mlx-kernels"]),
     ("mlx-files", &[]),
     ("mlx-safetensors", &[]),
     ("mlx-tap", &[]),
@@ -36,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
     ("mlx-hub", &["mlx-files"]),
-    ("mlx-models-cli", &["mlx-cpu", "mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors"]),
+    ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors", "mlx-sys"]),
     (
         "mlx-testing",
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],
@@ -299,7 +300,8 @@ fn starts_a_path(line: &str, path: &str) -> bool {
 }
 
 /// The crates that may contain `unsafe` code, which the workspace's lints forbid.
-const UNSAFE: [&str; 3] = ["crates/mlx-cpu/", "crates/mlx-sys/", "crates/mlx-quantization/"];
+const UNSAFE: [&str; 4] =
+    ["crates/mlx-cpu/", "crates/mlx-kernels/", "crates/mlx-sys/", "crates/mlx-quantization/"];
 
 fn inherits_lints(file: &str, text: &str) -> bool {
     text.contains("[lints]\nworkspace = true") || UNSAFE.iter().any(|folder| file.starts_with(folder))

@@ -90,7 +90,7 @@ fn compute(file: &Path) -> Result<(), String> {
 /// The threads of the CPU kernels, besides the one that calls them. Only Linux has these kernels.
 fn workers() -> usize {
     #[cfg(target_os = "linux")]
-    let threads = mlx_cpu::Cpu::global_threads();
+    let threads = mlx_sys::cpu_kernels::threads();
     #[cfg(not(target_os = "linux"))]
     let threads = 1;
     threads - 1

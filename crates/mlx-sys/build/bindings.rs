@@ -48,7 +48,9 @@ pub fn write_abi(native: &Path, clang_args: &[String], to: &Path) -> Result<()> 
         .clang_args(clang_args)
         .allowlist_file(".*/(abi\\.h|operations\\.def)")
         .disable_name_namespacing()
-        .rustified_enum(".*");
+        .rustified_enum(".*")
+        // Rust passes a table whose type it does not know.
+        .blocklist_function(".*");
     generate(builder, "native/abi.h", to)
 }
 

@@ -1,4 +1,4 @@
-//! Linux: MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it.
+//! Linux: MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it, and our kernels.
 //!
 //! All results are in one folder outside any target folder, so that they are made once:
 //!
@@ -7,6 +7,7 @@
 //!   mlx-cpu-0.32.2-x86_64/           the wheel, unpacked: mlx/lib/libmlx.so, mlx/include, mlx_cpu.libs
 //!   libclang-18.1.1-x86_64/          the wheel, unpacked; only where the system has no libclang
 //!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs, abi.rs
+//!   mlx-kernels-KEY/                 lib/libmlx_kernels.so
 //! ```
 //!
 //! The name (soname) of `libmlxc.so` is its absolute path, and its rpath is the folder of `libmlx.so`. A program that is
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
 use crate::python::Wheel;
-use crate::{MLX_VERSION, Published, bindings, upstream};
+use crate::{MLX_VERSION, Published, bindings, kernels, upstream};
 
 /// The oldest glibc that the wheel of MLX runs on.
 const GLIBC: (u32, u32) = (2, 35);
@@ -33,9 +34,6 @@ const RECIPE: &[&str] = &[
 
 /// Files that show that an `mlx-c-KEY` is complete.
 const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "abi.rs", "include/mlx/c/mlx.h"];
-
-/// The kernels, a row each (see the file).
-const OPERATIONS: &str = include_str!("../native/operations.def");
 
 /// The functions of mlx-c that `native/mlx_c.cpp` replaces, a row each (see the file).
 const REPLACED: &str = include_str!("../native/replaced.def");
@@ -101,11 +99,14 @@ pub fn build(platform: Platform) -> Result<Published> {
     println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
     println!("cargo::rustc-link-search=native={}", place.join("lib").display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
+    if with_kernels() {
+        let lib = kernels::library(&home)?;
+        println!("cargo::rustc-link-search=native={}", lib.display());
+    }
     Ok(Published { include: vec![mlx.include, place.join("include")], defines: "" })
 }
 
-/// Writes what `src/` includes: the declarations of mlx-c and of `native/abi.h`, and the rows of `operations.def` as the
-/// arguments of a macro.
+/// Writes what `src/` includes: the declarations of mlx-c, and for a test those of `native/abi.h`.
 fn write_declarations(place: &Path) -> Result<()> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     for file in ["bindings.rs", "abi.rs"] {
@@ -113,9 +114,7 @@ fn write_declarations(place: &Path) -> Result<()> {
         std::fs::copy(place.join(file), &to)
             .map_err(|e| Failure::io(format!("writing {}", to.display()), e))?;
     }
-    let to = out.join("operations.rs");
-    std::fs::write(&to, format!("operations! {{\n{OPERATIONS}}}\n"))
-        .map_err(|e| Failure::io(format!("writing {}", to.display()), e))
+    Ok(())
 }
 
 /// The folder that keeps what was downloaded and built.
@@ -234,14 +233,7 @@ fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> Result<Strin
     for text in RECIPE {
         hash.update(text.as_bytes());
     }
-    let native = native()?;
-    for file in files_below(&native)? {
-        let name = file.strip_prefix(&native).unwrap_or(&file);
-        hash.update(name.to_string_lossy().as_bytes());
-        hash.update(
-            &std::fs::read(&file).map_err(|e| Failure::io(format!("reading {}", file.display()), e))?,
-        );
-    }
+    hash.update_files(&native()?)?;
     if let Some(mlx) = installed {
         hash.update(mlx.lib.to_string_lossy().as_bytes());
     }
@@ -253,8 +245,11 @@ fn native() -> Result<PathBuf> {
     Ok(PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native"))
 }
 
-/// All files in a folder and its folders, in a fixed order.
+/// All files in a folder and its folders, in a fixed order; a file is itself.
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_path_buf()]);
+    }
     let failed = |e| Failure::io(format!("listing {}", folder.display()), e);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -419,6 +414,17 @@ impl Fnv {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+
+    /// The names and contents of all files below a folder, or those of a file.
+    pub fn update_files(&mut self, folder: &Path) -> Result<()> {
+        for file in files_below(folder)? {
+            let name = file.strip_prefix(folder).unwrap_or(&file);
+            self.update(name.to_string_lossy().as_bytes());
+            let contents = std::fs::read(&file);
+            self.update(&contents.map_err(|e| Failure::io(format!("reading {}", file.display()), e))?);
+        }
+        Ok(())
     }
 
     pub fn hex(&self) -> String {

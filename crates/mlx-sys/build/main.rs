@@ -2,12 +2,13 @@
 //!
 //! On Apple, CMake builds MLX and mlx-c, as in the original crate (`apple`). On Linux, MLX is downloaded as a binary from
 //! the Python package index, and only mlx-c is compiled (`linux`). On both, the sources of mlx-c are those of the original
-//! crate (`upstream`).
+//! crate (`upstream`). Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`).
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
 mod apple;
 mod bindings;
 mod failure;
+mod kernels;
 mod linux;
 mod python;
 mod upstream;
@@ -26,7 +27,7 @@ struct Published {
 }
 
 fn main() -> ExitCode {
-    for file in ["build", "native", "requirements", "upstream"] {
+    for file in ["build", "kernels", "native", "requirements", "upstream"] {
         println!("cargo::rerun-if-changed={file}");
     }
     match run() {
@@ -44,12 +45,6 @@ fn run() -> Result<()> {
     // tests/failures.rs runs this program again where something is missing.
     let this = std::env::current_exe().map_err(|e| Failure::io("finding this program", e))?;
     println!("cargo::rustc-env=MLX_SYS_BUILD_SCRIPT={}", this.display());
-
-    // Kernels without optimization are slower than stock MLX, which comes optimized.
-    println!("cargo::rustc-check-cfg=cfg(unoptimized)");
-    if failure::variable("OPT_LEVEL")? == "0" {
-        println!("cargo::rustc-cfg=unoptimized");
-    }
 
     let target = failure::variable("TARGET")?;
     let published = if failure::variable("CARGO_CFG_TARGET_VENDOR")? == "apple" {

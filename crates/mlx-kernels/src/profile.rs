@@ -4,33 +4,30 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::stderr;
+use crate::stderr;
 
 /// The calls of a kernel since the program began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// The operation.
-    pub name: &'static str,
-    /// How often it was called.
-    pub calls: u64,
+pub(crate) struct Timing {
+    pub(crate) name: &'static str,
+    pub(crate) calls: u64,
     /// The time of all calls together.
-    pub time: Duration,
+    pub(crate) time: Duration,
 }
 
 /// The calls and the time of one kernel.
-pub(super) struct Counter {
-    pub(super) name: &'static str,
+pub(crate) struct Counter {
+    pub(crate) name: &'static str,
     calls: AtomicU64,
     nanoseconds: AtomicU64,
 }
 
 impl Counter {
-    pub(super) const fn new(name: &'static str) -> Self {
+    pub(crate) const fn new(name: &'static str) -> Self {
         Self { name, calls: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) }
     }
 
     /// Runs `body`, and adds its time where the environment asks for a profile.
-    pub(super) fn measure<Y>(&self, body: impl FnOnce() -> Y) -> Y {
+    pub(crate) fn measure<Y>(&self, body: impl FnOnce() -> Y) -> Y {
         if !is_wanted() {
             return body();
         }
@@ -49,17 +46,22 @@ static FIRST_CALL: OnceLock<Instant> = OnceLock::new();
 /// What the report at the end of the program is about.
 static REPORTED: OnceLock<&'static [&'static Counter]> = OnceLock::new();
 
+unsafe extern "C" {
+    /// The C library's: calls a function when the program ends.
+    fn atexit(function: unsafe extern "C" fn()) -> std::ffi::c_int;
+}
+
 fn is_wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| std::env::var_os("MLX_CPU_PROFILE").is_some_and(|value| value == "1"))
 }
 
 /// Where the environment asks for a profile, writes one to standard error when the program ends.
-pub(super) fn install(counters: &'static [&'static Counter]) {
+pub(crate) fn report_at_exit(counters: &'static [&'static Counter]) {
     if is_wanted() {
         REPORTED.get_or_init(|| counters);
         // SAFETY: the function takes no arguments and is never unloaded.
-        let _ = unsafe { crate::atexit(Some(report)) };
+        let _ = unsafe { atexit(report) };
     }
 }
 
@@ -80,7 +82,7 @@ unsafe extern "C" fn report() {
 }
 
 /// The kernels that were called, those that took the longest first.
-pub(super) fn timings(counters: &[&Counter]) -> Vec<Timing> {
+pub(crate) fn timings(counters: &[&Counter]) -> Vec<Timing> {
     let mut timings: Vec<Timing> = counters
         .iter()
         .map(|counter| Timing {

@@ -2,7 +2,7 @@
 
 use mlx_cpu::View;
 
-use crate::cpu_kernels::abi::Tensor;
+use crate::abi::Tensor;
 
 /// A tensor `[B, H, L, D]`, or `[B, H, G, L, D]` with its `H * G` heads in one dimension, as a view in which the elements of
 /// the last dimension lie next to each other. Where they do not, or one stride cannot reach all heads, a view of a copy.

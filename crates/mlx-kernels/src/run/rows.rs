@@ -7,8 +7,8 @@
 use mlx_cpu::{Cpu, Element, MatrixMut};
 
 use super::Answer;
-use crate::cpu_kernels::abi::{Arrays, NoSettings, RmsNormSettings, Tensor};
-use crate::cpu_kernels::tensor::with_float;
+use crate::abi::{Arrays, NoSettings, RmsNormSettings, Tensor};
+use crate::tensor::with_float;
 
 /// An output as a matrix whose rows are the last dimension.
 ///
@@ -24,7 +24,7 @@ unsafe fn rows_of<'a, T: Element>(out: &Tensor) -> MatrixMut<'a, T> {
 /// Operations from rows to rows of the same length.
 macro_rules! on_rows {
     ($($name:ident = $kernel:path;)*) => {$(
-        pub(in crate::cpu_kernels) fn $name(arrays: &Arrays, _: &NoSettings) -> Answer {
+        pub(crate) fn $name(arrays: &Arrays, _: &NoSettings) -> Answer {
             let ([x, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
             with_float!(out.format(), T => {
                 let mut copy = Vec::<T>::new();
@@ -39,7 +39,7 @@ macro_rules! on_rows {
 /// Operations on two arrays of the same shape.
 macro_rules! on_two {
     ($($name:ident = $kernel:path;)*) => {$(
-        pub(in crate::cpu_kernels) fn $name(arrays: &Arrays, _: &NoSettings) -> Answer {
+        pub(crate) fn $name(arrays: &Arrays, _: &NoSettings) -> Answer {
             let ([a, b, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
             with_float!(out.format(), T => {
                 let mut copies = [Vec::<T>::new(), Vec::<T>::new()];
@@ -67,7 +67,7 @@ on_two! {
     geglu = mlx_cpu::geglu;
 }
 
-pub(in crate::cpu_kernels) fn subtract_from_rows(arrays: &Arrays, _: &NoSettings) -> Answer {
+pub(crate) fn subtract_from_rows(arrays: &Arrays, _: &NoSettings) -> Answer {
     let ([x, numbers, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(x.format(), T => {
         let (mut copy, mut copy_of_numbers) = (Vec::<T>::new(), Vec::<T>::new());
@@ -80,7 +80,7 @@ pub(in crate::cpu_kernels) fn subtract_from_rows(arrays: &Arrays, _: &NoSettings
     })
 }
 
-pub(in crate::cpu_kernels) fn logsumexp(arrays: &Arrays, _: &NoSettings) -> Answer {
+pub(crate) fn logsumexp(arrays: &Arrays, _: &NoSettings) -> Answer {
     let ([x, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(x.format(), T => {
         let mut copy = Vec::<T>::new();
@@ -90,7 +90,7 @@ pub(in crate::cpu_kernels) fn logsumexp(arrays: &Arrays, _: &NoSettings) -> Answ
     })
 }
 
-pub(in crate::cpu_kernels) fn argmax(arrays: &Arrays, _: &NoSettings) -> Answer {
+pub(crate) fn argmax(arrays: &Arrays, _: &NoSettings) -> Answer {
     let ([x, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(x.format(), T => {
         let mut copy = Vec::<T>::new();
@@ -100,7 +100,7 @@ pub(in crate::cpu_kernels) fn argmax(arrays: &Arrays, _: &NoSettings) -> Answer 
     })
 }
 
-pub(in crate::cpu_kernels) fn rms_norm(arrays: &Arrays, settings: &RmsNormSettings) -> Answer {
+pub(crate) fn rms_norm(arrays: &Arrays, settings: &RmsNormSettings) -> Answer {
     let ([x, weight, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(out.format(), T => {
         let (mut copy, mut copy_of_weight) = (Vec::<T>::new(), Vec::<T>::new());

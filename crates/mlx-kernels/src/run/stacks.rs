@@ -7,8 +7,8 @@
 use mlx_cpu::{Element, QuantizedLayoutError, QuantizedMatrix};
 
 use super::Answer;
-use crate::cpu_kernels::abi::{Quantization, QuantizationMode, Tensor};
-use crate::cpu_kernels::tensor::MAX_DIMS;
+use crate::abi::{Quantization, QuantizationMode, Tensor};
+use crate::tensor::MAX_DIMS;
 
 /// Matrices `[.., R, C]`, each in one piece of memory.
 ///

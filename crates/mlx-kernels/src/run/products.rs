@@ -7,8 +7,8 @@
 use mlx_cpu::{Cpu, Element, Matrix, MatrixMut};
 
 use super::Answer;
-use crate::cpu_kernels::abi::{AddmmSettings, Arrays, NoSettings, Tensor};
-use crate::cpu_kernels::tensor::with_float;
+use crate::abi::{AddmmSettings, Arrays, NoSettings, Tensor};
+use crate::tensor::with_float;
 
 /// Where each matrix of a batch begins, in elements. `batch` are the sizes of the dimensions before the last two; a
 /// tensor without such dimensions is one matrix for all.
@@ -76,7 +76,7 @@ unsafe fn products<T: Element>(
     Ok(())
 }
 
-pub(in crate::cpu_kernels) fn matmul(arrays: &Arrays, _: &NoSettings) -> Answer {
+pub(crate) fn matmul(arrays: &Arrays, _: &NoSettings) -> Answer {
     let ([a, b, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(out.format(), T => {
         // SAFETY: arrays of MLX, whose formats the offer has checked.
@@ -84,7 +84,7 @@ pub(in crate::cpu_kernels) fn matmul(arrays: &Arrays, _: &NoSettings) -> Answer 
     })
 }
 
-pub(in crate::cpu_kernels) fn addmm(arrays: &Arrays, settings: &AddmmSettings) -> Answer {
+pub(crate) fn addmm(arrays: &Arrays, settings: &AddmmSettings) -> Answer {
     let ([a, b, c, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     let AddmmSettings { alpha, beta } = *settings;
     with_float!(out.format(), T => {

@@ -2,7 +2,7 @@
 
 use mlx_cpu::{Element, Matrix};
 
-use super::abi::{self, Format, Tensor};
+use crate::abi::{self, Format, Tensor};
 
 pub(super) const MAX_DIMS: usize = abi::MAX_DIMS as usize;
 
@@ -10,15 +10,15 @@ pub(super) const MAX_DIMS: usize = abi::MAX_DIMS as usize;
 macro_rules! with_float {
     ($format:expr, $T:ident => $body:expr) => {
         match $format {
-            $crate::cpu_kernels::abi::Format::F32 => {
+            $crate::abi::Format::F32 => {
                 type $T = f32;
                 $body
             }
-            $crate::cpu_kernels::abi::Format::F16 => {
+            $crate::abi::Format::F16 => {
                 type $T = half::f16;
                 $body
             }
-            $crate::cpu_kernels::abi::Format::Bf16 => {
+            $crate::abi::Format::Bf16 => {
                 type $T = half::bf16;
                 $body
             }

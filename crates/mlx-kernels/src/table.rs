@@ -7,10 +7,10 @@ use std::sync::Once;
 
 use mlx_cpu::Cpu;
 
-use super::abi::{Arrays, Table};
-use super::profile::Counter;
-use super::run::{self, Answer};
-use super::stderr;
+use crate::abi::{Arrays, Table};
+use crate::profile::Counter;
+use crate::run::{self, Answer};
+use crate::stderr;
 
 /// Calls a kernel with what C++ gave, and returns what C++ expects: null or an error message.
 ///
@@ -75,11 +75,11 @@ macro_rules! operations {
         }
 
         /// In the order of the rows.
-        pub(super) static COUNTERS: &[&Counter] = &[$(&counters::$operation),*];
+        pub(crate) static COUNTERS: &[&Counter] = &[$(&counters::$operation),*];
 
         mod entries {
             use super::*;
-            use crate::cpu_kernels::abi;
+            use crate::abi;
             $(pub(super) unsafe extern "C" fn $operation(
                 arrays: *const Arrays,
                 settings: *const c_void,
@@ -90,7 +90,7 @@ macro_rules! operations {
             })*
         }
 
-        pub(super) static TABLE: Table =
+        pub(crate) static TABLE: Table =
             Table { kernels: [$(Some(entries::$operation)),*], help: Some(help) };
     };
 }

@@ -9,13 +9,10 @@ use mlx_cpu::{Cpu, Mask, MatrixMut, QuantizedHeads, QuantizedMatrix, ViewMut};
 use super::Answer;
 use super::heads::heads;
 use super::stacks::{Copies, QuantizedStack, places};
-use crate::cpu_kernels::abi::{Arrays, Format, Quantization, QuantizedMatmulSettings};
-use crate::cpu_kernels::tensor::with_float;
+use crate::abi::{Arrays, Format, Quantization, QuantizedMatmulSettings};
+use crate::tensor::with_float;
 
-pub(in crate::cpu_kernels) fn quantized_matmul(
-    arrays: &Arrays,
-    settings: &QuantizedMatmulSettings,
-) -> Answer {
+pub(crate) fn quantized_matmul(arrays: &Arrays, settings: &QuantizedMatmulSettings) -> Answer {
     let ([x, weights, scales, biases, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     let QuantizedMatmulSettings { quantization, is_transposed } = *settings;
     with_float!(out.format(), T => {
@@ -40,7 +37,7 @@ pub(in crate::cpu_kernels) fn quantized_matmul(
     })
 }
 
-pub(in crate::cpu_kernels) fn quantized_attention(arrays: &Arrays, quantization: &Quantization) -> Answer {
+pub(crate) fn quantized_attention(arrays: &Arrays, quantization: &Quantization) -> Answer {
     let [queries, keys, key_scales, key_biases, values, value_scales, value_biases, mask] = &arrays.inputs;
     let [out, ..] = &arrays.outputs;
     with_float!(out.format(), T => {
@@ -77,7 +74,7 @@ pub(in crate::cpu_kernels) fn quantized_attention(arrays: &Arrays, quantization:
     })
 }
 
-pub(in crate::cpu_kernels) fn dequantize(arrays: &Arrays, quantization: &Quantization) -> Answer {
+pub(crate) fn dequantize(arrays: &Arrays, quantization: &Quantization) -> Answer {
     let ([weights, scales, biases, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(out.format(), T => {
         let mut copies = Copies::<T>::new();
@@ -94,7 +91,7 @@ pub(in crate::cpu_kernels) fn dequantize(arrays: &Arrays, quantization: &Quantiz
     })
 }
 
-pub(in crate::cpu_kernels) fn quantize(arrays: &Arrays, quantization: &Quantization) -> Answer {
+pub(crate) fn quantize(arrays: &Arrays, quantization: &Quantization) -> Answer {
     let ([w, ..], [weights, scales, biases]) = (&arrays.inputs, &arrays.outputs);
     let (bits, group_size) = (quantization.bits as usize, quantization.group_size as usize);
     with_float!(w.format(), T => {

@@ -8,10 +8,10 @@ use mlx_cpu::{Cpu, Frequencies, Mask, Rope, RopeLayout, View, ViewMut};
 
 use super::Answer;
 use super::heads::heads;
-use crate::cpu_kernels::abi::{self, Arrays, AttentionSettings, Format, RopeSettings, Tensor};
-use crate::cpu_kernels::tensor::with_float;
+use crate::abi::{self, Arrays, AttentionSettings, Format, RopeSettings, Tensor};
+use crate::tensor::with_float;
 
-pub(in crate::cpu_kernels) fn rope(arrays: &Arrays, settings: &RopeSettings) -> Answer {
+pub(crate) fn rope(arrays: &Arrays, settings: &RopeSettings) -> Answer {
     let ([x, offsets, periods, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     let (mut copy_offsets, mut copy_periods) = (Vec::new(), Vec::new());
     let offsets: &[i32] = match offsets.given() {
@@ -62,7 +62,7 @@ unsafe fn mask_view<'a, T>(mask: &Tensor, shape: [usize; 4]) -> Result<View<'a, 
     Ok(View::new(unsafe { mask.reach()? }, shape, strides))
 }
 
-pub(in crate::cpu_kernels) fn attention(arrays: &Arrays, settings: &AttentionSettings) -> Answer {
+pub(crate) fn attention(arrays: &Arrays, settings: &AttentionSettings) -> Answer {
     let ([queries, keys, values, mask, sinks, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
     with_float!(out.format(), T => {
         let [mut copy_q, mut copy_k, mut copy_v, mut copy_sinks] = [const { Vec::<T>::new() }; 4];

@@ -1,0 +1,3 @@
+//! The functions of `mlx-kernels`, which this shared library exports.
+
+extern crate kernels as _;

@@ -1,0 +1,186 @@
+//! Hands operations of MLX's CPU device to the kernels of `mlx-cpu`, on Linux.
+//!
+//! A program has to call nothing: the kernels are in place before `main` begins. [`set_enabled`] turns them off and on
+//! for operations that are made from then on, for example to compare them with stock MLX. The environment variable
+//! `MLX_CPU_KERNELS=off` turns them off from the start, and then stock MLX runs, bit for bit.
+//!
+//! The kernels are in a shared library of their own, `libmlx_kernels.so`, which the build script compiles from the crate
+//! `mlx-kernels`. How an operation gets there:
+//!
+//! | step | where |
+//! |---|---|
+//! | mlx-rs calls a function of mlx-c | `native/mlx_c.cpp` |
+//! | an offer checks the arrays, and looks for a pattern that one kernel computes | `native/offer/`, `native/recognize.cpp`, `native/fuse.cpp` |
+//! | the operation becomes a node of MLX's lazy graph | `native/graph.cpp` |
+//! | MLX evaluates the node, which calls a function of the table | `native/table.cpp`; in `mlx-kernels`, `table.rs` |
+//! | the function makes slices of the arrays and calls `mlx-cpu` | in `mlx-kernels`, `run/` |
+//!
+//! `native/operations.def` lists the kernels and `native/abi.h` declares the types that C++ and Rust exchange.
+//! The README's section "Add a kernel" says what to write where.
+#![warn(missing_docs, clippy::all)]
+
+use std::ffi::{c_char, c_void};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+// What `mlx-kernels` exports. Its `lib.rs` says what each function does.
+#[link(name = "mlx_kernels", kind = "dylib")]
+unsafe extern "C" {
+    safe fn mlx_kernels_table() -> *const c_void;
+    safe fn mlx_kernels_allowed() -> bool;
+    safe fn mlx_kernels_threads() -> usize;
+    safe fn mlx_kernels_report_at_exit();
+    fn mlx_kernels_profile(
+        visit: unsafe extern "C" fn(*const c_char, usize, u64, u64, *mut c_void),
+        own: *mut c_void,
+    );
+}
+
+unsafe extern "C" {
+    /// Of `native/table.cpp`: hands operations that are made from now on to the kernels of a table that lives forever; to
+    /// stock MLX where it is null.
+    fn mlx_sys_set_kernels(table: *const c_void);
+}
+
+/// The calls of a kernel since the program began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// The operation.
+    pub name: &'static str,
+    /// How often it was called.
+    pub calls: u64,
+    /// The time of all calls together.
+    pub time: Duration,
+}
+
+static ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// Whether operations that are made now are handed to kernels.
+pub fn is_enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// Turns the kernels on or off, for operations that are made from now on, on all threads.
+///
+/// Where the environment variable `MLX_CPU_KERNELS` has turned them off, they stay off.
+pub fn set_enabled(enabled: bool) {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    let enabled = enabled && *ALLOWED.get_or_init(|| mlx_kernels_allowed());
+    ENABLED.store(enabled, Ordering::Relaxed);
+    let table = if enabled { mlx_kernels_table() } else { std::ptr::null() };
+    // SAFETY: the table is a static of a library that is never unloaded.
+    unsafe { mlx_sys_set_kernels(table) };
+}
+
+/// The number of threads that kernels run on, with the one that calls them: what `MLX_CPU_THREADS` says, or one for each
+/// core that the process may use.
+pub fn threads() -> usize {
+    mlx_kernels_threads()
+}
+
+/// How long each kernel took until now, those that took the longest first. Operations of stock MLX are not counted.
+///
+/// Empty unless the environment variable `MLX_CPU_PROFILE` is `1`. Then the program also writes the profile to standard
+/// error when it ends.
+pub fn profile() -> Vec<Timing> {
+    unsafe extern "C" fn push(
+        name: *const c_char,
+        length: usize,
+        calls: u64,
+        nanoseconds: u64,
+        own: *mut c_void,
+    ) {
+        // SAFETY: the library gives a name that lives as long as the program, and hands back the vector below.
+        let (name, timings) =
+            unsafe { (std::slice::from_raw_parts(name.cast(), length), &mut *own.cast::<Vec<Timing>>()) };
+        let name = str::from_utf8(name).unwrap_or_default();
+        timings.push(Timing { name, calls, time: Duration::from_nanos(nanoseconds) });
+    }
+    let mut timings: Vec<Timing> = Vec::new();
+    // SAFETY: `push` expects this vector.
+    unsafe { mlx_kernels_profile(push, (&raw mut timings).cast()) };
+    timings
+}
+
+extern "C" fn install() {
+    mlx_kernels_report_at_exit();
+    set_enabled(true);
+}
+
+/// Run by the loader before `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static INSTALL: extern "C" fn() = install;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::{CStr, c_int};
+    use std::sync::Mutex;
+
+    use abi::{Arrays, OPERATIONS, Operation, Table};
+
+    /// What bindgen reads from `native/abi.h`.
+    #[allow(dead_code, non_camel_case_types, clippy::all, reason = "generated by bindgen")]
+    mod abi {
+        include!(concat!(env!("OUT_DIR"), "/abi.rs"));
+    }
+
+    static SAID: Mutex<String> = Mutex::new(String::new());
+
+    unsafe extern "C" fn remember(message: *const c_char, _: *mut c_void) {
+        // SAFETY: mlx-c gives a text.
+        *SAID.lock().unwrap() = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    }
+
+    unsafe extern "C" fn fails(_: *const Arrays, _: *const c_void) -> *const c_char {
+        c"the kernel broke".as_ptr()
+    }
+
+    /// Adds two arrays of 1000 zeros and evaluates the sum. Returns what mlx-c answers.
+    fn add() -> c_int {
+        let shape: [c_int; 1] = [1000];
+        // SAFETY: calls of mlx-c with what its functions made.
+        unsafe {
+            let stream = crate::mlx_default_cpu_stream_new();
+            let (mut a, mut sum) = (crate::mlx_array_new(), crate::mlx_array_new());
+            crate::mlx_zeros(&mut a, shape.as_ptr(), 1, crate::mlx_dtype__MLX_FLOAT32, stream);
+            crate::mlx_add(&mut sum, a, a, stream);
+            let answer = crate::mlx_array_eval(sum);
+            crate::mlx_array_free(a);
+            crate::mlx_array_free(sum);
+            crate::mlx_stream_free(stream);
+            answer
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_kernel_reaches_the_caller_and_the_next_one_runs() {
+        let mut kernels: [abi::Run; OPERATIONS as usize] = [None; OPERATIONS as usize];
+        kernels[Operation::add as usize] = Some(fails);
+        // SAFETY: the library's table is a static. The waiting thread helps while the kernel fails on another one.
+        let help = unsafe { (*mlx_kernels_table().cast::<Table>()).help };
+        let broken: &Table = Box::leak(Box::new(Table { kernels, help }));
+        // SAFETY: a handler without data, and a table that lives forever.
+        unsafe {
+            crate::mlx_set_error_handler(Some(remember), std::ptr::null_mut(), None);
+            mlx_sys_set_kernels((&raw const *broken).cast());
+        }
+        assert_ne!(add(), 0);
+        assert!(SAID.lock().unwrap().contains("the kernel broke"), "{}", SAID.lock().unwrap());
+        // SAFETY: no kernels is what it was before.
+        unsafe { mlx_sys_set_kernels(std::ptr::null()) };
+        assert_eq!(add(), 0);
+    }
+
+    #[test]
+    fn the_committed_types_are_those_of_the_header() {
+        let (written, committed) = (
+            include_str!(concat!(env!("OUT_DIR"), "/abi.rs")),
+            include_str!("../../mlx-kernels/generated/abi.rs"),
+        );
+        let from = concat!(env!("OUT_DIR"), "/abi.rs");
+        assert!(written == committed, "copy {from} to crates/mlx-kernels/generated/abi.rs");
+    }
+}
