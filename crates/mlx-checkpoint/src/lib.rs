@@ -35,6 +35,7 @@ mod convert;
 mod error;
 mod files;
 mod forms;
+mod head;
 mod names;
 mod quantization;
 mod safetensors_file;

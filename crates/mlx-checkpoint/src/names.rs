@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::checkpoint::Checkpoint;
+use crate::head::HEAD;
 
 /// What an architecture says of the names of its tensors, for checkpoints that are written.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +61,7 @@ impl TensorNames {
         };
         let known = names().position(|known| is_below_parent(known));
         let known = known.or_else(|| names().position(|&known| known == name));
-        let head = self.order.iter().position(|&known| known == "lm_head").unwrap_or(self.order.len());
+        let head = self.order.iter().position(|&known| known == HEAD).unwrap_or(self.order.len());
         // Names that are not listed get the even place just before the head's.
         (known.map_or(2 * head, |known| 2 * known + 1), name.parse().unwrap_or(usize::MAX), name)
     }

@@ -11,6 +11,7 @@ use crate::adapters::{AdapterTensors, Adapters, Replacement};
 use crate::checkpoint::Checkpoint;
 use crate::error::{CheckpointError, TensorProblem};
 use crate::files::check_regular;
+use crate::head::is_head;
 use crate::safetensors_file::{FLOATS, TensorInfo, is_float, is_frequencies, read_tensor, warn_frequencies};
 use crate::text::of_mlx;
 
@@ -117,7 +118,7 @@ impl<'a> CheckpointTensors<'a> {
             TensorProblem::Refused { key: layer.to_owned(), problem }
         }));
         if self.problems.is_empty() {
-            let has_head = self.layers.iter().any(|layer| layer.rsplit('.').next() == Some("lm_head"));
+            let has_head = self.layers.iter().any(|layer| is_head(layer));
             self.adapters.map_or(Ok(()), |adapters| adapters.finish(has_head, &ignored))?;
             // Only now, since adding an adapter also fails if the tensors of the layer are wrong.
             self.problems = self.refused;

@@ -532,6 +532,22 @@ fn a_file_that_became_a_pipe_is_not_opened() {
 }
 
 #[test]
+fn a_file_that_lost_its_header_is_not_loaded() {
+    let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let file = folder.path().join("model.safetensors");
+    fs::write(&file, "no tensors").unwrap();
+    let error = checkpoint.tensors().unwrap_err();
+    assert!(matches!(error, CheckpointError::Unreadable { .. }), "{error:?}");
+    let shown = error.to_string();
+    assert!(
+        shown.starts_with(&format!("MLX cannot load {}: [load_safetensors] ", file.display())),
+        "{shown}"
+    );
+    assert!(!shown.contains(" at "), "{shown}");
+}
+
+#[test]
 fn files_and_numbers_without_measure_are_errors() {
     // A config that is larger than any real config is not read.
     let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);

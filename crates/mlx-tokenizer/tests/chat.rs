@@ -372,3 +372,11 @@ fn the_end_of_a_turn_stops_where_the_files_have_lost_it() {
     stop(&[both], &["<|end|>"]);
     stop(&[("generation_config.json", r#"{"eos_token_id": 95}"#), both], &["<|end|>"]);
 }
+
+#[test]
+fn what_is_no_json_says_why() {
+    let error = "{".parse::<Json>().unwrap_err();
+    assert_eq!(error.to_string(), "EOF while parsing an object at line 1 column 1");
+    let error = Json::new(&BTreeMap::from([(vec![1], 2)])).unwrap_err();
+    assert_eq!(error.to_string(), "key must be a string");
+}

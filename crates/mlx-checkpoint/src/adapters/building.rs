@@ -16,6 +16,7 @@ use super::plan::Plan;
 use super::wanted::{Part, Wanted};
 use crate::error::{CheckpointError, TensorProblem};
 use crate::files::check_regular;
+use crate::head::HEAD;
 use crate::safetensors_file::{FLOATS, TensorInfo, is_float, is_frequencies, warn_frequencies};
 use crate::text::of_mlx;
 
@@ -164,7 +165,7 @@ impl AdapterTensors {
             }
             _ if self.rule.is_some() => {
                 let mut problem = format!("the checkpoint has no {name} that it could replace");
-                if name.rsplit('.').nth(1) == Some(peft::HEAD) {
+                if name.rsplit('.').nth(1) == Some(HEAD) {
                     problem += &format!("; {}", peft::TIED);
                 }
                 self.refuse(&key, problem);

@@ -20,6 +20,7 @@ pub use options::{ConvertOptions, FloatDtype, LayerChoice, QuantizeOptions, Reci
 
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
+use crate::head::is_head;
 use crate::names::{Renaming, TensorNames};
 use crate::text::of_mlx;
 use crate::write::{Contents, Progress, is_free, parameter_count};
@@ -219,7 +220,7 @@ fn set_quantization(config: &mut Value, section: Option<Value>) {
 /// Changes a config that ties the head to the embedding if the checkpoint has a weight for the head: mlx-lm would leave
 /// that weight out or refuse it.
 fn untie(config: &mut Value, layers: &BTreeMap<String, Layer>) {
-    let has_own_head = layers.keys().any(|key| key == "lm_head" || key.ends_with(".lm_head"));
+    let has_own_head = layers.keys().any(|key| is_head(key));
     if let Some(tied) = config.get_mut("tie_word_embeddings")
         && has_own_head
         && tied == &Value::Bool(true)

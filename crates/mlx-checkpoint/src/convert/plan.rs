@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::error::ConvertError;
 use super::layer::Layer;
 use super::options::{LayerChoice, QuantizeOptions, Recipe};
+use crate::head::HEAD;
 
 /// Which layers are quantized, and how.
 pub(super) fn plan(
@@ -88,7 +89,7 @@ impl RecipeFor {
         let eighth = self.blocks / 8;
         let more = block < eighth || block >= 7 * self.blocks / 8 || (block - eighth) % 3 == 2;
         let suffers = ["v_proj", "v_a_proj", "v_b_proj", "down_proj"].iter().any(|name| key.contains(name));
-        if (suffers && more) || key.contains("lm_head") { self.high } else { self.low }
+        if (suffers && more) || key.contains(HEAD) { self.high } else { self.low }
     }
 }
 
@@ -215,17 +216,27 @@ mod tests {
         assert!(error.to_string().ends_with("the rows have 64 or 96 columns"), "{error}");
         let error = refused(&layers, options(affine(4, 32), &[("q_proj", None)]));
         assert!(matches!(&error, ConvertError::NoSuchLayer { layers, .. } if layers.len() == 3), "{error}");
+        assert!(
+            error.to_string().starts_with("the pattern \"q_proj\" matches no layer; layers are lm_head, "),
+            "{error}"
+        );
         let error = refused(&layers, options(affine(4, 32), &[(&"a".repeat(100_000), None)]));
         assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
         let error = refused(&layers, options(affine(4, 32), &[("down_proj", Some(affine(8, 64)))]));
-        assert!(matches!(error, ConvertError::FitsNot { columns: 96, .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "model.layers.0.mlp.down_proj cannot be quantized as affine of 8 bits in groups of 64: its rows have 96 columns"
+        );
         let recipe =
             |quantization| QuantizeOptions { recipe: Some(Recipe::Mixed2And6), ..options(quantization, &[]) };
         let error = refused(&layers, recipe(Quantization::MXFP4));
-        assert!(matches!(error, ConvertError::RecipeOfMode { .. }), "{error}");
+        let expected =
+            "mixed_2_6 is a recipe for affine quantization, and mxfp4 of 4 bits in groups of 32 is asked for";
+        assert_eq!(error.to_string(), expected);
         layers.retain(|key, _| !key.contains("down_proj"));
         let error = refused(&layers, recipe(affine(4, 32)));
-        assert!(matches!(error, ConvertError::RecipeOfNames { .. }), "{error}");
+        let expected = "mixed_2_6 is a recipe for models with layers named down_proj, and this one has none";
+        assert_eq!(error.to_string(), expected);
         layers.get_mut("lm_head").unwrap().quantize(affine(8, 32)).unwrap();
         let error = refused(&layers, options(affine(4, 32), &[]));
         assert_eq!(

@@ -12,14 +12,13 @@ use serde_json::Value;
 use super::patterns::{Patterns, Place, check_count, compile};
 use crate::error::{CheckpointError, of_config};
 use crate::files::{is_present, warn_ignored};
+use crate::head::is_head;
 use crate::text::shortened;
 
 /// The file of the tensors, as PEFT has written it since 2023.
 pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 /// The file of the tensors, as PEFT wrote it before.
 const PICKLED: &str = "adapter_model.bin";
-/// The head of transformers' models.
-pub(crate) const HEAD: &str = "lm_head";
 /// What to do with adapters that cannot be applied here.
 pub(crate) const MERGE: &str =
     "merge the adapters into the model with PEFT (merge_and_unload) and load the result";
@@ -294,7 +293,7 @@ impl Targets {
         match self {
             Self::Names(names) => Some(names.iter().any(|name| name == layer || ends_with(name))),
             Self::Pattern(pattern) => Some(pattern.is_match(layer)),
-            Self::AllLinear => Some(is_linear && layer.rsplit('.').next() != Some(HEAD)),
+            Self::AllLinear => Some(is_linear && !is_head(layer)),
             Self::Unreadable => None,
         }
     }

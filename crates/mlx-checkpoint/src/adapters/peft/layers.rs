@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use mlx_layers::AdaptedLayer;
 
-use super::config::{HEAD, PeftConfig, TENSORS, Targets};
+use super::config::{PeftConfig, TENSORS, Targets};
 use crate::adapters::wanted::{Part, Wanted};
+use crate::head::HEAD;
 use crate::safetensors_file::TensorInfo;
 use crate::text::shortened;
 

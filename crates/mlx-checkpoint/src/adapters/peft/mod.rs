@@ -9,5 +9,5 @@ mod config;
 mod layers;
 mod patterns;
 
-pub(super) use config::{HEAD, MERGE, PeftConfig, TENSORS};
+pub(super) use config::{MERGE, PeftConfig, TENSORS};
 pub(super) use layers::{Peft, TIED, canonical};
