@@ -1,25 +1,25 @@
-"""Measures mlx-lm's caches: seconds for appends of single tokens to a cache that holds many.
+"""Measures mlx-lm's caches: the time to append single tokens to a cache that already holds many tokens.
 
-What: a server for a benchmark that wants to take turns with mlx-lm. It reads lines `KIND TOKENS ITERATIONS [DTYPE]`
-from the standard input, and answers each with one line: the seconds that ITERATIONS appends of one token took together,
-each evaluated, in a cache that held TOKENS tokens. It ends at the end of its input, or with status 2 at a line that it does not
-understand.
+What: a server for a benchmark that alternates with mlx-lm. It reads lines `KIND TOKENS ITERATIONS [DTYPE]` from
+standard input. For each line it prints the total seconds of ITERATIONS appends of one token, each evaluated, to a cache
+that holds TOKENS tokens. It ends at the end of its input. A line that it does not understand ends it with status 2.
 
-    KIND     full, quantized8, quantized4 (groups of 64),
-             rotating, rotating-keep (4 sinks), with a `max_size` of TOKENS, wrapped,
-             batch, batch-rotating: the same with left padding
-    DTYPE    float32 (if it is left out), bfloat16 or float16
+    KIND     full
+             quantized8, quantized4: full, in groups of 64
+             rotating, rotating-keep (4 sinks): `max_size` is TOKENS, and the cache has wrapped
+             batch, batch-rotating: full and rotating, for four rows with left padding
+    DTYPE    float32 (the default), bfloat16 or float16
 
-The keys and values of an append have the shape [1, 4, 1, 64], [4, 4, 1, 64] in a batch.
+The keys and values of an append have the shape [1, 4, 1, 64], in a batch [4, 4, 1, 64].
 
-Why: the benchmark of `mlx-kvcache` reports its own times next to mlx-lm's, in turns on the same machine.
+Why: the benchmark of `mlx-kvcache` shows its own times next to mlx-lm's, measured alternately on the same machine.
 
 How to run, from the repository root:
 
     echo full 4096 200 | python xtask/python/bench_caches.py
 
-Every request begins with some appends that are not timed. After them a growing cache has room for 248 more tokens if
-TOKENS is a multiple of 256; beyond that the time includes making room.
+Every request begins with eight appends that are not timed. After them, a cache that grows has room for 248 more tokens if
+TOKENS is a multiple of 256. With more iterations, the time includes allocating larger arrays.
 """
 
 import sys
@@ -36,9 +36,9 @@ from mlx_lm.models.cache import (
 )
 
 HEADS, HEAD_DIM, GROUP_SIZE, SINKS = 4, 64, 64, 4
-LEFT_PADDING = [3, 0, 2, 1]  # one row each
+LEFT_PADDING = [3, 0, 2, 1]  # one number for each row
 WARM_UP = 8
-STEP = 256  # places that mlx-lm's caches add at a time
+STEP = 256  # the number of slots by which mlx-lm's caches grow
 
 KINDS: dict[str, Callable[[int], object]] = {
     "full": lambda tokens: KVCache(),
@@ -70,17 +70,17 @@ class Prepared:
         mx.eval(self.cache.state)
 
     def append(self, count: int) -> float:
-        """Seconds for that many single tokens."""
+        """Appends `count` single tokens, and returns the seconds that this took."""
         keys, values = self.token
         began = time.perf_counter()
         for _ in range(count):
-            # What it returns is not held, or MLX could not write in place the next time.
+            # The result is not kept: if it were, MLX could not write into the same memory next time.
             self.cache.update_and_fetch(keys, values)
             mx.eval(self.cache.state)
         return time.perf_counter() - began
 
     def restore(self, count: int) -> bool:
-        """Takes the tokens back, so that the cache can be used again, if it has not grown too far."""
+        """Removes the tokens again. Returns whether the cache can be used for the next request."""
         return self.rotates or count <= STEP and self.cache.trim(count) == count
 
 
@@ -100,7 +100,7 @@ def main() -> int:
             print(f"not KIND TOKENS ITERATIONS [DTYPE]: {line.strip()}", file=sys.stderr)
             return 2
         if prepared is None or prepared.request != (kind, tokens, dtype):
-            prepared = None  # before the next one takes its memory
+            prepared = None  # frees its memory before the next cache is made
             prepared = Prepared(kind, tokens, dtype)
         prepared.append(WARM_UP)
         print(prepared.append(iterations), flush=True)

@@ -1,18 +1,18 @@
-"""Measures llama.cpp on a GGUF file: the time of a prompt up to the first token, and of each greedy token after it.
+"""Measures llama.cpp on a GGUF file: the time of a prompt up to the first token, and of each token after it.
 
-What: prints one line of JSON, the same that `bench_tokens_mlx_lm.py` prints: `load_s`, `prefill_s`, `token_s` (a list), the
-greedy `tokens`, and a `version`, which says how it was built and run. The context is of the size that is needed, keys and
-values are float16, weights are mapped (`mmap`), the whole prompt is one batch, and windows are kept as windows. A warm-up of
-the whole prompt and two tokens comes first and is not counted.
+What: prints one line of JSON with the keys of `bench_tokens_mlx_lm.py`: `load_s`, `prefill_s`, `token_s` (a list), the
+greedy `tokens`, and `version`, which says how llama.cpp was built and run. The context has exactly the size that is
+needed, keys and values are float16, weights are mapped into memory (`mmap`), the whole prompt is one batch, and layers
+with a window cache only their window. A warm-up with the whole prompt and two tokens is not counted.
 
-Why: llama.cpp is the peer of `cargo xtask speed`, in the same run on the same machine.
+Why: `cargo xtask speed` compares this project with llama.cpp in the same run on the same machine.
 
 How to run, from the repository root:
 
     $(cargo xtask python llama-cpp) xtask/python/bench_llama_cpp.py --model FILE --prompt-tokens 128 --gen-tokens 32
 
-It calls llama.cpp's own functions (`llama_decode`), without the layer of Python around them, and takes the largest logit with
-NumPy, which is faster than llama.cpp's own sampler.
+It calls llama.cpp's C functions (`llama_decode`) directly, without the Python classes around them, and finds the largest
+logit with NumPy, which is faster than llama.cpp's own sampler.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
 def prompt_of(count: int, vocabulary: int) -> list[int]:
-    """The tokens that every program of the benchmark is given."""
+    """The tokens of the prompt, the same for every program in the benchmark."""
     return [(i * 1_664_525 + 1) % 2**32 % vocabulary for i in range(count)]
 
 
@@ -61,7 +61,7 @@ class Run:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def next_token(self, tokens: list[int]) -> int:
-        """Reads these tokens and answers the likeliest next one."""
+        """Reads these tokens and returns the most probable next one."""
         for start in range(0, len(tokens), self.batch):
             part = tokens[start : start + self.batch]
             array = (llama_cpp.llama_token * len(part))(*part)
@@ -75,7 +75,7 @@ class Run:
         return np.ctypeslib.as_array(logits, (self.vocabulary,))
 
     def generate(self, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-        """Greedy tokens after a prompt, and the seconds that each took: the first with the prompt."""
+        """Greedy tokens after a prompt, and the seconds for each. Those of the first include reading the prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         tokens, seconds = [], []
         text = prompt

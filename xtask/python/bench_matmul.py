@@ -1,9 +1,9 @@
-"""Measures OpenBLAS: the seconds of float32 products of square matrices, by NumPy.
+"""Measures OpenBLAS: the time of float32 products of square matrices in NumPy.
 
-What: prints one line of JSON: `seconds` (a list, one for each product) and a `version`, which names the BLAS that NumPy
-was built with. Two products come first and are not counted.
+What: prints one line of JSON: `seconds` (a list, one number for each product) and `version`, which names the BLAS that
+NumPy was built with. The first two products are a warm-up and are not counted.
 
-Why: our matrix products should be as fast; `cargo xtask speed` shows both side by side.
+Why: our matrix products should be as fast. `cargo xtask speed` shows both.
 
 How to run, from the repository root:
 

@@ -1,24 +1,29 @@
-"""Measures mlx-lm on a checkpoint: seconds to load, tokens per second of prefill and of greedy decoding, memory.
+"""Measures mlx-lm on a checkpoint: the time to load it, the speed of prefill and of greedy decoding, and memory.
 
-What: prints one line of JSON. `load_s` is the time of `mlx_lm.utils.load_model`, weights read and evaluated;
-`prefill_tps` counts the prompt's tokens up to the first generated one; `decode_tps` counts the tokens after that one.
-Each is an object of min, median and max over the repeats. `peak_memory_bytes` is what MLX had allocated at most,
-`max_rss_bytes` what the process had resident at most.
+What: prints one line of JSON. `load_s` is the time of `mlx_lm.utils.load_model`, including reading the weights.
+`prefill_tps` is the number of prompt tokens per second up to the first generated token; `decode_tps` is the number of
+tokens per second after it. Each of the three is an object with min, median and max over the repeats.
+`peak_memory_bytes` is the most memory that MLX allocated, `max_rss_bytes` the most resident memory of the process.
 
-Why: the project's own benchmark reports its figures next to the reference's, taken on the same machine in the same run.
+Why: `cargo xtask bench` shows our figures next to mlx-lm's, measured in the same run on the same machine.
 
 How to run, from the repository root:
 
     python xtask/python/bench_mlx_lm.py --model crates/mlx-models-cli/demo/lille-130m \\
         --prompt-tokens 128 --gen-tokens 64 --repeats 3
 
-The prompt is random tokens from a fixed seed, and the end-of-text token stops nothing, so that every model and every
-repeat does the same amount of work. One warm-up generation of two tokens comes first and is not counted.
+The prompt is random tokens from a fixed seed, and generation does not stop at the end-of-text token, so that every model
+and every repeat does the same amount of work. A warm-up that generates two tokens is not counted.
 
-Four further things it does for `cargo xtask bench`. With `--first-token` it loads the tokenizer too, says one token and ends. With `--write-cache FILE --context N` it writes a prompt cache of N
-random keys and values per head, rotating with `--max-kv-size`. With `--cache FILE`, which may be given several times, it
-decodes behind each of them, and prints a list of `decode_tps` and `peak_memory_bytes`. With `--chunks N,...` it reads the
-prompt in steps of each of these sizes, and prints a list of `prefill_tps` and `peak_memory_bytes`.
+`cargo xtask bench` uses four other modes:
+
+- `--first-token` loads the tokenizer too, generates one token and ends.
+- `--write-cache FILE --context N` writes a prompt cache with random keys and values for N tokens; it is a rotating cache
+  with `--max-kv-size`.
+- `--cache FILE` (can be repeated) decodes after each of these caches, and prints a list of `decode_tps` and
+  `peak_memory_bytes`.
+- `--chunks N,...` reads the prompt in chunks of each of these sizes, and prints a list of `prefill_tps` and
+  `peak_memory_bytes`.
 """
 
 import argparse
@@ -55,7 +60,7 @@ def generation_rates(model, prompt: mx.array, count: int, **options) -> tuple[fl
 
 
 def write_cache(model, file: str, context: int, max_kv_size: int | None) -> None:
-    """A prompt cache of random numbers in the shapes and the dtype that the model's own have."""
+    """A prompt cache of random numbers, with the shapes and the dtype of the model's own caches."""
     cache = make_prompt_cache(model, max_kv_size)
     for _ in generate_step(mx.array([1, 2]), model, max_tokens=0, prompt_cache=cache):
         pass
@@ -64,7 +69,7 @@ def write_cache(model, file: str, context: int, max_kv_size: int | None) -> None
         (batch, heads, _, key_features), dtype = layer.keys.shape, layer.keys.dtype
         value_features = layer.values.shape[-1]
         while layer.offset < context:
-            # The last ones one by one, as they come in decoding: the layers of a window then have their own size.
+            # The last tokens are added one by one, as in decoding, so that layers with a window have its size.
             left = context - layer.offset
             step = min(left - 1, FILL_STEP) if left > 1 else 1
             layer.update_and_fetch(
@@ -75,20 +80,20 @@ def write_cache(model, file: str, context: int, max_kv_size: int | None) -> None
 
 
 def rate_behind(model, file: str, count: int) -> float:
-    """The decoding rate behind a prompt cache."""
+    """The decoding rate after a prompt cache, in tokens per second."""
     cache = load_prompt_cache(file)
     mx.eval([layer.state for layer in cache])
     return generation_rates(model, mx.array([1]), count, prompt_cache=cache)[1]
 
 
 def first_token(folder: Path) -> None:
-    """The least that a program can do to generate one token; the caller measures the time of the process."""
+    """Generates one token with as little work as possible. The caller measures the time of the process."""
     model, tokenizer = mlx_lm.utils.load(str(folder))
     next(generate_step(mx.array(tokenizer.encode("Once upon a time")), model, max_tokens=1))
 
 
 def measured(run) -> tuple[float, int]:
-    """What `run` answers, and what MLX had allocated at most."""
+    """The result of `run`, and the most memory that MLX had allocated."""
     mx.clear_cache()
     mx.reset_peak_memory()
     return run(), mx.get_peak_memory()

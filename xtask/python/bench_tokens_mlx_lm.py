@@ -1,10 +1,10 @@
-"""Measures mlx-lm on a checkpoint: the time of a prompt up to the first token, and of each greedy token after it.
+"""Measures mlx-lm on a checkpoint: the time of a prompt up to the first token, and of each token after it.
 
-What: prints one line of JSON, the same that `bench_llama_cpp.py` prints: `load_s`, `prefill_s`, `token_s` (a list), the
-greedy `tokens`, and a `version`. A warm-up of some of the prompt and two tokens comes first and is not counted: MLX compiles
-functions at their first call, which takes seconds.
+What: prints one line of JSON with the keys of `bench_llama_cpp.py`: `load_s`, `prefill_s`, `token_s` (a list), the
+greedy `tokens`, and `version`. A warm-up with a part of the prompt and two tokens is not counted: MLX compiles functions
+at their first call, which takes seconds.
 
-Why: mlx-lm on MLX as it comes is the peer of `cargo xtask speed`, in the same run on the same machine.
+Why: `cargo xtask speed` compares this project with mlx-lm on MLX's package, in the same run on the same machine.
 
 How to run, from the repository root:
 
@@ -24,12 +24,12 @@ from mlx_lm.generate import generate_step
 
 
 def prompt_of(count: int, vocabulary: int) -> list[int]:
-    """The tokens that every program of the benchmark is given."""
+    """The tokens of the prompt, the same for every program in the benchmark."""
     return [(i * 1_664_525 + 1) % 2**32 % vocabulary for i in range(count)]
 
 
 def generate(model, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    """Greedy tokens after a prompt, and the seconds that each took: the first with the prompt."""
+    """Greedy tokens after a prompt, and the seconds for each. Those of the first include reading the prompt."""
     tokens, times = [], [time.perf_counter()]
     for token, _ in generate_step(mx.array(prompt), model, max_tokens=count):
         times.append(time.perf_counter())

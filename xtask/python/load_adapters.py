@@ -1,11 +1,12 @@
-"""Checks that mlx-lm reads adapters that other programs trained and saved, and computes the same with them.
+"""Checks that mlx-lm reads adapters that other programs trained and saved, and computes the same logits with them.
 
-What: FOLDER holds a checkpoint `base`; for each `NAME.logits.safetensors` in it, mlx-lm loads the adapters `NAME` over that
-checkpoint, reads its `tokens`, int32 `[B, T]`, in one call, and compares the logits with its `logits`: the same dtype,
-shape and bits. Prints a line for each, then `N passed, N failed`. The exit status is 0 if all passed and there was one.
+What: the folder contains a checkpoint `base`, and for each test an adapter folder NAME and `NAME.logits.safetensors`.
+mlx-lm loads the checkpoint with these adapters and reads the `tokens` of the file, int32 `[B, T]`, in one call. Its logits
+must have the dtype, shape and bits of `logits` in the file. Prints a line for each test, then `N passed, N failed`. The
+exit status is 0 if there is at least one test and all passed.
 
-Why: mlx-lm and this project must be able to read each other's adapters. `cargo test -p mlx-lille-130m --test adapters` leaves such a
-folder.
+Why: mlx-lm and this project must be able to read each other's adapters. `cargo test -p mlx-lille-130m --test adapters`
+writes such a folder.
 
 How to run, from the repository root: `cargo xtask fixtures --verify-ours`, or for a folder
 
@@ -26,7 +27,7 @@ LOGITS = ".logits.safetensors"
 
 
 def adapted_model(folder: Path, adapters: Path) -> tuple[nn.Module, dict]:
-    """As `mlx_lm.load` loads both, without a tokenizer."""
+    """The model with its adapters, as `mlx_lm.load` loads it, but without a tokenizer."""
     model, config = mlx_lm.utils.load_model(folder)
     model = load_adapters(model, str(adapters))
     model.eval()
@@ -34,7 +35,7 @@ def adapted_model(folder: Path, adapters: Path) -> tuple[nn.Module, dict]:
 
 
 def check(base: Path, adapters: Path, file: Path) -> str:
-    """What is wrong with these adapters, empty if nothing is."""
+    """What is wrong with these adapters; empty if nothing is."""
     expected = mx.load(str(file))
     logits = adapted_model(base, adapters)[0](expected["tokens"])
     plain = mlx_lm.utils.load_model(base)[0](expected["tokens"])
@@ -55,7 +56,7 @@ def main() -> int:
         name = file.name.removesuffix(LOGITS)
         try:
             wrong = check(folder / "base", folder / name, file)
-        except Exception as error:  # whatever mlx-lm makes of a folder that it does not understand
+        except Exception as error:  # mlx-lm may raise anything for a folder that it does not understand
             wrong = f"{type(error).__name__}: {error}"
         failed += bool(wrong)
         print(f"{name}: {wrong or 'passed'}")

@@ -1,7 +1,7 @@
-"""Has mlx-lm load the checkpoints that this project's `convert` has written, and compares the logits.
+"""Loads the checkpoints that this project's `convert` wrote with mlx-lm, and compares the logits.
 
-What: for every case of `make_convert_fixtures.py`, the logits of what the test has written below the folder beside those of
-what mlx-lm itself converts, bit for bit.
+What: for every case of `make_convert_fixtures.py`, mlx-lm's `convert` writes a checkpoint, and the test has written one
+below the folder. mlx-lm computes logits with both, which must have the same bits.
 
 Why: mlx-lm must be able to use the checkpoints that this project writes.
 
@@ -30,7 +30,7 @@ def logits(folder: Path) -> mx.array:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="where the test has left its checkpoints")
+    parser.add_argument("folder", type=Path, help="where the test has written its checkpoints")
     args = parser.parse_args()
     demand_own_blas(parser)
     mx.set_default_device(mx.cpu)

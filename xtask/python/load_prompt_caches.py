@@ -1,20 +1,20 @@
 """Checks that mlx-lm reads prompt caches that other programs wrote, and continues from them with the same bits.
 
-What: for every `NAME.safetensors` of a folder, mlx-lm loads it with `load_prompt_cache`, appends what
-`NAME.next.safetensors` beside it says, attends, and compares its results and offsets with those in that file. Prints a line
-for each file, `passed` or what is wrong, and then `N passed, N failed`. The exit status is 0 if all passed and there
-was at least one.
+What: mlx-lm loads every `NAME.safetensors` of a folder with `load_prompt_cache`. Then it appends the keys and values in
+`NAME.next.safetensors`, computes attention, and compares the results and offsets with those in that file. Prints a line
+for each file, `passed` or what is wrong, and then `N passed, N failed`. The exit status is 0 if there is at least one file
+and all passed.
 
-In `NAME.next.safetensors`, of layer L, counted from 0, and its i-th append:
+`NAME.next.safetensors` has these tensors for layer L and its append number i, both counted from 0:
 
-    L.scale                  float32, what the scores are multiplied by
+    L.scale                  float32, the factor of the scores
     L.offset                 int32, the offset when the file has been read; [B] of a batch cache
     L.i.q, L.i.k, L.i.v      [B, H, n, D], [B, KV, n, D] and [B, KV, n, DV]
     L.i.out                  [B, H, n, DV], attention of the queries over the cache after the append
     L.i.offset               int32, the offset after the append
 
-Why: files must go both ways between mlx-lm and this project. `make_prompt_caches.py` makes such a folder with mlx-lm,
-for `cargo test -p mlx-kvcache`; tests there can write such a folder too, for this script.
+Why: mlx-lm and this project must be able to read each other's files. `make_prompt_caches.py` writes such a folder with
+mlx-lm, for `cargo test -p mlx-kvcache`. Tests of that crate write such a folder for this script.
 
 How to run, from the repository root:
 
@@ -36,7 +36,7 @@ def load(file: Path) -> list:
     """The caches in a file that `save_prompt_cache` wrote."""
     caches = load_prompt_cache(str(file))
     for cache in caches:
-        # mlx-lm 0.32.2 sets what is in the file and nothing else, and then misses these.
+        # mlx-lm 0.32.2 sets only the attributes that are in the file, but later needs these too.
         if isinstance(cache, BatchRotatingKVCache):
             cache._lengths = None
         if isinstance(cache, BatchKVCache):
@@ -45,8 +45,8 @@ def load(file: Path) -> list:
 
 
 def attend(cache, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """Appends, and answers with mlx-lm's attention over mlx-lm's cache with mlx-lm's mask."""
-    # Other objects: mlx-lm writes into some of those that it is given.
+    """Appends keys and values, and returns the attention, all with mlx-lm's cache, mask and function."""
+    # Copies, because mlx-lm writes into some of its arguments.
     queries, keys, values = (mx.array(array) for array in (queries, keys, values))
     mask = cache.make_mask(queries.shape[2], return_array=False, window_size=None)
     keys, values = cache.update_and_fetch(keys, values)
@@ -54,12 +54,12 @@ def attend(cache, queries: mx.array, keys: mx.array, values: mx.array, scale: fl
 
 
 def offset(cache) -> mx.array:
-    """An array that the next append does not change."""
+    """A copy of the offset, which the next append does not change."""
     return mx.array(cache.offset, dtype=mx.int32)
 
 
 def difference(found: mx.array, expected: mx.array) -> str:
-    """What is wrong, empty if dtype, shape and bits are the same. NaN equals NaN."""
+    """What is wrong; empty if dtype, shape and bits are the same. NaN equals NaN."""
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{found.dtype} {found.shape} and not {expected.dtype} {expected.shape}"
     if found.dtype not in BITS:
@@ -73,7 +73,7 @@ def difference(found: mx.array, expected: mx.array) -> str:
 
 
 def check(file: Path) -> str:
-    """What is wrong with a file, empty if nothing is."""
+    """What is wrong with a file; empty if nothing is."""
     beside = file.with_suffix(".next.safetensors")
     if not beside.exists():
         return f"there is no {beside.name}"
@@ -110,7 +110,7 @@ def main() -> int:
     for file in files:
         try:
             wrong = check(file)
-        except Exception as error:  # whatever mlx-lm makes of a file that it does not understand
+        except Exception as error:  # mlx-lm may raise anything for a file that it does not understand
             wrong = f"{type(error).__name__}: {error}"
         failed += bool(wrong)
         print(f"{file.name}: {wrong or 'passed'}")

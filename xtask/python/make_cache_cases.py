@@ -1,11 +1,13 @@
 """Makes the parity cases of caches: the output of attention over a cache after every append.
 
-What: each case is a folder with `reference.safetensors`, the inputs `q.0`, `k.0`, `v.0`, `q.1`, ... and the outputs
-`out.0`, ... of every append; and `case.json`, with the cache and the operations on it. There are two oracles:
+What: each case is a folder with `reference.safetensors`, which has the inputs `q.0`, `k.0`, `v.0`, `q.1`, ... and the
+outputs `out.0`, ... of every append, and `case.json`, which has the cache and the operations on it. The outputs come
+from one of two references:
 
-* NumPy in float64, compared within a tolerance: the rule of which query sees which key, applied to the whole history without any
-  cache. Query i sees key j when `j <= i` and (`j < keep` or `i - j < max_size - keep`) in a rotating cache,
-  `i - j < window` in a full one that has a window. Of a quantized cache the history is what MLX quantizes it to.
+* NumPy in float64, compared within a tolerance. It has no cache, and applies the rule which query sees which key to all
+  keys and values so far, which for a quantized cache were quantized by MLX. In a rotating cache query i sees key j if
+  `j <= i` and (`j < keep` or `i - j < max_size - keep`); in a full cache if `j <= i` and, with a window,
+  `i - j < window`.
 * mlx-lm, compared exactly: its own caches, masks and attention, where they follow that rule.
 
 Why: `cargo xtask parity` runs these folders with the caches of `mlx-kvcache`.
@@ -14,13 +16,16 @@ How to run, from the repository root:
 
     python xtask/python/make_cache_cases.py
 
-What the script demands before it writes a case: the answers are within the tolerance of the rule, mlx-lm's too; plain
-attention of MLX in the dtype of the case is within half of it; and, where the case is compared within the tolerance, a
-rule that is slightly wrong is not: a window of one more or one less, a sink too many or too few, numbers that were not
-quantized. Every trim is one that a cache of that size can do.
+Before the script writes a case, it checks that the case is useful:
 
-Not here, because mlx-lm 0.32.2 breaks the rule: appends of several tokens to a `RotatingKVCache` that has sinks, once
-there are more than `max_size` tokens. Its mask hides the sinks then, and is too wide by their number.
+* The outputs, also mlx-lm's, are within the tolerance of the rule.
+* MLX's attention over all keys and values, in the dtype of the case, is within half the tolerance.
+* If the case is compared within a tolerance, a slightly wrong rule is outside of it: a window that is one token longer
+  or shorter, one sink more or less, keys and values that are not quantized.
+* A cache of that size can do every trim.
+
+One thing is missing, because mlx-lm 0.32.2 breaks the rule: appends of several tokens to a `RotatingKVCache` with sinks
+that holds more than `max_size` tokens. Its mask then hides the sinks, and shows as many other tokens too many.
 """
 
 import math
@@ -48,12 +53,12 @@ RULE, MLX_LM = f"numpy {version('numpy')} float64", f"mlx-lm {version('mlx-lm')}
 F32, BF16, F16 = mx.float32, mx.bfloat16, mx.float16
 SAVE_LOAD = "save_load"
 
-# How far an answer may be from the float64 rule: a part of it, and a number. In float32 little but the order of the
-# sums differs, which is below 1e-6 here. In the short dtypes scores, weights and answers, which are around 1, are
-# rounded to 8 places (2**-8) or 11 (2**-11): up to 0.016 and 0.002. A quantized cache is read by a kernel that adds
-# up scaled integers and biases, which are larger than their sum and partly cancel. In float32 it is given ten times
-# the room, still far less than a step of 8 bits (0.02). In the short dtypes MLX's CPU kernel also rounds the sum at
-# every step: up to 0.05 and 0.004. Steps of 4 bits (0.3) still show through that, which the script demands.
+# The largest accepted difference from the rule in float64: relative, and absolute. In float32 the main difference is
+# the order of sums, which is below 1e-6 here. In bfloat16 and float16, scores, weights and outputs, which are around 1,
+# are rounded to 8 or 11 binary digits: differences are up to 0.016 and 0.002. For a quantized cache, a kernel adds
+# scaled integers and biases, which are larger than their sum and partly cancel. So the tolerance in float32 is ten
+# times as large, which is still far below a step of 8 bits (0.02). In bfloat16 and float16 MLX's CPU kernel also rounds
+# the sum at every step: differences are up to 0.05 and 0.004. A step of 4 bits (0.3) is larger, as the script checks.
 CLOSE = {F32: (1e-4, 1e-5), BF16: (2e-2, 2e-2), F16: (2e-3, 2e-3)}
 CLOSE_QUANTIZED = {F32: (1e-3, 1e-4), BF16: (1e-1, 1e-1), F16: (1e-2, 1e-2)}
 
@@ -62,8 +67,8 @@ CLOSE_QUANTIZED = {F32: (1e-3, 1e-4), BF16: (1e-1, 1e-1), F16: (1e-2, 1e-2)}
 class Case:
     """One folder to make.
 
-    Of `ops`, a number above zero appends that many tokens, one below takes tokens back, and `SAVE_LOAD` goes through a
-    file. Without `max_size` the cache is a full one. `quantize` is bits and group size.
+    In `ops`, a positive number appends this number of tokens, a negative number trims tokens, and `SAVE_LOAD` saves the
+    cache and loads it again. Without `max_size` the cache is full. `quantize` is (bits, group size).
     """
 
     name: str
@@ -76,8 +81,8 @@ class Case:
     quantize: tuple[int, int] | None = None
     dtype: mx.Dtype = F32
     batch: int = 1
-    heads: tuple[int, int] = (2, 1)  # of queries, and of keys and values
-    dims: tuple[int, int] = (32, 32)  # of queries and keys, and of values
+    heads: tuple[int, int] = (2, 1)  # query heads, key-value heads
+    dims: tuple[int, int] = (32, 32)  # features of a head: queries and keys, values
     oracle: str = RULE
 
     @property
@@ -89,7 +94,7 @@ class Case:
         return (CLOSE_QUANTIZED if self.quantize else CLOSE)[self.dtype]
 
     def cache(self) -> dict:
-        """The key `cache` of `case.json`."""
+        """The value of the key `cache` in `case.json`."""
         keys: dict = {"type": "full"}
         if self.max_size:
             keys = {"type": "rotating", "max_size": self.max_size}
@@ -100,7 +105,7 @@ class Case:
         return keys
 
     def operations(self) -> list[dict]:
-        """The key `ops` of `case.json`."""
+        """The value of the key `ops` in `case.json`."""
         named = []
         for op in self.ops:
             if op == SAVE_LOAD:
@@ -119,7 +124,7 @@ BACK_AND_FORTH = [10, *ONES[:5], -4, *ONES[:7], -3, 1, 1, 1, 1, 5, 1, -2, 1, 1]
 SAVED_FULL = [SAVE_LOAD, 5, SAVE_LOAD, 1, 1, -2, SAVE_LOAD, 3, SAVE_LOAD, 1, -1, 1]
 SAVED_ROTATING = [SAVE_LOAD, 3, SAVE_LOAD, *ONES, SAVE_LOAD, 1, 1, 13, SAVE_LOAD, 1, SAVE_LOAD, 6, 1]
 
-# The rule, in full caches and rotating ones.
+# Full and rotating caches, compared with the rule.
 FULL_CASES = [
     Case("cache_full_chunks_trims", 1, [7, 1, 5, -3, 1, 1, -1, 9, -20, 4, 1], **GROUPS),
     Case("cache_full_window", 2, [4, 1, 5, 1, 1, -3, 8, 1, -10, SAVE_LOAD, 2, 1, 1, 9], window=6),
@@ -160,13 +165,13 @@ ROTATING_CASES = [
 REWIND_CASES = [
     Case("cache_rewind", 40, BACK_AND_FORTH, 8, rewind=4),
     Case("cache_rewind_keep", 41, BACK_AND_FORTH, 10, keep=4, rewind=4, **GROUPS),
-    # Straight after several tokens, fewer and more than there are slots, and one by one.
+    # Trims directly after an append of several tokens, fewer or more than there are slots, and after single tokens.
     Case("cache_rewind_after_chunks", 42, [20, -4, 1, 13, -1, -1, -2, 3, 1, 8, -3, 6, 2, 1], 8, rewind=4),
     Case("cache_rewind_keep_after_chunks", 43, [5, 4, -3, 20, -3, 1, 1, 30, -1, 2, 9, -3, 4, 1], 9, keep=2, rewind=3),
-    # 14 tokens, 11, 13 and then 9: the next one sees the 7 of them that are still there.
+    # There are 14 tokens, then 11, 13 and 9. The next token sees the last 7 of these 9, which are still in the cache.
     Case("cache_rewind_twice", 56, [10, *ONES[:4], -3, 1, 1, -4, 4, -2, 1, 1, 1], 8, rewind=4),
     Case("cache_rewind_before_wrap", 44, [4, -3, 1, 1, 2, -2, 1, *ONES, -2, 1], 8, rewind=3),
-    # Of 21 tokens 3 are left, which are sinks; after another wrap 1 is.
+    # A trim from 21 to 3 tokens, which are all sinks; after another wrap, a trim to 1 token.
     Case("cache_rewind_into_sinks", 45, [20, 1, -18, 2, 1, 1, -2, *ONES, -3, 1, 1, -13, 6, 1], 10, keep=4, rewind=3),
     Case("cache_rewind_everything", 46, [6, -6, 19, -19, 3, 1, 1, *ONES, -2, 1, -14, 1, 1, 9, -2, 1], 8, rewind=2),
     Case("cache_rewind_keep_everything", 47, [9, *ONES, -19, 2, 1, 12, -2, 1, -14, 7, 7, 1], 8, keep=3, rewind=2),
@@ -180,7 +185,7 @@ REWIND_CASES = [
     Case("cache_rewind_q8_save_load", 55, [15, 1, -2, SAVE_LOAD, 1, 6, SAVE_LOAD, -3, 1], 9, keep=3, rewind=3, **Q8),
 ]
 
-# mlx-lm's own caches.
+# The outputs of these cases come from mlx-lm's own caches.
 FULL, ROTATING = [5, 1, 1, -2, 7, 1, -1, 1, 1], [3, 4, 1, 1, 1, 20, 1, 1, 9, *ONES, 2, 1]
 GROWTH = [250, *ONES[:8], 4, 1]
 MLX_LM_CASES = [
@@ -199,7 +204,7 @@ MLX_LM_CASES = [
     Case("cache_mlx_lm_rotating_batch", 73, [8, *ONES[:9], 3, 1], 7, **BATCH),
     Case("cache_mlx_lm_rotating_from_empty", 74, [*ONES, *ONES, 5, 1, 1], 10),
     Case("cache_mlx_lm_rotating_save_load", 75, SAVED_ROTATING, 8),
-    # One token at a time the buffer begins with 256 slots, and gets the other 6 when they are needed.
+    # With single tokens the buffer begins with 256 slots, and grows by the other 6 when they are needed.
     Case("cache_mlx_lm_rotating_past_256", 76, [1] * 266, 262, heads=(1, 1), dtype=F16),
     Case("cache_mlx_lm_rotating_prompt_past_256", 77, [200, 40, *ONES, *ONES, 3, 1], 262, heads=(1, 1), dtype=BF16),
     Case("cache_mlx_lm_keep_f32", 80, [6, 3, *ONES, *ONES, 1], 12, keep=4, **GROUPS),
@@ -222,13 +227,13 @@ MLX_LM_CASES = [
 CASES = FULL_CASES + ROTATING_CASES + REWIND_CASES + [replace(case, oracle=MLX_LM) for case in MLX_LM_CASES]
 
 
-# Keys or values as a cache holds them: one array, or what `mx.quantize` answers. Axis 2 is that of the tokens.
+# Keys or values as a cache holds them: one array, or the result of `mx.quantize`. Axis 2 counts the tokens.
 Stored = tuple[mx.array, ...]
 
 
 @dataclass
 class Update:
-    """One append, and all keys and values that there are with it."""
+    """One append: its queries, keys and values, and all keys and values so far, these included."""
 
     queries: mx.array
     keys: mx.array
@@ -248,7 +253,7 @@ def stored(case: Case, array: mx.array) -> Stored:
 
 
 def restored(case: Case, held: Stored) -> np.ndarray:
-    """The numbers that are held. Scales and biases have the dtype of the case, and are not rounded to it again."""
+    """The cached numbers in float64, dequantized from scales and biases without further rounding."""
     if not case.quantize:
         return float64(*held)
     bits, group_size = case.quantize
@@ -257,7 +262,7 @@ def restored(case: Case, held: Stored) -> np.ndarray:
 
 
 def updates(case: Case) -> list[Update]:
-    """Seeded inputs, and the history at each of them."""
+    """The appends of a case, with random numbers from its seed."""
     rng = np.random.default_rng(case.seed)
     (heads, kv_heads), (key_dim, value_dim) = case.heads, case.dims
 
@@ -284,7 +289,7 @@ def updates(case: Case) -> list[Update]:
 
 
 def visible(case: Case, queries: int, tokens: int) -> np.ndarray:
-    """Which of all tokens each of the newest ones sees: the rule."""
+    """The rule: which of all tokens each of the newest tokens sees, `[queries, tokens]`."""
     i, j = np.arange(tokens - queries, tokens)[:, None], np.arange(tokens)
     if case.max_size:
         return (j <= i) & ((j < case.keep) | (i - j < case.max_size - case.keep))
@@ -292,7 +297,7 @@ def visible(case: Case, queries: int, tokens: int) -> np.ndarray:
 
 
 def by_the_rule(case: Case, update: Update) -> np.ndarray:
-    """The answer in float64."""
+    """Attention in float64."""
     heads, kv_heads = case.heads
     keys, values = (np.repeat(restored(case, held), heads // kv_heads, axis=1) for held in update.history)
     queries = float64(update.queries)
@@ -304,7 +309,7 @@ def by_the_rule(case: Case, update: Update) -> np.ndarray:
 
 
 def by_plain_attention(case: Case, update: Update) -> mx.array:
-    """MLX's answer in the dtype of the case, from the whole history and the rule as a mask."""
+    """MLX's attention over all keys and values in the dtype of the case, with the rule as its mask."""
     keys, values = update.history
     heads, kv_heads = case.heads
     tokens = keys[0].shape[2]
@@ -312,14 +317,15 @@ def by_plain_attention(case: Case, update: Update) -> mx.array:
     if not case.quantize:
         return mx.fast.scaled_dot_product_attention(update.queries, *keys, *values, scale=case.scale, mask=mask)
     bits, group_size = case.quantize
-    # One head of keys for each of queries: in groups mlx-lm's function demands values of the size of the keys.
+    # Keys and values are repeated for each query head: if heads share keys, mlx-lm's function requires that values
+    # have as many features as keys.
     keys, values = (tuple(mx.repeat(part, heads // kv_heads, axis=1) for part in held) for held in (keys, values))
-    queries = mx.array(update.queries)  # another object, because mlx-lm multiplies it by the scale in place
+    queries = mx.array(update.queries)  # a copy, because mlx-lm multiplies it by the scale in place
     return quantized_scaled_dot_product_attention(queries, keys, values, case.scale, mask, group_size, bits)
 
 
 def by_mlx_lm(case: Case, made: list[Update]) -> Iterator[mx.array]:
-    """mlx-lm's answers, from its own cache, mask and attention."""
+    """The outputs of mlx-lm, with its own cache, mask and attention."""
     if case.max_size:
         cache = RotatingKVCache(case.max_size, keep=case.keep)
     elif case.quantize:
@@ -334,22 +340,22 @@ def by_mlx_lm(case: Case, made: list[Update]) -> Iterator[mx.array]:
                 file = str(Path(folder) / "cache.safetensors")
                 save_prompt_cache(file, [cache])
                 [cache] = load_prompt_cache(file)
-                mx.eval(cache.state)  # before the file goes
+                mx.eval(cache.state)  # before the file is removed
         elif op < 0:
             if not cache.is_trimmable() or cache.trim(-op) != -op:
                 raise SystemExit(f"{case.name}: mlx-lm cannot trim {-op} tokens")
         else:
             update = next(inputs)
             mask = cache.make_mask(op, return_array=False, window_size=case.window)
-            # Other objects, because mlx-lm multiplies the queries of a quantized cache by the scale in place, and a
-            # rotating cache whose first append has `max_size` tokens keeps that very array and writes into it.
+            # Copies, because mlx-lm multiplies the queries of a quantized cache by the scale in place, and a rotating
+            # cache whose first append has `max_size` tokens keeps this array and later writes into it.
             queries, keys, values = (mx.array(array) for array in (update.queries, update.keys, update.values))
             keys, values = cache.update_and_fetch(keys, values)
             yield scaled_dot_product_attention(queries, keys, values, cache=cache, scale=case.scale, mask=mask)
 
 
 def distance(case: Case, answer: mx.array | np.ndarray, rule: np.ndarray) -> float:
-    """The worst difference, in parts of the tolerance; infinite where the answer is not finite."""
+    """The largest difference, divided by the tolerance; infinite if the output is not finite."""
     rtol, atol = case.close
     answer = float64(answer) if isinstance(answer, mx.array) else answer
     parts = np.abs(answer - rule) / (atol + rtol * np.abs(rule))
@@ -357,10 +363,11 @@ def distance(case: Case, answer: mx.array | np.ndarray, rule: np.ndarray) -> flo
 
 
 def demand_possible_trims(case: Case) -> None:
-    """A rotating cache holds the sinks and the newest `max_size - keep + rewind` other tokens there ever were.
+    """Checks that a cache can do every trim of the case.
 
-    Up to `rewind` tokens go back if those are left that the next token sees besides itself; nothing but sinks always
-    can be left. A full cache goes back to anywhere.
+    A full cache can trim any number of tokens. A rotating cache holds the sinks and the newest `max_size - keep + rewind`
+    other tokens. It can trim up to `rewind` tokens if all tokens that the next token would see are still there, and any
+    number of tokens if only sinks remain.
     """
     window = (case.max_size or 0) - case.keep
     tokens = most = 0
@@ -368,7 +375,7 @@ def demand_possible_trims(case: Case) -> None:
         if op == SAVE_LOAD:
             continue
         tokens += op
-        most = max(most, tokens) if tokens > case.keep else tokens  # with nothing but sinks it is as if new
+        most = max(most, tokens) if tokens > case.keep else tokens  # a cache with only sinks is like a new one
         possible = tokens >= 0
         if case.max_size and op < 0 and tokens > case.keep:
             oldest, needed = (max(case.keep, step) for step in (most - window - case.rewind, tokens - window + 1))
@@ -378,7 +385,7 @@ def demand_possible_trims(case: Case) -> None:
 
 
 def slightly_wrong(case: Case) -> Iterator[tuple[str, Case]]:
-    """Rules that answer otherwise, if the case is worth anything."""
+    """Wrong rules, which must give other outputs in a useful case, and what is wrong with each."""
     if case.max_size:
         yield "a longer window", replace(case, max_size=case.max_size + 1)
         if case.max_size - case.keep > 1:
@@ -395,7 +402,7 @@ def slightly_wrong(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def demand_sound(case: Case, made: list[Update], answers: list[mx.array]) -> None:
-    """Ends the program where the case is wrong, cannot be met, or says nothing."""
+    """Ends the program if a check of the module's description fails."""
     demand_possible_trims(case)
     rule = [by_the_rule(case, update) for update in made]
     if (far := max(map(partial(distance, case), answers, rule))) > 1:
@@ -410,7 +417,7 @@ def demand_sound(case: Case, made: list[Update], answers: list[mx.array]) -> Non
 
 
 def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     made = updates(case)
     if case.oracle == RULE:
         answers = [mx.array(by_the_rule(case, update).astype(np.float32)).astype(case.dtype) for update in made]

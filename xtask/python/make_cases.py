@@ -1,7 +1,7 @@
-"""Makes the parity cases of Lille models: tiny checkpoints with what mlx-lm computes from them.
+"""Makes the parity cases of Lille models: tiny checkpoints and mlx-lm's results for them.
 
-What: folders as `model_cases.py` describes them, in each dtype and mode of quantization, one of them in shards. The
-weights of those that are not quantized follow from a seed, see `seeded_weights.py`.
+What: folders as `model_cases.py` describes them, one for each dtype and quantization mode, and one with several
+safetensors files. Weights that are not quantized are made from a seed, see `seeded_weights.py`.
 
 Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models.
 
@@ -32,16 +32,16 @@ LAYER = "transformer.layers"
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Logits differ clearly and depend on what came before."""
+    """Scales random weights so that logits differ clearly and depend on the tokens before."""
     if values.ndim == 1:
         return 1 + 0.2 * values  # a norm
     if "tok_embeddings" in name:
-        return 0.4 * values  # the same matrix gives the logits: small, or each token would predict itself
+        return 0.4 * values  # is also the head; with larger numbers each token would predict itself
     return matrix(values, 1.8)
 
 
 def rotary_leftovers(_: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Buffers that training code leaves in a checkpoint and that a loader has to drop."""
+    """Buffers that training code leaves in checkpoints, and that a loader has to ignore."""
     head_dim = CONFIG["n_embd"] // CONFIG["n_head"]
     frequencies = CONFIG["rope_theta"] ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     return {

@@ -1,8 +1,8 @@
-"""Makes the fixtures of `mlx-tokenizer`: what transformers renders, encodes and decodes, and what mlx-lm streams.
+"""Makes the fixtures of `mlx-tokenizer`: texts that transformers renders, encodes and decodes, and that mlx-lm streams.
 
-What: `chats.json`, conversations through the templates of `chat_templates`, which have the shapes of those of real
-models, and through small templates, each about one thing; `tokenizers.json`, small tokenizers of each kind as the files
-of a checkpoint folder, with texts, ids and the text that ids become.
+What: `chats.json` has conversations, rendered with the templates in `chat_templates`, which are like those of real
+models, and with small templates that test one feature each. `tokenizers.json` has small tokenizers of each kind, as the
+files of a checkpoint folder, with texts and their ids, and with ids and their texts.
 
 Why: `cargo test -p mlx-tokenizer` requires the same texts and ids from this project's tokenizer.
 
@@ -110,7 +110,7 @@ CONVERSATIONS = {
     ],
 }
 
-# What is given besides the messages.
+# The other arguments of `apply_chat_template`.
 SETTINGS = {
     "plain": {},
     "closed": {"add_generation_prompt": False},
@@ -124,7 +124,7 @@ SETTINGS = {
 VALUE = {"b": [1, 2.5, True, None, "é\"\\\n\u007f\u0001🦊"], "a": {"z": {}, "y": []}, "1": -1}
 MESSAGES = [turn("user", "  Hi there \n"), turn("assistant", "Hello"), turn("user", "bye")]
 
-# Small templates, each about one thing; a line each, however long.
+# Small templates, each for one feature, on one line each.
 SNIPPETS = [
     "{{ v | tojson }}",
     "{{ v | tojson(indent=2) }}|{{ v | tojson(indent=0) }}|{{ [] | tojson(indent=2) }}",
@@ -222,13 +222,13 @@ def write_folder(folder: Path, files: dict[str, object]) -> Path:
 
 
 def answer(tokenizer, template: str, messages: list, settings: dict) -> dict:
-    """What a template makes of messages: a text, what it says with `raise_exception`, or that it fails."""
+    """Renders messages: the text, the message of `raise_exception`, or that rendering fails."""
     settings = {"add_generation_prompt": "continue_final_message" not in settings} | settings
     try:
         text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **settings)
         return {"text": text}
     except TemplateError as error:
-        # Its subclasses are errors of the template itself.
+        # `raise_exception` raises this class; its subclasses are mistakes in the template.
         return {"refused": str(error)} if type(error) is TemplateError else {"fails": True}
     except (TypeError, ValueError):
         return {"fails": True}
@@ -277,7 +277,7 @@ def tokenizer_json(model: dict, **parts: object) -> dict:
 
 
 def bpe(symbols: list[str], words: list[str], **rest: object) -> dict:
-    """A model with these symbols, and merges that build these words from the left."""
+    """A BPE model with these symbols, and with merges that build each word from left to right."""
     vocab, merges = {symbol: id for id, symbol in enumerate(symbols)}, []
     for word in words:
         for end in range(1, len(word)):
@@ -304,7 +304,7 @@ def byte_level(words: list[str], **parts: object) -> dict:
 
 
 def sentence_piece(words: list[str], strip: bool) -> dict:
-    """As Gemma's (without `strip`) or Llama's tokenizer: `▁` for a space, and a token for each byte."""
+    """A tokenizer like Gemma's or, with `strip`, like Llama's: `▁` for a space, and a token for each byte."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = list("▁abcdefghijklmnopqrstuvwxyz.,!?'日本é")
@@ -324,7 +324,7 @@ def sentence_piece(words: list[str], strip: bool) -> dict:
 
 
 def begins(bos: str, id: int) -> dict:
-    """A post-processor that puts a token before a text."""
+    """A post-processor that puts this token before a text."""
     special = {"SpecialToken": {"id": bos, "type_id": 0}}
     sequence = [{"Sequence": {"id": letter, "type_id": 0}} for letter in "AB"]
     tokens = {bos: {"id": bos, "ids": [id], "tokens": [bos]}}
@@ -417,7 +417,7 @@ TEXTS = [
 
 
 def sequences(tokenizer) -> list[list[int]]:
-    """Ids to decode: those of texts, each id alone and after another, and broken characters."""
+    """Ids to decode: those of texts, incomplete characters, and all ids in several orders."""
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
     bytes_ = [id for id in tokenizer.convert_tokens_to_ids(["<0xF0>", "<0x9F>", "<0xA6>", "<0x8A>"]) if id is not None]
     broken = [bytes_, bytes_[:3], [*bytes_, *bytes_[:2], *texts[2]], bytes_[1:] * 2] if len(set(bytes_)) == 4 else []
@@ -436,7 +436,7 @@ def tokenizers() -> dict:
             streams = tokenizer_utils.load(folder)
         texts = []
         for text in TEXTS:
-            # The rule of mlx-lm's `stream_generate`.
+            # As `stream_generate` of mlx-lm decides it.
             around = tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
             texts.append({
                 "text": text,
@@ -447,9 +447,9 @@ def tokenizers() -> dict:
         decoded = []
         for ids in sequences(tokenizer):
             case = {"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
-            # With `Strip`, mlx-lm leaves out two spaces at the start where there are two tokens of spaces.
+            # Not with `Strip`: if there are two tokens of spaces, mlx-lm removes two spaces at the start.
             if name == "sentence_piece":
-                # It streams special tokens too, which is left to others here.
+                # mlx-lm would stream the text of special tokens too, which this project leaves out.
                 special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
                 stream = streams.detokenizer
                 for id in (id for id in ids if id not in special):
@@ -463,7 +463,7 @@ def tokenizers() -> dict:
 
 
 def write(path: Path, contents: dict) -> None:
-    """JSON with a line for each entry of each list and object at the top."""
+    """Writes JSON, with one line for each entry of the top-level lists and objects."""
     lines = []
     for name, value in contents.items():
         entries = [json.dumps(entry) for entry in value] if isinstance(value, list) else None

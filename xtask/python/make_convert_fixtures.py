@@ -1,16 +1,16 @@
-"""Makes the fixture of `mlx_models::convert`: what mlx-lm's `convert` makes of the tiny checkpoints of parity cases.
+"""Makes the fixture of `mlx_models::convert`: tiny checkpoints of parity cases, converted by mlx-lm's `convert`.
 
-What: `converted.json`, one case per line: a checkpoint, the options, and of the folder that mlx-lm writes each tensor's
-dtype, shape and the beginning of its SHA-256, the sizes that the index has, the config and, where there are several, the
-files that they lie in. With `adapters` they are fused first, by mlx-lm's `fuse`.
+What: `converted.json`, one case per line: a checkpoint, the options, and a description of the folder that mlx-lm writes.
+It has the config, the sizes in the index, and the dtype, shape and the beginning of the SHA-256 of each tensor. If there
+are several files, it says which tensors each contains. With `adapters`, mlx-lm's `fuse` adds them to the weights first.
 
-Why: `cargo test -p mlx-models --features architectures` requires the same from this project's `convert`.
+Why: `cargo test -p mlx-models --features architectures` requires the same folders from this project's `convert`.
 
 How to run, from the repository root:
 
     python xtask/python/make_convert_fixtures.py
 
-The random choices are those of the checkpoints, which have their own seeds.
+The script itself has no random numbers: the checkpoints have their own seeds.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from parity_cases import CASES_FOLDER, ROOT, argument_parser, demand_own_blas, f
 
 FILE = "crates/mlx-models/tests/fixtures/converted.json"
 
-# A quantized one is dequantized first: of some there is no other among the cases.
+# Quantized checkpoints are dequantized first. They are here because some models have no other case.
 CHECKPOINTS = {
     "gemma3": "gemma3_bf16_whole",
     "gemma3_untied": "gemma3_untied_q4",
@@ -44,7 +44,7 @@ CHECKPOINTS = {
 }
 FIRST = {"dequantize_first": True}
 AFFINE = {"quantize": True, "q_mode": "affine", "q_group_size": 32}
-# What every checkpoint is converted to, and what every architecture is: the first of its checkpoints.
+# The first checkpoint of each architecture is converted with all `OPTIONS`, the `VARIANTS` with `OF_VARIANTS` only.
 VARIANTS = ("gemma3_untied", "gemma3_multimodal", "olmo3_bias")
 OF_VARIANTS = ("bf16", "q4", "mixed_3_6", "shards")
 OPTIONS = {
@@ -60,7 +60,7 @@ OPTIONS = {
     "mixed_3_6": AFFINE | {"q_bits": 4, "quant_predicate": "mixed_3_6"},
     "shards": AFFINE | {"q_bits": 4, "largest_shard": 6000},
 }
-# Further cases: a checkpoint and options.
+# Other cases: a checkpoint and options.
 MORE = {
     "gemma3_mixed_2_6": ("gemma3_bf16_whole", AFFINE | {"q_bits": 4, "quant_predicate": "mixed_2_6"}),
     "qwen3_mixed_3_4": ("qwen3_bf16_whole", AFFINE | {"q_bits": 4, "quant_predicate": "mixed_3_4"}),
@@ -78,7 +78,7 @@ MORE = {
     "lora_f32_q4": ("lora_f32", AFFINE | {"q_bits": 4, "adapters": "adapters"}),
     "lora_q4_same": ("lora_q4", {"adapters": "adapters"}),
     "lora_phi3_q4_dequantized": ("lora_phi3_q4", {"adapters": "adapters", "dequantize": True}),
-    # Named layers, for which mlx-lm has no options but a function: the first pattern that a key ends with.
+    # Options for single layers. mlx-lm takes a function for them; the first name with which a key ends applies.
     "olmo3_layers": (
         "olmo3_f16_whole",
         AFFINE | {"q_bits": 4, "layers": {"lm_head": "8:32", "self_attn.v_proj": "none", "mlp.up_proj": "mxfp8"}},
@@ -88,7 +88,7 @@ MORE = {
 
 
 def chooser(layers: dict[str, str]):
-    """The function for mlx-lm that quantizes layers as they are named here."""
+    """The function that tells mlx-lm how each of these layers is quantized."""
 
     def choose(path: str, _module) -> bool | dict:
         for name, how in layers.items():
@@ -106,7 +106,7 @@ def chooser(layers: dict[str, str]):
 
 @contextlib.contextmanager
 def as_it_is():
-    """mlx-lm without what has nothing to do with tensors: the tokenizer, which parity cases have not, and the card."""
+    """Switches off what mlx-lm does besides tensors: reading a tokenizer, which cases lack, and writing a card."""
     no_tokenizer = mock.Mock()
     with (
         mock.patch("mlx_lm.utils.load_tokenizer", return_value=no_tokenizer),
@@ -117,7 +117,7 @@ def as_it_is():
 
 
 def make_shards(weights: dict, limit: int) -> list[dict]:
-    """As mlx-lm's own function, whose limit is in gigabytes."""
+    """Does what mlx-lm's function does, with a limit in bytes instead of gigabytes."""
     shards, size = [], 0
     for key, value in weights.items():
         if not shards or size + value.nbytes > limit:
@@ -129,7 +129,7 @@ def make_shards(weights: dict, limit: int) -> list[dict]:
 
 
 def fuse(folder: Path, adapters: Path, out: Path, dequantize: bool) -> None:
-    """What `mlx_lm fuse` does."""
+    """Fuses adapters, as `mlx_lm fuse` does."""
     model, _, config = mlx_lm.utils.load(str(folder), adapter_path=str(adapters), return_config=True)
     fused = [(n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")]
     model.update_modules(tree_unflatten(fused))
@@ -141,7 +141,7 @@ def fuse(folder: Path, adapters: Path, out: Path, dequantize: bool) -> None:
 
 
 def convert_case(checkpoint: str, options: dict, out: Path) -> None:
-    """Has mlx-lm convert one."""
+    """Converts a checkpoint with mlx-lm."""
     options = dict(options)
     folder = ROOT / CASES_FOLDER / checkpoint
     own = ("dequantize_first", "adapters", "largest_shard", "layers")
@@ -165,7 +165,7 @@ def convert_case(checkpoint: str, options: dict, out: Path) -> None:
 
 
 def describe(folder: Path) -> dict:
-    """What lies in a folder."""
+    """The description of a folder that mlx-lm wrote."""
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -175,7 +175,7 @@ def describe(folder: Path) -> dict:
             assert index["weight_map"][key] == file.name
             tensors[key] = f"{dtype} {'x'.join(map(str, array.shape))} {digest[:12]}"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # A side effect of reading the model, and no part of the conversion: the outer one is repeated inside.
+    # mlx-lm copies the outer `vocab_size` here when it reads the model, which is not a part of the conversion.
     config.get("text_config", {}).pop("vocab_size", None)
     files = sorted(set(index["weight_map"].values()))
     several = {"files": {file: [key for key, of in index["weight_map"].items() if of == file] for file in files}}

@@ -1,12 +1,12 @@
-"""Makes the parity cases of Gemma 3 models: tiny checkpoints with what mlx-lm computes from them.
+"""Makes the parity cases of Gemma 3 models: tiny checkpoints and mlx-lm's results for them.
 
 What: folders as `model_cases.py` describes them. Layers 0, 1 and 3 of four have a window of 6 tokens, layer
-2 is global. The embedding scale, the square root of 32, is a number that bfloat16 does not hold. In `gemma3_f16_clipped`
-the residual stream passes the range of float16.
+2 has none. The embedding scale, the square root of 32, cannot be represented in bfloat16. In `gemma3_f16_clipped` the
+residual stream leaves the range of float16.
 
-Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
-or raises on (configs of transformers 5, `layer_types`, models without a global layer) is in the cases of
-`make_sliding_transformers.py`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. The
+cases of `make_sliding_transformers.py` have what mlx-lm ignores or refuses: configs of transformers 5, `layer_types`,
+models without a global layer.
 
 How to run, from the repository root:
 
@@ -37,9 +37,9 @@ CONFIG = {
     "sliding_window_pattern": 3,
 }
 FACTOR_8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
-# As the released configs of models with a vision part: what is not said has a default, which is the value above.
+# Released configs of models with a vision part omit these keys. Their defaults are the values above.
 DEFAULTS = ("vocab_size", "rms_norm_eps", "rope_theta", "rope_local_base_freq", "max_position_embeddings")
-# Six layers, of which the last is a global one where nothing says which are; small, since they are many.
+# Six layers. If the config does not say which are global, the last one is. They are small, since there are many.
 SMALL = {key: value for key, value in CONFIG.items() if key not in {*DEFAULTS, "sliding_window_pattern"}} | {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -62,7 +62,7 @@ MULTIMODAL = {
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Norms near the identity, the ones behind a module larger, so that the token itself does not decide."""
+    """Norms near the identity, except larger norms after modules, so that the last token alone does not decide."""
     if values.ndim == 1:
         return (1.0 if ".post_" in name else 7.0 if name.endswith("model.norm.weight") else 0.0) + 0.3 * values
     if "embed_tokens" in name:
@@ -71,12 +71,12 @@ def scale(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def scale_beyond_float16(name: str, values: np.ndarray) -> np.ndarray:
-    """Each module adds numbers of the size of 25 000 to the residual stream."""
+    """Weights with which each module adds numbers of about 25 000 to the residual stream."""
     return scale(name, values) + (25_000 if ".post_" in name else 0)
 
 
 def vision_weights(_: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Some of what the vision part has, which a loader of the language model has to drop."""
+    """Some weights of the vision part, which a loader of the language model has to ignore."""
     return {
         "vision_tower.vision_model.post_layernorm.weight": mx.ones((8,)),
         "multi_modal_projector.mm_input_projection_weight": mx.zeros((8, 32)),
@@ -84,14 +84,14 @@ def vision_weights(_: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
-    """A case with tied embeddings, which the released models have."""
+    """A case whose head is the embedding table, as in the released models."""
     config = MULTIMODAL if name.startswith("multimodal") else CONFIG | (config or {})
     if "quantize" in rest and config is not MULTIMODAL:
         config = config | QUANTIZED
     return Case(f"gemma3_{name}", seed, calls, config, **({"scale": scale, "tied": True} | rest))
 
 
-# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+# In the order of `CUTS`. Each seed gives greedy tokens that pass the checks of `model_cases.py`.
 SEEDS = {
     "f32": [5, 19, 71],
     "bf16": [9, 3, 2],

@@ -1,15 +1,19 @@
-"""Makes the fixtures of the program's greedy text: 500 tokens of mlx-lm from each demo checkpoint, plain and in 4 bits.
+"""Makes the fixtures for the program's greedy text: 500 tokens of mlx-lm from each demo, unchanged and in 4 bits.
 
-What: `greedy_500.json`, and `greedy_500_float32.json` of the same checkpoints as `convert --dtype float32` makes them. One
-case per line: the demo, the bits of its weights (null as it is, 4 as mlx-lm's `convert` makes them, in groups of 32), the
-prompt, and the 500 ids that `generate_step` answers, whatever ends a text. `ties` counts the tokens at which two
-log-probabilities are the largest ones, to the bit: mlx-lm's `argmax` then takes the one with the lower id, so that a program
-that takes another differs from here on. `near` has the places at which other logits than the largest are at most one step of
-their dtype below it, with the ids of all those: what another rounding can turn.
+What: `greedy_500.json`, and `greedy_500_float32.json` for the same checkpoints after `convert --dtype float32`. One case
+per line:
 
-Why: `cargo test -p mlx-models-cli` requires the same ids from the program `mlx-models`: of the first file on stock MLX, of
-the second with the kernels of `mlx-cpu`, which add up in another order. With those and the checkpoints as they are, ids may
-part from the first file's where some are near.
+    bits     null for the unchanged checkpoint; 4 if mlx-lm's `convert` quantized it, in groups of 32
+    prompt   the prompt
+    tokens   500 ids from `generate_step`, which end-of-text tokens do not stop
+    ties     at how many tokens two log-probabilities are equal and the largest: mlx-lm's `argmax` then takes the lower id,
+             and the texts of a program that takes another one differ from there on
+    near     places where the logits of several tokens are at most one step of their dtype below the largest, with these
+             ids: another order of sums can change which of them is chosen
+
+Why: `cargo test -p mlx-models-cli` requires the same ids from the program `mlx-models`: those of the first file on stock
+MLX, those of the second with the kernels of `mlx-cpu`, which add in another order. With these kernels and unchanged
+checkpoints, ids may differ from the first file after a place in `near`.
 
 How to run, from the repository root:
 
@@ -39,7 +43,7 @@ FILES = {
 }
 DEMOS = ROOT / "crates/mlx-models-cli/demo"
 PROMPT, TOKENS = "Once upon a time", 500
-# None is the checkpoint as it is, in bfloat16. Gemma 3's 224 features are no multiple of 64.
+# None: the checkpoint is unchanged, in bfloat16. Groups of 32, since Gemma 3's 224 features are no multiple of 64.
 BITS, GROUP_SIZE = (None, 4), 32
 
 
@@ -53,7 +57,7 @@ def near_ids(logits: mx.array) -> list[int]:
 
 
 def generated(folder: Path) -> dict:
-    """What mlx-lm's `generate_step` answers from the checkpoint in `folder`."""
+    """The tokens that mlx-lm generates from the checkpoint in `folder`, with `ties` and `near`."""
     model, tokenizer = load(str(folder))
     tokens, ties, logits = [], 0, []
 
@@ -67,7 +71,7 @@ def generated(folder: Path) -> dict:
         first = logprobs == logprobs.max()
         assert token == mx.argmax(first).item(), "argmax takes the lowest id"
         ties += first.sum().item() > 1
-    # The loop computes one step more than it answers.
+    # mlx-lm computes one step more than it returns.
     near = [[place, ids] for place, ids in enumerate(map(near_ids, logits[:TOKENS])) if len(ids) > 1]
     return {"ties": ties, "near": near, "tokens": tokens}
 

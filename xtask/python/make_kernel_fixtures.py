@@ -1,9 +1,9 @@
-"""Makes the fixtures of `mlx-cpu`: what MLX's own CPU device computes for the operations that have kernels.
+"""Makes the fixtures of `mlx-cpu`: the results of MLX's own CPU device for the operations that have kernels.
 
-What: one safetensors file for each operation. `CASE.expected` is the result; `CASE.x` and the like are the inputs, and
-arguments are tensors of one number.
+What: one safetensors file for each operation. `CASE.expected` is the result, `CASE.x` and similar names are the inputs.
+Numbers that are arguments are tensors with one element.
 
-Why: `cargo test -p mlx-cpu` requires the same bits, or bits within the error that the order of a sum allows.
+Why: `cargo test -p mlx-cpu` requires the same bits, or numbers that differ by no more than another order of sums explains.
 
 How to run, from the repository root:
 
@@ -43,29 +43,29 @@ EDGES = [
     -INF,
     NAN,
 ]
-# Powers of two that lie half way between whole numbers.
+# exp(x) is a power of two with an exponent half way between two integers.
 EDGES += [k * math.log(2) for k in [0.5, 2.5, -4.5, 6.5, -8.5, 20.5]]
 
 
 def number(x: float) -> mx.array:
-    """One argument."""
+    """An argument, as a tensor."""
     return mx.array([x], mx.int32 if isinstance(x, int) else mx.float32)
 
 
 def normal(rng: np.random.Generator, *shape: int, dtype: mx.Dtype, scale: float = 1.0) -> mx.array:
-    """Random numbers."""
+    """Normally distributed random numbers."""
     return mx.array(rng.standard_normal(shape, dtype=np.float32) * scale).astype(dtype)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """The graph that `mlx.nn.gelu_approx` compiles."""
+    """The operations that `mlx.nn.gelu_approx` compiles."""
     cube = mx.power(x, 3)
     share = mx.tanh((x + cube * 0.044715) * math.sqrt(2 / math.pi)) + 1
     return (x * 0.5) * share
 
 
 def gates() -> dict[str, mx.array]:
-    """Activations of edges and of random numbers, and the gates."""
+    """Activation functions of special and random numbers, and gates."""
     rng, tensors = np.random.default_rng(SEED), {}
     values = np.concatenate([np.array(EDGES, np.float32), rng.standard_normal(45, dtype=np.float32) * 4])
     for name, dtype in DTYPES.items():
@@ -83,7 +83,7 @@ def gates() -> dict[str, mx.array]:
 
 
 def norms() -> dict[str, mx.array]:
-    """Rows of one number, of a few, and of a head, with and without a weight."""
+    """Norms of rows with one number, with a few, and with those of a head, with and without a weight."""
     rng, tensors = np.random.default_rng(SEED), {}
     for name, dtype in DTYPES.items():
         for size in [1, 5, 64]:
@@ -97,7 +97,7 @@ def norms() -> dict[str, mx.array]:
 
 
 def ropes() -> dict[str, mx.array]:
-    """Both layouts, all or some of a head, near and far positions, frequencies from a base and given."""
+    """Rotations: both layouts, whole and partial heads, near and far positions, frequencies from a base and given."""
     rng, tensors = np.random.default_rng(SEED), {}
     for name, dtype in DTYPES.items():
         for i, (shape, dims, base, scale, offsets) in enumerate(
@@ -130,7 +130,7 @@ def ropes() -> dict[str, mx.array]:
 
 
 def attentions() -> dict[str, mx.array]:
-    """Every mask, with and without sinks, grouped queries, rows that see nothing."""
+    """Attention: each kind of mask, with and without sinks, heads that share keys, rows that see nothing."""
     rng, tensors = np.random.default_rng(SEED), {}
     for name, dtype in DTYPES.items():
         for i, (heads, groups, length, keys, size, out_size) in enumerate(
@@ -160,7 +160,7 @@ def attentions() -> dict[str, mx.array]:
 
 
 def softmaxes() -> dict[str, mx.array]:
-    """Softmax, log-sum-exp and argmax of rows, of ties and of rows with infinities and NaN."""
+    """Softmax, log-sum-exp and argmax of ordinary rows, rows with ties, and rows with infinities and NaN."""
     rng, tensors = np.random.default_rng(SEED), {}
     rows = {
         "plain": rng.standard_normal((3, 21), dtype=np.float32) * 5,
@@ -182,7 +182,7 @@ def softmaxes() -> dict[str, mx.array]:
 
 
 def lookups() -> dict[str, mx.array]:
-    """Rows of a quantized table."""
+    """Rows that are read from a quantized table."""
     rng, tensors = np.random.default_rng(SEED), {}
     ids = mx.array([4, 0, 4, 2], mx.uint32)
     for name, dtype in DTYPES.items():

@@ -1,8 +1,9 @@
 """Makes the fixtures of `mlx-layers`: inputs, and the outputs of mlx-lm's gates and of MLX's layers with a bias.
 
-What: `gates.safetensors` has for the gates of SwiGLU and GeGLU, as mlx-lm's models call them, `CASE.gate`, `CASE.up` and
-`CASE.expected`: in float32 random numbers, in float16 and bfloat16 every thirteenth bit pattern. `biases.safetensors`
-has linear layers with a bias, plain and quantized: `CASE.x`, the layer's parameters, and `CASE.expected`.
+What: `gates.safetensors` has `CASE.gate`, `CASE.up` and `CASE.expected` for SwiGLU and GeGLU, as mlx-lm's models compute
+them. The inputs are random numbers in float32, and every thirteenth bit pattern in float16 and bfloat16.
+`biases.safetensors` has linear layers with a bias, plain and quantized: `CASE.x`, the layer's parameters, and
+`CASE.expected`.
 
 Why: `cargo test -p mlx-layers` requires the same bits from this project's functions and layers.
 
@@ -23,7 +24,7 @@ from mlx_lm.models.activations import swiglu
 from parity_cases import argument_parser, demand_own_blas, finish, origin
 
 FOLDER = "crates/mlx-layers/tests/fixtures"
-SEED, STRIDE = 3, 13  # a stride without a factor of 2 meets every exponent and all kinds of mantissas
+SEED, STRIDE = 3, 13  # an odd stride reaches every exponent and many different mantissas
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 GATES = {"swiglu": swiglu, "geglu": lambda gate, up: nn.gelu_approx(gate) * up}
 INPUTS, OUTPUTS = 64, 24
@@ -32,7 +33,7 @@ EDGES = [0.0, -0.0, 1e-30, -1e-30, 10.0, -10.0, 1e4, -1e4, 3e38, -3e38, float("i
 
 
 def gate_inputs(dtype: str, rng: np.random.Generator) -> mx.array:
-    """Numbers of this dtype from its whole range."""
+    """Numbers from the whole range of this dtype."""
     if dtype == "f32":
         return mx.array(np.concatenate([rng.standard_normal(4000) * 4, EDGES]).astype(np.float32))
     bits = np.arange(0, 1 << 16, STRIDE, dtype=np.uint16)
@@ -40,7 +41,7 @@ def gate_inputs(dtype: str, rng: np.random.Generator) -> mx.array:
 
 
 def gate_cases() -> dict[str, mx.array]:
-    """Each gate in each dtype."""
+    """SwiGLU and GeGLU in each dtype."""
     rng, tensors = np.random.default_rng(SEED), {}
     for dtype in DTYPES:
         gate = gate_inputs(dtype, rng)
@@ -52,7 +53,7 @@ def gate_cases() -> dict[str, mx.array]:
 
 
 def bias_cases() -> dict[str, mx.array]:
-    """Linear layers with a bias, for a piece of a prompt and for a single token."""
+    """Linear layers with a bias, for several tokens and for a single token."""
     rng, tensors = np.random.default_rng(SEED), {}
 
     def random(*shape: int) -> mx.array:
@@ -74,7 +75,7 @@ def bias_cases() -> dict[str, mx.array]:
 
 
 def write(tensors: dict[str, mx.array], file: Path) -> None:
-    """One safetensors file with where it comes from."""
+    """Writes a safetensors file that says which program made it."""
     mx.save_safetensors(str(file), tensors, metadata=origin("xtask/python/make_layer_fixtures.py", SEED))
 
 

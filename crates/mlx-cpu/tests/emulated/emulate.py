@@ -1,8 +1,8 @@
-"""Runs a static x86-64 Linux program on a Sapphire Rapids that Bochs emulates.
+"""Runs a static x86-64 Linux program on an emulated Sapphire Rapids processor, with the emulator Bochs.
 
-The program is the first process of a real Linux kernel: it and its arguments go into a bootable CD, whose only other
-contents are the kernel and a boot loader. What it prints comes over the emulated serial line. The exit status is that
-of the program, or 99 where it did not come to an end.
+The script makes a bootable CD with a boot loader, a Linux kernel and the program, which the kernel starts as its first
+process. The program's output comes through an emulated serial line. The exit status is that of the program, or 99 if the
+program did not end in time.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import time
 
 import pycdlib
 
-# What the kernel prints has the time before it.
+# Each line that the kernel prints begins with a time.
 KERNEL = re.compile(rb"\[ *\d+\.\d{6}\].*\n")
-# It says this when its first process ends; a wait status, as of waitpid.
+# The kernel prints this when its first process ends. The number is a wait status, as waitpid returns it.
 ENDED = re.compile(rb"Attempted to kill init! exitcode=0x([0-9a-f]{8})")
 
 
 def archive(program):
     """The initial file system, in the format newc of cpio: the program, and random numbers for proptest."""
-    # By name: mode, major and minor number of a device, contents. The kernel itself brings /dev and its console.
+    # Name: (mode, major and minor number of a device, contents). The kernel makes /dev and the console itself.
     files = {
         "program": (0o100755, 0, 0, program),
         "dev/random": (0o020666, 1, 8, b""),
@@ -35,7 +35,7 @@ def archive(program):
     }
     out = io.BytesIO()
     for number, (name, (mode, major, minor, data)) in enumerate(files.items(), 1):
-        # Number, mode, owner, group, links, time, size, device twice, length of the name, no checksum.
+        # Inode, mode, owner, group, links, time, size, disk (2), device (2), length of the name, no checksum.
         fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name) + 1, 0]
         for part in (b"070701" + b"".join(b"%08x" % x for x in fields) + name.encode() + b"\0", data):
             out.write(part + b"\0" * (-len(part) % 4))
@@ -44,8 +44,9 @@ def archive(program):
 
 def disc(to, kernel, isolinux, modules, program, arguments, environment):
     """A CD that boots into the program."""
-    # What the kernel does not know goes to the first process: names with values before the dashes as environment.
-    # Without FSRM, number 580: with it the kernel does not come up in Bochs 3.0.
+    # The kernel passes options that it does not know to the first process: NAME=VALUE before the dashes as its
+    # environment, and what follows the dashes as its arguments.
+    # `clearcpuid=580` switches FSRM off, with which the kernel does not start in Bochs 3.0.
     line = ["initrd=/FILES", "rdinit=/program", "console=ttyS0", "quiet", "mitigations=off", "clearcpuid=580"]
     line = " ".join([*line, *environment, "--", *arguments])
     config = f"DEFAULT run\nLABEL run\n  KERNEL /LINUX\n  APPEND {line}\n"
@@ -81,7 +82,7 @@ def main():
         folder = pathlib.Path(folder)
         iso = folder / "disc.iso"
         disc(iso, given.kernel, given.isolinux, given.modules, given.program, given.arguments, given.env)
-        # Without pages in five levels (LA57), of which the system management mode of Bochs 3.0 knows nothing.
+        # Without page tables of five levels (LA57), which the system management mode of Bochs 3.0 does not support.
         (folder / "bochsrc").write_text(
             f"""
 romimage: file={given.bochs / "bios/BIOS-bochs-latest"}
@@ -113,7 +114,7 @@ speaker: enabled=0
                 printed = KERNEL.sub(b"", now[: now.rfind(b"\n") + 1].replace(b"\r", b""))
                 sys.stdout.buffer.write(printed[shown:])
                 sys.stdout.flush()
-                # What the kernel says may overtake the last lines of the program: until nothing more comes.
+                # The kernel's message may come before the program's last lines, so wait until nothing more comes.
                 quiet, serial, shown = now == serial, now, len(printed)
                 if quiet and (found := ENDED.search(now)):
                     status = os.waitstatus_to_exitcode(int(found[1], 16))

@@ -1,6 +1,6 @@
-"""What MLX's CPU device makes of some rows, as hashes: the table in `src/quantized/reference.rs`.
+"""Makes the table in `src/quantized/reference.rs`: hashes of rows that MLX's CPU device quantizes and dequantizes.
 
-Run with the Python package mlx 0.32.2 and put the output into that table.
+Run it with the Python package mlx 0.32.2, and copy its output into that table.
 """
 
 import mlx.core as mx, numpy as np
