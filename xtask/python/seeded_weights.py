@@ -2,7 +2,7 @@
 
 What: `weights.json` lists tensors with their shape, dtype, and two integers, a scale and an offset; every value follows
 from these and a seed, by integer arithmetic and one rounding. `docs/parity.md` describes the rule, and
-`xtask/src/parity/weights.rs` is the same in Rust; a hash over the bytes of all tensors shows that both agree.
+`crates/mlx-lab/src/parity/weights.rs` is the same in Rust; a hash over the bytes of all tensors shows that both agree.
 
 Why: a case then has 5 KB in place of its checkpoint.
 """

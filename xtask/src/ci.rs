@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::tidy::{self, Metadata};
+use workspace::metadata::Metadata;
 
 /// The crates that can be used without the rest of this workspace, as their READMEs promise.
 const STAND_ALONE: &[&str] = &["mlx-norms", "mlx-rope"];
@@ -23,10 +23,10 @@ struct Step {
 }
 
 pub(crate) fn run() -> io::Result<bool> {
-    let root = crate::root();
+    let root = workspace::root();
     let downstream = write_downstream_project(&root)?;
     let mut failed = Vec::new();
-    let steps = steps(&root, &downstream, &crate::tidy::metadata(&root)?);
+    let steps = steps(&root, &downstream, &Metadata::of_workspace(&root)?);
     let count = steps.len();
     for mut step in steps {
         let started = Instant::now();
@@ -50,7 +50,7 @@ fn steps(root: &Path, downstream: &Path, metadata: &Metadata) -> Vec<Step> {
     let cargo = |name: &str, arguments: &str| cargo(root, name, arguments);
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
-        cargo("tidy", "run --quiet --package xtask -- tidy"),
+        cargo("tidy", "run --quiet --package xtask -- tidy --dependencies"),
         cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
         // All features include the one that leaves the kernels out.
         cargo("clippy with kernels", "clippy --workspace --all-targets -- --deny warnings"),
@@ -113,7 +113,7 @@ fn address_sanitizer(root: &Path) -> Option<Step> {
 /// Each feature alone, and no feature. The tests run too, because they depend on the features.
 fn features_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
     let mut steps = Vec::new();
-    for (package, feature) in tidy::features(metadata) {
+    for (package, feature) in metadata.features() {
         // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
         // kernels.
         let verb = if package == "mlx-sys" { "check" } else { "test" };
@@ -125,7 +125,7 @@ fn features_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
 
 /// A feature must not compile what belongs to others.
 fn architectures_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
-    let architectures = tidy::architectures(metadata);
+    let architectures = metadata.architectures();
     let mut steps = Vec::new();
     for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
         let (own, others): (Vec<_>, Vec<_>) =
@@ -148,8 +148,9 @@ fn components_alone(root: &Path, metadata: &Metadata) -> Vec<Step> {
     for package in STAND_ALONE {
         let arguments = format!("tree --package {package} --edges normal --prefix none --format {{lib}}");
         let mut step = cargo(root, &format!("{package} stands alone"), &arguments);
-        step.absent = tidy::members(metadata)
-            .into_iter()
+        step.absent = metadata
+            .members()
+            .map(|member| &*member.name)
             .filter(|member| member != package && !["mlx-sys", "mlx-cpu"].contains(member))
             .map(library)
             .collect();
@@ -205,8 +206,8 @@ mod tests {
 
     #[test]
     fn components_that_stand_alone_bring_no_other_crate_of_ours() {
-        let root = crate::root();
-        let metadata = tidy::metadata(&root).unwrap();
+        let root = workspace::root();
+        let metadata = Metadata::of_workspace(&root).unwrap();
         let mut alone: Vec<Step> = steps(&root, &root, &metadata)
             .into_iter()
             .filter(|step| step.name.ends_with("stands alone"))
@@ -224,8 +225,8 @@ mod tests {
 
     #[test]
     fn each_architecture_alone_is_without_the_others() {
-        let root = crate::root();
-        let metadata = tidy::metadata(&root).unwrap();
+        let root = workspace::root();
+        let metadata = Metadata::of_workspace(&root).unwrap();
         let mut minimal: Vec<Step> = steps(&root, &root, &metadata)
             .into_iter()
             .filter(|step| step.name.ends_with("alone brings nothing else"))

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 
-use crate::python::{self, Environment, ReferenceProgram};
+use workspace::python::{self, Environment, ReferenceProgram};
 
 /// Arguments of `cargo xtask fixtures`.
 #[derive(clap::Args)]
@@ -95,7 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     if arguments.verify_ours {
         return verify_ours();
     }
-    let root = crate::root();
+    let root = workspace::root();
     let scripts: Vec<_> = SCRIPTS
         .iter()
         .filter(|(name, environment)| {
@@ -121,7 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let tree = tree.path();
     let mut made = Made::new();
     let step = |name: &str, of: &str, command: &mut Command| {
-        crate::complain(&format!("{name}{of} ..."));
+        workspace::complain(&format!("{name}{of} ..."));
         let broken_off = |e| if interrupted.load(Ordering::SeqCst) { interruption() } else { e };
         quietly(command, name).map_err(broken_off)
     };
@@ -152,7 +152,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 
     let everything =
         arguments.filter.is_empty() && arguments.only.is_empty() && arguments.reference.is_none();
-    let changes = compare(&root, tree, &made, &fixtures(&crate::tidy::tracked_files(&root)?), everything)?;
+    let changes = compare(&root, tree, &made, &fixtures(&workspace::tracked_files(&root)?), everything)?;
     if !arguments.check {
         install(&root, tree, &changes)?;
     }
@@ -362,7 +362,7 @@ fn report(changes: &Changes, made: &Made, check: bool, out: &mut impl Write) -> 
     let (changed, wrong) = (differing.len() + stale.len(), orphans.len() + origins.len());
     writeln!(out, "{} files generated, {changed} changed, {wrong} wrong", made.len())?;
     if made.is_empty() {
-        crate::complain("no fixture matches");
+        workspace::complain("no fixture matches");
     }
     Ok(wrong == 0 && !made.is_empty() && !(check && changed > 0))
 }
@@ -384,8 +384,8 @@ fn quietly(command: &mut Command, name: &str) -> io::Result<()> {
 /// target folder.
 fn verify_ours() -> io::Result<bool> {
     let interpreter = python::interpreter(Environment::MlxLm)?;
-    let root = crate::root();
-    let left = target_folder(&root)?.join("tmp");
+    let root = workspace::root();
+    let left = workspace::target_folder(&root)?.join("tmp");
     let left_by = |folder: &str| left.join(folder);
     for (package, features, test, folders) in [
         ("mlx-kvcache", "", "files", &["prompt-caches", "prompt-caches-of-ours"][..]),
@@ -399,7 +399,7 @@ fn verify_ours() -> io::Result<bool> {
                 _ => {}
             }
         }
-        crate::complain(&format!("cargo test --package {package} --test {test} ..."));
+        workspace::complain(&format!("cargo test --package {package} --test {test} ..."));
         let mut tests = Command::new(env!("CARGO"));
         tests.args(["test", "--quiet", "--package", package, "--features", features, "--test", test]);
         tests.current_dir(&root);
@@ -413,24 +413,10 @@ fn verify_ours() -> io::Result<bool> {
         ("load_adapters.py", left_by("adapters")),
         ("load_converted.py", left_by("converted")),
     ] {
-        crate::complain(&format!("{script} {} ...", folder.display()));
+        workspace::complain(&format!("{script} {} ...", folder.display()));
         passed &= python::script(&interpreter, script).arg(folder).status()?.success();
     }
     Ok(passed)
-}
-
-pub(crate) fn target_folder(root: &Path) -> io::Result<PathBuf> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        target_directory: PathBuf,
-    }
-    let mut command = Command::new(env!("CARGO"));
-    command.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(root);
-    let output = command.output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    Ok(serde_json::from_slice::<Metadata>(&output.stdout)?.target_directory)
 }
 
 #[cfg(test)]
@@ -548,7 +534,7 @@ mod tests {
 
     #[test]
     fn every_committed_case_says_where_it_comes_from() {
-        let folder = crate::root().join("xtask/cases");
+        let folder = workspace::root().join("xtask/cases");
         let cases = files_below(&folder).unwrap();
         let mut makers = BTreeSet::new();
         for case in cases.iter().filter(|file| file.ends_with("case.json")) {

@@ -23,7 +23,7 @@ const LAST_LINES: usize = 12;
 
 /// Arguments of `cargo xtask python`.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// The environment
     #[arg(value_enum, default_value_t = Environment::MlxLm)]
     environment: Environment,
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
 
 /// A program that we compare with, and the packages that its scripts import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub(crate) enum Environment {
+pub enum Environment {
     /// mlx-lm on MLX for the CPU
     #[default]
     MlxLm,
@@ -43,7 +43,7 @@ pub(crate) enum Environment {
 
 /// A program whose results are the reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ReferenceProgram {
+pub enum ReferenceProgram {
     /// mlx-lm on MLX for the CPU
     #[default]
     MlxLm,
@@ -52,7 +52,9 @@ pub(crate) enum ReferenceProgram {
 }
 
 impl ReferenceProgram {
-    pub(crate) fn environment(self) -> Environment {
+    /// The environment of the scripts that run this program.
+    #[must_use]
+    pub fn environment(self) -> Environment {
         match self {
             Self::MlxLm => Environment::MlxLm,
             Self::Transformers => Environment::Transformers,
@@ -70,7 +72,8 @@ impl Environment {
     }
 
     /// The variable that names an interpreter to use instead of our environment.
-    pub(crate) fn variable(self) -> &'static str {
+    #[must_use]
+    pub fn variable(self) -> &'static str {
         match self {
             Self::MlxLm => "MLX_MODELS_PYTHON",
             Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
@@ -140,12 +143,17 @@ fn llama_cpp_flags() -> String {
 }
 
 /// The folder of the project's scripts.
-pub(crate) fn scripts() -> PathBuf {
-    crate::root().join("xtask/python")
+#[must_use]
+pub fn scripts() -> PathBuf {
+    crate::folders::root().join("xtask/python")
 }
 
 /// Makes the environment if it does not exist yet, and prints its interpreter.
-pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+///
+/// # Errors
+///
+/// As [`interpreter`].
+pub fn run(arguments: &Arguments) -> io::Result<bool> {
     writeln!(io::stdout(), "{}", interpreter(arguments.environment)?.display())?;
     Ok(true)
 }
@@ -158,7 +166,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 ///
 /// There is no Python of 3.11 or newer, it lacks `venv`, pip fails, or the interpreter that a variable names
 /// has other versions than the pinned ones.
-pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
+pub fn interpreter(environment: Environment) -> io::Result<PathBuf> {
     let requirements = environment.requirements();
     if let Some(python) = env::var_os(environment.variable()).filter(|python| !python.is_empty()) {
         // Scripts run in another folder. A name without a folder is searched for in PATH.
@@ -184,11 +192,12 @@ pub(crate) fn interpreter(environment: Environment) -> io::Result<PathBuf> {
 
 /// A script of `xtask/python` with this interpreter, in the workspace's root folder, isolated from the user's
 /// own Python packages.
-pub(crate) fn script(interpreter: &Path, name: &str) -> Command {
+#[must_use]
+pub fn script(interpreter: &Path, name: &str) -> Command {
     let mut command = isolated(interpreter);
     command
         .arg(scripts().join(name))
-        .current_dir(crate::root())
+        .current_dir(crate::folders::root())
         // The scripts load folders, never names on a hub.
         .env("HF_HUB_OFFLINE", "1")
         .env("PYTHONDONTWRITEBYTECODE", "1");
@@ -256,7 +265,10 @@ fn make(
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            crate::complain(&format!("waiting for another run that makes {}", environment.display()));
+            crate::folders::complain(&format!(
+                "waiting for another run that makes {}",
+                environment.display()
+            ));
             lock.lock().map_err(|e| at("locking", &lock_file, e))?;
         }
         Err(TryLockError::Error(e)) => return Err(at("locking", &lock_file, e)),
@@ -267,7 +279,7 @@ fn make(
     }
 
     let python = find(pythons)?;
-    crate::complain(&format!("making the Python environment {} (once)", environment.display()));
+    crate::folders::complain(&format!("making the Python environment {} (once)", environment.display()));
     if environment.exists() {
         fs::remove_dir_all(&environment).map_err(|e| at("removing", &environment, e))?;
     }
@@ -350,7 +362,9 @@ fn succeed(command: &mut Command, what: &str) -> io::Result<()> {
     Err(io::Error::other(format!("{what} failed ({}):\n{}", output.status, last_lines(&output.stderr))))
 }
 
-pub(crate) fn last_lines(text: &[u8]) -> String {
+/// The last lines of what a program wrote.
+#[must_use]
+pub fn last_lines(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")

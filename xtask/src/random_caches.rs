@@ -17,6 +17,6 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let mut tests = Command::new(env!("CARGO"));
     tests.args(["test", "--package", "mlx-kvcache", "--test", "random_sequences"]);
-    tests.env("MLX_KVCACHE_SEQUENCES", arguments.sequences.to_string()).current_dir(crate::root());
+    tests.env("MLX_KVCACHE_SEQUENCES", arguments.sequences.to_string()).current_dir(workspace::root());
     Ok(tests.status()?.success())
 }

@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 
-use serde::Deserialize;
+use workspace::metadata::{Metadata, Package};
+use workspace::parity_list;
 
 /// The crates of this workspace that each crate may depend on, as in `docs/architecture.md`. Tests may use more. A crate
 /// without a row is a problem too, so that the decision is not forgotten. Only architectures, which the facade's feature
@@ -43,7 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],
     ),
     (
-        "xtask",
+        "mlx-lab",
         &[
             "mlx-cpu",
             "mlx-files",
@@ -53,8 +54,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-safetensors",
             "mlx-sys",
             "mlx-testing",
+            "xtask",
         ],
     ),
+    ("xtask", &["mlx-files"]),
 ];
 
 /// The crates that an architecture may depend on: components and the contract, and no other architecture.
@@ -77,33 +80,22 @@ const LARGEST_FIXTURE: u64 = 1_000_000;
 const ALL_FIXTURES: u64 = 25_000_000;
 const LARGEST_DEMO: u64 = 2_500_000;
 
-/// The output of `cargo metadata`.
-#[derive(Deserialize)]
-pub(crate) struct Metadata {
-    packages: Vec<Package>,
-    workspace_members: BTreeSet<String>,
+/// Arguments of `cargo xtask tidy`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Check also that no dependency needs a newer compiler than the workspace; cargo downloads packages that it lacks
+    #[arg(long)]
+    dependencies: bool,
 }
 
-#[derive(Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    rust_version: Option<String>,
-    dependencies: Vec<Dependency>,
-    features: BTreeMap<String, Vec<String>>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    name: String,
-    kind: Option<String>,
-}
-
-pub(crate) fn run() -> io::Result<bool> {
-    let root = crate::root();
-    let files = tracked_files(&root)?;
-    let metadata = metadata(&root)?;
+pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+    let root = workspace::root();
+    let files = workspace::tracked_files(&root)?;
+    let metadata = if arguments.dependencies {
+        Metadata::with_dependencies(&root)?
+    } else {
+        Metadata::of_workspace(&root)?
+    };
 
     let mut problems = Vec::new();
     check_layers(&metadata, &mut problems);
@@ -112,7 +104,7 @@ pub(crate) fn run() -> io::Result<bool> {
     check_sizes(&root, &files, &mut problems)?;
     check_circles(&root, &files, &mut problems)?;
     let cases = files.iter().filter_map(|file| file.strip_prefix("xtask/cases/")?.strip_suffix("/case.json"));
-    crate::parity::check_document(&root, &cases.collect(), &mut problems)?;
+    parity_list::check(&root, &cases.collect(), &mut problems)?;
 
     let mut out = io::stdout().lock();
     for problem in &problems {
@@ -122,73 +114,12 @@ pub(crate) fn run() -> io::Result<bool> {
     Ok(problems.is_empty())
 }
 
-/// The files that git tracks, and new ones that it does not ignore.
-pub(crate) fn tracked_files(root: &Path) -> io::Result<Vec<String>> {
-    // New files are included, so that a problem shows before the commit.
-    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
-    let output = Command::new("git").args(arguments).current_dir(root).output()?;
-    if !output.status.success() {
-        return Err(io::Error::other("git ls-files failed; this needs a git checkout"));
-    }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())
-}
-
-pub(crate) fn metadata(root: &Path) -> io::Result<Metadata> {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked"])
-        .current_dir(root)
-        .output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// Every feature of every crate here, and an empty name for each crate that has features.
-pub(crate) fn features(metadata: &Metadata) -> Vec<(String, String)> {
-    let Metadata { packages, workspace_members } = metadata;
-    let members = packages.iter().filter(|package| workspace_members.contains(&package.id));
-    members
-        .filter(|package| !package.features.is_empty())
-        .flat_map(|package| {
-            let features = package.features.keys().filter(|&feature| feature != "default").cloned();
-            let features = std::iter::once(String::new()).chain(features);
-            features.map(move |feature| (package.name.clone(), feature))
-        })
-        .collect()
-}
-
-/// The names of the crates of this workspace.
-pub(crate) fn members(metadata: &Metadata) -> Vec<&str> {
-    let Metadata { packages, workspace_members } = metadata;
-    packages
-        .iter()
-        .filter(|package| workspace_members.contains(&package.id))
-        .map(|package| &*package.name)
-        .collect()
-}
-
-/// The architectures that the facade's feature `architectures` lists, each as its feature and its crate.
-pub(crate) fn architectures(metadata: &Metadata) -> Vec<(&str, &str)> {
-    let Some(facade) = metadata.packages.iter().find(|package| package.name == "mlx-models") else {
-        return Vec::new();
-    };
-    let of = |feature: &str| facade.features.get(feature).into_iter().flatten();
-    of("architectures")
-        .flat_map(|feature| {
-            of(feature).filter_map(move |part| Some((&**feature, part.strip_prefix("dep:")?)))
-        })
-        .collect()
-}
-
 /// Checks that crates only depend on crates below them.
 fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     let layers: BTreeMap<_, _> = LAYERS.iter().copied().collect();
-    let members: Vec<&Package> =
-        metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id)).collect();
+    let members: Vec<&Package> = metadata.members().collect();
     let names: BTreeSet<&str> = members.iter().map(|package| package.name.as_str()).collect();
-    let architectures: BTreeSet<&str> = architectures(metadata).into_iter().map(|(_, name)| name).collect();
+    let architectures: BTreeSet<&str> = metadata.architectures().into_iter().map(|(_, name)| name).collect();
     for package in members {
         let row = layers.get(package.name.as_str()).copied();
         let Some(allowed) = row.or(architectures.contains(package.name.as_str()).then_some(ARCHITECTURE))
@@ -208,7 +139,7 @@ fn check_layers(metadata: &Metadata, problems: &mut Vec<String>) {
     }
 }
 
-/// Checks that no dependency needs a newer compiler than this workspace promises, and that CI builds with the promised
+/// Checks that no crate needs a newer compiler than this workspace promises, and that CI builds with the promised
 /// compiler.
 fn check_msrv(root: &Path, metadata: &Metadata, problems: &mut Vec<String>) -> io::Result<()> {
     let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
@@ -336,6 +267,8 @@ fn check_sizes(root: &Path, files: &[String], problems: &mut Vec<String>) -> io:
 
 #[cfg(test)]
 mod tests {
+    use workspace::metadata::Dependency;
+
     use super::*;
 
     fn package(name: &str, dependencies: &[&str], rust_version: &str) -> Package {
@@ -390,7 +323,7 @@ mod tests {
             package("mlx-other", &[], "1.60"),
             package("mlx-rope", &[], "1.60"),
         ]);
-        assert_eq!(architectures(&all), [("new", "mlx-new")]);
+        assert_eq!(all.architectures(), [("new", "mlx-new")]);
         let mut problems = Vec::new();
         check_layers(&all, &mut problems);
         assert_eq!(
@@ -406,7 +339,7 @@ mod tests {
     #[test]
     fn a_dependency_for_a_newer_compiler_is_found() {
         let mut problems = Vec::new();
-        check_msrv(&crate::root(), &workspace(vec![package("new", &[], "9.1")]), &mut problems).unwrap();
+        check_msrv(&workspace::root(), &workspace(vec![package("new", &[], "9.1")]), &mut problems).unwrap();
         assert!(problems[0].starts_with("new 1.0.0 needs Rust 9.1"), "{problems:?}");
     }
 

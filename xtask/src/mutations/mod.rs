@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         return Err(io::Error::other(format!("no mutation has {:?} in its name or file", arguments.filter)));
     }
 
-    let root = crate::root();
+    let root = workspace::root();
     for mutation in &chosen {
         apply(mutation, &read(&root.join(mutation.file))?).map_err(io::Error::other)?;
     }
@@ -163,7 +163,7 @@ impl TreeCopy {
             }
             TryLockError::Error(e) => e,
         })?;
-        let files: BTreeSet<String> = crate::tidy::tracked_files(root)?.into_iter().collect();
+        let files: BTreeSet<String> = workspace::tracked_files(root)?.into_iter().collect();
         for file in &files {
             let contents = fs::read(root.join(file))?;
             write_if_new(&tree.join(file), &contents)?;
@@ -175,7 +175,7 @@ impl TreeCopy {
     /// Builds the copy. The inner error is the output of the compiler.
     fn build(&self) -> io::Result<Result<(), String>> {
         let output = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--locked", "--package", "xtask"])
+            .args(["build", "--quiet", "--locked", "--package", "mlx-lab"])
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.target)
             // Fast to build: each program runs for a second, and is built some ninety times.
@@ -195,7 +195,7 @@ impl TreeCopy {
             _ => {}
         }
         // Not through cargo, which would leave behind a mutant that must be killed.
-        let program = self.target.join("debug").join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
+        let program = self.target.join("debug").join(format!("mlx-lab{}", std::env::consts::EXE_SUFFIX));
         let mut child = Command::new(program)
             .args(["parity", "--filter", filter, "--json"])
             .arg(&self.results)
@@ -315,7 +315,7 @@ fn remove_others(tree: &Path, folder: &Path, files: &BTreeSet<String>) -> io::Re
 
 /// Shows progress on standard error, so that a pipe contains only the results.
 fn progress(line: &str) {
-    crate::complain(&format!("  {line}"));
+    workspace::complain(&format!("  {line}"));
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn the_table_fits_the_code() {
-    let root = crate::root();
+    let root = workspace::root();
     let cases: Vec<String> = fs::read_dir(root.join("xtask/cases"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

@@ -11,10 +11,13 @@ type Module = Vec<String>;
 /// The circles of files: in each one, every file uses every other, directly or through others. `files` are the paths of
 /// Rust files below one `src` folder with their contents.
 pub(super) fn between(source: &str, files: &[(&str, String)]) -> Vec<Vec<String>> {
-    let files: BTreeMap<Module, (&str, String)> = files
-        .iter()
-        .map(|(file, text)| (module(&file[source.len()..]), (*file, without_comments_and_tests(text))))
-        .collect();
+    let mut by_module: BTreeMap<Module, (&str, String)> = BTreeMap::new();
+    for (file, text) in files {
+        // A library and its program have one root.
+        let (_, code) = by_module.entry(module(&file[source.len()..])).or_insert((file, String::new()));
+        *code += &without_comments_and_tests(text);
+    }
+    let files = by_module;
     let exports: BTreeMap<&Module, BTreeMap<String, Module>> =
         files.iter().map(|(module, (_, code))| (module, exports(module, code, &files))).collect();
     let mut uses: BTreeMap<&Module, BTreeSet<Module>> = BTreeMap::new();

@@ -17,8 +17,7 @@ use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::python::{self, Environment};
+use workspace::python::{self, Environment};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -85,7 +84,7 @@ impl Spread {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
-    let root = crate::root();
+    let root = workspace::root();
     // The script runs in the workspace's root folder.
     let model = match &arguments.model {
         Some(model) => std::path::absolute(model)?,
@@ -107,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         return Ok(true);
     }
     if cfg!(debug_assertions) {
-        crate::complain("note: not an optimized build; use `cargo run --release --package xtask -- bench`");
+        workspace::complain("note: not an optimized build; `cargo xtask bench` makes one");
     }
 
     let python = match &arguments.python {
@@ -154,7 +153,7 @@ fn in_turns<T: DeserializeOwned>(
 ) -> io::Result<Turns<T>> {
     let mut turns = Turns { ours: Vec::new(), theirs: Vec::new() };
     for repeat in 0..repeats {
-        crate::complain(&format!("turn {} of {repeats}", repeat + 1));
+        workspace::complain(&format!("turn {} of {repeats}", repeat + 1));
         let mut us = Command::new(std::env::current_exe()?);
         us.args(["bench", "--one"]);
         turns.ours.push(turn(us, model, options, "this program")?);

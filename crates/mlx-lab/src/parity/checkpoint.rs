@@ -16,10 +16,10 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::{Comparison, Tolerance, compare};
 use serde::Serialize;
+use workspace::python::{self, ReferenceProgram};
 
 use super::weights::CheckpointFolder;
 use super::{Lines, in_full};
-use crate::python::{self, ReferenceProgram};
 
 /// The default prompt.
 const PROMPT: &str = "Once upon a time there was a little house by the sea, and in the house lived";
@@ -134,13 +134,13 @@ fn report(
     line(out, "reference", &reference.programs)?;
     line(out, "tokens", format_args!("{} read, {} generated", tokens.len(), arguments.greedy))?;
 
-    crate::complain("computing our results");
+    workspace::complain("computing our results");
     let theirs = &reference.answer;
     let ours = answer(&mut *model, &tokens, &theirs.greedy_tokens)?;
     let Judged { verdicts, first_call } = judge(&ours, theirs, tolerance, out)?;
     let call = arguments.at.or(first_call);
     if arguments.reference == ReferenceProgram::MlxLm && verdicts.iter().any(|verdict| !verdict.passed) {
-        crate::complain(
+        workspace::complain(
             "note: docs/differences.md lists the deliberate differences from mlx-lm; --longrope mlx-lm uses its rule for LongRoPE",
         );
     }
@@ -192,7 +192,7 @@ fn judge(
 fn warn_of_length(arguments: &CheckpointArguments, tokens: usize, model: &dyn CausalLm) {
     let context = usize::try_from(model.info().context_length).unwrap_or(usize::MAX);
     if tokens + arguments.greedy as usize > context {
-        crate::complain(&format!(
+        workspace::complain(&format!(
             "note: {tokens} tokens and {} generated ones exceed the model's context of {context}",
             arguments.greedy
         ));
@@ -206,7 +206,7 @@ fn line(out: &mut Lines<'_, impl Write>, what: &str, text: impl Display) -> io::
 /// The folder, or the folder of the demo with this name.
 fn named(folder: &Path) -> PathBuf {
     match folder.to_str().and_then(|name| name.strip_prefix("demo:")) {
-        Some(name) => crate::root().join("crates/mlx-models-cli/demo").join(name),
+        Some(name) => workspace::root().join("crates/mlx-models-cli/demo").join(name),
         None => folder.to_path_buf(),
     }
 }
@@ -278,7 +278,7 @@ fn ask(
         ReferenceProgram::Transformers => "transformers",
     };
     let interpreter = python::interpreter(arguments.reference.environment())?;
-    crate::complain(&format!("running {name}"));
+    workspace::complain(&format!("running {name}"));
     let scratch = tempfile::tempdir()?;
     let file = scratch.path().join("trace.safetensors");
     let ids: Vec<String> = tokens.iter().map(u32::to_string).collect();
@@ -333,7 +333,7 @@ fn answer(model: &mut dyn CausalLm, tokens: &[u32], greedy: &[u32]) -> Result<An
         logits.eval()?;
         rows.push(logits);
         if (number + 1) % 16 == 0 {
-            crate::complain(&format!("token {} of {}", number + 1, greedy.len()));
+            workspace::complain(&format!("token {} of {}", number + 1, greedy.len()));
         }
     }
     let greedy_logits = concatenate(&rows, 1)?.squeeze_axes(&[0])?; // [N, V]
@@ -453,17 +453,19 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
+    use workspace::metadata::Metadata;
+
     use super::*;
 
     const IDS: [u32; 5] = [3, 14, 15, 9, 2];
 
     fn cases() -> PathBuf {
-        crate::root().join("xtask/cases")
+        workspace::root().join("xtask/cases")
     }
 
     /// The intermediate outputs of mlx-lm for [`IDS`], with the checkpoint of this case.
     fn theirs(case: &str) -> HashMap<String, Array> {
-        let file = crate::root().join(format!("xtask/fixtures/trace_{case}.safetensors"));
+        let file = workspace::root().join(format!("xtask/fixtures/trace_{case}.safetensors"));
         let tensors = Array::load_safetensors(file).unwrap().into_iter();
         tensors
             .filter_map(|(key, output)| Some((key.strip_prefix("on_the_way/")?.to_owned(), output)))
@@ -485,7 +487,7 @@ mod tests {
 
     #[test]
     fn every_intermediate_output_is_that_of_mlx_lm() {
-        let traces = fs::read_dir(crate::root().join("xtask/fixtures")).unwrap();
+        let traces = fs::read_dir(workspace::root().join("xtask/fixtures")).unwrap();
         let mut found = BTreeSet::new();
         for file in traces {
             let name = file.unwrap().file_name().into_string().unwrap();
@@ -506,8 +508,8 @@ mod tests {
             found.insert(mlx_models::load(cases().join(case)).unwrap().info().model_type.clone());
         }
         // One for each architecture.
-        let metadata = crate::tidy::metadata(&crate::root()).unwrap();
-        assert_eq!(found.len(), crate::tidy::architectures(&metadata).len(), "{found:?}");
+        let metadata = Metadata::of_workspace(&workspace::root()).unwrap();
+        assert_eq!(found.len(), metadata.architectures().len(), "{found:?}");
     }
 
     #[test]

@@ -90,7 +90,7 @@ fn use_tokenizer(folder: &Folder, random: &mut Random, tell: Tell) -> Outcome {
     }
     stop.push(&stream.finish()?);
     tell("compare tokenizers");
-    let demo = crate::root().join("crates/mlx-models-cli/demo").join(folder::DEMOS[1]);
+    let demo = workspace::root().join("crates/mlx-models-cli/demo").join(folder::DEMOS[1]);
     let _ = Tokenizer::from_folder(demo)?.shared_tokens(&tokenizer);
     let _ = tokenizer.add_stop_token(&interesting_text(random));
     // Rendering takes little time compared with reading a tokenizer.
@@ -397,7 +397,7 @@ fn drafts(
     tell(&format!("draft {most} tokens with {options:?}, {cache_options:?}"));
     let mut session = Session::new(model.new_cache(&cache_options)?);
     let mut lookup = PromptLookup { longest: any_size(random), shortest: any_size(random) };
-    let demo = crate::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS));
+    let demo = workspace::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS));
     let mut small;
     let mut draft;
     let draft: &mut dyn mlx_models::generate::Draft = if random.once_in(2) {
@@ -477,7 +477,7 @@ fn use_prompt_cache(folder: &Folder, random: &mut Random, tell: Tell, outputs: &
     let mut other;
     let maker: &mut dyn CausalLm = if random.once_in(12) {
         other = mlx_models::load(
-            crate::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS)),
+            workspace::root().join("crates/mlx-models-cli/demo").join(random.one(&folder::DEMOS)),
         )?;
         &mut *other
     } else {

@@ -10,9 +10,9 @@ use std::process::Command;
 use mlx_models::generate::{GenerateOptions, Session};
 use mlx_models::{CacheOptions, CausalLm, Limit};
 use serde::{Deserialize, Serialize};
+use workspace::python;
 
 use super::{Arguments, Failure, in_turns, rates_behind};
-use crate::python;
 
 /// The number of first tokens that a rotating cache keeps, as in mlx-lm.
 const SINKS: i32 = 4;

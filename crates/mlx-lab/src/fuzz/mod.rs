@@ -105,7 +105,7 @@ fn build_program() -> io::Result<PathBuf> {
         "--message-format",
         "json-render-diagnostics",
     ]);
-    let output = command.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
+    let output = command.current_dir(workspace::root()).stderr(Stdio::inherit()).output()?;
     let messages = String::from_utf8_lossy(&output.stdout);
     let mut executable = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -221,7 +221,7 @@ fn say_table(tallies: &BTreeMap<Kind, Tally>, with_errors: bool) -> io::Result<(
 }
 
 fn run_one(settings: &Settings, case: u64) -> io::Result<bool> {
-    let target = crate::fixtures::target_folder(&crate::root())?;
+    let target = workspace::target_folder(&workspace::root())?;
     let folder = target.join("fuzz").join(format!("{}-{case}", settings.seed));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;

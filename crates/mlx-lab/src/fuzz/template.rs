@@ -4,13 +4,13 @@ use super::random::Random;
 
 /// Templates of real models.
 const REAL: &[&str] = &[
-    include_str!("../../python/chat_templates/gemma3.jinja"),
-    include_str!("../../python/chat_templates/lille.jinja"),
-    include_str!("../../python/chat_templates/llama3.jinja"),
-    include_str!("../../python/chat_templates/olmo3.jinja"),
-    include_str!("../../python/chat_templates/phi3.jinja"),
-    include_str!("../../python/chat_templates/phi4_mini.jinja"),
-    include_str!("../../python/chat_templates/qwen3.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/gemma3.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/lille.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/llama3.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/olmo3.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/phi3.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/phi4_mini.jinja"),
+    include_str!("../../../../xtask/python/chat_templates/qwen3.jinja"),
 ];
 
 /// A random template: generated, or a real one, unchanged or changed.

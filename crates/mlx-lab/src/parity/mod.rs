@@ -23,7 +23,6 @@ use mlx_sys::cpu_kernels;
 use serde::Serialize;
 
 use case::{Case, CaseError, Kind};
-pub(crate) use document::check as check_document;
 
 /// Arguments of `cargo xtask parity`.
 #[derive(Default, clap::Args)]
@@ -84,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 
 /// Runs the cases and writes a line for each.
 fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
-    let own = crate::root().join("xtask/cases");
+    let own = workspace::root().join("xtask/cases");
     let folder = arguments.cases.as_ref().unwrap_or(&own);
     let cases = find_cases(folder)
         .map_err(|e| io::Error::new(e.kind(), format!("reading the cases in {}: {e}", folder.display())))?;
@@ -109,15 +108,15 @@ fn report(arguments: &Arguments, out: &mut impl Write) -> io::Result<bool> {
     let passed = rows.iter().filter(|row| row.passed).count();
     let all_passed = passed == rows.len() && !rows.is_empty();
     if rows.is_empty() {
-        crate::complain(&format!("no case in {} matches", folder.display()));
+        workspace::complain(&format!("no case in {} matches", folder.display()));
     }
     out.line(&format!("{passed} passed, {} failed", rows.len() - passed))?;
     if let Some(file) = &arguments.json {
         write_whole(file, &serde_json::to_vec_pretty(&rows)?)?;
     }
     if arguments.document && all_passed {
-        let file = crate::root().join("docs/parity.md");
-        let text = document::with_results(&crate::root(), &fs::read_to_string(&file)?, &rows)?;
+        let file = workspace::root().join("docs/parity.md");
+        let text = document::with_results(&workspace::root(), &fs::read_to_string(&file)?, &rows)?;
         write_whole(&file, text.as_bytes())?;
     }
     Ok(all_passed)

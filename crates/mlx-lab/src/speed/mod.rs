@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use workspace::python::{self, Environment};
 
 use crate::interrupt;
-use crate::python::{self, Environment};
 use crate::random_model::{self, Shape, Width};
 
 /// The value that turns our kernels off and selects stock MLX.
@@ -192,7 +192,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         return one(task, arguments);
     }
     if cfg!(debug_assertions) {
-        crate::complain("note: not an optimized build; use `cargo run --release --package xtask -- speed`");
+        workspace::complain("note: not an optimized build; `cargo xtask speed` makes one");
     }
     interrupt::install()?;
     let with_llama_cpp = arguments.programs.contains(&Program::LlamaCpp);
@@ -245,25 +245,25 @@ fn one(task: Task, arguments: &Arguments) -> io::Result<bool> {
 fn models(arguments: &Arguments, pythons: &Pythons) -> io::Result<Vec<Model>> {
     let root = match &arguments.models {
         Some(folder) => std::path::absolute(folder)?,
-        None => crate::fixtures::target_folder(&crate::root())?.join(MODELS),
+        None => workspace::target_folder(&workspace::root())?.join(MODELS),
     };
     let mut models = Vec::new();
     for &shape in &arguments.shapes {
         let plain = root.join(shape.name());
         if !plain.exists() {
-            crate::complain(&format!("making {}", plain.display()));
+            workspace::complain(&format!("making {}", plain.display()));
             random_model::write(shape, random_model::SEED, &plain)?;
         }
         let widths: &[Width] = if shape == Shape::Tiny { &[Width::Bf16] } else { &arguments.widths };
         for &width in widths {
             let folder = root.join(format!("{}{}", shape.name(), width.suffix()));
             if !folder.exists() {
-                crate::complain(&format!("making {}", folder.display()));
+                workspace::complain(&format!("making {}", folder.display()));
                 random_model::quantize(&plain, width, &folder)?;
             }
             let gguf = root.join(format!("gguf/{}-{}.gguf", shape.name(), gguf_type(width)));
             if let Some(python) = pythons.llama_cpp.as_ref().filter(|_| !gguf.exists()) {
-                crate::complain(&format!("making {}", gguf.display()));
+                workspace::complain(&format!("making {}", gguf.display()));
                 let mut script = python::script(python, "write_gguf.py");
                 script.arg("--model").arg(&plain).args(["--type", gguf_type(width), "--out"]).arg(&gguf);
                 output(script, "write_gguf.py")?;
@@ -331,7 +331,7 @@ fn round(
     pythons: &Pythons,
     measurements: &mut Measurements,
 ) -> io::Result<()> {
-    let say = |what: &str| crate::complain(&format!("turn {number} of {}: {what}", arguments.turns));
+    let say = |what: &str| workspace::complain(&format!("turn {number} of {}: {what}", arguments.turns));
     let Measurements { bandwidth, rows, matmul, .. } = measurements;
     say("memory");
     bandwidth.push(turn(arguments, || Ok((ours(Task::Bandwidth)?, "this program")))?);
@@ -432,7 +432,7 @@ fn turn<T: DeserializeOwned>(
             break;
         }
         let others = 100.0 * others.unwrap_or(0.0);
-        crate::complain(&format!("  other processes used {others:.0} % of the processor; running again"));
+        workspace::complain(&format!("  other processes used {others:.0} % of the processor; running again"));
         std::thread::sleep(Duration::from_secs(2));
     }
     best.ok_or_else(|| io::Error::other("no turn was run"))
@@ -450,7 +450,7 @@ fn output(mut command: Command, name: &str) -> io::Result<Vec<u8>> {
         return Err(io::Error::other(format!("{name} failed ({}):\n{said}", output.status)));
     }
     if std::env::var_os(PROFILE).is_some() && !output.stderr.is_empty() {
-        crate::complain(String::from_utf8_lossy(&output.stderr).trim_end());
+        workspace::complain(String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(output.stdout)
 }

@@ -47,7 +47,7 @@ const KINDS: &[(&str, &str, &str, &str)] = &[
 
 pub(crate) fn run() -> io::Result<bool> {
     let svg = draw().map_err(io::Error::other)?;
-    std::fs::write(crate::root().join("docs/rope.svg"), svg)?;
+    std::fs::write(workspace::root().join("docs/rope.svg"), svg)?;
     Ok(true)
 }
 
@@ -163,7 +163,7 @@ fn y_of(part: f64) -> f64 {
 mod tests {
     #[test]
     fn the_committed_picture_is_the_one_that_is_drawn() {
-        let committed = std::fs::read_to_string(crate::root().join("docs/rope.svg")).unwrap();
+        let committed = std::fs::read_to_string(workspace::root().join("docs/rope.svg")).unwrap();
         assert!(super::draw().unwrap() == committed, "run `cargo xtask plot-rope`");
     }
 }

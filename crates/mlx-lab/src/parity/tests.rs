@@ -8,7 +8,7 @@ use tempfile::TempDir;
 /// A copy of one of the project's cases, to damage.
 fn case(name: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
-    copy_folder(&crate::root().join("xtask/cases").join(name), copy.path());
+    copy_folder(&workspace::root().join("xtask/cases").join(name), copy.path());
     copy
 }
 
@@ -465,7 +465,7 @@ fn place<'a>(
     let name = format!("{:03}_{from}", expected.len());
     let case = folder.path().join(&name);
     fs::create_dir(&case).unwrap();
-    copy_folder(&crate::root().join("xtask/cases").join(from), &case);
+    copy_folder(&workspace::root().join("xtask/cases").join(from), &case);
     expected.push((name, needle));
     case
 }
@@ -475,7 +475,7 @@ fn two_cases_of_one_name_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     for place in ["one", "two"] {
         fs::create_dir(folder.path().join(place)).unwrap();
-        copy_folder(&crate::root().join("xtask/cases/rope_default"), &folder.path().join(place));
+        copy_folder(&workspace::root().join("xtask/cases/rope_default"), &folder.path().join(place));
     }
     let mut lines = Vec::new();
     assert!(!report(&arguments(folder.path()), &mut lines).unwrap());
@@ -487,7 +487,7 @@ fn two_cases_of_one_name_are_told_apart() {
 #[test]
 fn what_a_case_says_stays_in_its_line() {
     let folder = tempfile::tempdir().unwrap();
-    copy_folder(&crate::root().join("xtask/cases/rope_default"), folder.path());
+    copy_folder(&workspace::root().join("xtask/cases/rope_default"), folder.path());
     let forged = "x\npassed  forged\u{1b}[31m";
     edit_json(folder.path(), "case.json", |json| {
         json["name"] = forged.into();
@@ -506,7 +506,7 @@ fn what_a_case_says_stays_in_its_line() {
 fn a_link_to_a_case_is_one_and_circles_are_none() {
     use std::os::unix::fs::symlink;
     let folder = tempfile::tempdir().unwrap();
-    symlink(crate::root().join("xtask/cases/rope_default"), folder.path().join("linked")).unwrap();
+    symlink(workspace::root().join("xtask/cases/rope_default"), folder.path().join("linked")).unwrap();
     symlink(folder.path(), folder.path().join("circle")).unwrap();
     let dangling = folder.path().join("dangling");
     fs::create_dir(&dangling).unwrap();
@@ -546,7 +546,7 @@ fn results_do_not_depend_on_who_reads_the_lines() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["rope_default", "rope_linear"] {
         fs::create_dir(folder.path().join(name)).unwrap();
-        copy_folder(&crate::root().join("xtask/cases").join(name), &folder.path().join(name));
+        copy_folder(&workspace::root().join("xtask/cases").join(name), &folder.path().join(name));
     }
     let json = folder.path().join("results.json");
     let with_json = |json: &Path| Arguments { json: Some(json.to_path_buf()), ..arguments(folder.path()) };
@@ -566,11 +566,11 @@ fn results_do_not_depend_on_who_reads_the_lines() {
 /// with mlx-lm almost everywhere.
 #[test]
 fn kernels_choose_greedily_as_float32_does() {
-    let fixture = crate::root().join("crates/mlx-models-cli/tests/fixtures/greedy_500.json");
+    let fixture = workspace::root().join("crates/mlx-models-cli/tests/fixtures/greedy_500.json");
     let fixture: serde_json::Value = serde_json::from_slice(&fs::read(fixture).unwrap()).unwrap();
     for case in fixture["cases"].as_array().unwrap() {
         let name = case["demo"].as_str().unwrap();
-        let demo = crate::root().join("crates/mlx-models-cli/demo").join(name);
+        let demo = workspace::root().join("crates/mlx-models-cli/demo").join(name);
         let scratch = tempfile::tempdir().unwrap();
         let mut folder = demo.clone();
         if let Some(bits) = case["bits"].as_i64() {

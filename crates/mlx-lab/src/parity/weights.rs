@@ -265,7 +265,7 @@ mod tests {
     /// A copy of a case without its reference, to damage.
     fn damaged(from: &str, to: &str) -> Result<CheckpointFolder, CaseError> {
         let (case, copy) =
-            (crate::root().join("xtask/cases/lille_bf16_sharded"), tempfile::tempdir().unwrap());
+            (workspace::root().join("xtask/cases/lille_bf16_sharded"), tempfile::tempdir().unwrap());
         for name in ["config.json", "model.safetensors.index.json", FILE] {
             fs::copy(case.join(name), copy.path().join(name)).unwrap();
         }
@@ -292,13 +292,13 @@ mod tests {
         drop(folder);
         assert!(!path.exists());
 
-        let without = crate::root().join("xtask/cases/lille_q4");
+        let without = workspace::root().join("xtask/cases/lille_q4");
         assert_eq!(CheckpointFolder::of(&without).unwrap().path(), without);
     }
 
     #[test]
     fn a_case_with_wrong_weights_fails_with_its_reason() {
-        let (case, copy) = (crate::root().join("xtask/cases/lille_f32"), tempfile::tempdir().unwrap());
+        let (case, copy) = (workspace::root().join("xtask/cases/lille_f32"), tempfile::tempdir().unwrap());
         for entry in fs::read_dir(&case).unwrap() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();

@@ -9,14 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::Value;
+use workspace::parity_list::{self, BEGIN, END, MLX_LM};
 
 use super::Row;
-
-const BEGIN: &str = "<!-- results: `cargo xtask parity --document` writes from here -->\n";
-const END: &str = "<!-- results: to here -->";
-
-/// The results of mlx-lm for the cases of transformers, written by a script.
-const MLX_LM: &str = "xtask/python/mlx_lm_on_transformers_cases.json";
 
 #[derive(Deserialize)]
 struct MlxLm {
@@ -65,11 +60,11 @@ struct Described<'a> {
 ///
 /// The marks are missing, a case cannot be read, or the file with mlx-lm's results lacks a case or has another one.
 pub(super) fn with_results(root: &Path, document: &str, rows: &[Row]) -> io::Result<String> {
-    let (before, _, after) = parts(document).map_err(io::Error::other)?;
+    let (before, _, after) = parity_list::parts(document).map_err(io::Error::other)?;
     let cases: Vec<Described<'_>> = rows.iter().map(describe).collect::<io::Result<_>>()?;
     let mlx_lm = mlx_lm(root)?;
     let mut problems = Vec::new();
-    check_answers(&mlx_lm, rows.iter().map(|row| row.name.as_str()), &mut problems);
+    parity_list::check_answers(&mlx_lm.cases, rows.iter().map(|row| row.name.as_str()), &mut problems);
     if let Some(problem) = problems.into_iter().next() {
         return Err(io::Error::other(problem));
     }
@@ -79,17 +74,6 @@ pub(super) fn with_results(root: &Path, document: &str, rows: &[Row]) -> io::Res
     text += &reasons(&cases, &mlx_lm);
     text += &every_case(&cases, &mlx_lm);
     Ok(format!("{before}{text}\n{END}{after}"))
-}
-
-/// The text before the results, the results with the mark before them, and the text after the mark behind them.
-fn parts(document: &str) -> Result<(&str, &str, &str), String> {
-    let (begin, end) = (document.find(BEGIN), document.find(END));
-    match (begin, end) {
-        (Some(begin), Some(end)) if begin < end => {
-            Ok((&document[..begin], &document[begin..end], &document[end + END.len()..]))
-        }
-        _ => Err(format!("docs/parity.md: the results belong between the lines {BEGIN:?} and {END:?}")),
-    }
 }
 
 fn mlx_lm(root: &Path) -> io::Result<MlxLm> {
@@ -209,38 +193,6 @@ fn every_case(cases: &[Described<'_>], mlx_lm: &MlxLm) -> String {
     text
 }
 
-/// Checks that the document lists exactly the existing cases, and that there is a result of mlx-lm for exactly the cases
-/// of transformers. `names` are the folders of the cases.
-pub(crate) fn check(root: &Path, names: &BTreeSet<&str>, problems: &mut Vec<String>) -> io::Result<()> {
-    match parts(&fs::read_to_string(root.join("docs/parity.md"))?) {
-        Err(problem) => problems.push(problem),
-        Ok((_, results, _)) => check_list(results, names, problems),
-    }
-    check_answers(&mlx_lm(root)?, names.iter().copied(), problems);
-    Ok(())
-}
-
-fn check_list(results: &str, names: &BTreeSet<&str>, problems: &mut Vec<String>) {
-    let name = |line| str::strip_prefix(line, "| `").and_then(|rest| rest.split('`').next());
-    let listed: BTreeSet<&str> = results.lines().filter_map(name).collect();
-    for (missing, what) in [(names.difference(&listed), "lacks"), (listed.difference(names), "still lists")] {
-        for case in missing {
-            problems
-                .push(format!("docs/parity.md: {what} the case {case}; run `cargo xtask parity --document`"));
-        }
-    }
-}
-
-fn check_answers<'a>(mlx_lm: &MlxLm, names: impl Iterator<Item = &'a str>, problems: &mut Vec<String>) {
-    let of_transformers: BTreeSet<&str> = names.filter(|name| name.starts_with("hf_")).collect();
-    let answered: BTreeSet<&str> = mlx_lm.cases.keys().map(String::as_str).collect();
-    for case in of_transformers.symmetric_difference(&answered) {
-        problems.push(format!(
-            "{MLX_LM}: {case} must be a case and have a result here; run mlx_lm_on_transformers_cases.py"
-        ));
-    }
-}
-
 /// Today's date in UTC, as year, month and day.
 fn today() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -290,19 +242,8 @@ mod tests {
     }
 
     #[test]
-    fn the_document_lists_exactly_the_cases() {
-        let mut problems = Vec::new();
-        let results = "| case | result |\n| `a` | passed |\n| `b` | passed |\n| what `x` does | `y` |\n";
-        check_list(results, &BTreeSet::from(["a", "b"]), &mut problems);
-        assert_eq!(problems, [""; 0]);
-        check_list(results, &BTreeSet::from(["a", "c"]), &mut problems);
-        assert_eq!(problems.len(), 2);
-        assert!(problems[0].contains("lacks the case c") && problems[1].contains("still lists the case b"));
-    }
-
-    #[test]
     fn results_take_the_place_of_the_old_ones_and_of_nothing_else() {
-        let root = crate::root();
+        let root = workspace::root();
         let row = |name: &str, oracle: &str| Row {
             name: name.to_owned(),
             oracle: oracle.to_owned(),

@@ -88,7 +88,7 @@ impl Folder {
         let name = if from_peft { random.one(&PEFT_ADAPTERS) } else { random.one(&MLX_LM_ADAPTERS) };
         let mut folder = Self::of(root, name)?;
         let adapters = root.join("adapters");
-        copy_files(&crate::root().join("xtask/cases").join(name).join("adapters"), &adapters)?;
+        copy_files(&workspace::root().join("xtask/cases").join(name).join("adapters"), &adapters)?;
         folder.adapters = Some(adapters);
         Ok(folder)
     }
@@ -96,11 +96,11 @@ impl Folder {
     /// One of the demos or of the parity cases. Parity cases have no tokenizer, and get that of the demos.
     pub(super) fn of(root: &Path, name: &str) -> io::Result<Self> {
         let model = root.join("model");
-        let demos = crate::root().join("crates/mlx-models-cli/demo");
+        let demos = workspace::root().join("crates/mlx-models-cli/demo");
         if DEMOS.contains(&name) {
             copy_files(&demos.join(name), &model)?;
         } else {
-            copy_files(&crate::root().join("xtask/cases").join(name), &model)?;
+            copy_files(&workspace::root().join("xtask/cases").join(name), &model)?;
             for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
                 fs::copy(demos.join(DEMOS[0]).join(file), model.join(file))?;
             }
