@@ -141,3 +141,8 @@ pub trait CausalLm: ModuleParameters + Debug + Send {
         Ok(logits)
     }
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -55,3 +55,8 @@ pub use names::{Renaming, TensorNames};
 pub use safetensors_file::TensorInfo;
 pub use tensors::CheckpointTensors;
 pub use write::Progress;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

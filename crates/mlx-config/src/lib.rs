@@ -157,6 +157,11 @@ pub fn off(key: &'static str, found: Option<bool>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use super::*;

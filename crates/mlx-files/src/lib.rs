@@ -175,3 +175,8 @@ fn too_large(size: u64, limit: u64) -> io::Error {
     let problem = format!("it has {size} bytes or more, and may have at most {limit}");
     io::Error::new(ErrorKind::FileTooLarge, problem)
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

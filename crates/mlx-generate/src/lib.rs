@@ -5,6 +5,19 @@
 //! time. [`Batch`] decodes several sequences together, and [`generate_speculative`] checks several drafted tokens at once.
 //! All three choose tokens in the same way and end for the same [reasons](FinishReason), and callers can bring
 //! [`LogitsProcessor`]s of their own to each.
+//!
+//! ```
+//! use mlx_causal_lm::CausalLm;
+//! use mlx_generate::{GenerateError, GenerateOptions, Session, generate};
+//! use mlx_kvcache::CacheOptions;
+//!
+//! # #[allow(dead_code)]
+//! fn continuation(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
+//!     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+//!     let options = GenerateOptions { max_tokens: 20, ..GenerateOptions::default() };
+//!     generate(model, &mut session, prompt, options)?.map(|token| Ok(token?.id)).collect()
+//! }
+//! ```
 
 mod batch;
 mod cancel;
@@ -300,6 +313,11 @@ fn check_ids(model: &dyn CausalLm, ids: &[u32]) -> Result<(), GenerateError> {
 fn as_i32(tokens: usize) -> i32 {
     i32::try_from(tokens).unwrap_or(i32::MAX)
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 mod tests {

@@ -35,3 +35,8 @@ pub use linear::Linear;
 pub use mlx_quantization::Quantization;
 pub use parameters::{ParameterSource, Parameters};
 pub use stack::through_blocks;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

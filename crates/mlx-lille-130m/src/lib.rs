@@ -88,3 +88,8 @@ const ORDER: &[&str] = &[
     "tok_embeddings", "layers", "attention", "feed_forward", "qkv_proj", "out_proj", "feed_forward.norm", "gate_proj",
     "up_proj", "down_proj", "norm",
 ];
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

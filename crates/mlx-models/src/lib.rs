@@ -12,9 +12,9 @@
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |
 //! | `architectures` | all of the above |
-//! | `generate` | [`mod@generate`]: prefill, decode loop, sampling |
-//! | `tokenizer` | [`tokenizer`]: text to token ids and back, chat templates |
-//! | `generate` and `tokenizer` | [`mod@text`]: tokens with their text, stop strings |
+//! | `generate` | the module `generate`: prefill, decode loop, sampling |
+//! | `tokenizer` | the module `tokenizer`: text to token ids and back, chat templates |
+//! | `generate` and `tokenizer` | the module `text`: tokens with their text, stop strings |
 //!
 //! No feature is on by default.
 //!
@@ -223,10 +223,15 @@ pub fn convert(
     Ok(checkpoint.convert(out, parameters, &names, options, progress)?)
 }
 
-/// Compiles the README's example.
-#[cfg(all(doctest, feature = "lille-130m", feature = "generate", feature = "tokenizer"))]
-#[doc = include_str!("../../../README.md")]
+/// Compiles the example of this crate's README.
+#[cfg(all(doctest, feature = "generate", feature = "tokenizer"))]
+#[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the example of the repository's README.
+#[cfg(all(doctest, feature = "generate", feature = "tokenizer"))]
+#[doc = include_str!("../../../README.md")]
+struct RepositoryReadme;
 
 /// Compiles the example of `docs/models.md`.
 #[cfg(doctest)]

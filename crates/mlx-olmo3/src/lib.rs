@@ -106,3 +106,8 @@ const ORDER: &[&str] = &[
     "k_norm", "gate_proj", "down_proj", "up_proj", "post_attention_layernorm", "post_feedforward_layernorm",
     "norm", "lm_head",
 ];
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -121,3 +121,8 @@ const ORDER: &[&str] = &[
     "embed_tokens", "layers", "self_attn", "mlp", "qkv_proj", "o_proj", "gate_up_proj", "down_proj",
     "input_layernorm", "post_attention_layernorm", "norm", "lm_head",
 ];
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

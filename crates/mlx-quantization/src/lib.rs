@@ -209,3 +209,8 @@ pub fn quantized_matmul<'a>(
     }
     native::quantized_matmul(x, w, transpose)
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

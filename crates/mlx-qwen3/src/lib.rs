@@ -112,3 +112,8 @@ const ORDER: &[&str] = &[
     "k_norm", "gate_proj", "down_proj", "up_proj", "input_layernorm", "post_attention_layernorm", "norm",
     "lm_head",
 ];
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -47,3 +47,8 @@ mod header;
 pub use dtype::Dtype;
 pub use error::HeaderError;
 pub use header::{Header, LONGEST_HEADER, TensorInfo};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

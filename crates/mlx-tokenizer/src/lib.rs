@@ -392,3 +392,8 @@ impl Tokenizer {
         TOKENS.iter().any(|tokens| tokens.iter().all(|token| self.token_id(token).is_some()))
     }
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
