@@ -1,12 +1,11 @@
-"""Makes the parity cases of adapters: tiny checkpoints with an adapter folder, and what mlx-lm computes with both.
+"""Makes the parity cases of adapters: tiny checkpoints with adapters, and mlx-lm's results for them.
 
-What: folders as `make_gemma3_cases.py` makes them, some of OLMo 3 for their biases, of Phi-3 for its fused projections and
-of Qwen 3, with a folder `adapters` as mlx-lm's
-training leaves it, and `fused` and `fused_dequantized`, what `mlx_lm fuse` makes of the two, of which only config and
-weights are kept.
+What: folders as `model_cases.py` describes them. Most are Gemma 3; some are OLMo 3, for biases, Phi-3, for fused
+projections, and Qwen 3. Each has a folder `adapters`, as mlx-lm's training writes it. Some have folders `fused` and
+`fused_dequantized` with the config and the weights that `mlx_lm fuse` writes.
 
-Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models with their adapters,
-and from what it fuses.
+Why: `cargo xtask parity` requires the same bits from this project's models with these adapters, and from the
+checkpoints that this project fuses.
 
 How to run, from the repository root:
 
@@ -42,7 +41,7 @@ MADE_BY = "xtask/python/make_lora_cases.py"
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make: a base of another script, and its adapters."""
+    """One folder to make: a checkpoint as another script makes it, and its adapters."""
 
     name: str
     base: model_cases.Case
@@ -63,7 +62,7 @@ def olmo3(seed: int, config: dict | None = None, **rest: object) -> model_cases.
 
 
 def phi3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
-    """With the one weight for queries, keys and values, and the one for gate and up."""
+    """A Phi-3, which has one weight for queries, keys and values, and one for gate and up."""
     config = make_phi3_cases.CONFIG | {"vocab_size": 64} | (config or {})
     return model_cases.Case("base", seed, [1], config, scale=make_qwen3_cases.scale, **rest)
 
@@ -112,7 +111,7 @@ CASES = [
 
 
 def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
-    """What `mlx_lm lora` leaves, with random numbers in place of trained ones."""
+    """Writes adapters as `mlx_lm lora` does, with random instead of trained numbers."""
     model, _ = mlx_lm.utils.load_model(folder)
     model.freeze()
     if case.kind == "full":
@@ -141,7 +140,7 @@ def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
 
 
 def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> None:
-    """What `mlx_lm.fuse.main` does between loading and the tokenizer."""
+    """Writes a fused checkpoint as `mlx_lm.fuse.main` does, without a tokenizer."""
     model, config = adapted_model(folder, adapters)
     if fused := [(n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")]:
         model.update_modules(tree_unflatten(fused))
@@ -156,7 +155,7 @@ def save_fused(folder: Path, adapters: Path, out: Path, dequantize: bool) -> Non
 
 
 def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     folder.mkdir()
     model_cases.save_checkpoint(case.base, folder)
     save_adapters(case, folder, folder / "adapters")

@@ -1,7 +1,7 @@
-"""Makes the fixture of `mlx-attn-masks`: the masks that mlx-lm makes from numbers.
+"""Makes the fixture of `mlx-attn-masks`: masks of mlx-lm.
 
-What: `causal_masks.json`, one case per line: the numbers given to mlx-lm's `create_causal_mask`, the shape of the mask,
-and its rows as strings, 1 where the query sees the key.
+What: `causal_masks.json`, one case per line: the arguments of mlx-lm's `create_causal_mask`, the shape of the mask, and
+its rows as strings of 0 and 1, with 1 where the query sees the key.
 
 Why: `cargo test -p mlx-attn-masks` requires the same shapes and entries from this project's masks.
 
@@ -9,7 +9,7 @@ How to run, from the repository root:
 
     python xtask/python/make_mask_fixtures.py
 
-Nothing is random, and integers are only compared, so the result is the same on every machine.
+Nothing is random and all numbers are integers, so the result is the same on every machine.
 """
 
 import itertools
@@ -22,9 +22,9 @@ from mlx_lm.models.base import create_causal_mask
 from parity_cases import argument_parser, finish
 
 FILE = "crates/mlx-attn-masks/tests/fixtures/causal_masks.json"
-BLOCKS = [(1, 0), (1, 4), (2, 0), (3, 2), (5, 0), (4, 9)]  # queries, keys before them
+BLOCKS = [(1, 0), (1, 4), (2, 0), (3, 2), (5, 0), (4, 9)]  # number of queries, number of keys before them
 WINDOWS = [None, 1, 2, 3, 5, 13, 100]
-# Left and right padding, as parts of the keys: a few rows each, one of them padding alone.
+# Left and right padding of each row, as a share of the keys. One row has nothing but padding.
 PADDINGS = [(None, None), ([0, 0], None), ([0, 0.3, 1], None), (None, [0.6, 0, 1]), ([0, 0.4, 0.5], [0, 0.2, 0.5])]
 
 

@@ -1,12 +1,12 @@
 """Makes prompt caches of whole models with mlx-lm, for tests of which models can use a cache.
 
-What: for two tiny models of the parity cases, one with LongRoPE (original length 16) and one with a window of 6 tokens,
-which mlx-lm ignores, and for a prompt below and one beyond that border: `NAME.safetensors`, written by mlx-lm's
-`save_prompt_cache`, and `NAME.next.safetensors` with `prompt`, the ids that it holds, `next`, the ids that follow, and
-`logits`, mlx-lm's logits for each of those.
+What: two tiny models of the parity cases, one with LongRoPE (original length 16) and one with a window of 6 tokens, which
+mlx-lm ignores. Each reads a prompt that is shorter than this length and one that is longer. `NAME.safetensors` is written
+by mlx-lm's `save_prompt_cache`. `NAME.next.safetensors` has `prompt`, the ids in the cache; `next`, the ids after them;
+and `logits`, mlx-lm's logits for `next`.
 
-Why: `cargo test -p mlx-models` reads these files. Where mlx-lm computes the keys and values that this project computes,
-it must continue with them and get mlx-lm's logits; elsewhere it must refuse the file.
+Why: `cargo test -p mlx-models` reads these files. If mlx-lm computes the same keys and values as this project, the tests
+continue from the file and require mlx-lm's logits. Otherwise this project must refuse the file.
 
 How to run, from the repository root:
 

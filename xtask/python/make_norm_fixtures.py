@@ -1,7 +1,7 @@
-"""Makes the fixtures of `mlx-norms`: inputs, and the outputs of mlx-lm's norms and residual sum.
+"""Makes the fixtures of `mlx-norms`: inputs and outputs of mlx-lm's norms and residual sum.
 
-What: one safetensors file for each function, with the tensors of all its cases under `CASE.x`, `CASE.weight` or
-`CASE.y`, and `CASE.expected`; the metadata says which programs made it and which `eps` was used.
+What: one safetensors file for each function. Its cases have the tensors `CASE.x`, `CASE.weight` or `CASE.y`, and
+`CASE.expected`. The metadata has the versions of the programs and the value of `eps`.
 
 Why: `cargo test -p mlx-norms` requires the same bits from this project's functions.
 
@@ -22,9 +22,9 @@ from parity_cases import argument_parser, finish, origin
 FOLDER = "crates/mlx-norms/tests/fixtures"
 SEED, EPS = 3, 1e-6
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
-# The dtypes of the activations and of the weight (or of what is added).
+# The dtypes of the activations, and of the weight or the second summand.
 PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("f16", "f16"), ("bf16", "f32"), ("f16", "f32"), ("f32", "bf16")]
-# Sizes of the last axis: one feature, odd, a head, a hidden size.
+# Sizes of the last axis: one feature, an odd number, a head, a hidden size.
 DIMS = [1, 7, 64, 640]
 INF, NAN, LARGEST = float("inf"), float("nan"), 65504.0
 SMALLEST = 2.0**-24  # the smallest float16 above zero
@@ -32,14 +32,14 @@ EDGES = [0.0, -0.0, 1.0, -1.0, SMALLEST, -SMALLEST, 15.99, 16.0, 2049.0, 60000.0
 
 
 def activations(rng: np.random.Generator, dim: int) -> np.ndarray:
-    """Ordinary rows, a row of zeros, a very small and a very large one."""
+    """Ordinary rows, a row of zeros, a row of very small and a row of very large numbers."""
     x = rng.standard_normal((2, 3, dim), dtype=np.float32) * 3
     x[0, 1], x[1, 0], x[1, 2] = 0, x[1, 0] * 1e-5, np.clip(x[1, 2] * 2e4, -6e4, 6e4)
     return x
 
 
 def norm_cases(norm_class: type[nn.Module], center: float) -> dict[str, mx.array]:
-    """What this class of mlx-lm or MLX answers, with random weights around `center`."""
+    """Cases of a norm of mlx-lm or MLX, with random weights around `center`."""
     rng, tensors = np.random.default_rng(SEED), {}
     for dim in DIMS:
         x, weight = activations(rng, dim), center + rng.standard_normal(dim, dtype=np.float32) * 0.4

@@ -1,11 +1,11 @@
-"""Makes the parity cases of OLMo 3 models: tiny checkpoints with what mlx-lm computes from them.
+"""Makes the parity cases of OLMo 3 models: tiny checkpoints and mlx-lm's results for them.
 
 What: folders as `model_cases.py` describes them. Layers 0, 1 and 2 of four have a window of 6 tokens, layer
-3 is full and rotates by YaRN.
+3 has none and rotates by YaRN.
 
-Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
-or raises on (configs of transformers 5, a given `attention_factor`, models with layers of one kind) is in the cases of
-`make_sliding_transformers.py`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. The cases of
+`make_sliding_transformers.py` have what mlx-lm ignores or refuses: configs of transformers 5, an `attention_factor`,
+models with layers of one kind.
 
 How to run, from the repository root:
 
@@ -43,7 +43,7 @@ IRREGULAR = ["full_attention", "sliding_attention", "full_attention", "sliding_a
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Norms near the identity."""
+    """Scales random weights; norms are near the identity."""
     if name.endswith("bias"):
         return 0.2 * values
     if values.ndim == 1:
@@ -54,17 +54,17 @@ def scale(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def scale_tied(name: str, values: np.ndarray) -> np.ndarray:
-    """The same with a larger last norm: the rows of an embedding table are small for a head."""
+    """As `scale`, with a larger last norm, because an embedding table has small weights for a head."""
     return scale(name, values) * (3.0 if name == "model.norm.weight" else 1.0)
 
 
 def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
-    """A case with a head of its own, which the released models have."""
+    """A case with a separate head, as in the released models."""
     config = CONFIG | (config or {}) | (QUANTIZED if "quantize" in rest else {})
     return Case(f"olmo3_{name}", seed, calls, config, **({"scale": scale} | rest))
 
 
-# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+# In the order of `CUTS`. Each seed gives greedy tokens that pass the checks of `model_cases.py`.
 SEEDS = {
     "f32": [1, 1, 12],
     "bf16": [5, 2, 46],

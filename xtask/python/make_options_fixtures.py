@@ -1,14 +1,14 @@
 """Makes the list of options of mlx-lm's programs, for the table in `docs/generation.md`.
 
-What: `mlx_lm_options.json` has for each program the names of each option.
+What: `mlx_lm_options.json` has the names of all options of each program.
 
-Why: `cargo test -p mlx-models-cli` requires that the table has all of them, and that what it says of ours is true.
+Why: `cargo test -p mlx-models-cli` requires that the table lists all of them, and that our options in the table exist.
 
 How to run, from the repository root:
 
     python xtask/python/make_options_fixtures.py
 
-Nothing in it is random.
+The script has no random numbers.
 """
 
 import argparse
@@ -24,11 +24,11 @@ PROGRAMS = ("generate", "chat", "cache_prompt", "convert", "perplexity", "benchm
 
 
 class Parsed(Exception):
-    """In the place of a program's work."""
+    """Raised instead of running the program."""
 
 
 def options(program: str) -> list[list[str]]:
-    """The names of each option of a program, from the parser that its `main` makes."""
+    """The names of each option of a program, taken from the parser in its `main`."""
     parsers = []
 
     def parse_args(parser, *_args, **_keys):

@@ -1,8 +1,8 @@
-"""Makes the parity cases of adapters as PEFT saves them, and what PEFT computes with them in float32.
+"""Makes the parity cases of PEFT's adapters, with PEFT's results in float32.
 
 What: folders as `transformers_cases.py` describes them, with a folder `adapters` that `PeftModel.save_pretrained` wrote
-(`adapter_config.json`, `adapter_model.safetensors`), and, in some, `fused`: what `merge_and_unload` makes of the two, of
-which only config and weights are kept. The logits are those of the adapters as they are loaded again from that folder.
+(`adapter_config.json`, `adapter_model.safetensors`). Some have a folder `fused` with the config and the weights after
+`merge_and_unload`. The logits are computed with adapters that were loaded from the folder.
 
 Why: most adapters on the Hub are PEFT's, and mlx-lm does not read them.
 
@@ -70,7 +70,7 @@ def olmo3(**keys: object) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make. `rewrite` are keys of `adapter_config.json` that are set after PEFT wrote it."""
+    """One folder to make. `rewrite` has keys of `adapter_config.json` that are changed after PEFT wrote it."""
 
     name: str
     seed: int
@@ -82,7 +82,7 @@ class Case:
 
 
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-# Of the patterns that fit a layer the first counts, which is the second in the order of their letters.
+# The first pattern that fits a layer applies. These two are not in alphabetical order, so that the order matters.
 ALPHAS = {r"layers\.0\.self_attn\.q_proj": 32, "(q|v)_proj": 3}
 PATTERNS = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": ALPHAS}
 CASES = [
@@ -93,7 +93,7 @@ CASES = [
         7,
         qwen3,
         {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": r".*\.self_attn\.(q|v|o)_proj"} | PATTERNS,
-        rewrite={"alpha_pattern": ALPHAS},  # PEFT sorts them
+        rewrite={"alpha_pattern": ALPHAS},  # because PEFT sorts them
     ),
     Case(
         "peft_dora_qwen3",
@@ -127,16 +127,16 @@ CASES = [
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Logits differ clearly and depend on what came before."""
+    """Scales random weights so that logits differ clearly and depend on the tokens before."""
     if values.ndim == 1:
         return 0.2 * values if name.endswith("bias") else 1 + 0.2 * values
     if "embed_tokens" in name:
-        return 0.4 * values  # may give the logits too: small, or each token would predict itself
+        return 0.4 * values  # may also be the head; with larger numbers each token would predict itself
     return (4.0 if "lm_head" in name else 1.8) * values / np.sqrt(values.shape[-1])
 
 
 def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
-    """What `PeftModel.save_pretrained` leaves, with random numbers in place of trained ones."""
+    """Writes adapters with `PeftModel.save_pretrained`, with random instead of trained numbers."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **case.lora))
     rng = np.random.default_rng([case.seed, 2])
@@ -158,7 +158,7 @@ def save_adapters(case: Case, folder: Path, adapters: Path) -> None:
     file = adapters / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": "base"} | case.rewrite
     if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()  # PEFT writes a set
+        config["target_modules"].sort()  # PEFT writes a set, whose order changes
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -168,7 +168,7 @@ def adapted(folder: Path, adapters: Path) -> PreTrainedModel:
 
 
 def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     torch.manual_seed(case.seed)
     folder.mkdir()
     save_checkpoint(case.base(**case.keys), case.seed, scale, dict, folder)

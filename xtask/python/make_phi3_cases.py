@@ -1,18 +1,18 @@
-"""Makes the parity cases of Phi-3 models: tiny checkpoints with what mlx-lm computes from them.
+"""Makes the parity cases of Phi-3 models: tiny checkpoints and mlx-lm's results for them.
 
-What: folders as `model_cases.py` describes them. The kinds of weights are each read in one call, in chunks and token by
-token. In the cases of LongRoPE the sequence grows beyond the original length; `"longrope": "mlx-lm"` in `case.json` asks
-the runner for mlx-lm's rule, the long factors always.
+What: folders as `model_cases.py` describes them. With each dtype and quantization, tokens are read in one call, in chunks
+and one by one. In the cases with LongRoPE, the sequence becomes longer than the original length. `"longrope": "mlx-lm"` in
+`case.json` says that the long factors always apply, as in mlx-lm.
 
-Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
-(the short factors, sliding windows) is in the cases of `make_phi3_transformers.py`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. The cases of
+`make_phi3_transformers.py` have what mlx-lm ignores: the short factors, and sliding windows.
 
 How to run, from the repository root:
 
     python xtask/python/make_phi3_cases.py
 
-mlx-lm asks for a `long_factor` in every `rope_scaling`, where a linear one has no use for it: it is given one, which
-is removed from the `config.json` that is written.
+mlx-lm requires a `long_factor` in every `rope_scaling`, although linear scaling does not use it. So mlx-lm gets one, and
+it is removed from the `config.json` of the case.
 """
 
 import sys
@@ -42,7 +42,7 @@ LONGROPE = {
         "long_factor": [1.0, 2.0, 4.5, 7.0],
     },
 }
-# The older name of the same thing, over three quarters of each head.
+# `su` is an older name of LongRoPE. Here three quarters of each head rotate.
 SU = {
     "original_max_position_embeddings": 16,
     "partial_rotary_factor": 0.75,
@@ -56,11 +56,11 @@ CUTS = {"whole": [18], "pieces": [7, 1, 1, 6, 3], "single": [1] * 12}
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Logits differ clearly and depend on what came before."""
+    """Scales random weights so that logits differ clearly and depend on the tokens before."""
     if values.ndim == 1:
         return 1 + 0.2 * values  # a norm
     if "embed_tokens" in name:
-        return 0.4 * values  # may give the logits too: small, or each token would predict itself
+        return 0.4 * values  # may also be the head; with larger numbers each token would predict itself
     return matrix(values, 4.0 if "lm_head" in name else 1.8)
 
 
@@ -76,12 +76,12 @@ def without_long_factor(config: dict) -> dict:
 
 
 def case(name: str, config: dict | None = None, without: tuple[str, ...] = (), **rest: object) -> Case:
-    """A case; `without` are keys that have defaults."""
+    """A case. The keys in `without` are removed from the config; they have defaults."""
     config = {key: value for key, value in (CONFIG | (config or {})).items() if key not in without}
     return Case(f"phi3_{name}", config=config, scale=scale, **rest)
 
 
-# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+# In the order of `CUTS`. Each seed gives greedy tokens that pass the checks of `model_cases.py`.
 SEEDS = {
     "f32": [9, 9, 7],
     "bf16": [6, 1, 7],

@@ -1,16 +1,17 @@
-"""Makes the parity cases of Phi-3 models against transformers, for what mlx-lm leaves out.
+"""Makes the parity cases of Phi-3 models with transformers, for features that mlx-lm does not have.
 
-What: folders as `transformers_cases.py` describes them. The logits of each call are from one pass over everything up to
-the end of that call, so that they cross the border of LongRoPE in the middle, as the greedy tokens do. With `v4` the
-config that transformers wrote (`rope_parameters`) is rewritten in the older form (`rope_theta`, `rope_scaling`).
+What: folders as `transformers_cases.py` describes them. The logits of each call come from one pass over all tokens up to
+the end of the call. So the factors of LongRoPE change during a case, when the sequence becomes longer than the original
+length. With `v4`, the config that transformers wrote (`rope_parameters`) is rewritten in the form of transformers 4
+(`rope_theta`, `rope_scaling`).
 
-Why: mlx-lm has neither the short factors of LongRoPE nor sliding windows, and ignores configs of the newer form.
+Why: mlx-lm has neither the short factors of LongRoPE nor sliding windows, and ignores configs of transformers 5.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
     python xtask/python/make_phi3_transformers.py
 
-transformers' Phi-3 refuses linear scaling, though its rotary embedding can do it: the refusal is switched off here.
+transformers' Phi-3 refuses linear scaling although its rotary embedding supports it. The script switches this check off.
 """
 
 import sys
@@ -45,13 +46,13 @@ LONGROPE = {
 }
 PARTIAL = LONGROPE | {"short_factor": [1.0, 1.3], "long_factor": [1.5, 6.0], "partial_rotary_factor": 0.5}
 WINDOW = {"sliding_window": 6}
-# Up to the original length, from beyond it, and over it in a piece and token by token.
+# Sequences below the original length, beyond it, and across it in calls of one and of several tokens.
 SHORT, LONG, CROSSING = [9, 1, 1, 4], [20, 1, 6], [11, 1, 1, 1, 1, 1, 1, 1, 7]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make. `calls` are the lengths of the calls that the tokens are fed in."""
+    """One folder to make. `calls` are the numbers of tokens that are read in each call."""
 
     name: str
     seed: int
@@ -74,7 +75,7 @@ CASES = [
     Case("hf_phi3_longrope_crossing", seed=1, calls=CROSSING),
     Case("hf_phi3_longrope_crossing_v4", seed=1, calls=CROSSING, v4="longrope"),
     Case("hf_phi3_longrope_crossing_batch", seed=5, calls=CROSSING, batch=2),
-    # The checkpoint has a head of its own, and the config was left as it was. transformers uses that head.
+    # The checkpoint has a separate head although its config says that it has none. transformers uses this head.
     Case("hf_phi3_su_v4", seed=1, calls=CROSSING, v4="su", add={"tie_word_embeddings": True}),
     Case("hf_phi3_longrope_partial", seed=1, calls=CROSSING, rope=PARTIAL),
     Case("hf_phi3_longrope_partial_v4", seed=1, calls=CROSSING, rope=PARTIAL, v4="longrope"),
@@ -90,28 +91,28 @@ CASES = [
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Logits differ clearly and depend on what came before."""
+    """Scales random weights so that logits differ clearly and depend on the tokens before."""
     if values.ndim == 1:
         return 1 + 0.2 * values  # a norm
     if "embed_tokens" in name:
-        return 0.4 * values  # may give the logits too: small, or each token would predict itself
+        return 0.4 * values  # may also be the head; with larger numbers each token would predict itself
     return (4.0 if "lm_head" in name else 1.8) * values / np.sqrt(values.shape[-1])
 
 
 def as_v4(config: dict, name: str) -> dict:
-    """The same config in the form of transformers 4, with the kind of scaling under `name`."""
+    """The same config in the form of transformers 4, which calls the kind of scaling `name`."""
     rope = config.pop("rope_parameters")
     kind = rope.pop("rope_type")
     config["rope_theta"] = rope.pop("rope_theta")
     config["partial_rotary_factor"] = rope.pop("partial_rotary_factor", 1.0)
-    rope.pop("original_max_position_embeddings", None)  # stands outside as well
+    rope.pop("original_max_position_embeddings", None)  # the config has this key outside of `rope_parameters` too
     config["rope_scaling"] = None if kind == "default" else {"type": name} | rope
     config["transformers_version"] = "4.41.2"
     return config
 
 
 def make_model(case: Case, folder: Path) -> Phi3ForCausalLM:
-    """Writes the checkpoint, and loads it again."""
+    """Writes the checkpoint of a case, and loads it again."""
     others = [check for check in Phi3Config.__class_validators__ if check.__name__ != "validate_rope"]
     with mock.patch.object(Phi3Config, "__class_validators__", others):
         config = Phi3Config(**CONFIG | case.config, rope_parameters=dict(case.rope), dtype="float32")

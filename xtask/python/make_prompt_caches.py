@@ -1,9 +1,9 @@
-"""Makes prompt caches for tests of `mlx-kvcache`: files that mlx-lm writes, and what it computes after reading them.
+"""Makes prompt caches for tests of `mlx-kvcache`: files that mlx-lm writes, and its results after reading them.
 
-What: `NAME.safetensors`, written by mlx-lm's `save_prompt_cache` from caches in every state that they can be in; and
-`NAME.next.safetensors`, two more appends to each layer, with mlx-lm's results after it has read the first file
-again. `load_prompt_caches.py` says what its tensors are. The metadata names the programs, and as JSON the class of each
-layer, how it came about, and the `metadata` that was given to `save_prompt_cache`.
+What: mlx-lm's `save_prompt_cache` writes `NAME.safetensors`, from caches in many different states. Then mlx-lm reads the
+file and appends twice to each layer; `NAME.next.safetensors` has the inputs and results, see `load_prompt_caches.py`. Its
+metadata has the versions of the programs, and as JSON the class of each layer, the operations before it was saved, and
+the `metadata` that `save_prompt_cache` was given.
 
 Why: `cargo test -p mlx-kvcache` reads these files, and requires the same bits from this project's caches.
 
@@ -12,11 +12,12 @@ How to run, from the repository root:
     python xtask/python/make_prompt_caches.py
 
 
-Every answer must agree with the rule of `make_cache_cases.py`, in each row of a batch that is not padding; what mlx-lm
-0.32.2 gets wrong is thus not here. That is appends of several tokens to a wrapped `RotatingKVCache` with sinks, or to a
-wrapped `BatchRotatingKVCache` that has seen single tokens and still holds padding: single tokens stand in for them.
+All results must agree with the rule of `make_cache_cases.py`, except in padding. Two operations are missing because mlx-lm
+0.32.2 breaks the rule: appends of several tokens to a wrapped `RotatingKVCache` with sinks, and to a wrapped
+`BatchRotatingKVCache` that has read single tokens and still holds padding. Single tokens are appended in these cases.
 
-Where a cache of float numbers holds 256 places from its first token on, heads have 8 features: the files stay small.
+Some caches have 256 slots from the first token on. Their heads have 8 features if they are not quantized, so that the
+files stay small.
 """
 
 import json
@@ -42,16 +43,16 @@ from parity_cases import argument_parser, demand_own_blas, finish, origin
 
 F32, BF16, F16 = mx.float32, mx.bfloat16, mx.float16
 FOLDER = "crates/mlx-kvcache/tests/fixtures/mlx-lm"
-LARGEST = 60_000  # bytes of a file
+LARGEST = 60_000  # the most bytes of a file
 METADATA = {"model": "x", "prompt": 'Once upon a time, über "x"', "tokens": "12"}
 
 
 @dataclass
 class Layer:
-    """A cache, the tokens that it has been given, and what comes next.
+    """A cache: its class, its operations before it is saved (`past`), and its appends afterwards (`next`).
 
-    `past` is what is done to the cache before it is saved: appends above zero, trims below. `rows` are caches that are
-    merged into one instead, each with its own past.
+    In `past`, a positive number appends this number of tokens, and a negative number trims. If there are `rows`, the
+    cache is instead merged from these caches.
     """
 
     kind: Callable
@@ -75,20 +76,20 @@ class Layer:
         return described
 
     def case(self) -> Case:
-        """The numbers that the rule wants to know."""
+        """The settings of the cache as a case of `make_cache_cases.py`, which has the rule."""
         shape = {"heads": (4, 2), "dims": (self.dim, self.dim)}
         return Case("", 0, [], self.max_size, self.keep, quantize=self.quantize, dtype=self.dtype, **shape)
 
 
 class Tokens:
-    """The tokens of one row, without padding: what the rule applies to."""
+    """The tokens of one row without its padding, to which the rule applies."""
 
     def __init__(self, case: Case, padding: int = 0) -> None:
         self.case, self.padding = case, padding
         self.history: tuple[Stored, Stored] | None = None
 
     def append(self, keys: mx.array, values: mx.array) -> int:
-        """Returns how many of the new ones are padding."""
+        """Adds tokens. Returns how many of them are padding."""
         skipped = min(self.padding, keys.shape[2])
         self.padding -= skipped
         new = tuple(stored(self.case, array[:, :, skipped:]) for array in (keys, values))
@@ -112,7 +113,7 @@ class Tokens:
 
 
 def build(layer: Layer, rng: np.random.Generator) -> tuple[object, list[Tokens]]:
-    """The cache as `past` leaves it, and the tokens of its rows."""
+    """The cache after the operations in `past`, and the tokens of its rows."""
     case = layer.case()
     if layer.rows:
         built = [build(row, rng) for row in layer.rows]
@@ -149,11 +150,11 @@ SINGLES = [1] * 13
 
 
 def single(past: list[int], **keys: object) -> Layer:
-    """One that will be merged."""
+    """A cache of one row, which will be merged."""
     return Layer(RotatingKVCache if "max_size" in keys else KVCache, past, **keys)
 
 
-# The layers of a file have seen the same number of tokens, as those of a model have.
+# All layers of a file have read the same number of tokens, as the layers of a model do.
 FILES: dict[str, list[Layer]] = {
     "no_layers": [],
     "kv": [Layer(KVCache, [5, 1], dtype=BF16, **FULL), Layer(KVCache, [8, -2], dtype=BF16, **FULL)],
@@ -163,12 +164,12 @@ FILES: dict[str, list[Layer]] = {
     "rotating_empty": [Layer(**ROTATING)],
     "rotating_singles": [Layer(past=[1, 1, 1], **ROTATING)],
     "rotating_prompt": [Layer(past=[5], **ROTATING)],
-    # The buffer has grown by the slots that were missing, and two of them are not written.
+    # The buffer has grown to `max_size` slots, and two of them are still unused.
     "rotating_prompt_singles": [Layer(past=[5, 1], **ROTATING)],
     "rotating_exactly_full": [Layer(past=[5, 1, 1, 1], **ROTATING)],
     "rotating_wrapped": [Layer(past=SINGLES, **ROTATING)],
     "rotating_wrapped_bf16": [Layer(past=[6, *SINGLES], dtype=BF16, **ROTATING)],
-    # More slots than `max_size`, in the order of the tokens.
+    # More slots than `max_size`, with the tokens in their order.
     "rotating_overlong": [Layer(past=[4, 9], **ROTATING)],
     "rotating_overlong_prompt": [Layer(past=[20], **ROTATING)],
     "rotating_trimmed": [Layer(past=[6, -2], **ROTATING), Layer(past=[1, 1, 1, 1, 1, 1, -2], **ROTATING)],
@@ -181,7 +182,7 @@ FILES: dict[str, list[Layer]] = {
     "quantized_empty": [Layer(QuantizedKVCache, quantize=(4, 32))],
     "batch_empty": [Layer(BatchKVCache, left_padding=[1, 0], **FULL)],
     "batch_left_padded": [Layer(BatchKVCache, [5, 1, 2], left_padding=[3, 0], dtype=F16, **FULL)],
-    # Two more tokens of the first row are padding.
+    # The next two tokens of the first row are padding too.
     "batch_padding_to_come": [Layer(BatchKVCache, [3], left_padding=[5, 0], dtype=BF16, **FULL)],
     "batch_merged": [Layer(BatchKVCache, rows=[single([9, 1]), single([3])])],
     "batch_merged_with_empty": [Layer(BatchKVCache, rows=[single([4]), single([]), single([5, 1, -3])])],
@@ -200,7 +201,7 @@ WITH_METADATA = {"kv", "no_layers", "rotating_wrapped", "batch_rotating_merged"}
 
 
 def make_files(name: str, layers: list[Layer], folder: Path) -> None:
-    """Writes the two files of one name."""
+    """Writes the two files of this name."""
     # One seed for each name, so that a new file does not change the others.
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     built = [build(layer, rng) for layer in layers]

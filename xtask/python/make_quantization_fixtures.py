@@ -1,8 +1,8 @@
-"""Makes the fixture of `mlx-quantization`: matrices, and what MLX makes of them in each mode of quantization.
+"""Makes the fixture of `mlx-quantization`: matrices that MLX quantizes in each mode.
 
-What: one safetensors file. A case is named MODE_BITS_GROUP_DTYPE, and has under `CASE.` the matrix `w`, its `packed`
-numbers, `scales` and, in the affine mode, `biases`; `dequantized`; and for `x` and `x_t` the results of `quantized_matmul`,
-transposed (`y`) and not (`y_t`).
+What: one safetensors file. A case has the name MODE_BITS_GROUP_DTYPE. Its tensors are the matrix `CASE.w`; its `packed`
+numbers, `scales` and, in the affine mode, `biases`; `dequantized`; and the products `y` of `x` with the transposed matrix
+and `y_t` of `x_t` with the matrix itself.
 
 Why: `cargo test -p mlx-quantization` requires the same bits from this project's functions.
 
@@ -29,7 +29,7 @@ ROWS, COLUMNS, QUERIES = 6, 128, 3
 def make_case(mode: str, bits: int, group_size: int, dtype: mx.Dtype, rng: np.random.Generator) -> dict[str, mx.array]:
     """The tensors of one case."""
     w = rng.standard_normal((ROWS, COLUMNS), dtype=np.float32)
-    w[1], w[2] = 0, w[2] * 300  # a row of zeros and a large one
+    w[1], w[2] = 0, w[2] * 300  # a row of zeros, and a row of large numbers
     w = mx.array(w).astype(dtype)
     how = {"group_size": group_size, "bits": bits, "mode": mode}
     parts = mx.quantize(w, **how)

@@ -1,11 +1,11 @@
-"""Makes the parity cases of Qwen 3 models: tiny checkpoints with what mlx-lm computes from them.
+"""Makes the parity cases of Qwen 3 models: tiny checkpoints and mlx-lm's results for them.
 
-What: folders as `model_cases.py` describes them. Heads are wider than the stream, as in the released 0.6B
-model. `qwen3_windows_off` has the numbers of a window without the switch, as released configs do, and a copy of the
-embedding table as a head beside `tie_word_embeddings`.
+What: folders as `model_cases.py` describes them. All heads together have more features than the hidden size, as in the
+released 0.6B model. `qwen3_windows_off` has a window that its config switches off, as in released configs, and a copy of
+the embedding table as its head although `tie_word_embeddings` is true.
 
-Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. What mlx-lm leaves out
-(windows, biases, a given `attention_factor`) is in the cases of `make_sliding_transformers.py`.
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. The cases of
+`make_sliding_transformers.py` have what mlx-lm ignores: windows, biases, an `attention_factor`.
 
 How to run, from the repository root:
 
@@ -38,7 +38,7 @@ WINDOWS_OFF = {"use_sliding_window": False, "sliding_window": 3, "max_window_lay
 
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
-    """Norms near the identity, those of queries and keys larger, so that attention is decided."""
+    """Scales random weights. Norms are near the identity, those of queries and keys larger, for clear attention."""
     if values.ndim == 1:
         return (1.4 if "_norm" in name else 1) + 0.2 * values
     if "embed_tokens" in name:
@@ -47,17 +47,17 @@ def scale(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def scale_tied(name: str, values: np.ndarray) -> np.ndarray:
-    """The same with a larger last norm: the rows of an embedding table are small for a head."""
+    """As `scale`, with a larger last norm, because an embedding table has small weights for a head."""
     return scale(name, values) * (3.0 if name == "model.norm.weight" else 1.0)
 
 
 def copied_head(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """What some released checkpoints of tied models have: the embedding table a second time."""
+    """The embedding table a second time, as in some released checkpoints of tied models."""
     return {"lm_head.weight": weights["model.embed_tokens.weight"]}
 
 
 def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
-    """A case with a head of its own."""
+    """A case with a separate head."""
     config = CONFIG | (config or {}) | (QUANTIZED if "quantize" in rest else {})
     return Case(f"qwen3_{name}", seed, calls, config, **({"scale": scale} | rest))
 
@@ -68,7 +68,7 @@ def tied(name: str, seed: int, config: dict | None = None, **rest: object) -> Ca
     return case(name, seed, [9, 1, 1, 4], config, tied=True, scale=scale_tied, **rest)
 
 
-# In the order of `CUTS`. Each gives a greedy continuation that is worth comparing.
+# In the order of `CUTS`. Each seed gives greedy tokens that pass the checks of `model_cases.py`.
 SEEDS = {
     "f32": [2, 4, 29],
     "bf16": [5, 13, 15],

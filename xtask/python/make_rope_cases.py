@@ -1,8 +1,8 @@
-"""Makes the parity cases of rotary embeddings: what mlx-lm's `initialize_rope` builds, applied to seeded numbers.
+"""Makes the parity cases of rotary embeddings: random numbers, rotated by modules of mlx-lm's `initialize_rope`.
 
-What: each case is a folder with `reference.safetensors`, the inputs `x.0`, `x.1`, ... and mlx-lm's outputs `y.0`, ...;
-and `case.json`, which holds the arguments of `initialize_rope` and the offset of each call. Together the calls of a
-case go through float32, bfloat16 and float16, one token and several, one offset for all rows and one for each row.
+What: each case is a folder with `reference.safetensors`, which has the inputs `x.0`, `x.1`, ... and mlx-lm's outputs
+`y.0`, ..., and `case.json`, which has the arguments of `initialize_rope` and the offset of each call. The calls of a case
+use float32, bfloat16 and float16, one token and several, one offset for all rows and one for each row.
 
 Why: `cargo xtask parity` runs these folders and requires the same bits from `mlx-rope`.
 
@@ -10,12 +10,12 @@ How to run, from the repository root:
 
     python xtask/python/make_rope_cases.py
 
-One more file, `yarn_inverse.safetensors` for a test of `mlx-rope`, is not a parity case, because the kind `rope` cannot express
-it: it is mlx-lm's `YarnRoPE` called with `inverse=True`, in tensors of the same names, with the arguments and the
-offsets as JSON in the metadata.
+The file `yarn_inverse.safetensors` is for a test of `mlx-rope` and not a parity case, because parity cases of the kind
+`rope` have no inverse. It is mlx-lm's `YarnRoPE`, called with `inverse=True`. Its tensors have the same names, and its
+metadata has the arguments and the offsets as JSON.
 
-Not here, because mlx-lm 0.32.2 cannot do it: `dynamic` with one offset for each row, and the name `su`, which
-`initialize_rope` refuses. `longrope` is here in one layout only: mlx-lm ignores `traditional` there.
+Two things are missing because mlx-lm 0.32.2 does not support them: `dynamic` with one offset for each row, and the name
+`su`, which `initialize_rope` refuses. `longrope` has one layout only, because mlx-lm ignores `traditional` for it.
 """
 
 import json
@@ -37,7 +37,7 @@ DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 
 @dataclass(frozen=True)
 class Call:
-    """One call: positions of `batch` rows that begin at `offset`, or each at its own."""
+    """One call: `batch` rows whose positions begin at `offset`, or at an offset of their own."""
 
     offset: int | list[int]
     batch: int
@@ -46,21 +46,21 @@ class Call:
 
 
 def calls(far: int, near: int = 5) -> list[Call]:
-    """From the start, from a small offset and from one beyond what the model was trained for."""
+    """Calls at position 0, at a small offset, and at an offset beyond the context that models are trained for."""
     rows = [near + 6, 0, far]
     shapes = [(0, 1, 6), (near, 2, 3), (far, 3, 1), (rows, 3, 2), (rows, 3, 1)]
     return [Call(*shape, dtype) for shape, dtype in product(shapes, DTYPES)]
 
 
 def scalar_calls(offsets: list[int], length: int = 4) -> list[Call]:
-    """One offset for all rows: several tokens of one row, and one token of three rows that ends at the same place."""
+    """Calls with one offset for all rows: one row of several tokens, and three rows with its last token."""
     shapes = [shape for at in offsets for shape in ((at, 1, length), (at + length - 1, 3, 1))]
     return [Call(*shape, dtype) for shape, dtype in product(shapes, DTYPES)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make. `dims` of the `head_dim` features turn."""
+    """One folder to make. `dims` of the `head_dim` features rotate."""
 
     name: str
     seed: int
@@ -74,7 +74,7 @@ class Case:
     longrope: str | None = None
 
     def arguments(self) -> dict:
-        """Those of `initialize_rope`, under the names that `case.json` has for them."""
+        """The arguments of `initialize_rope`, with their names in `case.json`."""
         return {
             "dims": self.dims,
             "base": self.base,
@@ -130,7 +130,7 @@ CASES = [
     Case("rope_default_interleaved", 2, calls(far=3000), {"rope_type": "default"}, 16, 24, traditional=True),
     Case("rope_linear", 3, calls(far=20_000), {"type": "linear", "factor": 8.0}, 24, base=1e6),
     Case("rope_linear_interleaved", 4, calls(far=20_000), {"rope_type": "linear", "factor": 3.0}, traditional=True),
-    # 60 + 4 is the original length and 61 + 4 is the first that is beyond it.
+    # The original length is 64: the calls at 60 end there, and the calls at 61 are the first beyond it.
     Case(
         "rope_dynamic",
         5,
@@ -210,7 +210,7 @@ def answers(case: Case, **keywords: bool) -> dict[str, mx.array]:
 
 
 def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     folder.mkdir()
     mx.save_safetensors(str(folder / "reference.safetensors"), answers(case))
     write_description(
@@ -226,7 +226,7 @@ def make_case(case: Case, folder: Path) -> None:
 
 
 def make_inverse(file: Path) -> None:
-    """Writes what `YarnRoPE` answers when it turns back."""
+    """Writes the results of `YarnRoPE` with `inverse=True`."""
     metadata = {
         **origin("xtask/python/make_rope_cases.py", INVERSE.seed),
         "rope": json.dumps(INVERSE.arguments()),

@@ -1,10 +1,10 @@
 """Makes the second reference of rotary embeddings: the frequencies that transformers computes, as one JSON file.
 
-What: for each entry the flat `rope_parameters` of a version 5 config with the sizes that belong to it, and what
-transformers makes of them: `inv_freq`, the angle per position of each pair of features, as the exact values of its
-float32 numbers; and `attention_factor`, by which it multiplies the cosines and sines.
+What: each entry has the `rope_parameters` of a config of transformers 5, with the sizes that they need, and the results of
+transformers: `inv_freq`, the angle per position of each pair of features, as the exact values of its float32 numbers, and
+`attention_factor`, the factor of the cosines and sines.
 
-Why: mlx-lm leaves out what transformers has: `attention_factor`, `truncate`, the short factors of longrope.
+Why: transformers has features that mlx-lm does not: `attention_factor`, `truncate`, the short factors of LongRoPE.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -12,8 +12,8 @@ How to run, from the repository root, with the packages of `requirements-transfo
 
 On another family of processors the last bit of a frequency may differ.
 
-`ROPE_INIT_FUNCTIONS` has no entry for `default`: every model brings its own function. Phi-3's is taken here, because
-it looks at `partial_rotary_factor`, as the others in the table do, and Llama's does not.
+`ROPE_INIT_FUNCTIONS` has no entry for `default`, since each model has its own function. The script uses Phi-3's, because
+it reads `partial_rotary_factor` like the functions in the table. Llama's does not.
 """
 
 import copy
@@ -36,7 +36,7 @@ FILE = "crates/mlx-rope/tests/fixtures/transformers.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the file. `partial_rotary_factor` stands in `parameters` too, where transformers reads it."""
+    """One entry of the file. `partial_rotary_factor` is added to `parameters`, where transformers reads it."""
 
     name: str
     parameters: dict
@@ -55,7 +55,7 @@ LLAMA_3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 32768}
-# As gpt-oss has it.
+# The settings of gpt-oss.
 YARN_EXACT_RANGE = {
     "rope_type": "yarn",
     "rope_theta": 150000.0,
@@ -65,7 +65,7 @@ YARN_EXACT_RANGE = {
     "original_max_position_embeddings": 4096,
     "truncate": False,
 }
-# As DeepSeek-V3 has it.
+# The settings of DeepSeek-V3.
 YARN_MSCALE = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -126,13 +126,13 @@ ENTRIES = [
     Entry("proportional", PROPORTIONAL, partial_rotary_factor=0.25),
     Entry("proportional, factor", PROPORTIONAL | {"factor": 8.0}, partial_rotary_factor=0.5),
     Entry("proportional, whole head", PROPORTIONAL),
-    # 0.3 of 32 features are 9.6: four pairs, where mlx-lm turns five.
+    # 0.3 of 32 features are 9.6: four pairs rotate, and in mlx-lm five.
     Entry("proportional, no whole number", PROPORTIONAL, partial_rotary_factor=0.3),
 ]
 
 
 def row(entry: Entry) -> dict:
-    """What was given, and what transformers makes of it."""
+    """The settings of an entry, and the results of transformers."""
     parameters = dict(entry.parameters)
     if entry.partial_rotary_factor is not None:
         parameters["partial_rotary_factor"] = entry.partial_rotary_factor
@@ -141,7 +141,7 @@ def row(entry: Entry) -> dict:
         num_attention_heads=2,
         head_dim=entry.head_dim,
         max_position_embeddings=entry.max_position_embeddings,
-        rope_parameters=copy.deepcopy(parameters),  # transformers writes into it
+        rope_parameters=copy.deepcopy(parameters),  # a copy, because transformers changes it
     )
     functions = ROPE_INIT_FUNCTIONS | {"default": Phi3RotaryEmbedding.compute_default_rope_parameters}
     initialize = functions[parameters["rope_type"]]
@@ -161,7 +161,7 @@ def row(entry: Entry) -> dict:
 
 
 def make_file(file: Path) -> None:
-    """Writes the whole file, one entry to a line."""
+    """Writes the file, with one entry per line."""
     rows = ",\n".join(json.dumps(row(entry)) for entry in ENTRIES)
     versions = f'"transformers": "{version("transformers")}",\n"torch": "{version("torch")}"'
     file.write_text(
@@ -173,7 +173,7 @@ def make_file(file: Path) -> None:
 def main() -> int:
     args = argument_parser(__doc__).parse_args()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()  # it warns of what some entries are about
+    logging.set_verbosity_error()  # some entries have unusual settings, for which transformers prints warnings
     return finish({FILE: make_file}, args)
 
 

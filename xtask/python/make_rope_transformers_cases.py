@@ -1,11 +1,12 @@
-"""Makes the parity cases of rotary embeddings against transformers, for what mlx-lm leaves out.
+"""Makes the parity cases of rotary embeddings with transformers, for features that mlx-lm does not have.
 
-What: each case is a folder with `reference.safetensors`, the inputs `x.0`, `x.1`, ... and outputs `y.0`, ...; and
-`case.json`. The angles per position and the attention factor are transformers' for the length of each row, from its
-config to its float32 numbers; the rotation by them is computed in float64.
+What: each case is a folder with `reference.safetensors`, which has the inputs `x.0`, `x.1`, ... and the outputs `y.0`, ...,
+and with `case.json`. transformers computes the angles per position and the attention factor for the length of each row, in
+float32. The script computes the rotation from them in float64.
 
-Why: mlx-lm has no short factors of LongRoPE, no `truncate` of YaRN, no factors of LongRoPE's own for each list outside one model, and no dynamic scaling with one offset for each
-row, so that it cannot be the reference for rows on both sides of a border.
+Why: mlx-lm lacks the short factors of LongRoPE, YaRN's `truncate`, separate attention factors for LongRoPE's two lists
+(except in one model), and dynamic scaling with one offset for each row. So it cannot be the reference for a batch in
+which some rows are longer than the original length and some are not.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -30,7 +31,7 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 from transformers.utils import logging
 
 HEADS = 2
-# Up to the border of 64 tokens, over it, beyond it; rows on both sides of it, in pieces and token by token.
+# The original length is 64. Calls end at it, cross it, or begin beyond it. In two calls the rows differ in this.
 OFFSETS = [(0, 1, 6), (58, 1, 6), (59, 2, 6), (150, 1, 3), ([3, 58, 59], 3, 6), ([64, 0, 63, 150], 4, 1)]
 
 LONGROPE = {
@@ -64,8 +65,8 @@ CASES = [
 
 
 def angles(case: Case, length: int) -> tuple[np.ndarray, float]:
-    """transformers' angles per position of a sequence of this length, and the factor of its cosines and sines."""
-    parameters = copy.deepcopy(case.scaling) | {"rope_theta": case.base}  # transformers writes into it
+    """The angles per position in transformers for a sequence of this length, and the factor of cosines and sines."""
+    parameters = copy.deepcopy(case.scaling) | {"rope_theta": case.base}  # a copy, because transformers changes it
     keywords = {
         "hidden_size": 2 * case.dims,
         "num_attention_heads": 2,
@@ -74,9 +75,9 @@ def angles(case: Case, length: int) -> tuple[np.ndarray, float]:
     }
     initialize: Callable = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
     if "long_mscale" in parameters:
-        # Of the models in transformers only Phi's mixture of experts has factors of its own for each list.
+        # In transformers, only Phi's mixture of experts has separate attention factors for the two lists.
         rope = PhimoeRotaryEmbedding(PhimoeConfig(**keywords))
-        cosines, _ = rope(torch.zeros(1), torch.tensor([[0, length - 1]]))  # at position 0: 1 times the factor
+        cosines, _ = rope(torch.zeros(1), torch.tensor([[0, length - 1]]))  # at position 0 the cosine is 1, times the factor
         inv_freq, _ = initialize(rope.config, torch.device("cpu"), length)
         return inv_freq.double().numpy(), float(cosines[0, 0, 0])
     inv_freq, factor = initialize(LlamaConfig(head_dim=case.dims, **keywords), torch.device("cpu"), length)
@@ -84,7 +85,7 @@ def angles(case: Case, length: int) -> tuple[np.ndarray, float]:
 
 
 def rotated(case: Case, x: np.ndarray, offset: int) -> np.ndarray:
-    """One row `[H, L, D]`, whose first token has this position."""
+    """Rotates one row `[H, L, D]` whose first token has the position `offset`."""
     length = x.shape[1]
     inv_freq, factor = angles(case, offset + length)
     turns = (offset + np.arange(length))[:, None] * inv_freq  # [L, D / 2]
@@ -94,7 +95,7 @@ def rotated(case: Case, x: np.ndarray, offset: int) -> np.ndarray:
 
 
 def make_case(case: Case, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     folder.mkdir()
     rng = np.random.default_rng(case.seed)
     reference = {}
