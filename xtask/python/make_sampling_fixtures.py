@@ -1,12 +1,17 @@
-"""Makes the fixtures of `mlx-generate`: what mlx-lm's samplers and logits processors make of fixed numbers.
+"""Makes the fixtures of `mlx-generate`: results of mlx-lm's samplers and logits processors for fixed inputs.
 
-What: `sampling.json` names the cases, with the arguments that mlx-lm got; `sampling.safetensors` has the tensors. For
-every dtype D there are log-probabilities `D.logprobs` [B, V] (a peaked row, a flat one, one full of ties, one where many
-tokens are impossible, one that is not normalized and has tokens at the borders of min-p and beside them) and logits
-`D.logits` [1, V]. A case of `samplers` has `D.sampler_NAME.left`, what all its filters leave of the log-probabilities with
-the first seed, and `D.sampler_NAME.tokens` [seeds, draws, B], what is drawn from the temperature on. A case of `processors`
-has `D.processor_NAME.logits`, the logits after it. A case of `loops` has `D.loop_NAME.tokens` [seeds, draws]: processors
-and sampler together, with each token added to the history before the next draw.
+What: `sampling.json` has the names of the cases and the arguments that mlx-lm was given; `sampling.safetensors` has the
+tensors. For every dtype D:
+
+    D.logprobs                  [B, V], log-probabilities: a row with a few probable tokens; a flat row; a row with many
+                                ties; a row with many impossible tokens; a row that is not normalized, with tokens
+                                exactly at the limits of min-p and one step above and below
+    D.logits                    [1, V], logits
+    D.sampler_NAME.left         the log-probabilities after all filters, with the first seed
+    D.sampler_NAME.tokens       [seeds, draws, B], the tokens that are drawn
+    D.processor_NAME.logits     the logits after the processors
+    D.loop_NAME.tokens          [seeds, draws], processors and sampler together; each token is added to the history
+                                before the next one is drawn
 
 Why: `cargo test -p mlx-generate` requires the same bits and the same tokens from this project's functions.
 
@@ -14,7 +19,7 @@ How to run, from the repository root:
 
     python xtask/python/make_sampling_fixtures.py
 
-The first time it takes two minutes, in which MLX compiles mlx-lm's samplers.
+The first run takes two minutes, because MLX compiles mlx-lm's samplers.
 """
 
 import json
@@ -33,7 +38,7 @@ SEED, VOCAB = 5, 97
 SEEDS, DRAWS = [0, 7, 2**40 + 3], 8
 DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 XTC = {"xtc_probability": 1.0, "xtc_threshold": 0.05}
-SPECIAL = [26, 71]  # the best of the rows with ties and with impossible tokens
+SPECIAL = [26, 71]  # the most probable tokens of the rows with ties and with impossible tokens
 # Arguments of `make_sampler`.
 SAMPLERS = {
     "greedy": {},
@@ -68,7 +73,7 @@ SAMPLERS = {
 }
 BIAS = {1: 2.5, 3: -1.3, 60: 0.1, 96: -100.0}
 HISTORY = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3]
-# Arguments of `make_logits_processors`, and the tokens so far.
+# Arguments of `make_logits_processors`, and the tokens before.
 PROCESSORS = {
     "bias": ({"logit_bias": BIAS}, HISTORY),
     "repetition": ({"repetition_penalty": 1.3}, HISTORY),
@@ -94,12 +99,12 @@ PROCESSORS = {
         HISTORY,
     ),
 }
-# Names of a case of each kind that make a loop together.
+# A loop uses a sampler and a case of processors, by their names.
 LOOPS = {"greedy": ("greedy", "all"), "sampled": ("all", "all"), "frequency": ("hot", "frequency")}
 
 
 def make_inputs() -> dict[str, np.ndarray]:
-    """Log-probabilities and logits in float64."""
+    """The log-probabilities and logits, in float64."""
     rng = np.random.default_rng(SEED)
     peaked = rng.standard_normal(VOCAB) * 4
     flat = rng.standard_normal(VOCAB) * 0.3
@@ -112,7 +117,7 @@ def make_inputs() -> dict[str, np.ndarray]:
 
 
 def border(dtype: mx.Dtype) -> mx.array:
-    """A row [1, V] whose best token has 0, so that the borders of min-p are the logarithms themselves."""
+    """A row [1, V] with tokens at the limits of min-p. The largest is 0, so the limits are the logarithms of min-p."""
     kind = {2: mx.int16, 4: mx.int32}[dtype.size]
     tokens = [mx.zeros(1, dtype)]
     for part in sorted({arguments.get("min_p", 0.0) for arguments in SAMPLERS.values()} - {0.0, 1.0}):
@@ -143,7 +148,7 @@ def loop_tokens(sampler: str, processors: str, logits: mx.array) -> mx.array:
         mx.random.seed(seed)
         tokens = mx.array(history)
         for _ in range(DRAWS):
-            step = mx.array(logits)  # the processors write into what they get
+            step = mx.array(logits)  # a copy, because the processors write into their argument
             for processor in processors:
                 step = processor(tokens, step)
             tokens = mx.concatenate([tokens, sampler(step - mx.logsumexp(step, keepdims=True)).astype(tokens.dtype)])
@@ -171,7 +176,7 @@ def make_tensors() -> dict[str, mx.array]:
 
 
 def make_text(about: dict[str, str]) -> str:
-    """The cases, one a line."""
+    """The JSON text, with one case per line."""
 
     def lines(cases: dict[str, dict]) -> str:
         return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in cases.items()) + "\n}"

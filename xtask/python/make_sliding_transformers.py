@@ -1,18 +1,18 @@
-"""Makes the parity cases of OLMo 3, Gemma 3 and Qwen 3 models against transformers, for what mlx-lm leaves out or raises on.
+"""Makes the parity cases of OLMo 3, Gemma 3 and Qwen 3 with transformers, for features that mlx-lm does not have.
 
-What: folders as `transformers_cases.py` describes them. With `v4` the config that transformers wrote (`rope_parameters`)
-is rewritten in the older form (`rope_theta`, `rope_scaling`, `rope_local_base_freq`), with `drop` keys are taken out of it.
+What: folders as `transformers_cases.py` describes them. With `v4`, the config that transformers wrote (`rope_parameters`)
+is rewritten in the form of transformers 4 (`rope_theta`, `rope_scaling`, `rope_local_base_freq`). `drop` removes keys.
 
-Why: mlx-lm ignores a given `attention_factor`, `layer_types` of Gemma 3 and its global scaling in configs of the newer
-form, and raises on such configs of OLMo 3 and on models whose layers are all of one kind. It ignores windows, biases
-and a given `attention_factor` of Qwen 3, too.
+Why: mlx-lm ignores `attention_factor`, `layer_types` of Gemma 3, and the scaling of Gemma 3's global layers in configs of
+transformers 5. It refuses configs of transformers 5 for OLMo 3, and models whose layers are all of one kind. For Qwen 3 it
+ignores windows, biases and `attention_factor`.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
     python xtask/python/make_sliding_transformers.py
 
-The square root of Gemma's hidden sizes is a number that bfloat16 holds: transformers does not round the embedding scale
-in a float32 model, and mlx-lm does.
+The square roots of the Gemma models' hidden sizes can be represented in bfloat16. With others, transformers and mlx-lm
+would differ: mlx-lm rounds the embedding scale to bfloat16, and transformers does not in a float32 model.
 """
 
 import json
@@ -90,7 +90,7 @@ VISION = {
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make. `calls` are the lengths of the calls that the tokens are fed in."""
+    """One folder to make. `calls` are the numbers of tokens that are read in each call."""
 
     name: str
     seed: int
@@ -105,21 +105,21 @@ class Case:
 
 
 def olmo3(name: str, seed: int, full: dict, sliding: dict = PLAIN, **rest: object) -> Case:
-    """An OLMo 3 with these rotations."""
+    """An OLMo 3 with these rotations in its full and its sliding layers."""
     return Case(f"hf_olmo3_{name}", seed, "olmo3", {FULL: full, SLIDING: sliding}, **rest)
 
 
 def qwen3(name: str, seed: int, rope: dict, **rest: object) -> Case:
-    """A Qwen 3 whose layers all rotate in this way, with a window in those after the first."""
+    """A Qwen 3 with this rotation in all layers, and with a window in all layers but the first."""
     return Case(f"hf_qwen3_{name}", seed, "qwen3", rope, **rest)
 
 
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
-    """A Gemma 3 whose global layers rotate in this way."""
+    """A Gemma 3 with this rotation in its global layers."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
 
 
-# The checkpoint has a head of its own, and the config was left as it was. transformers uses that head.
+# The checkpoint has a separate head although its config says that it has none. transformers uses this head.
 STALE_TIE = {"tie_word_embeddings": True}
 IRREGULAR = [FULL, SLIDING, SLIDING, FULL, FULL, SLIDING]
 CASES = [
@@ -139,7 +139,7 @@ CASES = [
     gemma3("fewer_layers", 1, LINEAR_8, config={"num_hidden_layers": 4}),
     gemma3("fewer_layers_v4", 1, config={"num_hidden_layers": 4}, v4=True, drop=("layer_types",)),
     gemma3("layer_types", 9, LINEAR_8, config={"layer_types": IRREGULAR}),
-    # The pattern, 6, is left over from another model and says that only the last layer is global.
+    # The pattern, 6, contradicts `layer_types`: with it only the last layer would be global.
     gemma3("layer_types_v4", 18, config={"layer_types": IRREGULAR}, v4=True, add={"sliding_window_pattern": 6}),
     gemma3(
         "all_global",
@@ -171,7 +171,7 @@ CASES = [
 
 
 def new_model(case: Case) -> PreTrainedModel:
-    """transformers' model without particular weights."""
+    """A model of transformers, before it gets its weights."""
     text = {**case.config, "rope_parameters": json.loads(json.dumps(case.rope)), "dtype": "float32"}
     if case.kind == "olmo3":
         return Olmo3ForCausalLM(Olmo3Config(**OLMO | text))
@@ -187,11 +187,11 @@ def new_model(case: Case) -> PreTrainedModel:
 
 
 def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
-    """The values that a weight of this name gets, so that logits differ clearly and depend on what came before."""
+    """Scales random weights so that logits differ clearly and depend on the tokens before."""
     gemma = case.kind not in ("olmo3", "qwen3")
     if name.endswith("bias"):
         return 0.2 * values
-    if values.ndim == 1 and gemma:  # the distance from 1
+    if values.ndim == 1 and gemma:  # Gemma adds 1 to the weights of norms
         return (1.0 if ".post_" in name else 5.0 if name.endswith("model.norm.weight") else 0.0) + 0.3 * values
     if values.ndim == 1:
         return (3.0 if name == "model.norm.weight" else 1.0) * (1 + 0.2 * values)
@@ -201,7 +201,7 @@ def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
 
 
 def rewritten(case: Case, config: dict) -> dict:
-    """What is written in the place of transformers' config."""
+    """The config that is written, made from transformers' config."""
     if case.v4:
         as_v4(config)
     for key in case.drop:
@@ -210,7 +210,7 @@ def rewritten(case: Case, config: dict) -> dict:
 
 
 def as_v4(config: dict) -> None:
-    """The same config in the form of transformers 4."""
+    """Rewrites a config in the form of transformers 4."""
     rope = config.pop("rope_parameters")
     full = rope.get(FULL, rope)
     config["rope_theta"] = full.pop("rope_theta")
@@ -223,9 +223,9 @@ def as_v4(config: dict) -> None:
 
 
 def make_model(case: Case, folder: Path) -> PreTrainedModel:
-    """Writes the checkpoint, and loads it again."""
+    """Writes the checkpoint of a case, and loads it again."""
     text = case.kind in ("gemma3_text", "olmo3", "qwen3")
-    # Without the conversion, which gives the names of the released checkpoints, the names are those of the modules.
+    # True: keys are named as in released checkpoints. False: keys are named like transformers' modules.
     original = text or case.kind == "gemma3"
     scale, rewrite = partial(scaled, case), partial(rewritten, case)
     save_checkpoint(new_model(case), case.seed, scale, rewrite, folder, save_original_format=original)

@@ -1,10 +1,10 @@
-"""Makes the fixtures of the template engine of `mlx-tokenizer`: what Jinja2 renders as transformers sets it up.
+"""Makes the fixtures of the template engine of `mlx-tokenizer`: templates that Jinja2 renders as in transformers.
 
-What: `templates.json`, templates of one line about one thing each, and whole chat templates (`jinja_templates`, which
-have the shapes of those of real models) with conversations. Where Jinja2 raises, the exception's name is there.
+What: `templates.json` has templates of one line, each for one feature, and whole chat templates (`jinja_templates`, which
+are like those of real models) with conversations. If Jinja2 raises, the fixture has the name of the exception.
 
-Why: `cargo test -p mlx-tokenizer --test templates` requires the same texts, and errors where Jinja2 has them. What
-differs is listed with its reason in `docs/chat-templates.md`.
+Why: `cargo test -p mlx-tokenizer --test templates` requires the same texts, and errors where Jinja2 raises. All
+differences are listed in `docs/chat-templates.md` with reasons.
 
 How to run, from the repository root:
 
@@ -29,7 +29,7 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_t
 
 
 class Clock:
-    """Stands for `datetime` where `strftime_now` asks it."""
+    """Replaces `datetime` in `strftime_now`, so that the time is always the same."""
 
     @staticmethod
     def now():
@@ -42,11 +42,11 @@ def rendered(template: str, messages: list[dict], tools: list | None = None, **v
             [messages], tools=tools, chat_template=template, add_generation_prompt=True, **variables
         )
         texts[0].encode()
-        # Addresses are others each time.
+        # Addresses differ in each run.
         return {"text": re.sub(r" at 0x[0-9a-f]+", " at 0x0", texts[0])}
     except TemplateError as e:
         return {"refused": e.message} if type(e) is TemplateError else {"fails": type(e).__name__}
-    except Exception as e:  # noqa: BLE001 - whatever Python says of a template
+    except Exception as e:  # noqa: BLE001 - a template can make Python raise anything
         return {"fails": type(e).__name__}
 
 
@@ -58,7 +58,7 @@ def whole() -> list[dict]:
             settings = ["plain", "tools"] if name in ("system", "calls", "one_call", "thinking") else ["plain"]
             for setting in settings:
                 variables = SPECIAL | {"enable_thinking": True} | SETTINGS[setting]
-                # As `apply_chat_template` does it.
+                # `apply_chat_template` removes empty values too.
                 messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
                 case = {"template": file.stem, "messages": name, "settings": setting}
                 cases.append(case | rendered(template, messages, **variables))

@@ -1,9 +1,9 @@
-"""Makes the traces of `mlx-lab`: mlx-lm's intermediate outputs between a few tokens and their logits, for each architecture.
+"""Makes traces for tests: mlx-lm's intermediate outputs for a few tokens, for each architecture.
 
-What: the outputs of every layer, rotation, attention and block, as `trace_reference.py` writes them, for a parity case
-of each architecture whose checkpoint lies in the repository.
+What: the outputs of every layer, rotation, attention and block, as `trace_reference.py` writes them. There is one trace
+for each architecture, made from a parity case with a checkpoint.
 
-Why: `cargo test -p mlx-lab` requires that our models offer the same outputs, under the same names and with the same bits.
+Why: `cargo test -p mlx-lab` requires that our models record the same outputs, with the same names and the same bits.
 
 How to run, from the repository root:
 

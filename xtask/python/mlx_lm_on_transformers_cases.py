@@ -1,15 +1,16 @@
-"""Records the results of mlx-lm for the cases whose reference is transformers, and the reasons for differences.
+"""Records the results of mlx-lm for the parity cases of transformers, and the reasons for differences.
 
-What: mlx-lm loads the checkpoint of every `hf_*` case, reads the same tokens in the same calls in float32, and its logits
-are compared with transformers', with the tolerance of the case. A JSON file gets one entry for each case: `within`, `differs` or
-`raises`, with the largest difference or the error, and the reasons. `cargo xtask parity --document` puts it into a table.
+What: for every `hf_*` case, mlx-lm loads the checkpoint and reads the same tokens in the same calls, in float32. Its logits
+are compared with those of transformers, with the tolerance of the case. A JSON file gets one entry for each case:
+`within`, `differs` or `raises`, with the largest difference or the error, and the reasons. `cargo xtask parity --document`
+makes a table of it.
 
-Why: this shows why a second reference is needed. If mlx-lm has no result, or another one, transformers decides.
+Why: it shows why a second reference is needed. If mlx-lm has no result or another result, transformers decides.
 
-The reasons are checked in two ways. If a reason says that mlx-lm reads a config as if it were another one, that other
-config is given too (`READS`), and mlx-lm must compute the same bits with it, or the script fails. And with `--explained DIR`
-the script writes parity cases that have that config and mlx-lm's logits; if `cargo xtask parity --cases DIR` passes, the
-whole difference is explained.
+The reasons are checked in two ways. Some say that mlx-lm reads a config as if it were another one. `READS` has this other
+config, and the script fails unless mlx-lm computes the same bits with it. With `--explained DIR` the script also writes
+parity cases with this config and mlx-lm's logits. If `cargo xtask parity --cases DIR` passes, the reasons explain the whole
+difference.
 
 How to run, from the repository root, with the packages of `requirements.txt`:
 
@@ -34,7 +35,7 @@ from parity_cases import CASES_FOLDER, ROOT, argument_parser, demand_own_blas, f
 CASES = ROOT / CASES_FOLDER
 FILE = "xtask/python/mlx_lm_on_transformers_cases.json"
 
-# What mlx-lm does, in a few words, with the place in its source.
+# What mlx-lm does, with the place in its source.
 REASONS = {
     "phi3_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates plainly (`phi3.py`, `ModelArgs`)",
     "phi3_short": "always uses LongRoPE's long factors (`rope_utils.py`, `SuScaledRoPE`)",
@@ -58,12 +59,12 @@ REASONS = {
 DELETE = None
 PHI3_PLAIN = {"rope_parameters": DELETE}
 PHI3_LONG = {"rope_scaling.short_factor": "rope_scaling.long_factor"}
-# Where the newer form is ignored, mlx-lm's own defaults.
+# mlx-lm ignores `rope_parameters` and uses these defaults.
 GEMMA3_PLAIN = {"rope_parameters": DELETE, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
 GEMMA3_TYPES = {"layer_types": DELETE}
 NO_WINDOWS = {"use_sliding_window": False, "layer_types": DELETE, "max_window_layers": DELETE, "sliding_window": DELETE}
 
-# Of each case that mlx-lm does not answer rightly: why, and the config that it reads instead of the one that is there.
+# For each case with another result: the reasons, and the changes that make the config the one that mlx-lm reads.
 READS = {
     "hf_phi3_linear": (["phi3_parameters"], PHI3_PLAIN),
     "hf_phi3_longrope_short": (["phi3_parameters"], PHI3_PLAIN),
@@ -113,7 +114,7 @@ READS = {
 
 
 def changed(config: dict, changes: dict) -> dict:
-    """A config with some keys deleted, set, or, where the value is the path of another key, copied."""
+    """A config with some changes: keys are deleted, set, or copied if the value is the path of another key."""
     config = copy.deepcopy(config)
     for path, value in changes.items():
         *outer, key = path.split(".")
@@ -130,7 +131,7 @@ def changed(config: dict, changes: dict) -> dict:
 
 
 def logits_of(folder: Path, tokens: mx.array, calls: list[int]) -> mx.array:
-    """mlx-lm's logits of the tokens, read call by call through one fresh cache."""
+    """mlx-lm's logits of the tokens, read in these calls with one cache."""
     model, _ = mlx_lm.utils.load_model(folder)
     cache, pieces, start = make_prompt_cache(model), [], 0
     for length in calls:
@@ -141,7 +142,7 @@ def logits_of(folder: Path, tokens: mx.array, calls: list[int]) -> mx.array:
 
 
 def with_config(folder: Path, config: dict, scratch: Path) -> Path:
-    """A copy of a case with another config; without a head, where mlx-lm does not look at it."""
+    """A copy of a case with another config, and without its head if mlx-lm ignores the head."""
     shutil.copytree(folder, scratch)
     if "qwen3_head" in READS[folder.name][0]:
         weights = mx.load(str(scratch / "model.safetensors"))
@@ -152,14 +153,14 @@ def with_config(folder: Path, config: dict, scratch: Path) -> Path:
 
 
 def answer(folder: Path, explained: Path | None) -> dict:
-    """What mlx-lm makes of one case."""
+    """The entry of one case."""
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     reference = mx.load(str(folder / "reference.safetensors"))
     why, changes = READS.get(folder.name, ([], {}))
     reasons = [REASONS[name].format(file=f"{'gemma3_text' if 'gemma3' in folder.name else 'qwen3'}.py") for name in why]
     try:
         found = logits_of(folder, reference["tokens"], case["calls"])
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # any error is a result
         if not why or changes:
             raise SystemExit(f"{folder.name}: raises {error!r}, and no reason says so") from error
         first = str(error).strip().splitlines()[0].removesuffix(":").strip()
@@ -176,7 +177,7 @@ def answer(folder: Path, explained: Path | None) -> dict:
 
 
 def explain(folder: Path, case: dict, found: mx.array, tokens: mx.array, changes: dict, explained: Path | None) -> None:
-    """Fails unless mlx-lm answers the same to the config that the reasons say it reads."""
+    """Fails unless mlx-lm computes the same logits with the config that, by the reasons, it reads."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         other = with_config(folder, changed(config, changes), Path(scratch) / folder.name)

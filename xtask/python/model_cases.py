@@ -1,13 +1,16 @@
-"""What the scripts have in common that make parity cases of whole models with mlx-lm.
+"""Shared code of the scripts that make parity cases of whole models with mlx-lm.
 
-A case is a folder with an ordinary checkpoint of seeded random weights, saved by mlx-lm's own functions, or with the seed
-of one (`seeded_weights.py`) if the checkpoint would be large;
-`reference.safetensors`, the tokens fed, the logits that mlx-lm's model class computes with its own cache, and a greedy
-continuation by its `generate_step`; and `case.json`, which says how the runner feeds and compares them.
+A case is a folder with these files:
 
-Every greedy continuation is checked when it is made: it must not be a loop of a few tokens, and at each step the best
-logit must lead by a margin, so that the tokens are the same on devices that round differently. `--seeds` prints a seed for
-each case whose continuation is like that.
+    a checkpoint             random weights from a seed, saved by mlx-lm's own functions; if it would be large,
+                             `weights.json` has only the seed (`seeded_weights.py`)
+    reference.safetensors    tokens, the logits that mlx-lm's model computes with its own cache, and greedy tokens of its
+                             `generate_step`
+    case.json                how tokens are read and results are compared
+
+The greedy tokens of each case are checked: they must not be a loop of a few tokens, and at each step the largest logit
+must be larger than the second by a margin, so that they are the same on devices that round differently. `--seeds` prints a
+seed for each case whose greedy tokens pass these checks.
 """
 
 import contextlib
@@ -33,7 +36,7 @@ DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 PROMPT_LENGTH, GREEDY_LENGTH = 9, 24
 SMALLEST_MARGIN, FEWEST_DISTINCT = 0.1, 12
 
-# The values that a weight of this name gets, from normally distributed ones.
+# Makes the values of the weight with this name from normally distributed numbers.
 Scale = Callable[[str, np.ndarray], np.ndarray]
 
 WEIGHTS = {
@@ -44,15 +47,16 @@ WEIGHTS = {
     "q8": {"dtype": mx.bfloat16, "quantize": {"bits": 8, "group_size": 32}},
     "mxfp4": {"dtype": mx.bfloat16, "quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
 }
-# Rows that can be cut into groups of 32, of the models with windows and Qwen 3.
+# For the models with windows and Qwen 3: with this size all rows can be cut into groups of 32.
 QUANTIZED = {"intermediate_size": 64}
-# Of the same: one call longer than the window, which is 6 tokens; pieces that end before, in and behind it; single tokens from an empty cache.
+# For the same models, whose window has 6 tokens: one call that is longer than the window; calls that end before, in and
+# after it; single tokens.
 CUTS = {"whole": [17], "pieces": [4, 5, 1, 1, 8, 3], "single": [1] * 14}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to make. `calls` are the lengths of the calls that the tokens are fed in."""
+    """One folder to make. `calls` are the numbers of tokens that are read in each call."""
 
     name: str
     seed: int
@@ -61,27 +65,27 @@ class Case:
     scale: Scale
     dtype: mx.Dtype = mx.float32
     batch: int = 1
-    tied: bool = False  # mlx-lm's model has to be told where its config cannot say it
+    tied: bool = False  # for models of mlx-lm whose config cannot say it
     quantize: dict | None = None
-    per_layer: dict[str, dict | bool] = field(default_factory=dict)  # quantizations of some layers
+    per_layer: dict[str, dict | bool] = field(default_factory=dict)  # other quantizations of some layers
     shard_bytes: int | None = None
-    from_seed: bool = False  # `weights.json` in the place of the checkpoint's tensors, see `seeded_weights.py`
+    from_seed: bool = False  # write `weights.json` instead of tensors, see `seeded_weights.py`
     extra_weights: Callable[[dict[str, mx.array]], dict[str, mx.array]] = lambda _: {}
     description: dict = field(default_factory=dict)  # more keys of `case.json`
-    # What mlx-lm must not see, because it refuses or misreads it.
+    # Added to the checkpoint after mlx-lm has read it, because mlx-lm would refuse or misread it.
     hidden_weights: Callable[[], dict[str, mx.array]] = dict
     hidden_config: Callable[[dict], dict] | None = None
 
 
 def matrix(values: np.ndarray, gain: float) -> np.ndarray:
-    """A projection that answers with numbers of the size of `gain` where its inputs are of the size of 1."""
+    """A matrix whose products with inputs of about 1 are about `gain`."""
     return gain * values / np.sqrt(values.shape[-1])
 
 
 def new_model(case: Case) -> nn.Module:
     """mlx-lm's model with random weights."""
     model_class, args_class = mlx_lm.utils._get_classes(case.config)
-    model = model_class(args_class.from_dict(json.loads(json.dumps(case.config))))  # a copy: it writes into its config
+    model = model_class(args_class.from_dict(json.loads(json.dumps(case.config))))  # a copy, because mlx-lm changes it
     if case.tied and hasattr(model, "sanitize"):
         model.sanitize({"language_model": {"": mx.zeros(1)}} if hasattr(model, "language_model") else {})
     if case.from_seed:
@@ -99,7 +103,7 @@ def new_model(case: Case) -> nn.Module:
 
 
 def like(case: Case, name: str, array: mx.array) -> Tensor:
-    """What stands for this array in `weights.json`."""
+    """The entry of this array in `weights.json`."""
     return tensor_like(name, array.shape, DTYPES[array.dtype], case.scale)
 
 
@@ -109,7 +113,7 @@ def seeded(tensor: Tensor, seed: int) -> mx.array:
 
 
 def replace_weights(case: Case, folder: Path) -> None:
-    """Puts `weights.json` in the place of the files with tensors, which must hold just what it says."""
+    """Replaces the files with tensors by `weights.json`, after a check that both have the same numbers."""
     files = {}
     for file in sorted(folder.glob("model*.safetensors")):
         arrays = mx.load(str(file))
@@ -123,7 +127,7 @@ def replace_weights(case: Case, folder: Path) -> None:
 
 
 def shards_below(limit: int) -> Callable[[dict], list[dict]]:
-    """Like mlx-lm's `make_shards`, whose limit counts in whole GiB, with a limit in bytes."""
+    """Does what mlx-lm's `make_shards` does, with a limit in bytes instead of gigabytes."""
 
     def make_shards(weights: dict) -> list[dict]:
         shards, size = [], 0
@@ -151,7 +155,7 @@ def save_checkpoint(case: Case, folder: Path) -> None:
             mlx_lm.utils.save_model(folder, model)
         return
     mlx_lm.utils.save_model(folder, model)
-    (folder / "model.safetensors.index.json").unlink()  # says nothing where there is one file
+    (folder / "model.safetensors.index.json").unlink()  # not needed for a single file
     if extra := case.extra_weights(dict(tree_flatten(model.parameters()))):
         if case.from_seed:
             extra = {name: seeded(like(case, name, array), case.seed) for name, array in extra.items()}
@@ -159,13 +163,13 @@ def save_checkpoint(case: Case, folder: Path) -> None:
 
 
 def save_weights(model: nn.Module, extra: dict[str, mx.array], folder: Path) -> None:
-    """As mlx-lm does it, with more tensors than the model has."""
+    """Writes the weights as mlx-lm does, and some more tensors."""
     weights = dict(tree_flatten(model.parameters())) | extra
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
 
 
 def logits_by_calls(model: nn.Module, tokens: mx.array, calls: list[int]) -> mx.array:
-    """The logits of `tokens`, fed call by call through one fresh cache."""
+    """The logits of `tokens`, read in these calls with one cache."""
     cache = make_prompt_cache(model)
     logits, start = [], 0
     for length in calls:
@@ -176,7 +180,7 @@ def logits_by_calls(model: nn.Module, tokens: mx.array, calls: list[int]) -> mx.
 
 
 def greedy_tokens(model: nn.Module, prompt: mx.array, name: str) -> list[int]:
-    """mlx-lm's greedy continuation, once it is known to be worth comparing."""
+    """Greedy tokens of mlx-lm. Ends the program if they do not pass the checks."""
     tokens = []
     for token, logprobs in generate_step(prompt, model, max_tokens=GREEDY_LENGTH):
         tokens.append(token)
@@ -189,7 +193,7 @@ def greedy_tokens(model: nn.Module, prompt: mx.array, name: str) -> list[int]:
 
 
 def reference(case: Case, model: nn.Module) -> dict[str, mx.array]:
-    """What mlx-lm answers to seeded tokens: the tensors of `reference.safetensors`."""
+    """The tensors of `reference.safetensors`: random tokens and mlx-lm's results for them."""
     rng, vocab_size = np.random.default_rng([case.seed, 1]), case.config["vocab_size"]
     tokens = mx.array(rng.integers(0, vocab_size, (case.batch, sum(case.calls)), dtype=np.int32))
     prompt = mx.array(rng.integers(0, vocab_size, PROMPT_LENGTH, dtype=np.int32))
@@ -202,7 +206,7 @@ def reference(case: Case, model: nn.Module) -> dict[str, mx.array]:
 
 
 def make_case(case: Case, made_by: str, folder: Path) -> None:
-    """Writes the whole folder of one case."""
+    """Writes the folder of one case."""
     folder.mkdir()
     save_checkpoint(case, folder)
     model, _ = mlx_lm.utils.load_model(folder)
@@ -218,7 +222,7 @@ def make_case(case: Case, made_by: str, folder: Path) -> None:
 
 
 def first_good_seed(case: Case, made_by: str) -> int | None:
-    """The first seed with greedy tokens that are worth comparing, its own before all others."""
+    """A seed with greedy tokens that pass the checks: the seed of the case if they do, or another one."""
     for seed in [case.seed, *range(1, 200)]:
         with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(SystemExit):
             make_case(replace(case, seed=seed), made_by, Path(scratch) / case.name)
@@ -227,7 +231,7 @@ def first_good_seed(case: Case, made_by: str) -> int | None:
 
 
 def run(description: str | None, cases: list[Case], made_by: str) -> int:
-    """The whole of such a script. Returns the exit status."""
+    """The main function of such a script. Returns the exit status."""
     parser = argument_parser(description)
     parser.add_argument("--seeds", action="store_true", help="print a good seed for each case, write nothing")
     args = parser.parse_args()

@@ -1,12 +1,12 @@
-"""What the scripts that make references have in common: describing, writing and comparing what they made.
+"""Shared code of all scripts that make fixtures: describes, writes and compares them.
 
-A script makes everything anew below an empty folder, its scratch, at the paths that it has in the source tree. Then the
-results either replace what is there, folder by folder and file by file and each in one step, or are compared with it, byte
-by byte. Nothing here imports MLX.
+A script makes all its fixtures in a temporary folder, with the paths that they have in the source tree. Then each file or
+folder replaces the one in the source tree in one step, or is compared with it byte by byte. This module does not import
+MLX.
 
-Without arguments a script writes all its fixtures. `--check` writes nothing and fails if any file differs by a byte;
-`--filter TEXT` leaves out paths without TEXT; `--out TREE` writes into another tree. The same bytes come out on the same
-build of the reference program and processor family.
+Without arguments a script writes all its fixtures. `--check` writes nothing and fails if a file differs; `--filter TEXT`
+makes only fixtures with TEXT in their path; `--out TREE` writes into another tree. The bytes are the same for the same
+build of the reference program and the same family of processors.
 """
 
 import argparse
@@ -36,10 +36,10 @@ def write_description(
     close: tuple[float, float] | None = None,
     **keys: object,
 ) -> None:
-    """Writes `case.json`; `keys` are those of the kind.
+    """Writes `case.json`. `keys` are the keys that only this kind of case has.
 
-    The oracle is mlx-lm unless another is named, and the comparison is exact unless `close` says how far apart two
-    elements may be: a part of the reference, and a number.
+    `oracle` is the program that computed the reference; the default is mlx-lm. Results are compared exactly, or with the
+    tolerance `close`: (relative, absolute).
     """
     description = {
         "name": name,
@@ -55,7 +55,7 @@ def write_description(
 
 
 def origin(made_by: str, seed: int | None = None) -> dict[str, str]:
-    """Where a file of mlx-lm's answers comes from: metadata for a safetensors file."""
+    """The origin of mlx-lm's results, as metadata of a safetensors file."""
     return {
         "oracle": f"mlx-lm {version('mlx-lm')}",
         **mlx_version(),
@@ -65,12 +65,12 @@ def origin(made_by: str, seed: int | None = None) -> dict[str, str]:
 
 
 def device() -> str:
-    """On which the references hold, in the words of `case.json`."""
+    """The device for which the references are exact, as `case.json` names it."""
     return f"cpu-{platform.system().lower()}-{platform.machine()}"
 
 
 def mlx_version() -> dict[str, str]:
-    """Which MLX computed a reference; nothing where the oracle is another program, in an environment without MLX."""
+    """The version of MLX, or nothing in an environment without MLX, whose references come from other programs."""
     try:
         return {"mlx": version("mlx")}
     except PackageNotFoundError:
@@ -78,7 +78,7 @@ def mlx_version() -> dict[str, str]:
 
 
 def differences(new: Path, old: Path, path: str) -> list[str]:
-    """What is at `path` in `new` and not in the same bytes in `old`, or only in `old`: paths of files."""
+    """The files at `path`, or below it, that are only in one of the trees or differ. Returns their paths."""
     if (new / path).is_file():
         same = (old / path).is_file() and filecmp.cmp(new / path, old / path, shallow=False)
         return [] if same else [path]
@@ -93,7 +93,7 @@ def differences(new: Path, old: Path, path: str) -> list[str]:
 
 
 def replace(new: Path, old: Path) -> None:
-    """Puts a copy of `new`, a file or a folder, where `old` is or shall be, so that no half of it is ever there."""
+    """Replaces `old`, a file or a folder that may not exist yet, by a copy of `new`, in one step."""
     old.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{old.name}-", dir=old.parent) as beside:
         copy = Path(beside) / "new"
@@ -107,18 +107,18 @@ def replace(new: Path, old: Path) -> None:
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """What all scripts understand, below the first line of a script's description."""
+    """The options of all scripts. The first line of a script's description is shown in its help."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, default=ROOT, metavar="TREE", help="not this source tree, but one like it")
-    parser.add_argument("--filter", default="", metavar="TEXT", help="only fixtures whose path contains this")
-    parser.add_argument("--check", action="store_true", help="compare with what is there, write nothing")
+    parser.add_argument("--out", type=Path, default=ROOT, metavar="TREE", help="write into this tree instead of the source tree")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="make only fixtures whose path contains this text")
+    parser.add_argument("--check", action="store_true", help="compare with the existing fixtures, write nothing")
     return parser
 
 
 def finish(made: dict[str, Callable[[Path], None]], args: argparse.Namespace) -> int:
-    """Makes everything, each by its function at the path that it is given, and then writes or compares it all.
+    """Makes fixtures in a temporary folder, and then writes or compares all of them.
 
-    `made` has a file or a folder for each path in the tree. Returns the exit status.
+    `made` has a function for each path in the tree, which makes a file or a folder. Returns the exit status.
     """
     made = {path: make for path, make in made.items() if args.filter in path}
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,11 +135,11 @@ def finish(made: dict[str, Callable[[Path], None]], args: argparse.Namespace) ->
 
 
 def finish_cases(cases: Iterable, make_case: Callable[[Any, Path], None], args: argparse.Namespace) -> int:
-    """The same for parity cases, each with a `name`."""
+    """Makes parity cases and then does what `finish` does. A case has a `name`, the name of its folder."""
     return finish({f"{CASES_FOLDER}/{case.name}": partial(make_case, case) for case in cases}, args)
 
 
 def demand_own_blas(parser: argparse.ArgumentParser) -> None:
-    """Ends the program where LD_PRELOAD puts another BLAS before MLX's."""
+    """Ends the program if LD_PRELOAD could replace the BLAS of MLX."""
     if "LD_PRELOAD" in os.environ:
         parser.error("unset LD_PRELOAD: the references hold for MLX's own BLAS")

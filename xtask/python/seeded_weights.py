@@ -1,10 +1,10 @@
-"""Weights from a seed: the checkpoint of a parity case that would be too large, as a few numbers.
+"""Weights from a seed: describes the checkpoint of a parity case with a few numbers if it would be too large.
 
-What: `weights.json` lists tensors with their shape, dtype, and two integers, a scale and an offset; every value follows
-from these and a seed, by integer arithmetic and one rounding. `docs/parity.md` describes the rule, and
-`crates/mlx-lab/src/parity/weights.rs` is the same in Rust; a hash over the bytes of all tensors shows that both agree.
+What: `weights.json` lists tensors with their shape, their dtype and two integers, a scale and an offset. All values are
+computed from these and a seed, with integer arithmetic and one rounding. `docs/parity.md` describes the rule. The same
+code in Rust is in `crates/mlx-lab/src/parity/weights.rs`. A hash of the bytes of all tensors shows that both agree.
 
-Why: a case then has 5 KB in place of its checkpoint.
+Why: the case then needs 5 KB instead of a checkpoint.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def fnv1a(text: str) -> int:
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
-    """The output of SplitMix64 at each of these states."""
+    """The output of SplitMix64 for each of these states."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -67,7 +67,7 @@ def float32_values(tensor: Tensor, seed: int) -> np.ndarray:
 
 
 def stored(tensor: Tensor, seed: int) -> np.ndarray:
-    """The tensor as it is stored; bfloat16 as uint16, since NumPy has no such type."""
+    """The tensor as it is stored. bfloat16 is in uint16, since NumPy has no such type."""
     values = float32_values(tensor, seed)
     if tensor.dtype == "F32":
         return values
@@ -80,13 +80,13 @@ def stored(tensor: Tensor, seed: int) -> np.ndarray:
 def tensor_like(
     name: str, shape: tuple[int, ...], dtype: str, scaled: Callable[[str, np.ndarray], np.ndarray]
 ) -> Tensor:
-    """A tensor of the size that `scaled` gives to normally distributed numbers: of the same mean and variance."""
+    """A tensor with the mean and variance that normally distributed numbers have after `scaled`."""
     zero, one = (float(scaled(name, np.full(shape, value, dtype=np.float32)).flat[0]) for value in (0.0, 1.0))
     return Tensor(name, shape, dtype, round((one - zero) * 3**0.5 * SCALE), round(zero * SCALE))
 
 
 def digest(tensors: list[Tensor], seed: int) -> str:
-    """SHA-256 of the bytes of all tensors, in their order, little-endian."""
+    """SHA-256 of the little-endian bytes of all tensors, in this order."""
     value = hashlib.sha256()
     for tensor in tensors:
         array = stored(tensor, seed)
@@ -95,7 +95,7 @@ def digest(tensors: list[Tensor], seed: int) -> str:
 
 
 def write_weights(file: Path, seed: int, files: dict[str, list[Tensor]]) -> None:
-    """Writes `weights.json`, one tensor to a line."""
+    """Writes `weights.json`, with one tensor per line."""
     sha256 = digest([tensor for tensors in files.values() for tensor in tensors], seed)
     lines = ",\n".join(
         f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(tensor.description()) for tensor in tensors) + "\n]"
@@ -106,7 +106,7 @@ def write_weights(file: Path, seed: int, files: dict[str, list[Tensor]]) -> None
 
 
 def main() -> int:
-    """Prints what the tests of `weights.rs` expect."""
+    """Prints the values that the tests of `weights.rs` require."""
     for dtype in ("F32", "F16", "BF16"):
         tensor = Tensor("model.layers.0.weight", (2, 3), dtype, 1597, 4096)
         print(dtype, [hex(bits) for bits in stored(tensor, 7).view(np.uint32 if dtype == "F32" else np.uint16).flat])

@@ -5,15 +5,15 @@ What: `story(rng)` returns one story of 80 to 200 words: a hero with a home, a k
 star), a helper whose ability fits the obstacle, some dialogue and an ending. Names, pronouns, articles and objects
 stay consistent through the whole text. Every phrase was written for this project; no outside text is used.
 
-Why: the demo checkpoint needs a corpus that is free of other people's rights, that anyone can make again from a seed,
-and that is regular enough for a model of a million parameters to learn its grammar in minutes.
+Why: the demo checkpoints need texts that nobody else has rights to, that can be generated again from a seed, and that are
+regular enough for a model with a million parameters to learn their grammar in minutes.
 
 How to run: `python stories.py --seed 1 --count 3` prints stories; `train_demo.py` imports `stories` to train on them.
 
-Choices are weighted towards the front of each list, so that the most likely continuation of a text is clearly more
-likely than the next one: greedy decoding of a model of these stories then does not hang on the last bit of a logit.
-Things are weighted less strongly than phrases, and the known names not at all: a model would otherwise guess them
-instead of reading them back.
+The first entries of each list are chosen more often, so that the most probable next token is clearly more probable than
+the second. Then greedy decoding does not depend on the last bit of a logit. The weights of things are more equal than
+those of phrases, and names have equal weights. Otherwise a model would guess a thing or a name instead of copying it from
+the text before.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHORTEST, LONGEST = 80, 200  # words
 
 GIRLS = ["Mia", "Lily", "Nora", "Ruby", "Ella", "Rosa", "Zoe", "Hazel", "Luna", "Poppy", "Tilly", "Ada"]
 BOYS = ["Pip", "Tom", "Max", "Ben", "Leo", "Sam", "Finn", "Otto", "Hugo", "Milo", "Theo", "Jack"]
-INVENTED_NAMES = 0.15  # share of heroes with a made-up name, so that a model learns to copy names that it does not know
+INVENTED_NAMES = 0.15  # share of heroes with an invented name, so that models learn to copy unknown names
 ONSETS, VOWELS, CODAS = "BDFKLMNPRTVZ", "aeiou", ["", "n", "l", "m"]
 
 HOMES = {
@@ -78,7 +78,7 @@ GIVERS = ["grandmother", "grandfather", "mother", "father", "aunt", "uncle"]
 
 
 def with_article(words: str) -> str:
-    """`words` after the indefinite article that fits its first letter."""
+    """`words` with the indefinite article before it: a or an."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -91,7 +91,7 @@ class Being:
     is_she: bool
 
     def words(self, prefix: str) -> dict[str, str]:
-        """The template words for this being: its name under `prefix`, and its pronouns."""
+        """The words for templates: the name, with the key `prefix`, and the pronouns."""
         subject, object_, possessive = ("she", "her", "her") if self.is_she else ("he", "him", "his")
         lead = "" if prefix == "hero" else prefix + "_"
         return {
@@ -106,7 +106,7 @@ class Being:
 
 
 class Tale:
-    """One story in the making: its random source and the words that its templates may name."""
+    """A story while it is made: its random numbers, and the words that its templates use."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -121,32 +121,32 @@ class Tale:
         self.words["giver"] = self.pick(GIVERS)
 
     def pick(self, options):
-        """One of `options`; the n-th one with a weight of 1 / sqrt(n)."""
+        """Chooses one of `options`; number n has the weight 1 / sqrt(n)."""
         return self.rng.choices(options, [n**-0.5 for n in range(1, len(options) + 1)])[0]
 
     def line(self, *templates: str) -> str:
-        """One of `templates`, filled in; the n-th one with a weight of 1 / n."""
+        """Chooses one of `templates` and fills in the words; number n has the weight 1 / n."""
         template = self.rng.choices(templates, [1 / n for n in range(1, len(templates) + 1)])[0]
         return template.format_map(self.words)
 
     def sometimes(self, chance: float, *templates: str) -> str:
-        """`line(*templates)` with this chance, otherwise nothing."""
+        """`line(*templates)` with this probability, otherwise an empty text."""
         return self.line(*templates) if self.rng.random() < chance else ""
 
     def name_helper(self, kinds: list[str]) -> None:
-        """Chooses a helper, known by its kind alone, that is of another kind than the hero."""
+        """Chooses a helper, an animal without a name and of another kind than the hero."""
         helper = self.pick([kind for kind in kinds if kind != self.hero.kind])
         description = f"{self.pick(['old', 'friendly', 'wise', 'small', 'busy'])} {helper}"
         a_helper = with_article(description)
         self.words |= {"helper": helper, "a_helper": a_helper, "A_helper": a_helper.capitalize()}
 
     def name_friend(self) -> None:
-        """Chooses a friend with a name, of another kind and with other pronouns than the hero."""
+        """Chooses a friend with a name, of another kind than the hero and with other pronouns."""
         friend = self._being(other=self.hero)
         self.words |= friend.words("friend") | {"a_friend": with_article(friend.kind)}
 
     def name_thing(self, key: str, things: list[str]) -> None:
-        """Chooses a thing: `{key}` is the thing, `{a_key}` the thing after its article."""
+        """Chooses a thing: `{key}` is the thing, `{a_key}` the thing with its article."""
         thing = self.pick(things)
         self.words |= {key: thing, "a_" + key: with_article(thing)}
 
@@ -522,7 +522,7 @@ def fear(tale: Tale) -> list[list[str]]:
         ),
     ]
     if tale.words["hobby"] == "climb trees":
-        fears.pop()  # not someone who is afraid of high places
+        fears.pop()  # who climbs trees is not afraid of high places
     tale.words["fear"], tale.words["moment"], kinds, tale.words["comfort"], tale.words["brave"] = tale.pick(fears)
     tale.name_helper(kinds)
     return [
@@ -792,7 +792,7 @@ PLOTS = [lost, trouble, journey, cooking, fear, quarrel, garden, present, star]
 
 
 def story(rng: random.Random) -> str:
-    """One story; draws again in the rare case that it is too short or too long."""
+    """One story. In the rare case that it is too short or too long, another one is made."""
     while True:
         tale = Tale(rng)
         first, *rest = tale.pick(PLOTS)(tale)
@@ -803,7 +803,7 @@ def story(rng: random.Random) -> str:
 
 
 def stories(seed: str) -> Iterator[str]:
-    """An endless, repeatable stream of stories; different seeds give different streams."""
+    """An endless stream of stories, always the same for the same seed."""
     rng = random.Random(seed)
     while True:
         yield story(rng)

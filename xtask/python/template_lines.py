@@ -506,7 +506,7 @@ STATEMENTS = [
     "{{ text.upper }}",
 ]
 
-# What is odd. Those that differ are listed in `docs/chat-templates.md`.
+# Unusual expressions. Where this project differs from Jinja2, `docs/chat-templates.md` lists it.
 ODD = [
     "{{ '&copy;' | striptags }}",
     "{{ 'a &amp b' | striptags }}",
@@ -546,7 +546,7 @@ ODD = [
     "{{ [1, '<' | e] }}",
 ]
 
-# `%s` is left out: it depends on where the clock stands.
+# `%s` is missing, because it depends on the time zone.
 TIMES = printed(
     *(
         "strftime_now('" + "|".join(f"%{flags}{letter}" for flags in FLAGS) + "')"

@@ -1,22 +1,22 @@
-"""Runs a checkpoint folder through a reference program and records its results and its intermediate outputs.
+"""Runs a reference program on a checkpoint folder, and records its logits and intermediate outputs.
 
-What: the logits of a prompt, read in one call; N greedy tokens after it and the logits that chose them; and, of one of
-these calls, the output of every layer, rotation, attention and block. `cargo xtask parity --model` compares these with
-its own and says where a difference starts. The checkpoint stays as it is; no tokenizer is needed.
+What: the logits of a prompt that is read in one call; N greedy tokens after it, with the logits that they are chosen from;
+and for one of these calls the output of every layer, rotation, attention and block. `cargo xtask parity --model` compares
+them with our own outputs, and shows where they begin to differ. The checkpoint is not changed, and no tokenizer is needed.
 
-Why: if two programs give different logits, the logits do not show where the difference begins.
+Why: different logits alone do not show where two programs begin to differ.
 
 How to run, from the repository root (`--reference transformers` needs the packages of `requirements-transformers.txt`):
 
     python xtask/python/trace_reference.py --model crates/mlx-models-cli/demo/gemma3 --tokens 1,2,3 --out trace.safetensors
 
-The file has `prompt_logits` [1, T, V], `greedy_logits` [N, V], `greedy_tokens` int32 [N], and an `on_the_way/BLOCK/NAME`
-for each output: BLOCK is the number of the block, or `-` outside of blocks; NAME is the layer as the checkpoint's keys
-have it, from the block on, or one of `embeddings`, `rotated queries`, `rotated keys`, `attention`, `gated`, `output`.
-`--at K` says of which call: 0 is the prompt, K > 0 the one that reads greedy token K - 1. The metadata has the versions.
+The file has `prompt_logits` [1, T, V], `greedy_logits` [N, V], `greedy_tokens` int32 [N], and `on_the_way/BLOCK/NAME` for
+each intermediate output. BLOCK is the number of the block, or `-` outside of blocks. NAME is the layer's key below the
+block, or one of `embeddings`, `rotated queries`, `rotated keys`, `attention`, `gated`, `output`. `--at K` chooses the call
+for these outputs: 0 is the prompt, K > 0 is the call that reads greedy token K - 1. The metadata has the versions.
 
-mlx-lm runs as it is loaded, on its cache. transformers runs in float32, in one pass over everything for each token,
-without a cache, since LongRoPE's rotation of what is cached may be that of another length.
+mlx-lm runs in the dtype of the checkpoint, with its cache. transformers runs in float32 without a cache, in one pass over
+all tokens for each new token: with LongRoPE, cached keys could be rotated for another length.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-# What a reference answers: prompt logits, greedy logits, greedy tokens, and the outputs on the way by name.
+# The results of a reference program: prompt logits, greedy logits, greedy tokens, and intermediate outputs by name.
 Answer = tuple[object, object, list[int], dict[str, object]]
 
 
 class Recorder:
-    """Keeps the outputs of one call by block and name, while it is open."""
+    """Records the outputs of one call, by block and name, while `is_open` is true."""
 
     def __init__(self):
         self.is_open = False
@@ -52,13 +52,13 @@ class Recorder:
             self.outputs[f"{'-' if self.block is None else self.block}/{name}"] = output
 
     def align(self, heads, transposed: Callable, equal: Callable) -> None:
-        """Turns what will be rotated, `heads` [B, H, L, d], where a model norms it before it moves the axis of heads."""
+        """Transposes a recorded norm of `heads` [B, H, L, d] if the model computed it as [B, L, H, d]."""
         for name, output in self.outputs.items():
             if output.ndim == 4 and equal(transposed(output), heads):
                 self.outputs[name] = transposed(output)
 
     def rotated(self, output) -> None:
-        """Queries are rotated first, then keys."""
+        """Records a rotation. In each block queries are rotated first, then keys."""
         if self.block is not None and self.rotations < 2:
             self.keep(("rotated queries", "rotated keys")[self.rotations], output)
             self.rotations += 1
@@ -94,9 +94,9 @@ def mlx_lm_answer(folder: Path, tokens: list[int], count: int, at: int) -> Answe
 
 
 def listen_to_mlx(model, recorder: Recorder) -> None:
-    """Puts a listener around every call of a block, layer or rotation of the model, and around attention.
+    """Makes every block, layer and rotation of the model, and attention, report its output to the recorder.
 
-    Python looks `__call__` up in the class, so the classes are what is changed.
+    Python looks up `__call__` in the class, so the functions of the classes are replaced.
     """
     import mlx.core as mx
 
@@ -113,7 +113,7 @@ def listen_to_mlx(model, recorder: Recorder) -> None:
                 layers[id(module)] = name
     modules = [module for _, module in model.named_modules()]
     for name, module in model.named_modules():
-        # An embedding is heard as what goes into the first block, where a model may have scaled it.
+        # The embedding is recorded as the input of the first block, because models may scale it before.
         if id(module) not in inside and "weight" in module and not hasattr(module, "as_linear"):
             layers[id(module)] = name.rsplit(".", 1)[-1]
 
@@ -172,7 +172,7 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
         raise ValueError(f"transformers did not find all weights: {wrong}")
     embedding = model.get_input_embeddings()
     if hasattr(embedding, "embed_scale"):
-        # Gemma was trained with a bfloat16 factor, and mlx-lm rounds it in any dtype; transformers does not in float32.
+        # Gemma was trained with a factor in bfloat16. mlx-lm always rounds it, transformers does not in float32.
         embedding.embed_scale = embedding.embed_scale.to(torch.bfloat16).to(torch.float32)
     recorder = Recorder()
     listen_to_torch(model.eval(), recorder)
@@ -191,7 +191,7 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
         greedy.append(rows[-1].argmax().item())
         if number < count or at == number:
             rows.append(call(tokens + greedy, number)[0, -1])
-    # The tokens are the third axis of heads, the second of anything else; a step is the last of them.
+    # Tokens are the last axis but one. Of these, the last token is the one that the call is about.
     last = {
         name: output if at == 0 else output.narrow(output.ndim - 2, output.shape[-2] - 1, 1)
         for name, output in recorder.outputs.items()
@@ -201,7 +201,7 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
 
 
 def listen_to_torch(model, recorder: Recorder) -> None:
-    """Puts a hook on every block and layer, and listeners around the functions that rotate and attend."""
+    """Adds hooks to all blocks and layers, and replaces the functions for rotation and attention."""
     import torch
 
     decoder = model.get_decoder()
@@ -262,7 +262,7 @@ def save(file: Path, answer: Answer, programs: dict[str, str]) -> None:
         from safetensors.torch import save_file
 
         tensors["greedy_tokens"] = torch.tensor(greedy, dtype=torch.int32)
-        # Copies: several names may be views of the same numbers.
+        # Copies, because several names may be views of the same numbers.
         save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, file, programs)
     else:
         import mlx.core as mx
@@ -274,9 +274,9 @@ def save(file: Path, answer: Answer, programs: dict[str, str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--tokens", required=True, help="the ids of the prompt, with commas")
+    parser.add_argument("--tokens", required=True, help="the ids of the prompt, separated by commas")
     parser.add_argument("--greedy", type=int, default=64, help="how many tokens to generate")
-    parser.add_argument("--at", type=int, default=0, help="the call whose outputs on the way are kept")
+    parser.add_argument("--at", type=int, default=0, help="the call whose intermediate outputs are recorded")
     parser.add_argument("--reference", choices=["mlx-lm", "transformers"], default="mlx-lm")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     args = parser.parse_args()
@@ -288,7 +288,7 @@ def main() -> int:
     }[args.reference]
     try:
         answer = answer(args.model, tokens, args.greedy, args.at)
-    except Exception as error:  # The caller says this to its user, who has no use for a traceback.
+    except Exception as error:  # The caller shows the message to its user, without a traceback.
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:6] if line.strip())
         print(f"{args.reference} cannot run {args.model}: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1

@@ -1,12 +1,12 @@
-"""Makes a demo checkpoint: a model of about one million parameters that writes small stories, in each architecture.
+"""Makes a demo checkpoint of an architecture: a model with about a million parameters that writes small stories.
 
-What: writes stories with `stories.py`, trains a byte-level BPE tokenizer on them, trains mlx-lm's own class of the
-architecture in float32, converts it to bfloat16, and saves a checkpoint folder that `mlx_lm.load` and this project's
-loader both read. Beside it: a model card (README.md) and `greedy.json`, the tokens that mlx-lm generates from the
-finished checkpoint, which this project's tests compare with their own. `DEMOS` is the table of the models.
+What: writes stories with `stories.py`, trains a byte-level BPE tokenizer on them, trains mlx-lm's model in float32,
+converts it to bfloat16, and saves a checkpoint folder that mlx-lm and this project can load. The folder also has a model
+card (README.md) and `greedy.json`, the tokens that mlx-lm generates with the checkpoint; this project's tests require the
+same tokens. `DEMOS` lists the models.
 
-Why: the binary's demo and the end-to-end tests need real weights that are tiny, that carry no one else's rights, and
-that one command makes again.
+Why: the program's demos and the tests of the whole program need trained weights that are tiny, that nobody else has rights
+to, and that one command can make again.
 
 How to run, from the repository root:
 
@@ -14,9 +14,9 @@ How to run, from the repository root:
 
 It writes `crates/mlx-models-cli/demo/MODEL`, or the folder given as `--out`.
 
-`LD_PRELOAD` puts OpenBLAS before the slow reference BLAS of MLX's Linux package: ten times faster training, and not
-the same bits. The fixture is always made in a process without it. `--fixture-only` writes `greedy.json` again for the
-checkpoint that is there, `--check-only` compares it with a new one and fails if they differ; neither trains.
+`LD_PRELOAD` replaces the slow BLAS of MLX's Linux package by OpenBLAS. Training is then ten times as fast, but results have
+other bits, so `greedy.json` is always made in a process without it. Two options do not train: `--fixture-only` writes
+`greedy.json` again for the existing checkpoint, and `--check-only` fails if it would change.
 """
 
 import argparse
@@ -53,11 +53,11 @@ DEMO_FOLDERS = Path(__file__).parents[2] / "crates/mlx-models-cli/demo"
 
 @dataclass(frozen=True)
 class Demo:
-    """One architecture's demo: what is trained, and what its model card says of it.
+    """The demo of one architecture: its training and the texts of its model card.
 
-    `first_weights` are factors on MLX's own first weights, see `new_model`: part of a parameter's name, factor; the
-    first part that fits counts. `about` is a clause of the card's first sentence, `shape` the rows of its last table,
-    with the config's keys in braces.
+    `first_weights` has factors for MLX's initial weights, see `new_model`. Its keys are parts of parameter names, and the
+    first one that fits applies. `about` is a part of the card's first sentence. `shape` has the rows of its last table, in
+    which keys of the config stand in braces.
     """
 
     config: dict
@@ -69,7 +69,7 @@ class Demo:
     peak_rate: float = 2.5e-3
 
 
-# What the three configs of transformers' style have in common.
+# Keys of the configs that follow transformers.
 TRANSFORMERS_CONFIG = {
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -156,7 +156,7 @@ DEMOS = {
             "num_hidden_layers": 4,
             "num_key_value_heads": 2,
             "rms_norm_eps": 1e-6,
-            # On full layers only. The attention factor is 0.1 ln 8 + 1, which mlx-lm takes without being told.
+            # For full layers only. The attention factor is 0.1 ln 8 + 1, which mlx-lm always uses.
             "rope_scaling": {
                 "attention_factor": 1.2079441541679836,
                 "beta_fast": 32.0,
@@ -165,7 +165,7 @@ DEMOS = {
                 "original_max_position_embeddings": 64,
                 "rope_type": "yarn",
             },
-            # That of the real models, as transformers 5 gives sliding layers no other beside a `rope_scaling`.
+            # As in the real models. With a `rope_scaling`, transformers 5 always uses this base for sliding layers.
             "rope_theta": 500000.0,
             "sliding_window": 32,
             "tie_word_embeddings": False,
@@ -208,8 +208,8 @@ DEMOS = {
             "sliding_window_pattern": 3,
             "tie_word_embeddings": True,
         },
-        # MLX starts a norm's weight at 1, but Gemma's norms add 1 to theirs: they start as no change, and the two at
-        # the end of a block's halves at a tenth.
+        # MLX initializes the weights of norms with 1, but Gemma's norms add 1 to their weights. With these values norms
+        # begin with a factor of 1, and the norms after attention and after the MLP with a factor of 0.1.
         first_weights={
             "embed_tokens": 0.3,
             "post_attention_layernorm": -0.9,
@@ -230,10 +230,10 @@ DEMOS = {
 }
 
 TOKENIZER_STORIES = 8_000
-STORY_TOKENS = 210  # about; as many stories are written as make each be seen about once
+STORY_TOKENS = 210  # approximately; there are enough stories that training sees each about once
 HELD_OUT_STORIES = 400
-# Rows grow: up to which share of the steps, how many tokens. Short rows cost less and teach words, names and sentences;
-# the last ones teach the positions of the whole block.
+# Rows become longer during training: (share of the steps, tokens of a row until then). Short rows cost less and teach
+# words, names and sentences; the last ones teach positions up to the whole context.
 ROW_LENGTHS = [(0.5, 128), (0.85, 256), (1.0, 512)]
 HELD_OUT_ROW = 256
 LAST_RATE, WARMUP_STEPS = 1e-4, 60
@@ -257,7 +257,7 @@ def log(message: str) -> None:
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """A byte-level BPE: all 256 bytes, then merges, then the end-of-text token as the last id."""
+    """A byte-level BPE tokenizer: 256 bytes, merges, and the end-of-text token as the last id."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -273,7 +273,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 class Corpus:
-    """Stories as one run of token ids, each ending in the end-of-text token."""
+    """The token ids of many stories, one after another, each with the end-of-text token at its end."""
 
     def __init__(self, tokenizer: Tokenizer, seed: str, story_count: int):
         end = tokenizer.token_to_id(END_OF_TEXT)
@@ -283,7 +283,7 @@ class Corpus:
         self.starts = np.cumsum([0] + [len(ids) for ids in documents[:-1]])
 
     def rows(self, rng: np.random.Generator, count: int, length: int) -> mx.array:
-        """`count` windows of `length + 1` tokens: one half from the start of a story, the other from anywhere."""
+        """`count` rows of `length + 1` tokens: half of them begin with a story, the others anywhere."""
         last = len(self.tokens) - length - 1
         story_starts = rng.choice(self.starts[self.starts <= last], count)
         anywhere = rng.integers(0, last + 1, count)
@@ -292,16 +292,16 @@ class Corpus:
 
 
 def new_model(demo: Demo) -> nn.Module:
-    """mlx-lm's model with its first weights.
+    """mlx-lm's model with its initial weights.
 
-    As MLX makes them, the blocks' outputs drown the embeddings that they are added to, and the model is slow to learn
-    that a name is to be read back from the text. So the embeddings start larger and the blocks almost silent: by the
-    last matrix of each half of a block, or by the norm behind it where there is one.
+    With MLX's initial weights, the outputs of the blocks are much larger than the embeddings that they are added to, and
+    the model is slow to learn to copy names from the text. So embeddings are made larger, and the outputs of blocks
+    smaller, with the last matrix of attention and MLP or with the norm after it.
     """
     module = importlib.import_module(f"mlx_lm.models.{demo.config['model_type']}")
     model = module.Model(module.ModelArgs.from_dict(demo.config))
     if demo.config["tie_word_embeddings"] and hasattr(model, "sanitize"):
-        model.sanitize({})  # mlx-lm's Gemma 3 ties its head where a checkpoint has none
+        model.sanitize({})  # mlx-lm's Gemma 3 ties its head if the checkpoint has none
     weights = [
         (name, next((scale for part, scale in demo.first_weights.items() if part in name), 1.0) * weight)
         for name, weight in tree_flatten(model.parameters())
@@ -310,13 +310,13 @@ def new_model(demo: Demo) -> nn.Module:
 
 
 def loss_of(model: nn.Module, rows: mx.array) -> mx.array:
-    """The mean cross entropy of each token given those before it in its row."""
+    """The mean cross entropy of the tokens, each predicted from those before it in its row."""
     logits = model(rows[:, :-1]).astype(mx.float32)
     return nn.losses.cross_entropy(logits, rows[:, 1:], reduction="mean")
 
 
 def train(model: nn.Module, demo: Demo, corpus: Corpus, held_out: mx.array, steps: int, seed: int) -> float:
-    """Trains `model` in place; the mean training loss of the last steps comes back."""
+    """Trains `model`. Returns the mean training loss of the last steps."""
     schedule = optim.join_schedules(
         [
             optim.linear_schedule(0.0, demo.peak_rate, WARMUP_STEPS),
@@ -350,7 +350,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def save_checkpoint(folder: Path, demo: Demo, model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Writes the weights, the two configs and the tokenizer."""
+    """Writes the weights, the configs and the tokenizer."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
@@ -369,7 +369,7 @@ def save_checkpoint(folder: Path, demo: Demo, model: nn.Module, tokenizer: Token
 
 
 def generated(model: nn.Module, tokenizer, prompt: str, count: int, sampler=None) -> dict:
-    """What mlx-lm's `generate_step` answers to `prompt`; the end of a story does not stop it."""
+    """`count` tokens that mlx-lm generates after `prompt`; the end of a story does not stop it."""
     prompt_tokens = tokenizer.encode(prompt)
     tokens, smallest_margin = [], float("inf")
     for token, logprobs in generate_step(mx.array(prompt_tokens), model, max_tokens=count, sampler=sampler):
@@ -405,7 +405,7 @@ def fixture(folder: Path) -> dict:
 
 
 def run_with_stock_blas(mode: str, folder: Path) -> int:
-    """Runs this script again in `mode`, in a process in which nothing comes before MLX's own BLAS."""
+    """Runs this script again in `mode`, in a process that uses MLX's own BLAS."""
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     return subprocess.run([sys.executable, __file__, mode, "--out", str(folder)], env=environment).returncode
 
@@ -516,11 +516,11 @@ def write_card(folder: Path, name: str, parameters: int, **figures) -> None:
 
 
 def make_checkpoint(folder: Path, name: str, steps: int, seed: int) -> None:
-    """Everything from the first story to the finished folder."""
+    """Makes a checkpoint folder: stories, tokenizer, training, files."""
     demo = DEMOS[name]
     began = time.perf_counter()
     tokenizer = train_tokenizer(seed)
-    # A story is about 190 tokens long, so each is seen about once.
+    # A story has about 190 tokens, so training sees each about once.
     story_count = max(1_000, steps * demo.tokens_per_step // 190)
     corpus = Corpus(tokenizer, f"{seed}-train", story_count)
     held_out_corpus = Corpus(tokenizer, f"{seed}-held-out", HELD_OUT_STORIES)
@@ -554,7 +554,7 @@ def make_checkpoint(folder: Path, name: str, steps: int, seed: int) -> None:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`; a reader never finds a half-written folder."""
+    """Replaces the folder `old` by `new` in one step, so that nobody reads an incomplete folder."""
     if old.exists():
         aside = Path(tempfile.mkdtemp(dir=old.parent, prefix=f".{old.name}-old-"))
         old.replace(aside)
@@ -567,11 +567,11 @@ def replace_folder(new: Path, old: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", choices=DEMOS, default="lille-130m")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint folder, if not the demo's own")
-    parser.add_argument("--steps", type=int, help="if not as many as the demo was trained with")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint folder; the default is the demo's own")
+    parser.add_argument("--steps", type=int, help="the default is the number that the demo was trained with")
     parser.add_argument("--seed", type=int, default=1)
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--fixture-only", action="store_true", help="only write greedy.json again")
+    mode.add_argument("--fixture-only", action="store_true", help="write only greedy.json again")
     mode.add_argument("--check-only", action="store_true", help="only compare greedy.json with a new one")
     args = parser.parse_args()
     out = args.out or DEMO_FOLDERS / args.model

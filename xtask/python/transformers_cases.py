@@ -1,10 +1,11 @@
-"""What the scripts have in common that make parity cases with transformers, in float32.
+"""Shared code of the scripts that make parity cases of models with transformers, in float32.
 
-A case is a folder with a checkpoint of seeded random weights as transformers saves it, and the logits that transformers
-computes in passes over all tokens, without a cache. `greedy_tokens` come from such passes, too; the best logit must lead by
-a margin at each step. A case is made from its own `config.json`, read back from the folder, after a script has rewritten it.
+A case is a folder with a checkpoint of random weights from a seed, saved by transformers, and with transformers' logits and
+greedy tokens, which it computes without a cache, in passes over all tokens. At each greedy step the largest logit must be
+larger than the second by a margin. A script can change `config.json`; the results come from the model that transformers
+then loads from the folder.
 
-The same bytes come out on the same build of PyTorch and the same family of processors.
+The bytes are the same for the same build of PyTorch and the same family of processors.
 """
 
 import json
@@ -32,9 +33,9 @@ def save_checkpoint(
     folder: Path,
     **keywords: object,
 ) -> None:
-    """Gives the model random weights, scaled by their names, and writes it with transformers' own functions.
+    """Gives the model random weights, scaled according to their names, and saves it with transformers.
 
-    `rewrite` makes the config that is written from that of transformers. `keywords` are for `save_pretrained`.
+    `rewrite` changes the config that transformers wrote. `keywords` are arguments of `save_pretrained`.
     """
     rng = np.random.default_rng(seed)
     with torch.no_grad():
@@ -42,20 +43,20 @@ def save_checkpoint(
             values = rng.standard_normal(weight.shape, dtype=np.float32)
             weight.copy_(torch.from_numpy(np.float32(scale(name, values))))
     model.save_pretrained(folder, **keywords)
-    (folder / "generation_config.json").unlink(missing_ok=True)  # holds nothing of its own
+    (folder / "generation_config.json").unlink(missing_ok=True)  # repeats the config
     file = folder / "config.json"
     config = rewrite(json.loads(file.read_text(encoding="utf-8")))
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def logits_of(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
-    """One pass over all of `tokens`."""
+    """The logits of all tokens, from one pass."""
     with torch.no_grad():
         return model(input_ids=torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits.numpy()
 
 
 def logits_by_calls(model: PreTrainedModel, tokens: np.ndarray, calls: list[int]) -> np.ndarray:
-    """The logits of each call, from one pass over everything up to its end."""
+    """The logits of each call, from a pass over all tokens up to the end of the call."""
     logits, end = [], 0
     for length in calls:
         end += length
@@ -64,7 +65,7 @@ def logits_by_calls(model: PreTrainedModel, tokens: np.ndarray, calls: list[int]
 
 
 def greedy_tokens(model: PreTrainedModel, prompt: np.ndarray, name: str) -> np.ndarray:
-    """The greedy continuation, once it is known to be worth comparing."""
+    """Greedy tokens after the prompt. Ends the program if they do not pass the checks."""
     tokens = prompt[None]
     for i in range(GREEDY_LENGTH):
         last = logits_of(model, tokens)[0, -1]
@@ -87,11 +88,11 @@ def run(
     vocab_size: int,
     pass_by_call: bool = False,
 ) -> int:
-    """The whole of such a script. Returns the exit status.
+    """The main function of such a script. Returns the exit status.
 
-    `make_model` writes a case's checkpoint and loads it again. With `pass_by_call` the logits of each call come from a
-    pass of their own over everything up to its end, for models whose answers depend on the length; without, all come
-    from one pass.
+    `make_model` writes the checkpoint of a case and loads it again. Normally all logits come from one pass. With
+    `pass_by_call` the logits of each call come from a pass over all tokens up to its end, which is for models whose
+    results depend on the length.
     """
 
     def make_case(case, folder: Path) -> None:

@@ -1,14 +1,15 @@
-"""Writes a checkpoint as GGUF, for llama.cpp: the same weights, so that both programs do the same work.
+"""Writes a checkpoint as GGUF, so that llama.cpp does the same work with the same weights in benchmarks.
 
-What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3 or Lille model and writes one GGUF file, with the
-matrices as BF16, Q8_0 or Q4_0, the embedding among them, which is the head as well, and the norms as F32. There is no
-tokenizer in it (`tokenizer.ggml.model` is `none`): the benchmark gives token ids. Prints one line of JSON: how many tensors
-have which type, and their bytes.
+What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3 or Lille model and writes one GGUF file. Matrices
+are BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms are F32. The file has no tokenizer
+(`tokenizer.ggml.model` is `none`), because the benchmark uses token ids. Prints one line of JSON: the number of tensors of
+each type, and their bytes.
 
-Lille is llama.cpp's `llama`: grouped queries, interleaved rotation, RMSNorm, SwiGLU, and its fused projection in three parts.
-llama.cpp adds nothing to the weights of Gemma's norms, so that theirs are stored with the 1 added.
+In llama.cpp, Lille is the architecture `llama`: heads share keys and values, rotation is interleaved, norms are RMSNorm, the
+MLP is SwiGLU. Lille's fused projection is written as three. llama.cpp does not add 1 to the weights of Gemma's norms, so
+the script does.
 
-Why: llama.cpp is the peer of `cargo xtask speed`, and reads nothing else.
+Why: `cargo xtask speed` compares this project with llama.cpp, which reads GGUF files only.
 
 How to run, from the repository root:
 
@@ -95,7 +96,7 @@ def gemma3(writer: GGUFWriter, config: dict) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_sliding_window(config["sliding_window"])
-    # llama.cpp knows these, and has no key for the second in older versions.
+    # llama.cpp has these values built in; older versions have no key for the second.
     if config["sliding_window_pattern"] != 6 or config["rope_local_base_freq"] != 10000:
         raise SystemExit("llama.cpp takes a window in five layers of six, and 10000 for their rotation")
     if config["query_pre_attn_scalar"] != config["head_dim"]:
@@ -124,7 +125,7 @@ def lille(writer: GGUFWriter, config: dict) -> None:
 
 
 def parts(config: dict, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors that llama.cpp has for one of ours."""
+    """The tensors of llama.cpp for one of our tensors."""
     if config["model_type"] == "gemma3_text":
         yield gemma3_name(name), array
     elif name.endswith("qkv_proj.weight"):
