@@ -46,10 +46,10 @@ pub struct BatchToken {
 /// # use mlx_causal_lm::CausalLm;
 /// # use mlx_generate::{Batch, GenerateOptions};
 /// # use mlx_kvcache::CacheOptions;
-/// # fn f(model: &mut dyn CausalLm, prompts: &[Vec<u32>]) -> Result<(), mlx_generate::GenerateError> {
+/// # fn f(model: &mut dyn CausalLm, prompts: &[Vec<u32>], stop_tokens: &[u32]) -> Result<(), mlx_generate::GenerateError> {
 /// let mut batch = Batch::new(CacheOptions::default());
 /// for prompt in prompts {
-///     batch.add(model, prompt, GenerateOptions::default())?;
+///     batch.add(model, prompt, GenerateOptions::new(stop_tokens))?;
 /// }
 /// while !batch.is_empty() {
 ///     for answer in batch.step(model)? {

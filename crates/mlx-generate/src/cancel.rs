@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 /// use mlx_generate::{Cancel, GenerateOptions};
 ///
+/// # let stop_tokens = [2];
 /// let cancel = Cancel::default();
-/// let options = GenerateOptions { cancel: cancel.clone(), ..GenerateOptions::default() };
+/// let options = GenerateOptions { cancel: cancel.clone(), ..GenerateOptions::new(&stop_tokens) };
 /// std::thread::spawn(move || cancel.cancel()).join().unwrap();
 /// assert!(options.cancel.is_cancelled());
 /// ```

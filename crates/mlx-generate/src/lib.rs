@@ -48,6 +48,7 @@ pub use sampling::{
 pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
 pub use speculative::{
     Draft, DraftModel, PromptLookup, Proposal, Speculation, SpeculativeStream, generate_speculative,
+    generate_speculative_with_progress,
 };
 pub use stream::{TokenStream, Tokens};
 pub use token::{FinishReason, Token};
@@ -195,7 +196,20 @@ fn already(cached: usize) -> String {
     if cached == 0 { String::new() } else { format!(" after the {cached} that were read before") }
 }
 
-/// How to continue a prompt.
+/// How to continue a prompt. [`new`](Self::new) makes them from the model's stop tokens.
+///
+/// ```
+/// use mlx_generate::{GenerateOptions, Sampling};
+///
+/// # let stop_tokens = [2];
+/// // With mlx-tokenizer, `stop_tokens` is `tokenizer.stop_tokens()`.
+/// let options = GenerateOptions {
+///     max_tokens: 100,
+///     sampling: Sampling { temperature: 0.7, ..Sampling::default() },
+///     ..GenerateOptions::new(&stop_tokens)
+/// };
+/// assert_eq!(options.stop_tokens, [2]);
+/// ```
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
     /// Generate at most this many tokens.
@@ -234,20 +248,14 @@ pub enum Overflow {
 }
 
 impl GenerateOptions {
-    /// How many tokens a sequence may have, its prompt included.
-    fn longest(&self, model: &dyn CausalLm) -> usize {
-        match self.overflow {
-            Overflow::Stop => usize::try_from(model.info().context_length).unwrap_or(usize::MAX),
-            Overflow::Slide => i32::MAX as usize,
-        }
-    }
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
+    /// Greedy decoding of at most 256 tokens, which ends with one of these stop tokens.
+    ///
+    /// A model that is not stopped after its answer goes on with nonsense. Give `&[]` only where that is wanted, as in a
+    /// benchmark of a certain number of tokens.
+    pub fn new(stop_tokens: &[u32]) -> Self {
         Self {
             max_tokens: 256,
-            stop_tokens: Vec::new(),
+            stop_tokens: stop_tokens.to_vec(),
             min_tokens: 0,
             penalties: Penalties::default(),
             processors: Vec::new(),
@@ -256,6 +264,14 @@ impl Default for GenerateOptions {
             prefill_chunk: PREFILL_CHUNK,
             overflow: Overflow::default(),
             cancel: Cancel::default(),
+        }
+    }
+
+    /// How many tokens a sequence may have, its prompt included.
+    fn longest(&self, model: &dyn CausalLm) -> usize {
+        match self.overflow {
+            Overflow::Stop => usize::try_from(model.info().context_length).unwrap_or(usize::MAX),
+            Overflow::Slide => i32::MAX as usize,
         }
     }
 }

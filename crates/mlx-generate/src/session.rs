@@ -31,6 +31,10 @@ pub const PREFILL_CHUNK: usize = if cfg!(target_vendor = "apple") { 2048 } else 
 /// when the limit is reached.
 const MOST_PARTS: usize = 512;
 
+/// The most drafted tokens that a cache with windows makes room for, since the room takes memory in each layer. Longer drafts
+/// are hardly ever accepted as a whole; when tokens of one are taken back, the session reads the text again.
+const MOST_ROOM_FOR_DRAFTS: usize = 1024;
+
 /// A cache with the tokens that it has read.
 ///
 /// Some models rotate their keys by the length of the whole sequence (LongRoPE): when a sequence grows over a certain
@@ -76,6 +80,8 @@ pub struct Session {
     /// When keys and values are quantized, and whether they are.
     quantization: Option<KvQuantization>,
     is_quantized: bool,
+    /// How many tokens its user can take back at any time where the cache has windows. Room for drafted tokens comes on top.
+    rewind: i32,
 }
 
 /// How [`Session::step`] reads its tokens.
@@ -105,6 +111,7 @@ impl Session {
     pub fn new(cache: ModelCache) -> Self {
         let unknown = cache.offset().max(0);
         let empty = (unknown == 0).then(|| cache.clone());
+        let rewind = cache.rewind().unwrap_or(0);
         Self {
             cache,
             empty,
@@ -114,6 +121,7 @@ impl Session {
             joined: Vec::new(),
             quantization: None,
             is_quantized: false,
+            rewind,
         }
     }
 
@@ -131,7 +139,9 @@ impl Session {
             }
         }
         let tokens = if length > 0 { vec![tokens.as_dtype(Dtype::Uint32)?] } else { Vec::new() };
-        let session = Self { tokens, length, unknown: 0, empty: Some(empty.clone()), ..Self::new(cache) };
+        let rewind = empty.rewind().unwrap_or(0);
+        let session =
+            Self { tokens, length, unknown: 0, empty: Some(empty.clone()), rewind, ..Self::new(cache) };
         session.start()?;
         Ok(session)
     }
@@ -347,6 +357,18 @@ impl Session {
         }
         self.start()?;
         Ok(gone)
+    }
+
+    /// Makes room for `most` drafted tokens, which can then be taken back at any time: beside the tokens that the options of
+    /// the cache make room for, since those are the user's.
+    pub(crate) fn make_room_for_drafts(&mut self, most: usize) -> Result<(), GenerateError> {
+        let rewind = self.rewind.saturating_add(as_i32(most.min(MOST_ROOM_FOR_DRAFTS)));
+        for cache in [Some(&mut self.cache), self.empty.as_mut()].into_iter().flatten() {
+            if cache.rewind().is_some_and(|found| found < rewind) {
+                *cache = cache.clone().with_rewind(rewind)?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts the device on everything that the session holds. Another thread can use what was started; what was not can

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use mlx_causal_lm::{CausalLm, Logits, ModelInfo};
+use mlx_kvcache::CacheOptions;
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_along_axis};
 use mlx_rs::ops::{concatenate, maximum, select};
@@ -104,19 +105,13 @@ pub struct DraftModel<'a> {
 }
 
 impl<'a> DraftModel<'a> {
-    /// A draft by this model, with an empty session. The session's cache should have a
-    /// [`rewind`](mlx_kvcache::CacheOptions::rewind) of as many tokens as are drafted at a time: with less, a model with
-    /// windows reads the text again after each rejected token. Tokens are drawn with the sampling options of the large model
-    /// and other random numbers.
+    /// A draft by this model. Tokens are drawn with the sampling options of the large model and other random numbers.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::new`].
-    pub fn new(
-        model: &'a mut dyn CausalLm,
-        session: Session,
-        options: &GenerateOptions,
-    ) -> Result<Self, GenerateError> {
+    /// Those of [`Sampler::new`] and of [`CausalLm::new_cache`].
+    pub fn new(model: &'a mut dyn CausalLm, options: &GenerateOptions) -> Result<Self, GenerateError> {
+        let session = Session::new(model.new_cache(&CacheOptions::default())?);
         let seed = options.sampling.seed;
         let sampling = Sampling { seed: seed.wrapping_add(1), ..options.sampling.clone() };
         let random = RandomState::with_seed(seed.wrapping_add(2))?;
@@ -128,6 +123,13 @@ impl<'a> DraftModel<'a> {
             never: Vec::new(),
             possible: None,
         })
+    }
+
+    /// The same draft with a session of this model: one with a limit on its cache, for example, or one from
+    /// [`into_session`](Self::into_session), which has read an earlier part of the text.
+    #[must_use]
+    pub fn with_session(self, session: Session) -> Self {
+        Self { session, ..self }
     }
 
     /// The same draft, which never proposes these tokens: those that the large model's tokenizer does not have.
@@ -151,6 +153,7 @@ impl Draft for DraftModel<'_> {
         if most == 0 || !text.iter().all(is_known) {
             return Ok(Proposal::default());
         }
+        self.session.make_room_for_drafts(most)?;
         let (_, rest) = self.session.turn_to(self.model, text)?;
         let mut logits = self.session.read(self.model, &row(rest), Logits::Last)?;
         let (mut tokens, mut probabilities) = (Vec::with_capacity(most), Vec::new());
@@ -204,13 +207,28 @@ pub struct Speculation<'a> {
 }
 
 /// [`generate`](crate::generate) with speculative decoding: reads `prompt` into `session` and returns the stream of tokens
-/// that continue it. `progress` gets the number of tokens that were read and their total, and may stop the reading. Tokens
-/// that were drafted are [marked](Token::drafted).
+/// that continue it. Tokens that were drafted are [marked](Token::drafted).
 ///
 /// The tokens are those of plain decoding, for every model, past windows and over LongRoPE's border. (They may differ where
-/// the device's kernels add in another order for several positions than for one.) The session's cache should have a
-/// [`rewind`](mlx_kvcache::CacheOptions::rewind) of `most` tokens: with less, a model with windows reads the text again
-/// after each rejected token, which is correct and slow.
+/// the device's kernels add in another order for several positions than for one.) Where the cache has windows or a limit, it
+/// gets room for drafted tokens that are taken back, beside the [`rewind`](mlx_kvcache::CacheOptions::rewind) of its options.
+///
+/// ```no_run
+/// # use mlx_causal_lm::CausalLm;
+/// # use mlx_generate::GenerateError;
+/// use mlx_generate::{DraftModel, GenerateOptions, Session, Speculation, generate_speculative};
+///
+/// # fn f(model: &mut dyn CausalLm, small: &mut dyn CausalLm, session: &mut Session) -> Result<(), GenerateError> {
+/// # let (prompt, stop_tokens) = ([3, 1, 4], [2]);
+/// let options = GenerateOptions::new(&stop_tokens);
+/// let mut draft = DraftModel::new(small, &options)?;
+/// let speculation = Speculation { draft: &mut draft, most: 4 };
+/// for token in generate_speculative(model, session, &prompt, options, speculation)? {
+///     println!("{}", token?.id);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 ///
@@ -221,11 +239,29 @@ pub fn generate_speculative<'a>(
     session: &'a mut Session,
     prompt: &[u32],
     options: GenerateOptions,
+    speculation: Speculation<'a>,
+) -> Result<SpeculativeStream<'a>, GenerateError> {
+    let go_on = |_, _| ControlFlow::Continue(());
+    generate_speculative_with_progress(model, session, prompt, options, speculation, go_on)
+}
+
+/// [`generate_speculative`] with a callback that gets the number of tokens of the prompt that were read and their total, and
+/// may stop the reading, as in [`generate_with_progress`](crate::generate_with_progress).
+///
+/// # Errors
+///
+/// Those of [`generate_speculative`], and [`GenerateError::Cancelled`] where the callback asked to stop.
+pub fn generate_speculative_with_progress<'a>(
+    model: &'a mut dyn CausalLm,
+    session: &'a mut Session,
+    prompt: &[u32],
+    options: GenerateOptions,
     Speculation { draft, most }: Speculation<'a>,
     mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<SpeculativeStream<'a>, GenerateError> {
     draft.begin(model.info());
     session.all_ids()?;
+    session.make_room_for_drafts(most)?;
     let random = RandomState::with_seed(options.sampling.seed)?;
     let (sequence, total) = Sequence::begin(model, session, prompt, options, &mut progress)?;
     if progress(total, total).is_break() {

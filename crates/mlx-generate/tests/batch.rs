@@ -15,7 +15,7 @@ use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
 
 fn options(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+    GenerateOptions { max_tokens, ..GenerateOptions::new(&[]) }
 }
 
 fn alone(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Vec<u32> {

@@ -28,9 +28,8 @@ fn errors(model: &mut Phi3, options: &GenerateOptions) -> [GenerateError; 3] {
     let mut speculative = session(model);
     let draft = &mut PromptLookup::default();
     let speculation = Speculation { draft, most: 4 };
-    let go_on = |_, _| ControlFlow::Continue(());
     let mut stream =
-        generate_speculative(model, &mut speculative, &text(5), options.clone(), speculation, go_on).unwrap();
+        generate_speculative(model, &mut speculative, &text(5), options.clone(), speculation).unwrap();
     let second = stream.find_map(Result::err).unwrap();
     drop(stream);
     let mut batch = Batch::new(CacheOptions::default());
@@ -65,13 +64,8 @@ fn every_token_is_forbidden() {
         for sampling in samplings() {
             let penalties = Penalties { logit_bias: logit_bias.clone(), ..Penalties::default() };
             let stop_tokens = stop_tokens.clone();
-            let options = GenerateOptions {
-                penalties,
-                stop_tokens,
-                min_tokens,
-                sampling,
-                ..GenerateOptions::default()
-            };
+            let options =
+                GenerateOptions { penalties, stop_tokens, min_tokens, sampling, ..GenerateOptions::new(&[]) };
             for error in errors(&mut model, &options) {
                 assert!(matches!(error, GenerateError::NoTokenPossible), "{error}");
             }
@@ -79,7 +73,7 @@ fn every_token_is_forbidden() {
     }
     // Without the minimum number of tokens, the stop token is the only one that is left.
     let penalties = Penalties { logit_bias: all[..95].to_vec(), ..Penalties::default() };
-    let options = GenerateOptions { penalties, stop_tokens: vec![95], ..GenerateOptions::default() };
+    let options = GenerateOptions { penalties, stop_tokens: vec![95], ..GenerateOptions::new(&[]) };
     let mut session = session(&model);
     let tokens: Vec<u32> = generate(&mut model, &mut session, &text(5), options)
         .unwrap()
@@ -95,7 +89,7 @@ fn weights_that_are_not_numbers() {
         let norm = Array::from_slice(&[bad; 64], &[64]);
         model.update_flattened(FlattenedModuleParam::from_iter([("model.norm.weight".into(), norm)]));
         for sampling in samplings() {
-            let options = GenerateOptions { sampling, ..GenerateOptions::default() };
+            let options = GenerateOptions { sampling, ..GenerateOptions::new(&[]) };
             for error in errors(&mut model, &options) {
                 assert!(matches!(error, GenerateError::NotANumber), "{error}");
             }
@@ -110,7 +104,7 @@ fn weights_that_are_not_numbers() {
 #[test]
 fn a_row_that_fails_leaves_the_others_alone() {
     let mut model = model(None, None);
-    let options = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: 6, ..GenerateOptions::new(&[]) };
     let mut expected = session(&model);
     let expected: Vec<u32> = generate(&mut model, &mut expected, &text(7), options.clone())
         .unwrap()
@@ -144,21 +138,19 @@ fn a_draft_whose_weights_are_not_numbers() {
     let norm = Array::from_slice(&[f32::NAN; 64], &[64]);
     small.update_flattened(FlattenedModuleParam::from_iter([("model.norm.weight".into(), norm)]));
     for sampling in samplings() {
-        let options = GenerateOptions { sampling, max_tokens: 6, ..GenerateOptions::default() };
+        let options = GenerateOptions { sampling, max_tokens: 6, ..GenerateOptions::new(&[]) };
         let mut plain = session(&large);
         let expected: Vec<u32> = generate(&mut large, &mut plain, &text(5), options.clone())
             .unwrap()
             .map(|token| token.unwrap().id)
             .collect();
         let its_session = session(&small);
-        let mut draft = DraftModel::new(&mut small, its_session, &options).unwrap();
+        let mut draft = DraftModel::new(&mut small, &options).unwrap().with_session(its_session);
         let mut speculative = session(&large);
         let speculation = Speculation { draft: &mut draft, most: 4 };
-        let go_on = |_, _| ControlFlow::Continue(());
         let greedy = options.sampling.temperature == 0.0;
         let stream =
-            generate_speculative(&mut large, &mut speculative, &text(5), options, speculation, go_on)
-                .unwrap();
+            generate_speculative(&mut large, &mut speculative, &text(5), options, speculation).unwrap();
         match stream.collect::<Result<Vec<_>, _>>() {
             Ok(tokens) => assert!(greedy && tokens.iter().map(|token| token.id).eq(expected)),
             Err(error) => assert!(!greedy && matches!(error, GenerateError::DraftNotANumber), "{error}"),

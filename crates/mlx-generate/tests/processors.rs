@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::ops::ControlFlow;
-
 use approx::assert_abs_diff_eq;
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits};
@@ -112,7 +110,7 @@ fn options(max_tokens: usize, complete_below: u32) -> GenerateOptions {
     GenerateOptions {
         max_tokens,
         processors: vec![Box::new(NeverTwice::default()), Box::new(remainder)],
-        ..GenerateOptions::default()
+        ..GenerateOptions::new(&[])
     }
 }
 
@@ -131,7 +129,7 @@ fn streamed(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Answe
 /// As a row of a batch with two others, one longer and one shorter.
 fn batched(model: &mut Phi3, prompt: &[u32], options: GenerateOptions) -> Answer {
     let mut batch = Batch::new(CacheOptions::default());
-    let others = GenerateOptions { max_tokens: 30, ..GenerateOptions::default() };
+    let others = GenerateOptions { max_tokens: 30, ..GenerateOptions::new(&[]) };
     batch.add(model, &text(20), others.clone()).unwrap();
     let row = batch.add(model, prompt, options).unwrap();
     batch.add(model, &text(2), others).unwrap();
@@ -153,8 +151,7 @@ fn speculative(
 ) -> (Answer, usize) {
     let mut session = new_session(model);
     let speculation = Speculation { draft, most: 4 };
-    let go_on = |_, _| ControlFlow::Continue(());
-    let mut stream = generate_speculative(model, &mut session, prompt, options, speculation, go_on).unwrap();
+    let mut stream = generate_speculative(model, &mut session, prompt, options, speculation).unwrap();
     let tokens: Vec<Token> = stream.by_ref().map(Result::unwrap).collect();
     let drafted = tokens.iter().filter(|token| token.drafted).count();
     ((tokens, stream.finish_reason()), drafted)
@@ -330,7 +327,7 @@ impl LogitsProcessor for Failing {
 #[test]
 fn the_error_of_a_processor_ends_its_own_sequence_alone() {
     let mut model = model(None, None);
-    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
+    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::new(&[]) };
     let failing = GenerateOptions { processors: vec![Box::new(Failing(0))], ..plain.clone() };
     let mut session = new_session(&model);
     let mut stream = generate(&mut model, &mut session, &text(5), failing.clone()).unwrap();
@@ -379,16 +376,14 @@ fn a_processor_that_allows_nothing_is_an_error() {
         }
     }
     let mut model = model(None, None);
-    let options = GenerateOptions { processors: vec![Box::new(Nothing)], ..GenerateOptions::default() };
+    let options = GenerateOptions { processors: vec![Box::new(Nothing)], ..GenerateOptions::new(&[]) };
     let mut session = new_session(&model);
     let mut stream = generate(&mut model, &mut session, &text(5), options.clone()).unwrap();
     assert!(matches!(stream.next(), Some(Err(GenerateError::NoTokenPossible))));
     drop(stream);
     let mut session = new_session(&model);
     let speculation = Speculation { draft: &mut PromptLookup::default(), most: 4 };
-    let go_on = |_, _| ControlFlow::Continue(());
-    let mut stream =
-        generate_speculative(&mut model, &mut session, &text(5), options, speculation, go_on).unwrap();
+    let mut stream = generate_speculative(&mut model, &mut session, &text(5), options, speculation).unwrap();
     assert!(matches!(stream.next(), Some(Err(GenerateError::NoTokenPossible))));
 }
 
@@ -428,14 +423,14 @@ impl LogitsProcessor for Misbehaving {
 
 fn misbehaving(kind: usize, fails_at: usize) -> GenerateOptions {
     let processor = Misbehaving { kind, accepted: 0, fails_at };
-    GenerateOptions { max_tokens: 6, processors: vec![Box::new(processor)], ..GenerateOptions::default() }
+    GenerateOptions { max_tokens: 6, processors: vec![Box::new(processor)], ..GenerateOptions::new(&[]) }
 }
 
 /// The tokens before the error are the same in a stream, in a row and in speculation, and other rows do not notice.
 #[test]
 fn a_processor_that_cannot_choose_ends_its_sequence_after_the_token_before() {
     let mut model = model(None, None);
-    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };
+    let plain = GenerateOptions { max_tokens: 6, ..GenerateOptions::new(&[]) };
     let (free, _) = streamed(&mut model, &text(5), plain.clone());
     let (other, _) = streamed(&mut model, &text(7), plain.clone());
     for kind in 0..KINDS_OF_MISBEHAVIOUR {
@@ -507,7 +502,7 @@ impl LogitsProcessor for TwoTokens {
 fn speculation_fails_where_a_stream_fails() {
     let mut model = model(None, None);
     let prompt = text(5);
-    let options = GenerateOptions { processors: vec![Box::new(TwoTokens(0))], ..GenerateOptions::default() };
+    let options = GenerateOptions { processors: vec![Box::new(TwoTokens(0))], ..GenerateOptions::new(&[]) };
     let mut session = new_session(&model);
     let mut expected: Vec<_> =
         generate(&mut model, &mut session, &prompt, options.clone()).unwrap().collect();
@@ -519,10 +514,8 @@ fn speculation_fails_where_a_stream_fails() {
         let draft = &mut Oracle { answer: answer.clone(), wrong_at, wrong_by: 1 };
         let mut session = new_session(&model);
         let speculation = Speculation { draft, most: 4 };
-        let go_on = |_, _| ControlFlow::Continue(());
         let mut stream =
-            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on)
-                .unwrap();
+            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation).unwrap();
         let mut found: Vec<_> = stream.by_ref().collect();
         assert!(stream.next().is_none() && stream.finish_reason().is_none());
         drop(stream);
@@ -599,7 +592,7 @@ fn a_processor_that_fails_at_a_rejected_token_does_not_end_the_sequence() {
     for stuck_behind in [10_000, 2, 6] {
         let even = EvenByLogits { ids: vec![1], stuck_behind };
         let processors: Vec<Box<dyn LogitsProcessor>> = vec![Box::new(Counting::default()), Box::new(even)];
-        let mut options = GenerateOptions { processors, max_tokens: 20, ..GenerateOptions::default() };
+        let mut options = GenerateOptions { processors, max_tokens: 20, ..GenerateOptions::new(&[]) };
         options.penalties.presence = Penalty::new(2.0);
         let mut session = new_session(&model);
         let all = generate(&mut model, &mut session, &prompt, options.clone()).unwrap();
@@ -610,9 +603,8 @@ fn a_processor_that_fails_at_a_rejected_token_does_not_end_the_sequence() {
             let draft = &mut Oracle { answer: answer.clone(), wrong_at, wrong_by };
             let mut session = new_session(&model);
             let speculation = Speculation { draft, most: 4 };
-            let go_on = |_, _| ControlFlow::Continue(());
             let stream =
-                generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on);
+                generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation);
             let found: Vec<_> =
                 stream.unwrap().map(|token| token.map(|token| token.id).map_err(|e| e.to_string())).collect();
             assert_eq!(found, all, "stuck behind {stuck_behind}, wrong at {wrong_at} by {wrong_by}");

@@ -264,7 +264,7 @@ fn a_batch_refuses_a_cache_whose_tokens_are_not_known() {
     let mut model = model(None, None);
     let session = Session::new(session_of(&mut model, &text(4)).into_cache());
     let mut batch = Batch::new(CacheOptions::default());
-    let error = batch.add_session(&mut model, session, &[1], GenerateOptions::default()).unwrap_err();
+    let error = batch.add_session(&mut model, session, &[1], GenerateOptions::new(&[])).unwrap_err();
     assert!(matches!(error, GenerateError::UnknownTokens { tokens: 4 }), "{error}");
-    batch.add(&mut model, &[1, 2], GenerateOptions::default()).unwrap();
+    batch.add(&mut model, &[1, 2], GenerateOptions::new(&[])).unwrap();
 }

@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::ops::ControlFlow;
-
 use approx::assert_abs_diff_eq;
 use common::{model, model_of, text};
-use mlx_causal_lm::CausalLm;
+use mlx_causal_lm::{CausalLm, trace};
 use mlx_generate::{
     Draft, DraftModel, FinishReason, GenerateError, GenerateOptions, Penalties, Penalty, PromptLookup,
     Proposal, Sampling, Session, Speculation, Token, Tokens, generate, generate_speculative,
@@ -17,12 +15,8 @@ use mlx_phi3::Phi3;
 
 const MOST: usize = 4;
 
-fn go_on(_read: usize, _total: usize) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 fn options(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+    GenerateOptions { max_tokens, ..GenerateOptions::new(&[]) }
 }
 
 fn session(model: &Phi3, rewind: i32) -> Session {
@@ -46,7 +40,7 @@ fn speculative(
 ) -> (Vec<u32>, Option<FinishReason>, usize, usize) {
     let mut session = session(model, rewind);
     let mut stream =
-        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most: MOST }, go_on)
+        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most: MOST })
             .unwrap();
     let found: Vec<_> = stream.by_ref().map(Result::unwrap).collect();
     let finish = stream.finish_reason();
@@ -98,18 +92,65 @@ fn greedy_tokens_are_those_of_plain_decoding() {
         let lookup = speculative(&mut model, &mut PromptLookup::default(), &prompt, options(90), 4);
         assert_eq!((&lookup.0, lookup.1), (&expected, finish), "{what}, lookup");
 
-        let its_session = session(&small, 4);
-        let mut draft = DraftModel::new(&mut small, its_session, &options(90)).unwrap();
+        let mut draft = DraftModel::new(&mut small, &options(90)).unwrap();
         let drafted = speculative(&mut model, &mut draft, &prompt, options(90), 4);
         assert_eq!((&drafted.0, drafted.1), (&expected, finish), "{what}, draft");
     }
 }
 
+/// How many tokens a model reads during a call.
+fn tokens_read<R>(model: &mut dyn CausalLm, run: impl FnOnce(&mut dyn CausalLm) -> R) -> (R, i32) {
+    let (answer, outputs) = trace(model, run);
+    let embedded = outputs.iter().filter(|traced| traced.name == "embeddings");
+    (answer, embedded.map(|traced| traced.output.dim(1)).sum())
+}
+
+/// The caches of the model and of its draft make room for drafted tokens, whatever their options are. So no token is read
+/// again when drafts are wrong.
+#[test]
+fn caches_with_windows_make_room_for_drafts_themselves() {
+    let (mut model, mut small) = (model(Some(6), None), model_of(Some(6), None, 96, 12));
+    let prompt = text(11);
+    let (expected, _) = plain(&mut model, &prompt, options(40));
+    let answer: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    let new = |rewind| CacheOptions { rewind, ..CacheOptions::default() };
+    for own in [0, 7] {
+        let mut session = Session::new(model.new_cache(&new(own)).unwrap());
+        // Twice, since the room is made once.
+        for (rest, count) in [(&prompt[..], 20), (&answer[prompt.len() + 19..][..1], 20)] {
+            let mut oracle = Oracle { answer: answer.clone(), wrong_at: 3 };
+            let (found, read) = tokens_read(&mut model, |model| {
+                let speculation = Speculation { draft: &mut oracle, most: MOST };
+                let stream = generate_speculative(model, &mut session, rest, options(count), speculation);
+                stream.unwrap().map(|token| token.unwrap()).collect::<Vec<Token>>()
+            });
+            let ids: Vec<u32> = found.iter().map(|token| token.id).collect();
+            let start = if rest.len() > 1 { 0 } else { 20 };
+            assert_eq!(ids, expected[start..start + count]);
+            // Each call chooses one token and reads at most four drafted ones.
+            let calls = found.iter().filter(|token| !token.drafted).count();
+            assert!(read as usize <= rest.len() + calls * (MOST + 1), "{read} tokens in {calls} calls");
+            assert_eq!(session.cache().rewind(), Some(own + MOST as i32));
+        }
+    }
+    let mut draft = DraftModel::new(&mut small, &options(40)).unwrap();
+    let drafted = speculative(&mut model, &mut draft, &prompt, options(40), 0);
+    assert_eq!(drafted.0, expected);
+    assert_eq!(draft.into_session().cache().rewind(), Some(MOST as i32));
+
+    // A session that is kept for the next answer.
+    let mut first = DraftModel::new(&mut small, &options(40)).unwrap();
+    first.propose(&prompt, 3).unwrap();
+    let kept = first.into_session();
+    let mut second = DraftModel::new(&mut small, &options(40)).unwrap().with_session(kept);
+    second.propose(&answer, 3).unwrap();
+    assert_eq!(second.into_session().offset() as usize, answer.len() + 2);
+}
+
 #[test]
 fn a_draft_that_is_the_model_itself_is_always_right() {
     let (mut model, mut twin) = (model(Some(6), None), model(Some(6), None));
-    let its_session = session(&twin, 4);
-    let mut draft = DraftModel::new(&mut twin, its_session, &options(50)).unwrap();
+    let mut draft = DraftModel::new(&mut twin, &options(50)).unwrap();
     let (_, _, drafted, _) = speculative(&mut model, &mut draft, &text(9), options(50), 4);
     assert_eq!(drafted, 40);
 
@@ -118,8 +159,7 @@ fn a_draft_that_is_the_model_itself_is_always_right() {
         sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
         ..options(50)
     };
-    let its_session = session(&twin, 4);
-    let mut draft = DraftModel::new(&mut twin, its_session, &drawn).unwrap();
+    let mut draft = DraftModel::new(&mut twin, &drawn).unwrap();
     let (_, _, drafted, _) = speculative(&mut model, &mut draft, &text(9), drawn, 4);
     assert!(drafted >= 39, "{drafted}");
 }
@@ -169,7 +209,6 @@ fn a_dropped_stream_leaves_what_was_handed_out() {
             &prompt,
             options(30),
             Speculation { draft: &mut oracle, most: MOST },
-            go_on,
         )
         .unwrap();
         let found: Vec<u32> = stream.take(taken).map(|token| token.unwrap().id).collect();
@@ -211,8 +250,7 @@ fn the_tables_of_draft_and_model_may_have_different_lengths() {
             let mut small = model_of(window, None, rows, 12);
             for sampling in [Sampling::default(), drawn(3)] {
                 let options = GenerateOptions { sampling: sampling.clone(), ..options(40) };
-                let its_session = session(&small, MOST as i32);
-                let mut draft = DraftModel::new(&mut small, its_session, &options).unwrap();
+                let mut draft = DraftModel::new(&mut small, &options).unwrap();
                 // Ids from 64 on are in the text only where all tables have them.
                 let prompt: Vec<u32> =
                     text(11).iter().map(|id| if rows == 64 { id % 64 } else { *id }).collect();
@@ -227,12 +265,10 @@ fn the_tables_of_draft_and_model_may_have_different_lengths() {
         }
         // The same weights in a longer table would propose what the model answers, but for what it must not.
         let mut twin = model(window, None);
-        let its_session = session(&twin, MOST as i32);
-        let mut draft = DraftModel::new(&mut twin, its_session, &options(40)).unwrap();
+        let mut draft = DraftModel::new(&mut twin, &options(40)).unwrap();
         let all = speculative(&mut large, &mut draft, &text(11), options(40), MOST as i32);
         assert!(all.2 > 20, "{}", all.2);
-        let its_session = session(&twin, MOST as i32);
-        let draft = DraftModel::new(&mut twin, its_session, &options(40)).unwrap();
+        let draft = DraftModel::new(&mut twin, &options(40)).unwrap();
         let mut draft = draft.never_proposing(greedy.0.clone());
         let none = speculative(&mut large, &mut draft, &text(11), options(40), MOST as i32);
         assert_eq!((none.0, none.2), (greedy.0.clone(), 0));
@@ -244,8 +280,7 @@ fn the_tables_of_draft_and_model_may_have_different_lengths() {
 fn a_draft_proposes_nothing_behind_tokens_that_it_does_not_have() {
     let mut large = model(None, None);
     let mut small = model_of(None, None, 16, 12);
-    let its_session = session(&small, MOST as i32);
-    let mut draft = DraftModel::new(&mut small, its_session, &options(9)).unwrap();
+    let mut draft = DraftModel::new(&mut small, &options(9)).unwrap();
     let found = speculative(&mut large, &mut draft, &[95, 3], options(9), MOST as i32);
     assert_eq!((found.0, found.2), (plain(&mut large, &[95, 3], options(9)).0, 0));
 }
@@ -292,8 +327,7 @@ fn penalties_and_the_least_length_hold_for_drafted_tokens_too() {
         let mut session = self::session(&model, 4);
         let speculation = Speculation { draft: &mut oracle, most: MOST };
         let stream =
-            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation, go_on)
-                .unwrap();
+            generate_speculative(&mut model, &mut session, &prompt, options.clone(), speculation).unwrap();
         for (found, expected) in stream.map(Result::unwrap).zip(&expected) {
             assert_eq!(found.id, expected.id);
             assert_abs_diff_eq!(found.logprob, expected.logprob, epsilon = 1e-4);
@@ -314,8 +348,7 @@ fn a_cancelled_stream_ends_before_its_next_token() {
     let mut session = session(&model, 4);
     let mut oracle = Oracle { answer, wrong_at: 1000 };
     let speculation = Speculation { draft: &mut oracle, most: MOST };
-    let mut stream =
-        generate_speculative(&mut model, &mut session, &prompt, options, speculation, go_on).unwrap();
+    let mut stream = generate_speculative(&mut model, &mut session, &prompt, options, speculation).unwrap();
     assert_eq!(stream.by_ref().take(3).count(), 3);
     cancel.cancel();
     assert!(stream.next().is_none());

@@ -32,7 +32,7 @@ fn model() -> Lille130m {
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
 
 fn options(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+    GenerateOptions { max_tokens, ..GenerateOptions::new(&[]) }
 }
 
 fn new_session(model: &Lille130m) -> Session {

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::ops::ControlFlow;
 use std::thread;
 
 use approx::assert_abs_diff_eq;
@@ -34,7 +33,7 @@ fn options(max_tokens: usize) -> GenerateOptions {
         sampling: Sampling { temperature: 0.8, top_p: 0.95, seed: 7, ..Sampling::default() },
         penalties: Penalties { repetition: penalty(1.2), presence: penalty(0.1), ..Penalties::default() },
         top_logprobs: 2,
-        ..GenerateOptions::default()
+        ..GenerateOptions::new(&[])
     }
 }
 
@@ -164,13 +163,11 @@ fn a_speculative_stream_goes_on_on_another_thread() {
         eval_params(small.parameters()).unwrap();
         let mut run = |moves: bool| {
             let its_session = Session::new(small.new_cache(&cache()).unwrap());
-            let mut draft = DraftModel::new(&mut small, its_session, &options(20)).unwrap();
+            let mut draft = DraftModel::new(&mut small, &options(20)).unwrap().with_session(its_session);
             let mut session = Session::new(model.new_cache(&cache()).unwrap());
             let speculation = Speculation { draft: &mut draft, most: 3 };
-            let go_on = |_, _| ControlFlow::Continue(());
             let mut stream =
-                generate_speculative(&mut model, &mut session, &text(11), options(20), speculation, go_on)
-                    .unwrap();
+                generate_speculative(&mut model, &mut session, &text(11), options(20), speculation).unwrap();
             let mut tokens = Vec::new();
             while let Some(token) = if moves { elsewhere(|| stream.next()) } else { stream.next() } {
                 tokens.push(token.unwrap());

@@ -71,6 +71,27 @@ impl ModelCache {
         Ok(Self::new(caches))
     }
 
+    /// How many of the newest tokens can be trimmed at any time, counted from the furthest position that was
+    /// reached; `None` for any number, where no layer has a window or a limit.
+    pub fn rewind(&self) -> Option<i32> {
+        let of_layer = |layer: &KvCache| match layer.layout() {
+            Layout::Ring(ring) => Some(ring.rewind()),
+            Layout::Full(_) => None,
+        };
+        self.layers.iter().filter_map(of_layer).min()
+    }
+
+    /// Makes room so that at least `rewind` tokens can be trimmed at any time: see [`KvCache::with_rewind`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KvCache::with_rewind`].
+    pub fn with_rewind(mut self, rewind: i32) -> Result<Self, CacheError> {
+        let layers = self.layers.into_iter().map(|layer| layer.with_rewind(rewind));
+        self.layers = layers.collect::<Result<_, _>>()?;
+        Ok(self)
+    }
+
     /// The number of tokens that were appended, which is the position of the next token. In a batch, that of
     /// the longest row.
     pub fn offset(&self) -> i32 {

@@ -386,7 +386,7 @@ mod tests {
         for folder in folders {
             let mut model = mlx_models::load(&folder).unwrap();
             let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
-            let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::default() };
+            let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::new(&[]) };
             let tokens = generate(&mut *model, &mut session, &[1, 2, 3], options).unwrap();
             let logprobs: Vec<f32> = tokens.map(|token| token.unwrap().logprob).collect();
             assert_eq!(logprobs.len(), 3);

@@ -121,7 +121,7 @@ fn measure(arguments: &Arguments) -> Result<Option<Round>, Failure> {
     let options = GenerateOptions {
         max_tokens: gen_tokens,
         prefill_chunk: arguments.prefill_step_size,
-        ..GenerateOptions::default()
+        ..GenerateOptions::new(&[])
     };
 
     let began = Instant::now();

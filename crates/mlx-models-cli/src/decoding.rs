@@ -55,15 +55,15 @@ pub(crate) struct DecodingArguments {
 impl DecodingArguments {
     /// The options that the library decodes with.
     pub(crate) fn options(&self, tokenizer: &Tokenizer) -> Result<GenerateOptions, Failure> {
+        let stop_tokens = if self.ignore_eos { &[] } else { tokenizer.stop_tokens() };
         Ok(GenerateOptions {
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens,
-            stop_tokens: if self.ignore_eos { Vec::new() } else { tokenizer.stop_tokens().to_vec() },
             penalties: self.sampling.penalties(tokenizer)?,
             sampling: self.sampling.sampling(tokenizer)?,
             prefill_chunk: self.cache.prefill_step_size,
             overflow: if self.cache.slide { Overflow::Slide } else { Overflow::Stop },
-            ..GenerateOptions::default()
+            ..GenerateOptions::new(stop_tokens)
         })
     }
 }

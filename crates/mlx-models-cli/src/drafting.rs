@@ -37,18 +37,13 @@ impl Drafting {
         Ok(Self { model, looks_up: arguments.prompt_lookup && most > 0, most })
     }
 
-    /// How many tokens may have to be removed from the cache again, since the model did not accept them.
-    pub(crate) fn rewind(&self) -> usize {
-        if self.model.is_some() || self.looks_up { self.most } else { 0 }
-    }
-
     /// Begins the drafts of one answer.
     pub(crate) fn start(&mut self, options: &GenerateOptions, rewind: i32) -> Result<Drafter<'_>, Failure> {
         match &mut self.model {
             Some(DraftingModel { model, session, never_proposed }) => {
                 let empty = || model.new_cache(&CacheOptions { rewind, ..CacheOptions::default() });
                 let session = session.take().map_or_else(|| empty().map(Session::new), Ok)?;
-                let draft = DraftModel::new(&mut **model, session, options)?;
+                let draft = DraftModel::new(&mut **model, options)?.with_session(session);
                 Ok(Drafter::Model(Box::new(draft.never_proposing(never_proposed.clone()))))
             }
             None if self.looks_up => Ok(Drafter::Lookup(PromptLookup::default())),

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use mlx_models::generate::{
-    GenerateError, GenerateOptions, Sampler, Session, Speculation, Tokens, generate_speculative,
-    generate_with_progress,
+    GenerateError, GenerateOptions, Sampler, Session, Speculation, Tokens,
+    generate_speculative_with_progress, generate_with_progress,
 };
 use mlx_models::text::{TextPiece, with_text};
 use mlx_models::tokenizer::Tokenizer;
@@ -44,7 +44,7 @@ impl Engine {
             tokenizer.add_stop_token(token)?;
         }
         let drafting = Drafting::new(&arguments, &tokenizer)?;
-        let cache_options = arguments.cache.options(&*model, rewind + drafting.rewind());
+        let cache_options = arguments.cache.options(&*model, rewind);
         let options = arguments.options(&tokenizer)?;
         let session = Session::new(model.new_cache(&cache_options)?);
         let DecodingArguments { cache, stop, .. } = arguments;
@@ -122,8 +122,15 @@ impl Engine {
         let stream: Result<Box<dyn Tokens + '_>, GenerateError> = match draft {
             Some(draft) => {
                 let speculation = Speculation { draft, most };
-                generate_speculative(&mut **model, session, prompt, options.clone(), speculation, progress)
-                    .map(|stream| Box::new(stream) as Box<dyn Tokens>)
+                generate_speculative_with_progress(
+                    &mut **model,
+                    session,
+                    prompt,
+                    options.clone(),
+                    speculation,
+                    progress,
+                )
+                .map(|stream| Box::new(stream) as Box<dyn Tokens>)
             }
             None => generate_with_progress(&mut **model, session, prompt, options.clone(), progress)
                 .map(|stream| Box::new(stream) as Box<dyn Tokens>),
@@ -134,7 +141,7 @@ impl Engine {
         answer.guessed_tokens = is_drafting.then_some(0);
 
         let started = Instant::now();
-        let mut text = with_text(stream, tokenizer, stop.iter().cloned())?;
+        let mut text = with_text(stream, tokenizer).stop_at(stop.iter().cloned())?;
         while !interrupt::requested()
             && let Some(piece) = text.next()
         {

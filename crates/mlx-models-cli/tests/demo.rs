@@ -41,7 +41,7 @@ fn check(demo: &Path, case: &Case, sampling: Sampling) {
     assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_tokens);
     let mut model = mlx_models::load(demo).unwrap();
     let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
-    let options = GenerateOptions { max_tokens: case.tokens.len(), sampling, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: case.tokens.len(), sampling, ..GenerateOptions::new(&[]) };
     let stream = generate(&mut *model, &mut session, &case.prompt_tokens, options).unwrap();
     let found: Vec<u32> = stream.map(|token| token.unwrap().id).collect();
     assert_eq!(found, case.tokens, "{}: {}", demo.display(), case.prompt);

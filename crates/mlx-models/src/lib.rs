@@ -31,9 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
     let prompt = tokenizer.encode("Once upon a time")?;
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
+    let options = GenerateOptions::new(tokenizer.stop_tokens());
     let tokens = generate(&mut *model, &mut session, &prompt, options)?;
-    for piece in text::with_text(tokens, &tokenizer, ["The end"])? {
+    for piece in text::with_text(tokens, &tokenizer).stop_at(["The end"])? {
         print!("{}", piece?.text);
     }
     Ok(())

@@ -4,7 +4,6 @@
 //! where a stop string is complete, in a row of a batch too.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use mlx_generate::{FinishReason, GenerateError, LogitsProcessor, ProcessorError, Token, Tokens};
 use mlx_tokenizer::{StopStrings, TextStream, Tokenizer, TokenizerError};
@@ -40,21 +39,58 @@ pub struct TextPiece {
     pub token: Option<Token>,
 }
 
+/// The text of one sequence of tokens, which ends before the first stop string.
+#[derive(Debug)]
+struct Text {
+    tokenizer: Tokenizer,
+    /// `None` after the end.
+    open: Option<(TextStream, StopStrings)>,
+}
+
+impl Text {
+    fn new(tokenizer: &Tokenizer, stop: StopStrings) -> Self {
+        Self { tokenizer: tokenizer.clone(), open: Some((tokenizer.stream(), stop)) }
+    }
+
+    /// Adds the next token, where there is one, and says with `ended` why there is none after it. Returns the text that
+    /// is now final, and why the text ends with it.
+    fn push(
+        &mut self,
+        token: Option<u32>,
+        ended: Option<FinishReason>,
+    ) -> Result<(String, Option<TextFinish>), TokenizerError> {
+        let Some((text, stop)) = &mut self.open else { return Ok((String::new(), None)) };
+        let is_stop_token = ended == Some(FinishReason::StopToken);
+        let mut piece = match token {
+            Some(token) if !is_stop_token => stop.push_token(text, token)?,
+            // Its text is left out, but a stop string may contain it.
+            Some(token) => stop.push_special(&self.tokenizer.special_content(token).unwrap_or_default()),
+            None => String::new(),
+        };
+        let mut found = stop.found().map(str::to_owned);
+        if found.is_none() && (ended.is_some() || token.is_none()) {
+            let Some((text, mut stop)) = self.open.take() else { return Ok((piece, None)) };
+            piece += &stop.push(&text.finish()?);
+            found = stop.found().map(str::to_owned);
+            piece += &stop.finish();
+        }
+        if found.is_some() {
+            self.open = None;
+        }
+        Ok((piece, found.map(TextFinish::StopString).or(ended.map(TextFinish::Tokens))))
+    }
+}
+
 /// A stream of tokens with their text; see [`with_text`].
 #[derive(Debug)]
-pub struct TextTokens<'t, S> {
+pub struct TextTokens<S> {
     tokens: S,
-    tokenizer: &'t Tokenizer,
-    /// `None` after the end.
-    text: Option<(TextStream<'t>, StopStrings)>,
+    text: Text,
     finish: Option<TextFinish>,
 }
 
-/// Gives a stream of tokens its text, which ends before the first stop string. A stop string may begin and end inside of
-/// tokens. The text of a stop token is left out.
-///
-/// Special tokens such as `<|im_end|>` have no text, but a stop string may contain them, alone or with text around them: see
-/// [`StopStrings`].
+/// Gives a stream of tokens its text. The text of a stop token is left out, and special tokens such as `<|im_end|>` have no
+/// text.
 ///
 /// ```no_run
 /// use mlx_models::generate::{GenerateOptions, Session, generate};
@@ -66,71 +102,60 @@ pub struct TextTokens<'t, S> {
 /// let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
 /// let prompt = tokenizer.chat(&[Message::user("Tell me a story.")], &ChatOptions::default())?;
 /// let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-/// let options = GenerateOptions { stop_tokens: tokenizer.stop_tokens().to_vec(), ..GenerateOptions::default() };
+/// let options = GenerateOptions::new(tokenizer.stop_tokens());
 /// let tokens = generate(&mut *model, &mut session, &prompt.tokens, options)?;
-/// for piece in text::with_text(tokens, &tokenizer, ["The end"])? {
+/// for piece in text::with_text(tokens, &tokenizer).stop_at(["The end"])? {
 ///     print!("{}", piece?.text);
 /// }
 /// # Ok(())
 /// # }
 /// ```
-///
-/// # Errors
-///
-/// [`TokenizerError::EmptyStopString`] for an empty stop string.
-pub fn with_text<'t, S: Tokens, T: Into<String>>(
-    tokens: S,
-    tokenizer: &'t Tokenizer,
-    stop_strings: impl IntoIterator<Item = T>,
-) -> Result<TextTokens<'t, S>, TextError> {
-    let text = Some((tokenizer.stream(), StopStrings::new(stop_strings)?));
-    Ok(TextTokens { tokens, tokenizer, text, finish: None })
+pub fn with_text<S: Tokens>(tokens: S, tokenizer: &Tokenizer) -> TextTokens<S> {
+    TextTokens { tokens, text: Text::new(tokenizer, StopStrings::default()), finish: None }
 }
 
-impl<S: Tokens> TextTokens<'_, S> {
+impl<S> TextTokens<S> {
+    /// Ends the text before the first of these strings, which replace earlier ones. A stop string may begin and end inside
+    /// of tokens, and may contain special tokens, alone or with text around them: see [`StopStrings`].
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::EmptyStopString`] for an empty stop string.
+    pub fn stop_at<T: Into<String>>(
+        self,
+        stop_strings: impl IntoIterator<Item = T>,
+    ) -> Result<Self, TokenizerError> {
+        let text = Text::new(&self.text.tokenizer, StopStrings::new(stop_strings)?);
+        Ok(Self { text, ..self })
+    }
+
     /// Why the text ended; `None` while it goes on.
     pub fn finish_reason(&self) -> Option<&TextFinish> {
         self.finish.as_ref()
     }
+}
 
+impl<S: Tokens> TextTokens<S> {
     fn advance(&mut self) -> Result<Option<TextPiece>, TextError> {
-        let Some((text, stop)) = &mut self.text else { return Ok(None) };
-        let token = self.tokens.next().transpose()?;
-        let ended = self.tokens.finish_reason();
-        let is_stop_token = ended == Some(FinishReason::StopToken);
-        let mut piece = match &token {
-            Some(token) if !is_stop_token => stop.push_token(text, token.id)?,
-            // Its text is left out, but a stop string may contain it.
-            Some(token) => stop.push_special(&self.tokenizer.special_content(token.id).unwrap_or_default()),
-            None => String::new(),
-        };
-        if let Some(string) = stop.found() {
-            self.finish = Some(TextFinish::StopString(string.to_owned()));
-            self.text = None;
-        } else if ended.is_some() || token.is_none() {
-            if let Some((text, mut stop)) = self.text.take() {
-                piece += &stop.push(&text.finish()?);
-                self.finish = match stop.found() {
-                    Some(string) => Some(TextFinish::StopString(string.to_owned())),
-                    None => ended.map(TextFinish::Tokens),
-                };
-                piece += &stop.finish();
-            }
-            if token.is_none() && piece.is_empty() {
-                return Ok(None);
-            }
+        if self.text.open.is_none() {
+            return Ok(None);
         }
-        Ok(Some(TextPiece { text: piece, token }))
+        let token = self.tokens.next().transpose()?;
+        let (text, finish) =
+            self.text.push(token.as_ref().map(|token| token.id), self.tokens.finish_reason())?;
+        self.finish = finish;
+        let is_over = token.is_none() && text.is_empty();
+        Ok((!is_over).then_some(TextPiece { text, token }))
     }
 }
 
-impl<S: Tokens> Iterator for TextTokens<'_, S> {
+impl<S: Tokens> Iterator for TextTokens<S> {
     type Item = Result<TextPiece, TextError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let piece = self.advance().transpose();
         if matches!(piece, Some(Err(_))) {
-            self.text = None;
+            self.text.open = None;
         }
         piece
     }
@@ -143,11 +168,10 @@ const KEPT_STATES: usize = 32;
 /// [`FinishReason::Complete`]: for streams, rows of a batch and speculative decoding.
 ///
 /// It looks at the answer and not at the prompt, and changes no logits. The last tokens of the answer contain the stop
-/// string. To leave it out of the text that is shown, use [`StopStrings`] or [`with_text`].
+/// string. To leave it out of the text that is shown, use [`TextTokens::stop_at`].
 ///
 /// ```no_run
-/// use std::sync::Arc;
-///
+/// ///
 /// use mlx_models::CacheOptions;
 /// use mlx_models::generate::{Batch, GenerateOptions};
 /// use mlx_models::text::StopStringProcessor;
@@ -155,9 +179,10 @@ const KEPT_STATES: usize = 32;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut model = mlx_models::load("path/to/checkpoint")?;
-/// let tokenizer = Arc::new(Tokenizer::from_folder("path/to/checkpoint")?);
+/// let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
 /// let stop = StopStringProcessor::new(&tokenizer, ["The end"])?;
-/// let options = GenerateOptions { processors: vec![Box::new(stop)], ..GenerateOptions::default() };
+/// let processors = vec![Box::new(stop) as _];
+/// let options = GenerateOptions { processors, ..GenerateOptions::new(tokenizer.stop_tokens()) };
 /// let mut batch = Batch::new(CacheOptions::default());
 /// for prompt in ["Once upon a time", "In the beginning"] {
 ///     batch.add(&mut *model, &tokenizer.encode(prompt)?, options.clone())?;
@@ -178,7 +203,7 @@ pub struct StopStringProcessor {
 /// The text and the search for stop strings after some token.
 #[derive(Debug, Clone)]
 struct State {
-    text: TextStream<'static>,
+    text: TextStream,
     stop: StopStrings,
 }
 
@@ -195,11 +220,10 @@ impl StopStringProcessor {
     ///
     /// [`TokenizerError::EmptyStopString`] for an empty stop string.
     pub fn new<T: Into<String>>(
-        tokenizer: &Arc<Tokenizer>,
+        tokenizer: &Tokenizer,
         stop_strings: impl IntoIterator<Item = T>,
     ) -> Result<Self, TokenizerError> {
-        let text = TextStream::shared(Arc::clone(tokenizer));
-        let start = State { text, stop: StopStrings::new(stop_strings)? };
+        let start = State { text: tokenizer.stream(), stop: StopStrings::new(stop_strings)? };
         Ok(Self { ids: Vec::new(), states: VecDeque::from([start.clone()]), start })
     }
 

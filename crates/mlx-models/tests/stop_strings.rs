@@ -2,9 +2,6 @@
 #![cfg(all(feature = "lille-130m", feature = "generate", feature = "tokenizer"))]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
-
 use mlx_models::generate::{
     Batch, Draft, DraftModel, FinishReason, GenerateOptions, LogitsProcessor, PromptLookup, Session,
     Speculation, Tokens, generate, generate_speculative,
@@ -17,13 +14,13 @@ fn demo() -> String {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../mlx-models-cli/demo/lille-130m").to_owned()
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
-    Arc::new(Tokenizer::from_folder(demo()).unwrap())
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_folder(demo()).unwrap()
 }
 
 fn options(stop: Option<StopStringProcessor>) -> GenerateOptions {
     let processors = stop.into_iter().map(|stop| Box::new(stop) as Box<dyn LogitsProcessor>).collect();
-    GenerateOptions { max_tokens: 40, processors, ..GenerateOptions::default() }
+    GenerateOptions { max_tokens: 40, processors, ..GenerateOptions::new(&[]) }
 }
 
 fn session(model: &dyn CausalLm) -> Session {
@@ -59,8 +56,7 @@ fn speculative(
 ) -> Answer {
     let mut session = session(model);
     let speculation = Speculation { draft, most: 4 };
-    let go_on = |_, _| ControlFlow::Continue(());
-    let mut stream = generate_speculative(model, &mut session, prompt, options, speculation, go_on).unwrap();
+    let mut stream = generate_speculative(model, &mut session, prompt, options, speculation).unwrap();
     (stream.by_ref().map(|token| token.unwrap().id).collect(), stream.finish_reason())
 }
 
@@ -90,13 +86,13 @@ fn streams_rows_and_speculation_end_at_the_same_token() {
         let lookup = &mut PromptLookup { longest: 2, shortest: 1 };
         assert_eq!(speculative(&mut *model, lookup, &prompt, options.clone()), expected, "{string:?}");
         let its_session = session(&*twin);
-        let mut draft = DraftModel::new(&mut *twin, its_session, &options).unwrap();
+        let mut draft = DraftModel::new(&mut *twin, &options).unwrap().with_session(its_session);
         assert_eq!(speculative(&mut *model, &mut draft, &prompt, options.clone()), expected, "{string:?}");
 
         // With text, the stop string is left out.
         let mut session = session(&*model);
         let stream = generate(&mut *model, &mut session, &prompt, options).unwrap();
-        let mut pieces = with_text(stream, &tokenizer, [string.clone()]).unwrap();
+        let mut pieces = with_text(stream, &tokenizer).stop_at([string.clone()]).unwrap();
         let shown: String = pieces.by_ref().map(|piece| piece.unwrap().text).collect();
         assert_eq!(shown, text.split(&string).next().unwrap());
         if complete.is_some() {

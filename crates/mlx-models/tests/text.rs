@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_models::generate::{FinishReason, GenerateError, Token, Tokens};
-use mlx_models::text::{TextError, TextFinish, with_text};
-use mlx_models::tokenizer::Tokenizer;
+use mlx_models::text::{TextFinish, with_text};
+use mlx_models::tokenizer::{Tokenizer, TokenizerError};
 
 /// A stream of given tokens, and why it ends.
 struct Known {
@@ -36,7 +36,7 @@ fn tokenizer() -> Tokenizer {
 fn written(ids: &[u32], finish: FinishReason, stop: &[&str]) -> (String, usize, Option<TextFinish>) {
     let tokenizer = tokenizer();
     let tokens = Known { ids: Vec::from(ids).into_iter(), finish };
-    let mut text = with_text(tokens, &tokenizer, stop.iter().copied()).unwrap();
+    let mut text = with_text(tokens, &tokenizer).stop_at(stop.iter().copied()).unwrap();
     let pieces: Vec<_> = text.by_ref().map(Result::unwrap).collect();
     let with_token = pieces.iter().filter(|piece| piece.token.is_some()).count();
     (pieces.iter().map(|piece| &*piece.text).collect(), with_token, text.finish_reason().cloned())
@@ -60,11 +60,9 @@ fn a_stop_string_ends_the_text_before_it() {
     let (text, tokens, finish) = written(&ids, FinishReason::MaxTokens, &["e end", "more"]);
     assert_eq!((&*text, finish), ("A fox ran away. Th", Some(TextFinish::StopString("e end".to_owned()))));
     assert!(tokens < ids.len());
-    let error =
-        with_text(Known { ids: ids.into_iter(), finish: FinishReason::MaxTokens }, &tokenizer(), [""])
-            .map(|_| ())
-            .unwrap_err();
-    assert!(matches!(error, TextError::Tokenizer(_)), "{error}");
+    let tokens = Known { ids: ids.into_iter(), finish: FinishReason::MaxTokens };
+    let error = with_text(tokens, &tokenizer()).stop_at([""]).map(|_| ()).unwrap_err();
+    assert!(matches!(error, TokenizerError::EmptyStopString), "{error}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn demo() -> PathBuf {
 
 fn tokens(mut model: Box<dyn CausalLm>) -> Result<Vec<u32>, GenerateError> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let options = GenerateOptions { max_tokens: 4, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: 4, ..GenerateOptions::new(&[]) };
     let stream = generate(&mut *model, &mut session, &[1, 2, 3], options)?;
     stream.map(|token| token.map(|token| token.id)).collect()
 }

@@ -179,8 +179,12 @@ impl Tokenizer {
             Some(values) => Data::List(values.iter().map(|value| value.0.clone()).collect()),
             None => Data::Null,
         };
-        let mut variables: BTreeMap<String, Data> =
-            self.special.iter().map(|(name, token)| (name.clone(), Data::Text(token.clone()))).collect();
+        let mut variables: BTreeMap<String, Data> = self
+            .parts
+            .special
+            .iter()
+            .map(|(name, token)| (name.clone(), Data::Text(token.clone())))
+            .collect();
         variables.insert("enable_thinking".to_owned(), Data::Bool(self.thinks()));
         // These variables come from the model's files, so they do not raise the limits as the user's input
         // does.
@@ -204,7 +208,7 @@ impl Tokenizer {
 
     /// The names of the chat templates. The list is empty if the model is not a chat model.
     pub fn chat_templates(&self) -> impl Iterator<Item = &str> {
-        self.templates.keys().map(String::as_str)
+        self.parts.templates.keys().map(String::as_str)
     }
 
     fn template<'a>(&'a self, options: &'a ChatOptions) -> Result<(&'a str, &'a str), TokenizerError> {
@@ -214,13 +218,13 @@ impl Tokenizer {
             ChatTemplate::Default if options.tools.is_some() => vec!["tool_use", "default"],
             ChatTemplate::Default => vec!["default"],
         };
-        if self.templates.is_empty() {
+        if self.parts.templates.is_empty() {
             return Err(TokenizerError::NoChatTemplate);
         }
-        let found = names.iter().find_map(|&name| self.templates.get_key_value(name));
+        let found = names.iter().find_map(|&name| self.parts.templates.get_key_value(name));
         found.map(|(name, text)| (&**name, &**text)).ok_or_else(|| TokenizerError::UnknownChatTemplate {
             name: names.last().copied().unwrap_or_default().to_owned(),
-            known: self.templates.keys().cloned().collect(),
+            known: self.parts.templates.keys().cloned().collect(),
         })
     }
 }

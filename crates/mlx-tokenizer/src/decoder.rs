@@ -8,6 +8,7 @@ use tokenizers::decoders::strip::Strip;
 use tokenizers::{Decoder as _, Result};
 
 use crate::check;
+use crate::utf8::Utf8;
 
 /// A decoder of `tokenizer.json` that takes one token at a time and returns the text that is final.
 ///
@@ -16,7 +17,6 @@ use crate::check;
 /// is a stage here that keeps this state, and calls the code of the crate to decode a token. The crate's own
 /// `DecodeStream` decodes a window of tokens twice for each token, enlarges the window while bytes do not form
 /// a character, and fails if a byte changes characters that it has already returned.
-/// characters that it has given already.
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     stages: Vec<Stage>,
@@ -289,48 +289,6 @@ impl Place {
         if *self == Self::First {
             *self = Self::Later;
         }
-    }
-}
-
-/// Decodes UTF-8. Bytes that cannot form a character become U+FFFD, one for each longest beginning of a
-/// character, as in `String::from_utf8_lossy` and in Python's `bytes.decode("utf-8", "replace")`.
-#[derive(Debug, Clone, Default)]
-struct Utf8 {
-    /// The bytes of an incomplete character.
-    waiting: Vec<u8>,
-}
-
-impl Utf8 {
-    /// Returns the characters that are complete.
-    fn push(&mut self, bytes: &[u8]) -> Option<String> {
-        self.waiting.extend_from_slice(bytes);
-        let mut text = String::new();
-        loop {
-            match str::from_utf8(&self.waiting) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    self.waiting.clear();
-                    break;
-                }
-                Err(error) => {
-                    let (valid, rest) = self.waiting.split_at(error.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(valid));
-                    let wrong = error.error_len();
-                    self.waiting = rest[wrong.unwrap_or(0)..].to_vec();
-                    if wrong.is_none() {
-                        break;
-                    }
-                    text.push(char::REPLACEMENT_CHARACTER);
-                }
-            }
-        }
-        (!text.is_empty()).then_some(text)
-    }
-
-    /// The bytes of an incomplete character at the end become U+FFFD.
-    fn finish(&mut self) -> Option<String> {
-        let rest = mem::take(&mut self.waiting);
-        (!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned())
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`Tokenizer::encode`], [`Tokenizer::decode`] | a text and its ids |
 //! | [`Tokenizer::chat`] | a conversation, through the model's chat template |
+//! | [`Tokenizer::from_vocabulary`], [`Tokenizer::from_json`] | a tokenizer of your own, without a checkpoint folder |
 //! | [`TextStream`] | converts ids to text one by one, in whole characters |
 //! | [`StopStrings`] | finds strings that end a text, while the text arrives in pieces |
 //!
@@ -46,23 +47,29 @@ mod config;
 mod decoder;
 mod jinja;
 mod json;
+mod parts;
 mod shared_tokens;
 mod stop_strings;
 mod template;
 mod text_stream;
+mod utf8;
+mod vocabulary;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokenizers::{AddedToken, Model as _, OffsetType, PreTokenizer as _};
+use parts::Parts;
+use vocabulary::Tokens;
 
 pub use chat::{ChatEnd, ChatOptions, ChatPrompt, ChatTemplate, Message};
 pub use jiff::civil::DateTime;
 pub use json::{Json, JsonError};
+pub use parts::TokenizerParts;
 pub use shared_tokens::{SharedTokens, TokenMismatch};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
+pub use vocabulary::Vocabulary;
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +93,12 @@ pub enum TokenizerError {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// No tokenizer can be made of the parts.
+    #[error("no tokenizer can be made of these parts: {}", shortened(problem))]
+    Parts {
+        /// What is wrong with them.
         problem: String,
     },
     /// The tokenizer refused a text.
@@ -179,14 +192,11 @@ fn line_of(line: Option<usize>) -> String {
     line.map_or_else(|| "?".to_owned(), |line| line.to_string())
 }
 
-/// The tokenizer of a checkpoint.
+/// The tokenizer of a checkpoint, or one [of your own](Self::from_vocabulary). A clone shares everything but the stop tokens
+/// with the original, and costs little.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    /// Special tokens by name, such as `bos_token`.
-    special: BTreeMap<String, String>,
-    /// Chat templates by name.
-    templates: BTreeMap<String, String>,
+    parts: Arc<Parts>,
     /// In ascending order.
     stop_tokens: Vec<u32>,
 }
@@ -226,7 +236,6 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a folder and, if they exist, `tokenizer_config.json`,
     /// `special_tokens_map.json`, `generation_config.json`, `config.json`, `chat_template.jinja`,
     /// `additional_chat_templates` and `chat_template.json`.
-    /// `additional_chat_templates` and `chat_template.json`.
     ///
     /// # Errors
     ///
@@ -237,35 +246,21 @@ impl Tokenizer {
         let file = folder.join("tokenizer.json");
         let problem =
             |problem: String| TokenizerError::Invalid { file: folder.join("tokenizer.json"), problem };
-        let invalid = |e: tokenizers::Error| problem(e.to_string());
         if !mlx_files::is_present(&file).map_err(|e| problem(e.to_string()))? {
             return Err(TokenizerError::NoTokenizer { file, found: config::other_tokenizer(folder) });
         }
         let json =
             mlx_files::read(&file, mlx_files::LARGEST_TOKENIZER).map_err(|e| problem(e.to_string()))?;
-        check::check(&json).map_err(problem)?;
-        let read = check::guarded(|| tokenizers::Tokenizer::from_bytes(&json));
-        let mut inner = read.map_err(problem)?.map_err(invalid)?;
+        let mut inner = parts::read_json(&json).map_err(problem)?;
         drop(json);
-        check::check_whole(&inner).map_err(problem)?;
-        // These settings are left over from training.
-        inner.with_padding(None).with_truncation(None).map_err(invalid)?;
-
         let config = config::Config::read(folder)?;
         let special = config.special_tokens()?;
-        // A token with such a name is special, whatever `tokenizer.json` says.
         let named = special.values().map(String::as_str).chain(config.extra_special_tokens());
-        let plain: Vec<AddedToken> = named
-            .filter(|token| {
-                inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token)
-            })
-            .map(|token| AddedToken::from(token, true))
-            .collect();
-        check::guarded(|| inner.add_special_tokens(plain)).map_err(problem)?.map_err(invalid)?;
-
+        parts::make_special(&mut inner, named).map_err(problem)?;
         let templates = config.chat_templates()?;
         let stop_tokens = config.stop_tokens(&inner, &special, &templates)?.into_iter().collect();
-        Ok(Self { inner, special, templates, stop_tokens })
+        let parts = Parts { tokens: Tokens::Json(Box::new(inner)), special, templates };
+        Ok(Self { parts: Arc::new(parts), stop_tokens })
     }
 
     /// Encodes a text, with the special tokens that the tokenizer adds around it.
@@ -283,32 +278,12 @@ impl Tokenizer {
     ///
     /// The same as for [`Tokenizer::encode`].
     pub fn encode_with(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let begun = options.written == Written::SpecialTokens
-            && self.special.get("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(&**bos));
+        let special = options.written == Written::SpecialTokens;
+        let begins = |bos: &String| !bos.is_empty() && text.starts_with(&**bos);
+        let begun = special && self.parts.special.get("bos_token").is_some_and(begins);
         let around = options.around == Around::SpecialTokens && !begun;
-        let refused = |problem: String| TokenizerError::Encode { problem };
-        let ids = check::guarded(|| {
-            check::grows_within_bounds(self.inner.get_normalizer(), text)?;
-            let encoding = match options.written {
-                Written::SpecialTokens => self.inner.encode_fast(text, around),
-                Written::Text => self.encode_text(text, around),
-            };
-            encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|e| e.to_string())
-        });
-        ids.map_err(refused)?.map_err(refused)
-    }
-
-    /// Does the same as `encode_special_tokens` of the `tokenizers` crate. There it is a setting of the whole
-    /// tokenizer, so it would need a copy of the tokenizer for each text.
-    fn encode_text(&self, text: &str, around: bool) -> tokenizers::Result<tokenizers::Encoding> {
-        let mut added = self.inner.get_added_vocabulary().clone();
-        added.set_encode_special_tokens(true);
-        let mut parts = added.extract_and_normalize(self.inner.get_normalizer(), text);
-        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
-            pre_tokenizer.pre_tokenize(&mut parts)?;
-        }
-        parts.tokenize(|part| self.inner.get_model().tokenize(part.get()))?;
-        self.inner.post_process(parts.into_encoding(None, 0, OffsetType::None)?, None, around)
+        let tokens = self.parts.tokens.encode(text, special, around);
+        tokens.map_err(|problem| TokenizerError::Encode { problem })
     }
 
     /// Decodes ids, leaving out special tokens.
@@ -341,7 +316,7 @@ impl Tokenizer {
     ///
     /// [`TokenizerError::UnknownToken`] if the tokenizer has no such token.
     pub fn add_stop_token(&mut self, token: &str) -> Result<(), TokenizerError> {
-        let by_id = || token.parse().ok().filter(|&id| self.inner.id_to_token(id).is_some());
+        let by_id = || token.parse().ok().filter(|&id| self.parts.tokens.token(id).is_some());
         let id = self.token_id(token).or_else(by_id);
         let id = id.ok_or_else(|| TokenizerError::UnknownToken { token: token.to_owned() })?;
         if let Err(place) = self.stop_tokens.binary_search(&id) {
@@ -352,32 +327,24 @@ impl Tokenizer {
 
     /// The id of a token, by its text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.parts.tokens.id(token)
     }
 
     /// A special token by its name, such as `bos_token`.
     pub fn special_token(&self, name: &str) -> Option<&str> {
-        self.special.get(name).map(String::as_str)
+        self.parts.special.get(name).map(String::as_str)
     }
 
     /// The content of a special token, such as `<|im_end|>`; `None` for an ordinary token.
     ///
     /// [`Tokenizer::decode`] and [`TextStream`] leave special tokens out.
     pub fn special_content(&self, id: u32) -> Option<String> {
-        let added = self.inner.get_added_vocabulary();
-        added.simple_id_to_token(id).filter(|token| added.is_special_token(token))
+        self.parts.tokens.special_content(id)
     }
 
     /// Starts a stream that decodes ids one by one.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
-    }
-
-    /// The token of an id, if it is ordinary text.
-    fn text_token(&self, id: u32) -> Option<String> {
-        let added = self.inner.get_added_vocabulary();
-        let token = added.simple_id_to_token(id).or_else(|| self.inner.get_model().id_to_token(id))?;
-        (!added.is_special_token(&token)).then_some(token)
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(&self.parts)
     }
 
     /// Whether the tokenizer has tokens that mark a model's thoughts, found as mlx-lm finds them.

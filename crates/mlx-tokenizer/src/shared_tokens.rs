@@ -1,7 +1,5 @@
 //! Compares the tokens of two tokenizers.
 
-use std::collections::BTreeMap;
-
 use crate::Tokenizer;
 
 /// Two tokenizers use one id for different tokens, so models with these tokenizers cannot exchange ids.
@@ -68,7 +66,7 @@ impl Tokenizer {
     ///
     /// [`TokenMismatch`] if one id stands for different tokens.
     pub fn shared_tokens(&self, other: &Self) -> Result<SharedTokens, TokenMismatch> {
-        let (ours, mut theirs) = (self.tokens_by_id(), other.tokens_by_id());
+        let (ours, mut theirs) = (self.parts.tokens.by_id(), other.parts.tokens.by_id());
         let (mut shared, mut ours_only) = (Vec::new(), Vec::new());
         let mut first: Option<TokenMismatch> = None;
         let mut conflicts = 0;
@@ -86,10 +84,5 @@ impl Tokenizer {
             Some(first) => Err(TokenMismatch { conflicts, ..first }),
             None => Ok(SharedTokens { shared, ours_only, theirs_only: theirs.into_keys().collect() }),
         }
-    }
-
-    fn tokens_by_id(&self) -> BTreeMap<u32, String> {
-        let ids = self.inner.get_vocab(true).into_values();
-        ids.filter_map(|id| Some((id, self.inner.id_to_token(id)?))).collect()
     }
 }

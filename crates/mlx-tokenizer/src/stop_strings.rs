@@ -26,7 +26,7 @@ use crate::{TextStream, TokenizerError};
 /// A special token such as `<|im_end|>` has no text, but a stop string may contain it, alone or with text
 /// around it: `"\n<|im_end|>"`. [`StopStrings::push_token`] shows the content of special tokens to the stop
 /// strings that contain it. The other stop strings, and the returned text, ignore special tokens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     strings: Vec<Pattern>,
     /// The end of the text that is held back: the longest beginning of a stop string that the text ends with.
@@ -141,8 +141,8 @@ impl StopStrings {
     /// # Errors
     ///
     /// The same as for [`TextStream::push`].
-    pub fn push_token(&mut self, stream: &mut TextStream<'_>, token: u32) -> Result<String, TokenizerError> {
-        match stream.tokenizer().special_content(token) {
+    pub fn push_token(&mut self, stream: &mut TextStream, token: u32) -> Result<String, TokenizerError> {
+        match stream.special_content(token) {
             Some(content) => Ok(self.push_special(&content)),
             None => Ok(self.push(&stream.push(token)?)),
         }

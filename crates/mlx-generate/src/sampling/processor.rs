@@ -61,10 +61,11 @@ pub type ProcessorError = Box<dyn Error + Send + Sync>;
 ///
 /// # fn f(model: &mut dyn mlx_causal_lm::CausalLm) -> Result<(), Box<dyn std::error::Error>> {
 /// # use mlx_generate::{Session, generate};
+/// # let stop_tokens = [2];
 /// # let mut session = Session::new(model.new_cache(&mlx_kvcache::CacheOptions::default())?);
 /// let vocab_size = model.info().vocab_size as u32;
 /// let even = EvenIds { allowed: (0..vocab_size).step_by(2).collect(), ids: Vec::new() };
-/// let options = GenerateOptions { processors: vec![Box::new(even)], ..GenerateOptions::default() };
+/// let options = GenerateOptions { processors: vec![Box::new(even)], ..GenerateOptions::new(&stop_tokens) };
 /// for token in generate(model, &mut session, &[3, 1, 4], options)? {
 ///     assert_eq!(token?.id % 2, 0);
 /// }

@@ -134,6 +134,7 @@ impl Session {
         let session = Self {
             empty: self.empty.clone(),
             quantization: self.quantization,
+            rewind: self.rewind,
             is_quantized,
             tokens,
             length,

@@ -42,9 +42,9 @@ impl Session {
     /// ```no_run
     /// # use mlx_causal_lm::CausalLm;
     /// # use mlx_generate::{GenerateOptions, Session, generate};
-    /// # fn f(model: &mut dyn CausalLm, session: &mut Session, text: &[u32]) -> Result<(), mlx_generate::GenerateError> {
+    /// # fn f(model: &mut dyn CausalLm, session: &mut Session, text: &[u32], stop_tokens: &[u32]) -> Result<(), mlx_generate::GenerateError> {
     /// let (reuse, rest) = session.turn_to(model, text)?;
-    /// let answer = generate(model, session, rest, GenerateOptions::default())?;
+    /// let answer = generate(model, session, rest, GenerateOptions::new(stop_tokens))?;
     /// # Ok(())
     /// # }
     /// ```

@@ -102,6 +102,6 @@ fn behind(model: &mut dyn CausalLm, file: &Path, limit: i32, count: usize) -> Re
     let limit = rotating.then_some(Limit { max_size: limit, keep: SINKS });
     let mut session = Session::load(model, file, &CacheOptions { limit, ..CacheOptions::default() })?;
     session.cache().eval()?;
-    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::new(&[]) };
     Ok(rates_behind(model, &mut session, &[1], options)?.1)
 }

@@ -213,7 +213,7 @@ fn first_token(folder: &Path) -> Result<(), Failure> {
     let mut model = mlx_models::load(folder)?;
     let prompt = Tokenizer::from_folder(folder)?.encode("Once upon a time")?;
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::new(&[]) };
     generate(&mut *model, &mut session, &prompt, options)?.next().transpose()?;
     Ok(())
 }
@@ -246,7 +246,7 @@ fn prompt(model: &dyn CausalLm, tokens: usize) -> Vec<u32> {
 /// The rate of the prompt up to the first token, and of the tokens after it, in tokens per second.
 fn rates(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(f64, f64), GenerateError> {
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::new(&[]) };
     rates_behind(model, &mut session, prompt, options)
 }
 

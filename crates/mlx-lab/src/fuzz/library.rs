@@ -250,7 +250,7 @@ fn answer(
     let vocab_size = model.info().vocab_size;
     let stop: Vec<String> = if extreme { vec![interesting_text(random)] } else { Vec::new() };
     let stream = generate(model, &mut session, prompt, options)?;
-    for piece in text::with_text(stream, tokenizer, stop)?.take(4) {
+    for piece in text::with_text(stream, tokenizer).stop_at(stop)?.take(4) {
         if let Some(token) = piece?.token {
             check_token(token.id, token.logprob, vocab_size)?;
         }
@@ -405,16 +405,14 @@ fn drafts(
     } else {
         small = mlx_models::load(demo)?;
         let session = Session::new(small.new_cache(&cache_options)?);
-        draft = DraftModel::new(&mut *small, session, &options)?;
+        draft = DraftModel::new(&mut *small, &options)?.with_session(session);
         &mut draft
     };
     let vocab_size = model.info().vocab_size;
     // Each round drafts this many tokens.
     let count = if most > 64 { 1 } else { 5 };
-    let go_on = |_, _| ControlFlow::Continue(());
     for token in
-        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most }, go_on)?
-            .take(count)
+        generate_speculative(model, &mut session, prompt, options, Speculation { draft, most })?.take(count)
     {
         let token = token?;
         check_token(token.id, token.logprob, vocab_size)?;

@@ -45,11 +45,8 @@ fn quantization(random: &mut Random) -> Option<Quantization> {
 }
 
 pub(super) fn generate(extreme: bool, stop_tokens: &[u32], random: &mut Random) -> GenerateOptions {
-    let mut options = GenerateOptions {
-        max_tokens: 1 + random.below(5),
-        stop_tokens: stop_tokens.to_vec(),
-        ..GenerateOptions::default()
-    };
+    let mut options =
+        GenerateOptions { max_tokens: 1 + random.below(5), ..GenerateOptions::new(stop_tokens) };
     if random.once_in(3) {
         options.sampling = sampling(extreme, random);
     }

@@ -131,7 +131,7 @@ fn greedy_difference(model: &mut dyn CausalLm, case: &Case) -> Result<Option<Gre
     let expected = ids("greedy_tokens", case.tensor("greedy_tokens")?)?;
 
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-    let options = GenerateOptions { max_tokens: expected.len(), ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: expected.len(), ..GenerateOptions::new(&[]) };
     let tokens = generate(model, &mut session, &prompt, options)?;
     let found: Vec<u32> = tokens.map(|token| token.map(|token| token.id)).collect::<Result<_, _>>()?;
     if found == expected {

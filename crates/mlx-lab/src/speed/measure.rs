@@ -49,7 +49,7 @@ fn run(model: &mut dyn CausalLm, prompt: &[u32], count: usize) -> Result<(Vec<u3
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let (mut tokens, mut seconds) = (Vec::new(), Vec::new());
     let mut before = Instant::now();
-    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: count, ..GenerateOptions::new(&[]) };
     for token in generate(model, &mut session, prompt, options)? {
         tokens.push(token?.id);
         let now = Instant::now();
