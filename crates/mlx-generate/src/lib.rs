@@ -12,9 +12,9 @@
 //! use mlx_kvcache::CacheOptions;
 //!
 //! # #[allow(dead_code)]
-//! fn continuation(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
+//! fn answer(model: &mut dyn CausalLm, prompt: &[u32], stop_tokens: &[u32]) -> Result<Vec<u32>, GenerateError> {
 //!     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-//!     let options = GenerateOptions { max_tokens: 20, ..GenerateOptions::default() };
+//!     let options = GenerateOptions { max_tokens: 20, ..GenerateOptions::new(stop_tokens) };
 //!     generate(model, &mut session, prompt, options)?.map(|token| Ok(token?.id)).collect()
 //! }
 //! ```
