@@ -197,7 +197,7 @@ fn adapters_that_were_saved_load_to_the_same_model() {
 }
 
 #[test]
-fn a_fused_model_answers_as_the_adapted_one_and_loads_without_adapters() {
+fn a_fused_model_computes_what_the_adapted_one_does_and_loads_without_adapters() {
     for (config, quantization) in combinations() {
         let base = base(quantization);
         let folder = trained(&base, &config);
@@ -377,7 +377,7 @@ fn configs_that_describe_no_adapters() {
 }
 
 #[test]
-fn folders_without_a_file_or_with_half_of_one() {
+fn folders_with_a_missing_or_incomplete_file() {
     let base = base(None);
     for file in ["adapter_config.json", "adapters.safetensors"] {
         let folder = trained(&base, &config(AdapterKind::Lora, &["up"], 2));
@@ -578,7 +578,7 @@ fn an_alpha_beside_the_scale_is_ignored() {
 /// What a killed program left is removed, what another program is writing stays, and only regular files are replaced.
 #[cfg(unix)]
 #[test]
-fn what_is_written_replaces_files_alone_and_leaves_nothing() {
+fn saving_replaces_only_regular_files_and_leaves_no_temporary_files() {
     let base = base(None);
     let config = config(AdapterKind::Lora, &["up"], 2);
     let folder = trained(&base, &config);

@@ -87,7 +87,7 @@ fn broken_json() {
 
 /// Python writes and reads numbers that are not JSON (`NaN`, `Infinity`). No number of a model is one of them.
 #[test]
-fn numbers_that_are_none_are_no_json() {
+fn nan_and_infinity_are_not_json() {
     for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
         let config = format!("{{\n  \"model_type\": \"x\",\n  \"rope_theta\": {number}\n}}");
         let CheckpointError::Json { file, source } = open_error(folder(&config, &[]).path()) else {
@@ -126,7 +126,7 @@ fn no_tensors() {
 }
 
 #[test]
-fn an_index_that_is_none() {
+fn an_index_without_a_weight_map() {
     for index in [
         "{}",
         r#"{"weight_map": {}}"#,
@@ -153,7 +153,7 @@ fn an_index_that_names_a_missing_shard() {
 }
 
 #[test]
-fn an_index_that_promises_too_much() {
+fn an_index_that_names_a_tensor_that_its_shard_lacks() {
     let folder = folder(PLAIN, &[("model-1.safetensors", &[("a", ones(&[2]))])]);
     let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}"#;
     fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
@@ -171,7 +171,7 @@ fn a_tensor_in_two_files() {
 
 /// A file of any shorter length, or with any wrong header, is an error that names the file.
 #[test]
-fn a_file_that_is_not_whole() {
+fn an_incomplete_file_is_named() {
     let folder = folder(PLAIN, &[("model.safetensors", &[("a.weight", ones(&[16, 8]))])]);
     let file = folder.path().join("model.safetensors");
     let whole = fs::read(&file).unwrap();
@@ -287,7 +287,7 @@ fn quantized(extra: &str) -> TempDir {
 }
 
 #[test]
-fn a_quantized_layer_is_bound_whole() {
+fn a_quantized_layer_takes_all_of_its_tensors() {
     let folder = quantized("");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.parameter_count(["a.weight", "a.scales", "a.biases"]), 8 * 64);
@@ -331,7 +331,7 @@ fn groups_that_do_not_divide_a_layer_are_named() {
 
 /// Layers whose tensors the model ignores are an exception.
 #[test]
-fn a_quantization_of_a_layer_that_is_none_is_listed() {
+fn a_quantization_of_an_unknown_layer_is_listed() {
     let folder = quantized(r#", "b": false, "vision.c": {"group_size": 64, "bits": 8}"#);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let build = || {
@@ -348,7 +348,7 @@ fn a_quantization_of_a_layer_that_is_none_is_listed() {
 }
 
 #[test]
-fn a_layer_that_the_config_keeps_whole_must_be_whole() {
+fn a_layer_that_the_config_does_not_quantize_must_not_be_quantized() {
     let folder = quantized(r#", "a": false"#);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let mut tensors = checkpoint.tensors().unwrap();
@@ -380,7 +380,7 @@ fn long_lists_and_names_are_cut() {
 /// Models in other formats: the error says what was found and what to do.
 #[test]
 #[allow(clippy::too_many_lines, reason = "one table of cases")]
-fn models_in_other_forms_are_named() {
+fn models_in_other_formats_are_named() {
     let gguf = [b"GGUF".as_slice(), &[3, 0, 0, 0]].concat();
     let lora = br#"{"peft_type": "LORA", "base_model_name_or_path": "someone/base-7b"}"#;
     let mlx_lora = br#"{"fine_tune_type": "lora", "model": "someone/base-4bit"}"#;
@@ -548,7 +548,7 @@ fn a_file_that_lost_its_header_is_not_loaded() {
 }
 
 #[test]
-fn files_and_numbers_without_measure_are_errors() {
+fn files_and_numbers_that_are_too_large_are_errors() {
     // A config that is larger than any real config is not read.
     let folder = folder(PLAIN, &[("model.safetensors", &[("a", ones(&[2]))])]);
     let config = fs::File::create(folder.path().join("config.json")).unwrap();

@@ -53,7 +53,7 @@ fn only_regular_files_are_read() {
 }
 
 #[test]
-fn what_is_absent_and_a_link_that_leads_nowhere_are_two_things() {
+fn a_broken_link_is_not_an_absent_file() {
     let folder = tempfile::tempdir().unwrap();
     let (absent, link) = (folder.path().join("absent"), folder.path().join("link"));
     symlink("nowhere", &link).unwrap();
@@ -79,7 +79,7 @@ fn no_more_than_the_limit_is_read() {
 }
 
 #[test]
-fn text_that_is_none() {
+fn bytes_that_are_not_text() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     fs::write(&path, b"ab\xff").unwrap();
@@ -87,7 +87,7 @@ fn text_that_is_none() {
 }
 
 #[test]
-fn what_is_dropped_leaves_no_trace_and_what_is_committed_is_whole() {
+fn a_dropped_file_leaves_no_trace_and_a_committed_one_is_complete() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     fs::write(&path, "old").unwrap();
@@ -124,7 +124,7 @@ fn a_file_is_replaced_in_one_step() {
 }
 
 #[test]
-fn a_link_stays_one_and_its_file_is_replaced() {
+fn a_write_to_a_link_replaces_the_file_behind_it() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("file"), folder.path().join("link"));
     fs::write(&file, "old").unwrap();
@@ -137,7 +137,7 @@ fn a_link_stays_one_and_its_file_is_replaced() {
 }
 
 #[test]
-fn folders() {
+fn folders_replace_only_empty_folders() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     let partial = Partial::folder(&path).unwrap();
@@ -178,7 +178,7 @@ fn an_empty_folder_by_any_path() {
 }
 
 #[test]
-fn what_a_killed_program_left_is_removed_and_what_lives_is_not() {
+fn files_of_killed_programs_are_removed_and_those_of_running_ones_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let at = |name: &str| folder.path().join(name);

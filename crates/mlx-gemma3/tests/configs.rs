@@ -95,7 +95,7 @@ fn a_config_with_a_vision_part_relies_on_defaults() {
 }
 
 #[test]
-fn the_list_of_kinds_decides_over_a_pattern() {
+fn layer_types_apply_before_a_pattern() {
     let irregular = ["full_attention", "sliding_attention", "full_attention"];
     let mut config = with(released(), "/layer_types", Some(json!(irregular)));
     config["num_hidden_layers"] = json!(3);
@@ -114,7 +114,7 @@ fn the_list_of_kinds_decides_over_a_pattern() {
 }
 
 #[test]
-fn both_forms_say_the_same() {
+fn configs_of_transformers_4_and_5_give_one_model() {
     let linear = json!({ "rope_type": "linear", "factor": 8.0 });
     let old = read(&with(released(), "/rope_scaling", Some(linear))).unwrap();
     let mut new = released();
@@ -183,7 +183,7 @@ fn a_bad_config_is_an_error_that_names_the_key() {
 }
 
 #[test]
-fn a_bad_config_with_a_vision_part_is_one_too() {
+fn a_bad_config_with_a_vision_part_is_an_error() {
     for (pointer, value, needle) in [
         ("/text_config", None, "missing field `text_config`"),
         ("/text_config", Some(json!(7)), "text_config: invalid type"),
@@ -204,7 +204,7 @@ fn a_bad_config_with_a_vision_part_is_one_too() {
 
 /// transformers saves the default inside, for every model.
 #[test]
-fn of_two_answers_whether_the_head_is_tied_the_outer_one_counts() {
+fn the_outer_tie_word_embeddings_applies() {
     for (outer, inner) in [(true, false), (false, true)] {
         let config = with(released_multimodal(), "/tie_word_embeddings", Some(json!(outer)));
         let config = with(config, "/text_config/tie_word_embeddings", Some(json!(inner)));

@@ -60,12 +60,12 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
 }
 
 #[test]
-fn a_row_of_a_batch_is_answered_as_alone() {
+fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
     models::batches_do_not_matter(&mut model(), &tokens());
 }
 
 #[test]
-fn a_token_changes_no_answer_before_it() {
+fn a_token_does_not_change_the_logits_before_it() {
     models::the_future_is_not_seen(&mut model(), &tokens());
 }
 
@@ -75,7 +75,7 @@ fn only_the_logits_that_are_asked_for_are_computed() {
 }
 
 #[test]
-fn tokens_can_be_taken_back_beyond_the_window() {
+fn tokens_can_be_trimmed_after_the_window_is_full() {
     models::tokens_can_be_taken_back(&mut model(), &tokens(), 3);
 }
 
@@ -95,7 +95,7 @@ fn every_parameter_learns() {
 }
 
 #[test]
-fn layers_say_what_they_ask_of_the_cache() {
+fn each_layer_has_the_cache_of_its_kind() {
     let spec = |kind| LayerSpec { kind, heads: 2, key_dim: 8, value_dim: 8 };
     let (local, global) = (spec(LayerKind::Sliding { window: 5 }), spec(LayerKind::Full));
     assert_eq!(model().info().layers, [local, local, global, local]);
@@ -136,7 +136,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 
 /// A checkpoint with a vision part gives the logits of its language model alone.
 #[test]
-fn vision_tensors_are_dropped_by_name_and_nothing_else_is() {
+fn only_vision_tensors_are_ignored() {
     let mut model = model();
     let expected = all_logits(&mut model, &tokens());
     let scalar = || Array::from_f32(1.0);

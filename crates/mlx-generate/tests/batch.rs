@@ -45,7 +45,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn rows_answer_as_if_they_were_alone() {
+fn rows_generate_the_tokens_that_they_generate_alone() {
     // Plain, with a window that all of them leave behind, and over LongRoPE's border at different times.
     for (window, border) in [(None, None), (Some(6), None), (None, Some(16)), (Some(6), Some(16))] {
         let mut model = model(window, border);

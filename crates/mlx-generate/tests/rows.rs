@@ -112,7 +112,7 @@ fn rows_join_leave_and_cross_borders_by_their_own_lengths() {
 }
 
 #[test]
-fn all_rows_can_go_back() {
+fn tokens_can_be_removed_from_all_rows() {
     for (window, border) in KINDS {
         let mut model = model(window, border);
         let mut rows = vec![text(15), text(12), text(4)];

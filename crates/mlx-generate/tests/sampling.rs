@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use approx::abs_diff_eq;
 use mlx_generate::{History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 use mlx_rs::random::{RandomState, categorical};
 use mlx_rs::{Array, Dtype};
@@ -242,7 +243,7 @@ fn greedy_takes_the_most_probable_whatever_the_filters() {
 }
 
 #[test]
-fn a_seed_repeats_itself_and_another_differs() {
+fn the_same_seed_draws_the_same_tokens_and_another_draws_others() {
     let uniform = logprobs(&[1.0; 100]);
     let draw = |seed| {
         let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }).unwrap();
@@ -354,7 +355,7 @@ fn penalties_out_of_their_ranges_are_named() {
 }
 
 #[test]
-fn a_bias_that_is_there_twice_counts_twice() {
+fn two_biases_of_one_token_are_added() {
     let logits = Array::from_slice(&[1.0_f32, 2.0, 3.0], &[1, 3]);
     let logit_bias = vec![(1, 0.5), (2, f64::NEG_INFINITY), (1, 1.5)];
     let penalizer = Penalizer::new(Penalties { logit_bias, ..Penalties::default() }, 3).unwrap();
@@ -404,7 +405,7 @@ fn check_probabilities(
         prop_assert_eq!(found == 0.0, expected == 0.0, "{} of {:?}: {} {}", i, &sampling, found, expected);
         let tolerance = 1e-4 * expected + 1e-9;
         prop_assert!(
-            (found - expected).abs() <= tolerance,
+            abs_diff_eq!(found, expected, epsilon = tolerance),
             "{} of {:?}: {} {}",
             i,
             &sampling,
@@ -429,7 +430,7 @@ fn rank(weights: &[f64], token: usize) -> usize {
 
 proptest! {
     #[test]
-    fn top_p_keeps_the_fewest_that_reach_it(weights in weights(), top_p in 0.01_f64..0.99, temperature in 0.3_f64..2.0) {
+    fn top_p_keeps_the_fewest_tokens_that_reach_it(weights in weights(), top_p in 0.01_f64..0.99, temperature in 0.3_f64..2.0) {
         let total: f64 = weights.iter().sum();
         let above = |token: usize| weights.iter().filter(|&&w| w > weights[token]).sum::<f64>() / total;
         // At the very border rounding decides.
@@ -439,7 +440,7 @@ proptest! {
     }
 
     #[test]
-    fn min_p_keeps_what_is_within_reach_of_the_best(
+    fn min_p_keeps_tokens_near_the_most_probable_one(
         weights in weights(),
         min_p in 0.001_f64..1.0,
         keep in 1_usize..50,
@@ -454,13 +455,13 @@ proptest! {
     }
 
     #[test]
-    fn top_k_keeps_so_many(weights in weights(), top_k in 1_usize..50, temperature in 0.3_f64..2.0) {
+    fn top_k_keeps_k_tokens(weights in weights(), top_k in 1_usize..50, temperature in 0.3_f64..2.0) {
         let sampling = Sampling { temperature, top_k, ..Sampling::default() };
         check_probabilities(sampling, &weights, |token| rank(&weights, token) < top_k)?;
     }
 
     #[test]
-    fn xtc_leaves_the_least_of_the_probable(
+    fn xtc_keeps_the_least_probable_of_the_probable_tokens(
         weights in weights(),
         threshold in 0.0_f64..0.5,
         applies: bool,

@@ -65,7 +65,7 @@ fn assert_close(found: &Array, expected: &Array, what: &str) {
 }
 
 #[test]
-fn each_call_is_answered_as_by_one_pass_up_to_its_end() {
+fn each_call_has_the_logits_of_one_pass_over_all_tokens_up_to_its_end() {
     for window in [None, Some(5)] {
         let mut model = model(window);
         let tokens = tokens(2, 20);
@@ -101,7 +101,7 @@ fn a_cache_alone_is_wrong_over_the_border() {
 }
 
 #[test]
-fn a_session_that_is_cut_back_goes_on_as_if_the_tokens_had_never_come() {
+fn tokens_removed_from_a_session_leave_no_trace() {
     for window in [None, Some(4)] {
         let mut model = model(window);
         let tokens = tokens(2, 20);
@@ -197,7 +197,7 @@ fn a_second_prompt_may_be_what_crosses_the_border() {
 }
 
 #[test]
-fn what_was_interrupted_is_caught_up() {
+fn a_session_catches_up_after_an_interruption() {
     let mut model = model(None);
     let (first, second) = ([3_u32, 1, 4, 1], [5_u32, 9, 2, 6, 5]);
     let expected = naive(&mut model, &[&first[..], &second].concat(), 6);
@@ -233,7 +233,7 @@ fn a_call_that_fails_leaves_the_session_as_it_was() {
 }
 
 #[test]
-fn a_clone_goes_its_own_way() {
+fn a_clone_is_independent() {
     let mut model = model(None);
     let tokens = tokens(1, 12);
     let mut session = new_session(&model);

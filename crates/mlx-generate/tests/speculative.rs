@@ -195,7 +195,7 @@ fn stop_tokens_and_limits_end_the_stream_where_plain_decoding_ends() {
 }
 
 #[test]
-fn a_dropped_stream_leaves_what_was_handed_out() {
+fn a_dropped_stream_leaves_a_session_with_the_tokens_it_returned() {
     let mut model = model(Some(6), None);
     let prompt = text(11);
     let (expected, _) = plain(&mut model, &prompt, options(30));
@@ -277,7 +277,7 @@ fn the_tables_of_draft_and_model_may_have_different_lengths() {
 
 /// A text with tokens that the draft cannot read: it proposes nothing.
 #[test]
-fn a_draft_proposes_nothing_behind_tokens_that_it_does_not_have() {
+fn a_draft_proposes_nothing_after_tokens_that_it_does_not_have() {
     let mut large = model(None, None);
     let mut small = model_of(None, None, 16, 12);
     let mut draft = DraftModel::new(&mut small, &options(9)).unwrap();
@@ -301,7 +301,7 @@ fn proposals_that_the_model_does_not_have_are_left_out() {
 }
 
 #[test]
-fn penalties_and_the_least_length_hold_for_drafted_tokens_too() {
+fn penalties_and_the_minimum_length_apply_to_drafted_tokens() {
     let mut model = model(None, None);
     let prompt = text(11);
     let (free, _) = plain(&mut model, &prompt, options(40));

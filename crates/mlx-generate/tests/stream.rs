@@ -187,7 +187,7 @@ fn a_prompt_beyond_the_context_is_an_error() {
 }
 
 #[test]
-fn a_prompt_beyond_what_the_cache_leaves_is_an_error() {
+fn a_prompt_that_does_not_fit_after_the_cache_is_an_error() {
     let mut model = model();
     let mut session = new_session(&model);
     drop(generate(&mut model, &mut session, &[1; 60], options(1)).unwrap());
@@ -238,7 +238,7 @@ fn alternatives_are_the_most_probable_tokens() {
 }
 
 #[test]
-fn stop_tokens_are_impossible_before_the_least_length() {
+fn stop_tokens_are_impossible_before_the_minimum_length() {
     let mut model = model();
     let plain = ids(&mut model, &PROMPT, options(8));
     // Ids outside of the vocabulary have no effect.

@@ -54,7 +54,7 @@ fn a_conversation_that_goes_on_reads_only_what_is_new() {
 }
 
 #[test]
-fn an_edited_turn_goes_back_to_the_edit_where_the_cache_can() {
+fn an_edited_turn_keeps_the_tokens_before_the_edit_if_the_cache_can_trim() {
     let mut edited = text(24);
     edited[17] = 95;
     // 20 tokens were read, 17 of them are common, and 7 are left to read.

@@ -80,7 +80,7 @@ fn a_ring_overwrites_the_oldest_token_and_never_a_sink() {
 }
 
 #[test]
-fn a_rewind_finds_the_window_complete() {
+fn after_a_rewind_the_window_is_complete() {
     let mut cache = rotating(4, 1, 2);
     for _ in 0..9 {
         push(&mut cache, 1);
@@ -97,7 +97,7 @@ fn a_rewind_finds_the_window_complete() {
 }
 
 #[test]
-fn what_cannot_be_taken_back_is_refused_and_nothing_changes() {
+fn an_impossible_trim_is_refused_and_changes_nothing() {
     let mut cache = rotating(4, 1, 2);
     push(&mut cache, 9);
     push(&mut cache, 1);
@@ -216,7 +216,7 @@ fn caches_that_differ_do_not_merge() {
 }
 
 #[test]
-fn a_clone_is_what_was_there_whatever_came_after() {
+fn a_clone_does_not_change_with_the_original() {
     let layers = [
         LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
         LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },
@@ -507,7 +507,7 @@ fn freed_slots_are_hidden() {
 
 /// A batch can trim only as many tokens as every one of its rows could.
 #[test]
-fn what_one_row_has_lost_the_batch_has_lost() {
+fn a_batch_trims_no_more_than_each_of_its_rows_can() {
     let mut lost = rotating(4, 0, 2);
     push(&mut lost, 10);
     push(&mut lost, 4);
@@ -517,7 +517,7 @@ fn what_one_row_has_lost_the_batch_has_lost() {
 }
 
 #[test]
-fn a_cache_that_was_emptied_is_as_new() {
+fn an_emptied_cache_is_like_a_new_one() {
     for mut cache in [full(), rotating(8, 1, 2)] {
         push(&mut cache, 3);
         cache.trim(3).unwrap();
@@ -529,7 +529,7 @@ fn a_cache_that_was_emptied_is_as_new() {
 
 /// The layout of a cache with tokens makes a new cache without tokens, and a rewind is never made shorter.
 #[test]
-fn a_layout_brings_its_settings_and_no_tokens() {
+fn a_layout_has_settings_and_no_tokens() {
     let mut filled = rotating(6, 2, 1);
     push(&mut filled, 9);
     let mut new = KvCache::new(*filled.layout());
@@ -544,7 +544,7 @@ fn a_layout_brings_its_settings_and_no_tokens() {
 }
 
 #[test]
-fn a_call_that_failed_halfway_is_noticed_and_taken_back() {
+fn a_call_that_failed_halfway_is_detected_and_undone() {
     let layers = [
         LayerSpec { kind: LayerKind::Full, heads: 2, key_dim: 32, value_dim: 32 },
         LayerSpec { kind: LayerKind::Sliding { window: 4 }, heads: 2, key_dim: 32, value_dim: 32 },

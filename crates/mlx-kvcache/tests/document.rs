@@ -105,7 +105,7 @@ const MODELS: [(&str, usize, usize, i32, i32, i32); 6] = [
 ];
 
 #[test]
-fn what_a_token_costs() {
+fn the_memory_of_a_token() {
     for (name, full, sliding, window, heads, head_dim) in MODELS {
         let values =
             |kind| LayerSpec { kind, heads, key_dim: head_dim, value_dim: head_dim }.values_per_token();

@@ -75,7 +75,7 @@ fn assert_goes_on(mut cache: ModelCache, next: &HashMap<String, Array>, file: &s
 }
 
 #[test]
-fn files_of_mlx_lm_go_on_as_they_do_there() {
+fn files_of_mlx_lm_continue_with_the_results_of_mlx_lm() {
     mlx_testing::stock_mlx();
     for file in fixtures() {
         if name(&file) == "no_layers" {
@@ -91,7 +91,7 @@ fn files_of_mlx_lm_go_on_as_they_do_there() {
 /// A file of mlx-lm that is read, saved and read again continues as before, and has the tensors and entries that
 /// mlx-lm would write. `xtask/python/load_prompt_caches.py` reads the files that this test leaves.
 #[test]
-fn files_of_ours_are_files_of_mlx_lm() {
+fn files_that_we_save_again_are_those_that_mlx_lm_writes() {
     mlx_testing::stock_mlx();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches");
     let _ = fs::remove_dir_all(&folder);
@@ -172,7 +172,7 @@ fn saved() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn what_was_saved_is_what_is_loaded() {
+fn a_loaded_cache_is_the_saved_one() {
     let (folder, file) = saved();
     let saved = SavedCache::read(&file).unwrap();
     assert_eq!((saved.model_type(), saved.tokens()), (Some("lille-130m"), &TOKENS[..]));
@@ -292,7 +292,7 @@ fn a_loaded_cache_is_what_the_options_ask_for() {
 }
 
 #[test]
-fn tokens_are_all_or_none_and_layers_stand_together() {
+fn a_cache_with_some_of_its_token_ids_or_with_unequal_layers_is_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");
     let mut cache = cache();
@@ -370,7 +370,7 @@ fn damaged(contents: &[u8], needle: &str) {
 }
 
 #[test]
-fn files_that_are_none_say_so() {
+fn files_that_are_not_caches_are_refused() {
     damaged(b"", "it has 0 bytes");
     damaged(b"PK\x03\x04", "it has 4 bytes");
     damaged(b"once upon a time there was a cache", "its header would have");
@@ -389,7 +389,7 @@ fn files_that_are_none_say_so() {
 }
 
 #[test]
-fn tensors_that_are_no_cache_say_so() {
+fn tensors_that_are_not_caches_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     Array::save_safetensors([("weight", &Array::ones::<f32>(&[2, 2]).unwrap())], None, &file).unwrap();
@@ -441,7 +441,7 @@ fn a_newer_version_and_other_kinds_are_named() {
 
 /// Such a file does not say which model made it, so its keys may be rotated by any factors.
 #[test]
-fn a_file_of_version_1_is_of_no_use_to_a_model() {
+fn a_model_refuses_a_file_of_version_1() {
     let (_folder, file) = saved();
     let (tensors, mut entries) = Array::load_safetensors_with_metadata(&file).unwrap();
     mlx_rs::transforms::eval(tensors.values()).unwrap();
@@ -609,7 +609,7 @@ fn extreme_numbers_in_files_of_mlx_lm_never_panic() {
 /// Files of this crate with numbers that contradict each other, but a correct checksum.
 #[test]
 #[allow(clippy::too_many_lines, reason = "one table of cases")]
-fn numbers_of_our_own_that_contradict_each_other_are_named() {
+fn contradictions_in_our_own_entries_are_named() {
     let (_folder, file) = saved();
     let (tensors, entries) = Array::load_safetensors_with_metadata(&file).unwrap();
     mlx_rs::transforms::eval(tensors.values()).unwrap();
@@ -801,7 +801,7 @@ fn three_further_tokens(mut cache: KvCache) -> HashMap<String, Array> {
 /// States of mlx-lm's classes that mlx-lm itself does not reach. Attention for further tokens is written beside
 /// each file for `xtask/python/load_prompt_caches.py`.
 #[test]
-fn what_only_happens_here_goes_on_in_mlx_lm() {
+fn caches_that_only_we_can_make_continue_in_mlx_lm() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prompt-caches-of-ours");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();

@@ -38,7 +38,7 @@ fn the_released_config() {
 }
 
 #[test]
-fn what_a_config_may_say_and_leave_out() {
+fn optional_keys_of_a_config() {
     let mut config = with(json!({ "hidden_act": "silu", "attention_bias": false, "rope_scaling": null }));
     assert!(read(&config).is_ok());
     config.as_object_mut().unwrap().remove("tie_word_embeddings").unwrap();

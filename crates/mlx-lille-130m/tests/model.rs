@@ -43,12 +43,12 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
 }
 
 #[test]
-fn a_row_of_a_batch_is_answered_as_alone() {
+fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
     models::batches_do_not_matter(&mut model(), &tokens());
 }
 
 #[test]
-fn a_token_changes_no_answer_before_it() {
+fn a_token_does_not_change_the_logits_before_it() {
     models::the_future_is_not_seen(&mut model(), &tokens());
 }
 
@@ -58,7 +58,7 @@ fn only_the_logits_that_are_asked_for_are_computed() {
 }
 
 #[test]
-fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
+fn trimmed_tokens_leave_no_trace() {
     models::tokens_can_be_taken_back(&mut model(), &tokens(), 3);
 }
 
@@ -85,7 +85,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 }
 
 #[test]
-fn what_was_saved_loads_to_the_same_model() {
+fn a_saved_model_loads_unchanged() {
     let mut model = model();
     let mut loaded = load(tensors(&model)).unwrap();
     let (found, expected) = (all_logits(&mut *loaded, &tokens()), all_logits(&mut model, &tokens()));
@@ -115,7 +115,7 @@ fn the_dtype_of_a_mixed_checkpoint_is_that_of_its_logits() {
 }
 
 #[test]
-fn rotary_tables_are_dropped_and_nothing_else_is() {
+fn only_rotary_tables_are_ignored() {
     let mut with = tensors(&model());
     with.push(("transformer.layers.0.attention.rotary_emb.inv_freq".to_owned(), Array::from_f32(1.0)));
     assert!(load(with.clone()).is_ok());

@@ -45,7 +45,7 @@ const FIRST: &str = "Once upon a time";
 const SECOND: &str = "The dog and the cat";
 
 #[test]
-fn what_was_taken_back_is_not_answered() {
+fn a_message_that_was_undone_is_not_answered() {
     let (first, second) = (generate(FIRST), generate(SECOND));
     assert_ne!(first, second);
     for command in ["/reset", "/undo"] {
@@ -58,7 +58,7 @@ fn what_was_taken_back_is_not_answered() {
 }
 
 #[test]
-fn a_message_that_the_input_ends_in_is_answered() {
+fn a_message_without_a_final_line_break_is_answered() {
     let (first, second) = (generate(FIRST), generate(SECOND));
     assert_eq!(answers(&["-m", "8"], format!("\"\"\"\n{FIRST}").as_bytes()), [&*first]);
     assert_eq!(answers(&["-m", "8"], format!("{SECOND}\\").as_bytes()), [&*second]);
@@ -66,7 +66,7 @@ fn a_message_that_the_input_ends_in_is_answered() {
 }
 
 #[test]
-fn a_byte_that_is_no_text_ends_nothing() {
+fn invalid_utf8_does_not_end_the_chat() {
     let output = chat(&["-m", "8"], format!("{FIRST}\n/undo\nab").as_bytes());
     assert!(output.status.success());
     let input = [FIRST.as_bytes(), b"\n/undo\n\xff\xfe\n/undo\n", SECOND.as_bytes(), b"\r\n"].concat();
@@ -122,7 +122,7 @@ fn a_stop_string_ends_the_text_and_its_tokens() {
 
 /// A JSON list of other objects is not a conversation.
 #[test]
-fn other_lists_are_kept() {
+fn a_json_list_that_is_not_a_conversation_is_not_replaced() {
     let folder = TempDir::new().unwrap();
     let list = folder.path().join("list.json");
     fs::write(&list, r#"[{"a": 1}]"#).unwrap();

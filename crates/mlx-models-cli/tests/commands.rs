@@ -65,7 +65,7 @@ fn chat_model() -> tempfile::TempDir {
 }
 
 #[test]
-fn guesses_change_nothing_but_the_time() {
+fn drafts_change_nothing_but_the_time() {
     for model in ["demo:olmo3", "demo:gemma3"] {
         let plain = story(&["--model", model]);
         assert_eq!(plain.get("guessed_tokens"), None);
@@ -92,7 +92,7 @@ fn stop_strings_end_the_text_before_them() {
 }
 
 #[test]
-fn a_cached_prompt_is_continued_as_the_whole() {
+fn a_cached_prompt_continues_like_the_whole_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompt.safetensors");
     let file = file.to_str().unwrap();
@@ -112,7 +112,7 @@ fn a_cached_prompt_is_continued_as_the_whole() {
 }
 
 #[test]
-fn caches_of_few_bits_and_of_few_tokens_go_on() {
+fn quantized_caches_and_limited_caches_generate_text() {
     let options = ["--kv-bits", "8", "--kv-group-size", "32", "--quantized-kv-start", "20"];
     let found = story(&[&["--model", "demo:olmo3"][..], &options].concat());
     assert_eq!(found["generation_tokens"], story(&["--model", "demo:olmo3"])["generation_tokens"]);
@@ -243,7 +243,7 @@ fn metadata(file: &Path) -> Value {
 }
 
 #[test]
-fn a_cached_message_goes_on_as_if_it_were_one() {
+fn a_cached_beginning_of_a_message_and_its_end_are_one_message() {
     let model = chat_model();
     let file = model.path().join("prompt.safetensors");
     let (model, file) = (model.path().to_str().unwrap(), file.to_str().unwrap());
@@ -304,7 +304,7 @@ fn variables_of_a_template_come_one_by_one_or_as_an_object() {
 }
 
 #[test]
-fn figures_are_left_out_where_they_are_not_wanted() {
+fn verbose_false_prints_no_figures() {
     let generate = ["generate", "--prompt", "Once", "-m", "3"];
     for (value, wanted) in [("true", true), ("T", true), ("false", false), ("F", false)] {
         let (_, said) = succeed(&[&generate[..], &["--verbose", value]].concat(), "");
@@ -330,7 +330,7 @@ fn alternatives_are_numbers() {
 }
 
 #[test]
-fn shells_and_manuals_get_their_texts() {
+fn completions_and_manual_pages_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(succeed(&["completions", shell], "").0.contains("cache-prompt"));
     }
@@ -468,7 +468,7 @@ fn a_demo_needs_no_folder_of_its_own() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn threads_are_as_many_as_make_sense() {
+fn too_many_threads_are_limited_or_an_error() {
     let mut generate = program();
     generate.args(["generate", "--prompt", "Once", "-m", "2"]).env("MLX_CPU_KERNELS", "on");
     let output = generate.env("MLX_CPU_THREADS", "100000").output().unwrap();
@@ -558,7 +558,7 @@ fn a_signal_ends_the_work_and_nothing_is_left() {
 /// SIGKILL leaves no time to remove partial files, so the next run removes them.
 #[test]
 #[cfg(target_os = "linux")]
-fn what_a_killed_run_left_is_removed_by_the_next() {
+fn files_of_a_killed_run_are_removed_by_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let convert = || {

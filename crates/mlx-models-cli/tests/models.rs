@@ -191,7 +191,7 @@ fn a_commit_whose_download_was_interrupted_is_completed() {
 /// The snapshot is as the Python library leaves it.
 #[test]
 #[cfg(unix)]
-fn what_another_program_downloaded_serves_without_the_hub() {
+fn models_that_other_programs_downloaded_work_without_the_hub() {
     let home = tempfile::tempdir().unwrap();
     let model = home.path().join("hub/models--owner--name");
     let snapshot = model.join("snapshots").join(COMMIT);
@@ -225,7 +225,7 @@ fn a_revision_that_leads_out_of_the_cache_is_refused() {
 }
 
 #[test]
-fn without_a_home_there_is_no_folder_of_that_name() {
+fn without_a_home_folder_no_folder_named_tilde_is_made() {
     let (home, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let program = |variables: &[(&str, &str)]| {
         let mut program = program(home.path());
@@ -291,7 +291,7 @@ fn settings_of_the_hub_are_read_within_limits() {
 
 #[test]
 #[cfg(unix)]
-fn a_download_that_is_interrupted_is_gone_on_with() {
+fn an_interrupted_download_is_continued() {
     let mut first = true;
     let fault = move |request: &hub_server::Request, right: &Reply| {
         let is_it = first && request.method == "GET" && request.path == "/far/model.safetensors";
@@ -337,7 +337,7 @@ fn a_full_disk_ends_the_download_at_once() {
 }
 
 #[test]
-fn a_name_that_is_nothing_says_what_it_could_be() {
+fn the_error_for_an_unknown_name_says_what_names_are_possible() {
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| program(home.path()).args(arguments).output().unwrap();
     let prompt = ["--prompt", "x"];

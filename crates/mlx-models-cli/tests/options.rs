@@ -52,7 +52,7 @@ fn case(name: &str) -> PathBuf {
 const PROMPT: [&str; 4] = ["--prompt", "Once upon a time", "-m", "12"];
 
 #[test]
-fn no_draft_tokens_are_no_drafts() {
+fn zero_draft_tokens_mean_no_drafts() {
     let plain = report(&[&["generate", "--json"], &PROMPT[..]].concat());
     for with in [&["--prompt-lookup"][..], &["--draft-model", "demo:lille-130m"]] {
         let options = [&["generate", "--json", "--num-draft-tokens", "0"], with, &PROMPT[..]].concat();
@@ -116,7 +116,7 @@ fn line_breaks_in_a_prompt_may_be_written_out() {
 }
 
 #[test]
-fn a_template_that_is_applied_is_said() {
+fn a_note_says_that_a_template_is_applied() {
     let folder = copy("olmo3");
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
     fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
@@ -130,7 +130,7 @@ fn a_template_that_is_applied_is_said() {
 }
 
 #[test]
-fn options_stand_under_the_heading_that_they_belong_to() {
+fn options_are_below_the_right_heading_of_the_help() {
     for verb in ["generate", "chat"] {
         let help = works(&[verb, "--help"]).0;
         // The headings are the lines that are not indented, and each option has a line that begins with its name.

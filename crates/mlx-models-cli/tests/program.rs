@@ -88,7 +88,7 @@ fn a_story_ends_where_the_model_ends_it() {
 }
 
 #[test]
-fn no_tokens_are_no_interruption() {
+fn zero_tokens_end_with_max_tokens() {
     let output = run(&["generate", "--prompt", "Once upon a time", "--max-tokens", "0", "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["finish_reason"], "max_tokens");
@@ -124,7 +124,7 @@ fn standard_input_that_is_not_text_is_an_error() {
 }
 
 #[test]
-fn a_seed_repeats_a_story_and_another_tells_another() {
+fn the_same_seed_tells_the_same_story_and_another_tells_another() {
     let story = |seed: &str| {
         let arguments = ["generate", "--prompt", "Once", "--max-tokens", "30", "--temp", "1", "--seed", seed];
         text(&run(&arguments).stdout).to_owned()
@@ -350,7 +350,7 @@ fn no_tokenizer() {
 
 /// For files that users have in place of a checkpoint, `generate` says what to do.
 #[test]
-fn models_in_other_forms() {
+fn models_in_other_formats() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases");
     let adapters = cases.join("peft_lora_phi3/adapters");
     assert_fails(&adapters, "x", &["it holds adapters, and no model", "which is base, with --adapters"]);
@@ -485,7 +485,7 @@ fn demos_have_names() {
 
 /// A damaged copy of the demo in the cache is replaced.
 #[test]
-fn a_damaged_cache_is_mended() {
+fn a_damaged_copy_of_a_demo_is_replaced() {
     let cache = tempfile::tempdir().unwrap();
     let tell = || {
         let mut command = program();

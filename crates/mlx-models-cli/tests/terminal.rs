@@ -129,7 +129,7 @@ fn lines_are_edited_and_remembered() {
 }
 
 #[test]
-fn commands_answer_and_mistakes_end_nothing() {
+fn commands_work_and_mistakes_do_not_end_the_chat() {
     let folder = model();
     let mut terminal = Terminal::chat(folder.path(), &["--max-tokens", "3"]);
     assert!(terminal.say("/nonsense").contains("error: there is no command /nonsense"));
@@ -231,7 +231,7 @@ fn a_line_follows_the_width_of_the_terminal() {
 }
 
 #[test]
-fn answers_alone_go_into_a_file() {
+fn a_redirected_output_has_only_the_answers() {
     let folder = model();
     let folder = folder.path();
     let file = folder.join("answers");
@@ -246,7 +246,7 @@ fn answers_alone_go_into_a_file() {
 }
 
 #[test]
-fn colours_are_for_terminals_and_those_who_want_them() {
+fn colours_are_used_on_terminals_without_no_color() {
     let folder = model();
     let folder = folder.path();
     let colourful = [("NO_COLOR", "")];

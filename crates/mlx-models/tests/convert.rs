@@ -110,7 +110,7 @@ fn describe(folder: &Path) -> (BTreeMap<String, String>, BTreeMap<String, Vec<St
 }
 
 #[test]
-fn what_is_written_is_what_mlx_lm_writes() {
+fn converted_folders_are_those_of_mlx_lm() {
     mlx_testing::stock_mlx();
     let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
@@ -197,7 +197,7 @@ fn the_tokenizer_comes_along_and_the_generation_config_counts() {
 }
 
 #[test]
-fn what_cannot_be_converted_leaves_nothing() {
+fn a_failed_conversion_leaves_no_files() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("out");
     let quantize =

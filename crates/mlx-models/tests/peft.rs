@@ -43,7 +43,7 @@ fn assert_close(name: &str, found: &Array, expected: &Array) {
 }
 
 #[test]
-fn the_answers_are_those_of_peft() {
+fn the_logits_are_those_of_peft() {
     for name in CASES {
         let folder = case(name);
         let reference = Array::load_safetensors(folder.join("reference.safetensors")).unwrap();
@@ -202,7 +202,7 @@ fn renamed(name: &str, rename: impl Fn(&str) -> Option<String>) -> TempDir {
 }
 
 #[test]
-fn other_names_of_the_same_layers_answer_alike() {
+fn other_names_of_the_same_layers_give_the_same_logits() {
     let rename = |from: &'static str, to: &'static str| {
         renamed("peft_dora_qwen3", move |key| Some(key.replace(from, to)))
     };
@@ -292,7 +292,7 @@ fn adapters_of_no_layer_are_an_error() {
 }
 
 #[test]
-fn two_names_of_one_layer_are_one_problem_each() {
+fn a_layer_with_two_names_is_one_problem() {
     let adapters = edited("peft_lora_phi3", |_| {});
     let file = adapters.path().join("adapter_model.safetensors");
     let tensors = Array::load_safetensors(&file).unwrap();

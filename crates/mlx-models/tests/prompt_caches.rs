@@ -142,7 +142,7 @@ fn a_cache_of_another_model_is_refused() {
 }
 
 #[test]
-fn a_cache_without_the_adapters_is_refused_and_one_with_them_too() {
+fn a_cache_made_with_adapters_is_refused_without_them_and_the_reverse() {
     let name = "lora_phi3_q4";
     let folder = tempfile::tempdir().unwrap();
     let (plain, adapted) =
@@ -231,7 +231,7 @@ fn made_anonymous<T>(file: &Path, then: impl FnOnce(&Path) -> T) -> T {
 
 /// A session that was to cross the border was stopped before it: its keys have the long factors.
 #[test]
-fn what_was_rotated_for_a_longer_text_is_read_again() {
+fn a_cache_that_was_rotated_for_a_longer_text_is_read_again() {
     let mut model = load(&case("phi3_longrope_mlx_lm"), LongRopeMode::ByLength);
     let ids: Vec<u32> = (0..20).collect();
     let row = |ids: &[u32]| Array::from_slice(ids, &[1, ids.len() as i32]);
@@ -257,7 +257,7 @@ fn what_was_rotated_for_a_longer_text_is_read_again() {
 
 /// mlx-lm must refuse a cache that it would continue wrongly. It knows caches by the names of its classes.
 #[test]
-fn what_mlx_lm_computes_otherwise_has_names_that_it_refuses() {
+fn mlx_lm_refuses_the_layer_names_of_caches_that_it_would_continue_wrongly() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("cache.safetensors");
     let classes = |name: &str, long_rope, tokens| {

@@ -102,7 +102,7 @@ fn streams_rows_and_speculation_end_at_the_same_token() {
 }
 
 #[test]
-fn tokens_that_are_taken_back_are_as_if_they_had_never_come() {
+fn rejected_tokens_are_removed_from_stop_strings() {
     let tokenizer = tokenizer();
     let ids = tokenizer.encode("A fox ran through the wood, and then the fox came home. The end.").unwrap();
     let new = || StopStringProcessor::new(&tokenizer, ["The end"]).unwrap();

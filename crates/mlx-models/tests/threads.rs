@@ -51,7 +51,7 @@ fn models_with_adapters_that_were_loaded_on_another_thread() {
 
 /// Only the thread that loaded a model can read weights that are still on disk, and the error says so.
 #[test]
-fn a_lazy_model_is_of_its_thread() {
+fn a_lazy_model_belongs_to_its_thread() {
     let options = LoadOptions { lazy: true, ..LoadOptions::default() };
     let model = mlx_models::load_with(demo(), &options).unwrap();
     let error = thread::spawn(move || tokens(model).unwrap_err().to_string()).join().unwrap();

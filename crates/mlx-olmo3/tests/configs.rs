@@ -59,7 +59,7 @@ fn the_released_config() {
 }
 
 #[test]
-fn both_forms_say_the_same() {
+fn configs_of_transformers_4_and_5_give_one_model() {
     let old = read(&released()).unwrap();
     let mut new = released();
     let object = new.as_object_mut().unwrap();

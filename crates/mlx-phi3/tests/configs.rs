@@ -60,7 +60,7 @@ fn published_configs_are_read() {
 }
 
 #[test]
-fn both_forms_of_a_config_are_one_model() {
+fn configs_of_transformers_4_and_5_give_one_model() {
     let mut scaling = long_rope()["rope_scaling"].clone();
     scaling["rope_type"] = scaling["type"].take();
     scaling.as_object_mut().unwrap().remove("type");
@@ -90,7 +90,7 @@ fn both_forms_of_a_config_are_one_model() {
 }
 
 #[test]
-fn what_a_config_may_leave_out() {
+fn keys_with_a_default_may_be_missing() {
     let mut config = plain();
     for key in ["num_key_value_heads", "rope_theta", "rope_scaling", "original_max_position_embeddings"] {
         config.as_object_mut().unwrap().remove(key);

@@ -77,7 +77,7 @@ fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
 }
 
 #[test]
-fn every_part_of_the_config_has_a_part_in_the_answer() {
+fn every_setting_of_the_config_changes_the_logits() {
     let plain_logits = all_logits(&mut model(&plain()), &tokens(1, 12));
     for (name, config) in variants().into_iter().skip(1) {
         let mut model = model(&config);
@@ -86,7 +86,7 @@ fn every_part_of_the_config_has_a_part_in_the_answer() {
 }
 
 #[test]
-fn a_row_of_a_batch_is_answered_as_alone() {
+fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
     for (name, config) in variants() {
         let mut model = model(&config);
         let batch = all_logits(&mut model, &tokens(2, 12));
@@ -100,7 +100,7 @@ fn a_row_of_a_batch_is_answered_as_alone() {
 
 /// The rows have 12 and 7 tokens, on both sides of the border, and each rotates by its own length.
 #[test]
-fn a_padded_row_of_a_batch_is_answered_as_alone() {
+fn a_padded_row_of_a_batch_has_the_logits_that_it_has_alone() {
     for cuts in [vec![12], vec![9, 3], vec![4, 8]] {
         let mut model = model(&long_rope());
         let (long, short) = (tokens(1, 12), tokens(1, 7));
@@ -126,7 +126,7 @@ fn a_padded_row_of_a_batch_is_answered_as_alone() {
 }
 
 #[test]
-fn a_token_changes_no_answer_before_it() {
+fn a_token_does_not_change_the_logits_before_it() {
     let mut model = model(&plain());
     let mut ids: Vec<u32> = (0..12).collect();
     let first = all_logits(&mut model, &Array::from_slice(&ids, &[1, 12]));
@@ -154,7 +154,7 @@ fn a_window_counts_the_query_itself() {
 }
 
 #[test]
-fn a_window_as_long_as_the_text_is_none() {
+fn a_window_as_long_as_the_text_changes_nothing() {
     let full = all_logits(&mut model(&plain()), &tokens(1, 12));
     for window in [12, 64, 262_144] {
         let mut model = model(&with(plain(), &[("sliding_window", json!(window))]));
@@ -178,7 +178,7 @@ fn only_the_logits_that_are_asked_for_are_computed() {
 }
 
 #[test]
-fn a_rewound_cache_goes_on_as_if_the_tokens_had_never_come() {
+fn trimmed_tokens_leave_no_trace() {
     for (window, rewind) in [(Value::Null, 0), (json!(4), 3)] {
         let mut model = model(&with(plain(), &[("sliding_window", window)]));
         let whole = all_logits(&mut model, &tokens(2, 12));
@@ -253,7 +253,7 @@ fn parameters_are_the_tensors_of_a_checkpoint() {
 }
 
 #[test]
-fn what_was_saved_loads_to_the_same_model() {
+fn a_saved_model_loads_unchanged() {
     for (name, config) in variants() {
         let mut model = model(&config);
         let folder = folder(&config, tensors(&model));
@@ -276,7 +276,7 @@ fn the_facts_are_those_of_the_config() {
 }
 
 #[test]
-fn rotary_tables_are_dropped_and_nothing_else_is() {
+fn only_rotary_tables_are_ignored() {
     let mut with = tensors(&model(&plain()));
     let load = |tensors: &Vec<(String, Array)>| {
         let folder = folder(&plain(), tensors.clone());

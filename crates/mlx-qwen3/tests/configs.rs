@@ -78,7 +78,7 @@ fn the_context_that_yarn_extends() {
 
 /// YaRN as the model card tells users to switch it on, in both forms.
 #[test]
-fn both_forms_say_the_same() {
+fn configs_of_transformers_4_and_5_give_one_model() {
     let old = with(json!({
         "rope_scaling": { "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 },
     }));

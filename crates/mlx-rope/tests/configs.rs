@@ -467,7 +467,7 @@ fn typed_scalings_are_checked_when_a_rotation_is_built() {
 
 /// `apply_yarn_mscale(1.0, config)` of mlx-lm 0.32.2 with DeepSeek-V3's numbers.
 #[test]
-fn deepseek_s_attention_is_sharpened_by_the_other_half() {
+fn deepseek_scales_its_scores_by_mscale_all_dim() {
     let scaling = |mscale_all_dim: f64| -> RopeScaling {
         serde_json::from_value(
             json!({ "type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": mscale_all_dim,

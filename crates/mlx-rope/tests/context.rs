@@ -164,7 +164,7 @@ fn windows_do_not_extend_the_context() {
 }
 
 #[test]
-fn what_makes_no_length_is_an_error() {
+fn settings_without_a_valid_context_length_are_errors() {
     let with = |factor: f64, original: f64| {
         context(&json!({ "max_position_embeddings": 4096, "rope_scaling": {
             "type": "yarn", "factor": factor, "original_max_position_embeddings": original } }))

@@ -287,7 +287,7 @@ proptest! {
     }
 
     #[test]
-    fn the_inverse_undoes_it((rope, _) in any_kind(), offset in 0..2000, length in 1..5) {
+    fn the_inverse_undoes_a_rotation((rope, _) in any_kind(), offset in 0..2000, length in 1..5) {
         let x = input(2, length, DIMS as i32 + 2);
         let back = rope.rotate_back(&rope.rotate(&x, offset).unwrap(), offset).unwrap();
         let (back, x) = (tensor(&back), tensor(&x));

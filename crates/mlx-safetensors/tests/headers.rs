@@ -82,7 +82,7 @@ fn assert_alike(ours: &Header, theirs: &safetensors::tensor::Metadata) {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_here_and_by_the_crate((metadata, tensors) in content()) {
+    fn headers_that_we_write_are_read_here_and_by_safetensors((metadata, tensors) in content()) {
         let header = Header::new(metadata, tensors.clone()).unwrap();
         let start = header.to_bytes().unwrap();
         prop_assert_eq!(start.len() % 8, 0);
@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn what_the_crate_writes_is_read((metadata, tensors) in content()) {
+    fn headers_that_safetensors_writes_are_read((metadata, tensors) in content()) {
         let bytes: Vec<Vec<u8>> = tensors
             .iter()
             .map(|(_, dtype, shape)| vec![1; shape.iter().product::<usize>() * dtype.bits() / 8])
@@ -116,7 +116,7 @@ proptest! {
 
     /// Headers that are nearly right: one tensor's place, dtype or shape is not, or the file is cut or longer.
     #[test]
-    fn what_is_wrong_is_refused_as_by_the_crate(
+    fn wrong_headers_are_refused_as_by_safetensors(
         places in vec((0_u64..12, 0_u64..12), 1..4),
         dtype in select(DTYPES.to_vec()),
         shape in vec(0_usize..5, 0..3),
@@ -134,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn tensors_side_by_side_are_read_as_by_the_crate(
+    fn tensors_and_gaps_are_read_as_by_safetensors(
         sizes in vec(0_usize..4, 1..5),
         gap in -1_i64..2,
         at in 0_usize..5,

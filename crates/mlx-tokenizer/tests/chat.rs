@@ -374,7 +374,7 @@ fn the_end_of_a_turn_stops_where_the_files_have_lost_it() {
 }
 
 #[test]
-fn what_is_no_json_says_why() {
+fn invalid_json_is_an_error() {
     let error = "{".parse::<Json>().unwrap_err();
     assert_eq!(error.to_string(), "EOF while parsing an object at line 1 column 1");
     let error = Json::new(&BTreeMap::from([(vec![1], 2)])).unwrap_err();

@@ -182,7 +182,7 @@ fn each_limit_is_an_error_that_names_it() {
 }
 
 #[test]
-fn what_holds_itself_is_written_as_python_does() {
+fn values_that_contain_themselves_are_printed_as_in_python() {
     for (template, expected) in [
         ("{% set n = namespace() %}{% set n.a = n %}{{ n.a }}", "<Namespace {'a': <Namespace {...}>}>"),
         ("{% set n = namespace() %}{% set n.a = [n] %}{{ n.a }}", "[<Namespace {'a': [<Namespace {...}>]}>]"),
@@ -194,7 +194,7 @@ fn what_holds_itself_is_written_as_python_does() {
 
 /// Templates that only look expensive, and numbers at the limits.
 #[test]
-fn large_but_right() {
+fn large_but_valid_templates_are_rendered() {
     for (template, expected) in [
         ("{{ ('-' * 1000000) | wordwrap | length }}", "1012658"),
         ("{{ ('&' * 3000000) | striptags | length }}", "3000000"),
@@ -219,7 +219,7 @@ fn large_but_right() {
 
 /// The results of Jinja2 3.1.
 #[test]
-fn numbers_and_what_is_missing() {
+fn numbers_and_undefined_names_are_those_of_jinja2() {
     for (template, expected) in [
         ("{{ (-1) ** n }} {{ -2 ** n }} {{ -2.5 ** n }} {{ (1 - 3) ** n }}", "-1 -8 -15.625 -8"),
         (
@@ -265,7 +265,7 @@ fn a_long_conversation_goes_through() {
 
 /// The deepest allowed nesting fits into the stack, also in a build without optimization.
 #[test]
-fn the_deepest_fits_into_the_stack() {
+fn the_deepest_template_fits_into_the_stack() {
     let sum = format!("{{{{ 1{} }}}}", "+1".repeat(398));
     assert_eq!(render(&sum).as_deref(), Ok("399"));
     let list = format!("{{{{ {}1{} }}}}", "[".repeat(380), "]".repeat(380));

@@ -242,7 +242,7 @@ fn long_tokens_are_not_made_longer() {
 }
 
 #[test]
-fn a_decoder_that_strips_all_of_a_text_is_taken() {
+fn a_decoder_that_strips_a_whole_text_is_accepted() {
     let strip = json!({ "type": "Strip", "content": "a", "start": 5, "stop": 5 });
     let json = with("decoder", json!({ "type": "Sequence", "decoders": [{ "type": "Fuse" }, strip] }));
     assert_eq!(problem(&json), None);
@@ -250,7 +250,7 @@ fn a_decoder_that_strips_all_of_a_text_is_taken() {
 
 /// A pattern that backtracks over a long text ends: after its limit, the rest counts as not found.
 #[test]
-fn patterns_that_go_back_far_end() {
+fn patterns_with_much_backtracking_end() {
     let pattern = json!({ "Regex": "(a|a|ab)*(?=c)$" });
     let split = json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false });
     let tokenizer = Tokenizer::from_folder(folder(&with("pre_tokenizer", split)).path()).unwrap();

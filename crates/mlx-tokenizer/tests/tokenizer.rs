@@ -133,7 +133,7 @@ fn runs_of_bytes_are_streamed_whole() {
 }
 
 #[test]
-fn bytes_that_are_no_character_come_out_in_the_end() {
+fn incomplete_characters_come_out_at_the_end() {
     let tokenizer = tokenizer();
     let fox = tokenizer.encode("🦊").unwrap();
     assert_eq!(fox.len(), 4);

@@ -1,5 +1,6 @@
 //! The kernels of `attention`, compared with MLX's results and with float64.
 
+use approx::abs_diff_eq;
 use half::bf16;
 use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, View, ViewMut, attention};
 use proptest::prelude::*;
@@ -49,7 +50,8 @@ fn as_mlx<T: Format>() {
                     if T::DIGITS == 23 {
                         // Sums of numbers with both signs: the error is relative to their absolute values, about 1.
                         for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
-                            assert!((a.widen() - b.widen()).abs() < 1e-6, "{what} {i}: {a:?} {b:?}");
+                            let is_near = abs_diff_eq!(a.widen(), b.widen(), epsilon = 1e-6);
+                            assert!(is_near, "{what} {i}: {a:?} {b:?}");
                         }
                     } else {
                         // Few results differ: where the order of a sum changed the rounding of a score.
@@ -67,7 +69,7 @@ fn as_mlx<T: Format>() {
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn gives_what_mlx_gives() {
+fn matches_mlx() {
     each_format!(as_mlx());
 }
 
@@ -335,7 +337,8 @@ fn a_score_far_below_the_largest_has_no_weight() {
                 None,
                 ViewMut::contiguous(&mut out, [1, 1, length, 1]),
             );
-            let near = |x: &f32| (f64::from(*x) - expected).abs() <= 1e-4 * (expected - 0.5).abs();
+            let error = 1e-4 * (expected - 0.5).abs();
+            let near = |x: &f32| abs_diff_eq!(f64::from(*x), expected, epsilon = error);
             assert!(out.iter().all(near), "{score}, {length} queries, {cpu:?}: {out:?}, {expected}");
         }
     }
@@ -361,7 +364,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
-    fn is_what_float64_gives(
+    fn matches_float64(
         (batch, shared_heads, group) in (1_usize..3, 1_usize..3, 1_usize..MOST.group),
         (length, count) in (1_usize..MOST.length, 0_usize..MOST.count),
         (size, out_size, gap) in (1_usize..MOST.size, 1_usize..MOST.size, 0_usize..3),
@@ -376,7 +379,7 @@ proptest! {
     }
 
     #[test]
-    fn of_quantized_keys_and_values_is_what_float64_gives(
+    fn with_quantized_keys_and_values_matches_float64(
         (batch, shared_heads, group) in (1_usize..MOST.batch, 1_usize..3, 1_usize..MOST.group),
         (length, count) in (1_usize..MOST.length, 0_usize..MOST.count),
         (keys, values) in (modes(), modes()),
@@ -499,7 +502,7 @@ fn nothing_finite<T: Format>() {
 }
 
 #[test]
-fn infinities_and_no_keys() {
+fn infinities_and_queries_that_see_no_keys() {
     each_format!(nothing_finite());
 }
 
@@ -526,7 +529,7 @@ fn nothing_finite_quantized<T: Format>() {
 }
 
 #[test]
-fn infinities_among_quantized_keys_and_no_keys() {
+fn infinities_among_quantized_keys_and_queries_that_see_no_keys() {
     if cfg!(miri) {
         nothing_finite_quantized::<bf16>();
     } else {

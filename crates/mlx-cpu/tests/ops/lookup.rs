@@ -27,7 +27,7 @@ fn as_mlx<T: Format>() {
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn gives_what_mlx_gives() {
+fn matches_mlx() {
     each_format!(as_mlx());
 }
 

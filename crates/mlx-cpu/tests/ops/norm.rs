@@ -1,5 +1,6 @@
 //! The kernels of `norm.rs`, compared with MLX's results and with float64.
 
+use approx::assert_abs_diff_eq;
 use mlx_cpu::{Matrix, MatrixMut, rms_norm};
 use proptest::prelude::*;
 
@@ -31,7 +32,7 @@ fn as_mlx<T: Format>() {
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn gives_what_mlx_gives() {
+fn matches_mlx() {
     each_format!(as_mlx());
 }
 
@@ -75,7 +76,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
-    fn is_what_float64_gives(
+    fn matches_float64(
         rows in 0_usize..5, columns in 0_usize..150, gap in 0_usize..3, offset in 0_usize..3, seed in 0_u64..1000,
     ) {
         each_format!(as_float64(rows, columns, gap, offset, seed));
@@ -105,11 +106,11 @@ fn at_the_ends<T: Format>() {
         assert!(norm(&[]).is_empty());
         // The square of a denormal is 0; eps keeps the factor finite.
         let small = T::of_bits(1).widen();
-        assert!((norm(&[small])[0] - small * 1e3).abs() <= small * 2.0);
+        assert_abs_diff_eq!(norm(&[small])[0], small * 1e3, epsilon = small * 2.0);
     }
 }
 
 #[test]
-fn infinities_denormals_and_nothing() {
+fn infinities_denormals_and_empty_rows() {
     each_format!(at_the_ends());
 }

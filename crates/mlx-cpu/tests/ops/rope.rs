@@ -35,7 +35,7 @@ fn as_mlx<T: Format>() {
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn gives_what_mlx_gives() {
+fn matches_mlx() {
     each_format!(as_mlx());
 }
 
@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
-    fn is_what_float64_gives(
+    fn matches_float64(
         (batch, heads, length) in (1_usize..3, 0_usize..4, 0_usize..5),
         (pairs, rest, gap) in (0_usize..40, 0_usize..9, 0_usize..3),
         halves in any::<bool>(),

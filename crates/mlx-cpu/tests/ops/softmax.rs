@@ -33,7 +33,7 @@ fn as_mlx<T: Format>() {
 
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn give_what_mlx_gives() {
+fn match_mlx() {
     each_format!(as_mlx());
 }
 
@@ -84,7 +84,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
-    fn are_what_float64_gives(
+    fn match_float64(
         rows in 0_usize..5, columns in 0_usize..150, gap in 0_usize..3, seed in 0_u64..1000,
     ) {
         each_format!(as_float64(rows, columns, gap, seed));
@@ -102,7 +102,7 @@ fn long_rows_that_threads_share() {
 /// The largest element lies in a later piece, with a NaN and an equal element elsewhere.
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
-fn the_first_of_equals_in_later_pieces() {
+fn argmax_takes_the_first_of_equal_elements_across_pieces() {
     for cpu in cpus() {
         let find = |changes: &[(usize, f32)]| {
             let mut x = vec![0.0_f32; 50_000];
@@ -122,6 +122,6 @@ fn the_first_of_equals_in_later_pieces() {
 
 #[test]
 #[should_panic(expected = "a row of no elements")]
-fn nothing_has_no_largest() {
+fn an_empty_row_has_no_largest_element() {
     argmax::<f32>(&cpus()[0], Matrix::contiguous(&[], 1, 0), &mut [0]);
 }

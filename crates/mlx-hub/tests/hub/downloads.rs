@@ -69,7 +69,7 @@ fn a_part_of_a_file_is_continued() {
 }
 
 #[test]
-fn a_part_beside_the_whole_contents_is_removed() {
+fn a_partial_file_beside_the_complete_one_is_removed() {
     let (server, cache) = (Server::start(&files(), no_fault), tempfile::tempdir().unwrap());
     fs::create_dir_all(partial(&cache).parent().unwrap()).unwrap();
     fs::write(partial(&cache), &tensors()[..1000]).unwrap();
@@ -115,7 +115,7 @@ fn a_broken_connection_is_continued() {
 }
 
 #[test]
-fn what_arrived_is_kept_when_the_connection_stays_broken() {
+fn a_partial_file_is_kept_when_the_connection_stays_broken() {
     // 100,000 bytes at each attempt, then none.
     let mut times = 0;
     let fault = move |request: &Request, right: &Reply| {

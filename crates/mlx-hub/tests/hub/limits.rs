@@ -116,7 +116,7 @@ fn redirects_stay_on_the_web() {
 }
 
 #[test]
-fn a_connection_for_each_byte_is_given_up() {
+fn a_server_that_sends_one_byte_per_connection_is_given_up() {
     let mut times = 0;
     let fault = move |request: &Request, right: &Reply| {
         let is_it = request.method == "GET" && request.path == "/far/model.safetensors";
