@@ -45,21 +45,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use mlx_files::without_source_place;
-use mlx_rs::transforms::eval_params;
-
+pub use architectures::Architectures;
 pub use mlx_causal_lm::{
     Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, made_by, trace,
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
-    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, TensorProblem, Weights,
+    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, TensorNames, TensorProblem,
+    Weights,
 };
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,
     Quantization, SavedCache, UnknownQuantization, check_destination,
 };
 
+mod architectures;
 #[cfg(all(feature = "generate", feature = "tokenizer"))]
 pub mod text;
 
@@ -68,40 +68,9 @@ pub use mlx_generate as generate;
 #[cfg(feature = "tokenizer")]
 pub use mlx_tokenizer as tokenizer;
 
-/// An architecture of this project, compiled into this build or not.
-struct Row {
-    model_types: &'static [&'static str],
-    feature: &'static str,
-    compiled_in: Option<Architecture>,
-}
-
-/// Makes the [`Row`]s from lines of the form `"feature" => the architecture's constant, ["model_type", ..]`.
-macro_rules! table {
-    ($($feature:literal => $architecture:path, [$($model_type:literal),+];)+) => {
-        const TABLE: &[Row] = &[$(Row {
-            model_types: &[$($model_type),+],
-            feature: $feature,
-            compiled_in: {
-                #[cfg(feature = $feature)]
-                { Some($architecture) }
-                #[cfg(not(feature = $feature))]
-                { None }
-            },
-        }),+];
-    };
-}
-
-table! {
-    "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
-    "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
-    "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
-    "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
-    "qwen3" => mlx_qwen3::ARCHITECTURE, ["qwen3"];
-}
-
 /// Every `model_type` that this project knows, compiled in or not.
 pub fn known_model_types() -> Vec<&'static str> {
-    TABLE.iter().flat_map(|row| row.model_types).copied().collect()
+    Architectures::default().model_types()
 }
 
 /// Loads the model of a checkpoint folder and reads its weights, so that it can be sent to another thread.
@@ -120,7 +89,7 @@ pub fn load(folder: impl AsRef<Path>) -> Result<Box<dyn CausalLm>, LoadError> {
 ///
 /// Those of [`load`].
 pub fn load_with(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Box<dyn CausalLm>, LoadError> {
-    load_checkpoint(&Checkpoint::open(folder)?, options)
+    Architectures::default().load_with(folder, options)
 }
 
 /// [`load_with`] for a checkpoint that is already open. Adapters in the options replace those of the checkpoint.
@@ -132,36 +101,7 @@ pub fn load_checkpoint(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    let architecture = architecture_of(checkpoint)?;
-    let model = match &options.adapters {
-        None => (architecture.load)(checkpoint, options),
-        Some(adapters) => {
-            (architecture.load)(&checkpoint.clone().with_adapters(Adapters::open(adapters)?), options)
-        }
-    }?;
-    if !options.lazy {
-        eval_params(model.parameters())
-            .map_err(|e| LoadError::Weights { problem: without_source_place(&e.to_string()) })?;
-    }
-    Ok(model)
-}
-
-/// The architecture of a checkpoint.
-fn architecture_of(checkpoint: &Checkpoint) -> Result<Architecture, LoadError> {
-    let model_type = checkpoint.model_type();
-    let row = TABLE.iter().find(|row| row.model_types.contains(&model_type)).ok_or_else(|| {
-        LoadError::UnknownModelType {
-            found: model_type.chars().take(100).collect(),
-            known: known_model_types(),
-        }
-    })?;
-    row.compiled_in
-        .ok_or_else(|| LoadError::NotCompiledIn { model_type: model_type.to_owned(), feature: row.feature })
-}
-
-/// The options for writing a model: all of its weights at once may not fit into memory.
-fn lazily() -> LoadOptions {
-    LoadOptions { lazy: true, ..LoadOptions::default() }
+    Architectures::default().load_checkpoint(checkpoint, options)
 }
 
 /// How [`fuse`] writes a model.
@@ -185,11 +125,7 @@ pub fn fuse(
     out: impl AsRef<Path>,
     options: &FuseOptions,
 ) -> Result<(), LoadError> {
-    let adapters = Adapters::open(adapters)?;
-    let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
-    let model = load_checkpoint(&checkpoint, &lazily())?;
-    let names = architecture_of(&checkpoint)?.names;
-    Ok(checkpoint.save_as(out, model.parameters().flatten(), &names)?)
+    Architectures::default().fuse(folder, adapters, out, options)
 }
 
 /// Writes the model of a checkpoint in another form: quantized, in full precision, of another dtype, with adapters
@@ -210,17 +146,7 @@ pub fn convert(
     options: &ConvertOptions,
     progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Converted, LoadError> {
-    let mut checkpoint = Checkpoint::open(folder)?;
-    if let Some(adapters) = adapters {
-        let dequantize = matches!(options.weights, Weights::Dequantized);
-        checkpoint = checkpoint.with_adapters(Adapters::open(adapters)?).fused(dequantize);
-    }
-    let model = load_checkpoint(&checkpoint, &lazily())?;
-    let parameters = model.parameters().flatten();
-    let parameters = parameters.into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect();
-    drop(model);
-    let names = architecture_of(&checkpoint)?.names;
-    Ok(checkpoint.convert(out, parameters, &names, options, progress)?)
+    Architectures::default().convert(folder, adapters, out, options, progress)
 }
 
 /// Compiles the example of this crate's README.
@@ -254,15 +180,6 @@ mod tests {
         // A safetensors file with no tensors: the length of the header, and the header.
         std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
         folder
-    }
-
-    #[test]
-    fn the_table_says_what_the_architectures_say() {
-        for row in TABLE {
-            if let Some(architecture) = row.compiled_in {
-                assert_eq!(architecture.model_types, row.model_types, "{}", row.feature);
-            }
-        }
     }
 
     #[test]
