@@ -1,6 +1,9 @@
 //! Facts about a model.
 
+use std::sync::Arc;
+
 use mlx_kvcache::LayerSpec;
+use mlx_rope::Rotation;
 use mlx_rs::module::Parameter;
 use mlx_rs::nested::NestedHashMap;
 use mlx_rs::{Array, Dtype};
@@ -14,8 +17,16 @@ pub struct ModelInfo {
     pub vocab_size: i32,
     /// The longest sequence that the model was made for, in tokens.
     pub context_length: i32,
+    /// Features of the residual stream, D.
+    pub hidden_size: i32,
+    /// Features inside the feed-forward network.
+    pub intermediate_size: i32,
+    /// Query heads of each layer, H.
+    pub query_heads: i32,
     /// What each layer needs of its cache, first layer first.
     pub layers: Vec<LayerSpec>,
+    /// The rotation of each layer's queries and keys, first layer first.
+    pub rotations: Vec<Arc<Rotation>>,
     /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
     /// A [`digest`](crate::digest) of everything in the config that keys and values depend on.

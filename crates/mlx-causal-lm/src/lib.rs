@@ -12,7 +12,7 @@ mod trace;
 use std::fmt::Debug;
 
 use mlx_kvcache::{CacheError, CacheOptions, LayerKind, ModelCache};
-pub use mlx_rope::LongRopeMode;
+pub use mlx_rope::{LongRopeMode, Rotation};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::module::ModuleParameters;

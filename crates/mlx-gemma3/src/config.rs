@@ -177,7 +177,11 @@ impl Config {
             model_type: self.model_type.to_owned(),
             vocab_size: self.vocab_size,
             context_length: self.context_length,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            query_heads: self.num_attention_heads,
             layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
+            rotations: self.layers.iter().map(|layer| layer.rope.rotation()).collect(),
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),

@@ -122,7 +122,11 @@ impl Config {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size: self.vocab_size,
             context_length: self.context_length,
+            hidden_size: self.n_embd,
+            intermediate_size: self.hidden_dim,
+            query_heads: self.n_head,
             layers: vec![layer; self.n_layer],
+            rotations: vec![self.rope.rotation(); self.n_layer],
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, ..self.clone() }),

@@ -72,7 +72,7 @@ impl Failure {
 }
 
 /// An error and its causes. A cause is left out if the error's own text ends with it.
-fn in_full(error: &dyn Error) -> String {
+pub(crate) fn in_full(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -13,10 +13,6 @@ use std::io::{self, IsTerminal, Write};
 ///
 /// Line breaks and tabs stay. Characters that reverse the direction of text are escaped too.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let is_hidden = |c: char| {
-        (c.is_control() && c != '\n' && c != '\t')
-            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
     }
@@ -25,6 +21,21 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
         if is_hidden(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
     }
     Cow::Owned(shown)
+}
+
+/// JSON with its hidden characters escaped as JSON escapes them. They can only occur in its strings.
+pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
+    if !json.contains(is_hidden) {
+        return Cow::Borrowed(json);
+    }
+    let escaped = |c| if is_hidden(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(json.chars().map(escaped).collect())
+}
+
+/// Whether a terminal obeys this character instead of showing it.
+fn is_hidden(c: char) -> bool {
+    (c.is_control() && c != '\n' && c != '\t')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A model's text for standard output: [`printable`] at a terminal, unchanged in a file or pipe.

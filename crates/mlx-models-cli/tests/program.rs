@@ -186,6 +186,17 @@ fn inspect_describes_a_checkpoint() {
     let table = text(&output.stdout);
     for line in [
         "architecture          lille-130m",
+        "layers                6",
+        "hidden size           128",
+        "intermediate size     256",
+        "query heads           4",
+        "key-value heads       2",
+        "head size             32",
+        "vocabulary            1024 tokens",
+        "rotation              base 10000, 32 features, interleaved",
+        "windows               none",
+        "stop tokens           1023 (<|endoftext|>)",
+        "chat template         none",
         "parameters            1017472",
         "dtype                 bfloat16",
         "quantization          none",
@@ -199,6 +210,64 @@ fn inspect_describes_a_checkpoint() {
     let output = program().arg("inspect").arg(demo()).arg("--json").output().unwrap();
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["cache_bytes_per_token"], 1536);
+    let config: Value = serde_json::from_slice(&fs::read(demo().join("config.json")).unwrap()).unwrap();
+    assert_eq!(json["config"], config);
+}
+
+#[test]
+fn inspect_says_how_each_layer_rotates_and_which_have_a_window() {
+    let output = run(&["inspect", "demo:olmo3"]);
+    let table = text(&output.stdout);
+    for line in [
+        "rotation              base 500000, 32 features (layers 0, 1, 2); yarn by 8, base 500000, 32 features (layer 3)\n",
+        "windows               32 tokens in 3 of 4 layers\n",
+    ] {
+        assert!(table.contains(line), "{table}");
+    }
+    let json: Value = serde_json::from_slice(&run(&["inspect", "demo:gemma3", "--json"]).stdout).unwrap();
+    let whole = serde_json::json!({
+        "rope_type": "default", "base": 1e6, "dims": 48, "layout": "halves", "factor": null, "layers": [2, 5],
+    });
+    assert_eq!(json["rotations"][1], whole);
+    assert_eq!(json["windows"], serde_json::json!([32, 32, null, 32, 32, null]));
+    let sizes = ["layers", "hidden_size", "intermediate_size", "query_heads", "key_value_heads", "head_dim"];
+    assert_eq!(sizes.map(|size| json[size].as_i64().unwrap()), [6, 128, 224, 4, 1, 48]);
+    assert_eq!(json["vocab_size"], 1024);
+}
+
+#[test]
+fn inspect_describes_the_tokenizer_and_a_folder_without_one() {
+    let folder = copy();
+    let inspect = || {
+        let output = program().arg("inspect").arg(folder.path()).arg("--json").output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let file = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["chat_template"] = "{{ messages[0].content }}".into();
+    fs::write(&file, config.to_string()).unwrap();
+    let json = inspect();
+    assert_eq!(json["chat_templates"], serde_json::json!(["default"]));
+    assert_eq!(json["stop_tokens"], serde_json::json!([{ "id": 1023, "token": "<|endoftext|>" }]));
+    assert_eq!(json["tokenizer_error"], Value::Null);
+
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let json = inspect();
+    assert_eq!((&json["chat_templates"], &json["stop_tokens"]), (&Value::Null, &Value::Null));
+    assert!(json["tokenizer_error"].as_str().unwrap().contains("tokenizer.json"), "{json}");
+    let output = program().arg("inspect").arg(folder.path()).output().unwrap();
+    let table = text(&output.stdout);
+    assert!(table.contains("\nstop tokens           unknown: "), "{table}");
+}
+
+#[test]
+fn inspect_escapes_control_characters_of_the_config() {
+    let folder = copy();
+    replace(folder.path(), "config.json", "{", "{\"note\": \"\u{9b}2J\", ");
+    let output = program().arg("inspect").arg(folder.path()).arg("--json").output().unwrap();
+    let shown = text(&output.stdout);
+    assert!(shown.contains(r#""note":"\u009b2J""#), "{shown}");
+    assert_eq!(serde_json::from_str::<Value>(shown).unwrap()["config"]["note"], "\u{9b}2J");
 }
 
 #[test]

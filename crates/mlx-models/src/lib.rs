@@ -47,7 +47,8 @@ use std::path::Path;
 
 pub use architectures::Architectures;
 pub use mlx_causal_lm::{
-    Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Traced, made_by, trace,
+    Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Rotation, Traced,
+    made_by, trace,
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,

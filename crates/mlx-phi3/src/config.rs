@@ -147,7 +147,11 @@ impl Config {
             model_type: MODEL_TYPE.to_owned(),
             vocab_size: self.vocab_size,
             context_length: self.context_length,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            query_heads: self.num_attention_heads,
             layers: vec![layer; self.num_hidden_layers],
+            rotations: vec![self.rope.rotation(); self.num_hidden_layers],
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),

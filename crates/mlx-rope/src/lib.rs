@@ -30,11 +30,13 @@ mod error;
 mod names;
 mod periods;
 mod rope;
+mod rotation;
 mod scaling;
 
 pub use config::{MlxLmReads, RopeKeys, RopeSettings};
 pub use error::RopeError;
-pub use rope::{Rope, RopeLayout, RopeOffset, initialize_rope};
+pub use rope::{Rope, RopeOffset, initialize_rope};
+pub use rotation::{RopeLayout, Rotation};
 pub use scaling::{Llama3Scaling, LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
 
 /// Compiles the README's example.

@@ -1,5 +1,8 @@
 //! The rotation itself.
 
+use std::fmt;
+use std::sync::Arc;
+
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::fast;
@@ -8,19 +11,8 @@ use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, Upda
 
 use crate::RopeError;
 use crate::periods;
+use crate::rotation::{RopeLayout, Rotation};
 use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
-
-/// Which two features form a pair.
-///
-/// The two layouts are the same rotation with the features in another order. A checkpoint works only with the layout that
-/// it was trained with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeLayout {
-    /// Features `2i` and `2i + 1`, as in the paper. mlx-lm calls this layout traditional.
-    Interleaved,
-    /// Features `i` and `i + dims / 2`, as in GPT-NeoX and most models on the Hugging Face Hub.
-    Halves,
-}
 
 /// The position of the first token of a call, counted in tokens from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,13 +64,25 @@ impl<'a> From<&'a [i32]> for RopeOffset<'a> {
 /// Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, section 3.2.2,
 /// equations 14 and 15 (<https://arxiv.org/abs/2104.09864>). `docs/rope.md` of the repository has the references of the
 /// scalings.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Rope {
     dims: i32,
     layout: RopeLayout,
     kind: Kind,
     /// See [`Self::followed_by`].
     following: i32,
+    rotation: Arc<Rotation>,
+}
+
+/// What the angles depend on. The settings are left out: `kind` follows from them.
+impl fmt::Debug for Rope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dims, layout, kind, following, rotation: _ } = self;
+        (f.debug_struct("Rope").field("dims", dims).field("layout", layout))
+            .field("kind", kind)
+            .field("following", following)
+            .finish()
+    }
 }
 
 /// Where the angles of a call come from.
@@ -173,7 +177,8 @@ pub fn initialize_rope(
             plain
         }
     };
-    Ok(Rope { dims, layout, kind, following: 0 })
+    let rotation = Arc::new(Rotation { dims, layout, base, scaling: scaling.clone() });
+    Ok(Rope { dims, layout, kind, following: 0, rotation })
 }
 
 impl Rope {
@@ -263,6 +268,11 @@ impl Rope {
     /// The number of features that are rotated.
     pub fn dims(&self) -> i32 {
         self.dims
+    }
+
+    /// The settings that this rotation was built from. Clones share them.
+    pub fn rotation(&self) -> Arc<Rotation> {
+        Arc::clone(&self.rotation)
     }
 
     /// The frequency of each pair, in radians per token, in a sequence of `length` tokens.

@@ -150,6 +150,19 @@ impl RopeScaling {
         }
     }
 
+    /// The number by which the context was extended, where the scaling has one number for it.
+    pub fn factor(&self) -> Option<f64> {
+        match self {
+            Self::Linear { factor } | Self::Dynamic { factor } | Self::Proportional { factor, .. } => {
+                Some(*factor)
+            }
+            Self::Llama3(llama3) => Some(llama3.factor),
+            Self::Yarn(yarn) => Some(yarn.factor),
+            Self::LongRope(long_rope) => long_rope.factor,
+            Self::Default | Self::Mrope { .. } => None,
+        }
+    }
+
     /// The factor by which a model that was trained with DeepSeek's YaRN multiplies the scale of its attention:
     /// `(0.1 mscale_all_dim ln(factor) + 1)²`, and 1 for every other kind.
     ///
