@@ -33,8 +33,8 @@ struct Arguments {
 enum Command {
     /// Check what the compiler and clippy cannot: layers, module docs, file sizes, paths
     Tidy(tidy::Arguments),
-    /// Run everything that a change must pass, as continuous integration does
-    Ci,
+    /// Run the checks that a change must pass, as continuous integration does (docs/ci.md)
+    Ci(ci::Arguments),
     /// Break a copy of the code in many ways, and check that parity catches each
     Mutations(mutations::Arguments),
     /// Generate the committed fixtures again with the reference programs, or check them
@@ -80,7 +80,7 @@ fn run(matches: &ArgMatches) -> io::Result<bool> {
     }
     match Arguments::from_arg_matches(matches).unwrap_or_else(|e| e.exit()).command {
         Command::Tidy(arguments) => tidy::run(&arguments),
-        Command::Ci => ci::run(),
+        Command::Ci(arguments) => ci::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),

@@ -91,6 +91,23 @@ impl Metadata {
             .collect()
     }
 
+    /// These crates, and all crates of this workspace that depend on them, directly or through others, in tests too.
+    #[must_use]
+    pub fn with_dependents<'a>(&'a self, crates: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+        let mut found = crates.clone();
+        loop {
+            let depends = |package: &&Package| {
+                package.dependencies.iter().any(|dependency| found.contains(&*dependency.name))
+            };
+            let above: Vec<&str> = self.members().filter(depends).map(|package| &*package.name).collect();
+            let before = found.len();
+            found.extend(above);
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+
     /// The architectures that the facade's feature `architectures` lists, each as its feature and its crate.
     #[must_use]
     pub fn architectures(&self) -> Vec<(&str, &str)> {

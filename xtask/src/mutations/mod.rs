@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use table::MUTATIONS;
 
@@ -24,6 +25,15 @@ pub(crate) struct Arguments {
     /// Run only mutations whose name or file contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
+    /// Run only the mutations of this file
+    #[arg(long = "file", value_name = "FILE")]
+    files: Vec<String>,
+    /// Run only this many, and all of the files of --file
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
+    /// Choose others for --sample
+    #[arg(long, value_name = "TEXT", default_value = "", requires = "sample")]
+    seed: String,
     /// List the mutations without running them
     #[arg(long)]
     list: bool,
@@ -68,10 +78,7 @@ const LONGEST_RUN: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let mut out = io::stdout().lock();
-    let matches = |mutation: &&Mutation| {
-        mutation.name.contains(&arguments.filter) || mutation.file.contains(&arguments.filter)
-    };
-    let chosen: Vec<&Mutation> = MUTATIONS.iter().filter(matches).collect();
+    let chosen = choose(MUTATIONS, arguments);
     if arguments.list {
         for Mutation { name, file, filter, .. } in &chosen {
             writeln!(out, "{name:48} {file:44} {filter}")?;
@@ -79,7 +86,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         return Ok(true);
     }
     if chosen.is_empty() {
-        return Err(io::Error::other(format!("no mutation has {:?} in its name or file", arguments.filter)));
+        let Arguments { filter, files, .. } = arguments;
+        let of = if files.is_empty() { String::new() } else { format!(" and is of {}", files.join(", ")) };
+        return Err(io::Error::other(format!("no mutation has {filter:?} in its name or file{of}")));
     }
 
     let root = workspace::root();
@@ -125,6 +134,35 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     }
     writeln!(out, "{caught} caught, {survived} survived")?;
     Ok(survived == 0 && broken.is_empty())
+}
+
+/// Whether there is a mutation of this file.
+pub(crate) fn exist_for(file: &str) -> bool {
+    MUTATIONS.iter().any(|mutation| mutation.file == file)
+}
+
+/// The mutations that these arguments ask for, in the order of the table.
+fn choose<'a>(all: &'a [Mutation], arguments: &Arguments) -> Vec<&'a Mutation> {
+    let Arguments { filter, files, sample, seed, .. } = arguments;
+    let matching: Vec<&Mutation> = all
+        .iter()
+        .filter(|mutation| mutation.name.contains(filter) || mutation.file.contains(filter))
+        .collect();
+    let of_files = |mutation: &Mutation| files.iter().any(|file| file == mutation.file);
+    let sampled: BTreeSet<&str> = match sample {
+        None if files.is_empty() => return matching,
+        None => BTreeSet::new(),
+        Some(sample) => {
+            let mut others: Vec<&str> = matching
+                .iter()
+                .filter(|mutation| !of_files(mutation))
+                .map(|mutation| mutation.name)
+                .collect();
+            others.sort_by_key(|name| Sha256::digest(format!("{seed} {name}")));
+            others.into_iter().take(*sample).collect()
+        }
+    };
+    matching.into_iter().filter(|mutation| of_files(mutation) || sampled.contains(mutation.name)).collect()
 }
 
 /// The text with the mutation applied.

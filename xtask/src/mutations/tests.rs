@@ -36,6 +36,40 @@ fn a_stale_row_is_an_error_that_says_so() {
 }
 
 #[test]
+fn changed_files_have_all_their_mutations_and_others_take_turns() {
+    let asked = |files: &[&str], sample, seed: &str| Arguments {
+        filter: String::new(),
+        files: files.iter().map(|&file| file.to_owned()).collect(),
+        sample,
+        seed: seed.to_owned(),
+        list: false,
+    };
+    let names = |arguments: Arguments| -> Vec<&str> {
+        choose(MUTATIONS, &arguments).into_iter().map(|mutation| mutation.name).collect()
+    };
+    let all = names(asked(&[], None, ""));
+    assert_eq!(all.len(), MUTATIONS.len());
+
+    let file = MUTATIONS[0].file;
+    let of_file = names(asked(&[file], None, ""));
+    assert!(of_file.len() < all.len());
+    assert!(
+        of_file.iter().eq(all.iter().zip(MUTATIONS).filter(|(_, m)| m.file == file).map(|(name, _)| name))
+    );
+
+    let some = names(asked(&[file], Some(10), "a"));
+    assert_eq!(some.len(), of_file.len() + 10);
+    assert!(of_file.iter().all(|name| some.contains(name)));
+    assert_eq!(some, names(asked(&[file], Some(10), "a")));
+    assert_ne!(some, names(asked(&[file], Some(10), "b")));
+    // After enough commits, every mutation had its turn.
+    let tried: BTreeSet<&str> =
+        (0..100).flat_map(|commit| names(asked(&[], Some(10), &commit.to_string()))).collect();
+    assert_eq!(tried.len(), all.len());
+    assert_eq!(names(asked(&[], Some(1000), "")), all);
+}
+
+#[test]
 fn only_a_difference_catches() {
     let result = |name: &str, passed, differs| CaseResult {
         name: name.to_owned(),

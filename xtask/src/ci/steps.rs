@@ -1,0 +1,368 @@
+//! Which steps run, as a function of what changed. `docs/ci.md` is the list for readers.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use workspace::metadata::Metadata;
+
+use super::changes::Changes;
+use super::downstream;
+use crate::mutations;
+
+/// The crates that can be used without the rest of this workspace, as their READMEs promise.
+const STAND_ALONE: &[&str] = &["mlx-norms", "mlx-rope"];
+
+/// The crates with kernels, and those between MLX and the kernels.
+const NATIVE: [&str; 3] = ["mlx-cpu", "mlx-kernels", "mlx-sys"];
+
+/// Folders and files on which each mutation depends: the table, and the program that has to notice the mistakes.
+const MUTATIONS_DEPEND_ON: [&str; 4] =
+    ["xtask/src/mutations/", "xtask/cases/", "crates/mlx-lab/src/main.rs", "crates/mlx-lab/src/parity/"];
+
+/// How many mutations of unchanged files each run tries. Another commit tries others.
+const SAMPLE: usize = 10;
+
+/// The seconds of a plain run's fuzzing, and those with `--all`.
+const FUZZING: [u32; 2] = [60, 600];
+
+/// One run of cargo, and what its output has to be.
+pub(super) struct Step {
+    pub(super) name: String,
+    /// Arguments of cargo.
+    arguments: Vec<String>,
+    environment: Vec<(&'static str, &'static str)>,
+    /// The folder in which cargo runs, from the workspace's root.
+    folder: &'static str,
+    /// Texts that the output must not contain.
+    absent: Vec<String>,
+    /// A text that the output must contain.
+    present: String,
+}
+
+impl Step {
+    fn cargo(name: &str, arguments: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+            environment: Vec::new(),
+            folder: "",
+            absent: Vec::new(),
+            present: String::new(),
+        }
+    }
+
+    /// The step with one more argument, which may contain spaces.
+    fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    fn environment(mut self, name: &'static str, value: &'static str) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    pub(super) fn command(&self, root: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().copied())
+            .current_dir(root.join(self.folder));
+        command
+    }
+
+    /// Whether the output has to be looked at.
+    pub(super) fn checks_output(&self) -> bool {
+        !self.absent.is_empty() || !self.present.is_empty()
+    }
+
+    pub(super) fn accepts(&self, output: &str) -> bool {
+        output.contains(&self.present) && !self.absent.iter().any(|word| output.contains(word))
+    }
+}
+
+/// Every step of a run, in order. `all` asks for every check, whatever changed. `commit` decides which mutations of
+/// unchanged files are tried.
+pub(super) fn steps(changes: &Changes, all: bool, commit: &str, metadata: &Metadata) -> Vec<Step> {
+    let cargo = Step::cargo;
+    let strict = |step: Step| step.environment("RUSTDOCFLAGS", "--deny warnings");
+    let mut steps = vec![
+        cargo("formatting", "fmt --all --check"),
+        cargo("tidy", "run --quiet --package xtask -- tidy --dependencies"),
+        cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
+        // All features include the one that leaves the kernels out. Only mlx-sys has it.
+        cargo("clippy with kernels", "clippy --package mlx-sys --all-targets -- --deny warnings"),
+        cargo("tests and doctests, the README's command", "test --workspace"),
+        cargo("parity", "run --quiet --package mlx-lab -- parity"),
+        cargo("parity with kernels", "run --quiet --package mlx-lab -- parity --kernels"),
+        strict(cargo("docs", "doc --workspace --no-deps --all-features")),
+        strict(cargo("docs with kernels", "doc --package mlx-sys --package mlx-cpu --no-deps")),
+    ];
+    let changed = changed_crates(changes, metadata);
+    if all || NATIVE.iter().any(|native| changed.contains(native)) {
+        steps.extend(address_sanitizer());
+    }
+    steps.extend(features_alone(&changed, all, metadata));
+    steps.extend(architectures_alone(metadata));
+    steps.extend(components_alone(metadata));
+
+    let mut readme = cargo("the README's first command", "run --release -- generate --prompt")
+        .argument("Once upon a time");
+    readme.present = " ".to_owned();
+    steps.push(readme);
+
+    // The fixed seed gives the same cases again, although a faster machine runs more of them.
+    let seconds = FUZZING[usize::from(all)];
+    let fuzz = format!("run --quiet --package mlx-lab -- fuzz --seconds {seconds} --seed 1 --longest 120");
+    steps.push(cargo("fuzz", &fuzz));
+    steps.push(mutations(changes, all, commit));
+
+    let mut other = cargo("a project outside the workspace", "run --quiet");
+    (other.folder, other.present) = (downstream::FOLDER, downstream::PRINTS.to_owned());
+    steps.push(other.environment("CARGO_TARGET_DIR", "../downstream"));
+    steps
+}
+
+/// The crates with a changed file. If the changes are unknown, none: the steps that ask run with `--all` only.
+fn changed_crates<'a>(changes: &Changes, metadata: &'a Metadata) -> BTreeSet<&'a str> {
+    let Changes::Known(files) = changes else { return BTreeSet::new() };
+    let members = metadata.members().map(|package| &*package.name);
+    if files.iter().any(|file| ["Cargo.toml", "Cargo.lock"].contains(&&**file) || file.starts_with(".cargo/"))
+    {
+        return members.collect();
+    }
+    let is_changed = |name: &&str| {
+        let folder = if *name == "xtask" { "xtask/".to_owned() } else { format!("crates/{name}/") };
+        // Its tests read the cases.
+        files.iter().any(|file| file.starts_with(&folder))
+            || *name == "mlx-models" && files.iter().any(|file| file.starts_with("xtask/cases/"))
+    };
+    members.filter(is_changed).collect()
+}
+
+/// AddressSanitizer finds reads and writes outside of a kernel's tensors. The compiler option is unstable, but the
+/// stable toolchain contains everything that it needs; Miri and a checked standard library would need a nightly
+/// toolchain. It has its own target folder, because RUSTC_BOOTSTRAP would make cargo rebuild everything.
+fn address_sanitizer() -> Option<Step> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
+        return None;
+    }
+    let arguments = "test --package mlx-cpu --target x86_64-unknown-linux-gnu";
+    let step = Step::cargo("kernels with AddressSanitizer", arguments)
+        .environment("CARGO_TARGET_DIR", "target/asan")
+        .environment("RUSTC_BOOTSTRAP", "1")
+        .environment("RUSTFLAGS", "-Zsanitizer=address");
+    Some(step)
+}
+
+/// Each feature alone, and no feature. All of them are compiled, with their tests. The tests run for crates that changed
+/// or depend on one that did.
+fn features_alone(changed: &BTreeSet<&str>, all: bool, metadata: &Metadata) -> Vec<Step> {
+    let affected = metadata.with_dependents(changed);
+    let mut steps = Vec::new();
+    for (package, feature) in metadata.features() {
+        // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
+        // kernels.
+        let tests = package != "mlx-sys" && (all || affected.contains(&*package));
+        let verb = if tests { "test" } else { "check --all-targets" };
+        let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
+        steps.push(Step::cargo(&format!("{package} with {feature:?} alone"), &arguments));
+    }
+    steps
+}
+
+/// A feature must not compile what belongs to others.
+fn architectures_alone(metadata: &Metadata) -> Vec<Step> {
+    let architectures = metadata.architectures();
+    let mut steps = Vec::new();
+    for feature in std::iter::once("").chain(architectures.iter().map(|&(feature, _)| feature)) {
+        let (own, others): (Vec<_>, Vec<_>) =
+            architectures.iter().copied().partition(|(name, _)| *name == feature);
+        let others = others.into_iter().map(|(_, name)| name);
+        let arguments = format!(
+            "tree --package mlx-models --edges normal --prefix none --format {{lib}} --no-default-features --features={feature}"
+        );
+        let mut step = Step::cargo(&format!("{feature:?} alone brings nothing else"), &arguments);
+        step.absent = others.chain(["tokenizers", "mlx-tokenizer", "mlx-generate"]).map(library).collect();
+        step.present = library(own.first().map_or("mlx-models", |(_, name)| name));
+        steps.push(step);
+    }
+    steps
+}
+
+/// A component that stands alone brings mlx-rs, and so our mlx-sys and its kernels, but no other crate of ours.
+fn components_alone(metadata: &Metadata) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for package in STAND_ALONE {
+        let arguments = format!("tree --package {package} --edges normal --prefix none --format {{lib}}");
+        let mut step = Step::cargo(&format!("{package} stands alone"), &arguments);
+        step.absent = metadata
+            .members()
+            .map(|member| &*member.name)
+            .filter(|member| member != package && !NATIVE.contains(member))
+            .map(library)
+            .collect();
+        step.present = library(package);
+        steps.push(step);
+    }
+    steps
+}
+
+/// The name of a crate in Rust code, and in the output of `cargo tree --format {lib}`.
+fn library(package: &str) -> String {
+    package.replace('-', "_")
+}
+
+/// The mutations of changed files, and some others. Each one builds the workspace again, which takes two seconds.
+fn mutations(changes: &Changes, all: bool, commit: &str) -> Step {
+    let step = Step::cargo("mutations", "run --quiet --package xtask -- mutations");
+    let (files, seed) = match changes {
+        Changes::Known(files) => (files.iter().collect(), commit),
+        Changes::Unknown => (Vec::new(), "unknown"),
+    };
+    let depends = |file: &&String| MUTATIONS_DEPEND_ON.iter().any(|part| file.starts_with(part));
+    if all || files.iter().any(depends) {
+        return step;
+    }
+    let sampled = step.argument("--sample").argument(&SAMPLE.to_string()).argument("--seed").argument(seed);
+    let with_mutations = files.into_iter().filter(|file| mutations::exist_for(file));
+    with_mutations.fold(sampled, |step, file| step.argument("--file").argument(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata() -> Metadata {
+        Metadata::of_workspace(&workspace::root()).unwrap()
+    }
+
+    fn known(files: &[&str]) -> Changes {
+        Changes::Known(files.iter().map(|&file| file.to_owned()).collect())
+    }
+
+    /// The commands of the steps, by their names.
+    fn plan(changes: &Changes, all: bool) -> Vec<(String, String)> {
+        let steps = steps(changes, all, "abc", &metadata()).into_iter();
+        steps.map(|step| (step.name, step.arguments.join(" "))).collect()
+    }
+
+    fn command<'a>(plan: &'a [(String, String)], name: &str) -> Option<&'a str> {
+        plan.iter().find(|(other, _)| other == name).map(|(_, command)| &**command)
+    }
+
+    const ASAN: &str = "kernels with AddressSanitizer";
+    const NO_FEATURES: &str = "mlx-models with \"\" alone";
+
+    #[test]
+    fn every_run_has_every_check_that_is_cheap() {
+        let plans =
+            [known(&[]), known(&["README.md"]), Changes::Unknown].map(|changes| plan(&changes, false));
+        let all = plan(&Changes::Unknown, true);
+        for plan in &plans {
+            let names: Vec<&String> = plan.iter().map(|(name, _)| name).collect();
+            let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(|name| *name != ASAN).collect();
+            assert_eq!(names, cheap);
+            assert!(command(plan, NO_FEATURES).unwrap().starts_with("check --all-targets "));
+            assert!(command(plan, "fuzz").unwrap().contains("--seconds 60 "));
+        }
+        let sample =
+            |plan| command(plan, "mutations").unwrap().split_once("mutations ").unwrap().1.to_owned();
+        assert_eq!(sample(&plans[1]), "--sample 10 --seed abc");
+        assert_eq!(sample(&plans[2]), "--sample 10 --seed unknown");
+    }
+
+    #[test]
+    fn all_means_every_check_in_full() {
+        let features = metadata().features();
+        for changes in [known(&["README.md"]), Changes::Unknown] {
+            let plan = plan(&changes, true);
+            assert_eq!(command(&plan, ASAN).is_some(), address_sanitizer().is_some());
+            assert!(command(&plan, "mutations").unwrap().ends_with("-- mutations"));
+            assert!(command(&plan, "fuzz").unwrap().contains("--seconds 600 "));
+            for (package, feature) in &features {
+                let command = command(&plan, &format!("{package} with {feature:?} alone")).unwrap();
+                assert_eq!(command.starts_with("test "), package != "mlx-sys", "{command}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_sanitizer_runs_if_a_kernel_or_the_seam_changed() {
+        for (file, runs) in [
+            ("crates/mlx-cpu/src/lib.rs", true),
+            ("crates/mlx-kernels/src/table.rs", true),
+            ("crates/mlx-sys/native/table.cpp", true),
+            ("Cargo.lock", true),
+            ("crates/mlx-rope/src/rope.rs", false),
+        ] {
+            let found = command(&plan(&known(&[file]), false), ASAN).is_some();
+            assert_eq!(found, runs && address_sanitizer().is_some(), "{file}");
+        }
+    }
+
+    #[test]
+    fn features_are_tested_for_changed_crates_and_those_above() {
+        let is_tested = |file: &str, package: &str| {
+            let plan = plan(&known(&[file]), false);
+            command(&plan, &format!("{package} with \"\" alone")).unwrap().starts_with("test ")
+        };
+        for (file, package, expected) in [
+            ("crates/mlx-models/src/lib.rs", "mlx-models", true),
+            // Through mlx-layers and the architectures.
+            ("crates/mlx-rope/src/rope.rs", "mlx-models", true),
+            ("crates/mlx-rope/src/rope.rs", "mlx-safetensors", false),
+            ("crates/mlx-models-cli/src/main.rs", "mlx-models", false),
+            ("xtask/cases/lille_q4/case.json", "mlx-models", true),
+            ("Cargo.toml", "mlx-safetensors", true),
+            ("docs/rope.md", "mlx-models", false),
+        ] {
+            assert_eq!(is_tested(file, package), expected, "{file}: {package}");
+        }
+    }
+
+    #[test]
+    fn mutations_of_changed_files_are_tried() {
+        let of = |files: &[&str]| {
+            let plan = plan(&known(files), false);
+            command(&plan, "mutations").unwrap().split_once("-- mutations").unwrap().1.trim().to_owned()
+        };
+        let rope = "crates/mlx-rope/src/rope.rs";
+        assert_eq!(of(&[rope, "README.md"]), format!("--sample 10 --seed abc --file {rope}"));
+        assert_eq!(of(&["crates/mlx-hub/src/lib.rs"]), "--sample 10 --seed abc");
+        for file in ["xtask/src/mutations/table.rs", "crates/mlx-lab/src/parity/model.rs"] {
+            assert_eq!(of(&[rope, file]), "", "{file}: all of them");
+        }
+    }
+
+    #[test]
+    fn components_that_stand_alone_bring_no_other_crate_of_ours() {
+        let root = workspace::root();
+        let steps = steps(&Changes::Unknown, false, "", &metadata()).into_iter();
+        let alone: Vec<Step> = steps.filter(|step| step.name.ends_with("stands alone")).collect();
+        assert_eq!(alone.len(), STAND_ALONE.len());
+        for step in &alone {
+            assert!(step.absent.contains(&"mlx_tap".to_owned()), "{:?}", step.absent);
+            let output = String::from_utf8(step.command(&root).output().unwrap().stdout).unwrap();
+            assert!(step.accepts(&output), "{}", step.name);
+            assert!(!step.accepts(&format!("{output}mlx_tap")));
+        }
+    }
+
+    #[test]
+    fn each_architecture_alone_is_without_the_others() {
+        let root = workspace::root();
+        let steps = steps(&Changes::Unknown, false, "", &metadata()).into_iter();
+        let minimal: Vec<Step> =
+            steps.filter(|step| step.name.ends_with("alone brings nothing else")).collect();
+        // No architecture, and each of at least five.
+        assert!(minimal.len() > 5);
+        for step in &minimal {
+            let output = String::from_utf8(step.command(&root).output().unwrap().stdout).unwrap();
+            assert!(step.accepts(&output), "{}", step.name);
+            // The step fails with another architecture in the output, and without its own.
+            assert!(!step.accepts(&format!("{output}{}", step.absent[0])) && !step.accepts(""));
+        }
+    }
+}
