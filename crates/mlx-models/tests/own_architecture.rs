@@ -95,21 +95,26 @@ impl Tiny {
         let mut root = Parameters::root(source);
         let spec =
             LayerSpec { kind: LayerKind::Full, heads: HEADS, key_dim: D / HEADS, value_dim: D / HEADS };
+        let rope = Rope::new(D / HEADS, 10_000.0, RopeLayout::Halves).unwrap();
         Self {
             embed_tokens: Embedding::new(root.at("embed_tokens"), VOCAB, D),
             layers: (0..config.layers as usize).map(|i| Block::new(root.index("layers", i))).collect(),
             norm: RmsNorm::new(root.take("norm.weight", &[D]), 1e-5),
-            rope: Rope::new(D / HEADS, 10_000.0, RopeLayout::Halves).unwrap(),
             info: ModelInfo {
                 model_type: model_type.to_owned(),
                 vocab_size: VOCAB,
                 context_length: 128,
+                hidden_size: D,
+                intermediate_size: D,
+                query_heads: HEADS,
                 layers: vec![spec; config.layers as usize],
+                rotations: vec![rope.rotation(); config.layers as usize],
                 dtype: Dtype::Float32,
                 config_digest: config.layers.to_string(),
                 adapter_settings,
                 unlike_mlx_lm: Default::default(),
             },
+            rope,
         }
     }
 }
