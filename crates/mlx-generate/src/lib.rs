@@ -45,7 +45,7 @@ pub use sampling::{
     CloneProcessor, Dry, History, LogitsProcessor, Penalizer, Penalties, Penalty, ProcessorError, Sampler,
     Sampling, TokenSet, Xtc,
 };
-pub use session::{KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
+pub use session::{HiddenStates, KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
 pub use speculative::{
     Draft, DraftModel, PromptLookup, Proposal, Speculation, SpeculativeStream, generate_speculative,
     generate_speculative_with_progress,

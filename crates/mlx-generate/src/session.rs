@@ -4,6 +4,7 @@
 //! perplexity. A session of several rows that come and go is in `rows.rs`, and the turns of a conversation are in
 //! `turn.rs`.
 
+mod hidden;
 mod rows;
 mod turn;
 
@@ -18,6 +19,7 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::{GenerateError, as_i32, check_ids};
+pub use hidden::HiddenStates;
 use rows::Row;
 pub use turn::{KvQuantization, Reuse};
 
@@ -101,6 +103,14 @@ impl Default for StepOptions {
     fn default() -> Self {
         Self { logits: Logits::Last, more: 0, chunk: PREFILL_CHUNK }
     }
+}
+
+/// What a call of the model returns for its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Logits(Logits),
+    /// The hidden states of all tokens, that the head works on.
+    Hidden,
 }
 
 impl Session {
@@ -211,9 +221,20 @@ impl Session {
         tokens: &Array,
         StepOptions { logits, more, chunk }: StepOptions,
     ) -> Result<Array, GenerateError> {
-        self.prepare(model, length_of(tokens).saturating_add(as_i32(more)))?;
+        self.prepare_and_catch_up(model, length_of(tokens).saturating_add(as_i32(more)), chunk)?;
+        self.append(model, tokens, Output::Logits(logits))
+    }
+
+    /// Makes the cache fit for `coming` more tokens, and reads again what has to be read again.
+    fn prepare_and_catch_up(
+        &mut self,
+        model: &mut dyn CausalLm,
+        coming: i32,
+        chunk: usize,
+    ) -> Result<(), GenerateError> {
+        self.prepare(model, coming)?;
         while self.catch_up(model, chunk)? > 0 {}
-        self.append(model, tokens, logits)
+        Ok(())
     }
 
     /// Reads the next tokens, int32 or uint32 `[B, L]`, and returns the logits that were asked for, as
@@ -433,7 +454,7 @@ impl Session {
         let start = self.cache.offset() - self.unknown;
         let tokens = all.try_index((.., start..start + behind))?;
         self.tokens = vec![all];
-        self.forward(model, &tokens, Logits::None)?;
+        self.forward(model, &tokens, Output::Logits(Logits::None))?;
         self.tidy()?;
         Ok(behind)
     }
@@ -443,10 +464,10 @@ impl Session {
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &Array,
-        logits: Logits,
+        output: Output,
     ) -> Result<Array, GenerateError> {
         let length = length_of(tokens);
-        let answer = self.forward(model, tokens, logits)?;
+        let answer = self.forward(model, tokens, output)?;
         self.tokens.push(tokens.as_dtype(Dtype::Uint32)?);
         self.length += length;
         self.joined.iter_mut().for_each(|row| row.length += length);
@@ -463,9 +484,12 @@ impl Session {
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &Array,
-        logits: Logits,
+        output: Output,
     ) -> Result<Array, GenerateError> {
-        let answer = model.forward(tokens, &mut self.cache, logits);
+        let answer = match output {
+            Output::Logits(logits) => model.forward(tokens, &mut self.cache, logits),
+            Output::Hidden => model.hidden_states(tokens, &mut self.cache),
+        };
         if answer.is_err() {
             // Some layers may have read the tokens, and others may not.
             self.begin_again();

@@ -19,7 +19,7 @@
 //! No feature is on by default.
 //!
 #![cfg_attr(
-    all(feature = "lille-130m", feature = "generate", feature = "tokenizer"),
+    all(feature = "generate", feature = "tokenizer"),
     doc = r#"
 ```no_run
 use mlx_models::generate::{GenerateOptions, Session, generate};
@@ -38,6 +38,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     Ok(())
 }
+```
+
+# Where to find what
+
+| for | use |
+|---|---|
+| tokens one by one, with their text | [`generate::generate`], [`text::with_text`] |
+| many users at once | [`generate::Batch`] |
+| a conversation that keeps its cache, a cache in a file | [`generate::Session`], with `turn_to`, `save` and `load` |
+| several tokens per call of the model | [`generate::generate_speculative`] |
+| hidden states: of the last layer, for embeddings, or of every layer | [`generate::Session::hidden_states`]; [`trace`] for the output of every part of a model |
+| a rule of your own about which tokens come next | [`generate::LogitsProcessor`] |
+| a tokenizer of your own | [`tokenizer::Tokenizer::from_vocabulary`] |
+| an architecture of your own | [`Architectures::with`] |
+
+```no_run
+# use mlx_models::CacheOptions;
+# use mlx_models::generate::Session;
+# use mlx_models::tokenizer::Tokenizer;
+# fn main() -> Result<(), Box<dyn std::error::Error>> {
+# let mut model = mlx_models::load("path/to/checkpoint")?;
+# let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
+let ids = tokenizer.encode("A text to embed")?;
+let tokens = mlx_rs::Array::from_slice(&ids, &[1, ids.len() as i32]); // [B, L]
+let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
+let states = session.hidden_states(&mut *model, &tokens)?;
+let embedding = states.last.mean_axis(1, false)?; // [B, D], the mean over the text
+let after_block_3 = &states.layers[4]; // [B, L, D]; the first of the layers is the embedded tokens
+# Ok(())
+# }
 ```
 "#
 )]
