@@ -16,7 +16,7 @@ pub fn build() -> Result<Published> {
     link(&built, &mlx_c)?;
 
     let out = PathBuf::from(variable("OUT_DIR")?);
-    bindings::write(&mlx_c, None, &[], &out.join("bindings.rs"))?;
+    bindings::write(&mlx_c, &out.join("bindings.rs"))?;
 
     let fetched = built.join("build/_deps");
     let mut include = vec![fetched.join("mlx-src")];
@@ -107,7 +107,7 @@ fn mlx_c_key(mlx_c: &Path) -> Result<String> {
     files.push(mlx_c.join("CMakeLists.txt"));
     files.sort();
 
-    let mut hash = crate::linux::Fnv::new();
+    let mut hash = crate::hash::Fnv::new();
     for file in files {
         let relative = file.strip_prefix(mlx_c).unwrap_or(&file);
         hash.update(relative.to_string_lossy().as_bytes());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
-use crate::linux::Fnv;
+use crate::hash::Fnv;
 
 /// The package that makes a shared library of `mlx-kernels`, in `kernels/`.
 const PACKAGE: &[(&str, &str)] = &[

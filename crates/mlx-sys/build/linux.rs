@@ -5,8 +5,8 @@
 //! ```text
 //! ~/.mlx/linux/                      or $MLX_SYS_HOME
 //!   mlx-cpu-0.32.2-x86_64/           the wheel, unpacked: mlx/lib/libmlx.so, mlx/include, mlx_cpu.libs
-//!   libclang-18.1.1-x86_64/          the wheel, unpacked; only where the system has no libclang
-//!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c, bindings.rs, abi.rs
+//!   libclang-18.1.1-x86_64/          the wheel, unpacked; only for the feature `bindgen`
+//!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c
 //!   mlx-kernels-KEY/                 lib/libmlx_kernels.so
 //! ```
 //!
@@ -17,8 +17,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
+use crate::hash::{Fnv, files_below};
 use crate::python::Wheel;
-use crate::{MLX_VERSION, Published, bindings, kernels, upstream};
+use crate::{MLX_VERSION, Published, kernels, upstream};
 
 /// The oldest glibc that the wheel of MLX runs on.
 const GLIBC: (u32, u32) = (2, 35);
@@ -27,13 +28,12 @@ const GLIBC: (u32, u32) = (2, 35);
 const RECIPE: &[&str] = &[
     MLX_VERSION,
     include_str!("linux.rs"),
-    include_str!("bindings.rs"),
     include_str!("../upstream/Cargo.lock"),
     include_str!("../requirements/mlx-cpu.txt"),
 ];
 
 /// Files that show that an `mlx-c-KEY` is complete.
-const MLX_C: &[&str] = &["lib/libmlxc.so", "bindings.rs", "abi.rs", "include/mlx/c/mlx.h"];
+const MLX_C: &[&str] = &["lib/libmlxc.so", "include/mlx/c/mlx.h"];
 
 /// The functions of mlx-c that `native/mlx_c.cpp` replaces, a row each (see the file).
 const REPLACED: &str = include_str!("../native/replaced.def");
@@ -49,8 +49,9 @@ fn with_kernels() -> bool {
 
 #[derive(Clone, Copy)]
 pub struct Platform {
-    arch: &'static str,
-    libclang: &'static str,
+    pub arch: &'static str,
+    #[cfg_attr(not(feature = "bindgen"), allow(dead_code, reason = "bindgen needs it"))]
+    pub libclang: &'static str,
 }
 
 impl Platform {
@@ -70,7 +71,7 @@ struct Mlx {
 }
 
 pub fn build(platform: Platform) -> Result<Published> {
-    for name in ["MLX_PREFIX", "MLX_SYS_HOME", "HOME", "CXX", "LIBCLANG_PATH"] {
+    for name in ["MLX_PREFIX", "MLX_SYS_HOME", "HOME", "CXX"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let home = home()?;
@@ -93,7 +94,8 @@ pub fn build(platform: Platform) -> Result<Published> {
         make(platform, &mlx, &home, &place)?;
     }
 
-    write_declarations(&place)?;
+    #[cfg(feature = "bindgen")]
+    crate::bindings::check(platform, &home, &compiler(platform)?)?;
     // Cargo takes a missing file for a changed one: if the folder is removed, the next build makes it again.
     println!("cargo::rerun-if-changed={}", place.join("lib/libmlxc.so").display());
     println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
@@ -104,17 +106,6 @@ pub fn build(platform: Platform) -> Result<Published> {
         println!("cargo::rustc-link-search=native={}", lib.display());
     }
     Ok(Published { include: vec![mlx.include, place.join("include")], defines: "" })
-}
-
-/// Writes what `src/` includes: the declarations of mlx-c, and for a test those of `native/abi.h`.
-fn write_declarations(place: &Path) -> Result<()> {
-    let out = PathBuf::from(variable("OUT_DIR")?);
-    for file in ["bindings.rs", "abi.rs"] {
-        let to = out.join(file);
-        std::fs::copy(place.join(file), &to)
-            .map_err(|e| Failure::io(format!("writing {}", to.display()), e))?;
-    }
-    Ok(())
 }
 
 /// The folder that keeps what was downloaded and built.
@@ -241,27 +232,8 @@ fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> Result<Strin
 }
 
 /// This crate's C++.
-fn native() -> Result<PathBuf> {
+pub fn native() -> Result<PathBuf> {
     Ok(PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("native"))
-}
-
-/// All files in a folder and its folders, in a fixed order; a file is itself.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    if folder.is_file() {
-        return Ok(vec![folder.to_path_buf()]);
-    }
-    let failed = |e| Failure::io(format!("listing {}", folder.display()), e);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_dir() {
-            files.extend(files_below(&path)?);
-        } else {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn is_cpp(file: &Path) -> bool {
@@ -279,15 +251,11 @@ fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> 
     let result = (|| {
         create_dir(&work.join("lib"))?;
         create_dir(&work.join("include/mlx/c"))?;
-        for header in bindings::headers(&mlx_c)? {
+        for header in upstream::headers(&mlx_c)? {
             let name = header.file_name().unwrap_or_default();
             std::fs::copy(&header, work.join("include/mlx/c").join(name))
                 .map_err(|e| Failure::io(format!("copying {}", header.display()), e))?;
         }
-        let clang_args = clang_args(platform, home, &compiler)?;
-        let native = native()?;
-        bindings::write(&mlx_c, Some(&native.join("forced.h")), &clang_args, &work.join("bindings.rs"))?;
-        bindings::write_abi(&native, &clang_args, &work.join("abi.rs"))?;
         compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
         install(&work, place, MLX_C)
     })();
@@ -368,66 +336,4 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
         ));
     }
     Ok(())
-}
-
-/// Finds libclang, or downloads it. Returns what bindgen has to tell it.
-fn clang_args(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<Vec<String>> {
-    let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch)];
-    if let Err(missing) = clang_sys::load() {
-        let folder = match std::env::var_os("LIBCLANG_PATH") {
-            Some(path) => {
-                return Err(Failure::new(
-                    format!("no libclang at LIBCLANG_PATH={} ({missing})", Path::new(&path).display()),
-                    "correct it, or unset it to have libclang downloaded",
-                ));
-            }
-            None => Wheel {
-                keep_as: format!("libclang-18.1.1-{}", std::env::consts::ARCH),
-                requirements: "libclang.txt",
-                proof: &["libclang-18.1.1.data/platlib/clang/native/libclang.so"],
-                platform: Platform::of(&variable("HOST")?).unwrap_or(platform).libclang.to_owned(),
-                instead: "install libclang (Debian and Ubuntu: `apt install libclang-dev`) or name its folder in LIBCLANG_PATH",
-            }
-            .fetch(home)?
-            .join("libclang-18.1.1.data/platlib/clang/native"),
-        };
-        // SAFETY: this program has one thread here, so no other reads the environment.
-        unsafe { std::env::set_var("LIBCLANG_PATH", folder) };
-        // The package has no headers. Those that come with a compiler are taken from the C++ compiler.
-        let answer = run(compiler.to_command().arg("-print-file-name=include"))?;
-        if let Some(answer) = answer.filter(|answer| answer.status.success()) {
-            clang_args.push(format!("-I{}", String::from_utf8_lossy(&answer.stdout).trim()));
-        }
-    }
-    Ok(clang_args)
-}
-
-/// The hash FNV-1a with 64 bits, which is the same in every version of Rust.
-pub struct Fnv(u64);
-
-impl Fnv {
-    pub fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub fn update(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    /// The names and contents of all files below a folder, or those of a file.
-    pub fn update_files(&mut self, folder: &Path) -> Result<()> {
-        for file in files_below(folder)? {
-            let name = file.strip_prefix(folder).unwrap_or(&file);
-            self.update(name.to_string_lossy().as_bytes());
-            let contents = std::fs::read(&file);
-            self.update(&contents.map_err(|e| Failure::io(format!("reading {}", file.display()), e))?);
-        }
-        Ok(())
-    }
-
-    pub fn hex(&self) -> String {
-        format!("{:016x}", self.0)
-    }
 }

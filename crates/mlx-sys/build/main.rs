@@ -1,13 +1,16 @@
 //! Provides MLX, its C interface (mlx-c) and the Rust declarations of that interface.
 //!
 //! On Apple, CMake builds MLX and mlx-c, as in the original crate (`apple`). On Linux, MLX is downloaded as a binary from
-//! the Python package index, and only mlx-c is compiled (`linux`). On both, the sources of mlx-c are those of the original
+//! the Python package index, only mlx-c is compiled, and the declarations are in `generated/` (`linux`). On both, the sources of mlx-c are those of the original
 //! crate (`upstream`). Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`).
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
+#[cfg(target_vendor = "apple")]
 mod apple;
+#[cfg(any(feature = "bindgen", target_vendor = "apple"))]
 mod bindings;
 mod failure;
+mod hash;
 mod kernels;
 mod linux;
 mod python;
@@ -27,7 +30,7 @@ struct Published {
 }
 
 fn main() -> ExitCode {
-    for file in ["build", "kernels", "native", "requirements", "upstream"] {
+    for file in ["build", "generated", "kernels", "native", "requirements", "upstream"] {
         println!("cargo::rerun-if-changed={file}");
     }
     match run() {
@@ -46,9 +49,14 @@ fn run() -> Result<()> {
     let this = std::env::current_exe().map_err(|e| Failure::io("finding this program", e))?;
     println!("cargo::rustc-env=MLX_SYS_BUILD_SCRIPT={}", this.display());
 
+    // Pages of documentation are made without a network and are not linked.
+    println!("cargo::rerun-if-env-changed=DOCS_RS");
+    if std::env::var_os("DOCS_RS").is_some() {
+        return Ok(());
+    }
     let target = failure::variable("TARGET")?;
     let published = if failure::variable("CARGO_CFG_TARGET_VENDOR")? == "apple" {
-        apple::build()?
+        for_apple(&target)?
     } else if let Some(platform) = linux::Platform::of(&target) {
         linux::build(platform)?
     } else {
@@ -68,4 +76,15 @@ fn run() -> Result<()> {
     println!("cargo::metadata=defines={}", published.defines);
     println!("cargo::metadata=version={MLX_VERSION}");
     Ok(())
+}
+
+#[cfg(target_vendor = "apple")]
+fn for_apple(_: &str) -> Result<Published> {
+    apple::build()
+}
+
+/// MLX for Apple needs Xcode's tools.
+#[cfg(not(target_vendor = "apple"))]
+fn for_apple(target: &str) -> Result<Published> {
+    Err(Failure::new(format!("MLX for {target} can only be built on a Mac"), "build on a Mac"))
 }

@@ -1,6 +1,6 @@
 //! Finds the sources of mlx-c, which are in the original crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::failure::{Failure, Result, last_lines, run, variable};
@@ -49,4 +49,18 @@ fn package_root(metadata: &[u8]) -> Option<PathBuf> {
     let metadata: serde_json::Value = serde_json::from_slice(metadata).ok()?;
     let original = metadata["packages"].as_array()?.iter().find(|package| package["name"] == "mlx-sys")?;
     Some(PathBuf::from(original["manifest_path"].as_str()?).parent()?.to_path_buf())
+}
+
+/// All headers of mlx-c, in a fixed order.
+pub fn headers(mlx_c: &Path) -> Result<Vec<PathBuf>> {
+    let folder = mlx_c.join("mlx/c");
+    let entries =
+        std::fs::read_dir(&folder).map_err(|e| Failure::io(format!("listing {}", folder.display()), e))?;
+    let mut headers: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "h"))
+        .collect();
+    headers.sort();
+    Ok(headers)
 }

@@ -190,6 +190,7 @@ fn an_old_glibc() {
 }
 
 #[test]
+#[cfg(feature = "bindgen")]
 fn no_libclang() {
     let environment = Environment::offline();
     let prefix = environment.mlx([0, 32, 2], true);
@@ -198,6 +199,7 @@ fn no_libclang() {
 }
 
 #[test]
+#[cfg(feature = "bindgen")]
 fn no_libclang_and_no_network() {
     let environment = Environment::offline();
     let prefix = environment.mlx([0, 32, 2], true);
