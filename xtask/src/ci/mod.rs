@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use changes::{Changes, Found};
-use steps::Step;
+use steps::{Run, Step};
 use workspace::metadata::Metadata;
 
 /// How many steps the table at the end has.
@@ -47,7 +47,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         _ => "no earlier commit to compare with; checks that depend on what changed run with --all only"
             .to_owned(),
     })?;
-    let steps = steps::steps(&changes, arguments.all, &commit, &Metadata::of_workspace(&root)?);
+    let programs = workspace::target_folder(&root)?.join("debug");
+    let asked = Run { changes: &changes, all: arguments.all, commit: &commit, programs: &programs };
+    let steps = steps::steps(&asked, &Metadata::of_workspace(&root)?);
     if arguments.list {
         for step in &steps {
             announce(&format!("{:44} {:?}", step.name, step.command(&root)))?;

@@ -1,7 +1,8 @@
 //! Which steps run, as a function of what changed. `docs/ci.md` is the list for readers.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::env::consts::EXE_SUFFIX;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use workspace::metadata::Metadata;
@@ -26,13 +27,13 @@ const SAMPLE: usize = 10;
 /// The seconds of a plain run's fuzzing, and those with `--all`.
 const FUZZING: [u32; 2] = [60, 600];
 
-/// One run of cargo, and what its output has to be.
+/// One run of a program, and what its output has to be.
 pub(super) struct Step {
     pub(super) name: String,
-    /// Arguments of cargo.
+    program: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, &'static str)>,
-    /// The folder in which cargo runs, from the workspace's root.
+    /// The folder in which the program runs, from the workspace's root.
     folder: &'static str,
     /// Texts that the output must not contain.
     absent: Vec<String>,
@@ -44,12 +45,18 @@ impl Step {
     fn cargo(name: &str, arguments: &str) -> Self {
         Self {
             name: name.to_owned(),
+            program: env!("CARGO").into(),
             arguments: arguments.split_whitespace().map(str::to_owned).collect(),
             environment: Vec::new(),
             folder: "",
             absent: Vec::new(),
             present: String::new(),
         }
+    }
+
+    /// A step that runs a program of this workspace.
+    fn program(name: &str, program: PathBuf, arguments: &str) -> Self {
+        Self { program, ..Self::cargo(name, arguments) }
     }
 
     /// The step with one more argument, which may contain spaces.
@@ -64,7 +71,7 @@ impl Step {
     }
 
     pub(super) fn command(&self, root: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO"));
+        let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .envs(self.environment.iter().copied())
@@ -82,9 +89,22 @@ impl Step {
     }
 }
 
-/// Every step of a run, in order. `all` asks for every check, whatever changed. `commit` decides which mutations of
-/// unchanged files are tried.
-pub(super) fn steps(changes: &Changes, all: bool, commit: &str, metadata: &Metadata) -> Vec<Step> {
+/// What a run is asked for.
+pub(super) struct Run<'a> {
+    pub(super) changes: &'a Changes,
+    /// Whether every check runs in full, whatever changed.
+    pub(super) all: bool,
+    /// The newest commit, which decides which mutations of unchanged files are tried.
+    pub(super) commit: &'a str,
+    /// The folder into which cargo builds programs.
+    pub(super) programs: &'a Path,
+}
+
+/// Every step of a run, in order.
+pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
+    let Run { changes, all, commit, programs } = *run;
+    let program = |name: &str| programs.join(format!("{name}{EXE_SUFFIX}"));
+    let lab = |name: &str, arguments: &str| Step::program(name, program("mlx-lab"), arguments);
     let cargo = Step::cargo;
     let strict = |step: Step| step.environment("RUSTDOCFLAGS", "--deny warnings");
     let mut steps = vec![
@@ -94,8 +114,11 @@ pub(super) fn steps(changes: &Changes, all: bool, commit: &str, metadata: &Metad
         // All features include the one that leaves the kernels out. Only mlx-sys has it.
         cargo("clippy with kernels", "clippy --package mlx-sys --all-targets -- --deny warnings"),
         cargo("tests and doctests, the README's command", "test --workspace"),
-        cargo("parity", "run --quiet --package mlx-lab -- parity"),
-        cargo("parity with kernels", "run --quiet --package mlx-lab -- parity --kernels"),
+        // With `--tests`, dependencies have the features that they have in the step before, so that only the programs
+        // are compiled. `cargo run --package mlx-lab` would compile half of the dependencies again.
+        cargo("programs", "build --workspace --bins --tests"),
+        lab("parity", "parity"),
+        lab("parity with kernels", "parity --kernels"),
         strict(cargo("docs", "doc --workspace --no-deps --all-features")),
         strict(cargo("docs with kernels", "doc --package mlx-sys --package mlx-cpu --no-deps")),
     ];
@@ -114,8 +137,8 @@ pub(super) fn steps(changes: &Changes, all: bool, commit: &str, metadata: &Metad
 
     // The fixed seed gives the same cases again, although a faster machine runs more of them.
     let seconds = FUZZING[usize::from(all)];
-    let fuzz = format!("run --quiet --package mlx-lab -- fuzz --seconds {seconds} --seed 1 --longest 120");
-    steps.push(cargo("fuzz", &fuzz));
+    let fuzz = format!("fuzz --seconds {seconds} --seed 1 --longest 120 --program");
+    steps.push(lab("fuzz", &fuzz).argument(&program("mlx-models").to_string_lossy()));
     steps.push(mutations(changes, all, commit));
 
     let mut other = cargo("a project outside the workspace", "run --quiet");
@@ -242,9 +265,13 @@ mod tests {
         Changes::Known(files.iter().map(|&file| file.to_owned()).collect())
     }
 
-    /// The commands of the steps, by their names.
+    fn steps_of(changes: &Changes, all: bool) -> Vec<Step> {
+        steps(&Run { changes, all, commit: "abc", programs: Path::new("built") }, &metadata())
+    }
+
+    /// The arguments of the steps, by their names.
     fn plan(changes: &Changes, all: bool) -> Vec<(String, String)> {
-        let steps = steps(changes, all, "abc", &metadata()).into_iter();
+        let steps = steps_of(changes, all).into_iter();
         steps.map(|step| (step.name, step.arguments.join(" "))).collect()
     }
 
@@ -339,7 +366,7 @@ mod tests {
     #[test]
     fn components_that_stand_alone_bring_no_other_crate_of_ours() {
         let root = workspace::root();
-        let steps = steps(&Changes::Unknown, false, "", &metadata()).into_iter();
+        let steps = steps_of(&Changes::Unknown, false).into_iter();
         let alone: Vec<Step> = steps.filter(|step| step.name.ends_with("stands alone")).collect();
         assert_eq!(alone.len(), STAND_ALONE.len());
         for step in &alone {
@@ -353,7 +380,7 @@ mod tests {
     #[test]
     fn each_architecture_alone_is_without_the_others() {
         let root = workspace::root();
-        let steps = steps(&Changes::Unknown, false, "", &metadata()).into_iter();
+        let steps = steps_of(&Changes::Unknown, false).into_iter();
         let minimal: Vec<Step> =
             steps.filter(|step| step.name.ends_with("alone brings nothing else")).collect();
         // No architecture, and each of at least five.

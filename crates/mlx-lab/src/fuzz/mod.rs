@@ -57,8 +57,8 @@ pub(crate) struct Arguments {
     /// List every kind of error at the end
     #[arg(long)]
     errors: bool,
-    /// The program that a worker runs
-    #[arg(long, value_name = "FILE", hide = true, requires = "worker")]
+    /// Run this program in the cases about options, instead of building mlx-models
+    #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Run the cases whose numbers come on standard input, in this folder
     #[arg(long, value_name = "DIR", hide = true)]
@@ -84,7 +84,10 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let program = scratch.path().join("mlx-models");
     if arguments.case.map(Kind::of).or(arguments.kind).is_none_or(|kind| kind == Kind::Program) {
         // A copy, so that a build during the run does not change the program that is run.
-        let built = build_program()?;
+        let built = match &arguments.program {
+            Some(program) => program.clone(),
+            None => build_program()?,
+        };
         std::fs::hard_link(&built, &program).or_else(|_| std::fs::copy(&built, &program).map(drop))?;
     }
     let settings = settings(program);
