@@ -1,0 +1,90 @@
+//! A model behind tokio: one thread owns the model and a batch, and tasks send it requests.
+//!
+//! Models, sessions, batches, streams and tokenizers are `Send`, and work on every thread. A model is used by one thread at a
+//! time, since computing needs `&mut`. A token takes milliseconds of computation, so it has no place on a thread that runs
+//! tasks.
+//!
+//! `cargo run -p mlx-models --all-features --example async_tokio -- path/to/checkpoint`
+#![allow(clippy::print_stdout, reason = "an example shows its results")]
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::{env, thread};
+
+use mlx_models::generate::{Batch, GenerateOptions};
+use mlx_models::tokenizer::{TextStream, Tokenizer};
+use mlx_models::{CacheOptions, CausalLm};
+use tokio::sync::mpsc;
+
+/// A small model that writes stories for children.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../mlx-models-cli/demo/lille-130m");
+
+struct Request {
+    prompt: String,
+    max_tokens: usize,
+    /// Gets the pieces of the text. Dropping the other end cancels the request.
+    pieces: mpsc::UnboundedSender<String>,
+}
+
+/// Answers requests until nobody can send one any more. All requests share the steps of one batch.
+fn serve(
+    mut model: Box<dyn CausalLm>,
+    tokenizer: &Tokenizer,
+    mut requests: mpsc::Receiver<Request>,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut batch = Batch::new(CacheOptions::default());
+    let mut answers: HashMap<_, (TextStream, mpsc::UnboundedSender<String>)> = HashMap::new();
+    loop {
+        // Without work the thread sleeps until a request comes. Otherwise it takes a request that is there.
+        let request = if batch.is_empty() { requests.blocking_recv() } else { requests.try_recv().ok() };
+        if let Some(Request { prompt, max_tokens, pieces }) = request {
+            let options = GenerateOptions { max_tokens, ..GenerateOptions::new(tokenizer.stop_tokens()) };
+            let row = batch.add(&mut *model, &tokenizer.encode(&prompt)?, options)?;
+            answers.insert(row, (tokenizer.stream(), pieces));
+        } else if batch.is_empty() {
+            return Ok(());
+        }
+        for answer in batch.step(&mut *model)? {
+            let Some((text, pieces)) = answers.get_mut(&answer.row) else { continue };
+            let piece = answer.token.map(|token| text.push(token.id)).transpose()?;
+            let is_gone = pieces.send(piece.unwrap_or_default()).is_err();
+            if is_gone {
+                batch.remove(answer.row)?;
+            }
+            if is_gone || answer.finish.is_some() {
+                answers.remove(&answer.row); // dropping the sender ends the answer
+            }
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let folder = env::args().nth(1).unwrap_or_else(|| DEMO.to_owned());
+    let model = mlx_models::load(&folder)?;
+    let tokenizer = Tokenizer::from_folder(&folder)?;
+    // Where the queue is full, a task waits until there is room.
+    let (sender, receiver) = mpsc::channel(16);
+    let owner = thread::spawn(move || serve(model, &tokenizer, receiver));
+
+    let ask = |prompt: &'static str, max_tokens| {
+        let sender = sender.clone();
+        async move {
+            let (pieces, mut text) = mpsc::unbounded_channel();
+            sender
+                .send(Request { prompt: prompt.to_owned(), max_tokens, pieces })
+                .await
+                .map_err(|_| "no owner")?;
+            let mut answer = prompt.to_owned();
+            while let Some(piece) = text.recv().await {
+                answer += &piece;
+            }
+            Ok::<_, Box<dyn Error + Send + Sync>>(answer)
+        }
+    };
+    let (first, second) = tokio::join!(ask("Once upon a time", 20), ask("In a little cottage", 12));
+    println!("{}\n{}", first?, second?);
+    drop(sender);
+    owner.join().map_err(|_| "the thread of the model panicked")??;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Eight prompts at once: each step reads the weights once and gives every row a token.
+//!
+//! `cargo run -p mlx-models --all-features --example batch -- path/to/checkpoint`
+#![allow(clippy::print_stdout, reason = "an example shows its results")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::error::Error;
+
+use mlx_models::CacheOptions;
+use mlx_models::generate::{Batch, FinishReason, GenerateOptions};
+use mlx_models::tokenizer::Tokenizer;
+
+/// A small model that writes stories for children.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../mlx-models-cli/demo/lille-130m");
+
+const PROMPTS: [&str; 8] = [
+    "Once upon a time",
+    "In a little cottage by the sea",
+    "Long ago, in a hollow tree",
+    "One sunny morning",
+    "Ada wanted to play",
+    "The fox and the rabbit",
+    "At the edge of the forest",
+    "That night",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = env::args().nth(1).unwrap_or_else(|| DEMO.to_owned());
+    let mut model = mlx_models::load(&folder)?;
+    let tokenizer = Tokenizer::from_folder(&folder)?;
+
+    // Rows have different lengths and options. They come and go at any time: `add` and `remove` may be called between
+    // any two steps.
+    let mut batch = Batch::new(CacheOptions::default());
+    let mut rows = BTreeMap::new();
+    for (index, prompt) in PROMPTS.into_iter().enumerate() {
+        let options =
+            GenerateOptions { max_tokens: 10 + 2 * index, ..GenerateOptions::new(tokenizer.stop_tokens()) };
+        let row = batch.add(&mut *model, &tokenizer.encode(prompt)?, options)?;
+        rows.insert(row, (prompt.to_owned(), tokenizer.stream()));
+    }
+
+    let mut steps = 0;
+    while !batch.is_empty() {
+        for answer in batch.step(&mut *model)? {
+            let Some((text, stream)) = rows.get_mut(&answer.row) else { continue };
+            if let Some(token) = &answer.token
+                && answer.finish != Some(FinishReason::StopToken)
+            {
+                text.push_str(&stream.push(token.id)?);
+            }
+        }
+        steps += 1;
+    }
+
+    for (text, stream) in rows.into_values() {
+        println!("{}", (text + &stream.finish()?).replace('\n', " "));
+    }
+    println!("{steps} steps");
+    Ok(())
+}
