@@ -6,6 +6,7 @@
 use std::env;
 use std::error::Error;
 
+use mlx_models::generate::Session;
 use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use mlx_rs::{Array, Dtype};
@@ -39,13 +40,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The mean of a sentence's features, float32 `[D]`, of length 1.
 fn vector(model: &mut dyn CausalLm, tokens: &[u32]) -> Result<Array, Box<dyn Error>> {
-    // A cache of its own, so that the sentence is read from position 0. Two rows of a batch would need padding.
-    let mut cache = model.new_cache(&CacheOptions::default())?;
+    // A session of its own, so that the sentence is read from position 0.
+    let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]); // [B, L]
 
     // What the head would turn into logits. A model for embeddings was trained to make these features comparable; a plain
     // language model was not, so expect less of it.
-    let hidden = model.hidden_states(&tokens, &mut cache)?; // [B, L, D]
+    let hidden = session.hidden_states(model, &tokens)?.last; // [B, L, D]; `.layers` has those of all layers
     let mean = hidden.as_dtype(Dtype::Float32)?.mean_axes(&[0, 1], false)?; // [D]
     let length = mean.square()?.sum(None)?.sqrt()?;
     Ok(mean.divide(&length)?)

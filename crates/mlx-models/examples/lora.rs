@@ -25,21 +25,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ids = tokenizer.encode(SENTENCE)?;
     let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]); // [B, L]
 
-    // Which layers get an adapter: the end of their names in the checkpoint, in the last `num_layers` blocks (-1: all).
-    let keys = Some(vec!["attention.qkv_proj".to_owned(), "feed_forward.down_proj".to_owned()]);
-    let config =
-        AdapterConfig { kind: AdapterKind::Lora, rank: 8, scale: 8.0, dropout: 0.0, num_layers: -1, keys };
+    // Every linear layer of every block gets an adapter. `keys` would name some, such as `attention.qkv_proj`.
+    let config = AdapterConfig {
+        kind: AdapterKind::Lora,
+        rank: 8,
+        scale: 20.0,
+        dropout: 0.0,
+        num_layers: -1,
+        keys: None,
+    };
     let checkpoint = Checkpoint::open(DEMO)?.with_adapters(Adapters::fresh(config.clone(), 1)?);
     let mut model = mlx_models::load_checkpoint(&checkpoint, &LoadOptions::default())?;
 
     // Freezes the model's own parameters, so that only the adapters are trained.
     model.freeze_parameters(false);
     let mut step = value_and_grad(loss);
-    let mut optimizer = AdamW::new(0.003);
-    for number in 0..60 {
+    let mut optimizer = AdamW::new(0.0005);
+    for number in 0..=20 {
         let (loss, gradients) = step(&mut model, &tokens)?;
         optimizer.update(&mut model, &gradients)?;
-        if number % 20 == 0 || number == 59 {
+        if number % 5 == 0 {
             println!("step {number}: loss {:.3}", loss.try_item_cast::<f32>()?);
         }
     }
