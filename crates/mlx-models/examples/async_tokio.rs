@@ -26,7 +26,8 @@ struct Request {
     pieces: mpsc::UnboundedSender<String>,
 }
 
-/// Answers requests until nobody can send one any more. All requests share the steps of one batch.
+/// Answers requests until nobody can send one any more. All requests share the steps of one batch. Here an error ends the
+/// thread; a server would send it to the task that asked.
 fn serve(
     mut model: Box<dyn CausalLm>,
     tokenizer: &Tokenizer,
@@ -51,8 +52,11 @@ fn serve(
             if is_gone {
                 batch.remove(answer.row)?;
             }
-            if is_gone || answer.finish.is_some() {
-                answers.remove(&answer.row); // dropping the sender ends the answer
+            if (is_gone || answer.finish.is_some())
+                && let Some((text, pieces)) = answers.remove(&answer.row)
+            {
+                // The beginning of a character that was held back. Dropping the sender ends the answer.
+                let _ = pieces.send(text.finish()?);
             }
         }
     }
