@@ -1,6 +1,7 @@
 //! Several sequences, decoded together.
 
-use std::ops::ControlFlow;
+use std::collections::VecDeque;
+use std::fmt;
 
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::CacheOptions;
@@ -16,10 +17,10 @@ use crate::{FinishReason, GenerateError, GenerateOptions, PREFILL_CHUNK, Session
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId(u64);
 
-impl RowId {
-    /// How many sequences were added before it.
-    pub(crate) fn number(self) -> u64 {
-        self.0
+/// The number of sequences that were added before it.
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -35,12 +36,14 @@ pub struct BatchToken {
 }
 
 /// Sequences that are decoded together: each gets one token with every [`step`](Self::step). A step reads all weights of
-/// the model once, however many sequences there are. Sequences come and go at any time.
+/// the model once, however many sequences there are. Sequences come and go at any time. This is the way to serve many
+/// users with one model.
 ///
-/// Each prompt is read alone, and then its sequence becomes a row of one [`Session`]. A row has its own options, among
-/// them penalties, processors and random numbers, and gets the tokens that it would get alone: rows do not see each
-/// other. (Logits may differ in their last bits where the device's kernels add in another order for several rows than
-/// for one.)
+/// A prompt is read alone, and then its sequence becomes a row of one [`Session`]. Prompts are read by the steps, a
+/// [limited number of tokens](Self::prompt_tokens_per_step) in each, so that a long prompt does not hold up the other
+/// rows. A row has its own options, among them penalties, processors and random numbers, and gets the tokens that it
+/// would get alone: rows do not see each other. (Logits may differ in their last bits where the device's kernels add in
+/// another order for several rows than for one.)
 ///
 /// ```no_run
 /// # use mlx_causal_lm::CausalLm;
@@ -62,10 +65,15 @@ pub struct BatchToken {
 #[derive(Debug)]
 pub struct Batch {
     options: CacheOptions,
-    /// None where there are no rows.
+    /// How many tokens of prompts a step reads at most.
+    prompt_tokens: usize,
+    /// Sequences whose prompts are not read to their ends, in the order in which they were added.
+    waiting: VecDeque<Waiting>,
+    /// The session of all rows; `None` where there are none.
     session: Option<Session>,
-    /// In the order of the session's rows.
+    /// The rows, in the order of the session's.
     rows: Vec<Row>,
+    /// How many sequences were added.
     added: u64,
     /// Rows that failed, of which [`step`](Self::step) has not told yet.
     failed: Vec<(RowId, GenerateError)>,
@@ -79,45 +87,83 @@ struct Row {
     sequence: Sequence,
 }
 
+/// A sequence whose prompt is being read.
+#[derive(Debug)]
+struct Waiting {
+    row: Row,
+    session: Session,
+    /// The tokens of the prompt that are not read yet, without the last one.
+    unread: Vec<u32>,
+}
+
 impl Batch {
     /// A batch without sequences. `options` are those of the cache; their padding has no effect.
     pub fn new(options: CacheOptions) -> Self {
         let options = CacheOptions { left_padding: Vec::new(), ..options };
-        Self { options, session: None, rows: Vec::new(), added: 0, failed: Vec::new(), answers: Vec::new() }
+        Self {
+            options,
+            prompt_tokens: PREFILL_CHUNK,
+            waiting: VecDeque::new(),
+            session: None,
+            rows: Vec::new(),
+            added: 0,
+            failed: Vec::new(),
+            answers: Vec::new(),
+        }
     }
 
-    /// How many sequences there are.
+    /// The same batch, whose steps read at most this many tokens of prompts, at least one; [`PREFILL_CHUNK`] by default. With
+    /// fewer, the rows that are decoded wait less for new prompts, and new prompts take more steps. A call of the model reads
+    /// at most [`GenerateOptions::prefill_chunk`] of them.
+    #[must_use]
+    pub fn prompt_tokens_per_step(self, tokens: usize) -> Self {
+        Self { prompt_tokens: tokens.max(1), ..self }
+    }
+
+    /// How many sequences there are, those included whose prompts are being read.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.waiting.len() + self.rows.len()
     }
 
     /// Whether there is no sequence, and [`step`](Self::step) has nothing left to tell of earlier ones.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.failed.is_empty() && self.answers.is_empty()
+        self.len() == 0 && self.failed.is_empty() && self.answers.is_empty()
     }
 
     /// The tokens of a sequence so far, prompt and answer; `None` where it has ended.
     pub fn tokens(&self, row: RowId) -> Option<&[u32]> {
-        self.rows.iter().find(|found| found.id == row).map(|row| row.sequence.ids())
+        let waiting = self.waiting.iter().map(|waiting| &waiting.row);
+        waiting.chain(&self.rows).find(|found| found.id == row).map(|row| row.sequence.ids())
     }
 
-    /// A copy of a sequence's session, which has read all of its tokens but the last; `None` where the sequence has
-    /// ended.
+    /// How many tokens of a sequence's prompt have yet to be read: 0 once it gets tokens, and `None` where it has ended.
+    pub fn unread(&self, row: RowId) -> Option<usize> {
+        match self.waiting.iter().find(|waiting| waiting.row.id == row) {
+            Some(waiting) => Some(waiting.unread.len() + 1),
+            None => self.rows.iter().any(|found| found.id == row).then_some(0),
+        }
+    }
+
+    /// A copy of a sequence's session, which has read all of its tokens but the last, or less of its prompt while that is
+    /// being read; `None` where the sequence has ended.
     ///
     /// # Errors
     ///
     /// Those of [`Session::row`].
     pub fn session(&self, row: RowId) -> Result<Option<Session>, GenerateError> {
+        if let Some(waiting) = self.waiting.iter().find(|waiting| waiting.row.id == row) {
+            return Ok(Some(waiting.session.clone()));
+        }
         let at = self.rows.iter().position(|found| found.id == row);
         let found = self.session.as_ref().zip(at);
         found.map(|(session, at)| session.row(at)).transpose()
     }
 
-    /// Adds a sequence: reads its prompt, which the next step continues.
+    /// Adds a sequence, whose prompt is read by the next steps.
     ///
     /// # Errors
     ///
-    /// Those of [`generate`](crate::generate). The batch is then as it was.
+    /// Those of [`generate`](crate::generate) for the prompt and the options. The batch is then as it was.
     pub fn add(
         &mut self,
         model: &mut dyn CausalLm,
@@ -128,29 +174,27 @@ impl Batch {
         self.add_session(model, session, prompt, options)
     }
 
-    /// Adds a sequence that continues a session of one row: a prompt whose beginning was read before, for example. The
-    /// session's cache must have the options of this batch.
+    /// Adds a sequence that continues a session of one row: the conversation of a user, or a prompt whose beginning was
+    /// read before. The session's cache must have the options of this batch; where it cannot [join](Session::join) the
+    /// others, the step that has read the prompt fails for this sequence.
     ///
     /// # Errors
     ///
-    /// Those of [`generate`](crate::generate) and of [`Session::join`]. The batch is then as it was.
+    /// Those of [`generate`](crate::generate) for the prompt and the options, and [`GenerateError::UnknownTokens`] for a
+    /// cache that came with tokens. The batch is then as it was.
     pub fn add_session(
         &mut self,
         model: &mut dyn CausalLm,
-        mut session: Session,
+        session: Session,
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
         session.check_joinable()?; // Also the first one, which others will join.
-        let go_on = &mut |_, _| ControlFlow::Continue(());
-        let (sequence, _) = Sequence::begin(model, &mut session, prompt, options, go_on)?;
-        match &mut self.session {
-            Some(all) => all.join(model, session)?,
-            none => *none = Some(session),
-        }
+        let sequence = Sequence::new(model, &session, prompt, options)?;
+        let (_, unread) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
         let id = RowId(self.added);
-        self.rows.push(Row { id, sequence });
         self.added += 1;
+        self.waiting.push_back(Waiting { row: Row { id, sequence }, session, unread: unread.to_vec() });
         Ok(id)
     }
 
@@ -160,21 +204,24 @@ impl Batch {
     ///
     /// What the cache reports.
     pub fn remove(&mut self, row: RowId) -> Result<bool, GenerateError> {
-        let before = self.rows.len();
+        let before = self.len();
+        self.waiting.retain(|waiting| waiting.row.id != row);
         self.keep(|found| found.id != row)?;
-        Ok(self.rows.len() < before)
+        Ok(self.len() < before)
     }
 
-    /// Gives every sequence its next token, and returns the tokens in the order in which the sequences were added.
+    /// Reads the next part of the prompts that are not read yet, in the order in which they were added, and gives every
+    /// sequence whose prompt is read its next token. Returns the tokens in the order in which the sequences were added.
     /// Sequences that ended are gone afterwards.
     ///
     /// # Errors
     ///
-    /// What the model reports; [`GenerateError::Row`] where one sequence failed: no token was possible, or one of its
-    /// processors reported an error. That sequence has left the batch, and the next call returns the tokens of the others.
+    /// What the model reports; [`GenerateError::Row`] where one sequence failed: its prompt could not be read, no token was
+    /// possible, or one of its processors reported an error. That sequence has left the batch, and the next call returns the tokens of the others.
     pub fn step(&mut self, model: &mut dyn CausalLm) -> Result<Vec<BatchToken>, GenerateError> {
         if self.failed.is_empty() && self.answers.is_empty() {
             self.end_rows_before_step()?;
+            self.read_prompts(model);
             self.read_and_choose(model)?;
         }
         match self.failed.pop() {
@@ -187,14 +234,41 @@ impl Batch {
         }
     }
 
-    /// Takes out the rows that get no token: they were cancelled, or asked for none.
+    /// Takes out the sequences that get no token: they were cancelled, or asked for none.
     fn end_rows_before_step(&mut self) -> Result<(), GenerateError> {
-        for Row { id, sequence } in &mut self.rows {
+        let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.row);
+        for Row { id, sequence } in waiting.chain(&mut self.rows) {
             if sequence.finish().is_some() || sequence.is_cancelled() {
                 self.answers.push(BatchToken { row: *id, token: None, finish: sequence.finish() });
             }
         }
+        self.waiting.retain(|waiting| waiting.row.sequence.finish().is_none());
         self.keep(|row| row.sequence.finish().is_none())
+    }
+
+    /// Reads as much of the prompts as a step may. Sequences whose prompts are read to their ends become rows.
+    fn read_prompts(&mut self, model: &mut dyn CausalLm) {
+        let mut left = self.prompt_tokens;
+        while let Some(mut waiting) = self.waiting.pop_front() {
+            match waiting.read(model, &mut left) {
+                Ok(true) => {
+                    let Waiting { row, session, .. } = waiting;
+                    let joined = match &mut self.session {
+                        Some(all) => all.join(model, session),
+                        none => {
+                            *none = Some(session);
+                            Ok(())
+                        }
+                    };
+                    match joined {
+                        Ok(()) => self.rows.push(row),
+                        Err(e) => self.failed.push((row.id, e)),
+                    }
+                }
+                Ok(false) => return self.waiting.push_front(waiting),
+                Err(e) => self.failed.push((waiting.row.id, e)),
+            }
+        }
     }
 
     /// Reads the last token of every row in one call, and chooses the next one for each.
@@ -236,6 +310,21 @@ impl Batch {
         }
         self.rows.retain(is_kept);
         Ok(())
+    }
+}
+
+impl Waiting {
+    /// Reads at most `left` tokens, which it counts down, and returns whether the prompt is read.
+    fn read(&mut self, model: &mut dyn CausalLm, left: &mut usize) -> Result<bool, GenerateError> {
+        let chunk = self.row.sequence.options.prefill_chunk.max(1);
+        loop {
+            let part = self.session.prefill_part(model, &self.unread, 1, chunk.min(*left))?;
+            self.unread.drain(..part.new);
+            *left -= part.read.min(*left);
+            if part.left == 0 || *left == 0 {
+                return Ok(part.left == 0);
+            }
+        }
     }
 }
 

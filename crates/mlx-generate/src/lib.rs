@@ -6,6 +6,9 @@
 //! All three choose tokens in the same way and end for the same [reasons](FinishReason), and callers can bring
 //! [`LogitsProcessor`]s of their own to each.
 //!
+//! To serve many users, keep one [`Batch`] and add the prompt of each user when it arrives: the users then share every call
+//! of the model.
+//!
 //! ```
 //! use mlx_causal_lm::CausalLm;
 //! use mlx_generate::{GenerateError, GenerateOptions, Session, generate};
@@ -141,7 +144,7 @@ pub enum GenerateError {
         source: ProcessorError,
     },
     /// A sequence of a [`Batch`] failed, and has left it.
-    #[error("row {} of the batch", row.number())]
+    #[error("row {row} of the batch")]
     Row {
         /// The sequence.
         row: RowId,

@@ -25,23 +25,35 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Begins a sequence: checks the prompt and the options, and reads all of the prompt but its last token into the
-    /// session. The last token is read by the first step, alone, since its logits choose the first token. Also returns
-    /// how many tokens there were to read in all, the last one included.
+    /// A sequence that continues a session with this prompt. Checks the prompt and the options, and reads nothing: the
+    /// caller reads all of the prompt but its last token, which is read by the first step, alone, since its logits choose
+    /// the first token.
+    pub(crate) fn new(
+        model: &dyn CausalLm,
+        session: &Session,
+        prompt: &[u32],
+        mut options: GenerateOptions,
+    ) -> Result<Self, GenerateError> {
+        let chooser = Chooser::new(&mut options, model.info().vocab_size)?;
+        let ids = [session.ids()?, prompt.to_vec()].concat();
+        let room = check_prompt(model, session, prompt, &options)?;
+        let chooser = chooser.after(&ids)?;
+        let mut sequence = Self { options, chooser, ids, decoded: 0, room, finish: None };
+        sequence.finish = sequence.end(0, None);
+        Ok(sequence)
+    }
+
+    /// A [`new`](Self::new) sequence, whose prompt is read into the session but for its last token. Also returns how many
+    /// tokens there were to read in all, the last one included.
     pub(crate) fn begin(
         model: &mut dyn CausalLm,
         session: &mut Session,
         prompt: &[u32],
-        mut options: GenerateOptions,
+        options: GenerateOptions,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(Self, usize), GenerateError> {
-        let chooser = Chooser::new(&mut options, model.info().vocab_size)?;
-        let ids = [session.ids()?, prompt.to_vec()].concat();
-        let room = check_prompt(model, session, prompt, &options)?;
+        let sequence = Self::new(model, session, prompt, options)?;
         let (_, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
-        let chooser = chooser.after(&ids)?;
-        let mut sequence = Self { options, chooser, ids, decoded: 0, room, finish: None };
-        sequence.finish = sequence.end(0, None);
         let cancel = &sequence.options.cancel;
         let chunk = sequence.options.prefill_chunk;
         let total =

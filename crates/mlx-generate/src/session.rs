@@ -113,6 +113,17 @@ enum Output {
     Hidden,
 }
 
+/// How many tokens a [part](Session::prefill_part) of a text has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// All tokens that were read, also those that were read again.
+    pub(crate) read: usize,
+    /// The tokens that were read for the first time.
+    pub(crate) new: usize,
+    /// How many tokens are left to read of the text, again or for the first time.
+    pub(crate) left: usize,
+}
+
 impl Session {
     /// A session on this cache.
     ///
@@ -321,28 +332,46 @@ impl Session {
         chunk: usize,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, GenerateError> {
-        let mut coming = tokens.len() + more;
-        let again = self.prepare(model, as_i32(coming))? as usize;
-        let total = again + coming;
+        let coming = tokens.len() + more;
+        let total = self.prepare(model, as_i32(coming))? as usize + coming;
         let mut report = |read| match progress(read, total) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(GenerateError::Cancelled),
         };
-        let mut read = 0;
+        let (mut read, mut rest) = (0, tokens);
         report(read)?;
-        while read < again {
-            read += self.catch_up(model, chunk)? as usize;
-            report(read)?;
-        }
-        for ids in tokens.chunks(chunk.max(1)) {
-            coming -= ids.len();
-            let options = StepOptions { logits: Logits::None, more: coming, chunk };
-            self.next_logits(model, &Array::from_slice(ids, &[1, ids.len() as i32]), options)?;
-            self.tidy()?;
-            read += ids.len();
+        while read + more < total {
+            let part = self.prefill_part(model, rest, more, chunk.max(1))?;
+            read += part.read;
+            rest = &rest[part.new..];
             report(read)?;
         }
         Ok(total)
+    }
+
+    /// Reads the next part of a text as [`prefill`](Self::prefill) does: at most `most` tokens, in one call of the model.
+    pub(crate) fn prefill_part(
+        &mut self,
+        model: &mut dyn CausalLm,
+        tokens: &[u32],
+        more: usize,
+        most: usize,
+    ) -> Result<Part, GenerateError> {
+        let again = self.prepare(model, as_i32(tokens.len() + more))? as usize;
+        let (read, new) = if most == 0 {
+            (0, 0)
+        } else if again > 0 {
+            (self.catch_up(model, most)? as usize, 0)
+        } else {
+            let (ids, rest) = tokens.split_at(most.min(tokens.len()));
+            if !ids.is_empty() {
+                let options = StepOptions { logits: Logits::None, more: rest.len() + more, chunk: most };
+                self.next_logits(model, &Array::from_slice(ids, &[1, as_i32(ids.len())]), options)?;
+                self.tidy()?;
+            }
+            (ids.len(), ids.len())
+        };
+        Ok(Part { read, new, left: again + tokens.len() - read })
     }
 
     /// Forgets the newest `tokens` tokens of every row, or as many as the shortest row has, and returns how many that

@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 | for | use |
 |---|---|
 | tokens one by one, with their text | [`generate::generate`], [`text::with_text`] |
-| many users at once | [`generate::Batch`] |
+| many users at once | [`text::TextBatch`], on [`generate::Batch`] |
 | a conversation that keeps its cache, a cache in a file | [`generate::Session`], with `turn_to`, `save` and `load` |
 | several tokens per call of the model | [`generate::generate_speculative`] |
 | hidden states: of the last layer, for embeddings, or of every layer | [`generate::Session::hidden_states`]; [`trace`] for the output of every part of a model |

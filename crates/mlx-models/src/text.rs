@@ -1,11 +1,15 @@
 //! Tokens with their text: the token loop and the tokenizer together.
 //!
-//! [`with_text`] gives a stream its text, which ends before a stop string. [`StopStringProcessor`] ends a sequence of tokens
-//! where a stop string is complete, in a row of a batch too.
+//! [`with_text`] gives a stream its text, and [`TextBatch`] the sequences of a batch. Both end before a stop string.
+//! [`StopStringProcessor`] is for code of your own that chooses tokens: it ends a sequence of tokens where a stop string is
+//! complete.
+
+mod batch;
 
 use std::collections::VecDeque;
 
-use mlx_generate::{FinishReason, GenerateError, LogitsProcessor, ProcessorError, Token, Tokens};
+pub use batch::{BatchPiece, TextBatch, TextOptions};
+use mlx_generate::{FinishReason, GenerateError, LogitsProcessor, ProcessorError, RowId, Token, Tokens};
 use mlx_tokenizer::{StopStrings, TextStream, Tokenizer, TokenizerError};
 
 /// Why a text cannot go on.
@@ -18,6 +22,14 @@ pub enum TextError {
     /// The tokenizer reported an error.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The tokenizer refused a token of a sequence of a [`TextBatch`].
+    #[error("row {row} of the batch")]
+    Row {
+        /// The sequence, which has left the batch.
+        row: RowId,
+        /// The tokenizer's error.
+        source: TokenizerError,
+    },
 }
 
 /// Why a text ended.
@@ -168,10 +180,9 @@ const KEPT_STATES: usize = 32;
 /// [`FinishReason::Complete`]: for streams, rows of a batch and speculative decoding.
 ///
 /// It looks at the answer and not at the prompt, and changes no logits. The last tokens of the answer contain the stop
-/// string. To leave it out of the text that is shown, use [`TextTokens::stop_at`].
+/// string. [`TextTokens::stop_at`] and [`TextBatch`] leave it out of the text.
 ///
 /// ```no_run
-/// ///
 /// use mlx_models::CacheOptions;
 /// use mlx_models::generate::{Batch, GenerateOptions};
 /// use mlx_models::text::StopStringProcessor;
@@ -223,8 +234,12 @@ impl StopStringProcessor {
         tokenizer: &Tokenizer,
         stop_strings: impl IntoIterator<Item = T>,
     ) -> Result<Self, TokenizerError> {
-        let start = State { text: tokenizer.stream(), stop: StopStrings::new(stop_strings)? };
-        Ok(Self { ids: Vec::new(), states: VecDeque::from([start.clone()]), start })
+        Ok(Self::with(tokenizer, StopStrings::new(stop_strings)?))
+    }
+
+    fn with(tokenizer: &Tokenizer, stop: StopStrings) -> Self {
+        let start = State { text: tokenizer.stream(), stop };
+        Self { ids: Vec::new(), states: VecDeque::from([start.clone()]), start }
     }
 
     /// The stop string that was completed.
