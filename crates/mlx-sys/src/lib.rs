@@ -32,6 +32,11 @@ pub mod cpu_kernels {
 
     /// Does nothing, since there are no kernels.
     pub fn set_enabled(_: bool) {}
+
+    /// Always 1, since there are no kernels that share their work.
+    pub fn threads() -> usize {
+        1
+    }
 }
 
 #[cfg(target_os = "linux")]
