@@ -27,6 +27,8 @@ pub struct Package {
     pub version: String,
     /// The oldest compiler that builds the crate, if its manifest says so.
     pub rust_version: Option<String>,
+    /// Words to find the crate by.
+    pub keywords: Vec<String>,
     /// What the manifest lists as dependencies.
     pub dependencies: Vec<Dependency>,
     /// The features, each with what it switches on.

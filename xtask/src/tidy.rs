@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: checks what neither the compiler nor clippy can.
 
 mod circles;
+mod packages;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,6 +104,10 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     check_files(&root, &files, &mut problems)?;
     check_sizes(&root, &files, &mut problems)?;
     check_circles(&root, &files, &mut problems)?;
+    let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
+    for Package { name, keywords, .. } in metadata.members() {
+        problems.extend(packages::missing(name, &files, &manifest, keywords));
+    }
     let cases = files.iter().filter_map(|file| file.strip_prefix("xtask/cases/")?.strip_suffix("/case.json"));
     parity_list::check(&root, &cases.collect(), &mut problems)?;
 
@@ -274,6 +279,7 @@ mod tests {
 
     fn package(name: &str, dependencies: &[&str], rust_version: &str) -> Package {
         Package {
+            keywords: Vec::new(),
             id: name.to_owned(),
             name: name.to_owned(),
             version: "1.0.0".to_owned(),
