@@ -86,3 +86,7 @@ pub use rope::{Frequencies, Rope, RopeLayout, rope};
 pub use simd::{Arithmetic, Decoding, Element, Integers, MAX_LANES, Simd};
 pub use softmax::{argmax, logsumexp, softmax};
 pub use view::{View, ViewMut};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -12,7 +12,8 @@ use std::error::Error;
 use std::{env, thread};
 
 use mlx_models::generate::{Batch, GenerateOptions};
-use mlx_models::tokenizer::{TextStream, Tokenizer};
+use mlx_models::text::{BatchPiece, TextBatch};
+use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use tokio::sync::mpsc;
 
@@ -33,30 +34,26 @@ fn serve(
     tokenizer: &Tokenizer,
     mut requests: mpsc::Receiver<Request>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut batch = Batch::new(CacheOptions::default());
-    let mut answers: HashMap<_, (TextStream, mpsc::UnboundedSender<String>)> = HashMap::new();
+    let mut batch = TextBatch::new(Batch::new(CacheOptions::default()), tokenizer);
+    let mut answers = HashMap::new();
     loop {
         // Without work the thread sleeps until a request comes. Otherwise it takes a request that is there.
         let request = if batch.is_empty() { requests.blocking_recv() } else { requests.try_recv().ok() };
         if let Some(Request { prompt, max_tokens, pieces }) = request {
             let options = GenerateOptions { max_tokens, ..GenerateOptions::new(tokenizer.stop_tokens()) };
             let row = batch.add(&mut *model, &tokenizer.encode(&prompt)?, options)?;
-            answers.insert(row, (tokenizer.stream(), pieces));
+            answers.insert(row, pieces);
         } else if batch.is_empty() {
             return Ok(());
         }
-        for answer in batch.step(&mut *model)? {
-            let Some((text, pieces)) = answers.get_mut(&answer.row) else { continue };
-            let piece = answer.token.map(|token| text.push(token.id)).transpose()?;
-            let is_gone = pieces.send(piece.unwrap_or_default()).is_err();
+        for BatchPiece { row, piece, finish } in batch.step(&mut *model)? {
+            let Some(pieces) = answers.get(&row) else { continue };
+            let is_gone = pieces.send(piece.text).is_err();
             if is_gone {
-                batch.remove(answer.row)?;
+                batch.remove(row)?;
             }
-            if (is_gone || answer.finish.is_some())
-                && let Some((text, pieces)) = answers.remove(&answer.row)
-            {
-                // The beginning of a character that was held back. Dropping the sender ends the answer.
-                let _ = pieces.send(text.finish()?);
+            if is_gone || finish.is_some() {
+                answers.remove(&row); // Dropping the sender ends the answer.
             }
         }
     }

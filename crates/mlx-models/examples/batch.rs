@@ -8,7 +8,8 @@ use std::env;
 use std::error::Error;
 
 use mlx_models::CacheOptions;
-use mlx_models::generate::{Batch, FinishReason, GenerateOptions};
+use mlx_models::generate::{Batch, GenerateOptions};
+use mlx_models::text::TextBatch;
 use mlx_models::tokenizer::Tokenizer;
 
 /// A small model that writes stories for children.
@@ -32,30 +33,27 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Rows have different lengths and options. They come and go at any time: `add` and `remove` may be called between
     // any two steps.
-    let mut batch = Batch::new(CacheOptions::default());
-    let mut rows = BTreeMap::new();
+    let mut batch = TextBatch::new(Batch::new(CacheOptions::default()), &tokenizer);
+    let mut texts = BTreeMap::new();
     for (index, prompt) in PROMPTS.into_iter().enumerate() {
         let options =
             GenerateOptions { max_tokens: 10 + 2 * index, ..GenerateOptions::new(tokenizer.stop_tokens()) };
         let row = batch.add(&mut *model, &tokenizer.encode(prompt)?, options)?;
-        rows.insert(row, (prompt.to_owned(), tokenizer.stream()));
+        texts.insert(row, prompt.to_owned());
     }
 
     let mut steps = 0;
     while !batch.is_empty() {
         for answer in batch.step(&mut *model)? {
-            let Some((text, stream)) = rows.get_mut(&answer.row) else { continue };
-            if let Some(token) = &answer.token
-                && answer.finish != Some(FinishReason::StopToken)
-            {
-                text.push_str(&stream.push(token.id)?);
+            if let Some(text) = texts.get_mut(&answer.row) {
+                text.push_str(&answer.piece.text);
             }
         }
         steps += 1;
     }
 
-    for (text, stream) in rows.into_values() {
-        println!("{}", (text + &stream.finish()?).replace('\n', " "));
+    for text in texts.into_values() {
+        println!("{}", text.replace('\n', " "));
     }
     println!("{steps} steps");
     Ok(())

@@ -54,3 +54,7 @@ pub extern "C" fn mach_approximate_time() -> u64 {
     // With a clock before 1970 the seed is always 0.
     since_epoch.map_or(0, |time| time.as_nanos() as u64)
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
