@@ -93,14 +93,15 @@ impl Metadata {
             .collect()
     }
 
-    /// These crates, and all crates of this workspace that depend on them, directly or through others, in tests too.
+    /// These crates, and all crates of this workspace that depend on them, directly or through others, in tests too. What
+    /// depends on `mlx-rs` depends on the `mlx-sys` of this workspace.
     #[must_use]
     pub fn with_dependents<'a>(&'a self, crates: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         let mut found = crates.clone();
         loop {
-            let depends = |package: &&Package| {
-                package.dependencies.iter().any(|dependency| found.contains(&*dependency.name))
-            };
+            let is_found = |name: &str| found.contains(if name == "mlx-rs" { "mlx-sys" } else { name });
+            let depends =
+                |package: &&Package| package.dependencies.iter().any(|dependency| is_found(&dependency.name));
             let above: Vec<&str> = self.members().filter(depends).map(|package| &*package.name).collect();
             let before = found.len();
             found.extend(above);

@@ -103,7 +103,7 @@ fn metallib_dir(mlx_c: &Path) -> Result<PathBuf> {
 /// The original's name for this mlx-c: the first 12 digits of an FNV-1a hash over its headers and
 /// CMake configuration, each preceded by its path and a zero byte.
 fn mlx_c_key(mlx_c: &Path) -> Result<String> {
-    let mut files = bindings::headers(mlx_c)?;
+    let mut files = upstream::headers(mlx_c)?;
     files.push(mlx_c.join("CMakeLists.txt"));
     files.sort();
 

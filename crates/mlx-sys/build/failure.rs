@@ -62,8 +62,12 @@ pub fn last_lines(text: &[u8]) -> String {
 }
 
 pub fn create_dir(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path)
-        .map_err(|e| Failure::io(format!("creating the folder {}", path.display()), e))
+    std::fs::create_dir_all(path).map_err(|e| {
+        Failure::new(
+            format!("creating the folder {} failed: {e}", path.display()),
+            "check the free space and the permissions there; MLX_SYS_HOME names another folder to keep MLX in",
+        )
+    })
 }
 
 /// Whether a folder is complete: whether it has all of these files.
@@ -83,8 +87,12 @@ pub fn install(finished: &Path, place: &Path, proof: &[&str]) -> Result<()> {
             // A missing file is reported below. Without the old date the next build only takes longer.
             let _ = std::fs::File::options().write(true).open(file).and_then(|file| file.set_modified(old));
         }
-        let _ = std::fs::remove_dir_all(place);
-        let moved = std::fs::rename(finished, place);
+        // An empty place is taken in one step. One that is not empty is removed only if it is incomplete.
+        let mut moved = std::fs::rename(finished, place);
+        if moved.is_err() && !is_complete(place, proof) {
+            let _ = std::fs::remove_dir_all(place);
+            moved = std::fs::rename(finished, place);
+        }
         if let Err(e) = moved
             && !is_complete(place, proof)
         {

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
 use crate::hash::Fnv;
+use crate::linux::{Platform, compiler};
 
 /// The package that makes a shared library of `mlx-kernels`, in `kernels/`.
 const PACKAGE: &[(&str, &str)] = &[
@@ -26,14 +27,22 @@ const SOURCES: &[&str] = &["Cargo.toml", "build.rs", "generated", "src"];
 const LIBRARY: &str = "lib/libmlx_kernels.so";
 
 /// The folder of the library. Compiles it if `home` does not have it.
-pub fn library(home: &Path) -> Result<PathBuf> {
+pub fn library(platform: Platform, home: &Path) -> Result<PathBuf> {
     let siblings = siblings()?;
-    let place = home.join(format!("mlx-kernels-{}", key(home, &siblings)?));
+    let key = key(home, &siblings)?;
+    let place = home.join(format!("mlx-kernels-{key}"));
     if !is_complete(&place, &[LIBRARY]) {
         let work = home.join(format!(".mlx-kernels-{}", std::process::id()));
         // A build that was killed may have left it.
         let _ = std::fs::remove_dir_all(&work);
-        let result = compile(&siblings, &work, &place);
+        let result = compile(platform, &siblings, &work, &place).and_then(|made| {
+            // Otherwise the name would promise other kernels than the library has, for as long as it is kept.
+            if self::key(home, &siblings)? != key {
+                let what = "the sources of the kernels changed while they were compiled";
+                return Err(Failure::new(what, "build again"));
+            }
+            install(&made, &place, &[LIBRARY])
+        });
         let _ = std::fs::remove_dir_all(&work);
         result?;
     }
@@ -77,10 +86,11 @@ fn key(home: &Path, siblings: &Path) -> Result<String> {
     Ok(hash.hex())
 }
 
-/// Compiles the library in the folder `work`, and moves it to `place`.
-fn compile(siblings: &Path, work: &Path, place: &Path) -> Result<()> {
+/// Compiles the library in the folder `work`, for `place`. Returns the folder to move there.
+fn compile(platform: Platform, siblings: &Path, work: &Path, place: &Path) -> Result<PathBuf> {
     let package = PathBuf::from(variable("OUT_DIR")?).join("kernels");
     write_package(siblings, &package)?;
+    create_dir(work)?;
     let target = variable("TARGET")?;
     // The library is found by this name. Not -Wl, which splits a path at its commas.
     let soname = place.join(LIBRARY).display().to_string();
@@ -89,6 +99,14 @@ fn compile(siblings: &Path, work: &Path, place: &Path) -> Result<()> {
     let mut cargo = Command::new(variable("CARGO")?);
     cargo.args(["build", "--release", "--target", &target, "--target-dir"]).arg(work.join("target"));
     cargo.current_dir(&package).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // In a folder that the build around this one has locked, this one would wait forever.
+    cargo.env("CARGO_BUILD_BUILD_DIR", work.join("target"));
+    // The library is never compiled a second time, and incremental code is slower.
+    cargo.env("CARGO_INCREMENTAL", "0");
+    if let Some(linker) = linker(platform, &target)? {
+        let target = target.to_uppercase().replace('-', "_");
+        cargo.env(format!("CARGO_TARGET_{target}_LINKER"), linker);
+    }
     // What is meant for the build around this one: other flags, clippy, other settings of the release profile.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -99,18 +117,39 @@ fn compile(siblings: &Path, work: &Path, place: &Path) -> Result<()> {
     let answer =
         run(&mut cargo)?.ok_or_else(|| Failure::new("cargo was not found", "check the variable CARGO"))?;
     if !answer.status.success() {
-        return Err(Failure::new(
-            format!("the kernels for the CPU do not compile:\n{}", last_lines(&answer.stderr)),
-            "connect to the network for the first build, since cargo downloads the package half; \
-             or build mlx-sys with its feature without-cpu-kernels",
-        ));
+        return Err(does_not_compile(&answer.stderr));
     }
     let built = work.join("target").join(target).join("release/libmlx_kernels.so");
-    create_dir(&work.join("made/lib"))?;
-    let to = work.join("made").join(LIBRARY);
+    let made = work.join("made");
+    create_dir(&made.join("lib"))?;
+    let to = made.join(LIBRARY);
     std::fs::rename(&built, &to)
         .map_err(|e| Failure::io(format!("moving {} to {}", built.display(), to.display()), e))?;
-    install(&work.join("made"), place, &[LIBRARY])
+    Ok(made)
+}
+
+/// The failure that cargo's error output stands for.
+fn does_not_compile(said: &[u8]) -> Failure {
+    let remedy = if String::from_utf8_lossy(said).contains("could not compile") {
+        "`cargo check --package mlx-kernels` shows every error in the code; what is above may name a missing linker"
+    } else {
+        "connect to the network for the first build, since cargo downloads the package half"
+    };
+    Failure::new(
+        format!("the kernels for the CPU do not compile:\n{}", last_lines(said)),
+        format!("{remedy}; or build mlx-sys with its feature without-cpu-kernels"),
+    )
+}
+
+/// The linker that the build around this one has chosen. Without a choice, and for another processor, the C++ compiler.
+fn linker(platform: Platform, target: &str) -> Result<Option<PathBuf>> {
+    if let Some(linker) = std::env::var_os("RUSTC_LINKER") {
+        return Ok(Some(linker.into()));
+    }
+    if variable("HOST")? == target {
+        return Ok(None);
+    }
+    Ok(Some(compiler(platform)?.path().to_path_buf()))
 }
 
 /// Copies the package out of the source tree, where cargo must not write, with the absolute path of the crate.

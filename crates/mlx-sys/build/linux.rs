@@ -102,7 +102,7 @@ pub fn build(platform: Platform) -> Result<Published> {
     println!("cargo::rustc-link-search=native={}", place.join("lib").display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
     if with_kernels() {
-        let lib = kernels::library(&home)?;
+        let lib = kernels::library(platform, &home)?;
         println!("cargo::rustc-link-search=native={}", lib.display());
     }
     Ok(Published { include: vec![mlx.include, place.join("include")], defines: "" })
@@ -270,7 +270,7 @@ fn cc() -> cc::Build {
 }
 
 /// The C++ compiler, after a check that it runs.
-fn compiler(platform: Platform) -> Result<cc::Tool> {
+pub fn compiler(platform: Platform) -> Result<cc::Tool> {
     let none = |found: String| {
         Failure::new(
             format!("no working C++ compiler, which mlx-c needs ({found})"),

@@ -258,6 +258,15 @@ fn a_folder_that_no_program_can_load_from() {
     );
 }
 
+#[test]
+fn a_folder_that_cannot_be_made() {
+    let environment = Environment::offline();
+    let file = environment.path("file");
+    fs::write(&file, "").unwrap();
+    let said = environment.with("MLX_SYS_HOME", file.join("home")).failure();
+    assert_says(&said, &["creating the folder", "permissions", "MLX_SYS_HOME names another folder"]);
+}
+
 /// A damaged folder is made again.
 #[test]
 fn a_damaged_store() {

@@ -92,7 +92,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Parts`] if the JSON is invalid, [`TokenizerError::UnknownToken`] if it does not have a stop token.
+    /// [`TokenizerError::Parts`] if the JSON is invalid or does not have a special token, [`TokenizerError::UnknownToken`] if
+    /// it does not have a stop token.
     pub fn from_json(json: &[u8], parts: &TokenizerParts) -> Result<Self, TokenizerError> {
         let read = || {
             let mut tokenizer = read_json(json)?;

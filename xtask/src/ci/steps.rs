@@ -157,9 +157,12 @@ fn changed_crates<'a>(changes: &Changes, metadata: &'a Metadata) -> BTreeSet<&'a
     }
     let is_changed = |name: &&str| {
         let folder = if *name == "xtask" { "xtask/".to_owned() } else { format!("crates/{name}/") };
-        // Its tests read the cases.
-        files.iter().any(|file| file.starts_with(&folder))
-            || *name == "mlx-models" && files.iter().any(|file| file.starts_with("xtask/cases/"))
+        // Tests of mlx-models read the cases and the demos.
+        let read: &[&str] =
+            if *name == "mlx-models" { &["xtask/cases/", "crates/mlx-models-cli/demo/"] } else { &[] };
+        files
+            .iter()
+            .any(|file| file.starts_with(&folder) || read.iter().any(|folder| file.starts_with(folder)))
     };
     members.filter(is_changed).collect()
 }
@@ -342,6 +345,10 @@ mod tests {
             ("crates/mlx-rope/src/rope.rs", "mlx-safetensors", false),
             ("crates/mlx-models-cli/src/main.rs", "mlx-models", false),
             ("xtask/cases/lille_q4/case.json", "mlx-models", true),
+            ("crates/mlx-models-cli/demo/phi3/config.json", "mlx-models", true),
+            // Through mlx-rs, which is of another workspace.
+            ("crates/mlx-sys/native/table.cpp", "mlx-safetensors", true),
+            ("crates/mlx-cpu/src/lib.rs", "mlx-norms", true),
             ("Cargo.toml", "mlx-safetensors", true),
             ("docs/rope.md", "mlx-models", false),
         ] {
