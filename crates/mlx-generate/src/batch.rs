@@ -47,16 +47,19 @@ pub struct BatchToken {
 ///
 /// ```no_run
 /// # use mlx_causal_lm::CausalLm;
-/// # use mlx_generate::{Batch, GenerateOptions};
+/// # use mlx_generate::{Batch, GenerateError, GenerateOptions};
 /// # use mlx_kvcache::CacheOptions;
-/// # fn f(model: &mut dyn CausalLm, prompts: &[Vec<u32>], stop_tokens: &[u32]) -> Result<(), mlx_generate::GenerateError> {
+/// # fn f(model: &mut dyn CausalLm, prompts: &[Vec<u32>], stop_tokens: &[u32]) -> Result<(), GenerateError> {
 /// let mut batch = Batch::new(CacheOptions::default());
 /// for prompt in prompts {
 ///     batch.add(model, prompt, GenerateOptions::new(stop_tokens))?;
 /// }
 /// while !batch.is_empty() {
-///     for answer in batch.step(model)? {
-///         println!("{:?}: {:?} {:?}", answer.row, answer.token, answer.finish);
+///     match batch.step(model) {
+///         Ok(answers) => println!("{answers:?}"),
+///         // This row has left the batch, and the others go on.
+///         Err(GenerateError::Row { row, source }) => println!("row {row}: {source}"),
+///         Err(e) => return Err(e),
 ///     }
 /// }
 /// # Ok(())
@@ -175,13 +178,14 @@ impl Batch {
     }
 
     /// Adds a sequence that continues a session of one row: the conversation of a user, or a prompt whose beginning was
-    /// read before. The session's cache must have the options of this batch; where it cannot [join](Session::join) the
-    /// others, the step that has read the prompt fails for this sequence.
+    /// read before. The session's cache must have the options of this batch, but for the
+    /// [rewind](CacheOptions::rewind), which becomes that of the batch.
     ///
     /// # Errors
     ///
-    /// Those of [`generate`](crate::generate) for the prompt and the options, and [`GenerateError::UnknownTokens`] for a
-    /// cache that came with tokens. The batch is then as it was.
+    /// Those of [`generate`](crate::generate) for the prompt and the options; [`GenerateError::UnknownTokens`] for a cache
+    /// that came with tokens; [`CacheError::Merge`](mlx_kvcache::CacheError::Merge) for a cache of other options, or a
+    /// [later quantization](Session::quantize_from). The batch is then as it was.
     pub fn add_session(
         &mut self,
         model: &mut dyn CausalLm,
@@ -189,7 +193,8 @@ impl Batch {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<RowId, GenerateError> {
-        session.check_joinable()?; // Also the first one, which others will join.
+        // Also the first one, which others will join.
+        let session = session.with_options_of(model.new_cache(&self.options)?)?;
         let sequence = Sequence::new(model, &session, prompt, options)?;
         let (_, unread) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
         let id = RowId(self.added);
@@ -198,13 +203,15 @@ impl Batch {
         Ok(id)
     }
 
-    /// Takes a sequence out, and returns whether it was there.
+    /// Takes a sequence out, and returns whether it was there. No later step tells of it.
     ///
     /// # Errors
     ///
     /// What the cache reports.
     pub fn remove(&mut self, row: RowId) -> Result<bool, GenerateError> {
         let before = self.len();
+        self.answers.retain(|answer| answer.row != row);
+        self.failed.retain(|(failed, _)| *failed != row);
         self.waiting.retain(|waiting| waiting.row.id != row);
         self.keep(|found| found.id != row)?;
         Ok(self.len() < before)

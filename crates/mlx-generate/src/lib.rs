@@ -234,7 +234,8 @@ pub struct GenerateOptions {
     pub prefill_chunk: usize,
     /// What happens at the end of the model's context.
     pub overflow: Overflow,
-    /// Stops the prompt or the stream, from another thread for example.
+    /// Stops the prompt or the stream, from another thread for example. A clone of these options has the same handle: give each
+    /// row of a batch that is to be stopped alone a new one.
     pub cancel: Cancel,
 }
 

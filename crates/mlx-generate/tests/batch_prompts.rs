@@ -9,9 +9,10 @@ use std::ops::ControlFlow;
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, trace};
 use mlx_generate::{
-    Batch, BatchToken, Cancel, FinishReason, GenerateError, GenerateOptions, RowId, Session, generate,
+    Batch, BatchToken, Cancel, FinishReason, GenerateError, GenerateOptions, KvQuantization, PromptLookup,
+    RowId, Session, Speculation, generate, generate_speculative,
 };
-use mlx_kvcache::{CacheOptions, Quantization};
+use mlx_kvcache::{CacheError, CacheOptions, Quantization};
 use mlx_phi3::Phi3;
 
 fn options(max_tokens: usize) -> GenerateOptions {
@@ -146,18 +147,82 @@ fn sequences_end_while_their_prompts_are_read() {
     assert!(batch.is_empty());
 }
 
-/// A session whose cache has other options cannot become a row. The others go on.
+/// Whichever comes first: otherwise it would keep out the rows that have the options of the batch.
 #[test]
-fn a_session_that_does_not_fit_fails_alone() {
+fn a_session_with_other_options_is_refused() {
+    let mut model = model(Some(6), None);
+    let quantization = Quantization::affine(8, 32).unwrap();
+    let quantized = CacheOptions { quantization: Some(quantization), ..CacheOptions::default() };
+    let quantized = Session::new(model.new_cache(&quantized).unwrap());
+    let mut quantized_later = having_read(&mut model, &text(3));
+    quantized_later.quantize_from(&model, KvQuantization { quantization, from: 10 }).unwrap();
+    let padded = CacheOptions { left_padding: vec![0], ..CacheOptions::default() };
+    let padded = Session::new(model.new_cache(&padded).unwrap());
+    for is_first in [true, false] {
+        let mut batch = Batch::new(CacheOptions::default());
+        let mut rows = Vec::new();
+        if !is_first {
+            rows.push(batch.add(&mut model, &text(5), options(3)).unwrap());
+        }
+        for session in [&quantized, &quantized_later] {
+            let error = batch.add_session(&mut model, session.clone(), &text(7), options(3)).unwrap_err();
+            let is_refused =
+                matches!(&error, GenerateError::Cache(CacheError::Merge { what: "quantization", .. }));
+            assert!(is_refused, "{error:?}");
+        }
+        assert_eq!(batch.len(), rows.len());
+        rows.push(batch.add(&mut model, &text(5), options(3)).unwrap());
+        rows.push(batch.add_session(&mut model, padded.clone(), &text(5), options(3)).unwrap());
+        let (found, _) = together(&mut model, &mut batch);
+        let session = new_session(&model);
+        let expected = alone(&mut model, session, &text(5), 3);
+        assert_eq!(found, rows.into_iter().map(|row| (row, expected.clone())).collect());
+    }
+}
+
+/// Speculation has given the session's cache more room than the batch's caches have.
+#[test]
+fn a_session_that_was_decoded_with_drafts_goes_on_in_a_batch() {
+    let mut model = model(Some(6), None);
+    for rewind in [0, 9] {
+        let cache_options = CacheOptions { rewind, ..CacheOptions::default() };
+        let mut session = new_session(&model);
+        let speculation = Speculation { draft: &mut PromptLookup::default(), most: 4 };
+        let prompt = text(11);
+        let stream =
+            generate_speculative(&mut model, &mut session, &prompt, options(8), speculation).unwrap();
+        let last = stream.map(|token| token.unwrap().id).last().unwrap();
+        let read = session.ids().unwrap();
+        let mut batch = Batch::new(cache_options);
+        let first = batch.add(&mut model, &text(9), options(20)).unwrap();
+        let row = batch.add_session(&mut model, session, &[last], options(20)).unwrap();
+        let (found, _) = together(&mut model, &mut batch);
+        let session = new_session(&model);
+        assert_eq!(found[&first], alone(&mut model, session, &text(9), 20));
+        let session = new_session(&model);
+        assert_eq!(found[&row], alone(&mut model, session, &[&read[..], &[last]].concat(), 20));
+    }
+}
+
+/// After an error of one row the next step tells of the others, but not of those that were removed meanwhile.
+#[test]
+fn a_removed_sequence_is_not_told_of_again() {
     let mut model = model(None, None);
+    let impossible = |mut options: GenerateOptions| {
+        options.penalties.logit_bias = (0..96).map(|token| (token, f64::NEG_INFINITY)).collect();
+        options
+    };
     let mut batch = Batch::new(CacheOptions::default());
-    let good = batch.add(&mut model, &text(5), options(3)).unwrap();
-    let quantization = Some(Quantization::affine(8, 32).unwrap());
-    let other = model.new_cache(&CacheOptions { quantization, ..CacheOptions::default() }).unwrap();
-    let bad = batch.add_session(&mut model, Session::new(other), &text(7), options(3)).unwrap();
+    let kept = batch.add(&mut model, &text(5), options(2)).unwrap();
+    let removed = batch.add(&mut model, &text(6), options(2)).unwrap();
+    let fails = batch.add(&mut model, &text(7), impossible(options(2))).unwrap();
+    let unseen = batch.add(&mut model, &text(8), impossible(options(2))).unwrap();
     let error = batch.step(&mut model).unwrap_err();
-    assert!(matches!(&error, GenerateError::Row { row, .. } if *row == bad), "{error:?}");
-    let (found, _) = together(&mut model, &mut batch);
-    let session = new_session(&model);
-    assert_eq!(found, BTreeMap::from([(good, alone(&mut model, session, &text(5), 3))]));
+    let GenerateError::Row { row, .. } = error else { panic!("{error:?}") };
+    let other = if row == fails { unseen } else { fails };
+    assert!(batch.remove(removed).unwrap());
+    batch.remove(other).unwrap();
+    let answers = batch.step(&mut model).unwrap();
+    assert_eq!(answers.iter().map(|answer| answer.row).collect::<Vec<_>>(), [kept]);
+    assert!(batch.remove(kept).unwrap() && batch.is_empty());
 }

@@ -55,8 +55,34 @@ impl KvCache {
     ///
     /// [`CacheError::Negative`] or [`CacheError::Sizes`] where `rewind` is negative, and
     /// [`CacheError::Sizes`] where the sum of all sizes is too large.
-    pub fn with_rewind(mut self, rewind: i32) -> Result<Self, CacheError> {
+    pub fn with_rewind(self, rewind: i32) -> Result<Self, CacheError> {
         let empty = self.layout.rules().with_rewind(rewind)?;
+        self.with_layout(empty)
+    }
+
+    /// Makes the room for trims as large or as small as that of another cache, so that the two can be
+    /// [merged](Self::merge).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Merge`] for caches of layouts that differ in more than this room, or of different quantizations.
+    pub fn with_rewind_of(self, other: &Self) -> Result<Self, CacheError> {
+        let (ours, theirs) = (self.layout.rules().empty(), other.layout.rules().empty());
+        let is_like = match (ours, theirs) {
+            (Layout::Ring(ours), Layout::Ring(theirs)) => {
+                (ours.max_size(), ours.keep()) == (theirs.max_size(), theirs.keep())
+            }
+            (ours, theirs) => ours == theirs,
+        };
+        if !is_like {
+            differ("layouts", theirs, ours, Layout::to_string)?;
+        }
+        differ("quantization", other.quantization, self.quantization, quantization_name)?;
+        self.with_layout(theirs)
+    }
+
+    /// The same tokens in another layout, given without tokens, as far as it has room for them.
+    fn with_layout(mut self, empty: Layout) -> Result<Self, CacheError> {
         if empty == self.layout.rules().empty() {
             return Ok(self);
         }
@@ -278,9 +304,7 @@ impl KvCache {
         let layout = first.layout.rules().empty();
         for cache in caches {
             differ("layouts", layout, cache.layout.rules().empty(), Layout::to_string)?;
-            let name =
-                |quantization: &Option<Quantization>| quantization.map_or("none".into(), |q| q.to_string());
-            differ("quantization", first.quantization, cache.quantization, name)?;
+            differ("quantization", first.quantization, cache.quantization, quantization_name)?;
         }
         let rows: Vec<_> = caches.iter().map(|cache| (&cache.rows, cache.batch())).collect();
         let (rows, later) = Rows::merge(&rows)?;
@@ -350,6 +374,10 @@ impl KvCache {
         let (layout, buffers) = self.layout.rules().to_save(self.rows.steps(), &held.buffers)?;
         Ok((layout, Some(buffers)))
     }
+}
+
+fn quantization_name(quantization: &Option<Quantization>) -> String {
+    quantization.map_or("none".into(), |quantization| quantization.to_string())
 }
 
 /// An error if the two values differ.

@@ -92,6 +92,22 @@ impl ModelCache {
         Ok(self)
     }
 
+    /// Makes the room for trims as large or as small as that of another cache of the model: see
+    /// [`KvCache::with_rewind_of`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KvCache::with_rewind_of`], and [`CacheError::Layers`] for caches of different numbers of layers.
+    pub fn with_rewind_of(mut self, other: &Self) -> Result<Self, CacheError> {
+        let (expected, found) = (other.layers.len(), self.layers.len());
+        if expected != found {
+            return Err(CacheError::Layers { expected, found });
+        }
+        let layers = self.layers.into_iter().zip(&other.layers);
+        self.layers = layers.map(|(layer, other)| layer.with_rewind_of(other)).collect::<Result<_, _>>()?;
+        Ok(self)
+    }
+
     /// The number of tokens that were appended, which is the position of the next token. In a batch, that of
     /// the longest row.
     pub fn offset(&self) -> i32 {

@@ -490,6 +490,33 @@ fn a_ring_gets_a_longer_rewind_and_keeps_its_tokens() {
     }
 }
 
+/// Such caches can be merged, and have the tokens that they would have had with this rewind from the start.
+#[test]
+fn a_ring_gets_the_rewind_of_another() {
+    for (from, to) in [(5, 0), (5, 2), (0, 5), (2, 2)] {
+        for calls in [&[1; 20][..], &[20], &[3], &[9, 9, 1]] {
+            let (mut ring, mut expected) = (rotating(6, 2, from), rotating(6, 2, to));
+            for &call in calls {
+                push(&mut ring, call);
+                push(&mut expected, call);
+            }
+            let mut ring = ring.with_rewind_of(&expected).unwrap();
+            KvCache::merge(&[&ring, &expected]).unwrap();
+            assert_eq!(ring.offset(), expected.offset());
+            let newest = |cache: &mut KvCache| {
+                let mut tokens = read(&push(cache, 1));
+                tokens.sort_unstable();
+                tokens.split_off(tokens.len().saturating_sub(4))
+            };
+            assert_eq!(newest(&mut ring), newest(&mut expected), "{from} to {to}, {calls:?}");
+        }
+    }
+    let error = rotating(6, 2, 3).with_rewind_of(&rotating(6, 1, 3)).unwrap_err();
+    assert!(matches!(error, CacheError::Merge { what: "layouts", .. }), "{error}");
+    let error = full().with_rewind_of(&rotating(6, 1, 3)).unwrap_err();
+    assert!(matches!(error, CacheError::Merge { what: "layouts", .. }), "{error}");
+}
+
 /// The mask hides slots that a trim has freed, even if every other slot is visible.
 #[test]
 fn freed_slots_are_hidden() {

@@ -97,10 +97,8 @@ fn a_session_goes_on_in_a_batch_and_a_row_can_be_removed() {
     assert_eq!((found[&row].1, &found[&row].2), (tokens - 1, &finish));
 }
 
-/// A tokenizer that refuses one token: the row that gets it fails, and the others go on.
-#[test]
-fn a_token_that_the_tokenizer_refuses_ends_its_row_alone() {
-    let mut model = mlx_models::load(demo()).unwrap();
+/// It refuses token 2.
+fn refusing_tokenizer() -> Tokenizer {
     let long = "a".repeat(5000);
     let vocab: Map<String, Value> =
         ["b", "c", &long].iter().zip(0..).map(|(token, id)| ((*token).to_owned(), json!(id))).collect();
@@ -108,11 +106,35 @@ fn a_token_that_the_tokenizer_refuses_ends_its_row_alone() {
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "b"},
         "decoder": {"type": "Replace", "pattern": {"String": "a"}, "content": "x".repeat(256)},
     });
-    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), &TokenizerParts::default()).unwrap();
-    let always = |token: u32| {
-        let penalties = Penalties { logit_bias: vec![(token, 1e4)], ..Penalties::default() };
-        GenerateOptions { penalties, max_tokens: 3, ..GenerateOptions::new(&[]) }
-    };
+    Tokenizer::from_json(json.to_string().as_bytes(), &TokenizerParts::default()).unwrap()
+}
+
+/// Three times this token.
+fn always(token: u32) -> GenerateOptions {
+    let penalties = Penalties { logit_bias: vec![(token, 1e4)], ..Penalties::default() };
+    GenerateOptions { penalties, max_tokens: 3, ..GenerateOptions::new(&[]) }
+}
+
+/// The error of one row comes first, and then what the others got.
+#[test]
+fn a_row_that_is_removed_after_the_error_of_another_has_no_more_pieces() {
+    let mut model = mlx_models::load(demo()).unwrap();
+    let mut batch = TextBatch::new(Batch::new(CacheOptions::default()), &refusing_tokenizer());
+    let kept = batch.add(&mut *model, &[1, 2], always(1)).unwrap();
+    let removed = batch.add(&mut *model, &[1, 2], always(1)).unwrap();
+    batch.add(&mut *model, &[1, 2], always(2)).unwrap();
+    batch.step(&mut *model).unwrap_err();
+    assert!(batch.remove(removed).unwrap());
+    let found = together(&mut *model, &mut batch);
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&kept]);
+    assert_eq!(found[&kept].0, "ccc");
+}
+
+/// The row that gets the token fails, and the others go on.
+#[test]
+fn a_token_that_the_tokenizer_refuses_ends_its_row_alone() {
+    let mut model = mlx_models::load(demo()).unwrap();
+    let tokenizer = refusing_tokenizer();
     let mut batch = TextBatch::new(Batch::new(CacheOptions::default()), &tokenizer);
     let good = batch.add(&mut *model, &[1, 2], always(1)).unwrap();
     let bad = batch.add(&mut *model, &[1, 2], always(2)).unwrap();

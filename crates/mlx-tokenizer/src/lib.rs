@@ -305,7 +305,8 @@ impl Tokenizer {
     }
 
     /// The stop tokens, in ascending order. They are the tokens that any file of the folder declares as the end
-    /// of a text. If the chat template writes none of these, the end of its turns is added.
+    /// of a text. If the chat template writes none of these, the end of its turns is added. A tokenizer of your own has those
+    /// that its [`TokenizerParts`] name.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }

@@ -112,7 +112,7 @@ impl Tokenizer {
         let templates = parts.chat_template.iter().map(|text| ("default".to_owned(), text.clone())).collect();
         let mut tokenizer =
             Self { parts: Arc::new(Parts { tokens, special, templates }), stop_tokens: Vec::new() };
-        let end = parts.special_tokens.get("eos_token");
+        let end = parts.special_tokens.get("eos_token").filter(|token| !token.is_empty());
         end.into_iter().chain(&parts.stop_tokens).try_for_each(|token| tokenizer.add_stop_token(token))?;
         Ok(tokenizer)
     }

@@ -83,13 +83,13 @@ impl Own {
 
     fn encode(&self, text: &str, special: bool, around: bool) -> Result<Vec<u32>, String> {
         let mut ids = if around { self.vocabulary.before_text().to_vec() } else { Vec::new() };
-        let mut rest = text;
-        while let Some((place, (token, id))) = self.first_special(rest).filter(|_| special) {
-            ids.extend(self.encode_text(&rest[..place])?);
+        let mut from = 0;
+        for (place, (token, id)) in self.special_in(text).take_while(|_| special) {
+            ids.extend(self.encode_text(&text[from..place])?);
             ids.push(*id);
-            rest = &rest[place + token.len()..];
+            from = place + token.len();
         }
-        ids.extend(self.encode_text(rest)?);
+        ids.extend(self.encode_text(&text[from..])?);
         Ok(ids)
     }
 
@@ -97,11 +97,25 @@ impl Own {
         if text.is_empty() { Ok(Vec::new()) } else { self.vocabulary.encode(text).map_err(|e| e.to_string()) }
     }
 
-    /// The first special token in a text and its place; the longest one if several begin there.
-    fn first_special(&self, text: &str) -> Option<(usize, &(String, u32))> {
-        let places = self.special.iter().filter_map(|special| Some((text.find(&*special.0)?, special)));
-        // The first of equal places is the longest token.
-        places.min_by_key(|(place, _)| *place)
+    /// The special tokens in a text and their places, in order; the longest one if several begin at one place. A token is
+    /// looked for again only behind the place where it was found, so that many of them cost no more than their text.
+    fn special_in<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (usize, &'t (String, u32))> {
+        let find = move |token: &str, from: usize| text[from..].find(token).map(|place| from + place);
+        let mut next: Vec<_> = self.special.iter().map(|(token, _)| find(token, 0)).collect();
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            for (found, (token, _)) in next.iter_mut().zip(&self.special) {
+                if found.is_some_and(|place| place < from) {
+                    *found = find(token, from);
+                }
+            }
+            let found = next.iter().zip(&self.special);
+            // The first of equal places is the longest token.
+            let places = found.filter_map(|(found, special)| Some(((*found)?, special)));
+            let (place, special) = places.min_by_key(|(place, _)| *place)?;
+            from = place + special.0.len();
+            Some((place, special))
+        })
     }
 
     fn token(&self, id: u32) -> Option<String> {

@@ -98,6 +98,24 @@ fn special_tokens_in_a_text_are_found_unless_they_count_as_text() {
     assert_eq!(word_level().encode("the fox <turn> ran<end>").unwrap(), [5, 6, 2, 7, 1]);
 }
 
+/// Each kind is looked for once over the whole text, also one that is not in it.
+#[test]
+fn a_text_of_many_special_tokens_takes_no_longer_than_its_length() {
+    let count = 200_000;
+    let ids = own().encode(&format!("the{}fox{}", "<end>".repeat(count), "<turn>".repeat(count))).unwrap();
+    assert_eq!(ids[..3], [0, 5, 1]);
+    assert_eq!(ids.len(), 3 + 2 * count);
+    assert_eq!((ids[2 + count], ids[3 + count]), (6, 2));
+}
+
+/// Its names are those of chat templates, which may say that there is no such token.
+#[test]
+fn a_special_token_may_be_empty() {
+    let special_tokens = [("eos_token".to_owned(), String::new())].into();
+    let empty = TokenizerParts { special_tokens, ..TokenizerParts::default() };
+    assert!(Tokenizer::from_vocabulary(Words, &empty).unwrap().stop_tokens().is_empty());
+}
+
 #[test]
 fn a_text_is_streamed_in_whole_characters_and_without_special_tokens() {
     let tokenizer = own();

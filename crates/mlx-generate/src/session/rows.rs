@@ -67,13 +67,25 @@ impl Session {
         self.start()
     }
 
-    /// Whether the rows can [join](Self::join) others.
+    /// The session with the options of a cache without tokens, so that its rows can [join](Self::join) others with these
+    /// options. Only the rewind may differ before.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::UnknownTokens`] and [`GenerateError::Rows`] as in `join`.
-    pub(crate) fn check_joinable(&self) -> Result<(), GenerateError> {
-        self.rows_apart().map(|_| ())
+    /// [`GenerateError::UnknownTokens`] and [`GenerateError::Rows`] as in `join`; [`CacheError::Merge`] and
+    /// [`CacheError::Layers`] for a cache, or a later [quantization](Self::quantize_from), with other options.
+    pub(crate) fn with_options_of(self, empty: ModelCache) -> Result<Self, GenerateError> {
+        self.rows_apart()?;
+        let cache = self.cache.with_rewind_of(&empty)?;
+        let quantized = cache.layers().first().and_then(|layer| layer.quantization());
+        if let Some(later) = self.quantization.map(|later| later.quantization)
+            && quantized != Some(later)
+        {
+            let first = quantized.map_or("none".to_owned(), |quantized| quantized.to_string());
+            return Err(CacheError::Merge { what: "quantization", first, other: later.to_string() }.into());
+        }
+        let rewind = empty.rewind().unwrap_or(0);
+        Ok(Self { cache, empty: Some(empty), quantization: None, is_quantized: false, rewind, ..self })
     }
 
     /// Keeps these rows, in this order, and forgets the others.

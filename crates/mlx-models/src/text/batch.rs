@@ -145,13 +145,15 @@ impl TextBatch {
         (Text::new(&self.tokenizer, stop.unwrap_or_default()), options)
     }
 
-    /// Takes a sequence out, and returns whether it was there.
+    /// Takes a sequence out, and returns whether it was there. No later step tells of it.
     ///
     /// # Errors
     ///
     /// Those of [`Batch::remove`].
     pub fn remove(&mut self, row: RowId) -> Result<bool, GenerateError> {
         self.texts.remove(&row);
+        self.pieces.retain(|piece| piece.row != row);
+        self.failed.retain(|(failed, _)| *failed != row);
         self.batch.remove(row)
     }
 
@@ -168,8 +170,9 @@ impl TextBatch {
                     self.texts.remove(row);
                 }
             })?;
-            for answer in answers {
-                self.push(answer)?;
+            answers.into_iter().for_each(|answer| self.push(answer));
+            for (row, _) in &self.failed {
+                self.batch.remove(*row)?;
             }
         }
         match self.failed.pop() {
@@ -179,7 +182,7 @@ impl TextBatch {
     }
 
     /// Adds a token to the text of its sequence.
-    fn push(&mut self, BatchToken { row, token, finish }: BatchToken) -> Result<(), GenerateError> {
+    fn push(&mut self, BatchToken { row, token, finish }: BatchToken) {
         // A sequence that was in the batch before it got its text has none.
         let text =
             self.texts.entry(row).or_insert_with(|| Text::new(&self.tokenizer, StopStrings::default()));
@@ -191,10 +194,9 @@ impl TextBatch {
                 self.pieces.push(BatchPiece { row, piece: TextPiece { text, token }, finish });
             }
             Err(e) => {
-                self.remove(row)?;
+                self.texts.remove(&row);
                 self.failed.push((row, e));
             }
         }
-        Ok(())
     }
 }
