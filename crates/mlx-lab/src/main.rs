@@ -11,6 +11,8 @@
 //!
 //! Commands that run no model are in `xtask`, which compiles in seconds.
 
+#[cfg(test)]
+mod alone;
 mod bench;
 mod fuzz;
 mod interrupt;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
@@ -68,6 +68,14 @@ pub fn create_dir(path: &Path) -> Result<()> {
             "check the free space and the permissions there; MLX_SYS_HOME names another folder to keep MLX in",
         )
     })
+}
+
+/// A new folder in `home` to make `name` in. No other process has it, even one of a container with the same number.
+pub fn work_folder(home: &Path, name: &str) -> Result<PathBuf> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let work = home.join(format!(".{name}-{}-{}", std::process::id(), now.as_nanos()));
+    create_dir(&work)?;
+    Ok(work)
 }
 
 /// Whether a folder is complete: whether it has all of these files.

@@ -7,7 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
+use crate::failure::{
+    Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
+};
 use crate::hash::Fnv;
 use crate::linux::{Platform, compiler};
 
@@ -24,6 +26,17 @@ const PATH: &str = "../../mlx-kernels";
 /// The files of a crate that decide what the library does.
 const SOURCES: &[&str] = &["Cargo.toml", "build.rs", "generated", "src"];
 
+/// Cargo's own settings of the release profile.
+const RELEASE: &[&str] = &[
+    "opt-level=3",
+    "lto=false",
+    "codegen-units=16",
+    "debug=false",
+    "debug-assertions=false",
+    "overflow-checks=false",
+    "panic=\"unwind\"",
+];
+
 const LIBRARY: &str = "lib/libmlx_kernels.so";
 
 /// The folder of the library. Compiles it if `home` does not have it.
@@ -32,9 +45,7 @@ pub fn library(platform: Platform, home: &Path) -> Result<PathBuf> {
     let key = key(home, &siblings)?;
     let place = home.join(format!("mlx-kernels-{key}"));
     if !is_complete(&place, &[LIBRARY]) {
-        let work = home.join(format!(".mlx-kernels-{}", std::process::id()));
-        // A build that was killed may have left it.
-        let _ = std::fs::remove_dir_all(&work);
+        let work = work_folder(home, "mlx-kernels")?;
         let result = compile(platform, &siblings, &work, &place).and_then(|made| {
             // Otherwise the name would promise other kernels than the library has, for as long as it is kept.
             if self::key(home, &siblings)? != key {
@@ -90,14 +101,19 @@ fn key(home: &Path, siblings: &Path) -> Result<String> {
 fn compile(platform: Platform, siblings: &Path, work: &Path, place: &Path) -> Result<PathBuf> {
     let package = PathBuf::from(variable("OUT_DIR")?).join("kernels");
     write_package(siblings, &package)?;
-    create_dir(work)?;
     let target = variable("TARGET")?;
     // The library is found by this name. Not -Wl, which splits a path at its commas.
     let soname = place.join(LIBRARY).display().to_string();
     let flags = ["-Xlinker", "-soname", "-Xlinker", &soname].map(|flag| format!("-Clink-arg={flag}"));
 
     let mut cargo = Command::new(variable("CARGO")?);
-    cargo.args(["build", "--release", "--target", &target, "--target-dir"]).arg(work.join("target"));
+    cargo
+        .args(["build", "--locked", "--release", "--target", &target, "--target-dir"])
+        .arg(work.join("target"));
+    // All projects share the library, so none decides with a configuration file of its own how it is optimized.
+    for setting in RELEASE {
+        cargo.args(["--config", &format!("profile.release.{setting}")]);
+    }
     cargo.current_dir(&package).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     // In a folder that the build around this one has locked, this one would wait forever.
     cargo.env("CARGO_BUILD_BUILD_DIR", work.join("target"));

@@ -16,7 +16,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
+use crate::failure::{
+    Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
+};
 use crate::hash::{Fnv, files_below};
 use crate::python::Wheel;
 use crate::{MLX_VERSION, Published, kernels, upstream};
@@ -78,7 +80,13 @@ pub fn build(platform: Platform) -> Result<Published> {
     let prefix = std::env::var_os("MLX_PREFIX").filter(|prefix| !prefix.is_empty()).map(PathBuf::from);
     let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
 
-    let place = home.join(format!("mlx-c-{}", key(platform, &home, installed.as_ref())?));
+    let key = {
+        let lib = installed.as_ref().map(|mlx| mlx.lib.clone());
+        let home = home.clone();
+        move || key(platform, &home, lib.as_deref())
+    };
+    let name = key()?;
+    let place = home.join(format!("mlx-c-{name}"));
     let made = is_complete(&place, MLX_C);
     let mlx = match installed {
         Some(mlx) => mlx,
@@ -91,7 +99,7 @@ pub fn build(platform: Platform) -> Result<Published> {
         }
     };
     if !made {
-        make(platform, &mlx, &home, &place)?;
+        make(platform, &mlx, &home, &place, || Ok(key()? == name))?;
     }
 
     #[cfg(feature = "bindgen")]
@@ -216,7 +224,7 @@ fn check_glibc() -> Result<()> {
 
 /// A name for the result, by all that it depends on. The folder is part of it, since the library knows its own absolute
 /// path and that of MLX.
-fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> Result<String> {
+fn key(platform: Platform, home: &Path, installed: Option<&Path>) -> Result<String> {
     let mut hash = Fnv::new();
     hash.update(home.to_string_lossy().as_bytes());
     hash.update(platform.arch.as_bytes());
@@ -225,8 +233,8 @@ fn key(platform: Platform, home: &Path, installed: Option<&Mlx>) -> Result<Strin
         hash.update(text.as_bytes());
     }
     hash.update_files(&native()?)?;
-    if let Some(mlx) = installed {
-        hash.update(mlx.lib.to_string_lossy().as_bytes());
+    if let Some(lib) = installed {
+        hash.update(lib.to_string_lossy().as_bytes());
     }
     Ok(hash.hex())
 }
@@ -240,14 +248,17 @@ fn is_cpp(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "cpp")
 }
 
-/// Compiles mlx-c and writes the Rust declarations, in a temporary folder that is then moved to `place`.
-fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> {
+/// Compiles mlx-c in a temporary folder, which is then moved to `place`.
+fn make(
+    platform: Platform,
+    mlx: &Mlx,
+    home: &Path,
+    place: &Path,
+    is_unchanged: impl Fn() -> Result<bool>,
+) -> Result<()> {
     let compiler = compiler(platform)?;
     let mlx_c = upstream::mlx_c()?;
-    create_dir(home)?;
-    let work = home.join(format!(".mlx-c-{}", std::process::id()));
-    // A build that was killed may have left it.
-    let _ = std::fs::remove_dir_all(&work);
+    let work = work_folder(home, "mlx-c")?;
     let result = (|| {
         create_dir(&work.join("lib"))?;
         create_dir(&work.join("include/mlx/c"))?;
@@ -257,6 +268,10 @@ fn make(platform: Platform, mlx: &Mlx, home: &Path, place: &Path) -> Result<()> 
                 .map_err(|e| Failure::io(format!("copying {}", header.display()), e))?;
         }
         compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
+        // Otherwise the name would promise other code than the library has, for as long as it is kept.
+        if !is_unchanged()? {
+            return Err(Failure::new("the sources of mlx-c changed while they were compiled", "build again"));
+        }
         install(&work, place, MLX_C)
     })();
     let _ = std::fs::remove_dir_all(&work);

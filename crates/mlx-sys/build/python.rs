@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, run, variable};
+use crate::failure::{
+    Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
+};
 
 /// A wheel to download: one line of a requirements file, with its hashes.
 pub struct Wheel {
@@ -27,10 +29,7 @@ impl Wheel {
             return Ok(place);
         }
         let python = Python::find(self.instead)?;
-        create_dir(home)?;
-        let work = home.join(format!(".{}-{}", self.keep_as, std::process::id()));
-        // A build that was killed may have left it.
-        let _ = std::fs::remove_dir_all(&work);
+        let work = work_folder(home, &self.keep_as)?;
         let result = self.download_and_unpack(&python, &work);
         let result = result.and_then(|unpacked| install(&unpacked, &place, self.proof));
         // After a failure too, so that no part of a download stays.

@@ -121,6 +121,7 @@ mod tests {
     /// A few cases of each kind that needs no program: none has a fault, and some give a result.
     #[test]
     fn cases_end_with_an_answer_or_an_error() {
+        let _alone = crate::alone::alone();
         let settings = Settings { seed: 1, longest: Duration::from_secs(60), program: "absent".into() };
         let folder = tempfile::tempdir().unwrap();
         let (mut answered, mut refused) = (0, 0);
@@ -137,6 +138,7 @@ mod tests {
 
     #[test]
     fn a_case_is_the_same_every_time() {
+        let _alone = crate::alone::alone();
         let settings = Settings { seed: 7, longest: Duration::from_secs(60), program: "absent".into() };
         let steps = |case| {
             let folder = tempfile::tempdir().unwrap();

@@ -46,6 +46,7 @@ fn replace(folder: &Path, file: &str, from: &str, to: &str) {
 }
 
 fn run(folder: &Path) -> Row {
+    let _alone = crate::alone::alone();
     run_case(folder, &Arguments::default()).unwrap()
 }
 
