@@ -5,14 +5,14 @@
 //! tasks.
 //!
 //! `cargo run -p mlx-models --all-features --example async_tokio -- path/to/checkpoint`
-#![allow(clippy::print_stdout, reason = "an example shows its results")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows its results")]
 
 use std::collections::HashMap;
 use std::error::Error;
 use std::{env, thread};
 
-use mlx_models::generate::{Batch, GenerateOptions};
-use mlx_models::text::{BatchPiece, TextBatch};
+use mlx_models::generate::{Batch, GenerateError, GenerateOptions, RowId};
+use mlx_models::text::{BatchPiece, TextBatch, TextError};
 use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use tokio::sync::mpsc;
@@ -27,36 +27,55 @@ struct Request {
     pieces: mpsc::UnboundedSender<String>,
 }
 
-/// Answers requests until nobody can send one any more. All requests share the steps of one batch. Here an error ends the
-/// thread; a server would send it to the task that asked.
-fn serve(
-    mut model: Box<dyn CausalLm>,
-    tokenizer: &Tokenizer,
-    mut requests: mpsc::Receiver<Request>,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+/// Answers requests until nobody can send one any more. All requests share the steps of one batch. A request that fails
+/// ends without another piece, and the others go on.
+fn serve(mut model: Box<dyn CausalLm>, tokenizer: &Tokenizer, mut requests: mpsc::Receiver<Request>) {
     let mut batch = TextBatch::new(Batch::new(CacheOptions::default()), tokenizer);
     let mut answers = HashMap::new();
     loop {
-        // Without work the thread sleeps until a request comes. Otherwise it takes a request that is there.
-        let request = if batch.is_empty() { requests.blocking_recv() } else { requests.try_recv().ok() };
-        if let Some(Request { prompt, max_tokens, pieces }) = request {
-            let options = GenerateOptions { max_tokens, ..GenerateOptions::new(tokenizer.stop_tokens()) };
-            let row = batch.add(&mut *model, &tokenizer.encode(&prompt)?, options)?;
-            answers.insert(row, pieces);
-        } else if batch.is_empty() {
-            return Ok(());
+        // Without work the thread sleeps until a request comes. Otherwise it takes those that are there.
+        let mut next = if batch.is_empty() { requests.blocking_recv() } else { requests.try_recv().ok() };
+        if next.is_none() && batch.is_empty() {
+            return;
         }
-        for BatchPiece { row, piece, finish } in batch.step(&mut *model)? {
-            let Some(pieces) = answers.get(&row) else { continue };
-            let is_gone = pieces.send(piece.text).is_err();
-            if is_gone {
-                batch.remove(row)?;
+        while let Some(request) = next {
+            match add(&mut batch, &mut *model, tokenizer, &request) {
+                Ok(row) => _ = answers.insert(row, request.pieces),
+                Err(e) => eprintln!("{e}"), // a server would tell the task that asked
             }
-            if is_gone || finish.is_some() {
-                answers.remove(&row); // Dropping the sender ends the answer.
+            next = requests.try_recv().ok();
+        }
+        answers.retain(|&row, pieces| !pieces.is_closed() || batch.remove(row).is_err());
+        match batch.step(&mut *model) {
+            Ok(step) => {
+                for BatchPiece { row, piece, finish } in step {
+                    if let Some(pieces) = answers.get(&row) {
+                        let _ = pieces.send(piece.text);
+                    }
+                    if finish.is_some() {
+                        answers.remove(&row); // Dropping the sender ends the answer.
+                    }
+                }
             }
+            // One sequence failed and has left the batch.
+            Err(TextError::Row { row, .. } | TextError::Generate(GenerateError::Row { row, .. })) => {
+                answers.remove(&row);
+            }
+            Err(e) => return eprintln!("{e}"),
         }
     }
+}
+
+/// Adds a request to the batch.
+fn add(
+    batch: &mut TextBatch,
+    model: &mut dyn CausalLm,
+    tokenizer: &Tokenizer,
+    request: &Request,
+) -> Result<RowId, Box<dyn Error>> {
+    let stop_tokens = tokenizer.stop_tokens();
+    let options = GenerateOptions { max_tokens: request.max_tokens, ..GenerateOptions::new(stop_tokens) };
+    Ok(batch.add(model, &tokenizer.encode(&request.prompt)?, options)?)
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -86,6 +105,6 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let (first, second) = tokio::join!(ask("Once upon a time", 20), ask("In a little cottage", 12));
     println!("{}\n{}", first?, second?);
     drop(sender);
-    owner.join().map_err(|_| "the thread of the model panicked")??;
+    owner.join().map_err(|_| "the thread of the model panicked")?;
     Ok(())
 }
