@@ -224,7 +224,8 @@ impl Batch {
     /// # Errors
     ///
     /// What the model reports; [`GenerateError::Row`] where one sequence failed: its prompt could not be read, no token was
-    /// possible, or one of its processors reported an error. That sequence has left the batch, and the next call returns the tokens of the others.
+    /// possible, or one of its processors reported an error. That sequence has left the batch, and the next call returns the
+    /// tokens of the others.
     pub fn step(&mut self, model: &mut dyn CausalLm) -> Result<Vec<BatchToken>, GenerateError> {
         if self.failed.is_empty() && self.answers.is_empty() {
             self.end_rows_before_step()?;

@@ -2,7 +2,8 @@
 //!
 //! On Apple, CMake builds MLX and mlx-c, as in the original crate (`apple`). On Linux, MLX is downloaded as a binary from
 //! the Python package index, only mlx-c is compiled, and the declarations are in `generated/` (`linux`). On both, the
-//! sources of mlx-c are those of the original crate (`upstream`). Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`).
+//! sources of mlx-c are those of the original crate (`upstream`). Our kernels for Linux's CPU are compiled once and kept
+//! beside MLX (`kernels`).
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
 #[cfg(target_vendor = "apple")]
