@@ -178,7 +178,8 @@ fn address_sanitizer() -> Option<Step> {
     let step = Step::cargo("kernels with AddressSanitizer", arguments)
         .environment("CARGO_TARGET_DIR", "target/asan")
         .environment("RUSTC_BOOTSTRAP", "1")
-        .environment("RUSTFLAGS", "-Zsanitizer=address");
+        .environment("RUSTFLAGS", "-Zsanitizer=address")
+        .environment("RUSTDOCFLAGS", "-Zsanitizer=address");
     Some(step)
 }
 
