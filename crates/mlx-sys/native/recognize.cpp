@@ -102,7 +102,9 @@ std::optional<mx::array> take_mask(mx::array& scores) {
 } // namespace
 
 const std::vector<mx::array>* pending(const mx::array& x, const char* name) {
-  if (!is_pending(x) || x.is_tracer() || std::strcmp(x.primitive().name(), name) != 0) {
+  // What the caller computes on a GPU stays there.
+  if (!is_pending(x) || x.is_tracer() || x.primitive().stream().device != mx::Device::cpu ||
+      std::strcmp(x.primitive().name(), name) != 0) {
     return nullptr;
   }
   auto kernel = kernel_node(x);

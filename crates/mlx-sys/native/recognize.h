@@ -12,8 +12,8 @@
 
 namespace kernels {
 
-// The inputs of x, where x is the result of an operation of this name (stock or kernel) that has not been computed;
-// else null. Not for a node of several steps, whose inputs are not those of the operation.
+// The inputs of x, where x is the result of an operation of this name (stock or kernel) that the CPU will compute; else
+// null. Not for a node of several steps, whose inputs are not those of the operation.
 const std::vector<mx::array>* pending(const mx::array& x, const char* name);
 
 inline const std::vector<mx::array>* pending(const mx::array& x, Operation operation) {

@@ -3,7 +3,7 @@
 //!
 //! This crate is an implementation, not an API: use `mlx-rs`, which is written on top of it. `README.md` says how a project
 //! on Linux uses this crate in place of the original, what the build script does, and how to add a kernel. On Linux,
-//! `cpu_kernels` hands operations of MLX's CPU device to the kernels of `mlx-cpu`.
+//! `cpu_kernels` hands operations of MLX's CPU device to the kernels of `mlx-cpu`. `gpu` says whether there is a GPU device.
 #![allow(
     missing_docs,
     non_camel_case_types,
@@ -18,6 +18,8 @@
 include!("../generated/bindings.rs");
 #[cfg(not(target_os = "linux"))]
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+
+pub mod gpu;
 
 #[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
 pub mod cpu_kernels;

@@ -1,0 +1,52 @@
+//! Whether operations can run on MLX's GPU device, and why not.
+#![warn(missing_docs, clippy::all)]
+
+/// `None` if operations can run on MLX's GPU device. Otherwise a sentence, without a final dot, that says why they cannot.
+///
+/// The first call may take a while, since it starts the GPU's driver and loads MLX.
+pub fn refusal() -> Option<String> {
+    imp::refusal()
+}
+
+/// Has the process leave the GPU alone. Operations run on the CPU, by the build of MLX that has no other device.
+///
+/// Must come before the first operation and before [`refusal`]. Returns false where it comes too late: then choose the
+/// CPU as MLX's device. Always true in a build for one device, where there is nothing to choose.
+pub fn turn_off() -> bool {
+    imp::turn_off()
+}
+
+/// One build of MLX, which knows whether it has a GPU.
+mod imp {
+    pub fn refusal() -> Option<String> {
+        let mut is_available = false;
+        // SAFETY: calls of mlx-c with what its function made, and with a flag that lives through the call.
+        unsafe {
+            let gpu = crate::mlx_device_new_type(crate::mlx_device_type__MLX_GPU, 0);
+            crate::mlx_device_is_available(&mut is_available, gpu);
+            crate::mlx_device_free(gpu);
+        }
+        let sentence = if cfg!(all(target_vendor = "apple", feature = "metal")) {
+            "Metal finds no GPU on this machine"
+        } else {
+            "this build of MLX has no GPU support"
+        };
+        (!is_available).then(|| sentence.to_owned())
+    }
+
+    pub fn turn_off() -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(not(target_vendor = "apple"))]
+    fn a_build_for_the_cpu_says_so() {
+        assert!(turn_off());
+        assert_eq!(refusal().as_deref(), Some("this build of MLX has no GPU support"));
+    }
+}
