@@ -1,13 +1,12 @@
 //! The Rust declarations of mlx-c and of `native/abi.h`, by bindgen.
 //!
-//! On Apple every build writes them. On Linux they are committed, so that a build needs neither bindgen nor libclang, and
-//! the feature `bindgen` checks them.
+//! They are committed, so that a build needs neither bindgen nor libclang. The feature `bindgen` checks them, on Linux. They
+//! are right for Macs too: mlx-c declares functions, and structs of pointers and numbers that have the same sizes there.
 
 use std::path::Path;
 
-use crate::failure::{Failure, Result};
-#[cfg(feature = "bindgen")]
-use crate::failure::{run, variable};
+use crate::failure::{Failure, Result, run, variable};
+use crate::platform::Platform;
 use crate::upstream;
 
 /// The declarations of mlx-c.
@@ -20,19 +19,15 @@ fn of_mlx_c(mlx_c: &Path) -> Result<bindgen::Builder> {
     Ok(builder.blocklist_function("malloc").blocklist_function("realloc"))
 }
 
-/// Writes the declarations of everything in `mlx_c` to `to`, as the original crate does.
-#[cfg(target_vendor = "apple")]
-pub fn write(mlx_c: &Path, to: &Path) -> Result<()> {
-    generate(of_mlx_c(mlx_c)?, "the headers of mlx-c", to)
-}
-
-/// Writes the declarations for Linux into the build's folder, and compares them with the committed ones.
-#[cfg(feature = "bindgen")]
-pub fn check(platform: crate::linux::Platform, home: &Path, compiler: &cc::Tool) -> Result<()> {
+/// Writes the declarations into the build's folder, and compares them with the committed ones.
+pub fn check(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<()> {
+    if !platform.is_linux() {
+        return Ok(());
+    }
     println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
     let here = std::path::PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = std::path::PathBuf::from(variable("OUT_DIR")?);
-    let native = crate::linux::native()?;
+    let native = crate::packages::native()?;
     let clang_args = clang_args(platform, home, compiler)?;
 
     let mlx_c = of_mlx_c(&upstream::mlx_c()?)?
@@ -40,6 +35,9 @@ pub fn check(platform: crate::linux::Platform, home: &Path, compiler: &cc::Tool)
         .clang_args(["-include".to_owned(), native.join("forced.h").display().to_string()])
         // mlx-rs expects a newtype over u16, different from bfloat16_t, which is a plain u16.
         .new_type_alias("float16_t")
+        // Of the C library. Its fields differ from system to system, and mlx-c only takes pointers to it.
+        .blocklist_type("FILE|_IO_.*|__off.*")
+        .raw_line("#[repr(C)]\npub struct FILE {\n    _private: [u8; 0],\n}")
         // What the headers of the C library declare is not the same on every machine.
         .allowlist_file(".*/mlx/c/[^/]*\\.h|.*/forced\\.h");
     generate(mlx_c, "the headers of mlx-c", &out.join("bindings.rs"))?;
@@ -73,10 +71,9 @@ pub fn check(platform: crate::linux::Platform, home: &Path, compiler: &cc::Tool)
     Ok(())
 }
 
-#[cfg(feature = "bindgen")]
 /// Finds libclang, or downloads it. Returns what bindgen has to tell it.
-fn clang_args(platform: crate::linux::Platform, home: &Path, compiler: &cc::Tool) -> Result<Vec<String>> {
-    let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch)];
+fn clang_args(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<Vec<String>> {
+    let mut clang_args = vec![format!("--target={}-unknown-linux-gnu", platform.arch())];
     if let Err(missing) = clang_sys::load() {
         let folder = match std::env::var_os("LIBCLANG_PATH") {
             Some(path) => {
@@ -89,7 +86,10 @@ fn clang_args(platform: crate::linux::Platform, home: &Path, compiler: &cc::Tool
                 keep_as: format!("libclang-18.1.1-{}", std::env::consts::ARCH),
                 requirements: "libclang.txt",
                 proof: &["libclang-18.1.1.data/platlib/clang/native/libclang.so"],
-                platform: crate::linux::Platform::of(&variable("HOST")?).unwrap_or(platform).libclang.to_owned(),
+                platform: match std::env::consts::ARCH {
+                    "x86_64" => "manylinux2010_x86_64".to_owned(),
+                    arch => format!("manylinux2014_{arch}"),
+                },
                 instead: "install libclang (Debian and Ubuntu: `apt install libclang-dev`) or name its folder in LIBCLANG_PATH",
             }
             .fetch(home)?

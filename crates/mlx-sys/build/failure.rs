@@ -45,6 +45,19 @@ pub fn variable(name: &str) -> Result<String> {
     })
 }
 
+/// Shows a line at once: on the terminal, or else on standard error. Cargo keeps what a build script writes until it ends, and
+/// shows standard error only after a failure or with `-vv`.
+pub fn tell(line: &str) {
+    use std::io::Write;
+    let told = std::fs::File::options()
+        .append(true)
+        .open("/dev/tty")
+        .and_then(|mut terminal| terminal.write_all(format!("\r\x1b[K{line}\n").as_bytes()));
+    if told.is_err() {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+}
+
 /// Runs a command to its end. `None` if the program does not exist.
 pub fn run(command: &mut Command) -> Result<Option<Output>> {
     match command.output() {

@@ -11,7 +11,8 @@ use crate::failure::{
     Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
 };
 use crate::hash::Fnv;
-use crate::linux::{Platform, compiler};
+use crate::packages::{compiler, is_relocatable};
+use crate::platform::Platform;
 
 /// The package that makes a shared library of `mlx-kernels`, in `kernels/`.
 const PACKAGE: &[(&str, &str)] = &[
@@ -81,6 +82,7 @@ fn key(home: &Path, siblings: &Path) -> Result<String> {
     let mut hash = Fnv::new();
     hash.update(home.to_string_lossy().as_bytes());
     hash.update(variable("TARGET")?.as_bytes());
+    hash.update(&[u8::from(is_relocatable())]);
     hash.update(include_str!("kernels.rs").as_bytes());
     for (_, text) in PACKAGE {
         hash.update(text.as_bytes());
@@ -103,8 +105,8 @@ fn compile(platform: Platform, siblings: &Path, work: &Path, place: &Path) -> Re
     write_package(siblings, &package)?;
     let target = variable("TARGET")?;
     // The library is found by this name. Not -Wl, which splits a path at its commas.
-    let soname = place.join(LIBRARY).display().to_string();
-    let flags = ["-Xlinker", "-soname", "-Xlinker", &soname].map(|flag| format!("-Clink-arg={flag}"));
+    let soname = platform.load_name(&place.join(LIBRARY), is_relocatable());
+    let flags = ["-Xlinker", "-soname", "-Xlinker", &*soname.to_string_lossy()].map(|flag| format!("-Clink-arg={flag}"));
 
     let mut cargo = Command::new(variable("CARGO")?);
     cargo

@@ -1,19 +1,20 @@
 //! Provides MLX, its C interface (mlx-c) and the Rust declarations of that interface.
 //!
-//! On Apple, CMake builds MLX and mlx-c, as in the original crate (`apple`). On Linux, MLX is downloaded as a binary from
-//! the Python package index, only mlx-c is compiled, and the declarations are in `generated/` (`linux`). On both, the
-//! sources of mlx-c are those of the original crate (`upstream`). Our kernels for Linux's CPU are compiled once and kept
-//! beside MLX (`kernels`).
+//! MLX is downloaded as a binary from the Python package index, and only mlx-c is compiled (`packages`; `platform` has what
+//! differs between Linux and Macs). Its sources are those of the original crate (`upstream`), and the declarations are in
+//! `generated/`. Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`). For what packages do not
+//! have, such as iOS, CMake builds MLX and mlx-c as in the original crate (`from_source`).
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
-#[cfg(target_vendor = "apple")]
-mod apple;
-#[cfg(any(feature = "bindgen", target_vendor = "apple"))]
+#[cfg(feature = "bindgen")]
 mod bindings;
 mod failure;
+mod from_source;
 mod hash;
 mod kernels;
-mod linux;
+mod mac;
+mod packages;
+mod platform;
 mod python;
 mod upstream;
 
@@ -56,15 +57,12 @@ fn run() -> Result<()> {
         return Ok(());
     }
     let target = failure::variable("TARGET")?;
-    let published = if failure::variable("CARGO_CFG_TARGET_VENDOR")? == "apple" {
-        for_apple(&target)?
-    } else if let Some(platform) = linux::Platform::of(&target) {
-        linux::build(platform)?
+    let published = if let Some(reason) = from_source::reason(&target)? {
+        from_source::build(&target, &reason)?
+    } else if let Some(platform) = platform::Platform::of(&target)? {
+        packages::build(platform)?
     } else {
-        return Err(Failure::new(
-            format!("there is no MLX for the target {target}"),
-            "build for Apple, or for x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu",
-        ));
+        return Err(platform::no_package(&target)?);
     };
 
     let include = std::env::join_paths(&published.include).map_err(|e| {
@@ -77,15 +75,4 @@ fn run() -> Result<()> {
     println!("cargo::metadata=defines={}", published.defines);
     println!("cargo::metadata=version={MLX_VERSION}");
     Ok(())
-}
-
-#[cfg(target_vendor = "apple")]
-fn for_apple(_: &str) -> Result<Published> {
-    apple::build()
-}
-
-/// MLX for Apple needs Xcode's tools.
-#[cfg(not(target_vendor = "apple"))]
-fn for_apple(target: &str) -> Result<Published> {
-    Err(Failure::new(format!("MLX for {target} can only be built on a Mac"), "build on a Mac"))
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use crate::failure::{
     Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
 };
+use crate::mac;
 
 /// A wheel to download: one line of a requirements file, with its hashes.
 pub struct Wheel {
@@ -123,7 +124,7 @@ impl Python {
         if !pip.status.success() {
             return Err(Failure::new(
                 format!("{} has no pip, which downloads MLX by name and checks its hash", python.program),
-                format!("install it (Debian and Ubuntu: `apt install python3-pip`), or {instead}"),
+                format!("install it ({}), or {instead}", if mac::is_host() { "`python3 -m ensurepip --user`" } else { "Debian and Ubuntu: `apt install python3-pip`" }),
             ));
         }
         Ok(python)
@@ -137,7 +138,12 @@ impl Python {
         Failure::new(
             format!("there is no Python 3 called `{}`, whose pip downloads MLX", self.program),
             format!(
-                "install it (Debian and Ubuntu: `apt install python3 python3-pip`), name one in PYTHON, or {instead}"
+                "install it ({}), name one in PYTHON, or {instead}",
+                if mac::is_host() {
+                    "it is part of Apple's command line tools: `xcode-select --install`"
+                } else {
+                    "Debian and Ubuntu: `apt install python3 python3-pip`"
+                }
             ),
         )
     }

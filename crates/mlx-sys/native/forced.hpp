@@ -1,5 +1,8 @@
-// Included before every source file that is compiled on Linux, those of mlx-c and ours.
+// Included before every source file, those of mlx-c and ours.
 #pragma once
+
+// Headers of MLX use what Apple's C++ library declares without it.
+#include <cmath>
 
 // mlx-c declares its half-precision accessors on Arm only, and mlx-rs calls them everywhere.
 #if !defined(__aarch64__)

@@ -1,30 +1,106 @@
-//! Apple: MLX and mlx-c built by CMake, linked statically.
+//! MLX and mlx-c built by CMake and linked statically, on Macs, for what MLX's packages do not have.
 //!
-//! The steps and the place of the Metal library are those of the original crate's build script, so that nothing changes for
-//! a project on a Mac. This file was written by reading the original and has not been run: the project is tested on Linux.
+//! The steps and the place of the Metal library are those of the original crate's build script. This file was written by
+//! reading the original. Its checks are tested on Linux with faked tools; CMake has not been run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result, create_dir, variable};
-use crate::{Published, bindings, upstream};
+use crate::failure::{Failure, Result, create_dir, run, tell, variable};
+use crate::{Published, mac, upstream};
 
-pub fn build() -> Result<Published> {
+/// Why MLX has to be built from source for this target. `None` if a package has it.
+pub fn reason(target: &str) -> Result<Option<String>> {
+    println!("cargo::rerun-if-env-changed=MLX_SYS_FROM_SOURCE");
+    let asked = std::env::var("MLX_SYS_FROM_SOURCE").is_ok_and(|value| !["", "0"].contains(&&*value));
+    if variable("CARGO_CFG_TARGET_VENDOR")? != "apple" {
+        return match asked {
+            true => Err(Failure::new(
+                format!("MLX_SYS_FROM_SOURCE is for Macs, and the target is {target}"),
+                "unset it; to use a MLX of your own, build it and point MLX_PREFIX at it",
+            )),
+            false => Ok(None),
+        };
+    }
+    Ok(if asked {
+        Some("MLX_SYS_FROM_SOURCE is set".into())
+    } else if !target.ends_with("-apple-darwin") {
+        Some(format!("MLX has no package for the target {target}"))
+    } else if target == "x86_64-apple-darwin" {
+        None
+    } else if has("metal_jit") {
+        Some("MLX has no package with the feature metal-jit".into())
+    } else if !has("metal") {
+        Some("MLX has no package without the feature metal".into())
+    } else {
+        None
+    })
+}
+
+/// Whether a feature of this crate is on.
+fn has(feature: &str) -> bool {
+    std::env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase())).is_some()
+}
+
+pub fn build(target: &str, reason: &str) -> Result<Published> {
     println!("cargo::rerun-if-env-changed=MLX_RS_METAL_PATH");
+    check_tools(target, reason)?;
+    tell(&format!(
+        "mlx-sys: {reason}, so CMake builds MLX from source, which takes many minutes. {}",
+        needs()
+    ));
     let mlx_c = upstream::mlx_c()?;
     let built = run_cmake(&mlx_c)?;
     link(&built, &mlx_c)?;
 
-    let out = PathBuf::from(variable("OUT_DIR")?);
-    bindings::write(&mlx_c, &out.join("bindings.rs"))?;
-
     let fetched = built.join("build/_deps");
     let mut include = vec![fetched.join("mlx-src")];
-    if cfg!(feature = "metal") {
+    if has("metal") {
         include.push(fetched.join("metal_cpp-src"));
     }
     include.push(mlx_c);
     Ok(Published { include, defines: "MLX_STATIC" })
+}
+
+/// What a build from source needs, as a sentence.
+fn needs() -> &'static str {
+    if has("metal") {
+        "It needs a network, CMake, the whole of Xcode and its Metal toolchain."
+    } else {
+        "It needs a network, CMake and Apple's command line tools."
+    }
+}
+
+/// Checks before CMake starts, whose own messages come after minutes.
+fn check_tools(target: &str, reason: &str) -> Result<()> {
+    let failure = |found: &str, remedy: &str| {
+        let what = format!("{reason}, so MLX is built from source, but {found}");
+        Failure::new(what, format!("{remedy}. {}", needs()))
+    };
+    if !mac::is_host() {
+        let remedy = "build on a Mac, or for aarch64-apple-darwin with the features metal and without metal-jit";
+        return Err(failure("that is possible on a Mac only", remedy));
+    }
+    let cmake = std::env::var_os("CMAKE").unwrap_or_else(|| "cmake".into());
+    if !run(Command::new(cmake).arg("--version"))?.is_some_and(|answer| answer.status.success()) {
+        return Err(failure("there is no CMake", "install it (`brew install cmake`, or from cmake.org)"));
+    }
+    if !has("metal") {
+        return Ok(());
+    }
+    let sdk = if target.ends_with("-apple-darwin") { "macosx" } else { "iphoneos" };
+    let compiler = run(Command::new("xcrun").args(["--sdk", sdk, "metal", "--version"]))?;
+    match compiler {
+        Some(answer) if answer.status.success() => Ok(()),
+        Some(answer) if String::from_utf8_lossy(&answer.stderr).contains("Metal Toolchain") => Err(failure(
+            "Xcode has no Metal toolchain",
+            "install it: `xcodebuild -downloadComponent MetalToolchain`",
+        )),
+        _ => Err(failure(
+            "there is no Metal compiler, which the command line tools do not have",
+            "install the whole of Xcode, then run `sudo xcode-select --switch /Applications/Xcode.app`",
+        )),
+    }
 }
 
 fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
@@ -37,10 +113,10 @@ fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
         .define("CMAKE_C_COMPILER", "/usr/bin/cc")
         .define("CMAKE_CXX_COMPILER", "/usr/bin/c++")
         .define("CMAKE_BUILD_TYPE", if cfg!(debug_assertions) { "Debug" } else { "Release" })
-        .define("MLX_BUILD_METAL", on(cfg!(feature = "metal")))
-        .define("MLX_BUILD_ACCELERATE", on(cfg!(feature = "accelerate")));
-    if cfg!(feature = "metal") {
-        if cfg!(feature = "metal-jit") {
+        .define("MLX_BUILD_METAL", on(has("metal")))
+        .define("MLX_BUILD_ACCELERATE", on(has("accelerate")));
+    if has("metal") {
+        if has("metal_jit") {
             config.define("MLX_METAL_JIT", "ON");
         }
         let place = metallib_dir(mlx_c)?;
@@ -66,7 +142,7 @@ fn link(built: &Path, mlx_c: &Path) -> Result<()> {
     println!("cargo::rustc-link-lib=c++");
     println!("cargo::rustc-link-lib=dylib=objc");
     println!("cargo::rustc-link-lib=framework=Foundation");
-    if cfg!(feature = "metal") {
+    if has("metal") {
         println!("cargo::rustc-link-lib=framework=Metal");
         let metallib = metallib_dir(mlx_c)?.join("mlx.metallib");
         if !metallib.exists() {
@@ -76,7 +152,7 @@ fn link(built: &Path, mlx_c: &Path) -> Result<()> {
             );
         }
     }
-    if cfg!(feature = "accelerate") {
+    if has("accelerate") {
         println!("cargo::rustc-link-lib=framework=Accelerate");
     }
     // For ___isPlatformVersionAtLeast: the runtime that comes with rustc can be too old for macOS 26.
@@ -96,7 +172,7 @@ fn metallib_dir(mlx_c: &Path) -> Result<PathBuf> {
         Failure::new("HOME is not set", "set it, or name a folder for the Metal library in MLX_RS_METAL_PATH")
     })?;
     // A JIT library holds only a few kernels and must not replace a full one.
-    let suffix = if cfg!(feature = "metal-jit") { "-jit" } else { "" };
+    let suffix = if has("metal_jit") { "-jit" } else { "" };
     Ok(PathBuf::from(home).join(".mlx/lib").join(mlx_c_key(mlx_c)? + suffix))
 }
 

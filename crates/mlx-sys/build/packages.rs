@@ -1,4 +1,4 @@
-//! Linux: MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it, and our kernels.
+//! MLX from the Python package index (or from `MLX_PREFIX`), mlx-c compiled against it, and our kernels.
 //!
 //! All results are in one folder outside any target folder, so that they are made once:
 //!
@@ -8,11 +8,17 @@
 //!   libclang-18.1.1-x86_64/          the wheel, unpacked; only for the feature `bindgen`
 //!   mlx-c-KEY/                       lib/libmlxc.so, include/mlx/c
 //!   mlx-kernels-KEY/                 lib/libmlx_kernels.so
+//! ~/.mlx/macos/                      or $MLX_SYS_HOME
+//!   mlx-metal-0.32.2-macos15-arm64/  the wheel, unpacked: mlx/lib/libmlx.dylib, mlx/lib/mlx.metallib, mlx/include
+//!   mlx-c-KEY/                       lib/libmlxc.dylib, include/mlx/c
 //! ```
 //!
-//! The name (soname) of `libmlxc.so` is its absolute path, and its rpath is the folder of `libmlx.so`. A program that is
-//! linked against it therefore finds both from any working directory. It needs no rpath of its own, which a dependency's
-//! build script could not set.
+//! Programs find the mlx-c library by its absolute path (its soname, or on a Mac its install name), and its rpath is the
+//! folder of MLX's library. A program that is linked against it therefore finds both from any working directory. It needs no
+//! rpath of its own, which a dependency's build script could not set. MLX finds its Metal kernels beside its library.
+//!
+//! With `MLX_SYS_RELOCATABLE=1` the libraries have plain names, and look for MLX relative to themselves, so that an archive
+//! with a program and its libraries can be unpacked anywhere. The program then needs an rpath, which its linker arguments set.
 
 use std::path::{Path, PathBuf};
 
@@ -20,22 +26,18 @@ use crate::failure::{
     Failure, Result, create_dir, install, is_complete, last_lines, run, variable, work_folder,
 };
 use crate::hash::{Fnv, files_below};
-use crate::python::Wheel;
+use crate::platform::Platform;
 use crate::{MLX_VERSION, Published, kernels, upstream};
-
-/// The oldest glibc that the wheel of MLX runs on.
-const GLIBC: (u32, u32) = (2, 35);
 
 /// What the result depends on, beside the machine and `native/`. A change here makes a new `mlx-c-KEY`.
 const RECIPE: &[&str] = &[
     MLX_VERSION,
-    include_str!("linux.rs"),
+    include_str!("packages.rs"),
+    include_str!("platform.rs"),
     include_str!("../upstream/Cargo.lock"),
     include_str!("../requirements/mlx-cpu.txt"),
+    include_str!("../requirements/mlx-metal.txt"),
 ];
-
-/// Files that show that an `mlx-c-KEY` is complete.
-const MLX_C: &[&str] = &["lib/libmlxc.so", "include/mlx/c/mlx.h"];
 
 /// The functions of mlx-c that `native/mlx_c.cpp` replaces, a row each (see the file).
 const REPLACED: &str = include_str!("../native/replaced.def");
@@ -45,25 +47,19 @@ fn replaced_functions() -> impl Iterator<Item = &'static str> {
 }
 
 /// Whether MLX's operations are handed to the kernels of `mlx-cpu`.
-fn with_kernels() -> bool {
-    std::env::var_os("CARGO_FEATURE_WITHOUT_CPU_KERNELS").is_none()
+fn with_kernels(platform: Platform) -> bool {
+    platform.has_kernels() && std::env::var_os("CARGO_FEATURE_WITHOUT_CPU_KERNELS").is_none()
 }
 
-#[derive(Clone, Copy)]
-pub struct Platform {
-    pub arch: &'static str,
-    #[cfg_attr(not(feature = "bindgen"), allow(dead_code, reason = "bindgen needs it"))]
-    pub libclang: &'static str,
+/// Whether programs find the libraries relative to themselves.
+pub fn is_relocatable() -> bool {
+    println!("cargo::rerun-if-env-changed=MLX_SYS_RELOCATABLE");
+    std::env::var("MLX_SYS_RELOCATABLE").is_ok_and(|value| value == "1")
 }
 
-impl Platform {
-    pub fn of(target: &str) -> Option<Self> {
-        match target {
-            "x86_64-unknown-linux-gnu" => Some(Self { arch: "x86_64", libclang: "manylinux2010_x86_64" }),
-            "aarch64-unknown-linux-gnu" => Some(Self { arch: "aarch64", libclang: "manylinux2014_aarch64" }),
-            _ => None,
-        }
-    }
+/// The file of mlx-c's library in an `mlx-c-KEY`.
+fn library(platform: Platform) -> String {
+    format!("lib/{}", platform.library("mlxc"))
 }
 
 /// The folders of an MLX to link against.
@@ -76,9 +72,9 @@ pub fn build(platform: Platform) -> Result<Published> {
     for name in ["MLX_PREFIX", "MLX_SYS_HOME", "HOME", "CXX"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let home = home()?;
+    let home = home(platform)?;
     let prefix = std::env::var_os("MLX_PREFIX").filter(|prefix| !prefix.is_empty()).map(PathBuf::from);
-    let installed = prefix.as_deref().map(Mlx::installed).transpose()?;
+    let installed = prefix.as_deref().map(|prefix| Mlx::installed(platform, prefix)).transpose()?;
 
     let key = {
         let lib = installed.as_ref().map(|mlx| mlx.lib.clone());
@@ -87,7 +83,9 @@ pub fn build(platform: Platform) -> Result<Published> {
     };
     let name = key()?;
     let place = home.join(format!("mlx-c-{name}"));
-    let made = is_complete(&place, MLX_C);
+    let library = library(platform);
+    let proof = [&*library, "include/mlx/c/mlx.h"];
+    let made = is_complete(&place, &proof);
     let mlx = match installed {
         Some(mlx) => mlx,
         None => {
@@ -99,17 +97,17 @@ pub fn build(platform: Platform) -> Result<Published> {
         }
     };
     if !made {
-        make(platform, &mlx, &home, &place, || Ok(key()? == name))?;
+        make(platform, &mlx, &home, &place, &proof, || Ok(key()? == name))?;
     }
 
     #[cfg(feature = "bindgen")]
     crate::bindings::check(platform, &home, &compiler(platform)?)?;
     // Cargo takes a missing file for a changed one: if the folder is removed, the next build makes it again.
-    println!("cargo::rerun-if-changed={}", place.join("lib/libmlxc.so").display());
-    println!("cargo::rerun-if-changed={}", mlx.lib.join("libmlx.so").display());
+    println!("cargo::rerun-if-changed={}", place.join(library).display());
+    println!("cargo::rerun-if-changed={}", mlx.lib.join(platform.library("mlx")).display());
     println!("cargo::rustc-link-search=native={}", place.join("lib").display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
-    if with_kernels() {
+    if with_kernels(platform) {
         let lib = kernels::library(platform, &home)?;
         println!("cargo::rustc-link-search=native={}", lib.display());
     }
@@ -117,10 +115,10 @@ pub fn build(platform: Platform) -> Result<Published> {
 }
 
 /// The folder that keeps what was downloaded and built.
-fn home() -> Result<PathBuf> {
+fn home(platform: Platform) -> Result<PathBuf> {
     let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home =
-        named("MLX_SYS_HOME").or_else(|| Some(named("HOME")?.join(".mlx/linux"))).ok_or_else(|| {
+        named("MLX_SYS_HOME").or_else(|| Some(named("HOME")?.join(platform.folder()))).ok_or_else(|| {
             Failure::new(
                 "HOME is not set, so there is no folder to keep MLX in",
                 "name a folder in MLX_SYS_HOME; programs will load the library from there",
@@ -139,10 +137,11 @@ fn home() -> Result<PathBuf> {
 }
 
 impl Mlx {
-    /// An MLX that the user installed: `include/mlx` and `lib/libmlx.so` below `prefix`.
-    fn installed(prefix: &Path) -> Result<Self> {
+    /// An MLX that the user installed: `include/mlx` and `lib/libmlx.so` (on a Mac `.dylib`) below `prefix`.
+    fn installed(platform: Platform, prefix: &Path) -> Result<Self> {
+        let library = platform.library("mlx");
         let remedy = format!(
-            "MLX_PREFIX must name a folder with include/mlx/version.h and lib/libmlx.so of MLX {MLX_VERSION}, \
+            "MLX_PREFIX must name a folder with include/mlx/version.h and lib/{library} of MLX {MLX_VERSION}, \
              such as site-packages/mlx of a Python that has it; unset it to download MLX"
         );
         let prefix = prefix
@@ -167,21 +166,15 @@ impl Mlx {
         let lib = ["lib", "lib64"]
             .iter()
             .map(|name| prefix.join(name))
-            .find(|lib| lib.join("libmlx.so").is_file())
-            .ok_or_else(|| Failure::new(format!("no lib/libmlx.so in {}", prefix.display()), remedy))?;
+            .find(|lib| lib.join(&library).is_file())
+            .ok_or_else(|| Failure::new(format!("no lib/{library} in {}", prefix.display()), remedy))?;
         Ok(Self { include, lib })
     }
 
     fn downloaded(platform: Platform, home: &Path) -> Result<Self> {
-        let wheel = Wheel {
-            keep_as: format!("mlx-cpu-{MLX_VERSION}-{}", platform.arch),
-            requirements: "mlx-cpu.txt",
-            proof: &["mlx/lib/libmlx.so", "mlx/include/mlx/version.h"],
-            platform: format!("manylinux_{}_{}_{}", GLIBC.0, GLIBC.1, platform.arch),
-            instead: "point MLX_PREFIX at an installed MLX",
-        };
+        let wheel = platform.wheel();
         if !is_complete(&home.join(&wheel.keep_as), wheel.proof) {
-            check_glibc()?;
+            platform.check_system()?;
         }
         let mlx = wheel.fetch(home)?.join("mlx");
         Ok(Self { include: mlx.join("include"), lib: mlx.join("lib") })
@@ -200,35 +193,13 @@ fn version_in(header: &str) -> Option<String> {
     Some([number("MAJOR")?, number("MINOR")?, number("PATCH")?].join("."))
 }
 
-fn check_glibc() -> Result<()> {
-    // If the program is missing or its output is not understood, the dynamic linker checks when a program starts.
-    let Some(answer) = run(std::process::Command::new("getconf").arg("GNU_LIBC_VERSION"))? else {
-        return Ok(());
-    };
-    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
-    let version = answer.trim().strip_prefix("glibc ").and_then(|version| {
-        let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
-        Some((numbers.next()??, numbers.next()??))
-    });
-    match version {
-        Some(version) if version < GLIBC => Err(Failure::new(
-            format!(
-                "this system has glibc {}.{}, and MLX's package for Linux needs {}.{}",
-                version.0, version.1, GLIBC.0, GLIBC.1
-            ),
-            "use Debian 12, Ubuntu 22.04 or newer, or build MLX from source and point MLX_PREFIX at it",
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// A name for the result, by all that it depends on. The folder is part of it, since the library knows its own absolute
 /// path and that of MLX.
 fn key(platform: Platform, home: &Path, installed: Option<&Path>) -> Result<String> {
     let mut hash = Fnv::new();
     hash.update(home.to_string_lossy().as_bytes());
-    hash.update(platform.arch.as_bytes());
-    hash.update(&[u8::from(with_kernels())]);
+    hash.update(platform.name().as_bytes());
+    hash.update(&[u8::from(with_kernels(platform)), u8::from(is_relocatable())]);
     for text in RECIPE {
         hash.update(text.as_bytes());
     }
@@ -254,6 +225,7 @@ fn make(
     mlx: &Mlx,
     home: &Path,
     place: &Path,
+    proof: &[&str],
     is_unchanged: impl Fn() -> Result<bool>,
 ) -> Result<()> {
     let compiler = compiler(platform)?;
@@ -267,12 +239,12 @@ fn make(
             std::fs::copy(&header, work.join("include/mlx/c").join(name))
                 .map_err(|e| Failure::io(format!("copying {}", header.display()), e))?;
         }
-        compile(&mlx_c, mlx, &compiler, &work.join("lib"), &place.join("lib/libmlxc.so"))?;
+        compile(platform, &mlx_c, mlx, &compiler, &work, place)?;
         // Otherwise the name would promise other code than the library has, for as long as it is kept.
         if !is_unchanged()? {
             return Err(Failure::new("the sources of mlx-c changed while they were compiled", "build again"));
         }
-        install(&work, place, MLX_C)
+        install(&work, place, proof)
     })();
     let _ = std::fs::remove_dir_all(&work);
     result
@@ -287,14 +259,8 @@ fn cc() -> cc::Build {
 /// The C++ compiler, after a check that it runs.
 pub fn compiler(platform: Platform) -> Result<cc::Tool> {
     let none = |found: String| {
-        Failure::new(
-            format!("no working C++ compiler, which mlx-c needs ({found})"),
-            format!(
-                "install one (Debian and Ubuntu: `apt install g++`; to cross-compile: `apt install g++-{}-linux-gnu`), \
-                 or name one in CXX",
-                platform.arch.replace('_', "-")
-            ),
-        )
+        let what = format!("no working C++ compiler, which mlx-c needs ({found})");
+        Failure::new(what, platform.install_compiler())
     };
     let tool = cc().try_get_compiler().map_err(|e| none(e.to_string()))?;
     match run(tool.to_command().arg("--version"))? {
@@ -303,12 +269,20 @@ pub fn compiler(platform: Platform) -> Result<cc::Tool> {
     }
 }
 
-fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path: &Path) -> Result<()> {
+/// Compiles mlx-c and our C++, and links the library in the folder `work` for `place`.
+fn compile(
+    platform: Platform,
+    mlx_c: &Path,
+    mlx: &Mlx,
+    compiler: &cc::Tool,
+    work: &Path,
+    place: &Path,
+) -> Result<()> {
     let native = native()?;
     let mut build = cc();
     build.include(mlx_c).flag("-isystem").flag(&mlx.include);
     build.flag("-include").flag(native.join("forced.hpp"));
-    let ours = if with_kernels() {
+    let ours = if with_kernels(platform) {
         let mut ours = build.clone();
         ours.files(files_below(&native)?.into_iter().filter(|file| is_cpp(file)));
         for name in replaced_functions() {
@@ -324,30 +298,27 @@ fn compile(mlx_c: &Path, mlx: &Mlx, compiler: &cc::Tool, into: &Path, final_path
         objects.extend(build.try_compile_intermediates().map_err(|e| {
             Failure::new(
                 format!("mlx-c does not compile: {e}"),
-                "use GCC 12 or Clang 15 or newer (name it in CXX); the compiler's own message is above",
+                format!("{}; the compiler's own message is above", platform.compilers()),
             )
         })?);
     }
 
+    let library = library(platform);
+    let load_name = platform.load_name(&place.join(&library), is_relocatable());
+    let rpaths = if is_relocatable() {
+        platform.relative_rpaths()
+    } else {
+        vec![mlx.lib.as_os_str().to_owned()]
+    };
     let mut link = compiler.to_command();
-    link.arg("-shared")
-        .arg("-o")
-        .arg(into.join("libmlxc.so"))
-        .args(&objects)
-        // Not -Wl, which splits a path at its commas.
-        .args(["-Xlinker", "-soname", "-Xlinker"])
-        .arg(final_path)
-        .args(["-Xlinker", "-rpath", "-Xlinker"])
-        .arg(&mlx.lib)
-        .arg("-Wl,-z,defs")
-        .arg(format!("-L{}", mlx.lib.display()))
-        .arg("-lmlx");
+    link.args(platform.shared_library(&load_name, &rpaths)).arg("-o").arg(work.join(library));
+    link.args(&objects).arg(format!("-L{}", mlx.lib.display())).arg("-lmlx");
     let answer = run(&mut link)?
         .ok_or_else(|| Failure::new("the C++ compiler disappeared during the build", "build again"))?;
     if !answer.status.success() {
         return Err(Failure::new(
             format!("mlx-c cannot be linked with MLX:\n{}", last_lines(&answer.stderr)),
-            "a C++ library as new as GCC 12's is needed",
+            platform.compilers(),
         ));
     }
     Ok(())

@@ -1,0 +1,100 @@
+//! Macs: which macOS to build for, and which Macs MLX does not run on.
+
+use std::process::Command;
+
+use crate::failure::{Failure, Result, run, variable};
+
+/// MLX's packages, by the oldest macOS that they run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Macos {
+    Sonoma14,
+    Sequoia15,
+    /// Its library says that it needs 26.2.
+    Tahoe26,
+}
+
+impl Macos {
+    /// The number in the package's platform tag.
+    pub fn tag(self) -> u32 {
+        match self {
+            Self::Sonoma14 => 14,
+            Self::Sequoia15 => 15,
+            Self::Tahoe26 => 26,
+        }
+    }
+
+    /// The newest package that runs on this macOS.
+    fn newest_for(version: (u32, u32)) -> Option<Self> {
+        match version {
+            (..14, _) => None,
+            (14, _) => Some(Self::Sonoma14),
+            (15..26, _) | (26, ..2) => Some(Self::Sequoia15),
+            _ => Some(Self::Tahoe26),
+        }
+    }
+}
+
+/// What mlx-c needs: the C++ library of macOS 14 has `std::format`.
+pub const OLDEST: &str = "14.0";
+
+/// Whether the build runs on a Mac.
+pub fn is_host() -> bool {
+    std::env::var("HOST").is_ok_and(|host| host.ends_with("-apple-darwin"))
+}
+
+/// On a Mac the macOS that it has. Elsewhere what `MACOSX_DEPLOYMENT_TARGET` says, or the oldest.
+pub fn version_to_build_for() -> Result<Macos> {
+    println!("cargo::rerun-if-env-changed=MACOSX_DEPLOYMENT_TARGET");
+    if !is_host() {
+        let wanted = std::env::var("MACOSX_DEPLOYMENT_TARGET").unwrap_or_default();
+        let wanted = if wanted.is_empty() { OLDEST } else { &wanted };
+        return parse(wanted).and_then(Macos::newest_for).ok_or_else(|| {
+            Failure::new(
+                format!("MACOSX_DEPLOYMENT_TARGET={wanted} is no version of macOS that MLX runs on"),
+                "set it to 14.0 or newer, or unset it",
+            )
+        });
+    }
+    let said = run(Command::new("sw_vers").arg("-productVersion"))?
+        .map(|answer| String::from_utf8_lossy(&answer.stdout).trim().to_owned())
+        .unwrap_or_default();
+    let version = parse(&said).ok_or_else(|| {
+        Failure::new(
+            format!("`sw_vers -productVersion` does not say which macOS this is (it says {said:?})"),
+            "add /usr/bin to PATH",
+        )
+    })?;
+    Macos::newest_for(version).ok_or_else(|| {
+        Failure::new(
+            format!("this Mac has macOS {said}, and MLX needs macOS 14 or newer"),
+            "update macOS",
+        )
+    })
+}
+
+/// `15.3.1` as `(15, 3)`.
+fn parse(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next().unwrap_or(Some(0))?))
+}
+
+/// The failure for Rust's target `x86_64-apple-darwin`: an Intel Mac, or a Rust for Intel Macs on another one.
+pub fn intel() -> Result<Failure> {
+    let arm64 = run(Command::new("sysctl").args(["-n", "hw.optional.arm64"]))?;
+    let is_arm64 = arm64.is_some_and(|answer| answer.stdout.trim_ascii() == b"1");
+    Ok(if is_host() && is_arm64 {
+        Failure::new(
+            "this Mac has Apple silicon, and the build is for Intel Macs, on which MLX does not run",
+            "install Rust for Apple silicon: `rustup default stable-aarch64-apple-darwin`, in a terminal that does not \
+             run under Rosetta; or build with `--target aarch64-apple-darwin`",
+        )
+    } else {
+        Failure::new(
+            "MLX does not run on Intel Macs",
+            format!(
+                "use a Mac with Apple silicon, or Linux; to build for one here, on {}: `--target aarch64-apple-darwin`",
+                variable("HOST")?
+            ),
+        )
+    })
+}
