@@ -78,12 +78,13 @@ fn check_tools(target: &str, reason: &str) -> Result<()> {
         Failure::new(what, format!("{remedy}. {}", needs()))
     };
     if !mac::is_host() {
-        let remedy = "build on a Mac, or for aarch64-apple-darwin with the features metal and without metal-jit";
+        let remedy =
+            "build on a Mac, or for aarch64-apple-darwin with the features metal and without metal-jit";
         return Err(failure("that is possible on a Mac only", remedy));
     }
     let cmake = std::env::var_os("CMAKE").unwrap_or_else(|| "cmake".into());
     if !run(Command::new(cmake).arg("--version"))?.is_some_and(|answer| answer.status.success()) {
-        return Err(failure("there is no CMake", "install it (`brew install cmake`, or from cmake.org)"));
+        return Err(failure("there is no CMake", "install it (`brew install cmake`)"));
     }
     if !has("metal") {
         return Ok(());
@@ -123,7 +124,13 @@ fn run_cmake(mlx_c: &Path) -> Result<PathBuf> {
         create_dir(&place)?;
         config.define("MLX_METAL_PATH", &place);
     }
-    Ok(config.build())
+    // A failure of CMake is a panic of the package that runs it.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.build())).map_err(|_| {
+        Failure::new(
+            "CMake cannot build MLX; its own messages are above",
+            format!("{} Build again.", needs()),
+        )
+    })
 }
 
 fn link(built: &Path, mlx_c: &Path) -> Result<()> {

@@ -106,7 +106,8 @@ fn compile(platform: Platform, siblings: &Path, work: &Path, place: &Path) -> Re
     let target = variable("TARGET")?;
     // The library is found by this name. Not -Wl, which splits a path at its commas.
     let soname = platform.load_name(&place.join(LIBRARY), is_relocatable());
-    let flags = ["-Xlinker", "-soname", "-Xlinker", &*soname.to_string_lossy()].map(|flag| format!("-Clink-arg={flag}"));
+    let flags = ["-Xlinker", "-soname", "-Xlinker", &*soname.to_string_lossy()]
+        .map(|flag| format!("-Clink-arg={flag}"));
 
     let mut cargo = Command::new(variable("CARGO")?);
     cargo

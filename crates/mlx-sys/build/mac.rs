@@ -35,7 +35,7 @@ impl Macos {
 }
 
 /// What mlx-c needs: the C++ library of macOS 14 has `std::format`.
-pub const OLDEST: &str = "14.0";
+const OLDEST: &str = "14.0";
 
 /// Whether the build runs on a Mac.
 pub fn is_host() -> bool {
@@ -65,11 +65,19 @@ pub fn version_to_build_for() -> Result<Macos> {
         )
     })?;
     Macos::newest_for(version).ok_or_else(|| {
-        Failure::new(
-            format!("this Mac has macOS {said}, and MLX needs macOS 14 or newer"),
-            "update macOS",
-        )
+        Failure::new(format!("this Mac has macOS {said}, and MLX needs macOS 14 or newer"), "update macOS")
     })
+}
+
+/// Has the C++ compiler build for the oldest macOS that mlx-c can run on, or for the newer one that the user asks for. The
+/// compiler, and the package `cc`, read this variable; Rust's own value for it is 11.0.
+pub fn set_deployment_target() {
+    let name = "MACOSX_DEPLOYMENT_TARGET";
+    let asked = std::env::var(name).ok().and_then(|version| parse(&version));
+    if asked < parse(OLDEST) {
+        // SAFETY: this program has one thread here, so no other reads the environment.
+        unsafe { std::env::set_var(name, OLDEST) };
+    }
 }
 
 /// `15.3.1` as `(15, 3)`.

@@ -32,6 +32,7 @@ use crate::{MLX_VERSION, Published, kernels, upstream};
 /// What the result depends on, beside the machine and `native/`. A change here makes a new `mlx-c-KEY`.
 const RECIPE: &[&str] = &[
     MLX_VERSION,
+    include_str!("mac.rs"),
     include_str!("packages.rs"),
     include_str!("platform.rs"),
     include_str!("../upstream/Cargo.lock"),
@@ -305,11 +306,8 @@ fn compile(
 
     let library = library(platform);
     let load_name = platform.load_name(&place.join(&library), is_relocatable());
-    let rpaths = if is_relocatable() {
-        platform.relative_rpaths()
-    } else {
-        vec![mlx.lib.as_os_str().to_owned()]
-    };
+    let rpaths =
+        if is_relocatable() { platform.relative_rpaths() } else { vec![mlx.lib.as_os_str().to_owned()] };
     let mut link = compiler.to_command();
     link.args(platform.shared_library(&load_name, &rpaths)).arg("-o").arg(work.join(library));
     link.args(&objects).arg(format!("-L{}", mlx.lib.display())).arg("-lmlx");

@@ -31,7 +31,9 @@ impl Platform {
             "x86_64-unknown-linux-gnu" => Some(Self { arch: "x86_64", system: System::Linux }),
             "aarch64-unknown-linux-gnu" => Some(Self { arch: "aarch64", system: System::Linux }),
             "aarch64-apple-darwin" => {
-                Some(Self { arch: "arm64", system: System::Mac(mac::version_to_build_for()?) })
+                let macos = mac::version_to_build_for()?;
+                mac::set_deployment_target();
+                Some(Self { arch: "arm64", system: System::Mac(macos) })
             }
             _ => None,
         })

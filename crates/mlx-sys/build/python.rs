@@ -124,7 +124,14 @@ impl Python {
         if !pip.status.success() {
             return Err(Failure::new(
                 format!("{} has no pip, which downloads MLX by name and checks its hash", python.program),
-                format!("install it ({}), or {instead}", if mac::is_host() { "`python3 -m ensurepip --user`" } else { "Debian and Ubuntu: `apt install python3-pip`" }),
+                format!(
+                    "install it ({}), or {instead}",
+                    if mac::is_host() {
+                        "`python3 -m ensurepip --user`"
+                    } else {
+                        "Debian and Ubuntu: `apt install python3-pip`"
+                    }
+                ),
             ));
         }
         Ok(python)

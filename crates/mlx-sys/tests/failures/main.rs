@@ -5,129 +5,12 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod environment;
+mod mac;
+
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use tempfile::TempDir;
-
-/// An environment to build in.
-struct Environment {
-    folder: TempDir,
-    env: Vec<(&'static str, PathBuf)>,
-}
-
-impl Environment {
-    /// An environment with all programs and without a network.
-    fn offline() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["bin", "home", "out", "no-wheels"] {
-            fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        let environment = Self { folder, env: Vec::new() };
-        for program in ["c++", "cc", "as", "ld", "getconf", "rustc"] {
-            environment.link(program);
-        }
-        // By its real path: the one in PATH may be a script that needs other programs.
-        let python =
-            Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-        environment.script(
-            "python3",
-            &format!("exec '{}' \"$@\"", String::from_utf8(python.stdout).unwrap().trim()),
-        );
-        environment
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn link(&self, program: &str) {
-        let from = std::env::split_paths(&std::env::var_os("PATH").unwrap())
-            .map(|folder| folder.join(program))
-            .find(|candidate| candidate.is_file());
-        if let Some(from) = from {
-            symlink(from, self.path("bin").join(program)).unwrap();
-        }
-    }
-
-    /// Replaces a program by a shell script.
-    fn script(&self, program: &str, body: &str) {
-        let file = self.path("bin").join(program);
-        let _ = fs::remove_file(&file);
-        fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn without(self, program: &str) -> Self {
-        let _ = fs::remove_file(self.path("bin").join(program));
-        self
-    }
-
-    fn with(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
-        self.env.push((name, value.into()));
-        self
-    }
-
-    /// Runs the build script and returns its error message.
-    fn failure(&self) -> String {
-        let arch = std::env::consts::ARCH;
-        let target = format!("{arch}-unknown-linux-gnu");
-        let output = Command::new(env!("MLX_SYS_BUILD_SCRIPT"))
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stdin(Stdio::null())
-            // Variables that cargo sets.
-            .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"))
-            .env("OUT_DIR", self.path("out"))
-            .env("TARGET", &target)
-            .env("HOST", &target)
-            .env("OPT_LEVEL", "0")
-            .env("CARGO_CFG_TARGET_VENDOR", "unknown")
-            .env("CARGO", std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            // The environment of the test.
-            .env("PATH", self.path("bin"))
-            .env("MLX_SYS_HOME", self.path("home"))
-            .env("PIP_INDEX_URL", "http://127.0.0.1:9/")
-            .env("PIP_FIND_LINKS", self.path("no-wheels"))
-            .env("PIP_RETRIES", "0")
-            .env("PIP_NO_CACHE_DIR", "1")
-            .env_remove("PIP_EXTRA_INDEX_URL")
-            .env_remove("MLX_PREFIX")
-            .env_remove("LIBCLANG_PATH")
-            .env_remove("CXX")
-            .env_remove("PYTHON")
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert!(!output.status.success(), "{said}");
-        let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("cargo::error=")).collect();
-        let said = said.join("\n");
-        assert!(said.contains("what to do: "), "{said}");
-        // A failure leaves no folder that a later build would use.
-        let left: Vec<_> =
-            fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
-        assert!(left.is_empty(), "{left:?}");
-        said
-    }
-
-    /// A folder that looks like an installed MLX of this version.
-    fn mlx(&self, version: [u32; 3], library: bool) -> PathBuf {
-        let prefix = self.path("mlx");
-        fs::create_dir_all(prefix.join("include/mlx")).unwrap();
-        fs::create_dir_all(prefix.join("lib")).unwrap();
-        let [major, minor, patch] = version;
-        let header = format!(
-            "#define MLX_VERSION_MAJOR {major}\n#define MLX_VERSION_MINOR {minor}\n#define MLX_VERSION_PATCH {patch}\n"
-        );
-        fs::write(prefix.join("include/mlx/version.h"), header).unwrap();
-        if library {
-            fs::write(prefix.join("lib/libmlx.so"), "").unwrap();
-        }
-        prefix
-    }
-}
+use environment::{Environment, write_wheel};
 
 fn assert_says(said: &str, needles: &[&str]) {
     for needle in needles {
@@ -193,7 +76,7 @@ fn an_old_glibc() {
 #[cfg(feature = "bindgen")]
 fn no_libclang() {
     let environment = Environment::offline();
-    let prefix = environment.mlx([0, 32, 2], true);
+    let prefix = environment.mlx([0, 32, 2], Some("libmlx.so"));
     let said = environment.with("MLX_PREFIX", prefix).with("LIBCLANG_PATH", "/no/such/folder").failure();
     assert_says(&said, &["no libclang at LIBCLANG_PATH=/no/such/folder", "unset it"]);
 }
@@ -202,7 +85,7 @@ fn no_libclang() {
 #[cfg(feature = "bindgen")]
 fn no_libclang_and_no_network() {
     let environment = Environment::offline();
-    let prefix = environment.mlx([0, 32, 2], true);
+    let prefix = environment.mlx([0, 32, 2], Some("libmlx.so"));
     // If the system has a libclang, the build goes on until the compiler finds that this MLX is empty.
     let said = environment.with("MLX_PREFIX", prefix).failure();
     let missing = said.contains("apt install libclang-dev");
@@ -212,7 +95,7 @@ fn no_libclang_and_no_network() {
 #[test]
 fn an_installed_mlx_of_another_version() {
     let environment = Environment::offline();
-    let prefix = environment.mlx([0, 31, 1], true);
+    let prefix = environment.mlx([0, 31, 1], Some("libmlx.so"));
     assert_says(
         &environment.with("MLX_PREFIX", prefix).failure(),
         &["holds MLX 0.31.1", "needs 0.32.2", "unset it"],
@@ -222,7 +105,7 @@ fn an_installed_mlx_of_another_version() {
 #[test]
 fn an_installed_mlx_without_its_library() {
     let environment = Environment::offline();
-    let prefix = environment.mlx([0, 32, 2], false);
+    let prefix = environment.mlx([0, 32, 2], None);
     assert_says(
         &environment.with("MLX_PREFIX", prefix).failure(),
         &["no lib/libmlx.so", "MLX_PREFIX must name a folder"],
@@ -287,21 +170,9 @@ fn no_home() {
 #[test]
 fn no_sources_of_mlx_c() {
     let environment = Environment::offline();
-    let prefix = environment.mlx([0, 32, 2], true);
+    let prefix = environment.mlx([0, 32, 2], Some("libmlx.so"));
     environment.script("cargo", "echo 'error: failed to download' >&2; exit 101");
     let cargo = environment.path("bin/cargo");
     let said = environment.with("MLX_PREFIX", prefix).with("CARGO", cargo).failure();
     assert_says(&said, &["mlx-sys 0.7.0", "failed to download", "connect to the network"]);
-}
-
-/// Makes a wheel that pip accepts and that is not MLX.
-fn write_wheel(file: &Path) {
-    let script = r#"
-import sys, zipfile
-with zipfile.ZipFile(sys.argv[1], "w") as wheel:
-    wheel.writestr("mlx_cpu-0.32.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: mlx-cpu\nVersion: 0.32.2\n")
-    wheel.writestr("mlx_cpu-0.32.2.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-    wheel.writestr("mlx_cpu-0.32.2.dist-info/RECORD", "")
-"#;
-    assert!(Command::new("python3").args(["-c", script]).arg(file).status().unwrap().success());
 }
