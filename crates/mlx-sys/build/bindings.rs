@@ -35,6 +35,8 @@ pub fn check(platform: Platform, home: &Path, compiler: &cc::Tool) -> Result<()>
         .clang_args(["-include".to_owned(), native.join("forced.h").display().to_string()])
         // mlx-rs expects a newtype over u16, different from bfloat16_t, which is a plain u16.
         .new_type_alias("float16_t")
+        // Declared in src/lib.rs, as mlx-rs calls it.
+        .blocklist_function("mlx_pad")
         // Of the C library. Its fields differ from system to system, and mlx-c only takes pointers to it.
         .blocklist_type("FILE|_IO_.*|__off.*")
         .raw_line("#[repr(C)]\npub struct FILE {\n    _private: [u8; 0],\n}")

@@ -254,6 +254,8 @@ fn make(
 fn cc() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").opt_level(2).debug(false).warnings(false).pic(true).cargo_metadata(false);
+    // GCC for aarch64 notes in every file that C++14 passed some types in another way.
+    build.flag("-Wno-psabi");
     build
 }
 

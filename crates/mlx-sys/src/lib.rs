@@ -38,6 +38,23 @@ pub mod cpu_kernels {
     }
 }
 
+// mlx-rs gives this function `mode` as `*const i8`, which is not what `c_char` is on aarch64 Linux.
+unsafe extern "C" {
+    pub fn mlx_pad(
+        res: *mut mlx_array,
+        a: mlx_array,
+        axes: *const std::os::raw::c_int,
+        axes_num: usize,
+        low_pad_size: *const std::os::raw::c_int,
+        low_pad_size_num: usize,
+        high_pad_size: *const std::os::raw::c_int,
+        high_pad_size_num: usize,
+        pad_value: mlx_array,
+        mode: *const i8,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+}
+
 impl Default for float16_t {
     fn default() -> Self {
         Self(0)
