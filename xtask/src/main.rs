@@ -8,6 +8,7 @@ mod fixtures;
 mod mutations;
 mod random_caches;
 mod tidy;
+mod workflows;
 
 use std::ffi::OsString;
 use std::io;
@@ -43,6 +44,8 @@ enum Command {
     Python(python::Arguments),
     /// Run many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
+    /// Check the workflows of .github with actionlint, and shell scripts with shellcheck
+    Workflows,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +88,7 @@ fn run(matches: &ArgMatches) -> io::Result<bool> {
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
+        Command::Workflows => workflows::run(),
     }
 }
 

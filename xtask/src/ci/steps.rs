@@ -1,4 +1,6 @@
-//! Which steps run, as a function of what changed. `docs/ci.md` is the list for readers.
+//! Which steps run, as a function of what changed and of what the machine has. `docs/ci.md` is the list for readers.
+
+mod platforms;
 
 use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
@@ -9,6 +11,7 @@ use workspace::metadata::Metadata;
 
 use super::changes::Changes;
 use super::downstream;
+use super::machine::Machine;
 use crate::mutations;
 
 /// The crates that can be used without the rest of this workspace, as their READMEs promise.
@@ -39,6 +42,8 @@ pub(super) struct Step {
     absent: Vec<String>,
     /// A text that the output must contain.
     present: String,
+    /// What the machine lacks for the step, and how to install it. Such a step is not run, and does not pass.
+    pub(super) lacks: Option<String>,
 }
 
 impl Step {
@@ -51,6 +56,7 @@ impl Step {
             folder: "",
             absent: Vec::new(),
             present: String::new(),
+            lacks: None,
         }
     }
 
@@ -98,11 +104,13 @@ pub(super) struct Run<'a> {
     pub(super) commit: &'a str,
     /// The folder into which cargo builds programs.
     pub(super) programs: &'a Path,
+    /// What the machine has for the checks of other platforms.
+    pub(super) machine: &'a Machine,
 }
 
 /// Every step of a run, in order.
 pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
-    let Run { changes, all, commit, programs } = *run;
+    let Run { changes, all, commit, programs, .. } = *run;
     let program = |name: &str| programs.join(format!("{name}{EXE_SUFFIX}"));
     let lab = |name: &str, arguments: &str| Step::program(name, program("mlx-lab"), arguments);
     let cargo = Step::cargo;
@@ -110,6 +118,7 @@ pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
         cargo("tidy", "run --quiet --package xtask -- tidy --dependencies"),
+        cargo("workflows and shell scripts", "run --quiet --package xtask -- workflows"),
         cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
         // All features include the one that leaves the kernels out. Only mlx-sys has it.
         cargo("clippy with kernels", "clippy --package mlx-sys --all-targets -- --deny warnings"),
@@ -123,9 +132,11 @@ pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
         strict(cargo("docs with kernels", "doc --package mlx-sys --package mlx-cpu --no-deps")),
     ];
     let changed = changed_crates(changes, metadata);
-    if all || NATIVE.iter().any(|native| changed.contains(native)) {
+    let native_changed = NATIVE.iter().any(|native| changed.contains(native));
+    if all || native_changed {
         steps.extend(address_sanitizer());
     }
+    steps.extend(platforms::aarch64(run, native_changed));
     steps.extend(features_alone(&changed, all, metadata));
     steps.extend(architectures_alone(metadata));
     steps.extend(components_alone(metadata));
@@ -270,7 +281,9 @@ mod tests {
     }
 
     fn steps_of(changes: &Changes, all: bool) -> Vec<Step> {
-        steps(&Run { changes, all, commit: "abc", programs: Path::new("built") }, &metadata())
+        let machine = Machine::default();
+        let run = Run { changes, all, commit: "abc", programs: Path::new("built"), machine: &machine };
+        steps(&run, &metadata())
     }
 
     /// The arguments of the steps, by their names.
@@ -284,6 +297,9 @@ mod tests {
     }
 
     const ASAN: &str = "kernels with AddressSanitizer";
+    const EMULATED: &str = "kernels on an emulated aarch64";
+    /// Whether this machine compiles for others.
+    const CROSS: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
     const NO_FEATURES: &str = "mlx-models with \"\" alone";
 
     #[test]
@@ -293,7 +309,8 @@ mod tests {
         let all = plan(&Changes::Unknown, true);
         for plan in &plans {
             let names: Vec<&String> = plan.iter().map(|(name, _)| name).collect();
-            let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(|name| *name != ASAN).collect();
+            let is_cheap = |name: &&String| *name != ASAN && !name.contains("emulated");
+            let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(is_cheap).collect();
             assert_eq!(names, cheap);
             assert!(command(plan, NO_FEATURES).unwrap().starts_with("check --all-targets "));
             assert!(command(plan, "fuzz").unwrap().contains("--seconds 60 "));
@@ -320,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sanitizer_runs_if_a_kernel_or_the_seam_changed() {
+    fn the_sanitizer_and_the_emulator_run_if_a_kernel_or_the_seam_changed() {
         for (file, runs) in [
             ("crates/mlx-cpu/src/lib.rs", true),
             ("crates/mlx-kernels/src/table.rs", true),
@@ -328,8 +345,22 @@ mod tests {
             ("Cargo.lock", true),
             ("crates/mlx-rope/src/rope.rs", false),
         ] {
-            let found = command(&plan(&known(&[file]), false), ASAN).is_some();
-            assert_eq!(found, runs && address_sanitizer().is_some(), "{file}");
+            let plan = plan(&known(&[file]), false);
+            let expected = runs && address_sanitizer().is_some();
+            assert_eq!(command(&plan, ASAN).is_some(), expected, "{file}");
+            assert_eq!(command(&plan, EMULATED).is_some(), runs && CROSS, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_the_machine_cannot_run_says_what_is_missing() {
+        let steps = steps_of(&Changes::Unknown, true);
+        let lacking: Vec<&Step> = steps.iter().filter(|step| step.lacks.is_some()).collect();
+        assert_eq!(lacking.is_empty(), !CROSS);
+        for step in lacking {
+            assert!(step.name.contains("aarch64"), "{}", step.name);
+            let lacks = step.lacks.as_deref().unwrap();
+            assert!(lacks.contains("rustup target add aarch64") && lacks.contains("apt install g++-aarch64"));
         }
     }
 
