@@ -9,9 +9,9 @@ const AARCH64_COMPILER: &str = "aarch64-linux-gnu-g++";
 const AARCH64_EMULATOR: &str = "qemu-aarch64-static";
 const AARCH64_RUNNER: &str = "qemu-aarch64-static -L /usr/aarch64-linux-gnu";
 
-/// Everything is compiled for aarch64 Linux. In an emulator run the tests of the kernels if `kernels_changed`, and with
-/// `--all` also a whole program and some parity cases.
-pub(super) fn aarch64(run: &Run<'_>, kernels_changed: bool) -> Vec<Step> {
+/// Everything is compiled for aarch64 Linux. With `--all`, the tests of the kernels, all parity cases and the program run in
+/// an emulator.
+pub(super) fn aarch64(run: &Run<'_>) -> Vec<Step> {
     // On such a machine the other steps check the same.
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return Vec::new();
@@ -24,10 +24,21 @@ pub(super) fn aarch64(run: &Run<'_>, kernels_changed: bool) -> Vec<Step> {
     };
     let everything = format!("clippy --workspace --all-targets --target {AARCH64} -- --deny warnings");
     let mut steps = vec![step("aarch64 Linux compiles", &everything, &[AARCH64_COMPILER])];
-    let emulated = [AARCH64_COMPILER, AARCH64_EMULATOR];
-    if run.all || kernels_changed {
-        let tests = format!("test --package mlx-cpu --target {AARCH64}");
-        steps.push(step("kernels on an emulated aarch64", &tests, &emulated));
+    if !run.all {
+        return steps;
     }
+    let emulated = |what: &str, arguments: &str| {
+        step(&format!("{what}, emulated aarch64"), arguments, &[AARCH64_COMPILER, AARCH64_EMULATOR])
+    };
+    let lab = format!("run --package mlx-lab --target {AARCH64} -- parity");
+    let generate = format!("run --package mlx-models-cli --target {AARCH64} -- generate --prompt");
+    let mut program = emulated("the README's first command", &generate).argument("Once upon a time");
+    program.present = " ".to_owned();
+    steps.extend([
+        emulated("kernels", &format!("test --package mlx-cpu --target {AARCH64}")),
+        emulated("parity", &lab),
+        emulated("parity with kernels", &format!("{lab} --kernels")),
+        program,
+    ]);
     steps
 }
