@@ -2,12 +2,15 @@
 //!
 //! MLX is downloaded as a binary from the Python package index, and only mlx-c is compiled (`packages`; `platform` has what
 //! differs between Linux and Macs). Its sources are those of the original crate (`upstream`), and the declarations are in
-//! `generated/`. Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`). For what packages do not
-//! have, such as iOS, CMake builds MLX and mlx-c as in the original crate (`from_source`).
+//! `generated/`. Our kernels for Linux's CPU are compiled once and kept beside MLX (`kernels`). With the feature `cuda`, MLX
+//! for NVIDIA GPUs is downloaded too (`cuda`), and a running program chooses between the two (`dispatch`). For what packages
+//! do not have, such as iOS, CMake builds MLX and mlx-c as in the original crate (`from_source`).
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
 #[cfg(feature = "bindgen")]
 mod bindings;
+mod cuda;
+mod dispatch;
 mod failure;
 mod from_source;
 mod hash;
@@ -32,7 +35,7 @@ struct Published {
 }
 
 fn main() -> ExitCode {
-    for file in ["build", "generated", "kernels", "native", "requirements", "upstream"] {
+    for file in ["build", "dispatch", "generated", "kernels", "native", "requirements", "upstream"] {
         println!("cargo::rerun-if-changed={file}");
     }
     match run() {

@@ -44,12 +44,10 @@ impl Platform {
         matches!(self.system, System::Linux)
     }
 
-    #[cfg(feature = "bindgen")]
     pub fn is_linux(self) -> bool {
         matches!(self.system, System::Linux)
     }
 
-    #[cfg(feature = "bindgen")]
     pub fn arch(self) -> &'static str {
         self.arch
     }
@@ -155,6 +153,11 @@ impl Platform {
             System::Mac(_) => "@loader_path",
         };
         ["mlx/lib", "../../mlx/lib"].iter().map(|path| format!("{origin}/{path}").into()).collect()
+    }
+
+    /// The same for the library for NVIDIA GPUs: in an archive, MLX and NVIDIA's libraries are in `lib/cuda`.
+    pub fn relative_rpaths_for_cuda(self) -> Vec<OsString> {
+        vec!["$ORIGIN/cuda/mlx/lib".into()]
     }
 
     /// What to do where the C++ compiler is missing.

