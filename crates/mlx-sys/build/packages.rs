@@ -104,7 +104,10 @@ pub fn build(platform: Platform) -> Result<Published> {
     }
     let mlx = installed.map_or_else(|| Mlx::downloaded(platform, &home), Ok)?;
     let cuda_mlx = if with_cuda {
-        Some(installed_cuda.map_or_else(|| Mlx::downloaded_for_cuda(platform, &home), Ok)?)
+        let mlx = installed_cuda.map_or_else(|| Mlx::downloaded_for_cuda(platform, &home), Ok)?;
+        // For tests/cuda.rs.
+        println!("cargo::rustc-env=MLX_SYS_CUDA={}", mlx.lib.display());
+        Some(mlx)
     } else {
         None
     };
@@ -232,8 +235,10 @@ fn key(platform: Platform, home: &Path, installed: &[Option<PathBuf>]) -> Result
         hash.update(text.as_bytes());
     }
     hash.update_files(&native()?)?;
-    for lib in installed.iter().flatten() {
-        hash.update(lib.to_string_lossy().as_bytes());
+    for lib in installed {
+        let lib = lib.as_deref().map(Path::to_string_lossy).unwrap_or_default();
+        hash.update(lib.as_bytes());
+        hash.update(&[0]);
     }
     if cuda::is_wanted(platform) {
         for text in [cuda::REQUIREMENTS, dispatch::SOURCE, dispatch::RECIPE] {

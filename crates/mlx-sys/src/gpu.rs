@@ -68,12 +68,11 @@ mod imp {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "cuda", target_vendor = "apple"))))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(not(any(feature = "cuda", target_vendor = "apple")))]
     fn a_build_for_the_cpu_says_so() {
         assert!(turn_off());
         assert_eq!(refusal().as_deref(), Some("this build of MLX has no GPU support"));
