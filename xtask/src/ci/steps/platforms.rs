@@ -1,5 +1,8 @@
 //! Steps for other platforms than the one on which the checks run.
 
+use std::path::Path;
+
+use super::super::changes::Changes;
 use super::{Run, Step};
 
 /// Linux on aarch64: its target, its C++ compiler and linker, and the emulator of its processor with the folder of its
@@ -41,4 +44,32 @@ pub(super) fn aarch64(run: &Run<'_>) -> Vec<Step> {
         program,
     ]);
     steps
+}
+
+/// Macs with Apple silicon.
+const MAC: &str = "aarch64-apple-darwin";
+
+/// The beginnings of the paths of files that matter for Macs only, or for each platform in another way.
+const OF_MACS: [&str; 6] =
+    ["Cargo.toml", "Cargo.lock", ".cargo/", "crates/mlx-sys/", "xtask/src/apple/", "xtask/python/mac_"];
+
+/// Rust code with one of these texts is compiled for some systems or processors only.
+const NAMES_A_SYSTEM: [&str; 5] = ["target_os", "target_vendor", "target_arch", "cfg(unix", "cfg(not(unix"];
+
+/// Everything is compiled for Macs, if a changed file may compile here and not there.
+pub(super) fn macs(run: &Run<'_>) -> Option<Step> {
+    let names_a_system = |file: &String| {
+        let is_code = Path::new(file).extension().is_some_and(|extension| extension == "rs");
+        let text = std::fs::read_to_string(workspace::root().join(file)).unwrap_or_default();
+        is_code && NAMES_A_SYSTEM.iter().any(|name| text.contains(name))
+    };
+    let concerns_macs =
+        |file: &String| OF_MACS.iter().any(|path| file.starts_with(path)) || names_a_system(file);
+    let changed = matches!(run.changes, Changes::Known(files) if files.iter().any(concerns_macs));
+    // On a Mac the other steps check the same.
+    let step = Step {
+        lacks: run.machine.lacks(MAC, &[]),
+        ..Step::cargo("Macs compile", "run --quiet --package xtask -- apple --check")
+    };
+    (cfg!(target_os = "linux") && (run.all || changed)).then_some(step)
 }
