@@ -101,8 +101,8 @@ pub fn layers(
     Ok(kinds.into_iter().filter_map(layer).collect())
 }
 
-/// Layers of these kinds that all have the same rotation, over whole heads whose pairs lie in two halves. The config must
-/// state the base.
+/// Layers of these kinds that all have the same rotation, over whole heads whose pairs lie in two halves. Without a
+/// `default_base` the config must state the base.
 ///
 /// # Errors
 ///
@@ -110,9 +110,10 @@ pub fn layers(
 pub fn layers_alike(
     kinds: Vec<LayerKind>,
     keys: &RopeKeys,
+    default_base: Option<f64>,
     head_dim: i32,
 ) -> Result<Vec<Layer>, ConfigError> {
-    let rope = rope(keys.uniform(None)?, head_dim)?;
+    let rope = rope(keys.uniform(default_base)?, head_dim)?;
     Ok(kinds.into_iter().map(|kind| Layer { kind, rope: rope.clone() }).collect())
 }
 
@@ -173,10 +174,10 @@ mod tests {
     #[test]
     fn layers_of_two_kinds_may_rotate_alike() {
         let text = r#"{"rope_theta": 100, "rope_scaling": {"type": "linear", "factor": 8}}"#;
-        let layers = layers_alike(vec![WINDOW, LayerKind::Full], &keys(text), 4).unwrap();
+        let layers = layers_alike(vec![WINDOW, LayerKind::Full], &keys(text), None, 4).unwrap();
         assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
         assert!(layers.iter().all(|layer| layer.rope.frequencies(1).unwrap()[0] == 1.0 / 8.0));
-        assert!(layers_alike(vec![WINDOW], &keys(r#"{"rope_local_base_freq": 100}"#), 4).is_err());
+        assert!(layers_alike(vec![WINDOW], &keys(r#"{"rope_local_base_freq": 100}"#), None, 4).is_err());
     }
 
     #[test]

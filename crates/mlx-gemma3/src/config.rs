@@ -135,7 +135,8 @@ impl Config {
         let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
         let layers = layers(kinds, rope, bases, head_dim)?;
         let settings = rope.full_attention(bases.full)?;
-        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm);
+        let rotation_unlike_mlx_lm =
+            rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm { default_base: Some(1_000_000.0) });
 
         only("hidden_activation", raw.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
         only("hidden_act", raw.hidden_act.as_ref(), "gelu_pytorch_tanh")?;

@@ -4,8 +4,8 @@ use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::ModelCache;
 use mlx_layers::{
-    AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
-    Parameters, through_blocks,
+    Attention, AttentionInput, AttentionSettings, Embedding, Gate, GatedMlp, Linear, NormOver,
+    ParameterSource, Parameters, through_blocks,
 };
 use mlx_norms::{OffsetRmsNorm, clip_residual};
 use mlx_rs::error::Exception;
@@ -50,7 +50,7 @@ struct Transformer {
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
     #[param]
-    self_attn: HeadNormAttention<OffsetRmsNorm>,
+    self_attn: Attention<OffsetRmsNorm>,
     #[param]
     mlp: GatedMlp,
     #[param]
@@ -168,13 +168,13 @@ impl Transformer {
 impl Block {
     fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
         let Config { hidden_size, intermediate_size, rms_norm_eps, .. } = *config;
-        let attention = HeadNormSettings {
+        let attention = AttentionSettings {
             dims: hidden_size,
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            bias: config.attention_bias,
-            rope: layer.rope.clone(),
+            bias: config.attention_bias.into(),
+            rope: Some(layer.rope.clone()),
             scale: config.attention_scale,
         };
         let head_norm = |weight| OffsetRmsNorm::new(weight, rms_norm_eps);
@@ -184,7 +184,12 @@ impl Block {
             post_attention_layernorm: layer_norm("post_attention_layernorm"),
             pre_feedforward_layernorm: layer_norm("pre_feedforward_layernorm"),
             post_feedforward_layernorm: layer_norm("post_feedforward_layernorm"),
-            self_attn: HeadNormAttention::new(parameters.at("self_attn"), attention, head_norm),
+            self_attn: Attention::with_norms(
+                parameters.at("self_attn"),
+                attention,
+                NormOver::EachHead,
+                head_norm,
+            ),
             mlp: GatedMlp::new(parameters.at("mlp"), hidden_size, intermediate_size, Gate::GeluTanh),
         }
     }

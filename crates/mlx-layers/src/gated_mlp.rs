@@ -55,11 +55,16 @@ pub struct GatedMlp {
 
 impl GatedMlp {
     /// A network over `dims` features with `hidden` features inside, with parameters from the source.
-    pub fn new(mut parameters: Parameters<'_>, dims: i32, hidden: i32, gate: Gate) -> Self {
+    pub fn new(parameters: Parameters<'_>, dims: i32, hidden: i32, gate: Gate) -> Self {
+        Self::with_bias(parameters, dims, hidden, gate, false)
+    }
+
+    /// [`new`](Self::new), where `bias` says whether the three projections have a bias.
+    pub fn with_bias(mut parameters: Parameters<'_>, dims: i32, hidden: i32, gate: Gate, bias: bool) -> Self {
         Self {
-            gate_proj: Linear::new(parameters.at("gate_proj"), dims, hidden),
-            up_proj: Linear::new(parameters.at("up_proj"), dims, hidden),
-            down_proj: Linear::new(parameters.at("down_proj"), hidden, dims),
+            gate_proj: Linear::with_bias(parameters.at("gate_proj"), dims, hidden, bias),
+            up_proj: Linear::with_bias(parameters.at("up_proj"), dims, hidden, bias),
+            down_proj: Linear::with_bias(parameters.at("down_proj"), hidden, dims, bias),
             gate,
         }
     }

@@ -75,8 +75,17 @@ pub fn merge(x: &Array) -> Result<Array> {
     x.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, length, -1])
 }
 
-/// Attention with rotary positions over a cache: rotates queries and keys, appends keys and values to the cache, and
-/// attends to the keys and values that the cache then holds for these queries.
+/// What scores are usually multiplied by, `1 / sqrt(d)`: a product of d features then has the variance of one feature.
+///
+/// # Reference
+///
+/// Vaswani et al., *Attention Is All You Need*, section 3.2.1 (<https://arxiv.org/abs/1706.03762>).
+pub fn scale(head_dim: i32) -> f32 {
+    f64::from(head_dim).powf(-0.5) as f32
+}
+
+/// Attention over a cache: rotates queries and keys if there is a rotation, appends keys and values to the cache, and attends
+/// to the keys and values that the cache then holds for these queries.
 ///
 /// # Shapes
 ///
@@ -86,19 +95,26 @@ pub fn merge(x: &Array) -> Result<Array> {
 /// # Errors
 ///
 /// Where the shapes do not fit each other, the mask or the content of the cache.
-pub fn attend(
+pub fn attend<'a>(
     [queries, keys, values]: [&Array; 3],
-    rope: &Rope,
+    rope: impl Into<Option<&'a Rope>>,
     scale: f32,
     mask: &AttentionMask,
     cache: &mut KvCache,
 ) -> Result<Array> {
-    let queries = rope.rotate(queries, cache.offsets())?;
-    mlx_tap::step("rotated queries", &queries);
-    let keys = rope.rotate(keys, cache.offsets())?;
-    mlx_tap::step("rotated keys", &keys);
-    let read = cache.append(&keys, values)?; // [B, H_kv, S, D]
-    let attended = read.attention(&queries, scale, mask)?;
+    let rotated = match rope.into() {
+        Some(rope) => {
+            let queries = rope.rotate(queries, cache.offsets())?;
+            mlx_tap::step("rotated queries", &queries);
+            let keys = rope.rotate(keys, cache.offsets())?;
+            mlx_tap::step("rotated keys", &keys);
+            Some([queries, keys])
+        }
+        None => None,
+    };
+    let [queries, keys] = rotated.as_ref().map_or([queries, keys], |rotated| rotated.each_ref());
+    let read = cache.append(keys, values)?; // [B, H_kv, S, D]
+    let attended = read.attention(queries, scale, mask)?;
     mlx_tap::step("attention", &attended);
     merge(&attended)
 }

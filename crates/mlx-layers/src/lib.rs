@@ -6,7 +6,7 @@
 //! |---|---|
 //! | layers with full-precision or quantized weights behind one `forward` | [`Linear`], [`Embedding`] |
 //! | the feed-forward network of most architectures, and its gates | [`GatedMlp`], [`swiglu`], [`swiglu_fused`], [`geglu`] |
-//! | attention with norms of queries and keys, head by head | [`HeadNormAttention`] |
+//! | grouped-query attention, with or without norms of queries and keys | [`Attention`] |
 //! | attention of any other kind | the functions of [`heads`] |
 //! | running all blocks of a model | [`through_blocks`] |
 //! | the weights, while a model is built | [`Parameters`], a view of a [`ParameterSource`] |
@@ -26,7 +26,7 @@ mod parameters;
 mod stack;
 
 pub use adapter::{AdaptedLayer, AdapterParameters, Form, Magnitudes};
-pub use attention::{HeadNormAttention, HeadNormSettings, Norm};
+pub use attention::{Attention, AttentionBias, AttentionSettings, NoNorm, Norm, NormOver};
 pub use embedding::Embedding;
 pub use gated_mlp::{Gate, GatedMlp};
 pub use gates::{geglu, swiglu, swiglu_fused};

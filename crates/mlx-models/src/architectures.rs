@@ -199,6 +199,7 @@ macro_rules! table {
 table! {
     "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
+    "llama" => mlx_llama::ARCHITECTURE, ["llama", "mistral"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
     "qwen3" => mlx_qwen3::ARCHITECTURE, ["qwen3"];

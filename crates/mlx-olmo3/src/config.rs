@@ -90,7 +90,8 @@ impl Config {
         let head_dim = head_dim(raw.head_dim, hidden_size, num_attention_heads)?;
         let layers = layers(kinds, rope, Bases::default(), head_dim)?;
         let settings = rope.full_attention(None)?;
-        let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm);
+        let rotation_unlike_mlx_lm =
+            rope.unlike_mlx_lm(&settings, MlxLmReads::OldForm { default_base: None });
 
         only("hidden_act", raw.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", raw.mlp_bias)?;

@@ -4,10 +4,10 @@ use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::ModelCache;
 use mlx_layers::{
-    AttentionInput, Embedding, Gate, GatedMlp, Linear, ParameterSource, Parameters, heads, through_blocks,
+    Attention, AttentionInput, AttentionSettings, Embedding, Gate, GatedMlp, Linear, NormOver,
+    ParameterSource, Parameters, heads, through_blocks,
 };
 use mlx_norms::RmsNorm;
-use mlx_rope::Rope;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
@@ -39,35 +39,15 @@ struct Transformer {
 /// Attention, then the feed-forward network, each followed by a norm and added to the residual stream.
 #[derive(Debug, Clone, ModuleParameters)]
 struct Block {
+    /// With queries and keys normalized over all heads together.
     #[param]
-    self_attn: Attention,
+    self_attn: Attention<RmsNorm>,
     #[param]
     mlp: GatedMlp,
     #[param]
     post_attention_layernorm: RmsNorm,
     #[param]
     post_feedforward_layernorm: RmsNorm,
-}
-
-/// Grouped-query attention with queries and keys normalized over all heads together.
-#[derive(Debug, Clone, ModuleParameters)]
-struct Attention {
-    #[param]
-    q_proj: Linear,
-    #[param]
-    k_proj: Linear,
-    #[param]
-    v_proj: Linear,
-    #[param]
-    o_proj: Linear,
-    #[param]
-    q_norm: RmsNorm,
-    #[param]
-    k_norm: RmsNorm,
-    rope: Rope,
-    num_heads: i32,
-    num_kv_heads: i32,
-    scale: f32,
 }
 
 impl CausalLm for Olmo3 {
@@ -96,21 +76,6 @@ impl Block {
         let h = x.add(self.post_attention_layernorm.forward(&attended)?)?;
         let fed = self.mlp.forward(&h)?;
         h.add(self.post_feedforward_layernorm.forward(&fed)?)
-    }
-}
-
-impl Attention {
-    fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
-        // The norms are over the features of all heads together, before the heads are cut apart.
-        let queries = self.q_norm.forward(&self.q_proj.forward(x)?)?; // [B, L, D] -> [B, L, H d]
-        let keys = self.k_norm.forward(&self.k_proj.forward(x)?)?; // [B, L, D] -> [B, L, H_kv d]
-
-        let queries = heads::split(&queries, self.num_heads)?; // [B, H, L, d]
-        let keys = heads::split(&keys, self.num_kv_heads)?; // [B, H_kv, L, d]
-        let values = heads::split(&self.v_proj.forward(x)?, self.num_kv_heads)?;
-
-        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
-        self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 }
 
@@ -156,35 +121,28 @@ impl Transformer {
 
 impl Block {
     fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
-        let Config { hidden_size, intermediate_size, rms_norm_eps, .. } = *config;
+        let Config { hidden_size, intermediate_size, head_dim, rms_norm_eps, .. } = *config;
+        let attention = AttentionSettings {
+            dims: hidden_size,
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim,
+            bias: config.attention_bias.into(),
+            rope: Some(layer.rope.clone()),
+            scale: heads::scale(head_dim),
+        };
+        let head_norm = |weight| RmsNorm::new(weight, rms_norm_eps);
         let mut layer_norm = |name| norm(&mut parameters, name, hidden_size, rms_norm_eps);
         Self {
             post_attention_layernorm: layer_norm("post_attention_layernorm"),
             post_feedforward_layernorm: layer_norm("post_feedforward_layernorm"),
-            self_attn: Attention::new(config, layer, parameters.at("self_attn")),
+            self_attn: Attention::with_norms(
+                parameters.at("self_attn"),
+                attention,
+                NormOver::AllHeads,
+                head_norm,
+            ),
             mlp: GatedMlp::new(parameters.at("mlp"), hidden_size, intermediate_size, Gate::Silu),
-        }
-    }
-}
-
-impl Attention {
-    fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
-        let Config { hidden_size, head_dim, rms_norm_eps, attention_bias, .. } = *config;
-        let (queries, keys) = (config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim);
-        let mut projection =
-            |name, inputs, outputs| Linear::with_bias(parameters.at(name), inputs, outputs, attention_bias);
-        Self {
-            q_proj: projection("q_proj", hidden_size, queries),
-            k_proj: projection("k_proj", hidden_size, keys),
-            v_proj: projection("v_proj", hidden_size, keys),
-            o_proj: projection("o_proj", queries, hidden_size),
-            q_norm: norm(&mut parameters, "q_norm", queries, rms_norm_eps),
-            k_norm: norm(&mut parameters, "k_norm", keys, rms_norm_eps),
-            rope: layer.rope.clone(),
-            num_heads: config.num_attention_heads,
-            num_kv_heads: config.num_key_value_heads,
-            // Keeps the variance of a product of d features at that of one feature.
-            scale: f64::from(head_dim).powf(-0.5) as f32,
         }
     }
 }

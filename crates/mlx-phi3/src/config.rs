@@ -133,7 +133,8 @@ impl Config {
             sliding_window,
             rms_norm_eps: epsilon("rms_norm_eps", raw.rms_norm_eps)?,
             has_own_head,
-            rotation_unlike_mlx_lm: rope.unlike_mlx_lm(&rotation, MlxLmReads::OldForm),
+            rotation_unlike_mlx_lm: rope
+                .unlike_mlx_lm(&rotation, MlxLmReads::OldForm { default_base: Some(DEFAULT_BASE) }),
             rope: rotation.rope(head_dim, layout)?,
         })
     }

@@ -84,7 +84,7 @@ impl Config {
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
         // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), limits::HEAD_DIM)?;
-        let layers = layers_alike(kinds(&raw)?, rope, head_dim)?;
+        let layers = layers_alike(kinds(&raw)?, rope, None, head_dim)?;
         let settings = rope.full_attention(None)?;
         let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::BothForms);
 

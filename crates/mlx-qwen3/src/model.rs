@@ -4,8 +4,8 @@ use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_kvcache::ModelCache;
 use mlx_layers::{
-    AttentionInput, Embedding, Gate, GatedMlp, HeadNormAttention, HeadNormSettings, Linear, ParameterSource,
-    Parameters, through_blocks,
+    Attention, AttentionInput, AttentionSettings, Embedding, Gate, GatedMlp, Linear, NormOver,
+    ParameterSource, Parameters, heads, through_blocks,
 };
 use mlx_norms::RmsNorm;
 use mlx_rs::Array;
@@ -43,7 +43,7 @@ struct Block {
     input_layernorm: RmsNorm,
     /// With queries and keys normalized head by head.
     #[param]
-    self_attn: HeadNormAttention<RmsNorm>,
+    self_attn: Attention<RmsNorm>,
     #[param]
     post_attention_layernorm: RmsNorm,
     #[param]
@@ -122,20 +122,19 @@ impl Transformer {
 impl Block {
     fn new(config: &Config, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
         let Config { hidden_size, intermediate_size, head_dim, rms_norm_eps, .. } = *config;
-        let attention = HeadNormSettings {
+        let attention = AttentionSettings {
             dims: hidden_size,
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim,
-            bias: config.attention_bias,
-            rope: layer.rope.clone(),
-            // Keeps the variance of a product of d features at that of one feature.
-            scale: f64::from(head_dim).powf(-0.5) as f32,
+            bias: config.attention_bias.into(),
+            rope: Some(layer.rope.clone()),
+            scale: heads::scale(head_dim),
         };
         let norm = |weight| RmsNorm::new(weight, rms_norm_eps);
         Self {
             input_layernorm: norm(parameters.take("input_layernorm.weight", &[hidden_size])),
-            self_attn: HeadNormAttention::new(parameters.at("self_attn"), attention, norm),
+            self_attn: Attention::with_norms(parameters.at("self_attn"), attention, NormOver::EachHead, norm),
             post_attention_layernorm: norm(
                 parameters.take("post_attention_layernorm.weight", &[hidden_size]),
             ),

@@ -48,10 +48,13 @@ pub struct RopeKeys {
 }
 
 /// Which forms of the keys for rotations mlx-lm 0.32.2 reads in its model of an architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MlxLmReads {
-    /// `rope_scaling` only, the form of transformers 4.
-    OldForm,
+    /// `rope_theta` and `rope_scaling` only, the form of transformers 4.
+    OldForm {
+        /// The base that it takes where it finds none; `None` if it then refuses the config.
+        default_base: Option<f64>,
+    },
     /// `rope_parameters` too, the form of transformers 5.
     BothForms,
 }
@@ -187,11 +190,19 @@ impl RopeKeys {
     /// of a sentence; `None` where it computes the same.
     pub fn unlike_mlx_lm(&self, settings: &RopeSettings, mlx_lm_reads: MlxLmReads) -> Option<&'static str> {
         let has_new_form_only = self.rope_parameters.is_some() && self.rope_scaling.is_none();
-        let is_unread = has_new_form_only && mlx_lm_reads == MlxLmReads::OldForm;
-        if is_unread && settings.scaling != RopeScaling::Default {
-            return Some(
-                "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
-            );
+        if let MlxLmReads::OldForm { default_base } = mlx_lm_reads
+            && has_new_form_only
+        {
+            if settings.scaling != RopeScaling::Default {
+                return Some(
+                    "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
+                );
+            }
+            if self.rope_theta.is_none() && default_base.is_some_and(|base| base != settings.base) {
+                return Some(
+                    "mlx-lm does not read the base that its config has in `rope_parameters`; make it again",
+                );
+            }
         }
         let is_unapplied = match &settings.scaling {
             RopeScaling::Yarn(yarn) => {
