@@ -1,0 +1,96 @@
+"""Makes the parity cases of Llama and Mistral models: tiny checkpoints and mlx-lm's results for them.
+
+What: folders as `model_cases.py` describes them. Weights in full precision are seeds (`weights.json`). All heads together
+have more features than the hidden size, as in Mistral Nemo. All but a few cases rotate as Llama 3.1 does: with 64 tokens in
+the first training, the pairs of a head are of all three kinds (kept, stretched, between).
+
+Why: `cargo xtask parity` runs these folders and requires the same bits from this project's models. The cases of
+`make_sliding_transformers.py` have what mlx-lm ignores: the window of Mistral, `rope_parameters`.
+
+How to run, from the repository root:
+
+    python xtask/python/make_llama_cases.py
+"""
+
+import sys
+
+import mlx.core as mx
+import numpy as np
+from model_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 80,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "rope_scaling": LLAMA3,
+    "tie_word_embeddings": False,
+}
+PLAIN = {"rope_scaling": None, "rope_theta": None}
+MISTRAL = {"model_type": "mistral", "sliding_window": None, "rope_scaling": None, "rope_theta": 1000000.0}
+WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+
+
+def scale(name: str, values: np.ndarray) -> np.ndarray:
+    """Scales random weights. Norms are near the identity. Queries and keys are larger than values, for clear attention."""
+    if name.endswith(".bias"):
+        return 0.3 * values
+    if values.ndim == 1:
+        return 1 + 0.2 * values
+    if "embed_tokens" in name:
+        return 0.3 * values
+    if "q_proj" in name or "k_proj" in name:
+        return matrix(values, 2.0)
+    return matrix(values, 3.0 if "lm_head" in name else 1.8)
+
+
+def scale_tied(name: str, values: np.ndarray) -> np.ndarray:
+    """As `scale`, with a larger last norm, because an embedding table has small weights for a head."""
+    return scale(name, values) * (3.0 if name == "model.norm.weight" else 1.0)
+
+
+def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
+    """A case with a separate head."""
+    config = CONFIG | (config or {}) | (QUANTIZED if "quantize" in rest else {})
+    config = {key: value for key, value in config.items() if value is not None or key == "sliding_window"}
+    return Case(f"llama_{name}", seed, calls, config, **({"scale": scale, "from_seed": "quantize" not in rest} | rest))
+
+
+# In the order of `CUTS`. Each seed gives greedy tokens that pass the checks of `model_cases.py`.
+SEEDS = {
+    "f32": [11, 4, 6],
+    "bf16": [24, 4, 6],
+    "f16": [11, 4, 6],
+    "q4": [8, 7, 4],
+    "q8": [10, 6, 13],
+    "mxfp4": [4, 6, 20],
+}
+CASES = [
+    case(f"{weights}_{cut}", seed, calls, batch=2 if cut == "pieces" else 1, **WEIGHTS[weights])
+    for weights, seeds in SEEDS.items()
+    for (cut, calls), seed in zip(CUTS.items(), seeds, strict=True)
+] + [
+    case("plain", 2, [9, 1, 1, 4], PLAIN),
+    case("bias_bf16", 12, [9, 1, 1, 4], {"attention_bias": True, "mlp_bias": True}, dtype=mx.bfloat16),
+    case("mha", 11, [9, 1, 1, 4], {"num_key_value_heads": None, "head_dim": None}, dtype=mx.bfloat16),
+    case("windows", 2, CUTS["pieces"], WINDOWS),
+    case("tied_q4", 1, [9, 1, 1, 4], {"tie_word_embeddings": True}, scale=scale_tied, **WEIGHTS["q4"]),
+    case("mistral_bf16", 7, [9, 1, 1, 4], MISTRAL, dtype=mx.bfloat16),
+]
+
+if __name__ == "__main__":
+    sys.exit(run(__doc__, CASES, "xtask/python/make_llama_cases.py"))
