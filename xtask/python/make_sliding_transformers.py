@@ -1,11 +1,11 @@
-"""Makes the parity cases of OLMo 3, Gemma 3 and Qwen 3 with transformers, for features that mlx-lm does not have.
+"""Makes the parity cases of most architectures with transformers, for features that mlx-lm does not have.
 
 What: folders as `transformers_cases.py` describes them. With `v4`, the config that transformers wrote (`rope_parameters`)
 is rewritten in the form of transformers 4 (`rope_theta`, `rope_scaling`, `rope_local_base_freq`). `drop` removes keys.
 
 Why: mlx-lm ignores `attention_factor`, `layer_types` of Gemma 3, and the scaling of Gemma 3's global layers in configs of
 transformers 5. It refuses configs of transformers 5 for OLMo 3, and models whose layers are all of one kind. For Qwen 3 it
-ignores windows, biases and `attention_factor`.
+ignores windows, biases and `attention_factor`. For Llama and Mistral it ignores `rope_parameters` and Mistral's window.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -29,6 +29,10 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Olmo3Config,
     Olmo3ForCausalLM,
     PreTrainedModel,
@@ -59,6 +63,20 @@ QWEN = SHARED | {
     "use_sliding_window": True,
     "max_window_layers": 1,
 }
+LLAMA = {key: value for key, value in SHARED.items() if key != "sliding_window"} | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "head_dim": 12,
+}
+MISTRAL = LLAMA | {"sliding_window": 6}
+# The models whose checkpoint is a language model alone.
+TEXT = {
+    "llama": (LlamaConfig, LlamaForCausalLM, LLAMA),
+    "mistral": (MistralConfig, MistralForCausalLM, MISTRAL),
+    "olmo3": (Olmo3Config, Olmo3ForCausalLM, OLMO),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN),
+}
 GEMMA = SHARED | {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -75,6 +93,13 @@ YARN = {
     "beta_slow": 1.0,
 }
 PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+LLAMA3 = PLAIN | {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LINEAR_8 = {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0}
 GLOBAL = {"rope_type": "default", "rope_theta": 1000000.0}
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
@@ -114,6 +139,11 @@ def qwen3(name: str, seed: int, rope: dict, **rest: object) -> Case:
     return Case(f"hf_qwen3_{name}", seed, "qwen3", rope, **rest)
 
 
+def llama(name: str, seed: int, rope: dict, kind: str = "llama", **rest: object) -> Case:
+    """A Llama, or a Mistral whose layers all have a window, with this rotation."""
+    return Case(f"hf_{kind}_{name}", seed, kind, rope, **rest)
+
+
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
     """A Gemma 3 with this rotation in its global layers."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
@@ -121,6 +151,7 @@ def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text",
 
 # The checkpoint has a separate head although its config says that it has none. transformers uses this head.
 STALE_TIE = {"tie_word_embeddings": True}
+ALL_BIASES = {"attention_bias": True, "mlp_bias": True}
 IRREGULAR = [FULL, SLIDING, SLIDING, FULL, FULL, SLIDING]
 CASES = [
     olmo3("yarn", 6, YARN),
@@ -167,16 +198,21 @@ CASES = [
         PLAIN,
         config={"use_sliding_window": False, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    llama("llama3", 2, LLAMA3, batch=2),
+    llama("bias_tied_v4", 15, LLAMA3, config=ALL_BIASES | {"tie_word_embeddings": True}, v4=True),
+    llama("default_head", 2, PLAIN, config={"head_dim": None, "num_key_value_heads": None}),
+    llama("window", 1, PLAIN, kind="mistral", batch=2),
+    llama("window_v4", 3, PLAIN, kind="mistral", v4=True, drop=("head_dim",), config={"head_dim": 8}),
+    llama("no_window", 2, PLAIN, kind="mistral", config={"sliding_window": None}),
 ]
 
 
 def new_model(case: Case) -> PreTrainedModel:
     """A model of transformers, before it gets its weights."""
     text = {**case.config, "rope_parameters": json.loads(json.dumps(case.rope)), "dtype": "float32"}
-    if case.kind == "olmo3":
-        return Olmo3ForCausalLM(Olmo3Config(**OLMO | text))
-    if case.kind == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**QWEN | text))
+    if case.kind in TEXT:
+        config_class, model_class, config = TEXT[case.kind]
+        return model_class(config_class(**config | text))
     config = Gemma3TextConfig(**GEMMA | text)
     if case.kind == "gemma3_text":
         return Gemma3ForCausalLM(config)
@@ -188,7 +224,7 @@ def new_model(case: Case) -> PreTrainedModel:
 
 def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
     """Scales random weights so that logits differ clearly and depend on the tokens before."""
-    gemma = case.kind not in ("olmo3", "qwen3")
+    gemma = case.kind not in TEXT
     if name.endswith("bias"):
         return 0.2 * values
     if values.ndim == 1 and gemma:  # Gemma adds 1 to the weights of norms
@@ -215,7 +251,7 @@ def as_v4(config: dict) -> None:
     full = rope.get(FULL, rope)
     config["rope_theta"] = full.pop("rope_theta")
     config["rope_scaling"] = None if full["rope_type"] == "default" else full
-    if config["model_type"] not in ("olmo3", "qwen3"):
+    if config["model_type"] not in TEXT:
         config["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
     if "_sliding_window_pattern" in config and "sliding_window_pattern" not in config:
         config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
@@ -224,7 +260,7 @@ def as_v4(config: dict) -> None:
 
 def make_model(case: Case, folder: Path) -> PreTrainedModel:
     """Writes the checkpoint of a case, and loads it again."""
-    text = case.kind in ("gemma3_text", "olmo3", "qwen3")
+    text = case.kind == "gemma3_text" or case.kind in TEXT
     # True: keys are named as in released checkpoints. False: keys are named like transformers' modules.
     original = text or case.kind == "gemma3"
     scale, rewrite = partial(scaled, case), partial(rewritten, case)
