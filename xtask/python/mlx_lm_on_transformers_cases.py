@@ -54,6 +54,8 @@ REASONS = {
     "head_refused": "refuses a head of its own beside `tie_word_embeddings`",
     "qwen3_head": "drops a head of its own beside `tie_word_embeddings` (`qwen3.py`, `sanitize`)",
     "qwen3_window": "ignores windows (`qwen3.py` has none)",
+    "llama_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 10 000 (`llama.py`, `ModelArgs`)",
+    "llama_window": "ignores `sliding_window` without `layer_types` (`llama.py`, `ModelArgs`)",
 }
 
 DELETE = None
@@ -62,10 +64,16 @@ PHI3_LONG = {"rope_scaling.short_factor": "rope_scaling.long_factor"}
 # mlx-lm ignores `rope_parameters` and uses these defaults.
 GEMMA3_PLAIN = {"rope_parameters": DELETE, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
 GEMMA3_TYPES = {"layer_types": DELETE}
+LLAMA_PLAIN = {"rope_parameters": DELETE}
 NO_WINDOWS = {"use_sliding_window": False, "layer_types": DELETE, "max_window_layers": DELETE, "sliding_window": DELETE}
 
 # For each case with another result: the reasons, and the changes that make the config the one that mlx-lm reads.
 READS = {
+    "hf_llama_default_head": (["llama_parameters"], LLAMA_PLAIN),
+    "hf_llama_llama3": (["llama_parameters"], LLAMA_PLAIN),
+    "hf_mistral_no_window": (["llama_parameters"], LLAMA_PLAIN),
+    "hf_mistral_window": (["llama_parameters", "llama_window"], LLAMA_PLAIN | {"sliding_window": None}),
+    "hf_mistral_window_v4": (["llama_window"], {"sliding_window": None}),
     "hf_phi3_linear": (["phi3_parameters"], PHI3_PLAIN),
     "hf_phi3_longrope_short": (["phi3_parameters"], PHI3_PLAIN),
     "hf_phi3_longrope_short_v4": (["phi3_short"], PHI3_LONG),
