@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
+//! | `llama` | the architecture Llama (`model_type` `llama` and `mistral`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |

@@ -453,10 +453,10 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         filter: "lille_f32",
     },
     Mutation {
-        name: "keys_of_heads_without_norm",
+        name: "heads_without_norm",
         file: "crates/mlx-layers/src/attention.rs",
-        find: "let keys = self.k_norm.forward(&keys)?;",
-        replace: "",
+        find: "(Some(norm), NormOver::EachHead) => norm.forward(&heads::split(x, heads)?),",
+        replace: "(Some(_), NormOver::EachHead) => heads::split(x, heads),",
         filter: "qwen3_f32_whole",
     },
     Mutation {
@@ -583,15 +583,16 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-olmo3
     Mutation {
         name: "olmo3_norms_each_head",
-        file: "crates/mlx-olmo3/src/model.rs",
-        find: "let queries = self.q_norm.forward(&self.q_proj.forward(x)?)?;",
-        replace: "let queries = {
-            let queries = self.q_proj.forward(x)?;
-            let heads = queries.reshape(&[queries.dim(0), queries.dim(1), self.num_heads, -1])?;
-            let ones = Array::ones::<f32>(&[heads.dim(3)])?;
-            let normed = mlx_norms::rms_norm(&heads, &ones, self.q_norm.eps)?;
-            normed.reshape(queries.shape())?.multiply(&*self.q_norm.weight)?
-        };",
+        file: "crates/mlx-layers/src/attention.rs",
+        find: "(Some(norm), NormOver::AllHeads) => heads::split(&norm.forward(x)?, heads),",
+        replace: "(Some(norm), NormOver::AllHeads) => {
+            let weight = norm.parameters().flatten().into_values().next().cloned();
+            let weight = weight.ok_or_else(|| Exception::custom(\"no weight\"))?;
+            let split = x.reshape(&[x.dim(0), x.dim(1), heads, -1])?;
+            let square = split.square()?.mean_axis(-1, true)?;
+            let normed = split.multiply(square.rsqrt()?)?.reshape(x.shape())?.multiply(weight)?;
+            heads::split(&normed, heads)
+        },",
         filter: "olmo3_f32_whole",
     },
     Mutation {
@@ -651,6 +652,21 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         find: "(Some(types), _) => {\n            let kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;",
         replace: "(Some(types), _) => {\n            let mut kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;\n            kinds.rotate_left(1);",
         filter: "hf_qwen3_layer_types",
+    },
+    // mlx-llama
+    Mutation {
+        name: "llama_without_rotation",
+        file: "crates/mlx-llama/src/model.rs",
+        find: "rope: Some(layer.rope.clone()),",
+        replace: "rope: None,",
+        filter: "llama_f32_whole",
+    },
+    Mutation {
+        name: "mistral_without_a_window",
+        file: "crates/mlx-llama/src/config.rs",
+        find: "(None, Some(window)) => LayerTypes::FullFirst(0).kinds(layers, window),",
+        replace: "(None, Some(window)) => LayerTypes::FullFirst(layers).kinds(layers, window),",
+        filter: "hf_mistral_window",
     },
     // mlx-lille-130m
     Mutation {
