@@ -5,6 +5,7 @@
 
 mod apple;
 mod ci;
+mod dist;
 mod fixtures;
 mod mutations;
 mod random_caches;
@@ -37,6 +38,8 @@ enum Command {
     Tidy(tidy::Arguments),
     /// Run the checks that a change must pass, as continuous integration does (docs/ci.md)
     Ci(ci::Arguments),
+    /// Pack the program for people without a compiler: an archive and a Python wheel (docs/releasing.md)
+    Dist(dist::Arguments),
     /// Break a copy of the code in many ways, and check that parity catches each
     Mutations(mutations::Arguments),
     /// Generate the committed fixtures again with the reference programs, or check them
@@ -88,6 +91,7 @@ fn run(matches: &ArgMatches) -> io::Result<ExitCode> {
     let passed = match Arguments::from_arg_matches(matches).unwrap_or_else(|e| e.exit()).command {
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
+        Command::Dist(arguments) => dist::run(&arguments),
         Command::Mutations(arguments) => mutations::run(&arguments),
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),

