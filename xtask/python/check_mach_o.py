@@ -112,7 +112,7 @@ class Checker:
     def __init__(self, macos: tuple[int, ...], replaced: dict[Path, Path] | None = None):
         self.macos = macos
         self.replaced = replaced or {}
-        self.libraries: dict[Path, Image | None] = {}
+        self.libraries: dict[Path, Image] = {}
         self.libsystem = mac_sdk.stub_symbols(mac_sdk.zig_libsystem().read_text())
         self.listed = {library: set(symbols) for library, (_, symbols) in mac_sdk.STUBS.items()}
         self.listed[LIBCXX] = set(mac_sdk.LIBCXX_SYMBOLS)
@@ -124,13 +124,13 @@ class Checker:
 
     def check(self, images: list[Image]) -> None:
         for image in images:
-            self.load(image, image)
-        mlx = next((one for path, one in self.libraries.items() if one and path.name == "libmlx.dylib"), None)
+            self.load([image])
+        mlx = next((one for path, one in self.libraries.items() if path.name == "libmlx.dylib"), None)
         if mlx is None:
             self.problems.append("no program loads libmlx.dylib")
         else:
             self.of_mlx = {name for name, library in mlx.imports if library in (LIBCXX, WEAK)}
-        for image in [*images, *filter(None, self.libraries.values())]:
+        for image in [*images, *self.libraries.values()]:
             self.check_file(image)
             for name, library in sorted(image.imports, key=str):
                 self.check_import(image, name, library)
@@ -138,30 +138,30 @@ class Checker:
     def say(self, image: Image, problem: str) -> None:
         self.problems.append(f"{image.path}: {problem}")
 
-    def find(self, image: Image, name: str, program: Image) -> Path | None:
-        """The file that macOS loads for a library's name."""
-        names = [name]
+    def find(self, name: str, chain: list[Image]) -> Path | None:
+        """The file that macOS loads for a library's name. The rpaths of all that led to it count: `chain`, from the program."""
+        places = [(name, chain[-1])]
         if name.startswith("@rpath/"):
-            rpaths = [(one, rpath) for one in (image, program) for rpath in one.rpaths]
-            names = [expanded(rpath, one, program) + name.removeprefix("@rpath") for one, rpath in rpaths]
-        places = [Path(os.path.normpath(expanded(one, image, program))) for one in names]
-        return next((place for place in places if place in self.replaced or place.is_file()), None)
+            places = [
+                (rpath + name.removeprefix("@rpath"), image) for image in reversed(chain) for rpath in image.rpaths
+            ]
+        paths = [Path(os.path.normpath(expanded(place, image, chain[0]))) for place, image in places]
+        return next((path for path in paths if path in self.replaced or path.is_file()), None)
 
-    def load(self, image: Image, program: Image) -> None:
-        """Reads the libraries of this image, and theirs."""
+    def load(self, chain: list[Image]) -> None:
+        """Reads the libraries of the last image, and theirs."""
+        image = chain[-1]
         for name in image.libraries:
             if name.startswith(SYSTEM):
                 continue
-            path = self.find(image, name, program)
+            path = self.find(name, chain)
             image.found[name] = path
             if path is None:
                 self.say(image, f"loads {name}, which is not found")
                 continue
             if path not in self.libraries:
-                self.libraries[path] = None
-                library = read_image(path, self.replaced.get(path))
-                self.libraries[path] = library
-                self.load(library, program)
+                library = self.libraries[path] = read_image(path, self.replaced.get(path))
+                self.load([*chain, library])
             if self.libraries[path].install_name != name:
                 self.say(image, f"loads {name}, and the install name is {self.libraries[path].install_name}")
 
@@ -182,8 +182,7 @@ class Checker:
             self.say(image, f"imports {name} from no certain library ({library})")
         elif not library.startswith(SYSTEM):
             path = image.found.get(library)
-            exporter = self.libraries.get(path) if path else None
-            if exporter is not None and name in exporter.exports:
+            if path and name in self.libraries[path].exports:
                 self.bound[path.name] += 1
             else:
                 self.say(image, f"imports {name}, which {library} does not export")
@@ -204,10 +203,10 @@ class Checker:
 
     def check_weak(self, image: Image, name: str) -> None:
         """A definition that several files may have; the first one counts for all."""
-        others = [self.libraries.get(path) for path in image.found.values() if path]
+        others = [self.libraries[path] for path in image.found.values() if path]
         if name in image.definitions:
             self.bound["the same file (weak definitions)"] += 1
-        elif any(name in one.exports for one in others if one):
+        elif any(name in one.exports for one in others):
             self.bound["any library (weak definitions)"] += 1
         elif name in self.of_mlx | self.listed[LIBCXX]:
             self.bound["libc++ (MLX's own library takes them too)"] += 1
@@ -355,7 +354,7 @@ def main() -> int:
     for problem in checker.problems:
         print(f"  {problem}")
     libraries = sorted(path.name for path in checker.libraries)
-    print(f"{len(images)} programs that load {', '.join(libraries)}; for macOS {dotted(macos)} and newer")
+    print(f"{len(images)} programs and the libraries {', '.join(libraries)}, for macOS {dotted(macos)} and newer")
     for source, count in checker.bound.most_common():
         print(f"  {count:7} imports found in {source}")
     for source, count in checker.unchecked.most_common():

@@ -60,6 +60,9 @@ def linking_with_libcxx(arguments: list[str], sdk: Path) -> list[str]:
 def compiling(language: str, arguments: list[str]) -> list[str]:
     sdk = Path(os.environ.pop("SDKROOT"))
     macos = os.environ.get("MACOSX_DEPLOYMENT_TARGET") or "14.0"
+    # With more arguments, zig leaves an empty file in the working directory.
+    if "--version" in arguments:
+        return ["--version"]
     arguments = without_refused(arguments)
     if language == "c++":
         if any(argument in ("-c", "-E", "-S", "-fsyntax-only") for argument in arguments):

@@ -45,6 +45,7 @@ LIBCXX_SYMBOLS = [
     f"__Z{BUFFER}9showmanycEv",
     f"__Z{BUFFER}9underflowEv",
     "__ZNSt3__16localeaSERKS0_",
+    "__ZNKSt9exception4whatEv",
     # std::format of a number; since macOS 13.3.
     *(
         f"__ZNSt3__18to_charsEPcS0_{number}{form}"
