@@ -13,9 +13,10 @@ How to run, from the repository root (`--reference transformers` needs the packa
 The file has `prompt_logits` [1, T, V], `greedy_logits` [N, V], `greedy_tokens` int32 [N], and `on_the_way/BLOCK/NAME` for
 each intermediate output. BLOCK is the number of the block, or `-` outside of blocks. NAME is the layer's key below the
 block, or one of `embeddings`, `rotated queries`, `rotated keys`, `attention`, `gated`, `output`. `--at K` chooses the call
-for these outputs: 0 is the prompt, K > 0 is the call that reads greedy token K - 1. The metadata has the versions.
+for these outputs: 0 is the prompt, K > 0 is the call that reads greedy token K - 1. The metadata has the versions and the device.
 
-mlx-lm runs in the dtype of the checkpoint, with its cache. transformers runs in float32 without a cache, in one pass over
+mlx-lm runs in the dtype of the checkpoint, with its cache, and on the device that `--device` names if its MLX has it.
+transformers runs on the CPU, in float32 without a cache, in one pass over
 all tokens for each new token: with LongRoPE, cached keys could be rotated for another length.
 """
 
@@ -253,6 +254,16 @@ def listen_to_torch(model, recorder: Recorder) -> None:
         module.apply_rotary_pos_emb, module.eager_attention_forward = rotating, attending
 
 
+def choose(device: str) -> str:
+    """Chooses MLX's device, and returns which one is used: the CPU where there is no GPU."""
+    import mlx.core as mx
+
+    if device == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
+        device = "cpu"
+    mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
+    return device
+
+
 def save(file: Path, answer: Answer, programs: dict[str, str]) -> None:
     prompt_logits, greedy_logits, greedy, on_the_way = answer
     tensors = {f"on_the_way/{name}": output for name, output in on_the_way.items()}
@@ -278,6 +289,7 @@ def main() -> int:
     parser.add_argument("--greedy", type=int, default=64, help="how many tokens to generate")
     parser.add_argument("--at", type=int, default=0, help="the call whose intermediate outputs are recorded")
     parser.add_argument("--reference", choices=["mlx-lm", "transformers"], default="mlx-lm")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where mlx-lm runs")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     args = parser.parse_args()
     tokens = [int(token) for token in args.tokens.split(",")]
@@ -286,13 +298,15 @@ def main() -> int:
         "mlx-lm": (mlx_lm_answer, ["mlx-lm", "mlx"]),
         "transformers": (transformers_answer, ["transformers", "torch"]),
     }[args.reference]
+    about = {package: version(package) for package in packages}
     try:
+        about["device"] = choose(args.device) if args.reference == "mlx-lm" else "cpu"
         answer = answer(args.model, tokens, args.greedy, args.at)
     except Exception as error:  # The caller shows the message to its user, without a traceback.
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:6] if line.strip())
         print(f"{args.reference} cannot run {args.model}: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1
-    save(args.out, answer, {package: version(package) for package in packages})
+    save(args.out, answer, about)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 mod circles;
 mod packages;
+mod threads;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +35,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
     (
         "mlx-models",
-        &["mlx-causal-lm", "mlx-checkpoint", "mlx-files", "mlx-generate", "mlx-kvcache", "mlx-tokenizer"],
+        &[
+            "mlx-causal-lm",
+            "mlx-checkpoint",
+            "mlx-files",
+            "mlx-generate",
+            "mlx-kvcache",
+            "mlx-sys",
+            "mlx-tokenizer",
+        ],
     ),
     ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache"]),
     ("mlx-tokenizer", &["mlx-files"]),
@@ -104,6 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     check_files(&root, &files, &mut problems)?;
     check_sizes(&root, &files, &mut problems)?;
     check_circles(&root, &files, &mut problems)?;
+    check_threads(&root, &metadata, &files, &mut problems)?;
     let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
     for Package { name, keywords, .. } in metadata.members() {
         problems.extend(packages::missing(name, &files, &manifest, keywords));
@@ -223,6 +233,27 @@ fn check_circles(root: &Path, files: &[String], problems: &mut Vec<String>) -> i
         for circle in circles::between(source, files) {
             let circle = circle.join(", ");
             problems.push(format!("{circle}: use each other; move what they share into another file"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that libraries that use MLX start no threads.
+fn check_threads(
+    root: &Path,
+    metadata: &Metadata,
+    files: &[String],
+    problems: &mut Vec<String>,
+) -> io::Result<()> {
+    for Package { name, dependencies, .. } in metadata.members() {
+        if !dependencies.iter().any(|dependency| dependency.name == "mlx-rs" && dependency.kind.is_none()) {
+            continue;
+        }
+        let source = format!("crates/{name}/src/");
+        for file in files.iter().filter(|file| file.starts_with(&source) && file.ends_with(".rs")) {
+            if let Some(start) = threads::started(name, &fs::read_to_string(root.join(file))?) {
+                problems.push(format!("{file}: {start}; MLX computes on the threads of callers only"));
+            }
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use approx::abs_diff_eq;
 use mlx_generate::{History, Penalizer, Penalties, Penalty, Sampler, Sampling, Xtc};
 use mlx_rs::random::{RandomState, categorical};
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{Tolerance, compare};
+use mlx_testing::{assert_same_on_cpu, tensor, with_cpu};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -98,9 +98,7 @@ fn penalizer(arguments: &Value) -> Penalizer {
 
 #[track_caller]
 fn check(case: &str, found: &Array, expected: &Array) {
-    assert_eq!(found.dtype(), expected.dtype(), "{case}");
-    let result = compare(found, expected, Tolerance::Exact).unwrap();
-    assert!(result.is_equal(), "{case}: {result}");
+    assert_same_on_cpu(tensor(found).named(case), tensor(expected));
 }
 
 #[test]
@@ -109,21 +107,23 @@ fn check(case: &str, found: &Array, expected: &Array) {
     ignore = "the last bit decides, on another device"
 )]
 fn filters_leave_what_mlx_lms_leave() {
-    let fixture = Fixture::read();
-    let seed = fixture.seeds().next().unwrap();
-    for (name, arguments) in fixture.cases("samplers") {
-        let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
-        for dtype in fixture.dtypes() {
-            let logprobs = fixture.tensor(dtype, "logprobs");
-            let Some(expected) = fixture.tensors.get(&format!("{dtype}.sampler_{name}.left")) else {
-                assert_eq!(name, "greedy");
-                continue;
-            };
-            let found = sampler.filter(logprobs).unwrap();
-            check(&format!("{name} {dtype}"), &found, expected);
-            sampler = Sampler::new(sampling(arguments, seed)).unwrap();
+    with_cpu("the last bit decides which token is drawn", || {
+        let fixture = Fixture::read();
+        let seed = fixture.seeds().next().unwrap();
+        for (name, arguments) in fixture.cases("samplers") {
+            let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
+            for dtype in fixture.dtypes() {
+                let logprobs = fixture.tensor(dtype, "logprobs");
+                let Some(expected) = fixture.tensors.get(&format!("{dtype}.sampler_{name}.left")) else {
+                    assert_eq!(name, "greedy");
+                    continue;
+                };
+                let found = sampler.filter(logprobs).unwrap();
+                check(&format!("{name} {dtype}"), &found, expected);
+                sampler = Sampler::new(sampling(arguments, seed)).unwrap();
+            }
         }
-    }
+    });
 }
 
 #[test]
@@ -132,21 +132,23 @@ fn filters_leave_what_mlx_lms_leave() {
     ignore = "the last bit decides, on another device"
 )]
 fn tokens_are_those_that_mlx_lm_draws() {
-    let fixture = Fixture::read();
-    for (name, arguments) in fixture.cases("samplers") {
-        for dtype in fixture.dtypes() {
-            let logprobs = fixture.tensor(dtype, "logprobs");
-            let mut found = Vec::new();
-            for seed in fixture.seeds() {
-                let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
-                for _ in 0..fixture.draws() {
-                    found.extend_from_slice(sampler.sample(logprobs).unwrap().as_slice::<u32>());
+    with_cpu("the last bit decides which token is drawn", || {
+        let fixture = Fixture::read();
+        for (name, arguments) in fixture.cases("samplers") {
+            for dtype in fixture.dtypes() {
+                let logprobs = fixture.tensor(dtype, "logprobs");
+                let mut found = Vec::new();
+                for seed in fixture.seeds() {
+                    let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
+                    for _ in 0..fixture.draws() {
+                        found.extend_from_slice(sampler.sample(logprobs).unwrap().as_slice::<u32>());
+                    }
                 }
+                let expected = fixture.tensor(dtype, &format!("sampler_{name}.tokens"));
+                assert_eq!(found, expected.as_slice::<u32>(), "{name} {dtype}");
             }
-            let expected = fixture.tensor(dtype, &format!("sampler_{name}.tokens"));
-            assert_eq!(found, expected.as_slice::<u32>(), "{name} {dtype}");
         }
-    }
+    });
 }
 
 #[test]
@@ -175,29 +177,31 @@ fn penalties_change_logits_as_mlx_lms_do() {
     ignore = "the last bit decides, on another device"
 )]
 fn a_loop_of_penalties_and_draws_is_mlx_lms() {
-    let fixture = Fixture::read();
-    for (name, case) in fixture.cases("loops") {
-        let arguments = &fixture.about["samplers"][case["sampler"].as_str().unwrap()];
-        let processor = &fixture.about["processors"][case["processor"].as_str().unwrap()];
-        for dtype in fixture.dtypes() {
-            let logits = fixture.tensor(dtype, "logits");
-            let mut found = Vec::new();
-            for seed in fixture.seeds() {
-                let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
-                let penalizer = penalizer(&processor["arguments"]);
-                let mut history = History::new(&ids(&processor["history"]));
-                for _ in 0..fixture.draws() {
-                    let logits = penalizer.apply(&mut history, logits).unwrap();
-                    let logprobs = logits.subtract(logits.logsumexp_axis(-1, true).unwrap()).unwrap();
-                    let token = sampler.sample(&logprobs).unwrap();
-                    history.push(&token).unwrap();
-                    found.push(token.item_exact::<u32>());
+    with_cpu("the last bit decides which token is drawn", || {
+        let fixture = Fixture::read();
+        for (name, case) in fixture.cases("loops") {
+            let arguments = &fixture.about["samplers"][case["sampler"].as_str().unwrap()];
+            let processor = &fixture.about["processors"][case["processor"].as_str().unwrap()];
+            for dtype in fixture.dtypes() {
+                let logits = fixture.tensor(dtype, "logits");
+                let mut found = Vec::new();
+                for seed in fixture.seeds() {
+                    let mut sampler = Sampler::new(sampling(arguments, seed)).unwrap();
+                    let penalizer = penalizer(&processor["arguments"]);
+                    let mut history = History::new(&ids(&processor["history"]));
+                    for _ in 0..fixture.draws() {
+                        let logits = penalizer.apply(&mut history, logits).unwrap();
+                        let logprobs = logits.subtract(logits.logsumexp_axis(-1, true).unwrap()).unwrap();
+                        let token = sampler.sample(&logprobs).unwrap();
+                        history.push(&token).unwrap();
+                        found.push(token.item_exact::<u32>());
+                    }
                 }
+                let expected = fixture.tensor(dtype, &format!("loop_{name}.tokens"));
+                assert_eq!(found, expected.as_slice::<u32>(), "{name} {dtype}");
             }
-            let expected = fixture.tensor(dtype, &format!("loop_{name}.tokens"));
-            assert_eq!(found, expected.as_slice::<u32>(), "{name} {dtype}");
         }
-    }
+    });
 }
 
 fn logprobs(probabilities: &[f64]) -> Array {

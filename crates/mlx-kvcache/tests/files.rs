@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use approx::assert_relative_eq;
 use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, Full, KvCache, LayerKind, LayerSpec, Layout, Limit, MadeBy,
     ModelCache, Quantization, Ring, SavedCache,
 };
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{model_rounding, tensor};
+use mlx_testing::{assert_as_recorded, assert_same_on_cpu, tensor};
 
 fn full_cache() -> KvCache {
     KvCache::new(Full::new())
@@ -37,16 +36,9 @@ fn next(file: &Path) -> HashMap<String, Array> {
     Array::load_safetensors(file.with_extension("next.safetensors")).unwrap()
 }
 
-/// The same bits on the platform where the reference was made; elsewhere the rounding of the dtype.
 #[track_caller]
 fn assert_equal(case: String, found: &Array, expected: &Array) {
-    let rounding = model_rounding(found.dtype());
-    let (found, expected) = (tensor(found).named(case), tensor(expected));
-    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        assert_eq!(found, expected);
-    } else {
-        assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
-    }
+    assert_as_recorded(tensor(found).named(case), tensor(expected));
 }
 
 /// Appends the further tokens, and compares attention over the cache with the file's.
@@ -764,7 +756,9 @@ fn all_kinds_are_saved_and_loaded() {
                 let mask = cache.mask(count).unwrap();
                 cache.append(&x, &x).unwrap().attention(&x, 0.1, &mask).unwrap()
             };
-            assert_eq!(tensor(&answer(b)), tensor(&answer(a)), "{a:?}");
+            let named = tensor(&answer(b)).named(format!("{a:?}"));
+            // The arrays of the loaded cache have no free slots, so a GPU may choose another kernel.
+            assert_same_on_cpu(named, tensor(&answer(a)));
         }
     }
 }

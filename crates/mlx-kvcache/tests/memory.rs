@@ -4,6 +4,7 @@
 use mlx_kvcache::{Full, KvCache, Quantization, Ring};
 use mlx_rs::memory::{active_memory, clear_cache, peak_memory, reset_peak_memory};
 use mlx_rs::{Array, Dtype};
+use mlx_testing::allocation_slack;
 
 const HEADS: i32 = 2;
 const HEAD_DIM: i32 = 32;
@@ -15,6 +16,7 @@ fn append(cache: &mut KvCache, x: &Array) {
 
 #[test]
 fn memory_is_bounded_and_nothing_is_copied() {
+    mlx_testing::use_cpu("MLX frees the memory of a GPU's temporary arrays some time after they were used");
     let x = Array::ones::<f32>(&[1, HEADS, 1, HEAD_DIM]).unwrap().as_dtype(Dtype::Bfloat16).unwrap();
     x.eval().unwrap();
     rings_stay_within_their_size(&x);
@@ -38,7 +40,9 @@ fn rings_stay_within_their_size(x: &Array) {
             cache.quantize(Quantization::affine(bits, 32).unwrap()).unwrap();
         }
         let token = (2 * HEADS * HEAD_DIM * bits_of_feature / 8) as usize;
-        let bound = (max_size + rewind + 256) as usize * token;
+        // Keys and values; quantized ones have codes, scales and biases.
+        let arrays = if bits.is_some() { 6 } else { 2 };
+        let bound = (max_size + rewind + 256) as usize * token + allocation_slack(arrays);
 
         let mut at_5000 = 0;
         for i in 1..=20_000 {
@@ -76,7 +80,7 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
             reset_peak_memory().unwrap();
             append(&mut cache, x);
             let more = peak_memory().unwrap().saturating_sub(before);
-            assert!(more < cache.nbytes() / 20, "{more} bytes more at the peak, {} held", cache.nbytes());
+            assert!(more < cache.nbytes() / 20 + allocation_slack(6), "{more} bytes more at the peak, {} held", cache.nbytes());
         }
     }
 }
@@ -99,9 +103,9 @@ fn a_call_of_many_tokens_leaves_no_more_than_its_own(x: &Array) {
     }
     let token = (2 * HEADS * HEAD_DIM * 2) as usize;
     let held = active_memory().unwrap() - before;
-    assert!(held <= 2048 * token + 16_384 * 2, "{held} bytes");
+    assert!(held <= 2048 * token + 16_384 * 2 + allocation_slack(2), "{held} bytes");
     // The next token reduces the ring to its size.
     append(&mut cache, x);
     let held = active_memory().unwrap() - before;
-    assert!(held <= (64 + 256) * token, "{held} bytes");
+    assert!(held <= (64 + 256) * token + allocation_slack(2), "{held} bytes");
 }

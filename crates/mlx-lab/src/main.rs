@@ -24,6 +24,7 @@ mod speed;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mlx_models::device::DeviceChoice;
 
 /// The allocator of the program for users, so that benchmarks measure what users get.
 #[cfg(target_os = "linux")]
@@ -61,8 +62,21 @@ fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // Results that are compared with a reference bit by bit need stock MLX.
     mlx_sys::cpu_kernels::set_enabled(matches!(command, Command::Bench(_) | Command::Speed(_)));
+    let device = match &command {
+        Command::Parity(arguments) => arguments.device,
+        // It compares programs on the CPU.
+        Command::Speed(_) => Some(DeviceChoice::Cpu),
+        _ => None,
+    };
+    let device = match mlx_models::device::select(device) {
+        Ok(device) => device,
+        Err(e) => {
+            workspace::complain(&format!("error: {e}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let answer = match command {
-        Command::Parity(arguments) => parity::run(&arguments),
+        Command::Parity(arguments) => parity::run(&arguments, &device),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Speed(arguments) => speed::run(&arguments),
         Command::RandomModel(arguments) => random_model::run(&arguments),

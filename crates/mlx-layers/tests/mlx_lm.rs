@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use approx::assert_relative_eq;
 use mlx_layers::{Gate, Linear, ParameterSource, Parameters, Quantization};
 use mlx_rs::module::{Module, ModuleParameters};
-use mlx_rs::{Array, Device, DeviceType};
-use mlx_testing::{model_rounding, tensor};
+use mlx_rs::Array;
+use mlx_testing::{assert_as_recorded, tensor};
 
 type Tensors = HashMap<String, Array>;
 
@@ -23,18 +22,9 @@ fn cases(file: &str) -> BTreeMap<String, Tensors> {
     cases
 }
 
-/// The bits were recorded on the CPU of x86-64 Linux; other devices round in another way.
 #[track_caller]
 fn assert_equal(case: &str, found: &Array, expected: &Array) {
-    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    let on_cpu = matches!(Device::default().get_type().unwrap(), DeviceType::Cpu);
-    let rounding = model_rounding(expected.dtype());
-    let (found, expected) = (tensor(found).named(case), tensor(expected));
-    if same_machine && on_cpu {
-        assert_eq!(found, expected);
-    } else {
-        assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
-    }
+    assert_as_recorded(tensor(found).named(case), tensor(expected));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use mlx_models::device::Device;
 use mlx_models::generate::{FinishReason, Token};
 use mlx_models::text::TextFinish;
 use mlx_rs::error::Exception;
@@ -77,14 +78,14 @@ impl Answer {
         Ok(())
     }
 
-    /// Prints the speed and the memory use on standard error.
-    pub(crate) fn summarize(&self) {
+    /// Prints the device, the speed and the memory use on standard error.
+    pub(crate) fn summarize(&self, device: &Device) {
         let drafted = match self.guessed_tokens {
             Some(count) => format!(", {count} of them drafted"),
             None => String::new(),
         };
         let text = format!(
-            "prompt: {} tokens, {:.1} tokens/s\ngeneration: {} tokens, {:.1} tokens/s ({}{drafted})\n\
+            "device: {device}\nprompt: {} tokens, {:.1} tokens/s\ngeneration: {} tokens, {:.1} tokens/s ({}{drafted})\n\
              peak memory: {:.1} MB",
             self.prompt_tokens,
             self.prompt_tokens_per_second,

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use mlx_models::CacheOptions;
+use mlx_models::device::Device;
 use mlx_models::generate::{GenerateOptions, PREFILL_CHUNK, Session, generate};
 use serde::Serialize;
 
@@ -38,6 +39,8 @@ pub(crate) struct Arguments {
 /// What `--json` writes.
 #[derive(Serialize)]
 struct Figures {
+    /// The device that was measured: `gpu` or `cpu`.
+    device: &'static str,
     /// Tokens of the prompt per second, up to the first token of the answer.
     prefill_tps: Spread,
     /// Tokens of the answer per second, from the second on.
@@ -80,7 +83,7 @@ struct Round {
     peak_memory_bytes: f64,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, device: &Device) -> Result<(), Failure> {
     interrupt::install();
     let mut bar = Progress::new(Unit::Count);
     let mut rounds = Vec::new();
@@ -92,6 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     bar.clear();
     let spread = |of: fn(&Round) -> f64| Spread::of(rounds.iter().map(of).collect());
     let figures = Figures {
+        device: device.kind.name(),
         prefill_tps: spread(|round| round.prefill_tps),
         decode_tps: spread(|round| round.decode_tps),
         load_s: spread(|round| round.load_s),
@@ -103,7 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         serde_json::to_writer(&mut out, &figures).map_err(io::Error::from)?;
         return Ok(writeln!(out)?);
     }
-    print(&figures)
+    print(device, &figures)
 }
 
 /// Loads the model, reads a prompt and generates; `None` if a signal stopped it.
@@ -154,8 +158,9 @@ fn measure(arguments: &Arguments) -> Result<Option<Round>, Failure> {
 }
 
 /// Prints the figures as a table.
-fn print(figures: &Figures) -> Result<(), Failure> {
+fn print(device: &Device, figures: &Figures) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
+    writeln!(out, "device: {device}")?;
     writeln!(out, "{:28}{:>12}{:>12}{:>12}", "", "min", "median", "max")?;
     let rows = [
         ("prompt, tokens/s", &figures.prefill_tps, 1.0),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mlx_hub::HubError;
+use mlx_models::device::DeviceError;
 use mlx_models::generate::GenerateError;
 use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
@@ -35,6 +36,8 @@ pub(crate) enum Failure {
     /// Arguments that are wrong for every model.
     #[error("{0}")]
     Usage(String),
+    #[error(transparent)]
+    Device(DeviceError),
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error("there is no folder {}, and it is not a Hub id either, which has the form owner/name", name.display())]

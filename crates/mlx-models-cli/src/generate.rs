@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use mlx_models::device::Device;
 use mlx_models::tokenizer::{ChatEnd, Message};
 
 use crate::decoding::DecodingArguments;
@@ -41,7 +42,7 @@ pub(crate) struct Arguments {
     /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
-    /// Print the speed and memory use after the text: true (T) or false (F)
+    /// Print the device, the speed and the memory use after the text: true (T) or false (F)
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean,
           action = clap::ArgAction::Set)]
     verbose: bool,
@@ -51,7 +52,7 @@ pub(crate) struct Arguments {
     decoding: DecodingArguments,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: Arguments, device: &Device) -> Result<(), Failure> {
     let Arguments { model, chat, decoding, prefill_response, .. } = arguments;
     let text = match &*arguments.prompt {
         "-" => prompt::read_stdin()?,
@@ -84,7 +85,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     writeln!(out)?;
     if arguments.verbose {
-        answer.summarize();
+        answer.summarize(device);
     }
     Ok(())
 }

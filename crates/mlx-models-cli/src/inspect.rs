@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use mlx_models::device::Device;
 use mlx_models::tokenizer::{Tokenizer, TokenizerError};
 use mlx_models::{CausalLm, Checkpoint, LayerKind, LoadError, LoadOptions, ModelInfo, Rotation};
 use serde::Serialize;
@@ -45,6 +46,7 @@ struct Description {
     stop_tokens: Option<Vec<StopToken>>,
     chat_templates: Option<Vec<String>>,
     tokenizer_error: Option<String>,
+    device: Used,
     config: Value,
 }
 
@@ -69,14 +71,24 @@ struct StopToken {
     token: Option<String>,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+/// The device that models run on.
+#[derive(Serialize)]
+struct Used {
+    kind: &'static str,
+    /// Why, a clause.
+    reason: String,
+    #[serde(skip)]
+    shown: String,
+}
+
+pub(crate) fn run(arguments: Arguments, device: Device) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(arguments.model.folder()?).map_err(LoadError::from)?;
     // The model is built, so that errors in the config or the tensors are found; the weights are not read.
     let options = LoadOptions { lazy: true, ..LoadOptions::default() };
     let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
     // Without one a model can still be described.
     let tokenizer = Tokenizer::from_folder(checkpoint.folder());
-    let description = describe(&checkpoint, &*model, &tokenizer)?;
+    let description = describe(&checkpoint, &*model, &tokenizer, device)?;
 
     let mut out = io::stdout().lock();
     if arguments.json {
@@ -94,6 +106,7 @@ fn describe(
     checkpoint: &Checkpoint,
     model: &dyn CausalLm,
     tokenizer: &Result<Tokenizer, TokenizerError>,
+    device: Device,
 ) -> Result<Description, Failure> {
     let info = model.info();
     let parameters = model.parameters().flatten();
@@ -127,6 +140,7 @@ fn describe(
         chat_templates: (tokenizer.as_ref().ok())
             .map(|tokenizer| tokenizer.chat_templates().map(str::to_owned).collect()),
         tokenizer_error: tokenizer.as_ref().err().map(|error| in_full(error)),
+        device: Used { kind: device.kind.name(), reason: device.reason.clone(), shown: device.to_string() },
         config: checkpoint.config().map_err(LoadError::from)?,
     })
 }
@@ -195,6 +209,7 @@ impl Description {
             ("cache", format!("{} bytes per token", self.cache_bytes_per_token)),
             ("stop tokens", self.stop_tokens.as_ref().map_or_else(unknown, |tokens| stop_token_row(tokens))),
             ("chat template", self.chat_templates.as_ref().map_or_else(unknown, |names| or_none(names))),
+            ("device", self.device.shown.clone()),
         ]
     }
 

@@ -8,6 +8,7 @@ mod chat;
 mod convert;
 mod decoding;
 mod demo;
+mod device;
 mod download;
 mod drafting;
 mod engine;
@@ -42,6 +43,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
                   SIGTERM, 129 after SIGHUP."
 )]
 struct Arguments {
+    #[command(flatten)]
+    device: device::DeviceArguments,
     #[command(subcommand)]
     command: Command,
 }
@@ -78,21 +81,26 @@ fn main() -> ExitCode {
     // The libraries print nothing; their `tracing` messages are printed here.
     let messages = tracing_subscriber::fmt().with_writer(|| style::Stderr).with_ansi(false);
     messages.without_time().with_target(false).init();
-    let outcome = match arguments.command {
-        Command::Generate(arguments) => generate::run(*arguments),
-        Command::Chat(arguments) => chat::run(*arguments),
-        Command::CachePrompt(arguments) => cache_prompt::run(arguments),
-        Command::Perplexity(arguments) => perplexity::run(arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
-        Command::Convert(arguments) => convert::run(arguments),
-        Command::Download(arguments) => download::run(arguments),
-        Command::Inspect(arguments) => inspect::run(arguments),
-        Command::Completions { shell } => completions(shell),
-        Command::Man => man(),
-    };
-    match outcome {
+    match run(arguments) {
         Ok(()) => interrupt::exit_status().map_or(ExitCode::SUCCESS, ExitCode::from),
         Err(failure) => failure.report(),
+    }
+}
+
+fn run(Arguments { device, command }: Arguments) -> Result<(), Failure> {
+    // Subcommands that run no model work without the device that was chosen.
+    let select = || device.select();
+    match command {
+        Command::Generate(arguments) => generate::run(*arguments, &select()?),
+        Command::Chat(arguments) => select().and_then(|_| chat::run(*arguments)),
+        Command::CachePrompt(arguments) => select().and_then(|_| cache_prompt::run(arguments)),
+        Command::Perplexity(arguments) => select().and_then(|_| perplexity::run(arguments)),
+        Command::Bench(arguments) => bench::run(&arguments, &select()?),
+        Command::Convert(arguments) => select().and_then(|_| convert::run(arguments)),
+        Command::Download(arguments) => download::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments, select()?),
+        Command::Completions { shell } => completions(shell),
+        Command::Man => man(),
     }
 }
 

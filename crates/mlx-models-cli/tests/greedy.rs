@@ -49,6 +49,8 @@ fn run(way: Way, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx-models"));
     // The tests do not touch the user's cache.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    // The expected tokens and the kernels are those of the CPU.
+    command.env("MLX_MODELS_DEVICE", "cpu");
     command.env("MLX_CPU_KERNELS", if way == Way::Stock { "off" } else { "on" });
     let output = command.args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -67,7 +67,9 @@ fn the_demo_continues_a_prompt() {
         " there was a little rabbit named Ada. She lived in a cozy burrow at the edge of\n"
     );
     let said = text(&output.stderr);
-    for needle in ["prompt: 4 tokens", "generation: 20 tokens", "tokens/s", "peak memory"] {
+    for needle in
+        ["device: ", ", because ", "prompt: 4 tokens", "generation: 20 tokens", "tokens/s", "peak memory"]
+    {
         assert!(said.contains(needle), "{said}");
     }
 }

@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 | a rule of your own about which tokens come next | [`generate::LogitsProcessor`] |
 | a tokenizer of your own | [`tokenizer::Tokenizer::from_vocabulary`] |
 | an architecture of your own | [`Architectures::with`] |
+| the GPU or the CPU | [`device::select`] |
 
 ```no_run
 # use mlx_models::CacheOptions;
@@ -92,6 +93,7 @@ pub use mlx_kvcache::{
 };
 
 mod architectures;
+pub mod device;
 #[cfg(all(feature = "generate", feature = "tokenizer"))]
 pub mod text;
 

@@ -12,6 +12,7 @@ use mlx_models::{
     Quantization, QuantizeOptions, Recipe, Weights, convert, load,
 };
 use mlx_rs::{Array, Dtype};
+use mlx_testing::with_cpu;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -111,54 +112,56 @@ fn describe(folder: &Path) -> (BTreeMap<String, String>, BTreeMap<String, Vec<St
 
 #[test]
 fn converted_folders_are_those_of_mlx_lm() {
-    mlx_testing::stock_mlx();
-    let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
-    let cases = fixture["cases"].as_array().unwrap();
-    assert!(cases.len() > 80);
-    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    // Left there for mlx-lm to read: `cargo xtask fixtures --verify-ours`.
-    let left = Path::new(env!("CARGO_TARGET_TMPDIR")).join("converted");
-    let _ = fs::remove_dir_all(&left);
-    let scratch = tempfile::tempdir().unwrap();
-    for case in cases {
-        let name = case["name"].as_str().unwrap();
-        let given = case["options"].as_object().unwrap();
-        let mut folder = checkpoint(case["checkpoint"].as_str().unwrap());
-        let adapters = given.get("adapters").map(|adapters| folder.join(adapters.as_str().unwrap()));
-        if given.contains_key("dequantize_first") {
-            let options = ConvertOptions { weights: Weights::Dequantized, ..ConvertOptions::default() };
-            let dequantized = scratch.path().join(format!("{name}-dequantized"));
-            convert(&folder, None, &dequantized, &options, go_on).unwrap();
-            folder = dequantized;
-        }
-        let out = left.join(name);
-        let converted = convert(&folder, adapters.as_deref(), &out, &options(given), go_on)
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+    with_cpu("the bits are compared with those of mlx-lm on the CPU", || {
+        mlx_testing::stock_mlx();
+        let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
+        let cases = fixture["cases"].as_array().unwrap();
+        assert!(cases.len() > 80);
+        let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+        // Left there for mlx-lm to read: `cargo xtask fixtures --verify-ours`.
+        let left = Path::new(env!("CARGO_TARGET_TMPDIR")).join("converted");
+        let _ = fs::remove_dir_all(&left);
+        let scratch = tempfile::tempdir().unwrap();
+        for case in cases {
+            let name = case["name"].as_str().unwrap();
+            let given = case["options"].as_object().unwrap();
+            let mut folder = checkpoint(case["checkpoint"].as_str().unwrap());
+            let adapters = given.get("adapters").map(|adapters| folder.join(adapters.as_str().unwrap()));
+            if given.contains_key("dequantize_first") {
+                let options = ConvertOptions { weights: Weights::Dequantized, ..ConvertOptions::default() };
+                let dequantized = scratch.path().join(format!("{name}-dequantized"));
+                convert(&folder, None, &dequantized, &options, go_on).unwrap();
+                folder = dequantized;
+            }
+            let out = left.join(name);
+            let converted = convert(&folder, adapters.as_deref(), &out, &options(given), go_on)
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
 
-        let (tensors, files) = describe(&out);
-        let expected: BTreeMap<String, String> = serde_json::from_value(case["tensors"].clone()).unwrap();
-        for (key, expected) in &expected {
-            let found = &tensors.get(key).unwrap_or_else(|| panic!("{name}: no {key}"))[..];
-            // Elsewhere last bits may differ, so dtype and shape alone are compared.
-            let compared =
-                |text: &str| if same_machine { text.len() } else { text.rfind(' ').unwrap_or(text.len()) };
-            assert_eq!(found[..compared(found)], expected[..compared(expected)], "{name}: {key}");
+            let (tensors, files) = describe(&out);
+            let expected: BTreeMap<String, String> = serde_json::from_value(case["tensors"].clone()).unwrap();
+            for (key, expected) in &expected {
+                let found = &tensors.get(key).unwrap_or_else(|| panic!("{name}: no {key}"))[..];
+                // Elsewhere last bits may differ, so dtype and shape alone are compared.
+                let compared =
+                    |text: &str| if same_machine { text.len() } else { text.rfind(' ').unwrap_or(text.len()) };
+                assert_eq!(found[..compared(found)], expected[..compared(expected)], "{name}: {key}");
+            }
+            assert_eq!(tensors.len(), expected.len(), "{name}: {tensors:?}");
+            match case.get("files") {
+                None => assert_eq!(converted.files, ["model.safetensors"], "{name}"),
+                Some(expected) => assert_eq!(&serde_json::to_value(&files).unwrap(), expected, "{name}"),
+            }
+            let json = |file: &str| -> Value {
+                serde_json::from_str(&fs::read_to_string(out.join(file)).unwrap()).unwrap()
+            };
+            assert_eq!(json("config.json"), case["config"], "{name}");
+            let index = json("model.safetensors.index.json");
+            assert_eq!(index["metadata"], case["metadata"], "{name}");
+            assert_eq!(index["weight_map"].as_object().unwrap().len(), tensors.len(), "{name}");
+            assert_eq!(case["metadata"]["total_size"], converted.bytes, "{name}");
+            load(&out).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
-        assert_eq!(tensors.len(), expected.len(), "{name}: {tensors:?}");
-        match case.get("files") {
-            None => assert_eq!(converted.files, ["model.safetensors"], "{name}"),
-            Some(expected) => assert_eq!(&serde_json::to_value(&files).unwrap(), expected, "{name}"),
-        }
-        let json = |file: &str| -> Value {
-            serde_json::from_str(&fs::read_to_string(out.join(file)).unwrap()).unwrap()
-        };
-        assert_eq!(json("config.json"), case["config"], "{name}");
-        let index = json("model.safetensors.index.json");
-        assert_eq!(index["metadata"], case["metadata"], "{name}");
-        assert_eq!(index["weight_map"].as_object().unwrap().len(), tensors.len(), "{name}");
-        assert_eq!(case["metadata"]["total_size"], converted.bytes, "{name}");
-        load(&out).unwrap_or_else(|e| panic!("{name}: {e}"));
-    }
+    });
 }
 
 #[test]

@@ -85,7 +85,7 @@ impl Module<(&Array, &Array)> for ClipResidual {
 mod tests {
     use super::*;
     use mlx_rs::module::ModuleParameters;
-    use mlx_testing::tensor;
+    use mlx_testing::{assert_same_on_cpu, tensor};
     use proptest::prelude::*;
 
     fn of(dtype: Dtype, values: &[f32]) -> Array {
@@ -171,7 +171,8 @@ mod tests {
             let largest = of(Dtype::Float16, &[LARGEST_FLOAT16]);
             let plain = x.add(&y).unwrap();
             let expected = clip(plain, (&largest.negative().unwrap(), &largest)).unwrap();
-            prop_assert_eq!(tensor(&clip_residual(&x, &y).unwrap()), tensor(&expected));
+            // A GPU may round the smallest numbers of float16 to zero in one of the two.
+            assert_same_on_cpu(tensor(&clip_residual(&x, &y).unwrap()), tensor(&expected));
         }
     }
 }

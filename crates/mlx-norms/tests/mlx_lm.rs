@@ -7,8 +7,8 @@ use std::path::Path;
 use approx::assert_relative_eq;
 use mlx_norms::{ClipResidual, OffsetRmsNorm, RmsNorm, clip_residual, offset_rms_norm, rms_norm};
 use mlx_rs::module::Module;
-use mlx_rs::{Array, Device, DeviceType, Dtype};
-use mlx_testing::tensor;
+use mlx_rs::{Array, Dtype};
+use mlx_testing::{on_recording_device, tensor};
 
 /// As in the script.
 const EPS: f32 = 1e-6;
@@ -37,15 +37,13 @@ fn cases(file: &str) -> Vec<(String, [Array; 3])> {
 /// differ by a few units in the last place.
 #[track_caller]
 fn check(case: &str, found: &Array, expected: &Array) {
-    let same_machine = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    let on_cpu = matches!(Device::default().get_type().unwrap(), DeviceType::Cpu);
     let unit = match expected.dtype() {
         Dtype::Bfloat16 => 2.0_f64.powi(-8),
         Dtype::Float16 => 2.0_f64.powi(-11),
         _ => 2.0_f64.powi(-22),
     };
     let (found, expected) = (tensor(found).named(case), tensor(expected));
-    if same_machine && on_cpu {
+    if on_recording_device() {
         assert_eq!(found, expected);
     } else {
         assert_relative_eq!(found, expected, epsilon = unit, max_relative = 4.0 * unit);

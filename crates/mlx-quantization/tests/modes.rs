@@ -7,6 +7,7 @@ use mlx_quantization::{
     Mode, Quantization, QuantizedArray, UnknownQuantization, dequantize, quantize, quantized_matmul,
 };
 use mlx_rs::{Array, Dtype};
+use mlx_testing::{on_cpu, on_recording_device};
 
 /// `xtask/python/make_quantization_fixtures.py`.
 fn fixture() -> HashMap<String, Array> {
@@ -14,15 +15,20 @@ fn fixture() -> HashMap<String, Array> {
     Array::load_safetensors(folder.join("modes.safetensors")).unwrap()
 }
 
+/// Floats are near on another device than the recording one. Codes are equal on every CPU; on a GPU a weight that lies
+/// between two codes may get either of them, so there nine of ten words must be equal.
 #[track_caller]
 fn assert_equal(found: &Array, expected: &Array, what: &str) {
     assert_eq!((found.dtype(), found.shape()), (expected.dtype(), expected.shape()), "{what}");
-    let here = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-    let equal = if here || !matches!(found.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+    let is_float = matches!(found.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
+    let equal = if on_recording_device() || (!is_float && on_cpu()) {
         found.eq_values(expected).unwrap()
-    } else {
+    } else if is_float {
         let [found, expected] = [found, expected].map(|array| array.as_dtype(Dtype::Float32).unwrap());
         found.all_close(&expected, 1e-2, 1e-2, None).unwrap()
+    } else {
+        let same = found.eq(expected).unwrap().as_dtype(Dtype::Float32).unwrap();
+        same.mean(None).unwrap().item_exact::<f32>() > 0.9
     };
     assert!(equal, "{what}");
 }
@@ -41,13 +47,18 @@ fn every_mode_answers_as_mlx_does() {
         let quantization = Quantization::named(mode, bits, group_size).unwrap();
         assert_eq!(quantization.has_biases(), mode == "affine");
 
-        let q = quantize(tensor("w"), quantization).unwrap();
-        assert_equal(&q.packed, tensor("packed"), case);
-        assert_equal(&q.scales, tensor("scales"), case);
-        match &q.biases {
-            Some(biases) => assert_equal(biases, tensor("biases"), case),
-            None => assert!(!quantization.has_biases()),
+        let found = quantize(tensor("w"), quantization).unwrap();
+        assert_equal(&found.packed, tensor("packed"), case);
+        assert_equal(&found.scales, tensor("scales"), case);
+        assert_eq!(found.biases.is_some(), quantization.has_biases());
+        if let Some(biases) = &found.biases {
+            assert_equal(biases, tensor("biases"), case);
         }
+
+        // The recorded codes, of which all devices make the same numbers.
+        let biases = quantization.has_biases().then(|| tensor("biases").clone());
+        let (packed, scales) = (tensor("packed").clone(), tensor("scales").clone());
+        let q = QuantizedArray { packed, scales, biases, quantization };
         assert_equal(&dequantize(&q).unwrap(), tensor("dequantized"), case);
         assert_equal(&quantized_matmul(tensor("x"), &q, true).unwrap(), tensor("y"), case);
         assert_equal(&quantized_matmul(tensor("x_t"), &q, false).unwrap(), tensor("y_t"), case);

@@ -8,7 +8,7 @@ use mlx_rope::{LongRopeMode, Rope, RopeLayout, RopeScaling, initialize_rope};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
-use mlx_testing::{model_rounding, tensor};
+use mlx_testing::{assert_same_on_cpu, model_rounding, on_cpu, tensor};
 use proptest::prelude::*;
 
 const DIMS: usize = 16;
@@ -148,6 +148,8 @@ fn rotated_features_are_those_of_the_papers() {
                     }
                     // The error of a float32 angle and of its factors is up to half a unit in the last place.
                     let allowed = 1e-5 + position * 4.0 * f64::from(f32::EPSILON);
+                    // Metal has fast sines for this, whose error is larger.
+                    let allowed = if on_cpu() { allowed } else { allowed + model_rounding(Dtype::Float32) };
                     for (&expected, &found) in expected.iter().zip(after) {
                         let is_close = abs_diff_eq!(f64::from(found), expected, epsilon = allowed);
                         assert!(is_close, "{scaling:?} {layout:?} {position}: {found} {expected}");
@@ -169,7 +171,7 @@ fn a_single_token_is_rotated_in_every_row() {
         let rows = rope.rotate(&batch, 7).unwrap();
         for row in 0..3 {
             let found = rows.try_index((row..row + 1, .., .., ..)).unwrap();
-            assert_eq!(tensor(&found), tensor(&alone), "{scaling:?} {row}");
+            assert_same_on_cpu(tensor(&found).named(format!("{scaling:?} {row}")), tensor(&alone));
         }
     }
 }
@@ -185,7 +187,8 @@ fn rows_with_offsets_of_their_own_are_rotated_as_alone() {
             for (row, offset) in (0..).zip(offsets) {
                 let of_row = |x: &Array| x.try_index((row..row + 1, .., .., ..)).unwrap();
                 let alone = rope.rotate(&of_row(&x), offset).unwrap();
-                assert_eq!(tensor(&of_row(&together)), tensor(&alone), "{scaling:?} {offset}");
+                let found = tensor(&of_row(&together)).named(format!("{scaling:?} {offset}"));
+                assert_same_on_cpu(found, tensor(&alone));
             }
         }
     }
@@ -250,7 +253,7 @@ fn a_long_sequence_can_be_read_in_pieces() {
             // The same rotation from the number of following tokens, with one offset and with one for each row.
             let ahead = rope.followed_by(80 - to);
             for found in [ahead.rotate(&piece, from), ahead.rotate(&piece, &[from][..])] {
-                assert_eq!(tensor(&found.unwrap()), tensor(&rotated));
+                assert_same_on_cpu(tensor(&found.unwrap()), tensor(&rotated));
             }
             rotated
         });

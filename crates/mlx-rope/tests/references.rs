@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
+use approx::{abs_diff_eq, relative_eq};
 use mlx_rope::{Rope, RopeKeys, RopeLayout, RopeOffset, RopeScaling, initialize_rope};
 use mlx_rs::Array;
-use mlx_testing::{model_rounding, tensor};
+use mlx_testing::{assert_as_recorded, on_cpu, tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -68,7 +68,9 @@ fn frequencies_and_attention_factors_are_those_of_transformers() {
         let found = rope.frequencies(length).unwrap();
         assert_eq!(found.len(), entry.inv_freq.len(), "{name}");
         for (&found, &expected) in found.iter().zip(&entry.inv_freq) {
-            let is_close = relative_eq!(f64::from(found), expected, max_relative = 1e-6);
+            // A GPU's powers are less exact.
+            let allowed = if on_cpu() { 1e-6 } else { 1e-5 };
+            let is_close = relative_eq!(f64::from(found), expected, max_relative = allowed);
             assert!(is_close, "{name}: {found} {expected}");
         }
         let (found, expected) = (f64::from(rope.attention_factor(length)), entry.attention_factor);
@@ -112,12 +114,6 @@ fn the_inverse_of_yarn_is_that_of_mlx_lm() {
             Offset::PerRow(offsets) => RopeOffset::PerRow(offsets),
         };
         let found = rope.rotate_back(&tensors[&format!("x.{i}")], offset).unwrap();
-        let rounding = model_rounding(found.dtype());
-        let (found, expected) = (tensor(&found).named(i), tensor(&tensors[&format!("y.{i}")]));
-        if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-            assert_eq!(found, expected);
-        } else {
-            assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
-        }
+        assert_as_recorded(tensor(&found).named(i), tensor(&tensors[&format!("y.{i}")]));
     }
 }

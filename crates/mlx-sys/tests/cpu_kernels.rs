@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use approx::abs_diff_eq;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use mlx_rs::error::Result;
 use mlx_rs::fast::{
@@ -17,14 +17,17 @@ use mlx_rs::ops::{
     addmm, concatenate, dequantize, matmul, power, quantize, quantized_matmul, select, sigmoid, softmax_axis,
     tanh,
 };
-use mlx_rs::{Array, Dtype, random, transforms};
+use mlx_rs::{Array, Device, Dtype, random, transforms};
 use mlx_sys::cpu_kernels::set_enabled;
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
-/// Kernels are turned on and off for the whole process, so tests run one after the other.
+/// Kernels are turned on and off for the whole process, so tests run one after the other. They are kernels for the CPU
+/// device, which a build with a GPU does not use by default.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
+    static CPU: Once = Once::new();
+    CPU.call_once(|| Device::set_default(&Device::cpu()));
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -221,7 +221,7 @@ pub fn leftover_frequencies_are_ignored(
 
 /// Each tensor is read once, when it is first used, and is in memory once: by MLX's own count, the peak is at most 1.1
 /// times the size of the checkpoint. Returns the peak in bytes. A test that calls this must be alone in its file, because
-/// MLX counts the memory of the whole process.
+/// MLX counts the memory of the whole process, and run on the CPU ([`use_cpu`](crate::use_cpu)).
 #[track_caller]
 pub fn loading_takes_no_more_than_the_checkpoint(architecture: &Architecture, folder: &Path) -> usize {
     let checkpoint = Checkpoint::open(folder).unwrap();

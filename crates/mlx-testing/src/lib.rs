@@ -2,6 +2,7 @@
 //!
 //! Tests compare numbers and tensors with the macros of the crate `approx`: [`tensor`] wraps an `mlx_rs::Array` so that
 //! these macros and `assert_eq!` can compare it. [`compare`] returns the difference instead of stopping the test.
+//! [`assert_same_on_cpu`] and [`assert_as_recorded`] want the same bits on the CPU, and allow rounding on a GPU.
 //!
 //! The feature `models` adds the tests that every language model (`models`) and its loading (`checkpoints`) must pass.
 //! This crate is not published.
@@ -9,12 +10,16 @@
 #[cfg(feature = "models")]
 pub mod checkpoints;
 mod compare;
+mod device;
 #[cfg(feature = "models")]
 pub mod models;
 mod random;
 mod tensor;
 
 pub use compare::{Comparison, Tolerance, compare, model_rounding, to_f64};
+pub use device::{
+    allocation_slack, assert_as_recorded, assert_same_on_cpu, on_cpu, on_recording_device, use_cpu, with_cpu,
+};
 pub use random::RandomParameters;
 pub use tensor::{Tensor, tensor};
 

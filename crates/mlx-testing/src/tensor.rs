@@ -50,6 +50,8 @@ pub struct Tensor {
 
 /// A tensor that assertions can compare.
 pub fn tensor(array: &Array) -> Tensor {
+    // Stops a test that would run on another device than the one that was asked for.
+    crate::on_cpu();
     Tensor { array: array.clone(), name: None, report: RefCell::new(None) }
 }
 
@@ -57,6 +59,11 @@ impl Tensor {
     /// The same tensor with a name that the message of a failed assertion shows, such as the case of a loop.
     pub fn named(self, name: impl fmt::Display) -> Self {
         Self { name: Some(name.to_string()), ..self }
+    }
+
+    /// The dtype of its elements.
+    pub(crate) fn dtype(&self) -> mlx_rs::Dtype {
+        self.array.dtype()
     }
 
     /// Notes down what a comparison with `other` found, and answers whether the two are equal enough.

@@ -97,7 +97,7 @@ fn module(file: &str) -> Module {
     names
 }
 
-fn without_comments_and_tests(text: &str) -> String {
+pub(super) fn without_comments_and_tests(text: &str) -> String {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ")
 }

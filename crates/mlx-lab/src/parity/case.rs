@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 /// The device on which the results must be exactly equal, unless the case names another one. There, the reference and we
 /// run the same MLX build on the same kind of processor.
-const DEFAULT_DEVICE: &str = "cpu-linux-x86_64";
+pub(super) const DEFAULT_DEVICE: &str = "cpu-linux-x86_64";
 
 /// A parity case: what to run, and the results of the reference.
 #[derive(Debug)]
@@ -266,6 +266,12 @@ impl Case {
         matches!(self.compare, Compare::Exact)
     }
 
+    /// Whether the case requires the bits of stock MLX's CPU code, and something else computes: our kernels, or a GPU.
+    /// They need not give these bits, but must be as close to the exact result.
+    pub(super) fn rounds_otherwise(&self) -> bool {
+        self.is_exact() && (cpu_kernels::is_enabled() || this_device_kind() == "gpu")
+    }
+
     fn is_exact_here(&self) -> bool {
         self.is_exact() && self.device == this_device() && !cpu_kernels::is_enabled()
     }
@@ -303,7 +309,10 @@ fn regular(file: PathBuf) -> Result<PathBuf, CaseError> {
 
 /// The device that MLX uses here, in the form of a case's `device`.
 pub(super) fn this_device() -> String {
-    let device = mlx_rs::Device::default().to_string();
-    let kind = if device.contains("gpu") { "gpu" } else { "cpu" };
-    format!("{kind}-{}-{}", std::env::consts::OS, std::env::consts::ARCH)
+    format!("{}-{}-{}", this_device_kind(), std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// `gpu` or `cpu`.
+pub(super) fn this_device_kind() -> &'static str {
+    if mlx_rs::Device::default().to_string().contains("gpu") { "gpu" } else { "cpu" }
 }

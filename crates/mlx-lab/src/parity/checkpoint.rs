@@ -76,6 +76,8 @@ struct Reference {
     answer: Answer,
     intermediate: HashMap<String, Array>,
     programs: String,
+    /// The device that it ran on: `cpu` or `gpu`.
+    device: String,
 }
 
 /// One comparison, and its result.
@@ -119,19 +121,22 @@ fn report(
         return Err(format!("--at {at}: the calls have the numbers 0 to {calls}").into());
     }
     warn_of_length(arguments, tokens.len(), &*model);
+    let device = super::case::this_device_kind();
     let reference = ask(arguments, folder, &tokens, arguments.at.unwrap_or(0))?;
+    let info = model.info();
     let tolerance = match arguments.reference {
-        ReferenceProgram::MlxLm => Tolerance::Exact,
+        ReferenceProgram::MlxLm if reference.device == device => Tolerance::Exact,
+        // The same layers, on devices that add in different orders.
+        ReferenceProgram::MlxLm => Tolerance::of(info.dtype),
         ReferenceProgram::Transformers => CLOSE,
     };
-
-    let info = model.info();
     let dtype = match arguments.reference {
         ReferenceProgram::MlxLm => info.dtype,
         ReferenceProgram::Transformers => Dtype::Float32,
     };
     line(out, "model", format_args!("{}, in {dtype:?}, {} layers", info.model_type, info.layers.len()))?;
-    line(out, "reference", &reference.programs)?;
+    line(out, "device", device)?;
+    line(out, "reference", format_args!("{}, on the {}", reference.programs, reference.device))?;
     line(out, "tokens", format_args!("{} read, {} generated", tokens.len(), arguments.greedy))?;
 
     workspace::complain("computing our results");
@@ -286,7 +291,8 @@ fn ask(
         .arg("--model")
         .arg(folder.canonicalize()?)
         .args(["--tokens", &ids.join(","), "--greedy", &arguments.greedy.to_string()])
-        .args(["--at", &at.to_string(), "--reference", name, "--out"])
+        .args(["--at", &at.to_string(), "--reference", name])
+        .args(["--device", super::case::this_device_kind(), "--out"])
         .arg(&file)
         .output()?;
     if !output.status.success() {
@@ -307,7 +313,7 @@ fn ask(
     tensors.values().chain([&prompt_logits, &greedy_logits]).try_for_each(Array::eval)?;
     let mut programs: Vec<String> = metadata
         .iter()
-        .filter(|(program, _)| *program != "format")
+        .filter(|(program, _)| !["device", "format"].contains(&&***program))
         .map(|(program, version)| format!("{program} {version}"))
         .collect();
     programs.sort_unstable();
@@ -318,6 +324,7 @@ fn ask(
         answer: Answer { prompt_logits, greedy_logits, greedy_tokens },
         intermediate: intermediate.collect(),
         programs: programs.join(", "),
+        device: metadata.get("device").cloned().unwrap_or_default(),
     })
 }
 

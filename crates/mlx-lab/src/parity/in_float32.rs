@@ -1,16 +1,16 @@
 //! Which of two results is closer to that of float32.
 //!
 //! On the CPU, stock MLX adds up quantized products in the dtype of the activations, our kernels in float32 or in
-//! integers. So with kernels, a result may be outside the tolerance because the reference is inexact. In this case stock
-//! MLX runs the same weights, with the same quantized values, in float32. Our result must be as close to that
-//! as the reference.
+//! integers, and a GPU in float32. So with kernels and on a GPU, a result may be outside the tolerance because the reference
+//! is inexact. In this case stock MLX runs the same weights, with the same quantized values, in float32 on the CPU. Our
+//! result must be as close to that as the reference.
 
 use std::path::Path;
 
 use mlx_models::generate::Session;
 use mlx_models::{CacheOptions, CausalLm, LoadOptions, Logits};
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, Stream, with_stream};
 use mlx_sys::cpu_kernels;
 use mlx_testing::{Tolerance, to_f64};
 
@@ -20,7 +20,7 @@ use super::logits::logits;
 /// The distances of two results that are rounded equally often differ by chance, at most by this factor.
 const CHANCE: f64 = 1.25;
 
-/// A model in float32 that stock MLX computes, also while the rest of the process uses the kernels.
+/// A model in float32 that stock MLX computes on the CPU, also while the rest of the process uses the kernels or a GPU.
 pub(super) struct InFloat32 {
     model: Box<dyn CausalLm>,
 }
@@ -100,11 +100,11 @@ pub(super) fn choices(model: &mut dyn CausalLm, ids: &[u32]) -> Result<Vec<u32>,
         .map_err(|e| CaseError::Reference { problem: e.to_string() })
 }
 
-/// Runs a task with stock MLX. The caller must hold the lock of `computing`.
+/// Runs a task with stock MLX on the CPU. The caller must hold the lock of `computing`.
 fn on_stock<T>(task: impl FnOnce() -> T) -> T {
     let enabled = cpu_kernels::is_enabled();
     cpu_kernels::set_enabled(false);
-    let result = task();
+    let result = with_stream(&Stream::cpu(), task);
     cpu_kernels::set_enabled(enabled);
     result
 }

@@ -19,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mlx_models::device::{Device, DeviceChoice, DeviceKind};
 use mlx_sys::cpu_kernels;
 use serde::Serialize;
 
@@ -43,6 +44,9 @@ pub(crate) struct Arguments {
     /// If all of the project's own cases pass, write the results into docs/parity.md
     #[arg(long, conflicts_with_all = ["cases", "filter", "model"])]
     document: bool,
+    /// Compute on this device: auto, gpu or cpu [default: the value of MLX_MODELS_DEVICE, or else auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceChoice>,
     #[command(flatten)]
     checkpoint: checkpoint::CheckpointArguments,
 }
@@ -74,7 +78,15 @@ struct Row {
     folder: PathBuf,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
+/// Runs the cases, or compares a checkpoint, on the device that was selected.
+pub(crate) fn run(arguments: &Arguments, device: &Device) -> io::Result<bool> {
+    workspace::complain(&format!("device: {device}"));
+    if arguments.kernels && device.kind == DeviceKind::Gpu {
+        return Err(io::Error::other("--kernels compares the CPU's kernels; add --device cpu"));
+    }
+    if arguments.document && case::this_device() != case::DEFAULT_DEVICE {
+        return Err(io::Error::other(format!("--document needs the device {}", case::DEFAULT_DEVICE)));
+    }
     match &arguments.checkpoint.model {
         Some(folder) => checkpoint::run(&arguments.checkpoint, folder, arguments.json.as_deref()),
         None => report(arguments, &mut io::stdout().lock()),

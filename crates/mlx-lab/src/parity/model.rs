@@ -5,7 +5,6 @@ use std::path::Path;
 use mlx_models::generate::{GenerateOptions, Session, generate};
 use mlx_models::{CacheOptions, CausalLm, FuseOptions, LoadOptions};
 use mlx_rs::{Array, Dtype};
-use mlx_sys::cpu_kernels;
 use mlx_testing::{Comparison, Tolerance, compare};
 
 use super::Found;
@@ -28,13 +27,12 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         Comparison::Equal { worst } | Comparison::Elements { worst, .. } => Some(*worst),
         _ => None,
     };
-    // The kernels need not give the bits of stock MLX, but must be as close to the exact result.
-    let with_kernels = case.is_exact() && cpu_kernels::is_enabled();
+    let rounds_otherwise = case.rounds_otherwise();
     let in_float32 = || InFloat32::load(checkpoint.path(), &options);
     let mut compared = None;
     if !comparison.is_equal() {
         let mut difference = Some(format!("logits: {comparison}"));
-        if with_kernels {
+        if rounds_otherwise {
             match in_float32()?.judge(case.tensor("tokens")?, spec, &found, expected)? {
                 Ok(distances) => (difference, compared) = (None, Some(distances)),
                 Err(distances) => {
@@ -47,7 +45,7 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         }
     }
     let mut difference = greedy_difference(&mut *model, case)?;
-    if let Some(GreedyDifference { read, found, expected, .. }) = difference.as_ref().filter(|_| with_kernels)
+    if let Some(GreedyDifference { read, found, expected, .. }) = difference.as_ref().filter(|_| rounds_otherwise)
         && let (Some(found), Some(expected)) = (*found, *expected)
         && in_float32()?.may_choose(read, found, expected, tolerance)?
     {

@@ -72,7 +72,8 @@ fn a_right_case_passes() {
     let folder = case("lille_f32");
     let row = run(folder.path());
     assert!(row.passed, "{}", row.detail);
-    assert_eq!((row.name.as_str(), row.worst), ("lille_f32", Some(0.0)));
+    assert_eq!(row.name, "lille_f32");
+    assert!(row.worst == Some(0.0) || !mlx_testing::on_recording_device(), "{:?}", row.worst);
 }
 
 #[test]
@@ -112,8 +113,7 @@ fn one_bit_is_a_difference_where_exactness_is_promised() {
         let wrong = Array::from_slice(&values, logits.shape());
         tensors.insert("logits".to_owned(), wrong);
     });
-    let exact = std::env::consts::ARCH == "x86_64" && std::env::consts::OS == "linux";
-    assert_eq!(run(folder.path()).passed, !exact);
+    assert_eq!(run(folder.path()).passed, !mlx_testing::on_recording_device());
     // On another device the comparison is close, and the report says so.
     replace(folder.path(), "case.json", "cpu-linux-x86_64", "gpu-moon-z80");
     let row = run(folder.path());
@@ -595,8 +595,10 @@ fn kernels_choose_greedily_as_float32_does() {
 
         let options = mlx_models::LoadOptions::default();
         let _computing = computing(true);
-        let mut model = mlx_models::load(&folder).unwrap();
-        let ours = in_float32::choices(&mut *model, &read).unwrap().split_off(prompt.len() - 1);
+        let ours = mlx_testing::with_cpu("the kernels are for the CPU", || {
+            let mut model = mlx_models::load(&folder).unwrap();
+            in_float32::choices(&mut *model, &read).unwrap().split_off(prompt.len() - 1)
+        });
         let mut exact = in_float32::InFloat32::load(&folder, &options).unwrap();
         let exact = exact.choices(&read).unwrap().split_off(prompt.len() - 1);
         let same = |a: &[u32], b: &[u32]| a.iter().zip(b).filter(|(a, b)| a == b).count();
