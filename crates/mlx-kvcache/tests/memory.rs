@@ -80,7 +80,11 @@ fn a_full_cache_copies_nothing_per_token(x: &Array) {
             reset_peak_memory().unwrap();
             append(&mut cache, x);
             let more = peak_memory().unwrap().saturating_sub(before);
-            assert!(more < cache.nbytes() / 20 + allocation_slack(6), "{more} bytes more at the peak, {} held", cache.nbytes());
+            assert!(
+                more < cache.nbytes() / 20 + allocation_slack(6),
+                "{more} bytes more at the peak, {} held",
+                cache.nbytes()
+            );
         }
     }
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use mlx_layers::{Gate, Linear, ParameterSource, Parameters, Quantization};
-use mlx_rs::module::{Module, ModuleParameters};
 use mlx_rs::Array;
+use mlx_rs::module::{Module, ModuleParameters};
 use mlx_testing::{assert_as_recorded, tensor};
 
 type Tensors = HashMap<String, Array>;

@@ -142,8 +142,9 @@ fn converted_folders_are_those_of_mlx_lm() {
             for (key, expected) in &expected {
                 let found = &tensors.get(key).unwrap_or_else(|| panic!("{name}: no {key}"))[..];
                 // Elsewhere last bits may differ, so dtype and shape alone are compared.
-                let compared =
-                    |text: &str| if same_machine { text.len() } else { text.rfind(' ').unwrap_or(text.len()) };
+                let compared = |text: &str| {
+                    if same_machine { text.len() } else { text.rfind(' ').unwrap_or(text.len()) }
+                };
                 assert_eq!(found[..compared(found)], expected[..compared(expected)], "{name}: {key}");
             }
             assert_eq!(tensors.len(), expected.len(), "{name}: {tensors:?}");

@@ -12,7 +12,8 @@ use mlx_models::{CacheOptions, CausalLm};
 use mlx_testing::with_cpu;
 
 /// The demo is in bfloat16.
-const TIES: &str = "where two tokens are equally likely, rounding decides, and a GPU rounds a batch otherwise than a row";
+const TIES: &str =
+    "where two tokens are equally likely, rounding decides, and a GPU rounds a batch otherwise than a row";
 
 fn demo() -> String {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../mlx-models-cli/demo/lille-130m").to_owned()
@@ -75,10 +76,12 @@ fn streams_rows_and_speculation_end_at_the_same_token() {
         let text = tokenizer.decode(&all).unwrap();
         // Strings from the answer, each beginning somewhere in a token, and one that never comes.
         let characters: Vec<char> = text.chars().collect();
-        let at = |start: usize, length: usize| -> String { characters[start..start + length].iter().collect() };
+        let at =
+            |start: usize, length: usize| -> String { characters[start..start + length].iter().collect() };
         let third = characters.len() / 3;
         for string in [at(third, 7), at(third + 1, 4), at(2 * third, 11), "never in there".to_owned()] {
-            let stop = StopStringProcessor::new(&tokenizer, [string.clone(), "\u{1f98a}".to_owned()]).unwrap();
+            let stop =
+                StopStringProcessor::new(&tokenizer, [string.clone(), "\u{1f98a}".to_owned()]).unwrap();
             let options = options(Some(stop));
             // The first token with which the text has the string.
             let complete = (1..=all.len()).find(|&n| tokenizer.decode(&all[..n]).unwrap().contains(&string));
@@ -92,7 +95,11 @@ fn streams_rows_and_speculation_end_at_the_same_token() {
             assert_eq!(speculative(&mut *model, lookup, &prompt, options.clone()), expected, "{string:?}");
             let its_session = session(&*twin);
             let mut draft = DraftModel::new(&mut *twin, &options).unwrap().with_session(its_session);
-            assert_eq!(speculative(&mut *model, &mut draft, &prompt, options.clone()), expected, "{string:?}");
+            assert_eq!(
+                speculative(&mut *model, &mut draft, &prompt, options.clone()),
+                expected,
+                "{string:?}"
+            );
 
             // With text, the stop string is left out.
             let mut session = session(&*model);

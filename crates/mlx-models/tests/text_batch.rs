@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 const PROMPTS: [&str; 4] = ["Once upon a time", "The fox", "A dog and a cat were in the garden. They", "In"];
 
 /// The demo is in bfloat16.
-const TIES: &str = "where two tokens are equally likely, rounding decides, and a GPU rounds a batch otherwise than a row";
+const TIES: &str =
+    "where two tokens are equally likely, rounding decides, and a GPU rounds a batch otherwise than a row";
 
 fn demo() -> String {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../mlx-models-cli/demo/lille-130m").to_owned()

@@ -17,6 +17,7 @@
 include!("../generated/bindings.rs");
 
 pub mod gpu;
+mod start;
 
 #[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]
 pub mod cpu_kernels;

@@ -91,7 +91,8 @@ mod tests {
     )]
     fn top_p_has_the_digits_of_mlx_lms_compiled_function() {
         let logprobs = Array::from_slice(&[-0.091_287_55_f32, -2.439_041_6], &[1, 2]);
-        let found = mlx_testing::with_cpu("the last bit decides", || top_p(&logprobs, 0.912_755_577)).unwrap();
+        let found =
+            mlx_testing::with_cpu("the last bit decides", || top_p(&logprobs, 0.912_755_577)).unwrap();
         assert_eq!(found.as_slice::<f32>(), [-0.091_287_55, f32::NEG_INFINITY]);
     }
 }

@@ -45,7 +45,8 @@ pub(super) fn run(case: &Case, spec: &ModelCase) -> Result<Found, CaseError> {
         }
     }
     let mut difference = greedy_difference(&mut *model, case)?;
-    if let Some(GreedyDifference { read, found, expected, .. }) = difference.as_ref().filter(|_| rounds_otherwise)
+    if let Some(GreedyDifference { read, found, expected, .. }) =
+        difference.as_ref().filter(|_| rounds_otherwise)
         && let (Some(found), Some(expected)) = (*found, *expected)
         && in_float32()?.may_choose(read, found, expected, tolerance)?
     {
