@@ -119,7 +119,7 @@ pub enum DeviceError {
 }
 
 /// What to do where there is no GPU.
-const REMEDY: &str = if cfg!(target_vendor = "apple") {
+const REMEDY: &str = if cfg!(any(target_vendor = "apple", feature = "cuda")) {
     "choose the device cpu or auto"
 } else {
     "choose the device cpu or auto, or build with the feature `cuda` for an NVIDIA GPU"

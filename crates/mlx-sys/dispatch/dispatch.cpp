@@ -288,8 +288,11 @@ void load() {
 
 extern "C" {
 
+// Called by the first function of mlx-c that the process calls, if the process has not chosen before.
 void mlx_sys_load() {
   std::lock_guard guard(lock);
+  const char* device = std::getenv("MLX_MODELS_DEVICE");
+  is_turned_off = is_turned_off || (device && std::strcmp(device, "cpu") == 0);
   load();
 }
 

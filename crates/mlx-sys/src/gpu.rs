@@ -2,7 +2,7 @@
 //!
 //! A program built with the feature `cuda` holds two builds of MLX: one for NVIDIA GPUs and one for the CPU only. The first
 //! operation, or the first call of [`refusal`], decides which one the process uses until it ends. [`turn_off`] comes before
-//! it where the user asks for the CPU.
+//! it where the user asks for the CPU. If an operation decides, the environment variable `MLX_MODELS_DEVICE` counts.
 #![warn(missing_docs, clippy::all)]
 
 /// `None` if operations can run on MLX's GPU device. Otherwise a sentence, without a final dot, that says why they cannot.

@@ -17,6 +17,7 @@
 include!("../generated/bindings.rs");
 
 pub mod gpu;
+#[cfg(not(all(target_os = "linux", feature = "cuda")))]
 mod start;
 
 #[cfg(all(target_os = "linux", not(feature = "without-cpu-kernels")))]

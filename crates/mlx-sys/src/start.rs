@@ -2,7 +2,7 @@
 //!
 //! It works for every program, without a call, so that tests and examples run on the device that was asked for on all of
 //! their threads. A program may choose another device later. With another value, MLX's own default stays: the GPU where
-//! there is one.
+//! there is one. In a build with the feature `cuda`, `dispatch/dispatch.cpp` reads the variable instead.
 
 use std::ffi::OsStr;
 

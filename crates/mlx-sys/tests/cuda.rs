@@ -86,9 +86,15 @@ fn functions_of_the_driver() -> BTreeSet<String> {
 
 /// What this program prints if it does this work in a process of its own, with this folder's `libcuda.so.1`.
 fn child(work: &str, folder: &Path) -> String {
+    child_on("auto", work, folder)
+}
+
+/// [`child`] with this value of `MLX_MODELS_DEVICE`.
+fn child_on(device: &str, work: &str, folder: &Path) -> String {
     let answer = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "does_the_work_of_a_child", "--ignored", "--nocapture"])
         .env("WORK", work)
+        .env("MLX_MODELS_DEVICE", device)
         .env("LD_LIBRARY_PATH", folder)
         .output()
         .unwrap();
@@ -112,6 +118,7 @@ fn does_the_work_of_a_child() {
             format!("{is_refused} {}", mlx_sys::gpu::turn_off())
         }
         "sum" => sum().to_string(),
+        "sum, refusal" => format!("{} {}", sum(), mlx_sys::gpu::refusal().unwrap_or_default()),
         "load" => load_all(),
         "compile" => compile_headers(),
         other => panic!("{other}"),
@@ -214,6 +221,8 @@ fn the_cpu_where_the_user_asks_for_it() {
     let driver = GOOD.compile();
     assert_eq!(child("turn off", driver.path()), "true this process uses the CPU 2");
     assert_eq!(child("turn off late", driver.path()), "false false");
+    assert_eq!(child_on("cpu", "sum, refusal", driver.path()), "2 this process uses the CPU");
+    assert_eq!(child_on("cpu", "refusal", driver.path()), "", "a program that asks for the GPU goes before");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The environment variable `MLX_MODELS_DEVICE` is read before `main` begins.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(feature = "cuda")))]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::env;
