@@ -298,6 +298,7 @@ mod tests {
 
     const ASAN: &str = "kernels with AddressSanitizer";
     const MACS: &str = "Macs compile";
+    const AARCH64: &str = "aarch64 Linux compiles";
     /// Whether this machine compiles for others.
     const CROSS: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
     const NO_FEATURES: &str = "mlx-models with \"\" alone";
@@ -309,7 +310,8 @@ mod tests {
         let all = plan(&Changes::Unknown, true);
         for plan in &plans {
             let names: Vec<&String> = plan.iter().map(|(name, _)| name).collect();
-            let is_cheap = |name: &&String| *name != ASAN && *name != MACS && !name.contains("emulated");
+            let is_cheap =
+                |name: &&String| ![ASAN, MACS, AARCH64].contains(&&***name) && !name.contains("emulated");
             let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(is_cheap).collect();
             assert_eq!(names, cheap);
             assert!(command(plan, NO_FEATURES).unwrap().starts_with("check --all-targets "));
@@ -367,20 +369,24 @@ mod tests {
     }
 
     #[test]
-    fn macs_are_checked_if_code_for_one_system_changed() {
-        for (file, expected) in [
-            ("crates/mlx-sys/native/table.cpp", true),
-            ("Cargo.lock", true),
-            ("xtask/python/mac_sdk.py", true),
+    fn other_platforms_are_checked_if_code_for_one_of_them_changed() {
+        for (file, macs, aarch64) in [
+            ("crates/mlx-sys/native/table.cpp", true, true),
+            ("Cargo.lock", true, true),
+            ("xtask/python/mac_sdk.py", true, false),
+            ("crates/mlx-cpu/src/lib.rs", false, true),
             // Has a part for Unix.
-            ("crates/mlx-models-cli/src/interrupt.rs", true),
-            ("crates/mlx-rope/src/rope.rs", false),
-            ("README.md", false),
+            ("crates/mlx-models-cli/src/interrupt.rs", true, true),
+            ("crates/mlx-rope/src/rope.rs", false, false),
+            ("README.md", false, false),
         ] {
-            let found = command(&plan(&known(&[file]), false), MACS).is_some();
-            assert_eq!(found, expected && cfg!(target_os = "linux"), "{file}");
+            let plan = plan(&known(&[file]), false);
+            assert_eq!(command(&plan, MACS).is_some(), macs && cfg!(target_os = "linux"), "{file}");
+            assert_eq!(command(&plan, AARCH64).is_some(), aarch64 && CROSS, "{file}");
         }
-        assert_eq!(command(&plan(&known(&[]), true), MACS).is_some(), cfg!(target_os = "linux"));
+        let plan = plan(&known(&[]), true);
+        assert_eq!(command(&plan, MACS).is_some(), cfg!(target_os = "linux"));
+        assert_eq!(command(&plan, AARCH64).is_some(), CROSS);
     }
 
     #[test]
