@@ -25,8 +25,8 @@ pub(crate) struct Arguments {
     macos: String,
 }
 
-const EXIT_STATUS: &str = "Exit status: 0 if everything passed, 1 if something failed, 3 if Rust's standard library for \
-                           aarch64-apple-darwin is missing and rustup cannot install it.";
+const EXIT_STATUS: &str = "Exit status: 0 if everything passed, 1 if something failed, 2 if an argument is wrong, 3 if \
+                           Rust's standard library for aarch64-apple-darwin is missing and rustup cannot install it.";
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
