@@ -4,7 +4,7 @@
 //! time, since computing needs `&mut`. A token takes milliseconds of computation, so it has no place on a thread that runs
 //! tasks.
 //!
-//! `cargo run -p mlx-models --all-features --example async_tokio -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example async_tokio -- path/to/checkpoint`
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows its results")]
 
 use std::collections::HashMap;

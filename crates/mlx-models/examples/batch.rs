@@ -1,6 +1,6 @@
 //! Eight prompts at once: each step reads the weights once and gives every row a token.
 //!
-//! `cargo run -p mlx-models --all-features --example batch -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example batch -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::collections::BTreeMap;

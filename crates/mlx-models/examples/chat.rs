@@ -1,6 +1,6 @@
 //! A conversation: a chat template makes each prompt, and the session keeps what the model has read of it.
 //!
-//! `cargo run -p mlx-models --all-features --example chat -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example chat -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

@@ -1,6 +1,6 @@
 //! Reads the features of a model's last layer, and compares sentences by them.
 //!
-//! `cargo run -p mlx-models --all-features --example hidden_states -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example hidden_states -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

@@ -1,6 +1,6 @@
 //! A logits processor of one's own: it makes the model answer with one of three words.
 //!
-//! `cargo run -p mlx-models --all-features --example logits_hook -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example logits_hook -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

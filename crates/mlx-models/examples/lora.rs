@@ -1,6 +1,6 @@
 //! Trains a LoRA adapter on one sentence, saves it, and loads the model with it.
 //!
-//! `cargo run --release -p mlx-models --all-features --example lora`
+//! `cargo run --release -p mlx-models --features architectures,generate,tokenizer --example lora`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::error::Error;

@@ -1,7 +1,7 @@
 //! A language model of one's own from four components alone: `mlx-rope`, `mlx-kvcache`, `mlx-norms` and `mlx-attn-masks`. Its
 //! weights are random, so it only shows that tokens read one by one get the same logits as tokens read together.
 //!
-//! `cargo run -p mlx-models --all-features --example own_model`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example own_model`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::error::Error;

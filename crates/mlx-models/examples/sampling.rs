@@ -1,6 +1,6 @@
 //! Chooses tokens in different ways: the most probable one, at random with a seed, with penalties and biases.
 //!
-//! `cargo run -p mlx-models --all-features --example sampling -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example sampling -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

@@ -1,6 +1,6 @@
 //! Saves the cache of a long prompt to a file, and continues from the file without reading the prompt again.
 //!
-//! `cargo run -p mlx-models --all-features --example save_cache -- path/to/checkpoint`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example save_cache -- path/to/checkpoint`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

@@ -1,7 +1,7 @@
 //! Speculative decoding: a small model drafts tokens, and the large model checks several of them in one call. The text stays
 //! the same.
 //!
-//! `cargo run -p mlx-models --all-features --example speculative -- path/to/large path/to/small`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example speculative -- path/to/large path/to/small`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

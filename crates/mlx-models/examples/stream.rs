@@ -1,6 +1,6 @@
 //! Loads a model and prints its text while it is generated.
 //!
-//! `cargo run -p mlx-models --all-features --example stream -- path/to/checkpoint "Once upon a time"`
+//! `cargo run -p mlx-models --features architectures,generate,tokenizer --example stream -- path/to/checkpoint "Once upon a time"`
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::env;

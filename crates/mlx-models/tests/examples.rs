@@ -1,6 +1,6 @@
 //! Runs every example on a demo, and checks that it did its work.
 //!
-//! `cargo test -p mlx-models --all-features` builds the examples before it runs this; with `--test examples` they must have been
+//! `cargo test -p mlx-models --features architectures,generate,tokenizer` builds the examples before it runs this; with `--test examples` they must have been
 //! built before.
 #![cfg(all(feature = "architectures", feature = "generate", feature = "tokenizer"))]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -22,7 +22,7 @@ fn run(name: &str) -> String {
     let program = tests.parent().unwrap().with_file_name("examples").join(format!("{name}{EXE_SUFFIX}"));
     assert!(
         program.is_file(),
-        "build {}: cargo build -p mlx-models --all-features --examples",
+        "build {}: cargo build -p mlx-models --features architectures,generate,tokenizer --examples",
         program.display()
     );
     // On the CPU: the demo is in bfloat16, where rounding decides between tokens that are equally likely.

@@ -27,6 +27,9 @@ const MUTATIONS_DEPEND_ON: [&str; 4] =
 /// How many mutations of unchanged files each run tries. Another commit tries others.
 const SAMPLE: usize = 10;
 
+/// A feature with which a build downloads 1.6 GB. Its steps run with `--all` only.
+const LARGE: &str = "cuda";
+
 /// The seconds of a plain run's fuzzing, and those with `--all`.
 const FUZZING: [u32; 2] = [60, 600];
 
@@ -115,11 +118,12 @@ pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
     let lab = |name: &str, arguments: &str| Step::program(name, program("mlx-lab"), arguments);
     let cargo = Step::cargo;
     let strict = |step: Step| step.environment("RUSTDOCFLAGS", "--deny warnings");
+    let features = features_together(metadata);
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
         cargo("tidy", "run --quiet --package xtask -- tidy --dependencies"),
         cargo("workflows and shell scripts", "run --quiet --package xtask -- workflows"),
-        cargo("clippy", "clippy --workspace --all-targets --all-features -- --deny warnings"),
+        cargo("clippy", &format!("clippy --workspace --all-targets {features} -- --deny warnings")),
         // All features include the one that leaves the kernels out. Only mlx-sys has it.
         cargo("clippy with kernels", "clippy --package mlx-sys --all-targets -- --deny warnings"),
         cargo("tests and doctests, the README's command", "test --workspace"),
@@ -128,7 +132,7 @@ pub(super) fn steps(run: &Run<'_>, metadata: &Metadata) -> Vec<Step> {
         cargo("programs", "build --workspace --bins --tests"),
         lab("parity", "parity"),
         lab("parity with kernels", "parity --kernels"),
-        strict(cargo("docs", "doc --workspace --no-deps --all-features")),
+        strict(cargo("docs", &format!("doc --workspace --no-deps {features}"))),
         strict(cargo("docs with kernels", "doc --package mlx-sys --package mlx-cpu --no-deps")),
     ];
     let changed = changed_crates(changes, metadata);
@@ -194,18 +198,30 @@ fn address_sanitizer() -> Option<Step> {
     Some(step)
 }
 
+/// The option that turns all features on, except the large one.
+fn features_together(metadata: &Metadata) -> String {
+    let features = metadata.features().into_iter().filter(|(_, name)| !name.is_empty() && name != LARGE);
+    let features: Vec<String> = features.map(|(package, name)| format!("{package}/{name}")).collect();
+    format!("--features {}", features.join(","))
+}
+
 /// Each feature alone, and no feature. All of them are compiled, with their tests. The tests run for crates that changed
 /// or depend on one that did.
 fn features_alone(changed: &BTreeSet<&str>, all: bool, metadata: &Metadata) -> Vec<Step> {
     let affected = metadata.with_dependents(changed);
     let mut steps = Vec::new();
-    for (package, feature) in metadata.features() {
-        // The features of mlx-sys are the original's, which only have an effect on Apple, and one without
-        // kernels.
-        let tests = package != "mlx-sys" && (all || affected.contains(&*package));
+    let is_cheap = |feature: &(String, String)| all || feature.1 != LARGE;
+    for (package, feature) in metadata.features().into_iter().filter(is_cheap) {
+        // The features of mlx-sys are the original's, which only have an effect on Apple, one without kernels, and the
+        // large one, with which models run on a GPU alone unless the CPU is asked for.
+        let tests = package != "mlx-sys" && feature != LARGE && (all || affected.contains(&*package));
         let verb = if tests { "test" } else { "check --all-targets" };
         let arguments = format!("{verb} --package {package} --no-default-features --features={feature}");
         steps.push(Step::cargo(&format!("{package} with {feature:?} alone"), &arguments));
+    }
+    if all {
+        let tests = format!("test --package mlx-sys --features {LARGE} --test cuda");
+        steps.push(Step::cargo("mlx-sys with \"cuda\", without a GPU", &tests));
     }
     steps
 }
@@ -310,12 +326,16 @@ mod tests {
         let all = plan(&Changes::Unknown, true);
         for plan in &plans {
             let names: Vec<&String> = plan.iter().map(|(name, _)| name).collect();
-            let is_cheap =
-                |name: &&String| ![ASAN, MACS, AARCH64].contains(&&***name) && !name.contains("emulated");
+            let is_cheap = |name: &&String| {
+                let is_large = ["emulated", "\"cuda\""].iter().any(|word| name.contains(word));
+                !is_large && ![ASAN, MACS, AARCH64].contains(&&***name)
+            };
             let cheap: Vec<&String> = all.iter().map(|(name, _)| name).filter(is_cheap).collect();
             assert_eq!(names, cheap);
             assert!(command(plan, NO_FEATURES).unwrap().starts_with("check --all-targets "));
             assert!(command(plan, "fuzz").unwrap().contains("--seconds 60 "));
+            let features = command(plan, "clippy").unwrap();
+            assert!(features.contains("mlx-models/qwen3,") && !features.contains("cuda"), "{features}");
         }
         let sample =
             |plan| command(plan, "mutations").unwrap().split_once("mutations ").unwrap().1.to_owned();
@@ -333,7 +353,8 @@ mod tests {
             assert!(command(&plan, "fuzz").unwrap().contains("--seconds 600 "));
             for (package, feature) in &features {
                 let command = command(&plan, &format!("{package} with {feature:?} alone")).unwrap();
-                assert_eq!(command.starts_with("test "), package != "mlx-sys", "{command}");
+                let is_tested = package != "mlx-sys" && feature != LARGE;
+                assert_eq!(command.starts_with("test "), is_tested, "{command}");
             }
         }
     }
