@@ -7,10 +7,12 @@ mod target;
 mod tools;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use target::TARGET;
 use tools::Tools;
+
 use workspace::python::{self, Environment};
 
 /// Arguments of `cargo xtask apple`.
@@ -82,6 +84,26 @@ fn outcome(arguments: &Arguments) -> io::Result<Outcome> {
     let Some(programs) = link(&tools)? else { return Ok(Outcome::Failed) };
     announce(&format!("apple: linked {}", linked::summary(&programs)))?;
     Ok(Outcome::of(verify(&tools, &programs)?))
+}
+
+/// The tools that build for Macs on another system, for programs other than `cargo xtask apple`. What they make is in `folder`.
+///
+/// # Errors
+///
+/// There is no standard library for Macs, or the tools cannot be installed.
+pub(crate) fn tools(folder: &Path, macos: &str) -> io::Result<Tools> {
+    target::install()?.map_err(io::Error::other)?;
+    Tools::set_up(python::interpreter(Environment::Apple)?, folder.to_path_buf(), macos.to_owned())
+}
+
+/// Reads a program and all libraries that it loads. Returns whether they can run on this macOS.
+///
+/// # Errors
+///
+/// The tools cannot be installed.
+pub(crate) fn accepts(program: &Path, folder: &Path, macos: &str) -> io::Result<bool> {
+    let mut check = tools(folder, macos)?.script("check_mach_o.py");
+    Ok(check.args(["--macos", macos]).arg(program).stdout(io::stderr()).status()?.success())
 }
 
 /// Runs clippy, which also reports what the compiler does.

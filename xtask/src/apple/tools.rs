@@ -11,7 +11,7 @@ use std::process::Command;
 use workspace::python;
 
 /// The tools, and the folder of what they make.
-pub(super) struct Tools {
+pub(crate) struct Tools {
     interpreter: PathBuf,
     folder: PathBuf,
     macos: String,
@@ -23,7 +23,7 @@ impl Tools {
     /// # Errors
     ///
     /// A file cannot be written, or Python fails.
-    pub(super) fn set_up(interpreter: PathBuf, folder: PathBuf, macos: String) -> io::Result<Self> {
+    pub(crate) fn set_up(interpreter: PathBuf, folder: PathBuf, macos: String) -> io::Result<Self> {
         let tools = Self { interpreter, folder, macos };
         let programs = tools.programs();
         fs::create_dir_all(&programs)?;
@@ -54,27 +54,27 @@ impl Tools {
         self.folder.join("sdk")
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The oldest macOS that is built for.
-    pub(super) fn macos(&self) -> &str {
+    pub(crate) fn macos(&self) -> &str {
         &self.macos
     }
 
     /// cargo's subcommand that links with zig.
-    pub(super) fn zigbuild(&self) -> PathBuf {
+    pub(crate) fn zigbuild(&self) -> PathBuf {
         self.interpreter.with_file_name("cargo-zigbuild")
     }
 
     /// A Python script of ours in the environment.
-    pub(super) fn script(&self, name: &str) -> Command {
+    pub(crate) fn script(&self, name: &str) -> Command {
         python::script(&self.interpreter, name)
     }
 
     /// A program that builds for Macs with these tools, as cargo does.
-    pub(super) fn cargo(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn cargo(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(workspace::root());
         for (variable, name) in [("CC", "cc"), ("CXX", "c++"), ("AR", "ar"), ("RANLIB", "ranlib")] {

@@ -5,10 +5,11 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use super::platform::Platform;
+use super::platform::{MACOS, Platform};
 use super::program::{self, Built};
 use super::tree::{self, File, Tree};
 use super::{VERSION, elf, licences, wheel};
+use crate::apple;
 
 /// The files for a platform.
 pub(super) struct Package {
@@ -37,9 +38,8 @@ pub(super) fn make(platform: Platform, host: Platform, root: &Path, dist: &Path)
     archive.extend(mlx.iter().map(|(path, file)| (format!("lib/{path}"), file.clone())));
     let mut wheel = program_files(&built, "mlx_models/");
     let installed: Tree = wheel.iter().chain(&mlx).map(|(path, file)| (path.clone(), file.clone())).collect();
-    for (what, tree) in [("archive", &archive), ("wheel", &installed)] {
-        check(platform, what, tree)?;
-    }
+    check(platform, "bin/mlx-models", &archive, dist)?;
+    check(platform, "mlx_models/bin/mlx-models", &installed, dist)?;
 
     let version = program::mlx_version(platform, root)?;
     let printed = if platform == host {
@@ -86,23 +86,26 @@ fn mlx_files(built: &Built) -> io::Result<Tree> {
     Ok(tree)
 }
 
-/// Refuses files that would not find each other, or need a newer system than MLX's package.
-fn check(platform: Platform, what: &str, tree: &Tree) -> io::Result<()> {
+/// Refuses files that would not find each other, or need a newer system than MLX's package. `starts` is the path of the
+/// program in the tree.
+fn check(platform: Platform, starts: &str, tree: &Tree, dist: &Path) -> io::Result<()> {
     if platform.is_mac() {
-        return Ok(());
+        let folder = dist.join("checked");
+        tree::write(tree, &folder)?;
+        let accepted = apple::accepts(&folder.join(starts), &program::apple_folder(dist), MACOS)?;
+        fs::remove_dir_all(folder)?;
+        return if accepted { Ok(()) } else { Err(refused(platform, "see above")) };
     }
     let (problems, files) = elf::problems(tree)?;
+    // The program, our libraries, and at least MLX's own.
     if files < platform.libraries.len() + 2 {
-        return Err(io::Error::other(format!("the {what} has only {files} ELF files")));
+        return Err(refused(platform, &format!("there are only {files} ELF files")));
     }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(io::Error::other(format!(
-        "the {what} for {} cannot be used elsewhere:\n{}",
-        platform.target,
-        problems.join("\n")
-    )))
+    if problems.is_empty() { Ok(()) } else { Err(refused(platform, &problems.join("\n"))) }
+}
+
+fn refused(platform: Platform, problems: &str) -> io::Error {
+    io::Error::other(format!("what was built for {} cannot be used elsewhere:\n{problems}", platform.target))
 }
 
 /// What the program of these files prints. It runs from a folder where nothing but the files of the archive is.

@@ -19,6 +19,9 @@ pub(super) struct Platform {
     pub(super) system: &'static str,
 }
 
+/// The oldest macOS that programs are packed for. MLX has packages for newer ones too, which run there only.
+pub(super) const MACOS: &str = "14.0";
+
 const LINUX: &[&str] = &["libmlxc.so", "libmlx_kernels.so"];
 
 /// All platforms.

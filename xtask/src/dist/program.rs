@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-use super::platform::Platform;
+use super::platform::{MACOS, Platform};
+use crate::apple;
 
 /// What a build has made.
 pub(super) struct Built {
@@ -54,7 +55,7 @@ pub(super) fn build(platform: Platform, host: Platform, root: &Path, dist: &Path
 }
 
 fn cargo(platform: Platform, host: Platform, root: &Path, dist: &Path) -> io::Result<Command> {
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = compilers(platform, host, dist)?;
     cargo
         .args(["rustc", "--release", "--locked", "--package", "mlx-models-cli", "--bin", "mlx-models"])
         .args(["--target", platform.target, "--message-format", "json-render-diagnostics", "--target-dir"])
@@ -66,21 +67,31 @@ fn cargo(platform: Platform, host: Platform, root: &Path, dist: &Path) -> io::Re
         // What is packed has to be MLX's own package.
         .env_remove("MLX_PREFIX")
         .env_remove("MLX_SYS_FROM_SOURCE");
+    Ok(cargo)
+}
+
+/// cargo, with compilers for a platform.
+fn compilers(platform: Platform, host: Platform, dist: &Path) -> io::Result<Command> {
+    if platform.is_mac() && !host.is_mac() {
+        let tools = apple::tools(&apple_folder(dist), MACOS)?;
+        return Ok(tools.cargo(tools.zigbuild()));
+    }
+    let mut cargo = Command::new(env!("CARGO"));
     if platform.is_mac() {
-        cargo.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
-    }
-    if platform == host {
-        return Ok(cargo);
-    }
-    if platform.is_mac() {
-        return Err(io::Error::other("the package for Macs has to be made on a Mac"));
-    }
-    // The C++ compiler of mlx-c is found by its usual name; cargo has to be told the linker.
-    let linker = format!("CARGO_TARGET_{}_LINKER", platform.target.to_uppercase().replace('-', "_"));
-    if env::var_os(&linker).is_none() {
-        cargo.env(linker, format!("{}-linux-gnu-gcc", platform.kept_as.replace('_', "-")));
+        cargo.env("MACOSX_DEPLOYMENT_TARGET", MACOS);
+    } else if platform != host {
+        // The C++ compiler of mlx-c is found by its usual name; cargo has to be told the linker.
+        let linker = format!("CARGO_TARGET_{}_LINKER", platform.target.to_uppercase().replace('-', "_"));
+        if env::var_os(&linker).is_none() {
+            cargo.env(linker, format!("{}-linux-gnu-gcc", platform.kept_as.replace('_', "-")));
+        }
     }
     Ok(cargo)
+}
+
+/// The folder of the tools for Macs, which is that of `cargo xtask apple`.
+pub(super) fn apple_folder(dist: &Path) -> PathBuf {
+    dist.with_file_name("apple")
 }
 
 fn messages(lines: impl BufRead) -> io::Result<Vec<Message>> {
