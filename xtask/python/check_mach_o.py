@@ -5,7 +5,7 @@ starts: the libraries are found, each imported symbol is in the library that has
 version of macOS, its code signature fits its bytes. The libraries of macOS itself are not here: symbols of libSystem are
 looked up in zig's stub, those of libc++ among the symbols that MLX's own library takes from it.
 
-In the folder of `--controls`, copies of the files are broken in known ways, and the check has to notice each.
+With `--controls`, copies of the files are broken in known ways, and the check has to notice each.
 
     python check_mach_o.py --macos 14.0 --controls FOLDER PROGRAM...
 """
@@ -344,7 +344,7 @@ def run_controls(images: list[Image], libraries: dict[Path, Image], folder: Path
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check programs for Macs, and the libraries that they load.")
     parser.add_argument("--macos", required=True, help="the oldest macOS on which the files have to run")
-    parser.add_argument("--controls", type=Path, help="a folder for broken copies of the files")
+    parser.add_argument("--controls", type=Path, help="break copies in this folder, and check that each is noticed")
     parser.add_argument("programs", nargs="+", type=Path)
     arguments = parser.parse_args()
     macos = tuple(int(number) for number in arguments.macos.split("."))
@@ -368,9 +368,10 @@ def main() -> int:
     if arguments.controls and not checker.problems:
         passed, controls = run_controls(images, checker.libraries, arguments.controls, macos)
     bound, unchecked = checker.bound.total(), checker.unchecked.total()
+    judged = f"; {passed} of {controls} controls as they have to be" if arguments.controls else ""
     print(
         f"{len(images) + len(libraries)} files: {bound} imports found, {unchecked} not checked, "
-        f"{len(checker.problems)} problems; {passed} of {controls} controls as they have to be"
+        f"{len(checker.problems)} problems{judged}"
     )
     is_right = passed == controls and bool(controls) == bool(arguments.controls)
     return 0 if not checker.problems and is_right else 1

@@ -11,15 +11,10 @@ use serde::Deserialize;
 use super::platform::Platform;
 use super::tree::{File, Tree};
 
-/// Licences of libraries that are not in a package of cargo, in the folder `xtask/dist/licences`.
-const LIBRARIES: [&str; 6] = [
-    "gcc-runtime-library-exception.txt",
-    "gpl-3.0.txt",
-    "lapack.txt",
-    "lgpl-2.1.txt",
-    "libraries.md",
-    "mlx-c.txt",
-];
+/// The folder of licences of libraries that are not in a package of cargo.
+const FOLDER: &str = "xtask/dist/licences";
+/// Those of BLAS, LAPACK and the libraries of GCC, which MLX's package for Linux has.
+const LINUX: [&str; 4] = ["gcc-runtime-library-exception.txt", "gpl-3.0.txt", "lapack.txt", "lgpl-2.1.txt"];
 /// The licences of this project.
 const OWN: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 /// The beginnings of the names of files with a licence.
@@ -65,9 +60,11 @@ pub(super) fn files(platform: Platform, root: &Path, mlx: &Path) -> io::Result<L
     let mut compiled =
         Tree::from([("rust-crates.txt".to_owned(), File::new(crates(&linked(platform, root)?)?))]);
     let mut beside = Tree::new();
-    for name in LIBRARIES {
-        let to = if name == "mlx-c.txt" { &mut compiled } else { &mut beside };
-        to.insert(name.to_owned(), File::copy(root.join("xtask/dist/licences").join(name)));
+    let file = |name: &str| (name.to_owned(), File::copy(root.join(FOLDER).join(name)));
+    compiled.extend([file("mlx-c.txt")]);
+    beside.extend([file("libraries.md")]);
+    if !platform.is_mac() {
+        beside.extend(LINUX.map(file));
     }
     for (name, path) in of_mlx(mlx)? {
         beside.insert(name.to_owned(), File::copy(path));
@@ -255,8 +252,8 @@ mod tests {
 
     #[test]
     fn the_licences_of_libraries_are_in_the_repository() {
-        for name in LIBRARIES {
-            let text = fs::read_to_string(workspace::root().join("xtask/dist/licences").join(name)).unwrap();
+        for name in LINUX.into_iter().chain(["libraries.md", "mlx-c.txt"]) {
+            let text = fs::read_to_string(workspace::root().join(FOLDER).join(name)).unwrap();
             assert!(text.len() > 500, "{name}");
         }
     }

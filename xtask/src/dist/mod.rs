@@ -61,9 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
         )?;
         made.push((platform, archive, wheel));
     }
-    let files: Vec<&Path> =
-        made.iter().flat_map(|(_, archive, wheel)| [archive.as_path(), wheel.as_path()]).collect();
-    fs::write(results.join(SUMS), sums(&files)?)?;
+    fs::write(results.join(SUMS), sums(&results)?)?;
     if !arguments.trial {
         return Ok(true);
     }
@@ -86,13 +84,20 @@ fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }
 
-/// A line with the hash and the name of each file.
-fn sums(files: &[&Path]) -> io::Result<String> {
-    let line = |file: &&Path| {
-        let hash: String = Sha256::digest(fs::read(file)?).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(format!("{hash}  {}\n", file.file_name().unwrap_or_default().display()))
-    };
-    files.iter().map(line).collect()
+/// A line with the hash and the name of each package in a folder, of this run and earlier ones.
+fn sums(folder: &Path) -> io::Result<String> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".tar.gz") || name.ends_with(".whl") {
+            let hash: String =
+                Sha256::digest(fs::read(&path)?).iter().map(|byte| format!("{byte:02x}")).collect();
+            lines.push((name.clone(), format!("{hash}  {name}\n")));
+        }
+    }
+    lines.sort();
+    Ok(lines.into_iter().map(|(_, line)| line).collect())
 }
 
 #[cfg(test)]
@@ -102,10 +107,11 @@ mod tests {
     #[test]
     fn checksums_have_the_form_that_sha256sum_reads() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("a.tar.gz");
-        fs::write(&file, "abc").unwrap();
+        for name in ["b.whl", "a.tar.gz", "a.partial", SUMS] {
+            fs::write(folder.path().join(name), "abc").unwrap();
+        }
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sums(&[&file]).unwrap(), format!("{hash}  a.tar.gz\n"));
+        assert_eq!(sums(folder.path()).unwrap(), format!("{hash}  a.tar.gz\n{hash}  b.whl\n"));
     }
 
     #[test]

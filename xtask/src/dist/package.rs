@@ -125,9 +125,15 @@ fn printed_by(tree: &Tree, dist: &Path) -> io::Result<Tree> {
     Ok(printed)
 }
 
+/// What the README of an archive for Macs says in addition.
+const ON_A_MAC: &str = "\nApple has not checked this program. If macOS refuses to start what a browser has downloaded, \
+                        `xattr -dr com.apple.quarantine .` in this\nfolder removes the browser's mark.\n";
+
 /// The archive's own README.
 fn readme(platform: Platform) -> String {
-    include_str!("../../dist/README.md").replace("VERSION", VERSION).replace("SYSTEM", platform.system)
+    let text =
+        include_str!("../../dist/README.md").replace("VERSION", VERSION).replace("SYSTEM", platform.system);
+    if platform.is_mac() { text + ON_A_MAC } else { text }
 }
 
 #[cfg(test)]
@@ -169,6 +175,7 @@ mod tests {
                 "{text}"
             );
             assert!(!text.contains("SYSTEM") && !text.contains("VERSION"), "{text}");
+            assert_eq!(text.contains("quarantine"), platform.is_mac());
         }
     }
 }

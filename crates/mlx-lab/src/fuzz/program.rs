@@ -31,10 +31,8 @@ enum Value {
     File,
 }
 
-const MODEL: &[(&str, Value)] = &[
-    ("--longrope", Value::Of(&["by-length", "mlx-lm"])),
-    ("--device", Value::Of(&["auto", "cpu", "gpu"])),
-];
+const MODEL: &[(&str, Value)] =
+    &[("--longrope", Value::Of(&["by-length", "mlx-lm"])), ("--device", Value::Of(&["auto", "cpu", "gpu"]))];
 const CACHE: &[(&str, Value)] = &[
     ("--max-kv-size", Value::Size),
     ("--slide", Value::Flag),
