@@ -7,6 +7,7 @@ mod apple;
 mod ci;
 mod dist;
 mod fixtures;
+mod gpu_check;
 mod mutations;
 mod random_caches;
 mod tidy;
@@ -48,6 +49,8 @@ enum Command {
     Python(python::Arguments),
     /// Run many random sequences of operations on every kind of cache
     RandomCaches(random_caches::Arguments),
+    /// Check the build for NVIDIA GPUs, and make a folder that checks it on a machine with one (docs/platforms.md)
+    GpuCheck(gpu_check::Arguments),
     /// Check the workflows of .github with actionlint, and shell scripts with shellcheck
     Workflows,
     /// Lint and link everything for Macs on any machine, and check the linked files (docs/platforms.md)
@@ -96,6 +99,7 @@ fn run(matches: &ArgMatches) -> io::Result<ExitCode> {
         Command::Fixtures(arguments) => fixtures::run(&arguments),
         Command::Python(arguments) => python::run(&arguments),
         Command::RandomCaches(arguments) => random_caches::run(&arguments),
+        Command::GpuCheck(arguments) => gpu_check::run(&arguments),
         Command::Workflows => workflows::run(),
         Command::Apple(arguments) => return apple::run(&arguments),
     };

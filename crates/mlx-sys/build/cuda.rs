@@ -86,12 +86,19 @@ pub fn fetch(platform: Platform, home: &Path) -> Result<PathBuf> {
     let python = Python::find(INSTEAD)?;
     let mut download = Download::start(home.join(format!(".{name}")))?;
     // Another build may have put it there while this one waited.
-    if !is_complete(&place, PROOF) {
-        download.fetch(&python, &packages(arch)?, arch)?;
-        install(&download.unpacked(), &place, PROOF)?;
-    }
+    let result = if is_complete(&place, PROOF) {
+        Ok(())
+    } else {
+        let packages = packages(arch)?;
+        let result = download.fetch(&python, &packages, arch);
+        // What has arrived stays for the next build.
+        if result.is_err() && packages.iter().any(|package| download.mark(package).is_file()) {
+            return result.map(|()| place);
+        }
+        result.and_then(|()| install(&download.unpacked(), &place, PROOF))
+    };
     let _ = std::fs::remove_dir_all(&download.folder);
-    Ok(place)
+    result.map(|()| place)
 }
 
 /// Packages on their way. What is complete stays in its folder, so that a later build goes on from there.

@@ -267,9 +267,9 @@ fn make(
     proof: &[&str],
     is_unchanged: impl Fn() -> Result<bool>,
 ) -> Result<()> {
+    let (compiler, mlx_c) = (compiler(platform)?, upstream::mlx_c()?);
     let work = work_folder(home, "mlx-c")?;
-    let workshop =
-        Workshop { platform, mlx_c: upstream::mlx_c()?, compiler: compiler(platform)?, work: &work, place };
+    let workshop = Workshop { platform, mlx_c, compiler, work: &work, place };
     let result = (|| {
         create_dir(&work.join("lib"))?;
         create_dir(&work.join("include/mlx/c"))?;

@@ -20,10 +20,10 @@
 #include <string>
 
 #if defined(__x86_64__)
-// r11 belongs to whoever links functions together.
+// A function may change r11, which holds no argument.
 #define JUMP(slot) "lea " slot "(%rip), %r11\n jmp *(%r11)\n"
 #elif defined(__aarch64__)
-// x16 and x17 belong to whoever links functions together. A load with acquire, since the library's data must not be
+// A function may change x16 and x17, which hold no arguments. A load with acquire, since the library's data must not be
 // older than the slot.
 #define JUMP(slot) "adrp x16, " slot "\n add x16, x16, :lo12:" slot "\n ldar x17, [x16]\n br x17\n"
 #else

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -88,7 +89,33 @@ impl Environment {
 
     /// Runs the build script and returns its error message.
     pub fn failure(&self) -> String {
-        let output = Command::new(env!("MLX_SYS_BUILD_SCRIPT"))
+        let (said, _) = self.messages();
+        // A failure leaves no folder that a later build would use.
+        assert_eq!(self.kept(), Vec::<String>::new());
+        said
+    }
+
+    /// What is in the folder for downloads.
+    pub fn kept(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("home")).unwrap().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Runs the build script and returns its error message, and what it says about its progress.
+    pub fn messages(&self) -> (String, String) {
+        unsafe extern "C" {
+            fn setsid() -> i32;
+        }
+        let mut build = Command::new(env!("MLX_SYS_BUILD_SCRIPT"));
+        // Without a terminal, progress goes to standard error.
+        // SAFETY: the function may be called between fork and exec.
+        unsafe {
+            build.pre_exec(|| {
+                setsid();
+                Ok(())
+            });
+        }
+        build
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdin(Stdio::null())
             // Variables that cargo sets.
@@ -113,19 +140,15 @@ impl Environment {
             .env_remove("PYTHON")
             .env_remove("MACOSX_DEPLOYMENT_TARGET")
             .env_remove("SDKROOT")
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .output()
-            .unwrap();
+            .env_remove("MLX_CUDA_PREFIX")
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        let output = build.output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(!output.status.success(), "{said}");
         let said: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("cargo::error=")).collect();
         let said = said.join("\n");
         assert!(said.contains("what to do: "), "{said}");
-        // A failure leaves no folder that a later build would use.
-        let left: Vec<_> =
-            fs::read_dir(self.path("home")).unwrap().flatten().map(|e| e.file_name()).collect();
-        assert!(left.is_empty(), "{left:?}");
-        said
+        (said, String::from_utf8(output.stderr).unwrap())
     }
 
     /// A folder that looks like an installed MLX of this version, with an empty file as its library.
