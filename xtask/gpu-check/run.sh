@@ -108,7 +108,7 @@ say "all cases, for information: $(tail -n 1 "$report/parity-all.txt")"
 
 if [ -n "$model" ]; then
   unset MLX_ENABLE_TF32
-  check speed mlx mlx-models bench --model "$model" --prompt-tokens 512 --gen-tokens 128 --repeats 3
+  check speed mlx mlx-models bench --model "$model" --prompt-tokens 256 --gen-tokens 128 --repeats 3
   cat "$report/speed.txt" >>"$report/report.txt"
   if [ -z "$python" ] && [ -d "$here/python" ]; then
     python=python3
@@ -118,7 +118,7 @@ if [ -n "$model" ]; then
   if [ -n "$python" ]; then
     # Its MLX finds its own libraries.
     unset LD_LIBRARY_PATH
-    check speed-of-mlx-lm "$python" -m mlx_lm benchmark --model "$model" --prompt-tokens 512 --generation-tokens 128 \
+    check speed-of-mlx-lm "$python" -m mlx_lm benchmark --model "$model" --prompt-tokens 256 --generation-tokens 128 \
       --num-trials 3
     cat "$report/speed-of-mlx-lm.txt" >>"$report/report.txt"
   else
