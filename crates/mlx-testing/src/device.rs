@@ -6,11 +6,7 @@
 use std::env;
 use std::sync::Once;
 
-use approx::assert_relative_eq;
 use mlx_rs::{Device, DeviceType, Stream, with_stream};
-
-use crate::compare::model_rounding;
-use crate::tensor::Tensor;
 
 const VARIABLE: &str = "MLX_MODELS_DEVICE";
 
@@ -53,30 +49,15 @@ pub fn on_recording_device() -> bool {
     cfg!(all(target_os = "linux", target_arch = "x86_64")) && on_cpu()
 }
 
-/// Asserts that a result is that of a fixture: with the same bits on the [recording device](on_recording_device), and
-/// elsewhere within [`model_rounding`] of the dtype.
-#[track_caller]
-pub fn assert_as_recorded(found: Tensor, expected: Tensor) {
-    assert_same_where(on_recording_device(), found, expected);
-}
-
-/// Asserts that two ways to compute the same numbers, such as a row alone and in a batch, give the same bits on the CPU.
-///
-/// On a GPU they may differ by [`model_rounding`] of the dtype: MLX chooses a GPU's kernel by the shapes, and each kernel
-/// adds the numbers of a sum in an order of its own. Dtypes and shapes must be equal there too.
-#[track_caller]
-pub fn assert_same_on_cpu(found: Tensor, expected: Tensor) {
-    assert_same_where(on_cpu(), found, expected);
-}
-
-#[track_caller]
-fn assert_same_where(is_exact: bool, found: Tensor, expected: Tensor) {
-    if is_exact {
-        assert_eq!(found, expected);
-    } else {
-        let rounding = model_rounding(expected.dtype());
-        assert_relative_eq!(found, expected, epsilon = rounding, max_relative = rounding);
+/// Runs this part of a test on the CPU device, whatever `MLX_MODELS_DEVICE` says, and says so if that is another device.
+/// For comparisons that only the CPU can pass; `why` says so. It applies to operations that are made on this thread.
+#[allow(clippy::print_stderr, reason = "for the person who reads the output of a test")]
+pub fn with_cpu<T>(why: &str, test: impl FnOnce() -> T) -> T {
+    if on_cpu() {
+        return test();
     }
+    eprintln!("note: this test runs on the CPU and not on the GPU: {why}");
+    with_stream(&Stream::cpu(), test)
 }
 
 /// Makes the CPU the device of the whole test program, for all threads, as [`with_cpu`] does for a part of a test. Must be
@@ -92,17 +73,6 @@ pub fn use_cpu(why: &str) {
     });
 }
 
-/// Runs this part of a test on the CPU device, whatever `MLX_MODELS_DEVICE` says, and says so if that is another device.
-/// For comparisons that only the CPU can pass; `why` says so. It applies to operations that are made on this thread.
-#[allow(clippy::print_stderr, reason = "for the person who reads the output of a test")]
-pub fn with_cpu<T>(why: &str, test: impl FnOnce() -> T) -> T {
-    if on_cpu() {
-        return test();
-    }
-    eprintln!("note: this test runs on the CPU and not on the GPU: {why}");
-    with_stream(&Stream::cpu(), test)
-}
-
 /// By how many bytes MLX's count of the memory of `arrays` arrays may exceed their sizes. A build of MLX for GPUs
 /// allocates whole pages of 16 KiB, on the CPU device too.
 pub fn allocation_slack(arrays: usize) -> usize {
@@ -114,25 +84,6 @@ mod tests {
     use std::panic::catch_unwind;
 
     use super::*;
-    use crate::tensor;
-    use mlx_rs::Array;
-
-    fn of(value: f32) -> Tensor {
-        tensor(&Array::from_f32(value))
-    }
-
-    #[test]
-    fn rounding_counts_on_a_cpu_and_is_allowed_on_a_gpu() {
-        let next = f32::from_bits(1.0_f32.to_bits() + 1);
-        for is_exact in [true, false] {
-            assert_same_where(is_exact, of(1.0), of(1.0));
-            let one_bit = catch_unwind(|| assert_same_where(is_exact, of(next), of(1.0)));
-            assert_eq!(one_bit.is_err(), is_exact);
-            assert!(catch_unwind(|| assert_same_where(is_exact, of(1.001), of(1.0))).is_err());
-            let half = Array::from_f32(1.0).as_dtype(mlx_rs::Dtype::Float16).unwrap();
-            assert!(catch_unwind(move || assert_same_where(is_exact, tensor(&half), of(1.0))).is_err());
-        }
-    }
 
     #[test]
     fn the_device_is_that_of_the_process_on_every_thread() {

@@ -14,13 +14,13 @@ mod device;
 #[cfg(feature = "models")]
 pub mod models;
 mod random;
+mod same;
 mod tensor;
 
 pub use compare::{Comparison, Tolerance, compare, model_rounding, to_f64};
-pub use device::{
-    allocation_slack, assert_as_recorded, assert_same_on_cpu, on_cpu, on_recording_device, use_cpu, with_cpu,
-};
+pub use device::{allocation_slack, on_cpu, on_recording_device, use_cpu, with_cpu};
 pub use random::RandomParameters;
+pub use same::{assert_as_recorded, assert_same_on_cpu};
 pub use tensor::{Tensor, tensor};
 
 /// Switches the kernels of `mlx-cpu` off for the whole process, so that the results have the bits of stock MLX.
