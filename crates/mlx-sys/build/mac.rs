@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::failure::{Failure, Result, run, variable};
 
 /// MLX's packages, by the oldest macOS that they run on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Macos {
     Sonoma14,
     Sequoia15,
@@ -42,15 +42,18 @@ pub fn is_host() -> bool {
     std::env::var("HOST").is_ok_and(|host| host.ends_with("-apple-darwin"))
 }
 
-/// On a Mac the macOS that it has. Elsewhere what `MACOSX_DEPLOYMENT_TARGET` says, or the oldest.
+const DEPLOYMENT_TARGET: &str = "MACOSX_DEPLOYMENT_TARGET";
+
+/// On a Mac the macOS that it has, or an older one that `MACOSX_DEPLOYMENT_TARGET` names. Elsewhere what this variable says, or
+/// the oldest.
 pub fn version_to_build_for() -> Result<Macos> {
-    println!("cargo::rerun-if-env-changed=MACOSX_DEPLOYMENT_TARGET");
+    println!("cargo::rerun-if-env-changed={DEPLOYMENT_TARGET}");
+    let wanted = deployment_target();
     if !is_host() {
-        let wanted = std::env::var("MACOSX_DEPLOYMENT_TARGET").unwrap_or_default();
         let wanted = if wanted.is_empty() { OLDEST } else { &wanted };
         return parse(wanted).and_then(Macos::newest_for).ok_or_else(|| {
             Failure::new(
-                format!("MACOSX_DEPLOYMENT_TARGET={wanted} is no version of macOS that MLX runs on"),
+                format!("{DEPLOYMENT_TARGET}={wanted} is no version of macOS that MLX runs on"),
                 "set it to 14.0 or newer, or unset it",
             )
         });
@@ -64,19 +67,25 @@ pub fn version_to_build_for() -> Result<Macos> {
             "add /usr/bin to PATH",
         )
     })?;
-    Macos::newest_for(version).ok_or_else(|| {
+    let newest = Macos::newest_for(version).ok_or_else(|| {
         Failure::new(format!("this Mac has macOS {said}, and MLX needs macOS 14 or newer"), "update macOS")
-    })
+    })?;
+    // Many have a variable that is older than MLX.
+    let older = parse(&wanted).and_then(Macos::newest_for);
+    Ok(older.map_or(newest, |older| older.min(newest)))
+}
+
+/// What the C++ compiler builds for.
+pub fn deployment_target() -> String {
+    std::env::var(DEPLOYMENT_TARGET).unwrap_or_default()
 }
 
 /// Has the C++ compiler build for the oldest macOS that mlx-c can run on, or for the newer one that the user asks for. The
 /// compiler, and the package `cc`, read this variable; Rust's own value for it is 11.0.
 pub fn set_deployment_target() {
-    let name = "MACOSX_DEPLOYMENT_TARGET";
-    let asked = std::env::var(name).ok().and_then(|version| parse(&version));
-    if asked < parse(OLDEST) {
+    if parse(&deployment_target()) < parse(OLDEST) {
         // SAFETY: this program has one thread here, so no other reads the environment.
-        unsafe { std::env::set_var(name, OLDEST) };
+        unsafe { std::env::set_var(DEPLOYMENT_TARGET, OLDEST) };
     }
 }
 

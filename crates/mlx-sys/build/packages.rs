@@ -30,7 +30,7 @@ use crate::failure::{
 };
 use crate::hash::{Fnv, files_below};
 use crate::platform::Platform;
-use crate::{MLX_VERSION, Published, cuda, dispatch, kernels, upstream};
+use crate::{MLX_VERSION, Published, cuda, dispatch, kernels, mac, upstream};
 
 /// What the result depends on, beside the machine and `native/`. A change here makes a new `mlx-c-KEY`.
 const RECIPE: &[&str] = &[
@@ -231,6 +231,9 @@ fn key(platform: Platform, home: &Path, installed: &[Option<PathBuf>]) -> Result
     hash.update(home.to_string_lossy().as_bytes());
     hash.update(platform.name().as_bytes());
     hash.update(&[u8::from(with_kernels(platform)), u8::from(is_relocatable())]);
+    if platform.is_mac() {
+        hash.update(mac::deployment_target().as_bytes());
+    }
     for text in RECIPE {
         hash.update(text.as_bytes());
     }
@@ -314,7 +317,11 @@ pub fn compiler(platform: Platform) -> Result<cc::Tool> {
     let tool = cc().try_get_compiler().map_err(|e| none(e.to_string()))?;
     match run(tool.to_command().arg("--version"))? {
         Some(answer) if answer.status.success() => Ok(tool),
-        _ => Err(none(format!("tried {}", tool.path().display()))),
+        // Such as that the licence of Xcode has not been agreed to.
+        Some(answer) => {
+            Err(none(format!("{} says: {}", tool.path().display(), last_lines(&answer.stderr))))
+        }
+        None => Err(none(format!("tried {}", tool.path().display()))),
     }
 }
 

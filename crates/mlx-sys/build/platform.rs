@@ -48,6 +48,10 @@ impl Platform {
         matches!(self.system, System::Linux)
     }
 
+    pub fn is_mac(self) -> bool {
+        !self.is_linux()
+    }
+
     pub fn arch(self) -> &'static str {
         self.arch
     }
@@ -181,7 +185,8 @@ impl Platform {
     pub fn compilers(self) -> &'static str {
         match self.system {
             System::Linux => "use GCC 12 or Clang 15 or newer (name it in CXX)",
-            System::Mac(_) => "use the command line tools of Xcode 15 or newer (Software Update has them)",
+            System::Mac(_) => "use the C++ compiler in the command line tools of Xcode 15 or newer (Software Update has them); \
+                               unset CXX if it names another",
         }
     }
 }

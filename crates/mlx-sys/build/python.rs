@@ -95,6 +95,10 @@ pub fn refused(name: &str, said: &str, instead: &str) -> Failure {
     Failure::new(format!("pip cannot download {name}:\n{said}"), instead)
 }
 
+/// What pip is told of the Python to download for. MLX's packages contain no code for Python that is used here, but ask for 3.10
+/// or newer, and the Python of Apple's command line tools is 3.9.
+const PYTHON_VERSION: &str = "3.14";
+
 pub struct Python {
     program: String,
 }
@@ -115,7 +119,7 @@ impl Python {
                 format!(
                     "install it ({}), or {instead}",
                     if mac::is_host() {
-                        "`python3 -m ensurepip --user`"
+                        "`python3 -m ensurepip`), name another Python in PYTHON (Apple's is /usr/bin/python3"
                     } else {
                         "Debian and Ubuntu: `apt install python3-pip`"
                     }
@@ -133,12 +137,14 @@ impl Python {
     pub fn download(&self, requirements: &Path, platforms: &[String], to: &Path) -> Command {
         let mut pip = self.command();
         pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"])
-            .args(["--only-binary", ":all:"])
+            .args(["--only-binary", ":all:", "--python-version", PYTHON_VERSION])
             .args(platforms.iter().flat_map(|platform| ["--platform", platform]))
             .arg("--dest")
             .arg(to)
             .arg("--requirement")
-            .arg(requirements);
+            .arg(requirements)
+            // Where the user has pip refuse to work outside of a virtual environment: nothing is installed.
+            .env("PIP_REQUIRE_VIRTUALENV", "0");
         pip
     }
 

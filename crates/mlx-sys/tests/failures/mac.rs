@@ -46,6 +46,23 @@ fn each_macos_has_its_package() {
 }
 
 #[test]
+fn an_older_macos_can_be_asked_for() {
+    for (macos, asked, tag) in [
+        ("15.3", "14.0", "14"),
+        ("26.2", "15.0", "15"),
+        // Rust's own value, and others that are older than MLX.
+        ("15.3", "11.0", "15"),
+        ("15.3", "", "15"),
+        // Newer than the Mac.
+        ("15.3", "26.2", "15"),
+        ("26.1", "26.2", "15"),
+    ] {
+        let said = Environment::mac(macos).with("MACOSX_DEPLOYMENT_TARGET", asked).failure();
+        assert_mac_says(&said, &[&format!("has mlx-metal-0.32.2-macos{tag}-arm64")]);
+    }
+}
+
+#[test]
 fn rust_for_intel_macs_on_apple_silicon() {
     let rosetta = Environment::mac("15.3").on("x86_64-apple-darwin");
     rosetta.script("sysctl", "echo 1");
@@ -71,12 +88,19 @@ fn no_command_line_tools() {
 }
 
 #[test]
+fn a_licence_that_was_not_agreed_to() {
+    let mac = Environment::mac("15.3");
+    mac.script("c++", "echo \"You have not agreed to the Xcode license. Run 'sudo xcodebuild -license'.\" >&2; exit 69");
+    assert_mac_says(&mac.failure(), &["no working C++ compiler", "c++ says: You have not agreed", "-license"]);
+}
+
+#[test]
 fn a_compiler_that_is_too_old() {
     let mac = Environment::mac("15.3");
     mac.script("c++", r#"case "$*" in *--version) ;; *) echo 'no member named format' >&2; exit 1 ;; esac"#);
     let prefix = mac.mlx([0, 32, 2], Some("libmlx.dylib"));
     let said = mac.with("MLX_PREFIX", prefix).failure();
-    assert_mac_says(&said, &["mlx-c does not compile", "command line tools of Xcode 15 or newer"]);
+    assert_mac_says(&said, &["mlx-c does not compile", "command line tools of Xcode 15 or newer", "unset CXX"]);
 }
 
 #[test]
@@ -95,7 +119,7 @@ fn no_pip() {
         "python3",
         r#"[ "$1" = --version ] && echo Python 3.9.6 || { echo No module named pip >&2; exit 1; }"#,
     );
-    assert_mac_says(&mac.failure(), &["has no pip", "python3 -m ensurepip"]);
+    assert_mac_says(&mac.failure(), &["has no pip", "python3 -m ensurepip", "PYTHON", "/usr/bin/python3"]);
 }
 
 #[test]

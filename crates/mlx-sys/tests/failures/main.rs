@@ -47,6 +47,20 @@ fn no_pip() {
     assert_says(&environment.failure(), &["has no pip", "apt install python3-pip"]);
 }
 
+/// MLX's packages ask for Python 3.10, and Apple's command line tools have 3.9. Some have pip refuse to work outside of a virtual
+/// environment.
+#[test]
+fn neither_the_version_of_python_nor_a_virtual_environment_matters() {
+    let environment = Environment::offline().with("PIP_REQUIRE_VIRTUALENV", "1");
+    environment.script(
+        "python3",
+        r#"case "$*" in
+            *" download "*) echo "ERROR: for $*, in an environment: $PIP_REQUIRE_VIRTUALENV" >&2; exit 1 ;;
+        esac"#,
+    );
+    assert_says(&environment.failure(), &["--python-version 3.14", "in an environment: 0"]);
+}
+
 #[test]
 fn no_network() {
     let said = Environment::offline().failure();
