@@ -318,9 +318,7 @@ pub fn compiler(platform: Platform) -> Result<cc::Tool> {
     match run(tool.to_command().arg("--version"))? {
         Some(answer) if answer.status.success() => Ok(tool),
         // Such as that the licence of Xcode has not been agreed to.
-        Some(answer) => {
-            Err(none(format!("{} says: {}", tool.path().display(), last_lines(&answer.stderr))))
-        }
+        Some(answer) => Err(none(format!("{} says: {}", tool.path().display(), last_lines(&answer.stderr)))),
         None => Err(none(format!("tried {}", tool.path().display()))),
     }
 }

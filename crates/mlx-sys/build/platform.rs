@@ -185,8 +185,10 @@ impl Platform {
     pub fn compilers(self) -> &'static str {
         match self.system {
             System::Linux => "use GCC 12 or Clang 15 or newer (name it in CXX)",
-            System::Mac(_) => "use the C++ compiler in the command line tools of Xcode 15 or newer (Software Update has them); \
-                               unset CXX if it names another",
+            System::Mac(_) => {
+                "use the C++ compiler in the command line tools of Xcode 15 or newer (Software Update has them); \
+                               unset CXX if it names another"
+            }
         }
     }
 }

@@ -90,8 +90,14 @@ fn no_command_line_tools() {
 #[test]
 fn a_licence_that_was_not_agreed_to() {
     let mac = Environment::mac("15.3");
-    mac.script("c++", "echo \"You have not agreed to the Xcode license. Run 'sudo xcodebuild -license'.\" >&2; exit 69");
-    assert_mac_says(&mac.failure(), &["no working C++ compiler", "c++ says: You have not agreed", "-license"]);
+    mac.script(
+        "c++",
+        "echo \"You have not agreed to the Xcode license. Run 'sudo xcodebuild -license'.\" >&2; exit 69",
+    );
+    assert_mac_says(
+        &mac.failure(),
+        &["no working C++ compiler", "c++ says: You have not agreed", "-license"],
+    );
 }
 
 #[test]
@@ -100,7 +106,10 @@ fn a_compiler_that_is_too_old() {
     mac.script("c++", r#"case "$*" in *--version) ;; *) echo 'no member named format' >&2; exit 1 ;; esac"#);
     let prefix = mac.mlx([0, 32, 2], Some("libmlx.dylib"));
     let said = mac.with("MLX_PREFIX", prefix).failure();
-    assert_mac_says(&said, &["mlx-c does not compile", "command line tools of Xcode 15 or newer", "unset CXX"]);
+    assert_mac_says(
+        &said,
+        &["mlx-c does not compile", "command line tools of Xcode 15 or newer", "unset CXX"],
+    );
 }
 
 #[test]
