@@ -18,9 +18,11 @@ cd /
 ln -s "/opt/a folder, elsewhere/renamed/bin/mlx-models" /usr/local/bin/mlx-models
 generates "archive, called through a link" mlx-models
 
-# A library of the same name elsewhere does not disturb the program.
+# Libraries of the same names elsewhere do not disturb the program.
 mkdir /opt/other
-echo "no library" >/opt/other/libmlxc.so
+for library in libmlxc.so libmlx_kernels.so libmlx.so; do
+  echo "no library" >"/opt/other/$library"
+done
 LD_LIBRARY_PATH=/opt/other mlx-models --version >/dev/null || fail "LD_LIBRARY_PATH comes before the archive's libraries"
 
 cd "/opt/a folder, elsewhere/renamed"

@@ -398,6 +398,9 @@ impl Workshop<'_> {
         let load_name = self.platform.load_name(&self.place.join(&library), is_relocatable());
         let mut link = self.compiler.to_command();
         link.args(self.platform.shared_library(&load_name, rpaths)).arg("-o").arg(self.work.join(library));
+        if is_relocatable() {
+            link.args(self.platform.rpaths_first());
+        }
         link
     }
 

@@ -164,6 +164,15 @@ impl Platform {
         vec!["$ORIGIN/cuda/mlx/lib".into()]
     }
 
+    /// Arguments of the C++ compiler with which a library's rpaths precede `LD_LIBRARY_PATH`: another version of MLX there
+    /// lacks symbols that mlx-c needs. A Mac has no such argument.
+    pub fn rpaths_first(self) -> &'static [&'static str] {
+        match self.system {
+            System::Linux => &["-Wl,--disable-new-dtags"],
+            System::Mac(_) => &[],
+        }
+    }
+
     /// What to do where the C++ compiler is missing.
     pub fn install_compiler(self) -> String {
         if mac::is_host() {

@@ -32,6 +32,8 @@ struct Needs {
     name: Option<String>,
     libraries: Vec<String>,
     rpaths: Vec<String>,
+    /// Whether the folders of `LD_LIBRARY_PATH` precede the rpaths.
+    has_late_rpaths: bool,
     /// Libraries, each with the name of a version of its symbols, such as `GLIBC_2.35`.
     versions: Vec<(String, String)>,
 }
@@ -59,6 +61,9 @@ fn check(path: &str, needs: &Needs, tree: &Tree) -> BTreeSet<String> {
     }
     for rpath in needs.rpaths.iter().filter(|rpath| folder(path, rpath).is_none()) {
         problems.insert(format!("the rpath {rpath} does not begin at the file's own folder"));
+    }
+    if needs.has_late_rpaths {
+        problems.insert("libraries in LD_LIBRARY_PATH would precede those of its rpaths".to_owned());
     }
     let ours = |library: &str| {
         let mut folders = needs.rpaths.iter().filter_map(|rpath| folder(path, rpath));
@@ -119,7 +124,10 @@ fn read(bytes: &[u8]) -> object::read::Result<Needs> {
         match tag {
             DT_NEEDED => needs.libraries.push(text),
             DT_SONAME => needs.name = Some(text),
-            _ => needs.rpaths.extend(text.split(':').map(str::to_owned)),
+            _ => {
+                needs.has_late_rpaths |= tag == DT_RUNPATH;
+                needs.rpaths.extend(text.split(':').map(str::to_owned));
+            }
         }
     }
     Ok(needs)
@@ -188,6 +196,7 @@ mod tests {
             name: Some(name.to_owned()),
             libraries: texts(libraries),
             rpaths: texts(rpaths),
+            has_late_rpaths: false,
             versions: versions
                 .iter()
                 .map(|&(library, version)| (library.to_owned(), version.to_owned()))
@@ -213,6 +222,8 @@ mod tests {
         assert!(found.len() == 1 && found[0].starts_with("needs GLIBC_2.38 of libc.so.6"), "{found:?}");
         let found = check(&needs("/opt/libx.so", &[], &["/opt"], &[]));
         assert!(found.len() == 2 && found[0].starts_with("/opt/libx.so is a path"), "{found:?}");
+        let found = check(&Needs { has_late_rpaths: true, ..good });
+        assert_eq!(found, ["libraries in LD_LIBRARY_PATH would precede those of its rpaths"]);
     }
 
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
