@@ -108,6 +108,11 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     // Into memory first: `clap_complete` would panic if the reader of a pipe left.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "mlx-models", &mut script);
+    if shell == clap_complete::Shell::Bash {
+        // `clap_complete` writes a program's hyphen in two ways, so that no subcommand would be completed
+        // (https://github.com/clap-rs/clap/issues/6421).
+        script = String::from_utf8_lossy(&script).replace("mlx__subcmd__models", "mlx__models").into_bytes();
+    }
     Ok(io::stdout().write_all(&script)?)
 }
 

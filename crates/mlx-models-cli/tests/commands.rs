@@ -342,6 +342,32 @@ fn completions_and_manual_pages_are_printed() {
     assert!(page.contains(".TH mlx-models") && page.contains("perplexity"));
 }
 
+#[test]
+fn bash_completes_subcommands_and_their_options() {
+    let (script, _) = succeed(&["completions", "bash"], "");
+    let completed = |words: &[&str]| {
+        let (last, before) = words.split_last().unwrap();
+        let mut bash = Command::new("bash");
+        bash.args([
+            "-c",
+            r#"eval "$1"; cur=$2 prev=$3; shift 3; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+            _mlx__models mlx-models "$cur" "$prev"; echo " ${COMPREPLY[*]} ""#,
+        ]);
+        let output = bash.args(["bash", &script, last, before.last().unwrap()]).args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        texts(&output).0
+    };
+    for (words, expected) in [
+        (&["mlx-models", "per"][..], " perplexity "),
+        (&["mlx-models", "--dev"], " --device "),
+        (&["mlx-models", "generate", "--max-t"], " --max-tokens "),
+        (&["mlx-models", "cache-prompt", "--max-kv"], " --max-kv-size "),
+        (&["mlx-models", "convert", "--device", "c"], " cpu "),
+    ] {
+        assert_eq!(completed(words), format!("{expected}\n"), "{words:?}");
+    }
+}
+
 /// Renames a tensor in a safetensors file.
 fn rename_tensor(file: &Path, from: &str, to: &str) {
     let bytes = fs::read(file).unwrap();
