@@ -11,7 +11,9 @@ use mlx_rs::transforms::async_eval;
 
 use crate::chooser::Step;
 use crate::sequence::Sequence;
-use crate::{FinishReason, GenerateError, GenerateOptions, PREFILL_CHUNK, Session, StepOptions, Token};
+use crate::{
+    FinishReason, GenerateError, GenerateOptions, Session, StepOptions, Token, default_prefill_chunk,
+};
 
 /// Names a sequence of a [`Batch`]. It stays the same when other sequences leave the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,7 +71,7 @@ pub struct BatchToken {
 pub struct Batch {
     options: CacheOptions,
     /// How many tokens of prompts a step reads at most.
-    prompt_tokens: usize,
+    prompt_tokens: Option<usize>,
     /// Sequences whose prompts are not read to their ends, in the order in which they were added.
     waiting: VecDeque<Waiting>,
     /// The session of all rows; `None` where there are none.
@@ -105,7 +107,7 @@ impl Batch {
         let options = CacheOptions { left_padding: Vec::new(), ..options };
         Self {
             options,
-            prompt_tokens: PREFILL_CHUNK,
+            prompt_tokens: None,
             waiting: VecDeque::new(),
             session: None,
             rows: Vec::new(),
@@ -115,12 +117,12 @@ impl Batch {
         }
     }
 
-    /// The same batch, whose steps read at most this many tokens of prompts, at least one; [`PREFILL_CHUNK`] by default. With
-    /// fewer, the rows that are decoded wait less for new prompts, and new prompts take more steps. A call of the model reads
+    /// The same batch, whose steps read at most this many tokens of prompts, at least one; [`default_prefill_chunk`] by default.
+    /// With fewer, the rows that are decoded wait less for new prompts, and new prompts take more steps. A call of the model reads
     /// at most [`GenerateOptions::prefill_chunk`] of them.
     #[must_use]
     pub fn prompt_tokens_per_step(self, tokens: usize) -> Self {
-        Self { prompt_tokens: tokens.max(1), ..self }
+        Self { prompt_tokens: Some(tokens.max(1)), ..self }
     }
 
     /// How many sequences there are, those included whose prompts are being read.
@@ -256,7 +258,7 @@ impl Batch {
 
     /// Reads as much of the prompts as a step may. Sequences whose prompts are read to their ends become rows.
     fn read_prompts(&mut self, model: &mut dyn CausalLm) {
-        let mut left = self.prompt_tokens;
+        let mut left = self.prompt_tokens.unwrap_or_else(default_prefill_chunk);
         while let Some(mut waiting) = self.waiting.pop_front() {
             match waiting.read(model, &mut left) {
                 Ok(true) => {
@@ -284,8 +286,8 @@ impl Batch {
         let Some(session) = &mut self.session else { return Ok(()) };
         let last: Vec<u32> = self.rows.iter().filter_map(|row| row.sequence.ids().last().copied()).collect();
         let last = Array::from_slice(&last, &[last.len() as i32, 1]);
-        let chunk = self.rows.iter().map(|row| row.sequence.options.prefill_chunk).min();
-        let options = StepOptions { chunk: chunk.unwrap_or(PREFILL_CHUNK), ..StepOptions::default() };
+        let chunk = self.rows.iter().map(|row| row.sequence.options.chunk()).min();
+        let options = StepOptions { chunk, ..StepOptions::default() };
         let logits = session.next_logits(model, &last, options)?.squeeze_axes(&[1])?; // [B, V]
         if self.rows.iter().any(|row| row.sequence.needs_ids()) {
             // The device computes them while processors work.
@@ -324,7 +326,7 @@ impl Batch {
 impl Waiting {
     /// Reads at most `left` tokens, which it counts down, and returns whether the prompt is read.
     fn read(&mut self, model: &mut dyn CausalLm, left: &mut usize) -> Result<bool, GenerateError> {
-        let chunk = self.row.sequence.options.prefill_chunk.max(1);
+        let chunk = self.row.sequence.options.chunk();
         loop {
             let part = self.session.prefill_part(model, &self.unread, 1, chunk.min(*left))?;
             self.unread.drain(..part.new);

@@ -48,7 +48,7 @@ pub use sampling::{
     CloneProcessor, Dry, History, LogitsProcessor, Penalizer, Penalties, Penalty, ProcessorError, Sampler,
     Sampling, TokenSet, Xtc,
 };
-pub use session::{HiddenStates, KvQuantization, PREFILL_CHUNK, Reuse, Session, StepOptions};
+pub use session::{HiddenStates, KvQuantization, Reuse, Session, StepOptions, default_prefill_chunk};
 pub use speculative::{
     Draft, DraftModel, PromptLookup, Proposal, Speculation, SpeculativeStream, generate_speculative,
     generate_speculative_with_progress,
@@ -230,8 +230,9 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// How many [`alternatives`](Token::alternatives) each token has.
     pub top_logprobs: usize,
-    /// How many tokens of the prompt are read in one call; [`PREFILL_CHUNK`] by default. Larger chunks need more memory.
-    pub prefill_chunk: usize,
+    /// How many tokens of the prompt are read in one call; `None` stands for [`default_prefill_chunk`]. Larger chunks need
+    /// more memory.
+    pub prefill_chunk: Option<usize>,
     /// What happens at the end of the model's context.
     pub overflow: Overflow,
     /// Stops the prompt or the stream, from another thread for example. A clone of these options has the same handle: give each
@@ -265,10 +266,15 @@ impl GenerateOptions {
             processors: Vec::new(),
             sampling: Sampling::default(),
             top_logprobs: 0,
-            prefill_chunk: PREFILL_CHUNK,
+            prefill_chunk: None,
             overflow: Overflow::default(),
             cancel: Cancel::default(),
         }
+    }
+
+    /// How many tokens of the prompt are read in one call, at least one.
+    pub fn chunk(&self) -> usize {
+        self.prefill_chunk.unwrap_or_else(default_prefill_chunk).max(1)
     }
 
     /// How many tokens a sequence may have, its prompt included.

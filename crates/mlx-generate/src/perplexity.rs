@@ -8,7 +8,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::take_along_axis;
 use mlx_rs::{Array, Dtype};
 
-use crate::{GenerateError, PREFILL_CHUNK, Session, StepOptions, check_ids};
+use crate::{GenerateError, Session, StepOptions, check_ids, default_prefill_chunk};
 
 /// The result of [`perplexity`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -140,11 +140,12 @@ fn score(
     let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
     let (context, read) = piece[..piece.len() - 1].split_at(unscored);
     let go_on = &mut |_, _| ControlFlow::Continue(());
-    session.prefill(model, context, read.len(), PREFILL_CHUNK, go_on)?;
+    let chunk = default_prefill_chunk();
+    session.prefill(model, context, read.len(), chunk, go_on)?;
     let mut more = read.len();
-    for (tokens, next) in read.chunks(PREFILL_CHUNK).zip(piece[unscored + 1..].chunks(PREFILL_CHUNK)) {
+    for (tokens, next) in read.chunks(chunk).zip(piece[unscored + 1..].chunks(chunk)) {
         more -= tokens.len();
-        let options = StepOptions { logits: Logits::All, more, chunk: PREFILL_CHUNK };
+        let options = StepOptions { logits: Logits::All, more, chunk: Some(chunk) };
         let logits = session.next_logits(model, &row(tokens), options)?; // [1, L, V]
         for nll in negative_log_probabilities(&logits, next)? {
             total.add(nll)?;

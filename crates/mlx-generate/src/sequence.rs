@@ -55,7 +55,7 @@ impl Sequence {
         let sequence = Self::new(model, session, prompt, options)?;
         let (_, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
         let cancel = &sequence.options.cancel;
-        let chunk = sequence.options.prefill_chunk;
+        let chunk = sequence.options.chunk();
         let total =
             session.prefill(model, rest, 1, chunk, &mut |read, total| match cancel.is_cancelled() {
                 true => ControlFlow::Break(()),

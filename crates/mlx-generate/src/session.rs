@@ -16,18 +16,23 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Device, DeviceType, Dtype};
 
 use crate::{GenerateError, as_i32, check_ids};
 pub use hidden::HiddenStates;
 use rows::Row;
 pub use turn::{KvQuantization, Reuse};
 
-/// How many tokens of a prompt are read in one call by default.
+/// How many tokens of a prompt are read in one call by default, on MLX's default device.
 ///
-/// On a Mac's GPU this is mlx-lm's 2048. On MLX's CPU device, attention writes all scores of a chunk to memory, so that
-/// larger chunks are slower and need more memory: there it is 512, as `docs/performance.md` shows.
-pub const PREFILL_CHUNK: usize = if cfg!(target_vendor = "apple") { 2048 } else { 512 };
+/// On a GPU this is mlx-lm's 2048. On the CPU, attention writes all scores of a chunk to memory, so that larger chunks are
+/// slower and need more memory: there it is 512, as `docs/performance.md` shows.
+pub fn default_prefill_chunk() -> usize {
+    match Device::try_default().and_then(|device| device.get_type()) {
+        Ok(DeviceType::Gpu) => 2048,
+        _ => 512,
+    }
+}
 
 /// A session keeps its tokens in at most this many arrays. Decoding adds one array for each token, and they are joined
 /// when the limit is reached.
@@ -94,14 +99,15 @@ pub struct StepOptions {
     /// How many tokens of the same text later steps will read. A model that rotates by the length of the sequence
     /// (LongRoPE) then rotates for the whole text from its first step on, and reads nothing twice.
     pub more: usize,
-    /// How many tokens are read in one call where the session has to read earlier tokens again.
-    pub chunk: usize,
+    /// How many tokens are read in one call where the session has to read earlier tokens again; `None` stands for
+    /// [`default_prefill_chunk`].
+    pub chunk: Option<usize>,
 }
 
 impl Default for StepOptions {
-    /// The logits of the last position, no more tokens, and chunks of [`PREFILL_CHUNK`] tokens.
+    /// The logits of the last position, no more tokens, and chunks of [`default_prefill_chunk`] tokens.
     fn default() -> Self {
-        Self { logits: Logits::Last, more: 0, chunk: PREFILL_CHUNK }
+        Self { logits: Logits::Last, more: 0, chunk: None }
     }
 }
 
@@ -241,9 +247,10 @@ impl Session {
         &mut self,
         model: &mut dyn CausalLm,
         coming: i32,
-        chunk: usize,
+        chunk: Option<usize>,
     ) -> Result<(), GenerateError> {
         self.prepare(model, coming)?;
+        let chunk = chunk.unwrap_or_else(default_prefill_chunk);
         while self.catch_up(model, chunk)? > 0 {}
         Ok(())
     }
@@ -251,7 +258,7 @@ impl Session {
     /// Reads the next tokens, int32 or uint32 `[B, L]`, and returns the logits that were asked for, as
     /// [`CausalLm::forward`] does.
     ///
-    /// More than [`PREFILL_CHUNK`] tokens are read in chunks of that size.
+    /// More than [`default_prefill_chunk`] tokens are read in chunks of that size.
     ///
     /// # Errors
     ///
@@ -263,7 +270,7 @@ impl Session {
         tokens: &Array,
         logits: Logits,
     ) -> Result<Array, GenerateError> {
-        self.read_in_chunks(model, tokens, logits, PREFILL_CHUNK)
+        self.read_in_chunks(model, tokens, logits, default_prefill_chunk())
     }
 
     /// [`read`](Self::read) in chunks of at most `chunk` tokens.
@@ -281,14 +288,14 @@ impl Session {
         check_vocabulary(model, tokens)?;
         let length = length_of(tokens);
         if length <= chunk_length(chunk) {
-            return self.step(model, tokens, StepOptions { logits, more: 0, chunk });
+            return self.step(model, tokens, StepOptions { logits, more: 0, chunk: Some(chunk) });
         }
         let mut answers = Vec::new();
         let mut start = 0;
         while start < length {
             let end = start.saturating_add(chunk_length(chunk)).min(length);
             let wanted = if logits == Logits::All || end == length { logits } else { Logits::None };
-            let options = StepOptions { logits: wanted, more: (length - end) as usize, chunk };
+            let options = StepOptions { logits: wanted, more: (length - end) as usize, chunk: Some(chunk) };
             let answer = self.next_logits(model, &tokens.try_index((.., start..end))?, options)?;
             if wanted == logits {
                 answer.eval()?;
@@ -365,7 +372,8 @@ impl Session {
         } else {
             let (ids, rest) = tokens.split_at(most.min(tokens.len()));
             if !ids.is_empty() {
-                let options = StepOptions { logits: Logits::None, more: rest.len() + more, chunk: most };
+                let options =
+                    StepOptions { logits: Logits::None, more: rest.len() + more, chunk: Some(most) };
                 self.next_logits(model, &Array::from_slice(ids, &[1, as_i32(ids.len())]), options)?;
                 self.tidy()?;
             }

@@ -309,7 +309,7 @@ impl SpeculativeStream<'_> {
         let proposal = self.propose()?;
         let mut call: Vec<u32> = self.sequence.ids().last().copied().into_iter().collect();
         call.extend(&proposal.tokens);
-        let chunk = self.sequence.options.prefill_chunk;
+        let chunk = self.sequence.options.chunk();
         let logits = self.session.read_in_chunks(self.model, &row(&call), Logits::All, chunk)?;
         let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
         let logprobs = self.sequence.logprobs_of_drafted(&proposal.tokens, &logits)?;

@@ -5,7 +5,7 @@ mod common;
 
 use common::{model, text};
 use mlx_causal_lm::{CausalLm, Logits, trace};
-use mlx_generate::{GenerateError, PREFILL_CHUNK, Session};
+use mlx_generate::{GenerateError, Session, default_prefill_chunk};
 use mlx_kvcache::CacheOptions;
 use mlx_phi3::Phi3;
 use mlx_rs::Array;
@@ -81,7 +81,7 @@ fn the_text_may_be_cut_anywhere() {
         }
     }
     let mut model = model(Some(6), None);
-    let long = text(2 * PREFILL_CHUNK as u32 + 5);
+    let long = text(2 * default_prefill_chunk() as u32 + 5);
     let states = session(&model).hidden_states(&mut model, &row(&long)).unwrap();
     let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
     let expected = model.hidden_states(&row(&long), &mut cache).unwrap();

@@ -44,7 +44,8 @@ fn alone(model: &mut Phi3, tokens: &[u32]) -> Array {
 fn step(model: &mut Phi3, session: &mut Session, rows: &mut [Vec<u32>], number: u32, what: &str) {
     let next: Vec<u32> = (0..rows.len() as u32).map(|row| (number * 31 + row * 7) % 96).collect();
     let tokens = Array::from_slice(&next, &[next.len() as i32, 1]);
-    let logits = session.step(model, &tokens, StepOptions { chunk: 5, ..StepOptions::default() }).unwrap();
+    let logits =
+        session.step(model, &tokens, StepOptions { chunk: Some(5), ..StepOptions::default() }).unwrap();
     for (index, (row, next)) in rows.iter_mut().zip(next).enumerate() {
         row.push(next);
         let index = index as i32;

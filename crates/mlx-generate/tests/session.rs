@@ -153,7 +153,8 @@ fn naive(model: &mut Phi3, prompt: &[u32], count: usize) -> Vec<u32> {
 }
 
 fn decode(model: &mut Phi3, session: &mut Session, prompt: &[u32], count: usize, chunk: usize) -> Vec<u32> {
-    let options = GenerateOptions { max_tokens: count, prefill_chunk: chunk, ..GenerateOptions::new(&[]) };
+    let options =
+        GenerateOptions { max_tokens: count, prefill_chunk: Some(chunk), ..GenerateOptions::new(&[]) };
     generate(model, session, prompt, options).unwrap().map(|token| token.unwrap().id).collect()
 }
 
@@ -187,7 +188,7 @@ fn a_second_prompt_may_be_what_crosses_the_border() {
     let mut session = new_session(&model);
     session.read(&mut model, &Array::from_slice(&before[..4], &[1, 4]), Logits::None).unwrap();
     let mut seen = Vec::new();
-    let options = GenerateOptions { max_tokens: 1, prefill_chunk: 3, ..GenerateOptions::new(&[]) };
+    let options = GenerateOptions { max_tokens: 1, prefill_chunk: Some(3), ..GenerateOptions::new(&[]) };
     let stream = generate_with_progress(&mut model, &mut session, &second, options, |read, total| {
         seen.push((read, total));
         ControlFlow::Continue(())
@@ -205,7 +206,7 @@ fn a_session_catches_up_after_an_interruption() {
     for stop_at in [0, 1, 3, 5, 8] {
         let mut session = new_session(&model);
         session.read(&mut model, &Array::from_slice(&first, &[1, 4]), Logits::None).unwrap();
-        let options = GenerateOptions { max_tokens: 6, prefill_chunk: 1, ..GenerateOptions::new(&[]) };
+        let options = GenerateOptions { max_tokens: 6, prefill_chunk: Some(1), ..GenerateOptions::new(&[]) };
         let stopped = generate_with_progress(&mut model, &mut session, &second, options, |read, _| {
             if read >= stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -8,13 +8,13 @@ use mlx_causal_lm::{CausalLm, Logits};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{
     Dry, FinishReason, GenerateError, GenerateOptions, Overflow, Penalties, Penalty, Sampling, Session,
-    Token, generate, generate_with_progress,
+    Token, default_prefill_chunk, generate, generate_with_progress,
 };
 use mlx_kvcache::{CacheOptions, Limit};
 use mlx_lille_130m::{Config, Lille130m};
 use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::{Array, Dtype};
-use mlx_testing::RandomParameters;
+use mlx_testing::{RandomParameters, on_cpu};
 
 /// A model with a vocabulary of 96 and a context of 64 tokens.
 fn model() -> Lille130m {
@@ -78,9 +78,17 @@ fn the_size_of_the_chunks_of_a_prompt_changes_nothing() {
     let mut model = model();
     let prompt: Vec<u32> = (0..40).map(|i| i * 13 % 96).collect();
     let expected = ids(&mut model, &prompt, options(10));
-    for prefill_chunk in [0, 1, 7, 39, 40] {
+    for prefill_chunk in [0, 1, 7, 39, 40].map(Some) {
         assert_eq!(ids(&mut model, &prompt, GenerateOptions { prefill_chunk, ..options(10) }), expected);
     }
+}
+
+#[test]
+fn chunks_suit_the_device_unless_they_are_chosen() {
+    let chosen = |prefill_chunk| GenerateOptions { prefill_chunk, ..options(1) }.chunk();
+    assert_eq!(default_prefill_chunk(), if on_cpu() { 512 } else { 2048 });
+    assert_eq!(chosen(None), default_prefill_chunk());
+    assert_eq!([0, 1, 7].map(|chunk| chosen(Some(chunk))), [1, 1, 7]);
 }
 
 #[test]
@@ -152,7 +160,7 @@ fn progress_counts_the_prompt_and_may_stop_it() {
     let mut model = model();
     let mut session = new_session(&model);
     let mut seen = Vec::new();
-    let chunks = GenerateOptions { prefill_chunk: 2, ..options(1) };
+    let chunks = GenerateOptions { prefill_chunk: Some(2), ..options(1) };
     let stream = generate_with_progress(&mut model, &mut session, &PROMPT, chunks.clone(), |read, total| {
         seen.push((read, total));
         ControlFlow::Continue(())

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use mlx_models::CacheOptions;
 use mlx_models::device::Device;
-use mlx_models::generate::{GenerateOptions, PREFILL_CHUNK, Session, generate};
+use mlx_models::generate::{GenerateOptions, Session, generate};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -28,9 +28,9 @@ pub(crate) struct Arguments {
     #[arg(long, short = 'n', alias = "num-trials", value_name = "R", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Read the prompt in chunks of this many tokens
-    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
-    prefill_step_size: usize,
+    /// Read the prompt in chunks of this many tokens [default: 512, or 2048 on a GPU]
+    #[arg(long, value_name = "N")]
+    prefill_step_size: Option<usize>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,

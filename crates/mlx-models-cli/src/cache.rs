@@ -1,6 +1,6 @@
 //! The options of the cache, for every subcommand that keeps one.
 
-use mlx_models::generate::{KvQuantization, PREFILL_CHUNK, Session};
+use mlx_models::generate::{KvQuantization, Session};
 use mlx_models::{CacheError, CacheOptions, CausalLm, Limit, Quantization};
 
 use crate::failure::Failure;
@@ -33,9 +33,9 @@ pub(crate) struct CacheArguments {
     /// Quantize the cache once it has this many tokens
     #[arg(long, value_name = "N", default_value_t = 5000)]
     quantized_kv_start: i32,
-    /// Read the prompt in chunks of this many tokens
-    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK)]
-    pub(crate) prefill_step_size: usize,
+    /// Read the prompt in chunks of this many tokens [default: 512, or 2048 on a GPU]
+    #[arg(long, value_name = "N")]
+    pub(crate) prefill_step_size: Option<usize>,
 }
 
 impl CacheArguments {

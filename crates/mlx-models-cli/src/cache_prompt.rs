@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use mlx_models::generate::{GenerateError, Session};
+use mlx_models::generate::{GenerateError, Session, default_prefill_chunk};
 use mlx_models::tokenizer::{ChatEnd, Message};
 use serde_json::json;
 
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.cache.say_kv_group_size(model);
 
     interrupt::install();
-    let step = arguments.cache.prefill_step_size.max(1);
+    let step = arguments.cache.prefill_step_size.unwrap_or_else(default_prefill_chunk).max(1);
     let mut bar = Progress::new(Unit::Count).worth_lines_above(step);
     let read = session.read_all(model, &tokens, step, |read, total| {
         bar.set(read as u64, total as u64, "tokens of the prompt");

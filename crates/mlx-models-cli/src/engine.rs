@@ -113,7 +113,7 @@ impl Engine {
         let draft = drafter.draft();
         let is_drafting = draft.is_some();
         let started = Instant::now();
-        let mut bar = Progress::new(Unit::Count).worth_lines_above(options.prefill_chunk);
+        let mut bar = Progress::new(Unit::Count).worth_lines_above(options.chunk());
         let progress = |read: usize, total: usize| {
             bar.set(read as u64, total as u64, "tokens of the prompt");
             answer.prompt_tokens = read;

@@ -6,7 +6,7 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
-use super::{Output, PREFILL_CHUNK, Session, check_vocabulary, chunk_length, length_of};
+use super::{Output, Session, check_vocabulary, chunk_length, default_prefill_chunk, length_of};
 use crate::GenerateError;
 
 /// The hidden states of a text, from [`Session::hidden_states`].
@@ -99,10 +99,11 @@ impl Session {
     ) -> Result<(), GenerateError> {
         check_vocabulary(model, tokens)?;
         let length = length_of(tokens);
+        let chunk = default_prefill_chunk();
         let mut start = 0_i32;
         loop {
-            let end = start.saturating_add(chunk_length(PREFILL_CHUNK)).min(length);
-            self.prepare_and_catch_up(model, length - start, PREFILL_CHUNK)?;
+            let end = start.saturating_add(chunk_length(chunk)).min(length);
+            self.prepare_and_catch_up(model, length - start, Some(chunk))?;
             match end - start == length {
                 true => read(self, model, tokens)?,
                 false => read(self, model, &tokens.try_index((.., start..end))?)?,

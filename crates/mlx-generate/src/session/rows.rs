@@ -10,7 +10,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
-use super::{PREFILL_CHUNK, Session};
+use super::{Session, default_prefill_chunk};
 use crate::GenerateError;
 
 /// One of several rows.
@@ -211,7 +211,7 @@ impl Session {
         };
         if is_behind {
             self.prepare(model, 0)?;
-            while self.catch_up(model, PREFILL_CHUNK)? > 0 {}
+            while self.catch_up(model, default_prefill_chunk())? > 0 {}
         }
         Ok(())
     }

@@ -49,9 +49,10 @@ pub(super) fn measure(folder: &Path, arguments: &Arguments) -> Result<Vec<Pieces
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;
     let prompt = prompt(&*model, arguments.prompt_tokens);
-    let mut read = |prompt: &[u32], prefill_chunk| -> Result<f64, Failure> {
+    let mut read = |prompt: &[u32], chunk| -> Result<f64, Failure> {
         let mut session = Session::new(model.new_cache(&CacheOptions::default())?);
-        let options = GenerateOptions { max_tokens: 1, prefill_chunk, ..GenerateOptions::new(&[]) };
+        let options =
+            GenerateOptions { max_tokens: 1, prefill_chunk: Some(chunk), ..GenerateOptions::new(&[]) };
         Ok(rates_behind(&mut *model, &mut session, prompt, options)?.0)
     };
     read(&prompt[..prompt.len().min(16)], 16)?;

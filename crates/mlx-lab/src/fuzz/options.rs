@@ -51,7 +51,7 @@ pub(super) fn generate(extreme: bool, stop_tokens: &[u32], random: &mut Random) 
         options.sampling = sampling(extreme, random);
     }
     if random.once_in(4) {
-        options.prefill_chunk = if extreme { any_size(random) } else { 1 + random.below(40) };
+        options.prefill_chunk = Some(if extreme { any_size(random) } else { 1 + random.below(40) });
     }
     if extreme {
         options.max_tokens = any_size(random);
