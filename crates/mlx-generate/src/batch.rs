@@ -70,7 +70,7 @@ pub struct BatchToken {
 #[derive(Debug)]
 pub struct Batch {
     options: CacheOptions,
-    /// How many tokens of prompts a step reads at most.
+    /// How many tokens of prompts a step reads at most; `None` stands for [`default_prefill_chunk`].
     prompt_tokens: Option<usize>,
     /// Sequences whose prompts are not read to their ends, in the order in which they were added.
     waiting: VecDeque<Waiting>,
@@ -117,9 +117,9 @@ impl Batch {
         }
     }
 
-    /// The same batch, whose steps read at most this many tokens of prompts, at least one; [`default_prefill_chunk`] by default.
-    /// With fewer, the rows that are decoded wait less for new prompts, and new prompts take more steps. A call of the model reads
-    /// at most [`GenerateOptions::prefill_chunk`] of them.
+    /// The same batch, whose steps read at most this many tokens of prompts, at least one; without this call,
+    /// [`default_prefill_chunk`]. With fewer, the rows that are decoded wait less for new prompts, and new prompts take more
+    /// steps. A call of the model reads at most [`GenerateOptions::prefill_chunk`] of them.
     #[must_use]
     pub fn prompt_tokens_per_step(self, tokens: usize) -> Self {
         Self { prompt_tokens: Some(tokens.max(1)), ..self }

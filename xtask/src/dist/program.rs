@@ -147,9 +147,7 @@ fn built(messages: &[Message], platform: Platform, version: &str) -> io::Result<
     match (program, mlx) {
         (Some(program), Some(mlx)) => Ok(Built { program, libraries, mlx }),
         (None, _) => Err(io::Error::other("cargo does not say where the program is")),
-        (_, None) => Err(io::Error::other(format!(
-            "{kept_as} is not where mlx-sys keeps its libraries; packages for Macs are made on Linux or macOS 14"
-        ))),
+        (_, None) => Err(io::Error::other(format!("{kept_as} is not where mlx-sys keeps its libraries"))),
     }
 }
 
