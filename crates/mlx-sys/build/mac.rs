@@ -102,8 +102,8 @@ pub fn intel() -> Result<Failure> {
     Ok(if is_host() && is_arm64 {
         Failure::new(
             "this Mac has Apple silicon, and the build is for Intel Macs, on which MLX does not run",
-            "install Rust for Apple silicon: `rustup default stable-aarch64-apple-darwin`, in a terminal that does not \
-             run under Rosetta; or build with `--target aarch64-apple-darwin`",
+            "install Rust for Apple silicon: `rustup default --force-non-host stable-aarch64-apple-darwin`; or, after \
+             `rustup target add aarch64-apple-darwin`, build with `--target aarch64-apple-darwin`",
         )
     } else {
         Failure::new(

@@ -395,6 +395,7 @@ mod tests {
             ("crates/mlx-sys/native/table.cpp", true, true),
             ("Cargo.lock", true, true),
             ("xtask/python/mac_sdk.py", true, false),
+            ("xtask/python/requirements-apple.txt", true, false),
             ("crates/mlx-cpu/src/lib.rs", false, true),
             // Has a part for Unix.
             ("crates/mlx-models-cli/src/interrupt.rs", true, true),

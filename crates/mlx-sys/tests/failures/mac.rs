@@ -69,7 +69,10 @@ fn rust_for_intel_macs_on_apple_silicon() {
     let said = rosetta.failure();
     assert_mac_says(
         &said,
-        &["Apple silicon, and the build is for Intel Macs", "rustup default stable-aarch64-apple-darwin"],
+        &[
+            "Apple silicon, and the build is for Intel Macs",
+            "rustup default --force-non-host stable-aarch64-apple-darwin",
+        ],
     );
 }
 

@@ -20,8 +20,15 @@ const OF_AARCH64: [&str; 6] =
 const MAC: &str = "aarch64-apple-darwin";
 
 /// The beginnings of the paths of files that matter for Macs only, or for each platform in another way.
-const OF_MACS: [&str; 6] =
-    ["Cargo.toml", "Cargo.lock", ".cargo/", "crates/mlx-sys/", "xtask/src/apple/", "xtask/python/mac_"];
+const OF_MACS: [&str; 7] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    ".cargo/",
+    "crates/mlx-sys/",
+    "xtask/src/apple/",
+    "xtask/python/mac_",
+    "xtask/python/requirements-apple",
+];
 
 /// Rust code with one of these texts is compiled for some systems or processors only.
 const NAMES_A_SYSTEM: [&str; 5] = ["target_os", "target_vendor", "target_arch", "cfg(unix", "cfg(not(unix"];
