@@ -5,12 +5,11 @@
 //! and a build after an interrupted one goes on with the packages that are missing.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines};
+use crate::failure::{Failure, Result, create_dir, install, is_complete, last_lines, tell};
 use crate::hash::Fnv;
 use crate::platform::Platform;
 use crate::python::{Python, refused};
@@ -111,17 +110,21 @@ struct Download {
 
 impl Download {
     fn start(folder: PathBuf) -> Result<Self> {
-        let unpacked = folder.join("unpacked");
-        create_dir(&unpacked)?;
-        let mut progress = Progress::new();
         let path = folder.join("lock");
         let failed = |e| Failure::io(format!("locking {}", path.display()), e);
-        let lock = File::create(&path).map_err(failed)?;
-        if lock.try_lock().is_err() {
-            progress.say("waiting for another build, which downloads MLX for NVIDIA GPUs");
-            lock.lock().map_err(failed)?;
-        }
-        Ok(Self { folder, _lock: lock, progress })
+        let lock = loop {
+            create_dir(&folder.join("unpacked"))?;
+            let lock = File::create(&path).map_err(failed)?;
+            if lock.try_lock().is_err() {
+                say("waiting for another build, which downloads MLX for NVIDIA GPUs");
+                lock.lock().map_err(failed)?;
+            }
+            // Another build may have removed the folder meanwhile, and the file with it.
+            if is_at(&lock, &path) {
+                break lock;
+            }
+        };
+        Ok(Self { folder, _lock: lock, progress: Progress::default() })
     }
 
     fn unpacked(&self) -> PathBuf {
@@ -138,7 +141,7 @@ impl Download {
             packages.iter().partition(|package| self.mark(package).is_file());
         let bytes = |packages: &[&Package]| packages.iter().map(|package| package.bytes).sum::<u64>();
         self.progress.begin(bytes(&there), bytes(&there) + bytes(&missing));
-        self.progress.say(&format!(
+        say(&format!(
             "downloading MLX for NVIDIA GPUs: {} of {} packages, {} (unpacked {UNPACKED}) to {}",
             missing.len(),
             packages.len(),
@@ -148,7 +151,7 @@ impl Download {
         for package in missing {
             self.download(python, package, arch)?;
         }
-        self.progress.say("MLX for NVIDIA GPUs is complete");
+        say("MLX for NVIDIA GPUs is complete");
         Ok(())
     }
 
@@ -198,6 +201,20 @@ impl Download {
     }
 }
 
+/// Whether a file that is open is the one at this path.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let [open, there] =
+        [file.metadata(), path.metadata()].map(|about| about.ok().map(|it| (it.dev(), it.ino())));
+    open.is_some() && open == there
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.is_file()
+}
+
 /// The sizes of all files in a folder and its folders. Files come and go meanwhile, and one that is gone counts nothing.
 fn bytes_below(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -210,6 +227,10 @@ fn bytes_below(folder: &Path) -> u64 {
         .sum()
 }
 
+fn say(text: &str) {
+    tell(&format!("mlx-sys: {text}"));
+}
+
 fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
@@ -218,10 +239,9 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Where the user sees how far a download is. Cargo shows what a build script writes only after it has ended, so the
-/// terminal is written to, if there is one.
+/// Says how far a download is.
+#[derive(Default)]
 struct Progress {
-    to: Box<dyn Write>,
     /// Of packages that are unpacked.
     done: u64,
     total: u64,
@@ -230,14 +250,6 @@ struct Progress {
 }
 
 impl Progress {
-    fn new() -> Self {
-        let to: Box<dyn Write> = match File::options().write(true).open("/dev/tty") {
-            Ok(terminal) => Box::new(terminal),
-            Err(_) => Box::new(std::io::stderr()),
-        };
-        Self { to, done: 0, total: 0, said: 0 }
-    }
-
     fn begin(&mut self, done: u64, total: u64) {
         (self.done, self.total) = (done, total);
         self.said = self.twentieths(0);
@@ -247,19 +259,13 @@ impl Progress {
         (self.done + more) * 20 / self.total.max(1)
     }
 
-    /// Writes a line. Clears what cargo's own progress bar has left on it.
-    fn say(&mut self, text: &str) {
-        // A terminal that is gone is no reason to stop.
-        let _ = writeln!(self.to, "\r\x1b[Kmlx-sys: {text}");
-    }
-
     /// `more` bytes of this package have arrived. Writes a line for every twentieth of the whole download.
     fn show(&mut self, package: &str, more: u64) {
         let now = self.twentieths(more);
         if now > self.said {
             self.said = now;
             let (arrived, total) = (size(self.done + more), size(self.total));
-            self.say(&format!("{:3} % ({arrived} of {total}): {package}", now * 5));
+            say(&format!("{:3} % ({arrived} of {total}): {package}", now * 5));
         }
     }
 

@@ -6,12 +6,16 @@ use std::path::Path;
 use crate::failure::{Failure, Result};
 
 /// What the library depends on, beside the next.
-pub const RECIPE: &str = include_str!("dispatch.rs");
+pub const RECIPE: &str = concat!(
+    include_str!("dispatch.rs"),
+    include_str!("../generated/bindings.rs"),
+    include_str!("../src/lib.rs")
+);
 
 pub const SOURCE: &str = include_str!("../dispatch/dispatch.cpp");
 
-/// The declarations of mlx-c, which name all its functions.
-const BINDINGS: &str = include_str!("../generated/bindings.rs");
+/// The declarations of mlx-c, which name all its functions: those of bindgen, and one that is written by hand.
+const DECLARATIONS: [&str; 2] = [include_str!("../generated/bindings.rs"), include_str!("../src/lib.rs")];
 
 /// Writes the sources into a folder. Returns the one to compile.
 pub fn sources(folder: &Path) -> Result<std::path::PathBuf> {
@@ -24,5 +28,7 @@ pub fn sources(folder: &Path) -> Result<std::path::PathBuf> {
 }
 
 fn functions() -> impl Iterator<Item = &'static str> {
-    BINDINGS.lines().filter_map(|line| line.trim_start().strip_prefix("pub fn ")?.split('(').next())
+    let lines = DECLARATIONS.into_iter().flat_map(str::lines);
+    let names = lines.filter_map(|line| line.trim_start().strip_prefix("pub fn ")?.split('(').next());
+    names.filter(|name| name.trim_start_matches('_').starts_with("mlx_"))
 }

@@ -74,6 +74,13 @@ pub fn refused(name: &str, said: &str, instead: &str) -> Failure {
             "clear pip's cache (`python3 -m pip cache purge`) and check PIP_INDEX_URL and PIP_FIND_LINKS",
         );
     }
+    if ["no space left", "disk quota exceeded"].iter().any(|sign| said_lower.contains(sign)) {
+        return Failure::new(
+            format!("there is no room for {name}:\n{said}"),
+            "free some space where MLX is kept and where temporary files are, or name a folder on another disk in \
+             MLX_SYS_HOME; then build again",
+        );
+    }
     let unreachable = [
         "connection",
         "timed out",

@@ -19,13 +19,16 @@
 #include <mutex>
 #include <string>
 
+// Each function begins with an instruction that marks the target of an indirect jump. Processors that check this refuse to jump
+// to anything else, if the compiler marks this library as one that has these instructions; others ignore it.
 #if defined(__x86_64__)
 // A function may change r11, which holds no argument.
-#define JUMP(slot) "lea " slot "(%rip), %r11\n jmp *(%r11)\n"
+#define JUMP(slot) "endbr64\n lea " slot "(%rip), %r11\n jmp *(%r11)\n"
 #elif defined(__aarch64__)
 // A function may change x16 and x17, which hold no arguments. A load with acquire, since the library's data must not be
 // older than the slot.
-#define JUMP(slot) "adrp x16, " slot "\n add x16, x16, :lo12:" slot "\n ldar x17, [x16]\n br x17\n"
+// `hint #34` is `bti c`, which older assemblers do not know by name.
+#define JUMP(slot) "hint #34\n adrp x16, " slot "\n add x16, x16, :lo12:" slot "\n ldar x17, [x16]\n br x17\n"
 #else
 #error "dispatch.cpp has no code for this processor"
 #endif
@@ -56,6 +59,7 @@ asm(R"(
 .pushsection .text
 .type mlx_sys_first_call, %function
 mlx_sys_first_call:
+  endbr64
   push %rbp
   mov %rsp, %rbp
   push %r11
@@ -103,6 +107,7 @@ asm(R"(
 .pushsection .text
 .type mlx_sys_first_call, %function
 mlx_sys_first_call:
+  hint #34
   stp x29, x30, [sp, #-224]!
   mov x29, sp
   stp x0, x1, [sp, #16]
@@ -269,6 +274,10 @@ void load() {
     std::fprintf(stderr, "MLX cannot be loaded: %s\n", said(dlerror()).c_str());
     std::_Exit(127);
   }
+  // Before the slots, since another thread may call a function as soon as its slot is filled.
+  if (find(library, "mlx_sys_set_kernels", set_kernels)) {
+    set_kernels(kernels);
+  }
   for (auto& function : FUNCTIONS) {
     void* address = dlsym(library, function.name);
     if (!address) {
@@ -276,9 +285,6 @@ void load() {
       std::_Exit(127);
     }
     function.slot->store(address, std::memory_order_release);
-  }
-  if (find(library, "mlx_sys_set_kernels", set_kernels)) {
-    set_kernels(kernels);
   }
 }
 

@@ -15,6 +15,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Barrier;
+use std::thread;
 
 use tempfile::TempDir;
 
@@ -118,6 +120,8 @@ fn does_the_work_of_a_child() {
             format!("{is_refused} {}", mlx_sys::gpu::turn_off())
         }
         "sum" => sum().to_string(),
+        "sums" => sums(),
+        "loaded" => loaded("libmlxc").join(" "),
         "sum, refusal" => format!("{} {}", sum(), mlx_sys::gpu::refusal().unwrap_or_default()),
         "load" => load_all(),
         "compile" => compile_headers(),
@@ -130,6 +134,29 @@ fn does_the_work_of_a_child() {
 fn sum() -> f32 {
     let ones = mlx_rs::Array::ones::<f32>(&[1000]).unwrap();
     ones.add(&ones).unwrap().as_slice::<f32>()[999]
+}
+
+/// The different results of [`sum`] on eight threads, whose first calls of MLX come at the same time.
+fn sums() -> String {
+    let start = Barrier::new(8);
+    let sums: BTreeSet<String> = thread::scope(|scope| {
+        let work = || {
+            start.wait();
+            sum().to_string()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    Vec::from_iter(sums).join(" ")
+}
+
+/// The files that this process has loaded whose names begin like this, after a sum.
+fn loaded(name: &str) -> Vec<String> {
+    sum();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    let paths = paths.filter(|path| path.rsplit('/').next().is_some_and(|file| file.starts_with(name)));
+    Vec::from_iter(paths.map(str::to_owned).collect::<BTreeSet<_>>())
 }
 
 /// Loads each library with all its functions at once. Returns what fails.
@@ -206,6 +233,38 @@ fn a_driver_without_what_mlx_needs() {
     let said = Driver { is_whole: false, ..GOOD }.refusal();
     assert!(said.starts_with("MLX's library for NVIDIA GPUs cannot be loaded ("), "{said}");
     assert!(said.contains("libmlx.so"), "{said}");
+    let driver = Driver { is_whole: false, ..GOOD }.compile();
+    assert_eq!(
+        child("sum", driver.path()),
+        "2",
+        "the CPU computes, though half of the other library was loaded"
+    );
+}
+
+#[test]
+fn first_calls_at_the_same_time() {
+    let none = tempfile::tempdir().unwrap();
+    assert_eq!(child("sums", none.path()), "2");
+}
+
+/// A function that the library of jumps lacks cannot be linked.
+#[test]
+fn every_function_of_mlx_c_is_handed_on() {
+    let none = tempfile::tempdir().unwrap();
+    let paths = child("loaded", none.path());
+    let functions = |library: &str| -> BTreeSet<String> {
+        let path = paths.split(' ').find(|path| path.ends_with(library)).unwrap();
+        let answer = Command::new("nm").args(["-D", "-j", "--defined-only", path]).output().unwrap();
+        let names = String::from_utf8(answer.stdout).unwrap();
+        names
+            .lines()
+            .filter(|name| name.trim_start_matches('_').starts_with("mlx_"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (all, handed_on) = (functions("/libmlxc-cpu.so"), functions("/libmlxc.so"));
+    assert!(all.contains("mlx_pad"));
+    assert_eq!(all.difference(&handed_on).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 #[test]

@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
 done
 echo "$name" >> "$ASKED"
 case $name in
-  $LACKS==*) echo "Connection refused" >&2; exit 1 ;;
+  $LACKS==*) echo "${SAYS:-Connection refused}" >&2; exit 1 ;;
 esac
 : > "$to/package.whl"
 "#;
@@ -75,6 +75,28 @@ fn an_interrupted_download_goes_on() {
     let then =
         ["nvidia-cuda-crt", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cudnn-cu13", "nvidia-cufft"];
     assert_eq!(names(fs::read_to_string(&asked).unwrap()), then);
+}
+
+#[test]
+fn a_full_disk() {
+    let environment = environment();
+    environment.script("python3", PIP);
+    let asked = environment.path("asked");
+    let said = environment
+        .with("ASKED", asked)
+        .with("LACKS", "nvidia-cublas")
+        .with("SAYS", "OSError: [Errno 28] No space left on device")
+        .messages()
+        .0;
+    assert_says(
+        &said,
+        &[
+            "there is no room for nvidia-cublas==",
+            "No space left on device",
+            "free some space",
+            "MLX_SYS_HOME",
+        ],
+    );
 }
 
 #[test]
