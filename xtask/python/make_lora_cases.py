@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import make_gemma3_cases
+import make_llama_cases
 import make_olmo3_cases
 import make_phi3_cases
 import make_qwen3_cases
@@ -73,6 +74,11 @@ def qwen3(seed: int, config: dict | None = None, **rest: object) -> model_cases.
     return make_qwen3_cases.case("base", seed, [1], config, **rest)
 
 
+def llama(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
+    config = {"num_hidden_layers": 1, "intermediate_size": 32} | (config or {})
+    return make_llama_cases.case("base", seed, [1], config, from_seed=False, **rest)
+
+
 def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> dict:
     return {"rank": rank, "scale": scale, "dropout": 0.05} | ({} if keys is None else {"keys": keys})
 
@@ -106,6 +112,8 @@ CASES = [
     Case("dora_phi3_bf16", phi3(5, dtype=mx.bfloat16), CALLS, kind="dora", num_layers=1, lora=parameters(FUSED)),
     Case("lora_qwen3_bf16", qwen3(5, {"num_hidden_layers": 1}, dtype=mx.bfloat16), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_qwen3_q4", qwen3(1, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
+    Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
+    Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
 
