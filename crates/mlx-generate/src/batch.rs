@@ -258,6 +258,9 @@ impl Batch {
 
     /// Reads as much of the prompts as a step may. Sequences whose prompts are read to their ends become rows.
     fn read_prompts(&mut self, model: &mut dyn CausalLm) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let mut left = self.prompt_tokens.unwrap_or_else(default_prefill_chunk);
         while let Some(mut waiting) = self.waiting.pop_front() {
             match waiting.read(model, &mut left) {

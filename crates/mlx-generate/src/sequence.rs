@@ -35,6 +35,8 @@ impl Sequence {
         mut options: GenerateOptions,
     ) -> Result<Self, GenerateError> {
         let chooser = Chooser::new(&mut options, model.info().vocab_size)?;
+        // Once, and not for each token: MLX is asked for its device.
+        options.prefill_chunk = Some(options.chunk());
         let ids = [session.ids()?, prompt.to_vec()].concat();
         let room = check_prompt(model, session, prompt, &options)?;
         let chooser = chooser.after(&ids)?;

@@ -250,8 +250,10 @@ impl Session {
         chunk: Option<usize>,
     ) -> Result<(), GenerateError> {
         self.prepare(model, coming)?;
-        let chunk = chunk.unwrap_or_else(default_prefill_chunk);
-        while self.catch_up(model, chunk)? > 0 {}
+        if self.is_behind() {
+            let chunk = chunk.unwrap_or_else(default_prefill_chunk);
+            while self.catch_up(model, chunk)? > 0 {}
+        }
         Ok(())
     }
 
@@ -477,16 +479,24 @@ impl Session {
         self.joined.iter_mut().for_each(|row| row.is_stale = true);
     }
 
+    /// Whether there are tokens that the cache has not read yet, or joined rows that have to be read again.
+    fn is_behind(&self) -> bool {
+        match &self.joined[..] {
+            [] => self.cache.offset() < self.length,
+            rows => rows.iter().any(|row| row.is_stale),
+        }
+    }
+
     /// Reads at most `chunk` of the tokens that the cache has not read yet, or all of them where rows were joined, and
     /// returns how many it read.
     fn catch_up(&mut self, model: &mut dyn CausalLm, chunk: usize) -> Result<i32, GenerateError> {
+        if !self.is_behind() {
+            return Ok(0);
+        }
         if !self.joined.is_empty() {
             return self.read_stale_rows(model, chunk);
         }
         let behind = (self.length - self.cache.offset()).min(chunk_length(chunk));
-        if behind <= 0 {
-            return Ok(0);
-        }
         let Some(all) = self.tokens()? else { return Ok(0) };
         let start = self.cache.offset() - self.unknown;
         let tokens = all.try_index((.., start..start + behind))?;

@@ -169,8 +169,7 @@ impl Attention {
             rope: config.rope.clone(),
             n_head,
             n_kv_heads,
-            // Keeps the variance of a product of d features at that of one feature.
-            scale: f64::from(head_dim).powf(-0.5) as f32,
+            scale: heads::scale(head_dim),
         }
     }
 }

@@ -202,8 +202,7 @@ impl Attention {
             o_proj: Linear::new(parameters.at("o_proj"), query_heads * head_dim, hidden_size),
             query_heads,
             key_heads,
-            // Keeps the variance of a product of d features at that of one feature.
-            scale: f64::from(head_dim).powf(-0.5) as f32,
+            scale: heads::scale(head_dim),
         }
     }
 }

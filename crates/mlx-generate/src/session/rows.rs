@@ -172,9 +172,6 @@ impl Session {
         model: &mut dyn CausalLm,
         chunk: usize,
     ) -> Result<i32, GenerateError> {
-        if self.joined.iter().all(|row| !row.is_stale) {
-            return Ok(0);
-        }
         let expected = self.cache.expected();
         let coming = expected - self.length;
         let mut read = 0;
@@ -205,11 +202,7 @@ impl Session {
 
     /// Lets the cache read what it has not read of the session's tokens, after an interruption for example.
     fn read_what_is_missing(&mut self, model: &mut dyn CausalLm) -> Result<(), GenerateError> {
-        let is_behind = match &self.joined[..] {
-            [] => self.cache.offset() < self.length,
-            rows => rows.iter().any(|row| row.is_stale),
-        };
-        if is_behind {
+        if self.is_behind() {
             self.prepare(model, 0)?;
             while self.catch_up(model, default_prefill_chunk())? > 0 {}
         }
