@@ -27,7 +27,7 @@ pub struct AttentionSettings {
     pub head_dim: i32,
     /// Which projections have a bias.
     pub bias: AttentionBias,
-    /// The rotation of queries and keys. Without one, attention does not see the order of the tokens but through the mask.
+    /// The rotation of queries and keys. Without a rotation, attention knows the order of the tokens only from the mask.
     pub rope: Option<Rope>,
     /// What scores are multiplied by.
     pub scale: f32,
