@@ -20,9 +20,11 @@
 
 mod error;
 mod layers;
+mod windows;
 
 pub use error::ConfigError;
 pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, specs};
+pub use windows::SwitchedWindows;
 
 use mlx_rope::RopeKeys;
 

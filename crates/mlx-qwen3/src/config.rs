@@ -3,10 +3,9 @@
 use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{
-    ConfigError, Layer, LayerTypes, context_length, epsilon, grouped_heads, layers_alike, limits, off, only,
-    size, specs,
+    ConfigError, Layer, SwitchedWindows, context_length, epsilon, grouped_heads, layers_alike, limits, off,
+    only, size, specs,
 };
-use mlx_kvcache::LayerKind;
 use mlx_rope::{MlxLmReads, RopeKeys};
 use mlx_rs::Dtype;
 use serde::Deserialize;
@@ -57,10 +56,6 @@ struct RawConfig {
     vocab_size: i64,
     max_position_embeddings: i64,
     rms_norm_eps: f64,
-    use_sliding_window: Option<bool>,
-    sliding_window: Option<i64>,
-    max_window_layers: Option<i64>,
-    layer_types: Option<Vec<String>>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
@@ -76,15 +71,23 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
-        Self::validate(raw, &rope, has_own_head).map_err(|problem| LoadError::config(MODEL_TYPE, problem))
+        let windows = checkpoint.config()?;
+        Self::validate(raw, &windows, &rope, has_own_head)
+            .map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
 
-    fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
+    fn validate(
+        raw: RawConfig,
+        windows: &SwitchedWindows,
+        rope: &RopeKeys,
+        has_own_head: bool,
+    ) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
         // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), limits::HEAD_DIM)?;
-        let layers = layers_alike(kinds(&raw)?, rope, None, head_dim)?;
+        let num_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
+        let layers = layers_alike(windows.kinds(num_layers)?, rope, None, head_dim)?;
         let settings = rope.full_attention(None)?;
         let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::BothForms);
 
@@ -123,37 +126,5 @@ impl Config {
             adapter_settings,
             unlike_mlx_lm: UnlikeMlxLm { rotation: self.rotation_unlike_mlx_lm, ignores_windows: true },
         }
-    }
-}
-
-/// Which layers have a window. Without `use_sliding_window` no layer has one, though released configs state
-/// `sliding_window` and `max_window_layers`. With it, `layer_types` gives the kind of each layer; where that is missing,
-/// all layers from `max_window_layers` on have a window.
-fn kinds(raw: &RawConfig) -> Result<Vec<LayerKind>, ConfigError> {
-    let layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
-    let windows = raw.use_sliding_window.unwrap_or(false);
-    match (&raw.layer_types, raw.max_window_layers) {
-        (Some(types), _) => {
-            let kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;
-            match kinds.iter().position(|kind| *kind != LayerKind::Full) {
-                Some(_) if !windows => Err(ConfigError::Contradiction {
-                    first_key: "use_sliding_window",
-                    first: windows.to_string(),
-                    second_key: "layer_types",
-                    second: format!("{types:?}"),
-                }),
-                _ => Ok(kinds),
-            }
-        }
-        (None, _) if !windows => Ok(vec![LayerKind::Full; layers]),
-        (None, Some(first)) => {
-            // Unlike a size it may be 0: then every layer has a window.
-            let first = if first == 0 { 0 } else { size("max_window_layers", first, limits::LAYERS)? };
-            LayerTypes::FullFirst(first as usize).kinds(layers, raw.sliding_window)
-        }
-        (None, None) => Err(ConfigError::Missing {
-            key: "max_window_layers",
-            needed_for: "models with use_sliding_window and without layer_types",
-        }),
     }
 }

@@ -648,9 +648,9 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "qwen3_layers_in_reverse",
-        file: "crates/mlx-qwen3/src/config.rs",
-        find: "(Some(types), _) => {\n            let kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;",
-        replace: "(Some(types), _) => {\n            let mut kinds = LayerTypes::Listed(types).kinds(layers, raw.sliding_window)?;\n            kinds.rotate_left(1);",
+        file: "crates/mlx-config/src/windows.rs",
+        find: "let kinds = LayerTypes::Listed(types).kinds(layers, self.sliding_window)?;",
+        replace: "let mut kinds = LayerTypes::Listed(types).kinds(layers, self.sliding_window)?;\n                kinds.rotate_left(1);",
         filter: "hf_qwen3_layer_types",
     },
     // mlx-llama
