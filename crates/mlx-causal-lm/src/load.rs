@@ -13,6 +13,12 @@ use crate::CausalLm;
 pub struct Architecture {
     /// The values of a config's `model_type` that name this architecture.
     pub model_types: &'static [&'static str],
+    /// What people call its models, such as `Gemma 3`.
+    pub name: &'static str,
+    /// The released models whose facts a test checks, as their repositories on the Hub are named, without the owner:
+    /// `gemma-3-270m`. For the architectures of this project it is `tests/released.rs` of the crate, which requires that this
+    /// list has the names of its table. Empty where nothing was checked.
+    pub released: &'static [&'static str],
     /// Builds the model. Its weights are read when they are first used.
     pub load: Load,
     /// The order and the names in which its tensors are written.

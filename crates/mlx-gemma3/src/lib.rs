@@ -110,6 +110,8 @@ use mlx_checkpoint::TensorNames;
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[TEXT, MULTIMODAL],
+    name: "Gemma 3",
+    released: &[],
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
     names: TensorNames { order: ORDER, renaming: KeyLayout::renaming },
 };

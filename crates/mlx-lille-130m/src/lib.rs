@@ -78,6 +78,8 @@ use mlx_checkpoint::TensorNames;
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
+    name: "Lille 130M",
+    released: &[],
     load: |checkpoint, _| Ok(Box::new(Lille130m::load(checkpoint)?)),
     names: TensorNames::in_order(ORDER),
 };

@@ -26,7 +26,13 @@ use crate::FuseOptions;
 ///
 /// # fn main() -> Result<(), LoadError> {
 /// // `load_mine` makes the model of a checkpoint.
-/// let mine = Architecture { model_types: &["mine"], load: load_mine, names: TensorNames::default() };
+/// let mine = Architecture {
+///     model_types: &["mine"],
+///     name: "Mine",
+///     released: &[],
+///     load: load_mine,
+///     names: TensorNames::default(),
+/// };
 /// let model = Architectures::default().with(mine).load("path/to/checkpoint")?;
 /// # Ok(())
 /// # }

@@ -142,6 +142,8 @@ const ORDER: &[&str] = &["embed_tokens", "layers", "norm", "qkv", "out", "mlp"];
 const TINY: Architecture = Architecture {
     // The second one is an architecture of this project, compiled in or not.
     model_types: &["tiny", "lille-130m"],
+    name: "Tiny",
+    released: &[],
     load,
     names: TensorNames::in_order(ORDER),
 };

@@ -95,6 +95,8 @@ use mlx_checkpoint::TensorNames;
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
+    name: "OLMo 3",
+    released: &[],
     load: |checkpoint, _options| Ok(Box::new(Olmo3::load(checkpoint)?)),
     names: TensorNames::in_order(ORDER),
 };

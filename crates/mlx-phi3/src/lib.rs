@@ -111,6 +111,8 @@ use mlx_checkpoint::TensorNames;
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
+    name: "Phi-3, Phi-3.5 and Phi-4-mini",
+    released: &[],
     load: |checkpoint, options| Ok(Box::new(Phi3::load(checkpoint, options)?)),
     names: TensorNames::in_order(ORDER),
 };

@@ -4,7 +4,8 @@
 //! these macros and `assert_eq!` can compare it. [`compare`] returns the difference instead of stopping the test.
 //! [`assert_same_on_cpu`] and [`assert_as_recorded`] want the same bits on the CPU, and allow rounding on a GPU.
 //!
-//! The feature `models` adds the tests that every language model (`models`) and its loading (`checkpoints`) must pass.
+//! The feature `models` adds the tests that every language model (`models`) and its loading (`checkpoints`) must pass,
+//! and tables of released models (`released`).
 //! This crate is not published.
 
 #[cfg(feature = "models")]
@@ -14,6 +15,8 @@ mod device;
 #[cfg(feature = "models")]
 pub mod models;
 mod random;
+#[cfg(feature = "models")]
+pub mod released;
 mod same;
 mod tensor;
 
