@@ -176,6 +176,7 @@ impl Block {
             bias: config.attention_bias.into(),
             rope: Some(layer.rope.clone()),
             scale: config.attention_scale,
+            softcap: None,
         };
         let head_norm = |weight| OffsetRmsNorm::new(weight, rms_norm_eps);
         let mut layer_norm = |name| norm(&mut parameters, name, hidden_size, rms_norm_eps);

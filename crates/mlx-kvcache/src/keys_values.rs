@@ -4,7 +4,7 @@ use mlx_attn_masks::{AttentionMask, CausalMask};
 use mlx_quantization::{dequantize, quantized_matmul};
 use mlx_rs::error::Exception;
 use mlx_rs::fast::scaled_dot_product_attention;
-use mlx_rs::ops::{select, softmax_axis};
+use mlx_rs::ops::{select, softmax_axis, tanh};
 use mlx_rs::{Array, Dtype};
 
 use crate::QuantizedArray;
@@ -59,7 +59,96 @@ impl KeysValues {
             Self::Dense { keys, values } => {
                 scaled_dot_product_attention(queries, keys, values, scale, mask.to_sdpa(), None)
             }
-            Self::Quantized { keys, values } => quantized_attention(queries, keys, values, scale, mask),
+            Self::Quantized { .. } => self.written_out(queries, scale, None, mask),
+        }
+    }
+
+    /// [`attention`](Self::attention) with soft-capped scores: `softmax(cap * tanh(scale * Q Kᵀ / cap) + mask) V`. All
+    /// scores lie between `-cap` and `cap`, and small ones hardly change.
+    ///
+    /// Shapes, dtypes and errors are those of [`attention`](Self::attention). The cap is a positive number.
+    ///
+    /// # Errors
+    ///
+    /// An MLX error if the shapes do not fit each other or the mask.
+    ///
+    /// # Reference
+    ///
+    /// Gemma Team, *Gemma 2*, section 2 (<https://arxiv.org/abs/2408.00118>); Bello et al., *Neural Combinatorial
+    /// Optimization*, appendix A.1 (<https://arxiv.org/abs/1611.09940>).
+    pub fn softcapped_attention(
+        &self,
+        queries: &Array,
+        scale: f32,
+        cap: f32,
+        mask: &AttentionMask,
+    ) -> Result<Array, Exception> {
+        self.written_out(queries, scale, Some(cap), mask)
+    }
+
+    /// Attention as single operations, in mlx-lm's order and dtypes, since MLX has no kernel for it. On the CPU of Linux,
+    /// `mlx-sys` replaces these operations by one kernel.
+    fn written_out(
+        &self,
+        queries: &Array,
+        scale: f32,
+        softcap: Option<f32>,
+        mask: &AttentionMask,
+    ) -> Result<Array, Exception> {
+        let keys = match self {
+            Self::Dense { keys, .. } => keys,
+            Self::Quantized { keys, .. } => &keys.packed,
+        };
+        let ([batch, query_heads, length, dim], [_, heads, tokens, _]) =
+            (four(queries.shape())?, four(keys.shape())?);
+        let group = query_heads.checked_div(heads).unwrap_or(0); // query heads that share a key-value head
+        if group * heads != query_heads {
+            return Err(Exception::custom(format!("{query_heads} query heads for {heads} key-value heads")));
+        }
+        let queries = queries.multiply(number(scale, queries.dtype())?)?;
+
+        // [B, H_q, L, D] -> [B, H, group, L, D], against [B, H, 1, S, D]
+        let grouped = group > 1;
+        let (queries, read) = if grouped {
+            (queries.reshape(&[batch, heads, group, length, dim])?, self.for_group()?)
+        } else {
+            (queries, self.clone())
+        };
+        let mut scores = read.scores(&queries)?;
+        if let Some(cap) = softcap {
+            let cap = number(cap, scores.dtype())?;
+            scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
+        }
+        let scores = hide(scores, mask, [length, tokens], grouped)?;
+        let out = read.weighted(&softmax_axis(scores, -1, true)?)?;
+        if grouped { out.reshape(&[batch, query_heads, length, -1]) } else { Ok(out) }
+    }
+
+    /// `[B, H, S, _]` to `[B, H, 1, S, _]`, which broadcasts to every query head of a group.
+    fn for_group(&self) -> Result<Self, Exception> {
+        Ok(match self {
+            Self::Dense { keys, values } => {
+                Self::Dense { keys: keys.expand_dims(-3)?, values: values.expand_dims(-3)? }
+            }
+            Self::Quantized { keys, values } => {
+                Self::Quantized { keys: packed_for_group(keys)?, values: packed_for_group(values)? }
+            }
+        })
+    }
+
+    /// The product of each query with each key, `[.., L, S]`.
+    fn scores(&self, queries: &Array) -> Result<Array, Exception> {
+        match self {
+            Self::Dense { keys, .. } => queries.matmul(keys.swap_axes(-1, -2)?),
+            Self::Quantized { keys, .. } => quantized_matmul(queries, keys, true),
+        }
+    }
+
+    /// The sums of values times weights, `[.., L, D_v]`.
+    fn weighted(&self, weights: &Array) -> Result<Array, Exception> {
+        match self {
+            Self::Dense { values, .. } => weights.matmul(values),
+            Self::Quantized { values, .. } => quantized_matmul(weights, values, false),
         }
     }
 
@@ -76,38 +165,7 @@ impl KeysValues {
     }
 }
 
-/// Attention over quantized keys and values. MLX has no kernel for it, so it is written out with mlx-lm's
-/// operations and dtypes. On the CPU of Linux, `mlx-sys` replaces these operations by one kernel.
-fn quantized_attention(
-    queries: &Array,
-    keys: &QuantizedArray,
-    values: &QuantizedArray,
-    scale: f32,
-    mask: &AttentionMask,
-) -> Result<Array, Exception> {
-    let ([batch, query_heads, length, dim], [_, heads, tokens, _]) =
-        (four(queries.shape())?, four(keys.packed.shape())?);
-    let group = query_heads.checked_div(heads).unwrap_or(0); // query heads that share a key-value head
-    if group * heads != query_heads {
-        return Err(Exception::custom(format!("{query_heads} query heads for {heads} key-value heads")));
-    }
-    let queries = queries.multiply(Array::from_f32(scale).as_dtype(queries.dtype())?)?;
-
-    // [B, H_q, L, D] -> [B, H, group, L, D], against [B, H, 1, S, D]
-    let grouped = group > 1;
-    let (queries, keys, values) = if grouped {
-        (queries.reshape(&[batch, heads, group, length, dim])?, for_group(keys)?, for_group(values)?)
-    } else {
-        (queries, keys.clone(), values.clone())
-    };
-    let scores = hide(quantized_matmul(&queries, &keys, true)?, mask, [length, tokens], grouped)?;
-    let weights = softmax_axis(scores, -1, true)?;
-    let out = quantized_matmul(&weights, &values, false)?;
-    if grouped { out.reshape(&[batch, query_heads, length, -1]) } else { Ok(out) }
-}
-
-/// `[B, H, S, _]` to `[B, H, 1, S, _]`, which broadcasts to every query head of a group.
-fn for_group(x: &QuantizedArray) -> Result<QuantizedArray, Exception> {
+fn packed_for_group(x: &QuantizedArray) -> Result<QuantizedArray, Exception> {
     Ok(QuantizedArray {
         packed: x.packed.expand_dims(-3)?,
         scales: x.scales.expand_dims(-3)?,
@@ -136,7 +194,12 @@ fn hide(
         Dtype::Bfloat16 => f32::from_bits(0xff7f_0000), // sign, largest exponent, largest mantissa
         _ => f32::MIN,
     };
-    select(&visible, &scores, Array::from_f32(lowest).as_dtype(scores.dtype())?)
+    select(&visible, &scores, number(lowest, scores.dtype())?)
+}
+
+/// A number as an array that does not change the dtype of what it is combined with.
+fn number(x: f32, dtype: Dtype) -> Result<Array, Exception> {
+    Array::from_f32(x).as_dtype(dtype)
 }
 
 fn four(shape: &[i32]) -> Result<[i32; 4], Exception> {

@@ -1,6 +1,7 @@
 //! Single operations on caches: results and errors.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use approx::assert_relative_eq;
 use mlx_attn_masks::AttentionMask;
 use mlx_kvcache::{
     CacheError, CacheOptions, Full, KeysValues, KvCache, LayerKind, LayerSpec, Layout, Limit, ModelCache,
@@ -437,6 +438,27 @@ fn grouped_queries_read_the_head_of_their_group() {
     let three = Array::ones::<f32>(&[1, 3, 1, 32]).unwrap();
     let error = read.attention(&three, 1.0, &AttentionMask::None).unwrap_err();
     assert_eq!(error.what(), "3 query heads for 2 key-value heads");
+}
+
+/// One feature, so that scores are products of two numbers, and softcapping can be computed by hand.
+#[test]
+fn softcapped_scores_lie_below_the_cap() {
+    let of = |numbers: &[f32]| Array::from_slice(numbers, &[1, 1, numbers.len() as i32, 1]);
+    let (queries, keys, values) = (of(&[1.0]), of(&[1000.0, 0.0, -1000.0]), of(&[1.0, 10.0, 100.0]));
+    let read = KeysValues::Dense { keys, values };
+    let attention = |scale| {
+        let y = read.softcapped_attention(&queries, scale, 2.0, &AttentionMask::None).unwrap();
+        y.as_slice::<f32>()[0]
+    };
+    let [e, one] = [2_f32, 0.0].map(f32::exp);
+    let expected = (e * 1.0 + one * 10.0 + 100.0 / e) / (e + one + 1.0 / e);
+    // Scores of 1000 and of 50 are both at the cap. Small scores hardly change.
+    assert_relative_eq!(attention(1.0), expected, max_relative = 1e-5);
+    assert_relative_eq!(attention(0.05), expected, max_relative = 1e-5);
+    let [s, mean] = [1e-3_f32, 37.0];
+    let plain = read.attention(&queries, s / 1000.0, &AttentionMask::None).unwrap();
+    assert_relative_eq!(attention(s / 1000.0), plain.as_slice::<f32>()[0], max_relative = 1e-6);
+    assert_relative_eq!(attention(0.0), mean, max_relative = 1e-6);
 }
 
 /// Positions are int32; one more token than they can count is an error.

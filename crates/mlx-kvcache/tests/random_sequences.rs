@@ -17,6 +17,8 @@ use proptest::test_runner::TestCaseError;
 
 const HEAD_DIM: i32 = 32;
 const SCALE: f32 = 0.25;
+/// The cap of soft-capped scores, which many scores reach.
+const CAP: f32 = 0.5;
 
 /// The settings of one layer's cache, and its heads and dtype.
 #[derive(Debug, Clone, Copy)]
@@ -179,7 +181,7 @@ impl History {
 
     /// Attention of the newest `length` queries in float64: row, query head, query, feature. `None` for queries at
     /// padding.
-    fn attention(&self, queries: &Array) -> Vec<Option<Vec<f64>>> {
+    fn attention(&self, queries: &Array, cap: Option<f32>) -> Vec<Option<Vec<f64>>> {
         let &[_, query_heads, length, dim] = queries.shape() else { panic!() };
         let queries = floats(queries);
         let mut answers = Vec::new();
@@ -194,21 +196,23 @@ impl History {
                     }
                     let at = (((b as i32 * query_heads + head) * length + t) * dim) as usize;
                     let query = &queries[at..at + dim as usize];
-                    answers.push(Some(self.attend(row, query, head / self.layer.group, step - row.padding)));
+                    let head = head / self.layer.group;
+                    answers.push(Some(self.attend(row, query, cap, head, step - row.padding)));
                 }
             }
         }
         answers
     }
 
-    fn attend(&self, row: &Row, query: &[f32], head: i32, i: i32) -> Vec<f64> {
+    fn attend(&self, row: &Row, query: &[f32], cap: Option<f32>, head: i32, i: i32) -> Vec<f64> {
         let features = (head * HEAD_DIM) as usize..((head + 1) * HEAD_DIM) as usize;
         let tokens = row.tokens[row.padding as usize..].iter().zip(0..);
         let seen: Vec<&Token> =
             tokens.filter(|&(_, j)| self.layer.sees(i, j)).map(|(token, _)| token).collect();
         let score = |token: &&Token| -> f64 {
             let products = query.iter().zip(&token.keys[features.clone()]);
-            products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(SCALE)
+            let score = products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(SCALE);
+            cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
         };
         let weights: Vec<f64> = seen.iter().map(|token| score(token).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -251,26 +255,10 @@ impl World {
             history.push(&rounded(&keys, bits), &rounded(&values, bits));
 
             let read = cache.append(&keys, &values).unwrap();
-            let found = read.attention(&queries, SCALE, mask).unwrap();
-            prop_assert_eq!(found.shape(), queries.shape());
-            prop_assert_eq!(found.dtype(), dtype);
-            let found = floats(&found);
-            let expected = history.attention(&queries);
-            for (n, (found, expected)) in found.chunks(HEAD_DIM as usize).zip(&expected).enumerate() {
-                prop_assert!(
-                    found.iter().all(|x| x.is_finite()),
-                    "{:?}: answer {n} is not finite",
-                    history.layer
-                );
-                let Some(expected) = expected else { continue };
-                let layer = history.layer;
-                for (&found, &expected) in found.iter().zip(expected) {
-                    prop_assert!(
-                        abs_diff_eq!(f64::from(found), expected, epsilon = layer.tolerance()),
-                        "{layer:?}: answer {n} has {found} for {expected}: {mask:?}"
-                    );
-                }
-            }
+            let plain = read.attention(&queries, SCALE, mask).unwrap();
+            check_attention(&plain, &queries, None, history, mask)?;
+            let capped = read.softcapped_attention(&queries, SCALE, CAP, mask).unwrap();
+            check_attention(&capped, &queries, Some(CAP), history, mask)?;
             check_smallest(mask, history, length)?;
         }
         self.steps += length;
@@ -355,6 +343,31 @@ impl Row {
         self.tokens.splice(..0, vec![nothing; later as usize]);
         self.padding += later;
     }
+}
+
+/// The results of attention are those of the whole history.
+fn check_attention(
+    found: &Array,
+    queries: &Array,
+    cap: Option<f32>,
+    history: &History,
+    mask: &AttentionMask,
+) -> Result<(), TestCaseError> {
+    let layer = history.layer;
+    prop_assert_eq!(found.shape(), queries.shape());
+    prop_assert_eq!(found.dtype(), layer.dtype);
+    let (found, expected) = (floats(found), history.attention(queries, cap));
+    for (n, (found, expected)) in found.chunks(HEAD_DIM as usize).zip(&expected).enumerate() {
+        prop_assert!(found.iter().all(|x| x.is_finite()), "{layer:?}, cap {cap:?}: answer {n} is not finite");
+        let Some(expected) = expected else { continue };
+        for (&found, &expected) in found.iter().zip(expected) {
+            prop_assert!(
+                abs_diff_eq!(f64::from(found), expected, epsilon = layer.tolerance()),
+                "{layer:?}, cap {cap:?}: answer {n} has {found} for {expected}: {mask:?}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the mask is no array if every query of every row sees every token before it.

@@ -31,6 +31,8 @@ pub struct AttentionSettings {
     pub rope: Option<Rope>,
     /// What scores are multiplied by.
     pub scale: f32,
+    /// The cap of soft-capped scores: each score s, which is then multiplied, becomes `cap * tanh(s / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Which projections of an [`Attention`] have a bias.
@@ -100,6 +102,7 @@ pub struct Attention<N: Norm = NoNorm> {
     num_heads: i32,
     num_kv_heads: i32,
     scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Attention {
@@ -129,7 +132,8 @@ impl<N: Norm> Attention<N> {
         norm_over: NormOver,
         norm: impl Fn(Parameters<'_>, i32) -> Option<N>,
     ) -> Self {
-        let AttentionSettings { dims, num_heads, num_kv_heads, head_dim, bias, rope, scale } = settings;
+        let AttentionSettings { dims, num_heads, num_kv_heads, head_dim, bias, rope, scale, softcap } =
+            settings;
         let (queries, keys) = (num_heads * head_dim, num_kv_heads * head_dim);
         let normed = |all| match norm_over {
             NormOver::EachHead => head_dim,
@@ -148,6 +152,7 @@ impl<N: Norm> Attention<N> {
             num_heads,
             num_kv_heads,
             scale,
+            softcap,
         }
     }
 }
@@ -164,8 +169,8 @@ impl<N: Norm> Module<AttentionInput<'_>> for Attention<N> {
         let keys = normed_heads(&self.k_proj.forward(x)?, self.num_kv_heads, &mut self.k_norm, over)?;
         let values = heads::split(&self.v_proj.forward(x)?, self.num_kv_heads)?;
 
-        let attended =
-            heads::attend([&queries, &keys, &values], self.rope.as_ref(), self.scale, mask, cache)?;
+        let (rope, scale, softcap) = (self.rope.as_ref(), self.scale, self.softcap);
+        let attended = heads::attend([&queries, &keys, &values], rope, scale, softcap, mask, cache)?;
         self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 

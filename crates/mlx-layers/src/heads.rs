@@ -85,7 +85,8 @@ pub fn scale(head_dim: i32) -> f32 {
 }
 
 /// Attention over a cache: rotates queries and keys if there is a rotation, appends keys and values to the cache, and attends
-/// to the keys and values that the cache then holds for these queries.
+/// to the keys and values that the cache then holds for these queries. With a `softcap`, scores are soft-capped
+/// ([`KeysValues::softcapped_attention`](mlx_kvcache::KeysValues::softcapped_attention)).
 ///
 /// # Shapes
 ///
@@ -99,6 +100,7 @@ pub fn attend<'a>(
     [queries, keys, values]: [&Array; 3],
     rope: impl Into<Option<&'a Rope>>,
     scale: f32,
+    softcap: Option<f32>,
     mask: &AttentionMask,
     cache: &mut KvCache,
 ) -> Result<Array> {
@@ -114,7 +116,10 @@ pub fn attend<'a>(
     };
     let [queries, keys] = rotated.as_ref().map_or([queries, keys], |rotated| rotated.each_ref());
     let read = cache.append(keys, values)?; // [B, H_kv, S, D]
-    let attended = read.attention(queries, scale, mask)?;
+    let attended = match softcap {
+        None => read.attention(queries, scale, mask)?,
+        Some(cap) => read.softcapped_attention(queries, scale, cap, mask)?,
+    };
     mlx_tap::step("attention", &attended);
     merge(&attended)
 }

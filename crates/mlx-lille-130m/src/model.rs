@@ -100,7 +100,7 @@ impl Attention {
         let qkv = self.qkv_proj.forward(&self.norm.forward(x)?)?;
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.n_head, self.n_kv_heads)?;
-        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, mask, cache)?;
+        let attended = heads::attend([&queries, &keys, &values], &self.rope, self.scale, None, mask, cache)?;
         self.out_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 }

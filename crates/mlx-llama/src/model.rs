@@ -129,6 +129,7 @@ impl Block {
             bias: config.attention_bias.into(),
             rope: Some(layer.rope.clone()),
             scale: heads::scale(head_dim),
+            softcap: None,
         };
         let norm = |weight| RmsNorm::new(weight, rms_norm_eps);
         Self {

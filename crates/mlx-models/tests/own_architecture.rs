@@ -83,7 +83,7 @@ impl Block {
         let [queries, keys, values] =
             heads::split_fused(&self.qkv.forward(&self.norm.forward(x)?)?, HEADS, HEADS)?;
         let scale = ((D / HEADS) as f32).powf(-0.5);
-        let attended = heads::attend([&queries, &keys, &values], rope, scale, mask, cache)?;
+        let attended = heads::attend([&queries, &keys, &values], rope, scale, None, mask, cache)?;
         let h = x.add(self.out.forward(&attended)?)?;
         h.add(self.mlp.forward(&h)?)
     }

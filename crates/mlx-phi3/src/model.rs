@@ -124,7 +124,7 @@ impl Attention {
         let qkv = self.qkv_proj.forward(x)?; // [B, L, D] -> [B, L, (H + 2 H_kv) d]
         // [B, H, L, d] and twice [B, H_kv, L, d]
         let [queries, keys, values] = heads::split_fused(&qkv, self.query_heads, self.key_heads)?;
-        let attended = heads::attend([&queries, &keys, &values], rope, self.scale, mask, cache)?;
+        let attended = heads::attend([&queries, &keys, &values], rope, self.scale, None, mask, cache)?;
         self.o_proj.forward(&attended) // [B, L, H d] -> [B, L, D]
     }
 }
