@@ -339,8 +339,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "quantized_attention_without_scale",
         file: "crates/mlx-kvcache/src/keys_values.rs",
-        find: "let queries = queries.multiply(Array::from_f32(scale)",
-        replace: "let queries = queries.multiply(Array::from_f32(0.0 * scale + 1.0)",
+        find: "let queries = queries.multiply(number(scale,",
+        replace: "let queries = queries.multiply(number(0.0 * scale + 1.0,",
         filter: "cache_full_q8",
     },
     Mutation {
