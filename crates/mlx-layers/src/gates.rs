@@ -1,10 +1,10 @@
 //! The gates of feed-forward networks.
 
-use std::cell::RefCell;
-
+use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::{sigmoid, tanh};
-use mlx_rs::{Array, Dtype};
+
+use crate::number::number;
 
 /// The gate of a SwiGLU feed-forward network: `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`.
 ///
@@ -85,25 +85,11 @@ fn gelu_tanh(x: &Array) -> Result<Array> {
     x.multiply(number(0.5)?)?.multiply(share)
 }
 
-/// A scalar array. Each thread makes it once and keeps it for later tokens.
-fn number(value: f32, dtype: Dtype) -> Result<Array> {
-    thread_local!(static MADE: RefCell<Vec<(u32, Array)>> = const { RefCell::new(Vec::new()) });
-    MADE.with_borrow_mut(|made| {
-        let is = |(bits, array): &&(u32, Array)| *bits == value.to_bits() && array.dtype() == dtype;
-        if let Some((_, array)) = made.iter().find(is) {
-            return Ok(array.clone());
-        }
-        let array = Array::from_f32(value).as_dtype(dtype)?;
-        array.eval()?;
-        made.push((value.to_bits(), array.clone()));
-        Ok(array)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use approx::{abs_diff_eq, assert_abs_diff_eq};
+    use mlx_rs::Dtype;
     use mlx_testing::{assert_same_on_cpu, tensor};
 
     #[test]

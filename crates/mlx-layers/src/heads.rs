@@ -85,7 +85,8 @@ pub fn scale(head_dim: i32) -> f32 {
 }
 
 /// Attention over a cache: rotates queries and keys if there is a rotation, appends keys and values to the cache, and attends
-/// to the keys and values that the cache then holds for these queries. With a `softcap`, scores are soft-capped
+/// to the keys and values that the cache then holds for these queries. Rotated queries are multiplied by the factor of their
+/// positions where the model has one ([`Rope::scale_queries`]). With a `softcap`, scores are soft-capped
 /// ([`KeysValues::softcapped_attention`](mlx_kvcache::KeysValues::softcapped_attention)).
 ///
 /// # Shapes
@@ -108,6 +109,7 @@ pub fn attend<'a>(
         Some(rope) => {
             let queries = rope.rotate(queries, cache.offsets())?;
             mlx_tap::step("rotated queries", &queries);
+            let queries = rope.scale_queries(&queries, cache.offsets())?;
             let keys = rope.rotate(keys, cache.offsets())?;
             mlx_tap::step("rotated keys", &keys);
             Some([queries, keys])

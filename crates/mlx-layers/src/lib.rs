@@ -8,6 +8,7 @@
 //! | the feed-forward network of most architectures, and its gates | [`GatedMlp`], [`swiglu`], [`swiglu_fused`], [`geglu`] |
 //! | grouped-query attention, with or without norms of queries and keys | [`Attention`] |
 //! | attention of any other kind | the functions of [`heads`] |
+//! | the residual connection of models that have a factor for it | [`add_residual`] |
 //! | running all blocks of a model | [`through_blocks`] |
 //! | the weights, while a model is built | [`Parameters`], a view of a [`ParameterSource`] |
 //!
@@ -22,7 +23,9 @@ mod gated_mlp;
 mod gates;
 pub mod heads;
 mod linear;
+mod number;
 mod parameters;
+mod residual;
 mod stack;
 
 pub use adapter::{AdaptedLayer, AdapterParameters, Form, Magnitudes};
@@ -34,6 +37,7 @@ pub use heads::AttentionInput;
 pub use linear::Linear;
 pub use mlx_quantization::Quantization;
 pub use parameters::{ParameterSource, Parameters};
+pub use residual::add_residual;
 pub use stack::through_blocks;
 
 /// Compiles the README's example.

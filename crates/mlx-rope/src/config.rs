@@ -5,7 +5,9 @@ use serde::Deserialize;
 use crate::context::context_length;
 use crate::rope::check_base;
 use crate::scaling::{ORIGINAL, RawScaling, fraction, original_length};
-use crate::{LongRopeMode, Rope, RopeError, RopeLayout, RopeScaling, YarnScaling, initialize_rope};
+use crate::{
+    LongRopeMode, QueryScale, Rope, RopeError, RopeLayout, RopeScaling, YarnScaling, initialize_rope,
+};
 
 /// The keys of a Hugging Face config that describe rotations, in both of its forms.
 ///
@@ -157,6 +159,25 @@ impl RopeKeys {
         self.settings(Some(plain), self.rope_local_base_freq.or(default_base).or(base_of_full), None)
     }
 
+    /// The factor of queries that grows with their position, where the config has one (`llama_4_scaling_beta`). No other
+    /// function of this type reads it, since it is no part of the rotation: architectures that do not know it ignore it, as
+    /// in transformers.
+    ///
+    /// # Errors
+    ///
+    /// Where the number is out of range, the original length is missing, or the config contradicts itself.
+    pub fn query_scale(&self) -> Result<Option<QueryScale>, RopeError> {
+        let both = [&self.rope_parameters, &self.rope_scaling].map(Option::as_ref);
+        let (new, old) = (both[0], both[1]);
+        let key = |key: fn(&RawScaling) -> Option<f64>| (new.and_then(key), old.and_then(key));
+        let (new, old) = key(|raw| raw.llama_4_scaling_beta);
+        let Some(beta) = one_of(BETA, new, old)? else { return Ok(None) };
+        let (new, old) = key(|raw| raw.original_max_position_embeddings);
+        let original = one_of(ORIGINAL, one_of(ORIGINAL, new, old)?, self.original_max_position_embeddings)?;
+        let original = original.ok_or(RopeError::NeededBeside { key: ORIGINAL, beside: BETA })?;
+        QueryScale::new(beta, original_length(original)?).map(Some)
+    }
+
     /// The longest sequence that the model supports, in tokens. `stated` is the length in its config
     /// (`max_position_embeddings`, or the architecture's key for it).
     ///
@@ -180,10 +201,9 @@ impl RopeKeys {
             None => self.rope_scaling.clone(),
         };
         let Some(mut raw) = scaling else { return Ok(stated) };
-        let inner = raw.original_max_position_embeddings;
+        let inner = raw.original_max_position_embeddings.take();
         let original = one_of(ORIGINAL, inner, self.original_max_position_embeddings)?;
-        (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
-        context_length(&raw.read()?.0, original, stated)
+        context_length(&raw.of_the_kind().read()?.0, original, stated)
     }
 
     /// Why mlx-lm 0.32.2 computes other angles or factors from this config than these `settings` of ours, as the end
@@ -255,8 +275,9 @@ impl RopeKeys {
         let inner_length = raw.original_max_position_embeddings.take();
         let original = one_of(ORIGINAL, inner_length, self.original_max_position_embeddings)?;
         let original = original.map(original_length).transpose()?;
+        let longest = one_of(LONGEST, raw.max_position_embeddings, self.max_position_embeddings)?;
 
-        let mut scaling = match raw.read()?.0 {
+        let mut scaling = match raw.of_the_kind().read()?.0 {
             RopeScaling::Proportional { factor, .. } => RopeScaling::Proportional {
                 partial_rotary_factor: fraction(fraction_of_heads.unwrap_or(1.0))?,
                 factor,
@@ -273,9 +294,9 @@ impl RopeKeys {
             }
             _ => {}
         }
-        let max_position_embeddings = self.max_position_embeddings.map(|length| {
+        let max_position_embeddings = longest.map(|length| {
             original_length(length).map_err(|_| RopeError::Number {
-                key: "max_position_embeddings",
+                key: LONGEST,
                 found: length,
                 expected: "a positive whole number",
             })
@@ -297,13 +318,12 @@ impl RopeKeys {
         let Some(v4) = v4 else { return Ok(()) };
         one_of("rope_theta", v4.rope_theta, v5.rope_theta)?;
         one_of("partial_rotary_factor", v4.partial_rotary_factor, v5.partial_rotary_factor)?;
+        one_of(BETA, v4.llama_4_scaling_beta, v5.llama_4_scaling_beta)?;
         // Where neither form has an original length, the outer one applies to both and need not be compared.
         let has_length = |raw: &RawScaling| raw.original_max_position_embeddings.is_some();
         let outer = self.original_max_position_embeddings.filter(|_| has_length(v4) || has_length(v5));
         let scaling = |raw: &RawScaling| {
-            let mut raw = raw.clone();
-            raw.rope_theta = None;
-            raw.partial_rotary_factor = None;
+            let mut raw = raw.of_the_kind();
             raw.original_max_position_embeddings = raw.original_max_position_embeddings.or(outer);
             Ok::<_, RopeError>(raw.read()?.0)
         };
@@ -316,6 +336,8 @@ impl RopeKeys {
     }
 }
 
+const BETA: &str = "llama_4_scaling_beta";
+const LONGEST: &str = "max_position_embeddings";
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 

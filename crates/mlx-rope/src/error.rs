@@ -58,6 +58,14 @@ pub enum RopeError {
         /// The kind of scaling.
         rope_type: &'static str,
     },
+    /// The config lacks a key that another of its keys needs.
+    #[error("{key} is missing, and {beside} needs it")]
+    NeededBeside {
+        /// The missing key.
+        key: &'static str,
+        /// The key that needs it.
+        beside: &'static str,
+    },
     /// The config has a key that its kind of scaling does not use.
     #[error("{key} has no meaning for rope_type {rope_type:?}")]
     Unused {

@@ -8,6 +8,7 @@
 //!
 //! - [`Rope`] rotates queries and keys. [`Rope::new`] builds the rotation without scaling, [`initialize_rope`] every
 //!   variant.
+//! - [`QueryScale`] multiplies queries by a factor that grows with their position, in models that have one.
 //! - [`RopeScaling`] is the typed form of a config's `rope_scaling`.
 //! - [`RopeKeys`] reads all RoPE keys of a config, in the forms of transformers 4 and 5.
 //!
@@ -28,14 +29,18 @@ mod config;
 mod context;
 mod error;
 mod names;
+mod offset;
 mod periods;
+mod query_scale;
 mod rope;
 mod rotation;
 mod scaling;
 
 pub use config::{MlxLmReads, RopeKeys, RopeSettings};
 pub use error::RopeError;
-pub use rope::{Rope, RopeOffset, initialize_rope};
+pub use offset::RopeOffset;
+pub use query_scale::QueryScale;
+pub use rope::{Rope, initialize_rope};
 pub use rotation::{RopeLayout, Rotation};
 pub use scaling::{Llama3Scaling, LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
 

@@ -10,34 +10,11 @@ use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IndexUpdateError, TryIndexOp, TryIndexUpdateOp, UpdateMode};
 
 use crate::RopeError;
+use crate::offset::RopeOffset;
 use crate::periods;
+use crate::query_scale::QueryScale;
 use crate::rotation::{RopeLayout, Rotation};
 use crate::scaling::{LongRopeMode, LongRopeScaling, RopeScaling, YarnScaling};
-
-/// The position of the first token of a call, counted in tokens from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeOffset<'a> {
-    /// The same for every row of the batch.
-    One(i32),
-    /// One for each row of the batch.
-    PerRow(&'a [i32]),
-}
-
-impl From<i32> for RopeOffset<'_> {
-    fn from(offset: i32) -> Self {
-        Self::One(offset)
-    }
-}
-
-/// A slice with one number applies to every row.
-impl<'a> From<&'a [i32]> for RopeOffset<'a> {
-    fn from(offsets: &'a [i32]) -> Self {
-        match *offsets {
-            [one] => Self::One(one),
-            _ => Self::PerRow(offsets),
-        }
-    }
-}
 
 /// A rotary position embedding.
 ///
@@ -71,17 +48,21 @@ pub struct Rope {
     kind: Kind,
     /// See [`Self::followed_by`].
     following: i32,
+    query_scale: Option<QueryScale>,
     rotation: Arc<Rotation>,
 }
 
-/// What the angles depend on. The settings are left out: `kind` follows from them.
+/// What rotated queries and keys depend on. The settings are left out: `kind` follows from them. The factor of queries is
+/// there only where a model has one, because digests of configs are computed from this text.
 impl fmt::Debug for Rope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dims, layout, kind, following, rotation: _ } = self;
-        (f.debug_struct("Rope").field("dims", dims).field("layout", layout))
-            .field("kind", kind)
-            .field("following", following)
-            .finish()
+        let Self { dims, layout, kind, following, query_scale, rotation: _ } = self;
+        let mut text = f.debug_struct("Rope");
+        text.field("dims", dims).field("layout", layout).field("kind", kind).field("following", following);
+        if let Some(query_scale) = query_scale {
+            text.field("query_scale", query_scale);
+        }
+        text.finish()
     }
 }
 
@@ -178,7 +159,7 @@ pub fn initialize_rope(
         }
     };
     let rotation = Arc::new(Rotation { dims, layout, base, scaling: scaling.clone() });
-    Ok(Rope { dims, layout, kind, following: 0, rotation })
+    Ok(Rope { dims, layout, kind, following: 0, query_scale: None, rotation })
 }
 
 impl Rope {
@@ -190,6 +171,29 @@ impl Rope {
     /// as a float32.
     pub fn new(dims: i32, base: f64, layout: RopeLayout) -> Result<Self, RopeError> {
         initialize_rope(dims, base, layout, &RopeScaling::Default, None)
+    }
+
+    /// The same rotation for a model that multiplies its queries by this factor, or by none; see
+    /// [`scale_queries`](Self::scale_queries).
+    pub fn with_query_scale(self, query_scale: Option<QueryScale>) -> Self {
+        Self { query_scale, ..self }
+    }
+
+    /// Multiplies rotated queries by the factor of their positions, where the model has such a factor. Other models get
+    /// their queries back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`QueryScale::scale`].
+    pub fn scale_queries<'a>(
+        &self,
+        queries: &Array,
+        offset: impl Into<RopeOffset<'a>>,
+    ) -> Result<Array, Exception> {
+        match self.query_scale {
+            Some(scale) => scale.scale(queries, offset),
+            None => Ok(queries.clone()),
+        }
     }
 
     /// Rotates queries or keys. `offset` is the position of the first token of the call: one number for all rows of the

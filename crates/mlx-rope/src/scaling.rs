@@ -232,6 +232,10 @@ pub(crate) struct RawScaling {
     mrope_section: Option<Vec<i32>>,
     /// The order of the pairs in the sections. It makes no difference for text, whose three positions are equal.
     mrope_interleaved: Option<bool>,
+    /// Of [`QueryScale`](crate::QueryScale).
+    pub(crate) llama_4_scaling_beta: Option<f64>,
+    /// The same number as outside of the object. Ministral 3 has it here too.
+    pub(crate) max_position_embeddings: Option<f64>,
     /// Of transformers 5, in models with two kinds of layers.
     pub(crate) full_attention: Option<Box<RawScaling>>,
     /// Of transformers 5, in models with two kinds of layers.
@@ -388,11 +392,20 @@ impl RawScaling {
         sections.try_into().map_err(|_| RopeError::Sections { found })
     }
 
+    /// The settings without the keys that [`read`](Self::read) leaves to others.
+    pub(crate) fn of_the_kind(&self) -> Self {
+        Self {
+            rope_theta: None,
+            partial_rotary_factor: None,
+            llama_4_scaling_beta: None,
+            max_position_embeddings: None,
+            ..self.clone()
+        }
+    }
+
     /// The keys that the kind does not use; none where the config cannot be read.
     pub(crate) fn ignored(&self) -> Vec<&'static str> {
-        let mut raw = self.clone();
-        (raw.rope_theta, raw.partial_rotary_factor) = (None, None);
-        raw.read().map(|(_, ignored)| ignored).unwrap_or_default()
+        self.of_the_kind().read().map(|(_, ignored)| ignored).unwrap_or_default()
     }
 
     /// The keys that are left after `read` took out those that the kind uses.
@@ -418,6 +431,8 @@ impl RawScaling {
             long_mscale,
             mrope_section,
             mrope_interleaved,
+            llama_4_scaling_beta,
+            max_position_embeddings,
             full_attention,
             sliding_attention,
         } = self;
@@ -440,6 +455,8 @@ impl RawScaling {
             ("long_mscale", long_mscale.is_some()),
             ("mrope_section", mrope_section.is_some()),
             ("mrope_interleaved", mrope_interleaved.is_some()),
+            ("llama_4_scaling_beta", llama_4_scaling_beta.is_some()),
+            ("max_position_embeddings", max_position_embeddings.is_some()),
             ("full_attention", full_attention.is_some()),
             ("sliding_attention", sliding_attention.is_some()),
         ];

@@ -1,0 +1,89 @@
+//! The factor of queries at positions beyond the original context length.
+
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+use mlx_rs::ops::log;
+
+use crate::error::RopeError;
+use crate::offset::RopeOffset;
+
+/// A factor of queries that grows with their position, so that attention over a long context stays sharp.
+///
+/// A query at position `p` is multiplied by `1 + beta * ln(1 + floor(p / original))`: by 1 within the original context
+/// length, and by a little more after each further `original` positions. Keys are not multiplied. Positions before the
+/// first token, which are those of padding, have the factor 1.
+///
+/// # Reference
+///
+/// Nakanishi, *Scalable-Softmax Is Superior for Attention* (<https://arxiv.org/abs/2501.19399>), for the idea;
+/// `get_llama_4_attn_scale` in transformers' `modeling_ministral3.py` for the formula. Configs have `beta` as
+/// `llama_4_scaling_beta`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScale {
+    beta: f32,
+    original: i32,
+}
+
+impl QueryScale {
+    /// The factor with this `beta` for models whose original context length is `original` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`RopeError::Number`] if `beta` is negative or not finite as a float32, or `original` is not positive.
+    pub fn new(beta: f64, original: i32) -> Result<Self, RopeError> {
+        if !(beta >= 0.0 && (beta as f32).is_finite()) {
+            let (key, expected) = ("llama_4_scaling_beta", "a finite number from 0 on");
+            return Err(RopeError::Number { key, found: beta, expected });
+        }
+        if original <= 0 {
+            let (key, expected) = ("original_max_position_embeddings", "a positive whole number");
+            return Err(RopeError::Number { key, found: f64::from(original), expected });
+        }
+        Ok(Self { beta: beta as f32, original })
+    }
+
+    /// Multiplies queries, which have been rotated if the model rotates them. `offset` is the position of the first token of
+    /// the call: one number for all rows of the batch, or a slice with one number for each row.
+    ///
+    /// # Shapes
+    ///
+    /// `queries` `[B, H, L, D]`; the result has the same shape.
+    ///
+    /// # Dtypes
+    ///
+    /// Any float; the result has the dtype of `queries`. Factors are computed in float32 and rounded to this dtype.
+    ///
+    /// # Errors
+    ///
+    /// Where `queries` does not have four axes, or the number of offsets is not the number of rows.
+    pub fn scale<'a>(&self, queries: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array, Exception> {
+        let [batch, _, length, _] = *queries.shape() else {
+            return Err(Exception::custom(format!("[B, H, L, D] is scaled, not {:?}", queries.shape())));
+        };
+        let (offsets, rows) = match offset.into() {
+            RopeOffset::One(offset) => (&[offset][..], 1),
+            RopeOffset::PerRow(offsets) if offsets.len() != batch as usize => {
+                return Err(RopeError::Offsets { found: offsets.len(), batch }.into());
+            }
+            RopeOffset::PerRow(offsets) => (offsets, batch),
+        };
+        let positions = |&offset: &i32| (0..length).map(move |token| offset.saturating_add(token));
+        let counts = offsets.iter().flat_map(positions).map(|position| self.count(position));
+        let counts: Vec<f32> = counts.collect();
+        let (first, shape) = match *counts {
+            [first, ..] if counts.iter().all(|&count| count == first) => (&counts[..1], [1; 4]),
+            _ => (&counts[..], [rows, 1, length, 1]),
+        };
+        if first.iter().all(|&count| count == 1.0) {
+            return Ok(queries.clone());
+        }
+        let growth = log(Array::from_slice(first, &shape))?.multiply(Array::from_f32(self.beta))?;
+        let factors = growth.add(Array::from_f32(1.0))?;
+        queries.multiply(factors.as_dtype(queries.dtype())?)
+    }
+
+    /// How many original context lengths have begun up to this position; 1 for padding.
+    fn count(&self, position: i32) -> f32 {
+        (1 + position.max(0) / self.original) as f32
+    }
+}
