@@ -1,7 +1,6 @@
 //! Windows that a config switches on.
 
 use mlx_kvcache::LayerKind;
-use serde::Deserialize;
 
 use crate::{ConfigError, LayerTypes, limits, size};
 
@@ -14,24 +13,28 @@ use crate::{ConfigError, LayerTypes, limits, size};
 /// # Reference
 ///
 /// transformers, `Qwen2Config.__post_init__` and `Qwen3Config.__post_init__`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct SwitchedWindows {
-    use_sliding_window: Option<bool>,
-    sliding_window: Option<i64>,
-    max_window_layers: Option<i64>,
-    layer_types: Option<Vec<String>>,
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SwitchedWindows<'a> {
+    /// Whether windows are on. Without the key they are off.
+    pub use_sliding_window: Option<bool>,
+    /// The length of the windows, in tokens.
+    pub sliding_window: Option<i64>,
+    /// The number of layers without a window, which come first.
+    pub max_window_layers: Option<i64>,
+    /// The kind of each layer.
+    pub layer_types: Option<&'a [String]>,
 }
 
-impl SwitchedWindows {
+impl SwitchedWindows<'_> {
     /// The kinds of a model's layers, of which there are `layers`.
     ///
     /// # Errors
     ///
     /// Those of [`LayerTypes::kinds`], [`ConfigError::Size`] or [`ConfigError::Missing`] for `max_window_layers`, and
     /// [`ConfigError::Contradiction`] where a layer has a window although windows are switched off.
-    pub fn kinds(&self, layers: usize) -> Result<Vec<LayerKind>, ConfigError> {
+    pub fn kinds(self, layers: usize) -> Result<Vec<LayerKind>, ConfigError> {
         let on = self.use_sliding_window.unwrap_or(false);
-        match (&self.layer_types, self.max_window_layers) {
+        match (self.layer_types, self.max_window_layers) {
             (Some(types), _) => {
                 let kinds = LayerTypes::Listed(types).kinds(layers, self.sliding_window)?;
                 match kinds.iter().position(|kind| *kind != LayerKind::Full) {
@@ -65,39 +68,44 @@ mod tests {
     const FULL: LayerKind = LayerKind::Full;
     const WINDOW: LayerKind = LayerKind::Sliding { window: 8 };
 
-    fn kinds(text: &str) -> Result<Vec<LayerKind>, ConfigError> {
-        serde_json::from_str::<SwitchedWindows>(text).unwrap().kinds(3)
+    /// Windows of 8 tokens.
+    fn windows(on: Option<bool>, first: Option<i64>) -> SwitchedWindows<'static> {
+        SwitchedWindows {
+            use_sliding_window: on,
+            sliding_window: Some(8),
+            max_window_layers: first,
+            layer_types: None,
+        }
     }
 
     #[test]
     fn no_layer_has_a_window_unless_windows_are_on() {
-        for text in [
-            "{}",
-            r#"{"sliding_window": 8, "max_window_layers": 1}"#,
-            r#"{"use_sliding_window": false, "sliding_window": 0, "max_window_layers": -1}"#,
-            r#"{"use_sliding_window": true, "sliding_window": null, "max_window_layers": 3}"#,
+        for windows in [
+            SwitchedWindows::default(),
+            windows(None, Some(1)),
+            windows(Some(false), Some(-1)),
+            SwitchedWindows { sliding_window: None, ..windows(Some(true), Some(3)) },
         ] {
-            assert_eq!(kinds(text).unwrap(), [FULL; 3], "{text}");
+            assert_eq!(windows.kinds(3).unwrap(), [FULL; 3], "{windows:?}");
         }
     }
 
     #[test]
     fn the_list_decides_over_the_number() {
-        let text = r#"{"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1}"#;
-        assert_eq!(kinds(text).unwrap(), [FULL, WINDOW, WINDOW]);
-        let types = r#""layer_types": ["sliding_attention", "full_attention", "full_attention"]"#;
-        assert_eq!(kinds(&text.replace('}', &format!(", {types}}}"))).unwrap(), [WINDOW, FULL, FULL]);
-        let error = kinds(&format!(r#"{{"sliding_window": 8, {types}}}"#)).unwrap_err();
+        let types = ["sliding_attention", "full_attention", "full_attention"].map(str::to_owned);
+        let listed = |on| SwitchedWindows { layer_types: Some(&types), ..windows(on, Some(1)) }.kinds(3);
+        assert_eq!(windows(Some(true), Some(1)).kinds(3).unwrap(), [FULL, WINDOW, WINDOW]);
+        assert_eq!(listed(Some(true)).unwrap(), [WINDOW, FULL, FULL]);
+        let error = listed(None).unwrap_err();
         assert!(matches!(error, ConfigError::Contradiction { first_key: "use_sliding_window", .. }));
     }
 
     #[test]
     fn the_first_layer_with_a_window_is_stated() {
-        let text = r#"{"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 0}"#;
-        assert_eq!(kinds(text).unwrap(), [WINDOW; 3]);
-        let error = kinds(&text.replace("0}", "-1}")).unwrap_err();
+        assert_eq!(windows(Some(true), Some(0)).kinds(3).unwrap(), [WINDOW; 3]);
+        let error = windows(Some(true), Some(-1)).kinds(3).unwrap_err();
         assert!(matches!(error, ConfigError::Size { key: "max_window_layers", found: -1, .. }));
-        let error = kinds(r#"{"use_sliding_window": true, "sliding_window": 8}"#).unwrap_err();
+        let error = windows(Some(true), None).kinds(3).unwrap_err();
         assert!(matches!(error, ConfigError::Missing { key: "max_window_layers", .. }));
     }
 }

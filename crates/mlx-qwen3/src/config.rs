@@ -56,6 +56,10 @@ struct RawConfig {
     vocab_size: i64,
     max_position_embeddings: i64,
     rms_norm_eps: f64,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<i64>,
+    max_window_layers: Option<i64>,
+    layer_types: Option<Vec<String>>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
@@ -71,22 +75,21 @@ impl Config {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         let (raw, rope) = read_config::<RawConfig>(checkpoint)?;
         let has_own_head = checkpoint.has_own_head("lm_head", raw.tie_word_embeddings == Some(true));
-        let windows = checkpoint.config()?;
-        Self::validate(raw, &windows, &rope, has_own_head)
-            .map_err(|problem| LoadError::config(MODEL_TYPE, problem))
+        Self::validate(raw, &rope, has_own_head).map_err(|problem| LoadError::config(MODEL_TYPE, problem))
     }
 
-    fn validate(
-        raw: RawConfig,
-        windows: &SwitchedWindows,
-        rope: &RopeKeys,
-        has_own_head: bool,
-    ) -> Result<Self, ConfigError> {
+    fn validate(raw: RawConfig, rope: &RopeKeys, has_own_head: bool) -> Result<Self, ConfigError> {
         let (num_attention_heads, num_key_value_heads) =
             grouped_heads(raw.num_attention_heads, raw.num_key_value_heads)?;
         // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
         let head_dim = size("head_dim", raw.head_dim.unwrap_or(128), limits::HEAD_DIM)?;
         let num_layers = size("num_hidden_layers", raw.num_hidden_layers, limits::LAYERS)? as usize;
+        let windows = SwitchedWindows {
+            use_sliding_window: raw.use_sliding_window,
+            sliding_window: raw.sliding_window,
+            max_window_layers: raw.max_window_layers,
+            layer_types: raw.layer_types.as_deref(),
+        };
         let layers = layers_alike(windows.kinds(num_layers)?, rope, None, head_dim)?;
         let settings = rope.full_attention(None)?;
         let rotation_unlike_mlx_lm = rope.unlike_mlx_lm(&settings, MlxLmReads::BothForms);
