@@ -111,10 +111,14 @@ use mlx_checkpoint::TensorNames;
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[TEXT, MULTIMODAL],
     name: "Gemma 3",
-    released: &[],
+    released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
     names: TensorNames { order: ORDER, renaming: KeyLayout::renaming },
 };
+
+/// The released models whose facts `tests/released.rs` checks.
+const RELEASED: &[&str] =
+    &["gemma-3-270m", "gemma-3-1b-it", "gemma-3-4b-it", "gemma-3-12b-it", "gemma-3-27b-it"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

@@ -79,7 +79,7 @@ use mlx_checkpoint::TensorNames;
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     name: "Lille 130M",
-    released: &[],
+    released: &["lille-130m-base"],
     load: |checkpoint, _| Ok(Box::new(Lille130m::load(checkpoint)?)),
     names: TensorNames::in_order(ORDER),
 };

@@ -1,7 +1,7 @@
 //! Configs: the released config, and the error of every kind of bad config.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_lille_130m::Config;
+use mlx_lille_130m::{ARCHITECTURE, Config};
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
@@ -35,6 +35,7 @@ fn the_released_config() {
         (1792, 24, 32768, 512)
     );
     assert_eq!(config.rope.dims(), 64);
+    assert_eq!(ARCHITECTURE.released, ["lille-130m-base"]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ const LLAMA: Released = Released {
     base: 10_000.0,
     rest: || json!({ "tie_word_embeddings": false }),
     head_dim: 128,
-    rotation: Released::plain,
+    slowest: Released::plain,
     window: Released::no_window,
     has_own_head: true,
 };
@@ -35,7 +35,7 @@ const LLAMA_3_1: Released = Released {
     names: &["Llama-3.1-8B", "DeepSeek-R1-Distill-Llama-8B"],
     context: 131_072,
     rest: || json!({ "tie_word_embeddings": false, "rope_scaling": llama3(8.0) }),
-    rotation: |model, _| (model.base, 8.0),
+    slowest: |model, layer| model.plain(layer) / 8.0,
     ..LLAMA_3
 };
 const LLAMA_3_2: Released = Released {
@@ -43,7 +43,7 @@ const LLAMA_3_2: Released = Released {
     sizes: [2048, 8192, 16, 128_256],
     rest: || json!({ "tie_word_embeddings": true, "head_dim": 64, "rope_scaling": llama3(32.0) }),
     head_dim: 64,
-    rotation: |model, _| (model.base, 32.0),
+    slowest: |model, layer| model.plain(layer) / 32.0,
     has_own_head: false,
     ..LLAMA_3_1
 };

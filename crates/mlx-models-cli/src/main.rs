@@ -17,6 +17,7 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod model;
+mod models;
 mod perplexity;
 mod progress;
 mod prompt;
@@ -67,6 +68,8 @@ enum Command {
     Download(download::Arguments),
     /// Show a model's architecture, size, quantization and context length
     Inspect(inspect::Arguments),
+    /// Show the architectures, the released models that were checked, and what is not supported
+    Models(models::Arguments),
     /// Print a completion script for a shell
     Completions {
         /// Print the script for this shell
@@ -99,6 +102,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<(), Failure> {
         Command::Convert(arguments) => select().and_then(|_| convert::run(arguments)),
         Command::Download(arguments) => download::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments, select()?),
+        Command::Models(arguments) => models::run(arguments),
         Command::Completions { shell } => completions(shell),
         Command::Man => man(),
     }

@@ -283,6 +283,31 @@ fn inspect_counts_what_a_quantized_checkpoint_stands_for() {
 }
 
 #[test]
+fn models_lists_architectures_and_what_is_not_supported() {
+    let output = run(&["models"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let shown = text(&output.stdout);
+    assert!(shown.contains(
+        "Qwen 3\n  model_type  qwen3\n  feature     qwen3\n  crate       mlx-qwen3\n  checked     Qwen3-0.6B,"
+    ));
+    assert!(shown.contains("\nNot supported\n  mixtures of experts"), "{shown}");
+    assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+
+    let json: Value = serde_json::from_slice(&run(&["models", "--json"]).stdout).unwrap();
+    let architectures = json["architectures"].as_array().unwrap();
+    let types = architectures.iter().flat_map(|known| known["model_types"].as_array().unwrap());
+    let types: Vec<&str> = types.map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(types, mlx_models::known_model_types());
+    for architecture in architectures {
+        assert!(!architecture["released"].as_array().unwrap().is_empty(), "{architecture}");
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(architecture["crate"].as_str().unwrap());
+        assert!(folder.is_dir(), "{architecture}");
+    }
+    assert!(json["not_supported"].as_array().unwrap().iter().any(|missing| missing["kind"] == "GGUF"));
+}
+
+#[test]
 fn no_folder() {
     assert_fails(Path::new("/no/such/folder"), "x", &["there is no folder /no/such/folder"]);
 }

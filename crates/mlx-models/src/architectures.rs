@@ -180,16 +180,25 @@ fn lazily() -> LoadOptions {
 }
 
 /// An architecture of this project, compiled into this build or not.
-struct Row {
-    model_types: &'static [&'static str],
-    feature: &'static str,
-    compiled_in: Option<Architecture>,
+#[derive(Debug, Clone, Copy)]
+pub struct KnownArchitecture {
+    /// The values of a config's `model_type` that name it.
+    pub model_types: &'static [&'static str],
+    /// The feature of `mlx-models` that compiles it in.
+    pub feature: &'static str,
+    /// `None` where this feature is off.
+    pub compiled_in: Option<Architecture>,
 }
 
-/// Makes the [`Row`]s from lines of the form `"feature" => the architecture's constant, ["model_type", ..]`.
+/// The architectures of this project, compiled in or not.
+pub fn known_architectures() -> &'static [KnownArchitecture] {
+    TABLE
+}
+
+/// Makes [`TABLE`] from lines of the form `"feature" => the architecture's constant, ["model_type", ..]`.
 macro_rules! table {
     ($($feature:literal => $architecture:path, [$($model_type:literal),+];)+) => {
-        const TABLE: &[Row] = &[$(Row {
+        const TABLE: &[KnownArchitecture] = &[$(KnownArchitecture {
             model_types: &[$($model_type),+],
             feature: $feature,
             compiled_in: {

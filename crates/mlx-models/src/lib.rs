@@ -77,7 +77,7 @@ let after_block_3 = &states.layers[4]; // [B, L, D]; the first of the layers is 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub use architectures::Architectures;
+pub use architectures::{Architectures, KnownArchitecture, known_architectures};
 pub use mlx_causal_lm::{
     Architecture, CausalLm, LoadError, LoadOptions, Logits, LongRopeMode, ModelInfo, Rotation, Traced,
     made_by, trace,

@@ -96,10 +96,13 @@ use mlx_checkpoint::TensorNames;
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     name: "OLMo 3",
-    released: &[],
+    released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Olmo3::load(checkpoint)?)),
     names: TensorNames::in_order(ORDER),
 };
+
+/// The released models whose facts `tests/released.rs` checks.
+const RELEASED: &[&str] = &["Olmo-3-1025-7B", "Olmo-3.1-32B-Instruct"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

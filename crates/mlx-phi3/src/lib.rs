@@ -112,10 +112,14 @@ use mlx_checkpoint::TensorNames;
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     name: "Phi-3, Phi-3.5 and Phi-4-mini",
-    released: &[],
+    released: RELEASED,
     load: |checkpoint, options| Ok(Box::new(Phi3::load(checkpoint, options)?)),
     names: TensorNames::in_order(ORDER),
 };
+
+/// The released models whose facts `tests/released.rs` checks.
+const RELEASED: &[&str] =
+    &["Phi-3-mini-4k-instruct", "Phi-3-mini-128k-instruct", "Phi-3.5-mini-instruct", "Phi-4-mini-instruct"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

@@ -102,10 +102,14 @@ use mlx_checkpoint::TensorNames;
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &[MODEL_TYPE],
     name: "Qwen 3",
-    released: &[],
+    released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Qwen3::load(checkpoint)?)),
     names: TensorNames::in_order(ORDER),
 };
+
+/// The released models whose facts `tests/released.rs` checks.
+const RELEASED: &[&str] =
+    &["Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-4B-Instruct-2507", "Qwen3-8B", "Qwen3-14B", "Qwen3-32B"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

@@ -155,6 +155,7 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
         "bench",
         "convert",
         "inspect",
+        "models",
         "download",
     ]);
     let mut arguments = vec![verb.to_owned()];
@@ -169,6 +170,7 @@ fn arguments(folder: &Folder, random: &mut Random, outputs: &mut Vec<PathBuf>) -
     };
     match verb {
         "inspect" => arguments.push(model),
+        "models" => {}
         "download" => arguments.push(without_nul(interesting_text(random))),
         _ => arguments.extend(["--model".to_owned(), model]),
     }
