@@ -34,6 +34,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope", "mlx-tap"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
     (
+        "mlx-decoder",
+        &[
+            "mlx-causal-lm",
+            "mlx-checkpoint",
+            "mlx-config",
+            "mlx-kvcache",
+            "mlx-layers",
+            "mlx-norms",
+            "mlx-rope",
+        ],
+    ),
+    (
         "mlx-models",
         &[
             "mlx-causal-lm",
@@ -51,7 +63,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors", "mlx-sys"]),
     (
         "mlx-testing",
-        &["mlx-causal-lm", "mlx-checkpoint", "mlx-kvcache", "mlx-layers", "mlx-quantization", "mlx-sys"],
+        &[
+            "mlx-causal-lm",
+            "mlx-checkpoint",
+            "mlx-config",
+            "mlx-decoder",
+            "mlx-kvcache",
+            "mlx-layers",
+            "mlx-quantization",
+            "mlx-sys",
+        ],
     ),
     (
         "mlx-lab",
@@ -76,6 +97,7 @@ const ARCHITECTURE: &[&str] = &[
     "mlx-causal-lm",
     "mlx-checkpoint",
     "mlx-config",
+    "mlx-decoder",
     "mlx-kvcache",
     "mlx-layers",
     "mlx-norms",

@@ -105,6 +105,24 @@ pub fn head_dim(found: Option<i64>, hidden_size: i32, num_attention_heads: i32) 
     Ok(hidden_size / num_attention_heads)
 }
 
+/// A number that a config may state under two keys, which must then agree.
+///
+/// # Errors
+///
+/// [`ConfigError::Contradiction`].
+pub fn one_of(
+    (first_key, first): (&'static str, Option<i64>),
+    (second_key, second): (&'static str, Option<i64>),
+) -> Result<Option<i64>, ConfigError> {
+    match (first, second) {
+        (Some(first), Some(second)) if first != second => {
+            let (first, second) = (first.to_string(), second.to_string());
+            Err(ConfigError::Contradiction { first_key, first, second_key, second })
+        }
+        (first, second) => Ok(first.or(second)),
+    }
+}
+
 /// The epsilon of a norm: a positive number below 1, as the float32 that norms compute with.
 ///
 /// # Errors

@@ -92,20 +92,18 @@
 //!
 //! The fields of the model have the same names. With `attention_bias` the projections of attention also have a `bias`.
 //! A checkpoint of type `gemma3` also holds a vision part, describes the language model under `text_config`, and has longer
-//! names; [`KeyLayout`] lists the names and the tensors that are ignored. Quantized layers have `scales` and `biases`
+//! names; [`KeyLayout`](mlx_decoder::KeyLayout) lists the names and the tensors that are ignored. Quantized layers have `scales` and `biases`
 //! beside their `weight`.
 
 mod config;
-mod keys;
 mod model;
 
-pub use config::Config;
-pub use keys::{KeyLayout, MULTIMODAL, TEXT};
-pub use mlx_config::Layer;
-pub use model::Gemma3;
+pub use config::{MULTIMODAL, OwnKeys, TEXT};
+pub use model::{Block, Gemma3};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::KeyLayout;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {
@@ -113,7 +111,7 @@ pub const ARCHITECTURE: Architecture = Architecture {
     name: "Gemma 3",
     released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
-    names: TensorNames { order: ORDER, renaming: KeyLayout::renaming },
+    names: TensorNames { order: ORDER, renaming: |checkpoint| KeyLayout::renaming(checkpoint, MULTIMODAL) },
 };
 
 /// The released models whose facts `tests/released.rs` checks.

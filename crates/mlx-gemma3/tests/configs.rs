@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::{assert_abs_diff_eq, relative_eq};
-use mlx_gemma3::{Config, KeyLayout};
+use mlx_decoder::{DecoderConfig, KeyLayout};
+use mlx_gemma3::Gemma3;
 use mlx_kvcache::LayerKind;
+use mlx_layers::AttentionBias;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
@@ -37,8 +39,8 @@ fn released_multimodal() -> Value {
 }
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
-fn read(config: &Value) -> Result<Config, String> {
-    Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
+fn read(config: &Value) -> Result<DecoderConfig, String> {
+    Gemma3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
 /// The config with this key changed, or removed where `value` is `None`.
@@ -53,13 +55,13 @@ fn with(mut config: Value, pointer: &str, value: Option<Value>) -> Value {
 }
 
 /// The slowest frequency of a layer.
-fn frequency(config: &Config, layer: usize) -> f32 {
+fn frequency(config: &DecoderConfig, layer: usize) -> f32 {
     *config.layers[layer].rope.frequencies(1).unwrap().last().unwrap()
 }
 
 /// Local layers have the base 10 000, global ones 1 000 000.
 #[track_caller]
-fn assert_bases(config: &Config) {
+fn assert_bases(config: &DecoderConfig) {
     for (layer, base) in [(0, 1e4_f64), (5, 1e6)] {
         let expected = base.powf(-254.0 / 256.0);
         let found = f64::from(frequency(config, layer));
@@ -67,7 +69,7 @@ fn assert_bases(config: &Config) {
     }
 }
 
-fn global_layers(config: &Config) -> Vec<usize> {
+fn global_layers(config: &DecoderConfig) -> Vec<usize> {
     (0..config.layers.len()).filter(|&i| config.layers[i].kind == LayerKind::Full).collect()
 }
 
@@ -78,7 +80,9 @@ fn the_released_config() {
     assert_eq!(config.layers[0].kind, LayerKind::Sliding { window: 512 });
     assert_eq!((config.keys, config.attention_scale), (KeyLayout::Text, 1.0 / 16.0));
     assert_bases(&config);
-    assert!(!config.has_own_head && !config.attention_bias && config.final_logit_softcapping.is_none());
+    assert!(
+        !config.has_own_head && config.attention_bias == AttentionBias::None && config.logits_cap.is_none()
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_checkpoint::Checkpoint;
-use mlx_gemma3::{ARCHITECTURE, Config, Gemma3};
+use mlx_gemma3::{ARCHITECTURE, Gemma3};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{folder, loading_takes_no_more_than_the_checkpoint, tensors, without_tensors};
@@ -20,7 +20,7 @@ fn loading_takes_no_more_than_the_language_model_of_a_checkpoint() {
         },
     });
     let saved = |vision: bool| {
-        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let read = Gemma3::config(&without_tensors(&config)).unwrap();
         let model = Gemma3::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
         let mut all = tensors(&model);
         if vision {

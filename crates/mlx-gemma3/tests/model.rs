@@ -4,7 +4,8 @@
 
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_gemma3::{ARCHITECTURE, Config, Gemma3, KeyLayout};
+use mlx_decoder::KeyLayout;
+use mlx_gemma3::{ARCHITECTURE, Gemma3};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, folder, tensors};
@@ -35,7 +36,7 @@ fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError
 /// `held` is the key of a tensor in the checkpoint, which the config reads to find the layout and a head.
 fn model_of(config: &Value, held: &str, source: &mut RandomParameters) -> Gemma3 {
     let folder = folder(config, vec![(held.to_owned(), Array::from_f32(0.0))]);
-    let config = Config::from_checkpoint(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    let config = Gemma3::config(&Checkpoint::open(folder.path()).unwrap()).unwrap();
     Gemma3::new(&config, source)
 }
 

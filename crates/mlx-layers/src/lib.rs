@@ -36,6 +36,7 @@ pub use gates::{geglu, swiglu, swiglu_fused};
 pub use heads::AttentionInput;
 pub use linear::Linear;
 pub use mlx_quantization::Quantization;
+pub use number::number;
 pub use parameters::{ParameterSource, Parameters};
 pub use residual::add_residual;
 pub use stack::through_blocks;

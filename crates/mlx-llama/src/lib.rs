@@ -83,9 +83,8 @@
 mod config;
 mod model;
 
-pub use config::{Config, MODEL_TYPES};
-pub use mlx_config::Layer;
-pub use model::Llama;
+pub use config::{MODEL_TYPES, OwnKeys};
+pub use model::{Block, Llama};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

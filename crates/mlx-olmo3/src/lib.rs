@@ -85,9 +85,8 @@
 mod config;
 mod model;
 
-pub use config::{Config, MODEL_TYPE};
-pub use mlx_config::Layer;
-pub use model::Olmo3;
+pub use config::{MODEL_TYPE, OwnKeys};
+pub use model::{Block, Olmo3};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::assert_abs_diff_eq;
+use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
-use mlx_olmo3::Config;
+use mlx_layers::AttentionBias;
+use mlx_olmo3::Olmo3;
 use mlx_testing::checkpoints::{whole_message, without_tensors};
 use serde_json::{Value, json};
 
@@ -24,8 +26,8 @@ fn released() -> Value {
 }
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
-fn read(config: &Value) -> Result<Config, String> {
-    Config::from_checkpoint(&without_tensors(config)).map_err(|error| whole_message(&error))
+fn read(config: &Value) -> Result<DecoderConfig, String> {
+    Olmo3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
 }
 
 /// The released config with this key changed, or removed where `value` is `None`.
@@ -38,7 +40,7 @@ fn with(key: &str, value: Option<Value>) -> Value {
     config
 }
 
-fn frequency(config: &Config, layer: usize) -> f32 {
+fn frequency(config: &DecoderConfig, layer: usize) -> f32 {
     *config.layers[layer].rope.frequencies(1).unwrap().last().unwrap()
 }
 
@@ -55,7 +57,7 @@ fn the_released_config() {
     assert_abs_diff_eq!(frequency(&config, 0) / frequency(&config, 3), 8.0, epsilon = 1e-4);
     let factors = [0, 3].map(|layer| config.layers[layer].rope.attention_factor(1));
     assert_eq!(factors, [1.0, 1.207_944_2]);
-    assert!(config.has_own_head && !config.attention_bias);
+    assert!(config.has_own_head && config.attention_bias == AttentionBias::None);
 }
 
 #[test]
@@ -89,8 +91,8 @@ fn a_bad_config_is_an_error_that_names_the_key() {
     types[5] = "chunked_attention";
     for (key, value, needle) in [
         ("hidden_size", None, "missing field `hidden_size`"),
-        ("vocab_size", None, "missing field `vocab_size`"),
-        ("rms_norm_eps", None, "missing field `rms_norm_eps`"),
+        ("vocab_size", None, "vocab_size is missing"),
+        ("rms_norm_eps", None, "rms_norm_eps is missing"),
         ("rope_theta", None, "rope_theta is missing"),
         ("sliding_window", None, "sliding_window is missing"),
         ("hidden_size", Some(json!("4096")), "hidden_size: invalid type: string"),

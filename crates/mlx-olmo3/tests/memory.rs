@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_checkpoint::Checkpoint;
-use mlx_olmo3::{ARCHITECTURE, Config, Olmo3};
+use mlx_olmo3::{ARCHITECTURE, Olmo3};
 use mlx_rs::Dtype;
 use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{
@@ -19,7 +19,7 @@ fn loading_takes_no_more_than_a_checkpoint_of_three_files() {
         "sliding_window": 64, "rope_theta": 500000.0,
     });
     let saved = {
-        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let read = Olmo3::config(&without_tensors(&config)).unwrap();
         let model = Olmo3::new(&read, &mut RandomParameters::new(1, Dtype::Float16));
         sharded_folder(&config, tensors(&model), 3)
     };

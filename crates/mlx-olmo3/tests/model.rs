@@ -6,7 +6,7 @@ use approx::assert_relative_eq;
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_olmo3::{ARCHITECTURE, Config, Olmo3};
+use mlx_olmo3::{ARCHITECTURE, Olmo3};
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
@@ -35,7 +35,7 @@ fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError
 }
 
 fn model_of(config: &Value, source: &mut RandomParameters) -> Olmo3 {
-    let config = Config::from_checkpoint(&without_tensors(config)).unwrap();
+    let config = Olmo3::config(&without_tensors(config)).unwrap();
     Olmo3::new(&config, source)
 }
 

@@ -91,9 +91,8 @@
 mod config;
 mod model;
 
-pub use config::{Config, MODEL_TYPE};
-pub use mlx_config::Layer;
-pub use model::Qwen3;
+pub use config::{MODEL_TYPE, OwnKeys};
+pub use model::{Block, Qwen3};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

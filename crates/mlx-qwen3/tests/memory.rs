@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_layers::Quantization;
-use mlx_qwen3::{ARCHITECTURE, Config, Qwen3};
+use mlx_qwen3::{ARCHITECTURE, Qwen3};
 use mlx_rs::Dtype;
 use mlx_testing::RandomParameters;
 use mlx_testing::checkpoints::{
@@ -20,7 +20,7 @@ fn loading_takes_no_more_than_a_quantized_checkpoint() {
         "tie_word_embeddings": true, "quantization": { "group_size": 64, "bits": 4 },
     });
     let saved = {
-        let read = Config::from_checkpoint(&without_tensors(&config)).unwrap();
+        let read = Qwen3::config(&without_tensors(&config)).unwrap();
         let model = Qwen3::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
         folder(&config, quantized(tensors(&model), Quantization::affine(4, 64).unwrap()))
     };

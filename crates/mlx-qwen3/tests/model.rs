@@ -6,7 +6,7 @@ use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::CheckpointError;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_qwen3::{ARCHITECTURE, Config, Qwen3};
+use mlx_qwen3::{ARCHITECTURE, Qwen3};
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
@@ -41,7 +41,7 @@ fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError
 }
 
 fn model_of(config: &Value, source: &mut RandomParameters) -> Qwen3 {
-    let config = Config::from_checkpoint(&without_tensors(config)).unwrap();
+    let config = Qwen3::config(&without_tensors(config)).unwrap();
     Qwen3::new(&config, source)
 }
 

@@ -4,6 +4,7 @@
 use mlx_causal_lm::{Architecture, LoadError};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::Layer;
+use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use serde_json::{Value, json};
 
@@ -49,6 +50,18 @@ pub struct Facts {
     pub layers: Vec<Layer>,
     /// Whether the head has a weight of its own.
     pub has_own_head: bool,
+}
+
+impl From<DecoderConfig> for Facts {
+    fn from(config: DecoderConfig) -> Self {
+        Self {
+            heads: [config.num_attention_heads, config.num_key_value_heads],
+            head_dim: config.head_dim,
+            context_length: config.context_length,
+            layers: config.layers,
+            has_own_head: config.has_own_head,
+        }
+    }
 }
 
 impl Released {

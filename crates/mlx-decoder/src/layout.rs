@@ -6,12 +6,6 @@ use std::rc::Rc;
 use mlx_checkpoint::{Checkpoint, Renaming};
 use mlx_rs::nested::{NestedHashMap, NestedValue};
 
-/// The `model_type` of a checkpoint of the language model alone.
-pub const TEXT: &str = "gemma3_text";
-
-/// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
-pub const MULTIMODAL: &str = "gemma3";
-
 /// The keys that the tensors of the language model have in a checkpoint.
 ///
 /// | layout | blocks, embedding, norm | head | other parts, ignored |
@@ -21,18 +15,19 @@ pub const MULTIMODAL: &str = "gemma3";
 /// | [`Inner`](Self::Inner) | `model.language_model.` | `lm_head.` | `model.vision_tower.`, `model.multi_modal_projector.` |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyLayout {
-    /// A checkpoint of type `gemma3_text`.
+    /// A checkpoint of a language model alone.
     Text,
-    /// Of type `gemma3`, as released, and as mlx-lm saves it.
+    /// With a vision part, as released, and as mlx-lm saves it.
     LanguageModel,
-    /// Of type `gemma3`, with the names that the modules of transformers have from 4.52 on.
+    /// With a vision part, with the names that the modules of transformers have from 4.52 on.
     Inner,
 }
 
 impl KeyLayout {
-    /// The layout of a checkpoint, by its `model_type` and its keys.
-    pub fn of(checkpoint: &Checkpoint) -> Self {
-        if checkpoint.model_type() != MULTIMODAL {
+    /// The layout of a checkpoint, by its `model_type` and its keys. `multimodal` is the `model_type` of the architecture's
+    /// checkpoints with a vision part.
+    pub fn of(checkpoint: &Checkpoint, multimodal: Option<&str>) -> Self {
+        if Some(checkpoint.model_type()) != multimodal {
             return Self::Text;
         }
         // The layout with more keys wins, so that a single stray tensor is reported, and not all of the others.
@@ -43,18 +38,10 @@ impl KeyLayout {
         if count(Self::Inner) > count(Self::LanguageModel) { Self::Inner } else { Self::LanguageModel }
     }
 
-    /// The `model_type` of checkpoints with this layout.
-    pub(crate) fn model_type(self) -> &'static str {
-        match self {
-            Self::Text => TEXT,
-            Self::LanguageModel | Self::Inner => MULTIMODAL,
-        }
-    }
-
     /// How layers are renamed in a checkpoint that is written: mlx-lm knows the names of
     /// [`LanguageModel`](Self::LanguageModel), and not those of [`Inner`](Self::Inner).
-    pub(crate) fn renaming(checkpoint: &Checkpoint) -> Option<Renaming> {
-        (Self::of(checkpoint) == Self::Inner).then_some(of_language_model as Renaming)
+    pub fn renaming(checkpoint: &Checkpoint, multimodal: &str) -> Option<Renaming> {
+        (Self::of(checkpoint, Some(multimodal)) == Self::Inner).then_some(of_language_model as Renaming)
     }
 
     /// The prefix of the keys of the blocks, the embedding and the last norm.

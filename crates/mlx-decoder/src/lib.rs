@@ -1,0 +1,30 @@
+//! The parts of a decoder-only language model that are not its blocks: embedding, final norm and head, the config, and the
+//! names of tensors.
+//!
+//! Implementation: for authors of architectures. An architecture writes its block and what its config has of its own, as a
+//! [`DecoderBlock`], and gets a model:
+//!
+//! ```text
+//! tokens [B, L] ── embedding ── block 0 ── … ── block N-1 ── norm ── head ── logits [B, L, V]
+//! ```
+//!
+//! [`DecoderConfig`] holds the numbers of such models. Those that few models have, such as a factor of the embedding, have a
+//! value that changes nothing, and an architecture sets them. A model with a vision part is read like any other, without
+//! that part ([`KeyLayout`]).
+//!
+//! A model of another form implements `CausalLm` of `mlx-causal-lm` itself, as Phi-3 does, whose rotation depends on the
+//! length of the sequence.
+
+mod config;
+mod layout;
+mod model;
+
+pub use config::{ConfigKeys, DecoderConfig, DecoderKeys, needed};
+pub use layout::KeyLayout;
+pub use mlx_config::Layer;
+pub use model::{Decoder, DecoderBlock, DecoderNorm, softcap};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
