@@ -25,8 +25,8 @@ pub struct ModelInfo {
     pub query_heads: i32,
     /// What each layer needs of its cache, first layer first.
     pub layers: Vec<LayerSpec>,
-    /// The rotation of each layer's queries and keys, first layer first.
-    pub rotations: Vec<Arc<Rotation>>,
+    /// The rotation of each layer's queries and keys, if it has one, first layer first.
+    pub rotations: Vec<Option<Arc<Rotation>>>,
     /// The dtype of activations, and so of logits and of the cache: float32, float16 or bfloat16.
     pub dtype: Dtype,
     /// A [`digest`](crate::digest) of everything in the config that keys and values depend on.

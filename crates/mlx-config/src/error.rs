@@ -69,9 +69,11 @@ pub enum ConfigError {
         /// Its value.
         second: String,
     },
-    /// The length of the list of kinds is not the number of layers.
-    #[error("layer_types has {found} entries, and num_hidden_layers is {layers}")]
+    /// The length of a list with an entry for each layer is not the number of layers.
+    #[error("{key} has {found} entries, and num_hidden_layers is {layers}")]
     LayerCount {
+        /// The list's key.
+        key: &'static str,
         /// The length of the list.
         found: usize,
         /// Layers of the model.

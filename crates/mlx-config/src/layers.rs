@@ -32,7 +32,7 @@ impl LayerTypes<'_> {
         };
         match self {
             Self::Listed(types) if types.len() != layers => {
-                Err(ConfigError::LayerCount { found: types.len(), layers })
+                Err(ConfigError::LayerCount { key: "layer_types", found: types.len(), layers })
             }
             Self::Listed(types) => (types.iter().enumerate())
                 .map(|(layer, found)| match found.as_str() {
@@ -51,13 +51,40 @@ impl LayerTypes<'_> {
     }
 }
 
-/// What distinguishes the layers of a model that has two kinds of them.
+/// Which layers of a model rotate queries and keys. `listed` is `no_rope_layers` of the config, which in spite of its name
+/// has a 1 for each layer with a rotation, and a 0 for each without. Where it is missing, every n-th layer has no rotation,
+/// by `interval`, the config's `no_rope_layer_interval`: with 4, layers 3, 7, 11 and so on, counted from 0.
+///
+/// # Errors
+///
+/// [`ConfigError::LayerCount`] and [`ConfigError::Unsupported`] for the list, [`ConfigError::Size`] for the interval.
+pub fn rotating(listed: Option<&[i64]>, interval: i64, layers: usize) -> Result<Vec<bool>, ConfigError> {
+    let key = "no_rope_layers";
+    match listed {
+        Some(listed) if listed.len() != layers => {
+            Err(ConfigError::LayerCount { key, found: listed.len(), layers })
+        }
+        Some(listed) => (listed.iter())
+            .map(|&found| match found {
+                0 => Ok(false),
+                1 => Ok(true),
+                _ => Err(ConfigError::Unsupported { key, found: found.to_string(), only: "0 and 1" }),
+            })
+            .collect(),
+        None => {
+            let interval = size("no_rope_layer_interval", interval, limits::LAYERS)? as usize;
+            Ok((1..=layers).map(|number| !number.is_multiple_of(interval)).collect())
+        }
+    }
+}
+
+/// What distinguishes the layers of a model that has several kinds of them.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Which tokens the layer attends to.
     pub kind: LayerKind,
-    /// The rotation of its queries and keys.
-    pub rope: Rope,
+    /// The rotation of its queries and keys, if it has one.
+    pub rope: Option<Rope>,
 }
 
 /// What each layer needs of its cache, with this number of key-value heads and of features of a head.
@@ -96,9 +123,9 @@ pub fn layers(
     let sliding = some_slide.then(|| rope(keys.sliding_attention(bases.sliding)?)).transpose()?;
     let layer = |kind: LayerKind| {
         let rope = if is_full(&kind) { full.clone() } else { sliding.clone() };
-        rope.map(|rope| Layer { kind, rope })
+        Layer { kind, rope }
     };
-    Ok(kinds.into_iter().filter_map(layer).collect())
+    Ok(kinds.into_iter().map(layer).collect())
 }
 
 /// Layers of these kinds that all have the same rotation, over whole heads whose pairs lie in two halves. Without a
@@ -113,7 +140,7 @@ pub fn layers_alike(
     default_base: Option<f64>,
     head_dim: i32,
 ) -> Result<Vec<Layer>, ConfigError> {
-    let rope = rope(keys.uniform(default_base)?, head_dim)?;
+    let rope = Some(rope(keys.uniform(default_base)?, head_dim)?);
     Ok(kinds.into_iter().map(|kind| Layer { kind, rope: rope.clone() }).collect())
 }
 
@@ -155,6 +182,28 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
+    fn frequencies(layer: &Layer) -> Vec<f32> {
+        layer.rope.as_ref().unwrap().frequencies(1).unwrap()
+    }
+
+    #[test]
+    fn every_nth_layer_has_no_rotation() {
+        assert_eq!(rotating(None, 3, 4).unwrap(), [true, true, false, true]);
+        assert_eq!(rotating(None, 1, 2).unwrap(), [false; 2]);
+        let error = rotating(None, 0, 4).unwrap_err().to_string();
+        assert!(error.starts_with("no_rope_layer_interval is 0"), "{error}");
+    }
+
+    #[test]
+    fn a_list_states_which_layers_rotate() {
+        // The interval does not count beside the list.
+        assert_eq!(rotating(Some(&[0, 1, 0]), 0, 3).unwrap(), [false, true, false]);
+        let error = rotating(Some(&[1, 0]), 4, 3).unwrap_err();
+        assert_eq!(error.to_string(), "no_rope_layers has 2 entries, and num_hidden_layers is 3");
+        let error = rotating(Some(&[1, 2]), 4, 2).unwrap_err();
+        assert_eq!(error.to_string(), "no_rope_layers is 2, and this architecture knows 0 and 1 only");
+    }
+
     #[test]
     fn every_nth_layer_is_full() {
         let kinds = LayerTypes::FullEvery(3).kinds(5, Some(8)).unwrap();
@@ -176,7 +225,7 @@ mod tests {
         let text = r#"{"rope_theta": 100, "rope_scaling": {"type": "linear", "factor": 8}}"#;
         let layers = layers_alike(vec![WINDOW, LayerKind::Full], &keys(text), None, 4).unwrap();
         assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
-        assert!(layers.iter().all(|layer| layer.rope.frequencies(1).unwrap()[0] == 1.0 / 8.0));
+        assert!(layers.iter().all(|layer| frequencies(layer)[0] == 1.0 / 8.0));
         assert!(layers_alike(vec![WINDOW], &keys(r#"{"rope_local_base_freq": 100}"#), None, 4).is_err());
     }
 
@@ -208,8 +257,7 @@ mod tests {
         );
         let layers = layers(vec![WINDOW, LayerKind::Full], &keys, Bases::default(), 4).unwrap();
         assert_eq!([layers[0].kind, layers[1].kind], [WINDOW, LayerKind::Full]);
-        let frequencies: Vec<Vec<f32>> =
-            layers.iter().map(|layer| layer.rope.frequencies(1).unwrap()).collect();
+        let frequencies: Vec<Vec<f32>> = layers.iter().map(frequencies).collect();
         assert_eq!([frequencies[0][0], frequencies[1][0]], [1.0, 1.0 / 8.0]);
         assert_abs_diff_eq!(frequencies[0][1], 0.1, epsilon = 1e-6);
         assert_abs_diff_eq!(frequencies[1][1], 1e-3 / 8.0, epsilon = 1e-8);

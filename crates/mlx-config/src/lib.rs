@@ -23,7 +23,7 @@ mod layers;
 mod windows;
 
 pub use error::ConfigError;
-pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, specs};
+pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, rotating, specs};
 pub use windows::SwitchedWindows;
 
 use mlx_rope::RopeKeys;

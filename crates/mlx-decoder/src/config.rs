@@ -69,7 +69,7 @@ impl DecoderConfig {
             num_kv_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
             bias: self.attention_bias,
-            rope: Some(layer.rope.clone()),
+            rope: layer.rope.clone(),
             scale: self.attention_scale,
             softcap: self.attention_cap,
         }
@@ -95,7 +95,11 @@ impl DecoderConfig {
             intermediate_size: self.intermediate_size,
             query_heads: self.num_attention_heads,
             layers: specs(&self.layers, self.num_key_value_heads, self.head_dim),
-            rotations: self.layers.iter().map(|layer| layer.rope.rotation()).collect(),
+            rotations: self
+                .layers
+                .iter()
+                .map(|layer| layer.rope.as_ref().map(|rope| rope.rotation()))
+                .collect(),
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self {

@@ -56,7 +56,7 @@ fn with(mut config: Value, pointer: &str, value: Option<Value>) -> Value {
 
 /// The slowest frequency of a layer.
 fn frequency(config: &DecoderConfig, layer: usize) -> f32 {
-    *config.layers[layer].rope.frequencies(1).unwrap().last().unwrap()
+    *config.layers[layer].rope.as_ref().unwrap().frequencies(1).unwrap().last().unwrap()
 }
 
 /// Local layers have the base 10 000, global ones 1 000 000.

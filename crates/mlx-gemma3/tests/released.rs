@@ -1,6 +1,6 @@
 //! The facts of released models, from the configs of their checkpoints.
 
-use mlx_gemma3::{ARCHITECTURE, Config};
+use mlx_gemma3::{ARCHITECTURE, Gemma3};
 use mlx_testing::released::{Facts, Released, facts_are_read, slowest};
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ fn multimodal(sizes: &Value) -> Value {
 #[test]
 fn the_facts_of_released_models() {
     facts_are_read(&ARCHITECTURE, RELEASED, |checkpoint| {
-        let config = Config::from_checkpoint(checkpoint)?;
+        let config = Gemma3::config(checkpoint)?;
         Ok(Facts {
             heads: [config.num_attention_heads, config.num_key_value_heads],
             head_dim: config.head_dim,

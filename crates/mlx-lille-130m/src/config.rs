@@ -126,7 +126,7 @@ impl Config {
             intermediate_size: self.hidden_dim,
             query_heads: self.n_head,
             layers: vec![layer; self.n_layer],
-            rotations: vec![self.rope.rotation(); self.n_layer],
+            rotations: vec![Some(self.rope.rotation()); self.n_layer],
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, ..self.clone() }),

@@ -56,6 +56,11 @@ fn without(mut config: Value, key: &str) -> Value {
     config
 }
 
+/// The frequencies of the first layer's rotation. All layers rotate alike.
+fn frequencies(config: &DecoderConfig) -> Vec<f32> {
+    config.layers[0].rope.as_ref().unwrap().frequencies(1).unwrap()
+}
+
 #[test]
 fn llama_3_2() {
     let config = read(&llama()).unwrap();
@@ -64,11 +69,11 @@ fn llama_3_2() {
     assert!(config.layers.len() == 16 && config.layers.iter().all(|layer| layer.kind == FULL));
     assert!(!config.has_own_head && config.attention_bias == AttentionBias::None && !config.mlp_bias);
     // The fastest pair keeps its speed, and the slowest turns 32 times slower.
-    let frequencies = config.layers[0].rope.frequencies(1).unwrap();
+    let frequencies = frequencies(&config);
     assert_eq!(frequencies[0], 1.0);
     let slowest = 500_000_f32.powf(-62.0 / 64.0) / 32.0;
     assert_relative_eq!(frequencies[31], slowest, epsilon = 0.0, max_relative = 1e-4);
-    assert_eq!(config.layers[0].rope.attention_factor(1), 1.0);
+    assert_eq!(config.layers[0].rope.as_ref().unwrap().attention_factor(1), 1.0);
 }
 
 #[test]
@@ -107,7 +112,7 @@ fn llama_2_has_a_key_value_head_for_each_query_head() {
         let config = read(&config).unwrap();
         assert_eq!((config.num_key_value_heads, config.head_dim), (32, 128));
         // The base that the config does not state.
-        let frequencies = config.layers[0].rope.frequencies(1).unwrap();
+        let frequencies = frequencies(&config);
         assert_relative_eq!(
             frequencies[63],
             10_000_f32.powf(-126.0 / 128.0),
@@ -125,7 +130,7 @@ fn configs_of_transformers_4_and_5_give_one_model() {
         "original_max_position_embeddings": 8192, "rope_type": "llama3", "rope_theta": 500_000.0,
     });
     let [old, new] = [llama(), new].map(|config| read(&config).unwrap());
-    assert_eq!(old.layers[9].rope.frequencies(1).unwrap(), new.layers[9].rope.frequencies(1).unwrap());
+    assert_eq!(frequencies(&old), frequencies(&new));
     assert_eq!(old.unlike_mlx_lm.rotation, None);
     assert!(new.unlike_mlx_lm.rotation.unwrap().contains("does not read the scaling"));
 }

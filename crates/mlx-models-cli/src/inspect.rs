@@ -145,10 +145,11 @@ fn describe(
     })
 }
 
-/// The rotations of a model's layers, those of the first layers first.
+/// The rotations of a model's layers, those of the first layers first. A layer without a rotation is in none of them.
 fn rotations(info: &ModelInfo) -> Vec<Rotated> {
     let mut groups: Vec<(&Rotation, Vec<usize>)> = Vec::new();
     for (layer, rotation) in info.rotations.iter().enumerate() {
+        let Some(rotation) = rotation else { continue };
         match groups.iter_mut().find(|(known, _)| **known == **rotation) {
             Some((_, layers)) => layers.push(layer),
             None => groups.push((rotation, vec![layer])),
@@ -213,17 +214,19 @@ impl Description {
         ]
     }
 
-    /// `base 10000, 32 features (layers 0, 1); yarn by 8, base 10000, 32 features (layer 2)`. The layers are left out where
-    /// all rotate alike.
+    /// `base 10000, 32 features (layers 0, 1); yarn by 8, base 10000, 32 features (layer 2); none (layer 3)`. The layers are
+    /// left out where all rotate alike.
     fn rotation_row(&self) -> String {
-        let layers = |rotated: &Rotated| match &*rotated.layers {
-            _ if self.rotations.len() == 1 => String::new(),
-            [layer] => format!(" (layer {layer})"),
-            layers => format!(" (layers {})", numbers(layers)),
+        let is_rotated = |layer: &usize| self.rotations.iter().any(|rotated| rotated.layers.contains(layer));
+        let others: Vec<usize> = (0..self.layers).filter(|layer| !is_rotated(layer)).collect();
+        let groups = self.rotations.iter().map(|rotated| (&*rotated.shown, &rotated.layers));
+        let none = Some(("none", &others)).filter(|_| !others.is_empty());
+        let row = |(shown, layers): (&str, &Vec<usize>)| match &**layers {
+            all if all.len() == self.layers => shown.to_owned(),
+            [layer] => format!("{shown} (layer {layer})"),
+            layers => format!("{shown} (layers {})", numbers(layers)),
         };
-        let rows: Vec<String> =
-            self.rotations.iter().map(|rotated| format!("{}{}", rotated.shown, layers(rotated))).collect();
-        rows.join("; ")
+        groups.chain(none).map(row).collect::<Vec<_>>().join("; ")
     }
 
     /// `512 tokens in 5 of 6 layers`, for each length of a window.

@@ -108,7 +108,7 @@ impl Tiny {
                 intermediate_size: D,
                 query_heads: HEADS,
                 layers: vec![spec; config.layers as usize],
-                rotations: vec![rope.rotation(); config.layers as usize],
+                rotations: vec![Some(rope.rotation()); config.layers as usize],
                 dtype: Dtype::Float32,
                 config_digest: config.layers.to_string(),
                 adapter_settings,

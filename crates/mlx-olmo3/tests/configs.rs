@@ -41,7 +41,7 @@ fn with(key: &str, value: Option<Value>) -> Value {
 }
 
 fn frequency(config: &DecoderConfig, layer: usize) -> f32 {
-    *config.layers[layer].rope.frequencies(1).unwrap().last().unwrap()
+    *config.layers[layer].rope.as_ref().unwrap().frequencies(1).unwrap().last().unwrap()
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn the_released_config() {
     assert_eq!(config.layers[0].kind, LayerKind::Sliding { window: 4096 });
     // YaRN's factor.
     assert_abs_diff_eq!(frequency(&config, 0) / frequency(&config, 3), 8.0, epsilon = 1e-4);
-    let factors = [0, 3].map(|layer| config.layers[layer].rope.attention_factor(1));
+    let factors = [0, 3].map(|layer| config.layers[layer].rope.as_ref().unwrap().attention_factor(1));
     assert_eq!(factors, [1.0, 1.207_944_2]);
     assert!(config.has_own_head && config.attention_bias == AttentionBias::None);
 }
@@ -73,7 +73,8 @@ fn configs_of_transformers_4_and_5_give_one_model() {
     let new = read(&new).unwrap();
     for layer in [0, 3] {
         assert_eq!(frequency(&old, layer), frequency(&new, layer));
-        let factors = [&old, &new].map(|config| config.layers[layer].rope.attention_factor(1));
+        let factors =
+            [&old, &new].map(|config| config.layers[layer].rope.as_ref().unwrap().attention_factor(1));
         assert_eq!(factors[0], factors[1]);
     }
 }

@@ -152,7 +152,7 @@ impl Config {
             intermediate_size: self.intermediate_size,
             query_heads: self.num_attention_heads,
             layers: vec![layer; self.num_hidden_layers],
-            rotations: vec![self.rope.rotation(); self.num_hidden_layers],
+            rotations: vec![Some(self.rope.rotation()); self.num_hidden_layers],
             dtype,
             // Keys and values depend on all fields but these.
             config_digest: digest(&Self { context_length: 0, rotation_unlike_mlx_lm: None, ..self.clone() }),

@@ -55,7 +55,7 @@ fn the_released_config() {
     assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.head_dim), (16, 8, 128));
     assert_eq!(windows(&config), (28, None));
     assert!(!config.has_own_head && config.attention_bias == AttentionBias::None);
-    let rope = &config.layers[0].rope;
+    let rope = config.layers[0].rope.as_ref().unwrap();
     let last = *rope.frequencies(1).unwrap().last().unwrap();
     assert_relative_eq!(last, 1e6_f32.powf(-126.0 / 128.0), epsilon = 0.0, max_relative = 1e-4);
     assert_eq!(rope.attention_factor(1), 1.0);
@@ -89,7 +89,7 @@ fn configs_of_transformers_4_and_5_give_one_model() {
     new["rope_parameters"] = json!({
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1_000_000,
     });
-    let [old, new] = [old, new].map(|config| read(&config).unwrap().layers.remove(27).rope);
+    let [old, new] = [old, new].map(|config| read(&config).unwrap().layers.remove(27).rope.unwrap());
     assert_eq!(old.frequencies(1).unwrap(), new.frequencies(1).unwrap());
     assert_eq!(old.attention_factor(1), new.attention_factor(1));
     assert_eq!(old.attention_factor(1), (0.1 * 4.0_f64.ln() + 1.0) as f32);
