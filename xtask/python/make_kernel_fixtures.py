@@ -129,8 +129,25 @@ def ropes() -> dict[str, mx.array]:
     return tensors
 
 
+def softcapped(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, cap: float, mask: mx.array | None
+) -> mx.array:
+    """The operations of attention in mlx-lm's `gemma2.py`."""
+    repeats = q.shape[1] // k.shape[1]
+    q = (q * scale).reshape(q.shape[0], -1, repeats, *q.shape[2:])
+    k, v = mx.expand_dims(k, 2), mx.expand_dims(v, 2)
+    scores = mx.tanh((q @ k.swapaxes(-1, -2)) / cap)
+    scores *= cap
+    if mask is not None and mask.dtype == mx.bool_:
+        scores = mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
+    elif mask is not None:
+        scores = scores + mask.reshape(*scores.shape[:2], repeats, *scores.shape[3:])
+    out = mx.softmax(scores, precise=True, axis=-1) @ v
+    return out.reshape(out.shape[0], -1, *out.shape[3:])
+
+
 def attentions() -> dict[str, mx.array]:
-    """Attention: each kind of mask, with and without sinks, heads that share keys, rows that see nothing."""
+    """Attention: each kind of mask, with and without sinks, soft-capped, heads that share keys, rows that see nothing."""
     rng, tensors = np.random.default_rng(SEED), {}
     for name, dtype in DTYPES.items():
         for i, (heads, groups, length, keys, size, out_size) in enumerate(
@@ -150,12 +167,15 @@ def attentions() -> dict[str, mx.array]:
             }
             inputs = {"q": q, "k": k, "v": v, "sinks": sinks, "seen": masks["bool"], "addend": masks["added"]}
             tensors |= {f"{name}_{i}.{key}": value for key, value in inputs.items()}
-            tensors[f"{name}_{i}.scale"] = number(0.3)
+            tensors |= {f"{name}_{i}.scale": number(0.3), f"{name}_{i}.cap": number(2.3)}
+            past = mx.arange(keys - length, keys)[:, None] >= mx.arange(keys)
             for kind, mask in masks.items():
                 for with_sinks in [False, True]:
                     tensors[f"{name}_{i}.{kind}{'_sinks' * with_sinks}"] = mx.fast.scaled_dot_product_attention(
                         q, k, v, scale=0.3, mask=mask, sinks=sinks if with_sinks else None
                     )
+                array = past if kind == "causal" else mask
+                tensors[f"{name}_{i}.{kind}_capped"] = softcapped(q, k, v, 0.3, 2.3, array)
     return tensors
 
 

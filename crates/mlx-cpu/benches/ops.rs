@@ -36,24 +36,29 @@ fn main() {
         let make = |heads: usize, length: usize, seed: u32| numbers(heads * length * size, seed);
         let (q, k, v) = (make(heads, length, 1), make(shared, count, 2), make(shared, count, 3));
         let mut out = vec![bf16::ZERO; q.len()];
-        let time = best(|| {
-            attention(
-                cpu,
-                View::contiguous(&q, [1, heads, length, size]),
-                View::contiguous(&k, [1, shared, count, size]),
-                View::contiguous(&v, [1, shared, count, size]),
-                0.0625,
-                Mask::Causal,
-                None,
-                ViewMut::contiguous(&mut out, [1, heads, length, size]),
-            );
-        });
+        let mut timed = |softcap| {
+            best(|| {
+                attention(
+                    cpu,
+                    View::contiguous(&q, [1, heads, length, size]),
+                    View::contiguous(&k, [1, shared, count, size]),
+                    View::contiguous(&v, [1, shared, count, size]),
+                    Scores { scale: 0.0625, softcap },
+                    Mask::Causal,
+                    None,
+                    ViewMut::contiguous(&mut out, [1, heads, length, size]),
+                );
+            })
+        };
+        let (time, capped) = (timed(None), timed(Some(50.0)));
         let seen = length * count - length * (length - 1) / 2;
         let products = 4.0 * (heads * seen * size) as f64 / time.as_secs_f64() / 1e9;
         let bytes = (2 * 2 * shared * count * size) as f64 / time.as_secs_f64() / 1e9;
         println!(
-            "{name:50} {time:12.2?} {products:7.1} GFLOP/s, {:4.0} % of the peak; {bytes:6.1} GB/s",
-            100.0 * products / peak
+            "{name:50} {time:12.2?} {products:7.1} GFLOP/s, {:4.0} % of the peak; {bytes:6.1} GB/s; \
+             soft-capped {capped:12.2?}, {:4.2}",
+            100.0 * products / peak,
+            capped.as_secs_f64() / time.as_secs_f64()
         );
     }
     if "quantized attention".contains(&filter) {

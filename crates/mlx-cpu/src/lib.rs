@@ -71,7 +71,7 @@ mod simd;
 mod softmax;
 mod view;
 
-pub use attention::{Heads, Mask, QuantizedHeads, attention};
+pub use attention::{Heads, Mask, QuantizedHeads, Scores, attention};
 pub use copy::copy_strided;
 pub use cpu::Cpu;
 pub use elementwise::{add, multiply, subtract_from_rows};

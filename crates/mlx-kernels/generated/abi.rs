@@ -129,16 +129,20 @@ const _: () = {
 pub struct AttentionSettings {
     #[doc = " Scores are multiplied by it."]
     pub scale: f32,
+    #[doc = " The cap of soft-capped scores: each score s becomes `softcap * tanh(s / softcap)`. 0 where they are not capped."]
+    pub softcap: f32,
     #[doc = " Whether each query sees only keys up to its own position. Then there is no mask."]
     pub is_causal: bool,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionSettings"][::std::mem::size_of::<AttentionSettings>() - 8usize];
+    ["Size of AttentionSettings"][::std::mem::size_of::<AttentionSettings>() - 12usize];
     ["Alignment of AttentionSettings"][::std::mem::align_of::<AttentionSettings>() - 4usize];
     ["Offset of field: AttentionSettings::scale"][::std::mem::offset_of!(AttentionSettings, scale) - 0usize];
+    ["Offset of field: AttentionSettings::softcap"]
+        [::std::mem::offset_of!(AttentionSettings, softcap) - 4usize];
     ["Offset of field: AttentionSettings::is_causal"]
-        [::std::mem::offset_of!(AttentionSettings, is_causal) - 4usize];
+        [::std::mem::offset_of!(AttentionSettings, is_causal) - 8usize];
 };
 #[repr(i32)]
 #[doc = " The modes of quantization, by MLX's names."]
@@ -182,6 +186,24 @@ const _: () = {
         [::std::mem::offset_of!(QuantizedMatmulSettings, quantization) - 0usize];
     ["Offset of field: QuantizedMatmulSettings::is_transposed"]
         [::std::mem::offset_of!(QuantizedMatmulSettings, is_transposed) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizedAttentionSettings {
+    #[doc = " How keys and values are quantized."]
+    pub quantization: Quantization,
+    #[doc = " As in `AttentionSettings`."]
+    pub softcap: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of QuantizedAttentionSettings"][::std::mem::size_of::<QuantizedAttentionSettings>() - 16usize];
+    ["Alignment of QuantizedAttentionSettings"]
+        [::std::mem::align_of::<QuantizedAttentionSettings>() - 4usize];
+    ["Offset of field: QuantizedAttentionSettings::quantization"]
+        [::std::mem::offset_of!(QuantizedAttentionSettings, quantization) - 0usize];
+    ["Offset of field: QuantizedAttentionSettings::softcap"]
+        [::std::mem::offset_of!(QuantizedAttentionSettings, softcap) - 12usize];
 };
 #[repr(i32)]
 #[doc = " The operations that have a kernel, in the order of operations.def."]

@@ -105,15 +105,14 @@ impl KeysValues {
         if group * heads != query_heads {
             return Err(Exception::custom(format!("{query_heads} query heads for {heads} key-value heads")));
         }
-        let queries = queries.multiply(number(scale, queries.dtype())?)?;
-
         // [B, H_q, L, D] -> [B, H, group, L, D], against [B, H, 1, S, D]
         let grouped = group > 1;
         let (queries, read) = if grouped {
-            (queries.reshape(&[batch, heads, group, length, dim])?, self.for_group()?)
+            (&queries.reshape(&[batch, heads, group, length, dim])?, &self.for_group()?)
         } else {
-            (queries, self.clone())
+            (queries, self)
         };
+        let queries = queries.multiply(number(scale, queries.dtype())?)?;
         let mut scores = read.scores(&queries)?;
         if let Some(cap) = softcap {
             let cap = number(cap, scores.dtype())?;

@@ -31,7 +31,7 @@ pub struct AttentionSettings {
     pub rope: Option<Rope>,
     /// What scores are multiplied by.
     pub scale: f32,
-    /// The cap of soft-capped scores: each score s, which is then multiplied, becomes `cap * tanh(s / cap)`.
+    /// The cap of soft-capped scores: each score s, which is a product times the scale, becomes `cap * tanh(s / cap)`.
     pub softcap: Option<f32>,
 }
 

@@ -73,6 +73,8 @@ struct RopeSettings {
 struct AttentionSettings {
   /// Scores are multiplied by it.
   float scale;
+  /// The cap of soft-capped scores: each score s becomes `softcap * tanh(s / softcap)`. 0 where they are not capped.
+  float softcap;
   /// Whether each query sees only keys up to its own position. Then there is no mask.
   bool is_causal;
 };
@@ -93,6 +95,13 @@ struct QuantizedMatmulSettings {
   Quantization quantization;
   /// Whether x is multiplied by the transposes of the matrices.
   bool is_transposed;
+};
+
+struct QuantizedAttentionSettings {
+  /// How keys and values are quantized.
+  Quantization quantization;
+  /// As in `AttentionSettings`.
+  float softcap;
 };
 
 /// The operations that have a kernel, in the order of operations.def.

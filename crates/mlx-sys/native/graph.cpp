@@ -78,8 +78,15 @@ void allocate(mx::array& out, Layout layout) {
     out.set_data(buffer);
     return;
   }
-  int64_t heads = out.shape(1), length = out.shape(2), width = out.shape(3);
-  mx::Strides strides{length * heads * width, width, heads * width, 1};
+  int dims = out.ndim();
+  int64_t length = out.shape(-2), width = out.shape(-1), heads = 1;
+  mx::Strides strides(dims, 1);
+  for (int i = dims - 3; i > 0; i--) {
+    strides[i] = heads * width;
+    heads *= out.shape(i);
+  }
+  strides[dims - 2] = heads * width;
+  strides[0] = length * heads * width;
   mx::array::Flags flags{};
   flags.contiguous = true;
   flags.row_contiguous = heads == 1 || length == 1;

@@ -72,7 +72,7 @@ struct InnerStep {
 enum class Layout {
   // Row by row.
   rows,
-  // [B, H, L, D] as the transpose of [B, L, H, D], so that the model's own transpose costs nothing.
+  // [B, H, L, D] as the transpose of [B, L, H, D], so that the model's own transpose costs nothing. H may be two dimensions.
   heads_inside,
 };
 

@@ -18,9 +18,21 @@ const KernelNode* kernel_node(const mx::array& x) {
   return dynamic_cast<const KernelNode*>(&x.primitive());
 }
 
-// Whether x is this number, given as a constant of its own dtype or of float32 that may have been cast and
-// broadcast. A constant that was rounded to another dtype before is another number.
-bool is_number(mx::array x, float number) {
+// A number, rounded to a float dtype.
+float rounded(float number, mx::Dtype dtype) {
+  switch (dtype.val()) {
+    case mx::Dtype::Val::float16:
+      return mx::float16_t(number);
+    case mx::Dtype::Val::bfloat16:
+      return mx::bfloat16_t(number);
+    default:
+      return number;
+  }
+}
+
+// The number that x is, as x has it: a constant of its own dtype or of float32 that may have been cast and broadcast. A
+// constant that was rounded to another dtype before is none.
+std::optional<float> number_of(mx::array x) {
   auto dtype = x.dtype();
   while (true) {
     if (auto inputs = pending(x, "Broadcast")) {
@@ -32,18 +44,22 @@ bool is_number(mx::array x, float number) {
     }
   }
   if (x.size() != 1 || !x.is_available() || (x.dtype() != mx::float32 && x.dtype() != dtype)) {
-    return false;
+    return std::nullopt;
   }
   switch (x.dtype().val()) {
     case mx::Dtype::Val::float32:
-      return *x.data<float>() == number;
+      return rounded(*x.data<float>(), dtype);
     case mx::Dtype::Val::float16:
-      return *x.data<mx::float16_t>() == mx::float16_t(number);
+      return *x.data<mx::float16_t>();
     case mx::Dtype::Val::bfloat16:
-      return *x.data<mx::bfloat16_t>() == mx::bfloat16_t(number);
+      return *x.data<mx::bfloat16_t>();
     default:
-      return false;
+      return std::nullopt;
   }
+}
+
+bool is_number(const mx::array& x, float number) {
+  return number_of(x) == rounded(number, x.dtype());
 }
 
 // The other input of an operation of two inputs, one of which is `number`.
@@ -82,21 +98,37 @@ float lowest(mx::Dtype dtype) {
   }
 }
 
-// Takes a mask off the scores that it was applied to, and returns it.
-std::optional<mx::array> take_mask(mx::array& scores) {
-  std::optional<mx::array> mask;
-  if (auto chosen = pending(scores, "Select"); chosen && is_number((*chosen)[2], lowest(scores.dtype()))) {
-    mask = (*chosen)[0];
-    scores = mx::array((*chosen)[1]);
-  } else if (auto parts = pending(scores, "Add"); parts && parts->size() == 2) {
-    int own = pending((*parts)[0], Operation::quantized_matmul) ? 0 : 1;
-    mask = (*parts)[1 - own];
-    scores = mx::array((*parts)[own]);
+// An array and a number that an operation of two inputs takes in this order.
+struct WithNumber {
+  mx::array x;
+  float number;
+};
+
+std::optional<WithNumber> with_number(const mx::array& y, const char* name) {
+  auto inputs = pending(y, name);
+  if (!inputs || inputs->size() != 2) {
+    return std::nullopt;
   }
-  if (auto whole = mask ? pending(*mask, "Broadcast") : nullptr) {
-    mask = mx::array((*whole)[0]);
+  auto number = number_of((*inputs)[1]);
+  return number ? std::optional(WithNumber{(*inputs)[0], *number}) : std::nullopt;
+}
+
+// x of tanh(x / cap) * cap, and the cap.
+std::optional<WithNumber> softcapped(const mx::array& scores) {
+  auto product = with_number(scores, "Multiply");
+  auto tanh = product ? pending(product->x, "Tanh") : nullptr;
+  auto share = tanh ? with_number((*tanh)[0], "Divide") : std::nullopt;
+  return share && share->number == product->number && share->number > 0.0f ? share : std::nullopt;
+}
+
+// Scores that no mask was applied to.
+std::optional<Scores> unmasked(const mx::array& scores, Operation product) {
+  auto capped = softcapped(scores);
+  auto& products = capped ? capped->x : scores;
+  if (!pending(products, product)) {
+    return std::nullopt;
   }
-  return mask;
+  return Scores{products, capped ? capped->number : 0.0f, std::nullopt};
 }
 
 } // namespace
@@ -144,25 +176,71 @@ std::optional<mx::array> gelu_argument(const mx::array& half, const mx::array& s
   return x;
 }
 
-std::optional<QuantizedScores> quantized_scores(const mx::array& weights) {
+std::optional<Scores> scores_of(const mx::array& weights, Operation product) {
   auto softmax = pending(weights, Operation::softmax);
   if (!softmax) {
     return std::nullopt;
   }
-  mx::array scores = (*softmax)[0];
-  auto mask = take_mask(scores);
-  auto parts = pending(scores, Operation::quantized_matmul);
-  auto product = parts ? kernel_node(scores) : nullptr;
+  auto& whole = (*softmax)[0];
+  std::optional<Scores> scores;
+  if (auto chosen = pending(whole, "Select"); chosen && is_number((*chosen)[2], lowest(whole.dtype()))) {
+    if ((scores = unmasked((*chosen)[1], product))) {
+      scores->mask = (*chosen)[0];
+    }
+  } else if (auto parts = pending(whole, "Add"); parts && parts->size() == 2) {
+    for (int own : {0, 1}) {
+      if (!scores && (scores = unmasked((*parts)[own], product))) {
+        scores->mask = (*parts)[1 - own];
+      }
+    }
+  } else {
+    scores = unmasked(whole, product);
+  }
+  if (auto mask = scores && scores->mask ? pending(*scores->mask, "Broadcast") : nullptr) {
+    scores->mask = mx::array((*mask)[0]);
+  }
+  return scores;
+}
+
+std::optional<Products> products_of(const mx::array& products) {
+  auto factors = pending(products, Operation::matmul);
+  if (!factors) {
+    return std::nullopt;
+  }
+  mx::array turned = (*factors)[1];
+  // Keys that heads share.
+  if (auto shared = pending(turned, "Broadcast")) {
+    turned = mx::array((*shared)[0]);
+  }
+  auto keys = pending(turned, "Transpose");
+  if (!keys) {
+    return std::nullopt;
+  }
+  auto axes = static_cast<const mx::Transpose&>(turned.primitive()).state();
+  auto dims = int(axes.size());
+  std::swap(axes[dims - 2], axes[dims - 1]);
+  if (!std::is_sorted(axes.begin(), axes.end())) {
+    return std::nullopt;
+  }
+  auto scaled = with_number((*factors)[0], "Multiply");
+  return Products{
+      .queries = scaled ? scaled->x : (*factors)[0],
+      .keys = (*keys)[0],
+      .scale = scaled ? scaled->number : 1.0f};
+}
+
+std::optional<QuantizedProducts> quantized_products_of(const mx::array& products) {
+  auto parts = pending(products, Operation::quantized_matmul);
+  auto product = parts ? kernel_node(products) : nullptr;
   if (!product) {
     return std::nullopt;
   }
   auto& inputs = *parts;
-  return QuantizedScores{
+  return QuantizedProducts{
       .queries = inputs[0],
       .keys = inputs[1],
       .key_scales = inputs[2],
       .key_biases = inputs.size() > 3 ? std::optional(inputs[3]) : std::nullopt,
-      .mask = std::move(mask),
       .settings = product->last().settings.as<QuantizedMatmulSettings>()};
 }
 

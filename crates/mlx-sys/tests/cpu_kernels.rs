@@ -327,6 +327,13 @@ fn lowest(dtype: Dtype) -> f32 {
     }
 }
 
+/// `cap * tanh(scores / cap)`.
+fn softcapped(scores: Array, cap: Option<f32>) -> Result<Array> {
+    let Some(cap) = cap else { return Ok(scores) };
+    let cap = Array::from_f32(cap).as_dtype(scores.dtype())?;
+    tanh(scores.divide(&cap)?)?.multiply(&cap)
+}
+
 /// Attention as mlx-lm writes it where keys and values are quantized.
 fn quantized_attention(
     queries: &Array,
@@ -335,10 +342,22 @@ fn quantized_attention(
     [group, bits]: [i32; 2],
     hiding: Hiding<'_>,
 ) -> Result<Array> {
+    quantized_softcapped_attention(queries, keys, values, [group, bits], None, hiding)
+}
+
+fn quantized_softcapped_attention(
+    queries: &Array,
+    keys: &[Array; 3],
+    values: &[Array; 3],
+    [group, bits]: [i32; 2],
+    cap: Option<f32>,
+    hiding: Hiding<'_>,
+) -> Result<Array> {
     let product = |x: &Array, [w, scales, biases]: &[Array; 3], transpose| {
         quantized_matmul(x, w, scales, biases, transpose, group, bits)
     };
-    product(&softmax_axis(hiding.apply(product(queries, keys, true)?)?, -1, true)?, values, false)
+    let scores = hiding.apply(softcapped(product(queries, keys, true)?, cap)?)?;
+    product(&softmax_axis(scores, -1, true)?, values, false)
 }
 
 /// The same attention over dequantized keys and values, in float32, rounded wherever the operations round.
@@ -347,13 +366,15 @@ fn attention_of_wide(
     keys: &[Array; 3],
     values: &[Array; 3],
     [group, bits]: [i32; 2],
+    cap: Option<f32>,
     hiding: Hiding<'_>,
 ) -> Result<Array> {
     let wide = |x: &Array| x.as_dtype(Dtype::Float32);
     let dtype = queries.dtype();
     let plain = |[w, scales, biases]: &[Array; 3]| dequantize(w, wide(scales)?, &wide(biases)?, group, bits);
     let scores = matmul(wide(queries)?, plain(keys)?.swap_axes(-1, -2)?)?.as_dtype(dtype)?;
-    let weights = softmax_axis(wide(&hiding.apply(scores)?)?, -1, true)?.as_dtype(dtype)?;
+    let scores = hiding.apply(softcapped(scores, cap)?)?;
+    let weights = softmax_axis(wide(&scores)?, -1, true)?.as_dtype(dtype)?;
     matmul(wide(&weights)?, plain(values)?)?.as_dtype(dtype)
 }
 
@@ -387,12 +408,16 @@ fn attentions_over_quantized_keys_and_values() {
                 let q = normal(&[&heads[..], &[length, size]].concat(), 3, dtype);
                 let q = q.multiply(Array::from_f32(0.125).as_dtype(dtype).unwrap()).unwrap();
                 let check = |what: &str, hiding: Hiding<'_>| {
-                    assert_like(
-                        &format!("{dtype:?} {of_keys} {repeats} {length} {count} {size} {format:?} {what}"),
-                        4.0,
-                        || quantized_attention(&q, &k, &v, format, hiding),
-                        || attention_of_wide(&q, &k, &v, format, hiding),
-                    );
+                    for cap in [None, Some(3.0)] {
+                        assert_like(
+                            &format!(
+                                "{dtype:?} {of_keys} {repeats} {length} {count} {size} {format:?} {what} {cap:?}"
+                            ),
+                            4.0,
+                            || quantized_softcapped_attention(&q, &k, &v, format, cap, hiding),
+                            || attention_of_wide(&q, &k, &v, format, cap, hiding),
+                        );
+                    }
                 };
                 check("all", Hiding::Nothing);
                 let mut shapes = vec![vec![length, count], [&heads[..], &[length, count]].concat()];
@@ -425,6 +450,111 @@ fn attentions_over_quantized_keys_and_values() {
     }
 }
 
+/// Soft-capped attention as mlx-lm's `gemma2.py` writes it: scores are divided by the first number of `cap`, and multiplied
+/// with the second.
+fn softcapped_attention(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    scale: f32,
+    cap: [f32; 2],
+    hiding: Hiding<'_>,
+) -> Result<Array> {
+    let number = |x: f32| Array::from_f32(x).as_dtype(queries.dtype());
+    let scores = matmul(queries.multiply(number(scale)?)?, keys.swap_axes(-1, -2)?)?;
+    let capped = tanh(scores.divide(number(cap[0])?)?)?.multiply(number(cap[1])?)?;
+    matmul(softmax_axis(hiding.apply(capped)?, -1, true)?, values)
+}
+
+/// Keys or values `[B, H, S, D]` as part of a longer cache; `[B, H, 1, S, D]` for grouped heads.
+fn cached_dense([batch, heads, count, size]: [i32; 4], seed: u64, grouped: bool, dtype: Dtype) -> Array {
+    let all = normal(&[batch, heads, count + 20, size], seed, dtype);
+    let part = all.try_index((.., .., 5..5 + count, ..)).unwrap();
+    if grouped { part.expand_dims_axes(&[2]).unwrap() } else { part }
+}
+
+#[test]
+fn softcapped_attentions() {
+    let _turn = turn();
+    for dtype in FLOATS {
+        for (of_keys, repeats, length, count, size) in
+            [(1, 1, 1, 1, 8), (2, 1, 1, 37, 64), (2, 3, 1, 150, 40), (1, 4, 5, 70, 16), (2, 2, 33, 130, 64)]
+        {
+            let grouped = repeats > 1;
+            let k = cached_dense([2, of_keys, count, size], 1, grouped, dtype);
+            let v = cached_dense([2, of_keys, count, size + 8], 2, grouped, dtype);
+            let heads = if grouped { vec![of_keys, repeats] } else { vec![of_keys] };
+            // As a projection makes them.
+            let q = normal(&[&[2, length][..], &heads, &[size]].concat(), 3, dtype);
+            let q = if grouped {
+                q.transpose_axes(&[0, 2, 3, 1, 4]).unwrap()
+            } else {
+                q.transpose_axes(&[0, 2, 1, 3]).unwrap()
+            };
+            let check = |what: &str, hiding: Hiding<'_>| {
+                let name = format!("{dtype:?} {of_keys} {repeats} {length} {count} {size} {what}");
+                for scale in [0.3, 3.0] {
+                    assert_like_stock(&name, 4.0, || {
+                        softcapped_attention(&q, &k, &v, scale, [2.3; 2], hiding)
+                    });
+                }
+            };
+            check("all", Hiding::Nothing);
+            let whole = [&[2], &heads[..], &[length, count]].concat();
+            let mut shapes = vec![vec![length, count], whole, vec![count]];
+            shapes.push(if grouped { vec![2, 1, 1, length, count] } else { vec![2, 1, length, 1] });
+            for shape in shapes {
+                // With this mask some queries see no key.
+                let mask = normal(&shape, 5, Dtype::Float32).gt(Array::from_f32(0.3)).unwrap();
+                check(&format!("{shape:?}"), Hiding::Chosen(&mask, lowest(dtype)));
+                check(&format!("{shape:?} another number"), Hiding::Chosen(&mask, 3.0));
+                let added = normal(&shape, 6, dtype);
+                check(&format!("{shape:?} added"), Hiding::Added(&added));
+                let backwards = added.try_index((Ellipsis, (..).stride_by(-1))).unwrap();
+                check(&format!("{shape:?} backwards"), Hiding::Added(&backwards));
+            }
+        }
+    }
+}
+
+/// Operations that look like soft-capped attention, and are not.
+#[test]
+fn almost_softcapped_attentions() {
+    let _turn = turn();
+    let [k, v] = [1, 2].map(|seed| cached_dense([2, 2, 16, 16], seed, false, Dtype::Float32));
+    let q = normal(&[2, 2, 16, 16], 3, Dtype::Float32);
+    let nothing = Hiding::Nothing;
+    assert_like_stock("two caps", 8.0, || softcapped_attention(&q, &k, &v, 1.0, [2.0, 3.0], nothing));
+    assert_like_stock("a negative cap", 8.0, || softcapped_attention(&q, &k, &v, 1.0, [-2.0; 2], nothing));
+    let larger = normal(&[1, 2, 16, 16], 4, Dtype::Float32);
+    assert_like_stock("a mask larger than the scores", 8.0, || {
+        let [q, k, v] = [&q, &k, &v].map(|x| x.try_index((0..1, .., .., ..)));
+        let added = concatenate(&[&larger, &larger], 0)?;
+        softcapped_attention(&q?, &k?, &v?, 1.0, [2.0; 2], Hiding::Added(&added))
+    });
+    let cap = || Ok::<_, mlx_rs::error::Exception>(Array::from_f32(2.0));
+    let finish = |scores: Array| {
+        let capped = tanh(scores.divide(cap()?)?)?.multiply(cap()?)?;
+        matmul(softmax_axis(capped, -1, true)?, &v)
+    };
+    assert_like_stock("keys that are not turned", 8.0, || finish(matmul(&q, &k)?));
+    assert_like_stock("keys turned another way", 8.0, || {
+        finish(matmul(&q, k.transpose_axes(&[1, 0, 3, 2])?)?)
+    });
+    assert_like_stock("a cap below", 8.0, || {
+        let scores = matmul(&q, k.swap_axes(-1, -2)?)?;
+        let capped = tanh(cap()?.divide(scores)?)?.multiply(cap()?)?;
+        matmul(softmax_axis(capped, -1, true)?, &v)
+    });
+    // The scores and weights have other uses, so they are computed as well.
+    assert_like_stock("result, weights and scores", 8.0, || {
+        let scores = softcapped(matmul(&q, k.swap_axes(-1, -2)?)?, Some(2.0))?;
+        let weights = softmax_axis(&scores, -1, true)?;
+        let result = matmul(&weights, &v)?;
+        concatenate(&[result, weights, scores], -1)
+    });
+}
+
 /// Queries as a projection makes them, with heads apart in memory, and one head of keys for all.
 #[test]
 fn attentions_over_quantized_keys_of_queries_that_are_not_contiguous() {
@@ -437,7 +567,7 @@ fn attentions_over_quantized_keys_of_queries_that_are_not_contiguous() {
                 what,
                 4.0,
                 || quantized_attention(q, k, v, [32, 4], Hiding::Nothing),
-                || attention_of_wide(q, k, v, [32, 4], Hiding::Nothing),
+                || attention_of_wide(q, k, v, [32, 4], None, Hiding::Nothing),
             );
         };
         compare("one head of keys", &projected, &k, &v);
@@ -697,6 +827,26 @@ fn gradients_of_attention_over_quantized_keys() {
     });
 }
 
+/// A gradient with respect to queries, keys and values of soft-capped attention.
+#[test]
+fn gradients_of_softcapped_attention() {
+    let _turn = turn();
+    let shapes = [[1, 2, 2, 3, 16], [1, 2, 1, 40, 16], [1, 2, 1, 40, 16]];
+    let [q, k, v] = [0, 1, 2].map(|i| normal(&shapes[i], i as u64, Dtype::Float32));
+    let mask = normal(&[3, 40], 4, Dtype::Float32).gt(Array::from_f32(0.0)).unwrap();
+    let hiding = Hiding::Chosen(&mask, f32::MIN);
+    for part in 0..3 {
+        assert_like_stock("gradient", 16.0, || {
+            let (_, gradients) = transforms::vjp(
+                |x: &[Array]| vec![softcapped_attention(&x[0], &x[1], &x[2], 0.5, [2.0; 2], hiding).unwrap()],
+                &[q.clone(), k.clone(), v.clone()],
+                &[normal(&shapes[0], 5, Dtype::Float32)],
+            )?;
+            Ok(gradients[part].clone())
+        });
+    }
+}
+
 #[test]
 fn compiled_functions() {
     let _turn = turn();
@@ -814,6 +964,19 @@ fn heads_reach_their_kernels(dtype: Dtype) {
     check("Attention", &|| attention(Some(Mask::Causal)));
     check("Attention", &|| attention(Some(Mask::Array(&chosen))));
     check("Attention", &|| attention(Some(Mask::Array(&added))));
+    let capped = |q: &Array, k: &Array, hiding| softcapped_attention(q, k, k, 0.25, [2.0; 2], hiding);
+    let products = calls("Matmul");
+    check("Attention", &|| capped(&heads, &heads, Hiding::Nothing));
+    check("Attention", &|| capped(&heads, &heads, Hiding::Chosen(&chosen, lowest(dtype))));
+    check("Attention", &|| capped(&heads, &heads, Hiding::Added(&added)));
+    let grouped = computed(&[1, 4, 3, 5, 16], 7, dtype);
+    let shared = computed(&[1, 4, 1, 5, 16], 8, dtype);
+    check("Attention", &|| capped(&grouped, &shared, Hiding::Nothing));
+    check("Attention", &|| capped(&grouped, &shared, Hiding::Chosen(&chosen, lowest(dtype))));
+    assert_eq!(calls("Matmul"), products, "besides the attention that they are part of");
+    let attentions = calls("Attention");
+    capped(&heads, &heads, Hiding::Chosen(&chosen, -1e9)).unwrap().eval().unwrap();
+    assert_eq!(calls("Attention"), attentions, "with another number than the lowest");
 }
 
 fn quantized_attention_reaches_its_kernel(dtype: Dtype, grouped: bool) {
@@ -826,6 +989,10 @@ fn quantized_attention_reaches_its_kernel(dtype: Dtype, grouped: bool) {
     check("QuantizedAttention", &|| masked(Hiding::Nothing));
     check("QuantizedAttention", &|| masked(Hiding::Chosen(&mask, lowest(dtype))));
     check("QuantizedAttention", &|| masked(Hiding::Added(&added)));
+    let capped = |hiding| quantized_softcapped_attention(&q, &k, &v, [32, 4], Some(3.0), hiding);
+    check("QuantizedAttention", &|| capped(Hiding::Nothing));
+    check("QuantizedAttention", &|| capped(Hiding::Chosen(&mask, lowest(dtype))));
+    check("QuantizedAttention", &|| capped(Hiding::Added(&added)));
     // So few scores that stock MLX computes their softmax.
     let few = |x: &[Array; 3]| x.clone().map(|x| x.take_axis(Array::from_slice(&[0, 1], &[2]), -2).unwrap());
     let (few_keys, few_values) = (few(&k), few(&v));
@@ -959,7 +1126,7 @@ fn patterns_do_not_match_a_sum_of_several_steps() {
             what,
             8.0,
             || quantized_attention(&queries, &keys, &values, format, Hiding::Added(&added()?)),
-            || attention_of_wide(&queries, &keys, &values, format, Hiding::Added(&added()?)),
+            || attention_of_wide(&queries, &keys, &values, format, None, Hiding::Added(&added()?)),
         );
     }
     let x = normal(&[2, 200], 1, Dtype::Float32);

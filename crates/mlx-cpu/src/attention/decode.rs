@@ -96,7 +96,7 @@ const fn together<S: Arithmetic>(rows: usize) -> usize {
 enum Phase {
     /// Scales the queries.
     Queries,
-    /// Products of queries and keys.
+    /// Products of queries and keys, soft-capped if there is a cap.
     Scores,
     /// Softmax of the scores.
     Weights,
@@ -222,7 +222,7 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                 }
                 continue;
             }
-            for keys in pieces(keys, self.problem.keys.at_once()) {
+            for keys in pieces(keys.clone(), self.problem.keys.at_once()) {
                 let head = self.shared_head(group);
                 let from = self.problem.keys.rows(s, self.isa, head, keys.clone(), decoded);
                 let mut row = 0;
@@ -246,6 +246,9 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                     }
                     row += rows;
                 }
+            }
+            for row in 0..self.layout.rows {
+                self.problem.softcap(s, self.scores_of(group, row, &keys));
             }
         }
     }

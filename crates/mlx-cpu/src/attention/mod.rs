@@ -6,7 +6,7 @@ mod problem;
 mod prompt;
 
 pub use heads::{Heads, QuantizedHeads};
-pub use problem::Mask;
+pub use problem::{Mask, Scores};
 
 use problem::Problem;
 
@@ -16,10 +16,10 @@ use crate::{Cpu, Element, View, ViewMut};
 
 /// `softmax(queries * keys^T * scale) * values`, for each head; Vaswani et al. 2017, *Attention Is All
 /// You Need*, arXiv:1706.03762. Query head `h` uses the keys and values of head `h / (Hq / Hkv)`:
-/// Ainslie et al. 2023, *GQA*, arXiv:2305.13245.
+/// Ainslie et al. 2023, *GQA*, arXiv:2305.13245. [`Scores`] says how scores are scaled, and whether they are soft-capped.
 ///
-/// Rounds to `T` where MLX's graph does: the scaled queries, the scores, the scores with a mask added, and the weights
-/// after they are divided by their sum. A key that is not seen has the lowest number of `T` as its score, so a query
+/// Rounds to `T` where MLX's graph does: the scaled queries, the scores, the three steps of a soft cap, the scores with a
+/// mask added, and the weights after they are divided by their sum. A key that is not seen has the lowest number of `T` as its score, so a query
 /// that sees no key gets the mean of all values. A sink is one more score of each query of its head, without a value.
 ///
 /// # How
@@ -45,6 +45,8 @@ use crate::{Cpu, Element, View, ViewMut};
 /// of terms times the sum of their absolute values. A quantized number is not rounded to `T`: it counts with `|scale
 /// code| + |bias|`, and as one more term.
 ///
+/// The hyperbolic tangent of a soft cap is within 5 units in the last place of float32.
+///
 /// Exponentials are MLX's own, except that the exponential of a score that lies more than 69 below the largest is 0.
 /// Such a value would add less than 2^-99 of itself, and its denormal numbers would take processors long. A key or
 /// value that is not seen may be skipped, even if it is infinite or NaN; MLX multiplies it by 0.
@@ -58,7 +60,7 @@ pub fn attention<T: Element, H: Heads<T>>(
     queries: View<'_, T, 4>,
     keys: H,
     values: H,
-    scale: f32,
+    scores: impl Into<Scores>,
     mask: Mask<'_, T>,
     sinks: Option<&[T]>,
     mut out: ViewMut<'_, T, 4>,
@@ -76,11 +78,13 @@ pub fn attention<T: Element, H: Heads<T>>(
     );
 
     let group = heads / shared_heads;
+    let Scores { scale, softcap } = scores.into();
     let problem = Problem {
         queries,
         keys,
         values,
         scale: T::narrow(scale).widen(),
+        softcap: softcap.map(|cap| T::narrow(cap).widen()),
         mask,
         sinks,
         out_strides: out.strides(),

@@ -4,7 +4,25 @@ use std::cell::Cell;
 
 use super::heads::Heads;
 use crate::cpu::Shared;
-use crate::{Element, View};
+use crate::rows::{load, store};
+use crate::simd::tanh;
+use crate::{Arithmetic, Element, View};
+
+/// How scores are made of the products of queries and keys. A number is a scale without a soft cap.
+#[derive(Debug, Clone, Copy)]
+pub struct Scores {
+    /// What products are multiplied by.
+    pub scale: f32,
+    /// The cap of soft-capped scores: each scaled product x becomes `cap * tanh(x / cap)`, before the mask is applied;
+    /// Gemma Team 2024, *Gemma 2*, arXiv:2408.00118, section 2.
+    pub softcap: Option<f32>,
+}
+
+impl From<f32> for Scores {
+    fn from(scale: f32) -> Self {
+        Self { scale, softcap: None }
+    }
+}
 
 /// Which keys a query sees, or what is added to its scores.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +44,8 @@ pub(super) struct Problem<'a, T, H> {
     pub(super) values: H,
     /// Rounded to `T`.
     pub(super) scale: f32,
+    /// Rounded to `T`.
+    pub(super) softcap: Option<f32>,
     pub(super) mask: Mask<'a, T>,
     pub(super) sinks: Option<&'a [T]>,
     pub(super) out: Shared<T>,
@@ -63,6 +83,18 @@ impl<T: Element, H: Heads<T>> Problem<'_, T, H> {
         let at = batch * of_batch + head * of_head + place * of_place;
         // SAFETY: within the output, as its constructor has checked; the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.out.get().add(at), self.values.shape()[3]) }
+    }
+
+    /// Applies the soft cap to scores, if there is one. Each step is rounded, as in MLX's graph.
+    #[inline(always)]
+    pub(super) fn softcap<S: Arithmetic>(&self, s: S, scores: &mut [f32]) {
+        let Some(cap) = self.softcap else { return };
+        let cap = s.splat(cap);
+        for scores in scores.chunks_mut(S::LANES) {
+            let share = T::rounded(s, s.div(load(s, scores, 0.0), cap));
+            let bent = T::rounded(s, tanh(s, share));
+            store(s, scores, T::rounded(s, s.mul(bent, cap)));
+        }
     }
 
     /// With a causal mask, the number of keys that a query sees, from the first on.

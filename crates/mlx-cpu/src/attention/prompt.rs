@@ -331,6 +331,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
                 let from = Strides { data: parts.block, of_row: shape.block_stride, of_step: 1 };
                 panel_products::<S, T, true>(s, from, queries, scores);
                 let scores = &mut scores[..keys.len() * shape.lanes];
+                self.problem.softcap(s, scores);
                 if seen == Seen::Some {
                     self.apply_mask(s, shape, panel, keys.start, scores, parts.added);
                 }

@@ -2,7 +2,7 @@
 
 use approx::abs_diff_eq;
 use half::bf16;
-use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, View, ViewMut, attention};
+use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, Scores, View, ViewMut, attention};
 use proptest::prelude::*;
 
 use crate::fixture::Fixture;
@@ -30,10 +30,13 @@ fn as_mlx<T: Format>() {
             ("bool", Mask::Bool(View::new(&seen, shape, [0, 0, count, 1]))),
             ("added", Mask::Additive(View::contiguous(&added, added_shape))),
         ];
+        let scale = fixture.number(&case, "scale").unwrap();
+        let cap = fixture.number(&case, "cap").unwrap();
         for (name, mask) in masks {
-            for with_sinks in [false, true] {
-                let expected =
-                    fixture.floats::<T>(&case, &format!("{name}{}", if with_sinks { "_sinks" } else { "" }));
+            for (kind, with_sinks, softcap) in
+                [("", false, None), ("_sinks", true, None), ("_capped", false, Some(cap))]
+            {
+                let expected = fixture.floats::<T>(&case, &format!("{name}{kind}"));
                 for cpu in cpus() {
                     let mut out = vec![T::default(); expected.len()];
                     attention(
@@ -41,12 +44,12 @@ fn as_mlx<T: Format>() {
                         View::contiguous(&q, q_shape),
                         View::contiguous(&k, k_shape),
                         View::contiguous(&v, v_shape),
-                        fixture.number(&case, "scale").unwrap(),
+                        Scores { scale, softcap },
                         mask,
                         with_sinks.then_some(&sinks[..]),
                         ViewMut::contiguous(&mut out, [batch, heads, length, v_shape[3]]),
                     );
-                    let what = format!("{case} {name} sinks {with_sinks} {cpu:?}");
+                    let what = format!("{case} {name}{kind} {cpu:?}");
                     if T::DIGITS == 23 {
                         // Sums of numbers with both signs: the error is relative to their absolute values, about 1.
                         for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
@@ -85,6 +88,7 @@ struct Case {
     gap: usize,
     mask: Kind,
     sinks: bool,
+    softcap: Option<f32>,
     /// The modes of keys and of values, if they are quantized.
     modes: Option<[Mode; 2]>,
     seed: u64,
@@ -187,7 +191,7 @@ impl Case {
             q,
             keys,
             values,
-            0.7,
+            Scores { scale: 0.7, softcap: self.softcap },
             mask,
             self.sinks.then_some(&t.sinks[..]),
             ViewMut::new(
@@ -229,13 +233,14 @@ impl Case {
                             sum += 0.7 * q * k;
                             large += (0.7 * q).abs() * parts;
                         }
+                        let (mut sum, capped) = self.softcapped::<T>(sum);
                         let at = ((b * heads + h) * length + i) * count + j;
                         if matches!(self.mask, Kind::Additive) {
                             sum += wide(&t.added, at);
                             large += wide(&t.added, at).abs();
                         }
                         // Scale, query, score and its sum with the mask are rounded; the exponential is MLX's.
-                        error = error.max(large * (2.5 * ulp + size as f64 * 1e-7) + 1e-6);
+                        error = error.max(large * (2.5 * ulp + size as f64 * 1e-7) + capped + 1e-6);
                         scores.push(if self.is_seen(t, i, j, at) { sum } else { f64::NEG_INFINITY });
                     }
                     if scores.iter().all(|&score| score == f64::NEG_INFINITY) && !self.sinks {
@@ -259,6 +264,13 @@ impl Case {
             }
         }
         all
+    }
+
+    /// A score after the soft cap, if there is one, and the error of this step.
+    fn softcapped<T: Format>(&self, score: f64) -> (f64, f64) {
+        let Some(cap) = self.softcap.map(f64::from) else { return (score, 0.0) };
+        // The cap, the share of it, its tangent and the product are rounded; the tangent is an approximation.
+        (cap * (score / cap).tanh(), cap * (2.0 * 2_f64.powi(-T::DIGITS) + 6e-7))
     }
 
     /// The elements of quantized keys and values, each with the sum of the absolute values of its summands.
@@ -305,6 +317,10 @@ fn as_float64_of_some(case: &Case) {
     } else {
         each_format!(as_float64(case));
     }
+}
+
+fn caps() -> impl Strategy<Value = Option<f32>> {
+    prop_oneof![Just(None), (0.3_f32..50.0).prop_map(Some)]
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
@@ -369,11 +385,11 @@ proptest! {
         (length, count) in (1_usize..MOST.length, 0_usize..MOST.count),
         (size, out_size, gap) in (1_usize..MOST.size, 1_usize..MOST.size, 0_usize..3),
         mask in kinds(),
-        sinks in any::<bool>(),
+        (sinks, softcap) in (any::<bool>(), caps()),
         seed in 0_u64..1000,
     ) {
         let case = Case {
-            batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, modes: None, seed,
+            batch, shared_heads, group, length, count, size, out_size, gap, mask, sinks, softcap, modes: None, seed,
         };
         as_float64_of_some(&case);
     }
@@ -385,14 +401,14 @@ proptest! {
         (keys, values) in (modes(), modes()),
         (key_groups, value_groups) in (1_usize..MOST.groups, 1_usize..MOST.groups),
         mask in kinds(),
-        sinks in any::<bool>(),
+        (sinks, softcap) in (any::<bool>(), caps()),
         seed in 0_u64..1000,
     ) {
         let (size, out_size) =
             (keys.bits_and_group().1 * key_groups, values.bits_and_group().1 * value_groups);
         let modes = Some([keys, values]);
         let case = Case {
-            batch, shared_heads, group, length, count, size, out_size, gap: 0, mask, sinks, modes, seed,
+            batch, shared_heads, group, length, count, size, out_size, gap: 0, mask, sinks, softcap, modes, seed,
         };
         as_float64_of_some(&case);
     }
@@ -409,6 +425,7 @@ const LARGE: Case = Case {
     gap: 1,
     mask: Kind::None,
     sinks: false,
+    softcap: None,
     modes: None,
     seed: 4,
 };
@@ -429,6 +446,7 @@ fn small_shapes_that_threads_share() {
     for (length, mask) in [(2, Kind::Causal), (17, Kind::Additive)] {
         let size = Case { length, count: 9, size: 5, out_size: 9, ..LARGE };
         each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, sinks: true, ..size }));
+        each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, softcap: Some(1.5), ..size }));
         let modes = Some([Mode::Nvfp4; 2]);
         let size = Case { length, count: 9, size: 16, out_size: 16, modes, ..LARGE };
         each_format!(as_float64(&Case { shared_heads: 2, group: 1, mask, ..size }));
@@ -446,6 +464,16 @@ fn blocks_of_keys_that_threads_share() {
             as_float64_of_some(&Case { length, mask, ..QUANTIZED });
         }
     }
+    for mask in [Kind::Window(window), Kind::Causal] {
+        let capped = Case { length: 3, mask, softcap: Some(1.5), ..LARGE };
+        as_float64_of_some(&capped);
+        as_float64_of_some(&Case {
+            size: QUANTIZED.size,
+            out_size: QUANTIZED.out_size,
+            modes: QUANTIZED.modes,
+            ..capped
+        });
+    }
     // More groups than one call decodes.
     let modes = Some([Mode::Nvfp4, Mode::Affine { bits: 3, group: 32 }]);
     let (count, size) = if cfg!(miri) { (3, 80) } else { (40, 1040) };
@@ -460,6 +488,9 @@ fn tiles_that_threads_share() {
         if !cfg!(miri) || matches!(mask, Kind::Causal) {
             as_float64_of_some(&Case { length, count, mask, ..QUANTIZED });
         }
+    }
+    for mask in [Kind::Window(window), Kind::Causal] {
+        as_float64_of_some(&Case { length, count, mask, softcap: Some(1.5), ..LARGE });
     }
     // Queries before the first key see no key.
     as_float64_of_some(&Case { length, count: few, mask: Kind::Causal, ..LARGE });
@@ -499,6 +530,40 @@ fn nothing_finite<T: Format>() {
             assert_eq!(run(&[], &[], Mask::Causal), vec![0.0; length], "{cpu:?}");
         }
     }
+}
+
+/// An infinite score becomes the cap. A NaN stays one, and a key that is not seen may have any value.
+fn nothing_finite_capped<T: Format>() {
+    let of = |values: &[f32]| -> Vec<T> { values.iter().map(|&x| T::narrow(x)).collect() };
+    for (cpu, length) in cpus().iter().flat_map(|cpu| [(cpu, 1), (cpu, 20)]) {
+        let run = |keys: [f32; 3], mask| {
+            let mut out = vec![T::default(); length];
+            attention(
+                cpu,
+                View::new(&of(&[1.0]), [1, 1, length, 1], [0, 0, 0, 1]),
+                View::contiguous(&of(&keys), [1, 1, 3, 1]),
+                View::contiguous(&of(&[1.0, 2.0, 4.0]), [1, 1, 3, 1]),
+                Scores { scale: 1.0, softcap: Some(2.0) },
+                mask,
+                None,
+                ViewMut::contiguous(&mut out, [1, 1, length, 1]),
+            );
+            out.iter().map(|x| f64::from(x.widen())).collect::<Vec<_>>()
+        };
+        let weights = [1.0, 2_f64.exp(), (-2_f64).exp()];
+        let expected = (weights[0] + 2.0 * weights[1] + 4.0 * weights[2]) / weights.iter().sum::<f64>();
+        for x in run([0.0, f32::INFINITY, f32::NEG_INFINITY], Mask::None) {
+            assert!(abs_diff_eq!(x, expected, epsilon = 4.0 * 2_f64.powi(-T::DIGITS)), "{cpu:?}: {x}");
+        }
+        assert!(run([0.0, f32::NAN, 0.0], Mask::None).iter().all(|x| x.is_nan()), "{cpu:?}");
+        let mask = Mask::Bool(View::new(&[true, false, true], [1, 1, length, 3], [0, 0, 0, 1]));
+        assert_eq!(run([0.0, f32::NAN, 0.0], mask), vec![2.5; length], "{cpu:?}");
+    }
+}
+
+#[test]
+fn infinities_under_a_soft_cap() {
+    each_format!(nothing_finite_capped());
 }
 
 #[test]
@@ -545,7 +610,8 @@ fn quantized_heads_have_one_shape() {
 }
 
 /// Draft tokens that are checked in one call give the bits that they give one by one.
-fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
+fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool, softcap: Option<f32>) {
+    let scores = Scores { scale: 0.3, softcap };
     let (heads, shared, count) = if cfg!(miri) { (2, 1, length + 2) } else { (4, 2, 300) };
     let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (
         random(1, heads * length * size),
@@ -563,10 +629,10 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
             if quantized {
                 let (k, v) = (keys.matrices(seen), values.matrices(seen));
                 let (k, v) = (QuantizedHeads::new(&k, 1), QuantizedHeads::new(&v, 1));
-                attention(cpu, queries, k, v, 0.3, Mask::Causal, None, to);
+                attention(cpu, queries, k, v, scores, Mask::Causal, None, to);
             } else {
                 let cached = |data| View::new(data, [1, shared, seen, size], [0, count * size, size, 1]);
-                attention(cpu, queries, cached(&k), cached(&v), 0.3, Mask::Causal, None, to);
+                attention(cpu, queries, cached(&k), cached(&v), scores, Mask::Causal, None, to);
             }
             out
         };
@@ -575,7 +641,7 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
             let alone = run(i, 1, count - length + 1 + i);
             for head in 0..heads {
                 let ours = &together[(head * length + i) * size..][..size];
-                let what = format!("query {i} of {length} {cpu:?} quantized {quantized}");
+                let what = format!("query {i} of {length} {cpu:?} quantized {quantized} {scores:?}");
                 assert_same(ours, &alone[head * size..][..size], &what);
             }
         }
@@ -586,13 +652,13 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool) {
 fn up_to_16_queries_have_the_bits_that_each_has_alone() {
     let (lengths, size, quantized) =
         if cfg!(miri) { (&[2, 5][..], 10, 32) } else { (&[2, 7, 16][..], 40, 64) };
-    for &length in lengths {
+    for (&length, softcap) in lengths.iter().flat_map(|length| [(length, None), (length, Some(2.0))]) {
         if cfg!(miri) {
-            as_one_by_one::<bf16>(length, size, false);
-            as_one_by_one::<bf16>(length, quantized, true);
+            as_one_by_one::<bf16>(length, size, false, softcap);
+            as_one_by_one::<bf16>(length, quantized, true, softcap);
         } else {
-            each_format!(as_one_by_one(length, size, false));
-            each_format!(as_one_by_one(length, quantized, true));
+            each_format!(as_one_by_one(length, size, false, softcap));
+            each_format!(as_one_by_one(length, quantized, true, softcap));
         }
     }
 }

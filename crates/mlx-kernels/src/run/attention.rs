@@ -4,11 +4,11 @@
     reason = "all have one reason: MLX's arrays hold what their format, shape and strides say, and live during the call"
 )]
 
-use mlx_cpu::{Cpu, Frequencies, Mask, Rope, RopeLayout, View, ViewMut};
+use mlx_cpu::{Cpu, Frequencies, Mask, Rope, RopeLayout, Scores, ViewMut};
 
 use super::Answer;
-use super::heads::heads;
-use crate::abi::{self, Arrays, AttentionSettings, Format, RopeSettings, Tensor};
+use super::heads::{heads, mask_of};
+use crate::abi::{self, Arrays, AttentionSettings, RopeSettings};
 use crate::tensor::with_float;
 
 pub(crate) fn rope(arrays: &Arrays, settings: &RopeSettings) -> Answer {
@@ -47,37 +47,25 @@ pub(crate) fn rope(arrays: &Arrays, settings: &RopeSettings) -> Answer {
     })
 }
 
-/// A mask `[.., L, S]` broadcast to `shape`.
-///
-/// # Safety
-///
-/// The tensor is an input from MLX, of the format of `T`.
-unsafe fn mask_view<'a, T>(mask: &Tensor, shape: [usize; 4]) -> Result<View<'a, T, 4>, String> {
-    let missing = 4 - mask.strides().len();
-    let strides = std::array::from_fn(|i| {
-        let own = i.checked_sub(missing).filter(|&own| mask.size(own) > 1);
-        own.map_or(0, |own| mask.strides()[own] as usize)
-    });
-    // SAFETY: the caller's promise.
-    Ok(View::new(unsafe { mask.reach()? }, shape, strides))
+/// The soft cap that settings name.
+pub(super) fn softcap(cap: f32) -> Option<f32> {
+    (cap > 0.0).then_some(cap)
 }
 
 pub(crate) fn attention(arrays: &Arrays, settings: &AttentionSettings) -> Answer {
     let ([queries, keys, values, mask, sinks, ..], [out, ..]) = (&arrays.inputs, &arrays.outputs);
+    let mut scores: Vec<usize> = queries.shape().collect();
     with_float!(out.format(), T => {
         let [mut copy_q, mut copy_k, mut copy_v, mut copy_sinks] = [const { Vec::<T>::new() }; 4];
         let (mut copy_bools, mut copy_mask) = (Vec::<bool>::new(), Vec::<T>::new());
         // SAFETY: arrays of MLX, whose formats the offer has checked.
         unsafe {
-            let queries = heads(queries, &mut copy_q)?;
             let keys = heads(keys, &mut copy_k)?;
-            let [batch, count, length, _] = queries.shape();
-            let scores = [batch, count, length, keys.shape()[2]];
+            if let Some(last) = scores.last_mut() {
+                *last = keys.shape()[2];
+            }
             let mask = match mask.given() {
-                Some(mask) if mask.format() == Format::Bool => {
-                    Mask::Bool(mask_view(&mask.forwards(&mut copy_bools), scores)?)
-                },
-                Some(mask) => Mask::Additive(mask_view(&mask.forwards(&mut copy_mask), scores)?),
+                Some(mask) => mask_of(mask, &scores, &mut copy_bools, &mut copy_mask)?,
                 None if settings.is_causal => Mask::Causal,
                 None => Mask::None,
             };
@@ -85,17 +73,18 @@ pub(crate) fn attention(arrays: &Arrays, settings: &AttentionSettings) -> Answer
                 sinks.gather(&mut copy_sinks);
                 &copy_sinks[..]
             });
+            // The C++ side lays out heads so that one stride reaches all of them.
+            let out = out.with_merged_heads().ok_or("its output has heads that lie apart")?;
             let strides = std::array::from_fn(|i| out.strides()[i] as usize);
-            let out = ViewMut::new(out.output(), std::array::from_fn(|i| out.size(i)), strides);
             mlx_cpu::attention(
                 Cpu::global(),
-                queries,
+                heads(queries, &mut copy_q)?,
                 keys,
                 heads(values, &mut copy_v)?,
-                settings.scale,
+                Scores { scale: settings.scale, softcap: softcap(settings.softcap) },
                 mask,
                 sinks,
-                out,
+                ViewMut::new(out.output(), std::array::from_fn(|i| out.size(i)), strides),
             );
         }
         Ok(())

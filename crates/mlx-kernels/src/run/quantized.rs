@@ -4,12 +4,13 @@
     reason = "all have one reason: MLX's arrays hold what their format, shape and strides say, and live during the call"
 )]
 
-use mlx_cpu::{Cpu, Mask, MatrixMut, QuantizedHeads, QuantizedMatrix, ViewMut};
+use mlx_cpu::{Cpu, Mask, MatrixMut, QuantizedHeads, QuantizedMatrix, Scores, ViewMut};
 
 use super::Answer;
-use super::heads::heads;
+use super::attention::softcap;
+use super::heads::{heads, mask_of};
 use super::stacks::{Copies, QuantizedStack, places};
-use crate::abi::{Arrays, Format, Quantization, QuantizedMatmulSettings};
+use crate::abi::{Arrays, Quantization, QuantizedAttentionSettings, QuantizedMatmulSettings};
 use crate::tensor::with_float;
 
 pub(crate) fn quantized_matmul(arrays: &Arrays, settings: &QuantizedMatmulSettings) -> Answer {
@@ -37,7 +38,8 @@ pub(crate) fn quantized_matmul(arrays: &Arrays, settings: &QuantizedMatmulSettin
     })
 }
 
-pub(crate) fn quantized_attention(arrays: &Arrays, quantization: &Quantization) -> Answer {
+pub(crate) fn quantized_attention(arrays: &Arrays, settings: &QuantizedAttentionSettings) -> Answer {
+    let QuantizedAttentionSettings { quantization, softcap: cap } = *settings;
     let [queries, keys, key_scales, key_biases, values, value_scales, value_biases, mask] = &arrays.inputs;
     let [out, ..] = &arrays.outputs;
     with_float!(out.format(), T => {
@@ -46,17 +48,16 @@ pub(crate) fn quantized_attention(arrays: &Arrays, quantization: &Quantization) 
         let mut scores: Vec<usize> = queries.shape().collect();
         // SAFETY: arrays of MLX, whose formats the offer has checked.
         unsafe {
-            let keys = QuantizedStack::new([keys, key_scales, key_biases], *quantization, &mut copy_keys)?;
-            let values = QuantizedStack::new([values, value_scales, value_biases], *quantization, &mut copy_values)?;
+            let keys = QuantizedStack::new([keys, key_scales, key_biases], quantization, &mut copy_keys)?;
+            let values = QuantizedStack::new([values, value_scales, value_biases], quantization, &mut copy_values)?;
             let (keys, values) = (keys.matrices()?, values.matrices()?);
             let queries = heads(queries, &mut copy)?;
             let [batch, count, length, _] = queries.shape();
             if let Some(last) = scores.last_mut() {
                 *last = keys.first().map_or(0, QuantizedMatrix::rows);
             }
-            let mask = match mask.given().map(|mask| mask.broadcast(&scores)) {
-                Some(mask) if mask.format() == Format::Bool => Mask::Bool(heads(&mask, &mut copy_bools)?),
-                Some(mask) => Mask::Additive(heads(&mask, &mut copy_mask)?),
+            let mask = match mask.given() {
+                Some(mask) => mask_of(mask, &scores, &mut copy_bools, &mut copy_mask)?,
                 None => Mask::None,
             };
             mlx_cpu::attention(
@@ -64,7 +65,7 @@ pub(crate) fn quantized_attention(arrays: &Arrays, quantization: &Quantization) 
                 queries,
                 QuantizedHeads::new(&keys, batch),
                 QuantizedHeads::new(&values, batch),
-                1.0, // the queries are already scaled
+                Scores { scale: 1.0, softcap: softcap(cap) }, // the queries are already scaled
                 mask,
                 None,
                 ViewMut::contiguous(out.output(), [batch, count, length, out.last()]),

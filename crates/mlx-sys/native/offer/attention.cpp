@@ -1,5 +1,6 @@
 // Operations on heads: rotation and attention.
 
+#include "../recognize.h"
 #include "offer.h"
 
 namespace kernels::offer {
@@ -17,13 +18,30 @@ bool are_heads(const mx::array& queries, const mx::array& keys, const mx::array&
       keys.shape(3) == queries.shape(3) && queries.shape(1) % keys.shape(1) == 0;
 }
 
+// The same where heads that share keys and values may be a dimension of their own: [B, H, G, L, D] for queries,
+// [B, H, 1, S, D] for keys and values.
+bool are_grouped_heads(const mx::array& queries, const mx::array& keys, const mx::array& values) {
+  if (queries.ndim() == 4) {
+    return are_heads(queries, keys, values) &&
+        (keys.shape(1) == queries.shape(1) || keys.shape(1) == 1);
+  }
+  for (auto x : {&queries, &keys, &values}) {
+    if (x->ndim() != 5 || x->size() == 0 || x->dtype() != queries.dtype() ||
+        !std::equal(x->shape().begin(), x->shape().begin() + 2, queries.shape().begin())) {
+      return false;
+    }
+  }
+  return keys.shape(2) == 1 && values.shape(2) == 1 && keys.shape(3) == values.shape(3) &&
+      keys.shape(4) == queries.shape(4);
+}
+
 // Whether the mask can be broadcast to the shape of the scores.
 bool is_mask(const mx::array& mask, const mx::Shape& scores, mx::Dtype dtype) {
-  if (mask.ndim() > 4 || (mask.dtype() != mx::bool_ && mask.dtype() != dtype)) {
+  if (mask.ndim() > scores.size() || (mask.dtype() != mx::bool_ && mask.dtype() != dtype)) {
     return false;
   }
   for (int i = 1; i <= int(mask.ndim()); i++) {
-    if (mask.shape(-i) != 1 && mask.shape(-i) != scores[4 - i]) {
+    if (mask.shape(-i) != 1 && mask.shape(-i) != scores[scores.size() - i]) {
       return false;
     }
   }
@@ -101,7 +119,32 @@ Offer attention(
       {&queries, &keys, &values, mask, sinks},
       std::move(shape),
       queries.dtype(),
-      {.scale = scale, .is_causal = mask_mode == "causal"},
+      {.scale = scale, .softcap = 0.0f, .is_causal = mask_mode == "causal"},
+      Layout::heads_inside);
+}
+
+Offer softcapped_attention(const mx::array& weights, const mx::array& values, const mx::Stream& stream) {
+  if (weights.ndim() < 4) {
+    return std::nullopt;
+  }
+  auto scores = scores_of(weights, Operation::matmul);
+  auto products = scores && scores->softcap > 0.0f ? products_of(scores->products) : std::nullopt;
+  if (!products || !are_grouped_heads(products->queries, products->keys, values)) {
+    return std::nullopt;
+  }
+  auto &queries = products->queries, &keys = products->keys;
+  auto* mask = scores->mask ? &*scores->mask : nullptr;
+  Kernel<Operation::attention> kernel(stream, {&queries, &keys, &values, mask});
+  if (!kernel || !is_float(queries) || (mask && !is_mask(*mask, weights.shape(), queries.dtype()))) {
+    return std::nullopt;
+  }
+  mx::Shape shape = queries.shape();
+  shape.back() = values.shape(-1);
+  return kernel.node(
+      {&queries, &keys, &values, mask, nullptr},
+      std::move(shape),
+      queries.dtype(),
+      {.scale = products->scale, .softcap = scores->softcap},
       Layout::heads_inside);
 }
 

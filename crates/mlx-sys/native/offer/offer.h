@@ -28,6 +28,7 @@ Offer argmax(const mx::array& x, int axis, bool keep_dims, const mx::Stream& str
 
 // products.cpp
 
+// Also the last operation of soft-capped attention.
 Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream);
 Offer addmm(
     const mx::array& c,
@@ -59,6 +60,9 @@ Offer attention(
     const mx::array* mask,
     const mx::array* sinks,
     const mx::Stream& stream);
+// Attention with soft-capped scores, given softmax's weights and the values that they are multiplied with. Nothing where
+// the weights are others.
+Offer softcapped_attention(const mx::array& weights, const mx::array& values, const mx::Stream& stream);
 
 // quantized.cpp
 

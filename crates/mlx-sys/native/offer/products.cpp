@@ -20,6 +20,9 @@ std::optional<mx::Shape> product_shape(const mx::array& a, const mx::array& b) {
 } // namespace
 
 Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
+  if (auto attention = softcapped_attention(a, b, stream)) {
+    return attention;
+  }
   Kernel<Operation::matmul> kernel(stream, {&a, &b});
   auto shape = kernel ? product_shape(a, b) : std::nullopt;
   if (!shape) {

@@ -82,11 +82,13 @@ Offer quantized_attention(
   if (weights.ndim() < 4 || weights.ndim() > 5) {
     return std::nullopt;
   }
-  auto scores = quantized_scores(weights);
-  if (!scores || !scores->settings.is_transposed || !(scores->settings.quantization == quantization)) {
+  auto scores = scores_of(weights, Operation::quantized_matmul);
+  auto products = scores ? quantized_products_of(scores->products) : std::nullopt;
+  if (!products || !products->settings.is_transposed ||
+      !(products->settings.quantization == quantization)) {
     return std::nullopt;
   }
-  auto &queries = scores->queries, &keys = scores->keys;
+  auto &queries = products->queries, &keys = products->keys;
   auto dims = queries.ndim();
   bool are_heads = keys.ndim() == dims && values.ndim() == dims && same_start(keys, 1, values, 1) &&
       keys.shape(0) == queries.shape(0) &&
@@ -100,12 +102,12 @@ Offer quantized_attention(
   if (!kernel) {
     return std::nullopt;
   }
-  auto* key_biases = scores->key_biases ? &*scores->key_biases : nullptr;
+  auto* key_biases = products->key_biases ? &*products->key_biases : nullptr;
   return kernel.node(
-      {&queries, &keys, &scores->key_scales, key_biases, &values, &scales, biases, mask},
+      {&queries, &keys, &products->key_scales, key_biases, &values, &scales, biases, mask},
       shape,
       queries.dtype(),
-      quantization);
+      {.quantization = quantization, .softcap = scores->softcap});
 }
 
 } // namespace
