@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlx_kvcache::LayerSpec;
+use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rope::Rotation;
 use mlx_rs::module::Parameter;
 use mlx_rs::nested::NestedHashMap;
@@ -51,11 +51,24 @@ pub struct UnlikeMlxLm {
 impl ModelInfo {
     /// Bytes that the cache keeps for each token, over all layers, while no window is full.
     pub fn cache_bytes_per_token(&self) -> usize {
-        let bytes = match self.dtype {
+        self.cache_bytes(1)
+    }
+
+    /// Bytes that the cache of one sequence of `tokens` tokens holds, over all layers. A layer with a window holds no more
+    /// tokens than fit into the window. Buffers grow in steps, so a cache may take slightly more memory.
+    pub fn cache_bytes(&self, tokens: i32) -> usize {
+        let value = match self.dtype {
             Dtype::Float16 | Dtype::Bfloat16 => 2,
             _ => 4,
         };
-        self.layers.iter().map(LayerSpec::values_per_token).sum::<usize>() * bytes
+        let bytes = |layer: &LayerSpec| {
+            let held = match layer.kind {
+                LayerKind::Full => tokens,
+                LayerKind::Sliding { window } => tokens.min(window),
+            };
+            (held.max(0) as usize).saturating_mul(layer.values_per_token() * value)
+        };
+        self.layers.iter().map(bytes).fold(0, usize::saturating_add)
     }
 }
 

@@ -94,8 +94,8 @@ fn embedding_scale(hidden_size: i32) -> f32 {
     // Rounded to bfloat16 for every dtype: in training the factor was a bfloat16 number, such as 25.25 for the square root
     // of 640, and the weights were learned with it.
     let bits = scale.to_bits();
-    let half_to_even = 0x7fff + (bits >> 16 & 1);
-    f32::from_bits(bits + half_to_even & 0xffff_0000)
+    let half_to_even = 0x7fff + ((bits >> 16) & 1);
+    f32::from_bits((bits + half_to_even) & 0xffff_0000)
 }
 
 /// After how many layers a global one comes, where no list gives the kind of each layer.

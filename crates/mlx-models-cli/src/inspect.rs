@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::demo::Source;
 use crate::failure::{Failure, in_full};
-use crate::style::{printable, printable_json};
+use crate::memory::{Fit, Memory, Need};
+use crate::style::{printable, printable_json, say};
 
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
@@ -43,6 +44,7 @@ struct Description {
     windows: Vec<Option<i32>>,
     context_length: i32,
     cache_bytes_per_token: usize,
+    memory: Fit,
     stop_tokens: Option<Vec<StopToken>>,
     chat_templates: Option<Vec<String>>,
     tokenizer_error: Option<String>,
@@ -90,6 +92,9 @@ pub(crate) fn run(arguments: Arguments, device: Device) -> Result<(), Failure> {
     let tokenizer = Tokenizer::from_folder(checkpoint.folder());
     let description = describe(&checkpoint, &*model, &tokenizer, device)?;
 
+    if let Some(warning) = &description.memory.warning {
+        say(&format!("warning: {warning}"));
+    }
     let mut out = io::stdout().lock();
     if arguments.json {
         let json = serde_json::to_string(&description).map_err(io::Error::from)?;
@@ -119,6 +124,11 @@ fn describe(
     let stop_token = |tokenizer: &Tokenizer, id| StopToken { id, token: tokenizer.special_content(id) };
     let tokens =
         |tokenizer: &Tokenizer| tokenizer.stop_tokens().iter().map(|&id| stop_token(tokenizer, id)).collect();
+    let need = Need {
+        weights: parameters.values().map(|array| array.nbytes() as u64).sum(),
+        context: info.context_length,
+        cache: &|tokens| info.cache_bytes(tokens) as u64,
+    };
     Ok(Description {
         architecture: info.model_type.clone(),
         parameters: checkpoint.parameter_count(parameters.keys().map(|key| &**key)),
@@ -136,6 +146,7 @@ fn describe(
         windows: info.layers.iter().map(|layer| window(layer.kind)).collect(),
         context_length: info.context_length,
         cache_bytes_per_token: info.cache_bytes_per_token(),
+        memory: Fit::new(&need, Memory::of(device.kind)),
         stop_tokens: tokenizer.as_ref().ok().map(tokens),
         chat_templates: (tokenizer.as_ref().ok())
             .map(|tokenizer| tokenizer.chat_templates().map(str::to_owned).collect()),
@@ -208,6 +219,7 @@ impl Description {
             ("windows", self.window_row()),
             ("context length", format!("{} tokens", self.context_length)),
             ("cache", format!("{} bytes per token", self.cache_bytes_per_token)),
+            ("memory", self.memory.shown.clone()),
             ("stop tokens", self.stop_tokens.as_ref().map_or_else(unknown, |tokens| stop_token_row(tokens))),
             ("chat template", self.chat_templates.as_ref().map_or_else(unknown, |names| or_none(names))),
             ("device", self.device.shown.clone()),

@@ -16,6 +16,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
+mod memory;
 mod model;
 mod models;
 mod perplexity;
@@ -66,7 +67,7 @@ enum Command {
     Convert(convert::Arguments),
     /// Download a model from the Hugging Face Hub
     Download(download::Arguments),
-    /// Show a model's architecture, size, quantization and context length
+    /// Show a model's architecture, size, quantization and context length, and whether it fits into memory
     Inspect(inspect::Arguments),
     /// Show the architectures, the released models that were checked, and what is not supported
     Models(models::Arguments),

@@ -206,12 +206,19 @@ fn inspect_describes_a_checkpoint() {
         "context length        512 tokens",
         // 6 layers, keys and values, 2 heads of 32, 2 bytes
         "cache                 1536 bytes per token",
+        "memory                weights 2.0 MB, cache of a full context 786.4 kB; this ",
     ] {
         assert!(table.contains(line), "{table}");
     }
     let output = program().arg("inspect").arg(demo()).arg("--json").output().unwrap();
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["cache_bytes_per_token"], 1536);
+    let memory = &json["memory"];
+    assert_eq!(
+        (&memory["weights_bytes"], &memory["cache_bytes"]),
+        (&(2 * 1_017_472).into(), &(512 * 1536).into())
+    );
+    assert_eq!((&memory["fitting_tokens"], &memory["warning"]), (&512.into(), &Value::Null));
     let config: Value = serde_json::from_slice(&fs::read(demo().join("config.json")).unwrap()).unwrap();
     assert_eq!(json["config"], config);
 }
@@ -232,6 +239,9 @@ fn inspect_says_how_each_layer_rotates_and_which_have_a_window() {
     });
     assert_eq!(json["rotations"][1], whole);
     assert_eq!(json["windows"], serde_json::json!([32, 32, null, 32, 32, null]));
+    // A layer with a window keeps 32 tokens.
+    let (context, bytes) = (json["context_length"].as_u64().unwrap(), 2 * 48 * 2);
+    assert_eq!(json["memory"]["cache_bytes"], (4 * 32 + 2 * context) * bytes);
     let sizes = ["layers", "hidden_size", "intermediate_size", "query_heads", "key_value_heads", "head_dim"];
     assert_eq!(sizes.map(|size| json[size].as_i64().unwrap()), [6, 128, 224, 4, 1, 48]);
     assert_eq!(json["vocab_size"], 1024);

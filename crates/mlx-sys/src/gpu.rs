@@ -5,6 +5,8 @@
 //! it where the user asks for the CPU. If an operation decides, the environment variable `MLX_MODELS_DEVICE` counts.
 #![warn(missing_docs, clippy::all)]
 
+use std::ffi::CStr;
+
 /// `None` if operations can run on MLX's GPU device. Otherwise a sentence, without a final dot, that says why they cannot.
 ///
 /// The first call may take a while, since it starts the GPU's driver and loads MLX.
@@ -18,6 +20,31 @@ pub fn refusal() -> Option<String> {
 /// CPU as MLX's device. Always true in a build for one device, where there is nothing to choose.
 pub fn turn_off() -> bool {
     imp::turn_off()
+}
+
+/// The memory of the GPU that operations run on, in bytes: all of it, and what is free, where MLX says that. `None` without a
+/// GPU.
+pub fn memory() -> Option<(u64, Option<u64>)> {
+    if refusal().is_some() {
+        return None;
+    }
+    // SAFETY: calls of mlx-c with what its functions made, and keys that are texts with an end.
+    unsafe {
+        let gpu = crate::mlx_device_new_type(crate::mlx_device_type__MLX_GPU, 0);
+        let mut info = crate::mlx_device_info_new();
+        let is_there = crate::mlx_device_info_get(&mut info, gpu) == 0;
+        let size = |key: &CStr| {
+            let mut size = 0;
+            let is_known = is_there && crate::mlx_device_info_get_size(&mut size, info, key.as_ptr()) == 0;
+            is_known.then_some(size as u64)
+        };
+        // The first is the key of CUDA, the second that of Metal.
+        let total = size(c"total_memory").or_else(|| size(c"memory_size"));
+        let free = size(c"free_memory");
+        crate::mlx_device_info_free(info);
+        crate::mlx_device_free(gpu);
+        Some((total?, free))
+    }
 }
 
 /// Two builds of MLX behind one interface: `dispatch/dispatch.cpp`.
@@ -76,5 +103,6 @@ mod tests {
     fn a_build_for_the_cpu_says_so() {
         assert!(turn_off());
         assert_eq!(refusal().as_deref(), Some("this build of MLX has no GPU support"));
+        assert_eq!(memory(), None);
     }
 }
