@@ -9,7 +9,8 @@ use mlx_rs::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::{DecoderNorm, KeyLayout};
+use crate::layout::KeyLayout;
+use crate::norm::DecoderNorm;
 
 /// The numbers of a model, from which it can always be built. An architecture gets them from [`ConfigKeys::decoder`], which
 /// validates them, and then sets those in which it differs.

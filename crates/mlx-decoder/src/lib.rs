@@ -18,11 +18,13 @@
 mod config;
 mod layout;
 mod model;
+mod norm;
 
 pub use config::{ConfigKeys, DecoderConfig, DecoderKeys, needed};
 pub use layout::KeyLayout;
 pub use mlx_config::Layer;
-pub use model::{Decoder, DecoderBlock, DecoderNorm, softcap};
+pub use model::{Decoder, DecoderBlock, softcap};
+pub use norm::DecoderNorm;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -6,10 +6,7 @@ use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{ConfigError, Layer};
 use mlx_kvcache::ModelCache;
-use mlx_layers::{
-    AttentionInput, Embedding, Linear, Norm, ParameterSource, Parameters, number, through_blocks,
-};
-use mlx_norms::{OffsetRmsNorm, RmsNorm};
+use mlx_layers::{AttentionInput, Embedding, Linear, ParameterSource, Parameters, number, through_blocks};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
@@ -17,7 +14,9 @@ use mlx_rs::module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters};
 use mlx_rs::ops::tanh;
 use serde::de::DeserializeOwned;
 
-use crate::{ConfigKeys, DecoderConfig, KeyLayout};
+use crate::config::{ConfigKeys, DecoderConfig};
+use crate::layout::KeyLayout;
+use crate::norm::DecoderNorm;
 
 /// What distinguishes an architecture: the block, and how its config is read.
 pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
@@ -44,24 +43,6 @@ pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
     ///
     /// What its layers report.
     fn forward(&mut self, input: AttentionInput<'_>) -> Result<Array, Exception>;
-}
-
-/// A norm over the residual stream.
-pub trait DecoderNorm: Norm + Debug + Clone + Send {
-    /// The norm with this weight, `[D]`.
-    fn new(weight: Array, eps: f32) -> Self;
-}
-
-impl DecoderNorm for RmsNorm {
-    fn new(weight: Array, eps: f32) -> Self {
-        Self::new(weight, eps)
-    }
-}
-
-impl DecoderNorm for OffsetRmsNorm {
-    fn new(weight: Array, eps: f32) -> Self {
-        Self::new(weight, eps)
-    }
 }
 
 /// A decoder-only language model: embedding, blocks, norm and head.
