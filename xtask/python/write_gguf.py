@@ -1,13 +1,14 @@
 """Writes a checkpoint as GGUF, so that llama.cpp does the same work with the same weights in benchmarks.
 
-What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3 or Lille model and writes one GGUF file. Matrices
-are BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms are F32. The file has no tokenizer
-(`tokenizer.ggml.model` is `none`), because the benchmark uses token ids. Prints one line of JSON: the number of tensors of
-each type, and their bytes.
+What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3, Lille, Llama 3.2 or Qwen 2 model and writes one
+GGUF file. Matrices are BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms and biases are F32. The
+file has no tokenizer (`tokenizer.ggml.model` is `none`), because the benchmark uses token ids. Prints one line of JSON: the
+number of tensors of each type, and their bytes.
 
 In llama.cpp, Lille is the architecture `llama`: heads share keys and values, rotation is interleaved, norms are RMSNorm, the
 MLP is SwiGLU. Lille's fused projection is written as three. llama.cpp does not add 1 to the weights of Gemma's norms, so
-the script does.
+the script does. Since `llama` rotates pairs of neighbours, the rows of Llama's queries and keys are sorted so that its pairs
+are neighbours, and the stretching of its slower pairs is a tensor of factors.
 
 Why: `cargo xtask speed` compares this project with llama.cpp, which reads GGUF files only.
 
@@ -57,6 +58,18 @@ LILLE_NAMES = {
     "feed_forward.down_proj": "ffn_down",
 }
 
+LLAMA_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
 
 def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The bfloat16 tensors of a safetensors file, as uint16."""
@@ -76,12 +89,13 @@ def float32(array: np.ndarray) -> np.ndarray:
     return (array.astype(np.uint32) << 16).view(np.float32)
 
 
-def gemma3_name(name: str) -> str:
-    name = name.removesuffix(".weight").removeprefix("model.")
+def name_in(names: dict[str, str], name: str) -> str:
+    """llama.cpp's name of a tensor that is named as in transformers, with these names for the parts of a layer."""
+    name, kind = name.removeprefix("model.").rsplit(".", 1)
     if name.startswith("layers."):
         _, layer, part = name.split(".", 2)
-        return f"blk.{layer}.{GEMMA3_NAMES[part]}.weight"
-    return {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[name]
+        return f"blk.{layer}.{names[part]}.{kind}"
+    return {"embed_tokens": "token_embd", "norm": "output_norm"}[name] + f".{kind}"
 
 
 def gemma3(writer: GGUFWriter, config: dict) -> None:
@@ -101,6 +115,38 @@ def gemma3(writer: GGUFWriter, config: dict) -> None:
         raise SystemExit("llama.cpp takes a window in five layers of six, and 10000 for their rotation")
     if config["query_pre_attn_scalar"] != config["head_dim"]:
         raise SystemExit("llama.cpp scales queries by the size of a head")
+
+
+def llama(writer: GGUFWriter, config: dict) -> None:
+    qwen2(writer, config)
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_tensor("rope_freqs.weight", llama3_factors(config["rope_scaling"], config["rope_theta"], head_dim))
+
+
+def qwen2(writer: GGUFWriter, config: dict) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+
+
+def llama3_factors(scaling: dict, base: float, head_dim: int) -> np.ndarray:
+    """By how much each pair of a head turns slower: 1 for fast pairs, `factor` for slow ones, a blend in between."""
+    frequencies = base ** -(np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / (kept + (1 - kept) / factor)).astype(np.float32)
+
+
+def neighbours(array: np.ndarray, heads: int) -> np.ndarray:
+    """The rows of a projection, sorted so that the pairs of a head are neighbours and not in its two halves."""
+    return array.reshape(heads, 2, -1, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
 
 
 def lille_name(name: str) -> str:
@@ -127,7 +173,13 @@ def lille(writer: GGUFWriter, config: dict) -> None:
 def parts(config: dict, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of llama.cpp for one of our tensors."""
     if config["model_type"] == "gemma3_text":
-        yield gemma3_name(name), array
+        yield name_in(GEMMA3_NAMES, name), array
+    elif config["model_type"] == "qwen2":
+        yield name_in(LLAMA_NAMES, name), array
+    elif config["model_type"] == "llama":
+        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+        part = name.split(".")[-2]
+        yield name_in(LLAMA_NAMES, name), neighbours(array, heads[part]) if part in heads else array
     elif name.endswith("qkv_proj.weight"):
         layer = name.split(".")[2]
         head_dim = config["n_embd"] // config["n_head"]
@@ -140,7 +192,12 @@ def parts(config: dict, name: str, array: np.ndarray) -> Iterator[tuple[str, np.
 
 def write(model: Path, kind: str, file: Path) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    architectures = {"gemma3_text": ("gemma3", gemma3), "lille-130m": ("llama", lille)}
+    architectures = {
+        "gemma3_text": ("gemma3", gemma3),
+        "lille-130m": ("llama", lille),
+        "llama": ("llama", llama),
+        "qwen2": ("qwen2", qwen2),
+    }
     if config["model_type"] not in architectures:
         raise SystemExit(f"{model}: {config['model_type']} has no counterpart here; {', '.join(architectures)} have")
     if not config["tie_word_embeddings"] or "quantization" in config:

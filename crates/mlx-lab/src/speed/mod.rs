@@ -289,7 +289,7 @@ fn rows(arguments: &Arguments, models: &[Model]) -> io::Result<Vec<Row>> {
     for model in models {
         let prompts = match model.shape {
             Shape::Tiny => arguments.prompt_tokens.get(..1).unwrap_or_default(),
-            Shape::Gemma3 | Shape::Lille => &arguments.prompt_tokens,
+            _ => &arguments.prompt_tokens,
         };
         let mut programs = arguments.programs.clone();
         if model.shape == Shape::Tiny && !programs.contains(&Program::Stock) {
