@@ -217,6 +217,7 @@ table! {
     "llama" => mlx_llama::ARCHITECTURE, ["llama", "mistral"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
+    "qwen2" => mlx_qwen2::ARCHITECTURE, ["qwen2"];
     "qwen3" => mlx_qwen3::ARCHITECTURE, ["qwen3"];
 }
 

@@ -11,6 +11,7 @@
 //! | `llama` | the architecture Llama (`model_type` `llama` and `mistral`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
+//! | `qwen2` | the architecture Qwen 2 (`model_type` `qwen2`) |
 //! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |
 //! | `architectures` | all of the above |
 //! | `generate` | the module `generate`: prefill, decode loop, sampling |

@@ -653,6 +653,21 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         replace: "let mut kinds = LayerTypes::Listed(types).kinds(layers, self.sliding_window)?;\n                kinds.rotate_left(1);",
         filter: "hf_qwen3_layer_types",
     },
+    // mlx-qwen2
+    Mutation {
+        name: "qwen2_adds_what_was_normed",
+        file: "crates/mlx-qwen2/src/model.rs",
+        find: "h.add(self.mlp.forward(&normed)?)",
+        replace: "normed.add(self.mlp.forward(&normed)?)",
+        filter: "qwen2_f32_whole",
+    },
+    Mutation {
+        name: "qwen2_with_a_window_in_every_layer",
+        file: "crates/mlx-qwen2/src/config.rs",
+        find: "max_window_layers: keys.own.max_window_layers,",
+        replace: "max_window_layers: keys.own.max_window_layers.map(|_| 0),",
+        filter: "hf_qwen2_window_v4",
+    },
     // mlx-llama
     Mutation {
         name: "llama_without_rotation",
