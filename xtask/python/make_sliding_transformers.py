@@ -5,7 +5,7 @@ is rewritten in the form of transformers 4 (`rope_theta`, `rope_scaling`, `rope_
 
 Why: mlx-lm ignores `attention_factor`, `layer_types` of Gemma 3, and the scaling of Gemma 3's global layers in configs of
 transformers 5. It refuses configs of transformers 5 for OLMo 3, and models whose layers are all of one kind. For Qwen 3 it
-ignores windows, biases and `attention_factor`. For Llama and Mistral it ignores `rope_parameters` and Mistral's window.
+ignores windows, biases and `attention_factor`, and for Qwen 2 windows, `rope_parameters` and `head_dim`. For Llama and Mistral it ignores `rope_parameters` and Mistral's window.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -36,6 +36,8 @@ from transformers import (
     Olmo3Config,
     Olmo3ForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     SiglipVisionConfig,
@@ -63,6 +65,13 @@ QWEN = SHARED | {
     "use_sliding_window": True,
     "max_window_layers": 1,
 }
+QWEN_2 = SHARED | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+}
 LLAMA = {key: value for key, value in SHARED.items() if key != "sliding_window"} | {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -75,6 +84,7 @@ TEXT = {
     "llama": (LlamaConfig, LlamaForCausalLM, LLAMA),
     "mistral": (MistralConfig, MistralForCausalLM, MISTRAL),
     "olmo3": (Olmo3Config, Olmo3ForCausalLM, OLMO),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, QWEN_2),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN),
 }
 GEMMA = SHARED | {
@@ -134,6 +144,11 @@ def olmo3(name: str, seed: int, full: dict, sliding: dict = PLAIN, **rest: objec
     return Case(f"hf_olmo3_{name}", seed, "olmo3", {FULL: full, SLIDING: sliding}, **rest)
 
 
+def qwen2(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """A Qwen 2 with this rotation in all layers, and with a window in the second of its two layers."""
+    return Case(f"hf_qwen2_{name}", seed, "qwen2", rope, **rest)
+
+
 def qwen3(name: str, seed: int, rope: dict, **rest: object) -> Case:
     """A Qwen 3 with this rotation in all layers, and with a window in all layers but the first."""
     return Case(f"hf_qwen3_{name}", seed, "qwen3", rope, **rest)
@@ -183,6 +198,15 @@ CASES = [
     gemma3("bias_untied", 1, config={"attention_bias": True, "tie_word_embeddings": False}, add=STALE_TIE),
     gemma3("multimodal", 1, LINEAR_8, kind="gemma3"),
     gemma3("multimodal_inner_keys", 1, LINEAR_8, kind="gemma3 with the names of its modules"),
+    qwen2("window", 1, PLAIN),
+    qwen2("window_v4", 8, YARN, v4=True, drop=("layer_types",), config={"tie_word_embeddings": True}),
+    qwen2(
+        "layer_types_head_dim",
+        6,
+        PLAIN,
+        config={"layer_types": [SLIDING, FULL], "head_dim": 12, "tie_word_embeddings": True},
+        add={"max_window_layers": 2},
+    ),
     qwen3("window", 3, PLAIN, batch=2),
     qwen3("window_v4", 2, YARN, v4=True, drop=("layer_types",)),
     qwen3(

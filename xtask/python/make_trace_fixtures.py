@@ -19,7 +19,15 @@ from parity_cases import CASES_FOLDER, ROOT, argument_parser, demand_own_blas, f
 from trace_reference import mlx_lm_answer, save
 
 FOLDER = "xtask/fixtures"
-CASES = ["gemma3_bf16_whole", "lille_q4", "llama_q4_whole", "olmo3_bf16_whole", "phi3_bf16_whole", "qwen3_f32_whole"]
+CASES = [
+    "gemma3_bf16_whole",
+    "lille_q4",
+    "llama_q4_whole",
+    "olmo3_bf16_whole",
+    "phi3_bf16_whole",
+    "qwen2_q8_whole",
+    "qwen3_f32_whole",
+]
 TOKENS = [3, 14, 15, 9, 2]
 
 

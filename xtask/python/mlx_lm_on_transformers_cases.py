@@ -54,6 +54,9 @@ REASONS = {
     "head_refused": "refuses a head of its own beside `tie_word_embeddings`",
     "qwen3_head": "drops a head of its own beside `tie_word_embeddings` (`qwen3.py`, `sanitize`)",
     "qwen3_window": "ignores windows (`qwen3.py` has none)",
+    "qwen2_window": "ignores windows (`qwen2.py` has none)",
+    "qwen2_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 1 000 000 (`qwen2.py`, `ModelArgs`)",
+    "qwen2_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`qwen2.py`, `Attention`)",
     "llama_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 10 000 (`llama.py`, `ModelArgs`)",
     "llama_window": "ignores `sliding_window` without `layer_types` (`llama.py`, `ModelArgs`)",
 }
@@ -111,6 +114,9 @@ READS = {
     "hf_olmo3_all_full": (["olmo3_theta"], {}),
     "hf_olmo3_fewer_layers": (["olmo3_full"], {}),
     "hf_olmo3_bias_tied": (["olmo3_theta"], {}),
+    "hf_qwen2_window": (["qwen2_window", "qwen2_parameters"], NO_WINDOWS | {"rope_parameters": DELETE, "rope_theta": 1000000.0}),
+    "hf_qwen2_window_v4": (["qwen2_window"], NO_WINDOWS),
+    "hf_qwen2_layer_types_head_dim": (["qwen2_head_dim"], {}),
     "hf_qwen3_window": (["qwen3_window"], NO_WINDOWS),
     "hf_qwen3_window_v4": (["qwen3_window"], NO_WINDOWS),
     "hf_qwen3_layer_types_yarn": (

@@ -44,6 +44,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_phi3_cases.py", Environment::MlxLm),
     ("make_gemma3_cases.py", Environment::MlxLm),
     ("make_olmo3_cases.py", Environment::MlxLm),
+    ("make_qwen2_cases.py", Environment::MlxLm),
     ("make_qwen3_cases.py", Environment::MlxLm),
     ("make_llama_cases.py", Environment::MlxLm),
     ("make_lora_cases.py", Environment::MlxLm),

@@ -20,10 +20,11 @@ pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
 
 /// Models of parity cases: an architecture without a demo, quantized models, a multimodal config, other
 /// rotations.
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
     "llama_q4_whole",
+    "qwen2_q8_whole",
     "phi3_q4_whole",
     "phi3_longrope_mlx_lm",
     "hf_phi3_longrope_short",

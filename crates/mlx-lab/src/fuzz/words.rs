@@ -17,7 +17,16 @@ pub(super) const CONFIG: &[Word] = &[
     |r| {
         (
             "model_type".to_owned(),
-            json!(r.one(&["gemma3_text", "gemma3", "olmo3", "phi3", "qwen3", "lille-130m", "llama"])),
+            json!(r.one(&[
+                "gemma3_text",
+                "gemma3",
+                "olmo3",
+                "phi3",
+                "qwen2",
+                "qwen3",
+                "lille-130m",
+                "llama"
+            ])),
         )
     },
     |r| ("torch_dtype".to_owned(), json!(r.one(&["float32", "float16", "bfloat16", "float8"]))),
