@@ -5,12 +5,13 @@
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_decoder::KeyLayout;
-use mlx_gemma3::{ARCHITECTURE, Gemma3};
+use mlx_gemma3::{ARCHITECTURE, Block, Gemma3};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, folder, tensors};
+use mlx_testing::decoder::{self, tokens};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, checkpoints, models, tensor};
+use mlx_testing::{RandomParameters, checkpoints, tensor};
 use serde_json::{Value, json};
 
 /// Layers 0, 1 and 3 have a window of 5 tokens, layer 2 is global.
@@ -44,55 +45,21 @@ fn model() -> Gemma3 {
     model_of(&config(), "x", &mut RandomParameters::new(4, Dtype::Float32))
 }
 
-/// `[2, 18]`, two different rows, three windows long.
-fn tokens() -> Array {
-    Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
+/// The same model with a head of its own.
+fn untied() -> Value {
+    decoder::with(config(), &json!({ "tie_word_embeddings": false }))
+}
+
+mlx_testing::decoder_tests! {
+    block: Block,
+    architecture: ARCHITECTURE,
+    configs: [untied(), decoder::with(untied(), &json!({ "sliding_window_pattern": 1 }))],
+    learns: [(config(), 4), (decoder::with(untied(), &json!({ "attention_bias": true })), 5)],
 }
 
 #[track_caller]
 fn assert_same(found: &Array, expected: &Array) {
     assert_eq!(tensor(found), tensor(expected));
-}
-
-#[test]
-fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
-    let splits = [vec![1; 18], vec![4, 14], vec![5, 13], vec![6, 1, 1, 10], vec![2, 9, 7], vec![17, 1]];
-    models::splits_do_not_matter(&mut model(), &tokens(), &splits);
-}
-
-#[test]
-fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
-    models::batches_do_not_matter(&mut model(), &tokens());
-}
-
-#[test]
-fn a_token_does_not_change_the_logits_before_it() {
-    models::the_future_is_not_seen(&mut model(), &tokens());
-}
-
-#[test]
-fn only_the_logits_that_are_asked_for_are_computed() {
-    models::logits_come_as_asked_for(&mut model(), &tokens());
-}
-
-#[test]
-fn tokens_can_be_trimmed_after_the_window_is_full() {
-    models::tokens_can_be_taken_back(&mut model(), &tokens(), 3);
-}
-
-#[test]
-fn wrong_calls_are_errors() {
-    models::wrong_calls_are_errors(&mut model(), &tokens());
-}
-
-#[test]
-fn every_parameter_learns() {
-    models::it_learns(&mut model(), &tokens());
-    let mut untied = config();
-    untied["tie_word_embeddings"] = json!(false);
-    untied["attention_bias"] = json!(true);
-    let mut untied = model_of(&untied, "x", &mut RandomParameters::new(5, Dtype::Float32));
-    models::it_learns(&mut untied, &tokens());
 }
 
 #[test]
@@ -103,7 +70,7 @@ fn each_layer_has_the_cache_of_its_kind() {
 }
 
 #[test]
-fn parameters_are_the_tensors_of_a_checkpoint() {
+fn parameters_have_the_names_of_each_layout() {
     for (config, held, layout, key) in [
         (config(), "x", KeyLayout::Text, "model.layers.2.self_attn.q_norm.weight"),
         (
@@ -178,9 +145,8 @@ fn only_vision_tensors_are_ignored() {
     assert!(load(&config(), text).unwrap_err().to_string().contains("vision_tower.a.weight: unexpected"));
 }
 
-/// In every layout of the keys.
 #[test]
-fn a_head_in_the_checkpoint_is_used() {
+fn a_head_is_used_in_each_layout() {
     for (config, held, [table, head]) in [
         (config(), "x", ["model.embed_tokens.weight", "lm_head.weight"]),
         (multimodal(), "x", ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"]),
@@ -199,19 +165,4 @@ fn a_head_in_the_checkpoint_is_used() {
             &tokens(),
         );
     }
-}
-
-#[test]
-fn the_dtype_is_that_of_the_weights() {
-    for dtype in [Dtype::Bfloat16, Dtype::Float16] {
-        let mut model = model_of(&config(), "x", &mut RandomParameters::new(4, dtype));
-        assert_eq!(model.info().dtype, dtype);
-        assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
-    }
-}
-
-#[test]
-fn leftover_frequencies_are_ignored() {
-    let (tensors, module) = (tensors(&model()), "model.layers.0.self_attn");
-    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &config(), &tensors, module);
 }

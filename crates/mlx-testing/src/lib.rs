@@ -11,6 +11,8 @@
 #[cfg(feature = "models")]
 pub mod checkpoints;
 mod compare;
+#[cfg(feature = "models")]
+pub mod decoder;
 mod device;
 #[cfg(feature = "models")]
 pub mod models;

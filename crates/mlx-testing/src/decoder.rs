@@ -1,0 +1,275 @@
+//! Checks that every architecture on `mlx-decoder` must pass, as one macro: [`decoder_tests`](crate::decoder_tests).
+#![allow(clippy::unwrap_used, reason = "for tests, which want to stop there")]
+
+use std::marker::PhantomData;
+
+use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
+use mlx_checkpoint::{Checkpoint, CheckpointError};
+use mlx_decoder::{Decoder, DecoderBlock};
+use mlx_rs::{Array, Dtype};
+use serde_json::{Value, json};
+
+use crate::checkpoints::{self, load, sharded_folder, tensors, without_tensors};
+use crate::models::{self, all_logits};
+use crate::{RandomParameters, tensor};
+
+/// Tests of an architecture that is made with `mlx-decoder`: the model compared with itself, and its checkpoints.
+///
+/// `configs` should change the forward pass in all ways that the architecture knows, for sequences of 18 tokens: windows of
+/// 5 tokens in some and in all layers, for example. Each has 3 layers or more, a vocabulary of 64 tokens, and a head that is
+/// not tied. `learns` are configs with the seed of their weights; with some seeds a step of the optimizer is too long, and the
+/// loss rises once.
+///
+/// ```ignore
+/// mlx_testing::decoder_tests! {
+///     block: Block,
+///     architecture: ARCHITECTURE,
+///     configs: [config(), with(json!({ "sliding_window": 5 }))],
+///     learns: [(config(), 1), (with(json!({ "attention_bias": true, "tie_word_embeddings": true })), 1)],
+/// }
+/// ```
+#[macro_export]
+macro_rules! decoder_tests {
+    (
+        block: $block:ty,
+        architecture: $architecture:expr,
+        configs: [$($config:expr),+ $(,)?],
+        learns: [$(($learning:expr, $seed:expr)),+ $(,)?] $(,)?
+    ) => {
+        mod every_decoder {
+            use super::*;
+
+            fn checks() -> $crate::decoder::Checks<$block> {
+                $crate::decoder::Checks::new(&$architecture, vec![$($config),+])
+            }
+
+            #[test]
+            fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
+                checks().splits_do_not_matter();
+            }
+
+            #[test]
+            fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
+                checks().batches_do_not_matter();
+            }
+
+            #[test]
+            fn a_token_does_not_change_the_logits_before_it() {
+                checks().the_future_is_not_seen();
+            }
+
+            #[test]
+            fn only_the_logits_that_are_asked_for_are_computed() {
+                checks().logits_come_as_asked_for();
+            }
+
+            #[test]
+            fn tokens_can_be_trimmed_after_the_window_is_full() {
+                checks().tokens_can_be_taken_back();
+            }
+
+            #[test]
+            fn wrong_calls_are_errors() {
+                checks().wrong_calls_are_errors();
+            }
+
+            #[test]
+            fn every_parameter_learns() {
+                for (config, seed) in [$(($learning, $seed)),+] {
+                    checks().it_learns(&config, seed);
+                }
+            }
+
+            #[test]
+            fn parameters_are_the_tensors_of_a_checkpoint() {
+                checks().parameters_are_the_tensors_of_a_checkpoint();
+            }
+
+            #[test]
+            fn every_tensor_that_is_not_right_is_listed() {
+                checks().every_tensor_that_is_not_right_is_listed();
+            }
+
+            #[test]
+            fn a_head_in_the_checkpoint_is_used() {
+                checks().a_head_in_the_checkpoint_is_used();
+            }
+
+            #[test]
+            fn the_dtype_is_that_of_the_weights() {
+                checks().the_dtype_is_that_of_the_weights();
+            }
+
+            #[test]
+            fn leftover_frequencies_are_ignored() {
+                checks().leftover_frequencies_are_ignored();
+            }
+        }
+    };
+}
+
+/// A model of this config with random weights.
+pub fn model_of<B: DecoderBlock>(config: &Value, source: &mut RandomParameters) -> Decoder<B> {
+    Decoder::new(&Decoder::<B>::config(&without_tensors(config)).unwrap(), source)
+}
+
+/// A model of this config with random float32 weights, always the same.
+pub fn random<B: DecoderBlock>(config: &Value) -> Decoder<B> {
+    model_of(config, &mut RandomParameters::new(4, Dtype::Float32))
+}
+
+/// A config with some keys changed.
+#[must_use]
+pub fn with(mut config: Value, changes: &Value) -> Value {
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    config
+}
+
+/// `[2, 18]`, two different rows.
+pub fn tokens() -> Array {
+    Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
+}
+
+/// The checks of [`decoder_tests`](crate::decoder_tests).
+#[derive(Debug)]
+pub struct Checks<B> {
+    architecture: &'static Architecture,
+    /// Not empty.
+    configs: Vec<Value>,
+    block: PhantomData<B>,
+}
+
+impl<B: DecoderBlock + 'static> Checks<B> {
+    /// The checks of an architecture whose blocks are `B`, with these configs.
+    pub fn new(architecture: &'static Architecture, configs: Vec<Value>) -> Self {
+        assert!(configs.iter().all(|config| config["tie_word_embeddings"] != json!(true)));
+        Self { architecture, configs, block: PhantomData }
+    }
+
+    fn models(&self) -> impl Iterator<Item = Decoder<B>> {
+        self.configs.iter().map(random)
+    }
+
+    /// See [`models::splits_do_not_matter`].
+    pub fn splits_do_not_matter(&self) {
+        let splits = [vec![1; 18], vec![4, 14], vec![5, 13], vec![6, 1, 1, 10], vec![2, 9, 7], vec![17, 1]];
+        self.models().for_each(|mut model| models::splits_do_not_matter(&mut model, &tokens(), &splits));
+    }
+
+    /// See [`models::batches_do_not_matter`].
+    pub fn batches_do_not_matter(&self) {
+        self.models().for_each(|mut model| models::batches_do_not_matter(&mut model, &tokens()));
+    }
+
+    /// See [`models::the_future_is_not_seen`].
+    pub fn the_future_is_not_seen(&self) {
+        self.models().for_each(|mut model| models::the_future_is_not_seen(&mut model, &tokens()));
+    }
+
+    /// See [`models::logits_come_as_asked_for`].
+    pub fn logits_come_as_asked_for(&self) {
+        self.models().for_each(|mut model| models::logits_come_as_asked_for(&mut model, &tokens()));
+    }
+
+    /// See [`models::tokens_can_be_taken_back`].
+    pub fn tokens_can_be_taken_back(&self) {
+        self.models().for_each(|mut model| models::tokens_can_be_taken_back(&mut model, &tokens(), 3));
+    }
+
+    /// See [`models::wrong_calls_are_errors`].
+    pub fn wrong_calls_are_errors(&self) {
+        self.models().for_each(|mut model| models::wrong_calls_are_errors(&mut model, &tokens()));
+    }
+
+    /// See [`models::it_learns`].
+    pub fn it_learns(&self, config: &Value, seed: u64) {
+        let mut model = model_of::<B>(config, &mut RandomParameters::new(seed, Dtype::Float32));
+        models::it_learns(&mut model, &tokens());
+    }
+
+    /// The keys of the parameters are those that the model asked its source for, and a checkpoint of these tensors, whole
+    /// or in shards, gives the same model.
+    pub fn parameters_are_the_tensors_of_a_checkpoint(&self) {
+        for config in &self.configs {
+            for tied in [false, true] {
+                let config = with(config.clone(), &json!({ "tie_word_embeddings": tied }));
+                let mut source = RandomParameters::new(4, Dtype::Float32);
+                let mut model = model_of::<B>(&config, &mut source);
+                let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
+                names.sort();
+                source.taken.sort();
+                assert_eq!(names, source.taken);
+                assert_eq!(names.contains(&"lm_head.weight".to_owned()), !tied);
+
+                let expected = tensor(&all_logits(&mut model, &tokens()));
+                let sharded = sharded_folder(&config, tensors(&model), 3);
+                let sharded = Checkpoint::open(sharded.path()).unwrap();
+                for loaded in [
+                    load(self.architecture, &config, tensors(&model)),
+                    (self.architecture.load)(&sharded, &LoadOptions::default()),
+                ] {
+                    let mut loaded = loaded.unwrap();
+                    assert_eq!(loaded.info(), model.info());
+                    assert_eq!(tensor(&all_logits(&mut *loaded, &tokens())), expected);
+                }
+            }
+        }
+    }
+
+    /// All tensors that are missing, unknown or of another shape are in one error.
+    pub fn every_tensor_that_is_not_right_is_listed(&self) {
+        let config = &self.configs[0];
+        let mut wrong = tensors(&random::<B>(config));
+        wrong.push(("model.layers.0.self_attn.rotary_emb.scale".to_owned(), Array::from_f32(1.0)));
+        wrong.push(("model.layers.1.other.weight".to_owned(), Array::from_f32(1.0)));
+        wrong.retain(|(key, _)| key != "lm_head.weight");
+        let narrow = "model.layers.2.self_attn.k_proj.weight";
+        let mut needed = None;
+        for (key, array) in &mut wrong {
+            if key == narrow {
+                needed = Some(array.shape().to_vec());
+                *array = Array::zeros::<f32>(&[3, 5]).unwrap();
+            }
+        }
+        let error = load(self.architecture, config, wrong).unwrap_err();
+        let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else {
+            panic!("{error}")
+        };
+        let problems: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
+        let sizes = [&config["vocab_size"], &config["hidden_size"]];
+        assert_eq!(
+            problems,
+            [
+                format!("lm_head.weight: missing, [{}, {}] is needed", sizes[0], sizes[1]),
+                "model.layers.0.self_attn.rotary_emb.scale: unexpected, the model has no such parameter"
+                    .into(),
+                "model.layers.1.other.weight: unexpected, the model has no such parameter".into(),
+                format!("{narrow}: shape [3, 5], {:?} is needed", needed.unwrap()),
+            ]
+        );
+    }
+
+    /// See [`checkpoints::a_head_in_the_checkpoint_is_used`]. Some released checkpoints of tied models hold the embedding
+    /// table twice.
+    pub fn a_head_in_the_checkpoint_is_used(&self) {
+        let config = with(self.configs[0].clone(), &json!({ "tie_word_embeddings": true }));
+        let (tied, keys) = (tensors(&random::<B>(&config)), ["model.embed_tokens.weight", "lm_head.weight"]);
+        checkpoints::a_head_in_the_checkpoint_is_used(self.architecture, &config, &tied, keys, &tokens());
+    }
+
+    /// The weights of a checkpoint decide in which dtype a model computes.
+    pub fn the_dtype_is_that_of_the_weights(&self) {
+        for dtype in [Dtype::Bfloat16, Dtype::Float16] {
+            let mut model = model_of::<B>(&self.configs[0], &mut RandomParameters::new(4, dtype));
+            assert_eq!(model.info().dtype, dtype);
+            assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
+        }
+    }
+
+    /// See [`checkpoints::leftover_frequencies_are_ignored`].
+    pub fn leftover_frequencies_are_ignored(&self) {
+        let config = &self.configs[0];
+        let (tensors, module) = (tensors(&random::<B>(config)), "model.layers.0.self_attn");
+        checkpoints::leftover_frequencies_are_ignored(self.architecture, config, &tensors, module);
+    }
+}
