@@ -5,7 +5,9 @@ is rewritten in the form of transformers 4 (`rope_theta`, `rope_scaling`, `rope_
 
 Why: mlx-lm ignores `attention_factor`, `layer_types` of Gemma 3, and the scaling of Gemma 3's global layers in configs of
 transformers 5. It refuses configs of transformers 5 for OLMo 3, and models whose layers are all of one kind. For Qwen 3 it
-ignores windows, biases and `attention_factor`, and for Qwen 2 windows, `rope_parameters` and `head_dim`. For Llama and Mistral it ignores `rope_parameters` and Mistral's window.
+ignores windows, biases and `attention_factor`, and for Qwen 2 windows, `rope_parameters` and `head_dim`. For
+Llama and Mistral it ignores `rope_parameters` and Mistral's window. For Granite it refuses `rope_parameters`, and ignores
+`head_dim`. For Ministral 3 it refuses configs of transformers 4, and ignores windows.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -29,12 +31,19 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     Olmo3Config,
     Olmo3ForCausalLM,
+    PixtralVisionConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -79,9 +88,19 @@ LLAMA = {key: value for key, value in SHARED.items() if key != "sliding_window"}
     "head_dim": 12,
 }
 MISTRAL = LLAMA | {"sliding_window": 6}
+GRANITE = {key: value for key, value in LLAMA.items() if key != "head_dim"} | {
+    "embedding_multiplier": 1.5,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.7,
+    "num_hidden_layers": 1,
+}
+MINISTRAL = LLAMA | {"num_hidden_layers": 1, "sliding_window": None}
 # The models whose checkpoint is a language model alone.
 TEXT = {
+    "granite": (GraniteConfig, GraniteForCausalLM, GRANITE),
     "llama": (LlamaConfig, LlamaForCausalLM, LLAMA),
+    "ministral3": (Ministral3Config, Ministral3ForCausalLM, MINISTRAL),
     "mistral": (MistralConfig, MistralForCausalLM, MISTRAL),
     "olmo3": (Olmo3Config, Olmo3ForCausalLM, OLMO),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, QWEN_2),
@@ -103,6 +122,15 @@ YARN = {
     "beta_slow": 1.0,
 }
 PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+# Ministral 3, with an original length that is short enough for several factors of queries.
+SCALED = YARN | {
+    "rope_theta": 100.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
 LLAMA3 = PLAIN | {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -155,8 +183,13 @@ def qwen3(name: str, seed: int, rope: dict, **rest: object) -> Case:
 
 
 def llama(name: str, seed: int, rope: dict, kind: str = "llama", **rest: object) -> Case:
-    """A Llama, or a Mistral whose layers all have a window, with this rotation."""
+    """A Llama, a Granite, a Ministral 3, or a Mistral whose layers all have a window, with this rotation."""
     return Case(f"hf_{kind}_{name}", seed, kind, rope, **rest)
+
+
+def mistral3(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """A Mistral 3 whose language model is a Ministral 3, with the names of transformers' modules."""
+    return Case(f"hf_mistral3_{name}", seed, "mistral3", rope, **rest)
 
 
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
@@ -228,6 +261,14 @@ CASES = [
     llama("window", 1, PLAIN, kind="mistral", batch=2),
     llama("window_v4", 3, PLAIN, kind="mistral", v4=True, drop=("head_dim",), config={"head_dim": 8}),
     llama("no_window", 2, PLAIN, kind="mistral", config={"sliding_window": None}),
+    llama("factors", 3, PLAIN, kind="granite"),
+    llama(
+        "bias_tied_v4", 13, LINEAR_8, kind="granite", config=ALL_BIASES | {"tie_word_embeddings": True}, v4=True
+    ),
+    llama("head_dim_v4", 1, PLAIN, kind="granite", config={"head_dim": 12}, v4=True),
+    llama("scaled", 7, SCALED, kind="ministral3"),
+    llama("window_v4", 5, SCALED, kind="ministral3", config={"sliding_window": 6}, v4=True),
+    mistral3("inner_keys", 30, SCALED),
 ]
 
 
@@ -237,6 +278,12 @@ def new_model(case: Case) -> PreTrainedModel:
     if case.kind in TEXT:
         config_class, model_class, config = TEXT[case.kind]
         return model_class(config_class(**config | text))
+    if case.kind == "mistral3":
+        vision = PixtralVisionConfig(**VISION, head_dim=8)
+        config = Ministral3Config(**MINISTRAL | text)
+        return Mistral3ForConditionalGeneration(
+            Mistral3Config(text_config=config, vision_config=vision, tie_word_embeddings=False, dtype="float32")
+        )
     config = Gemma3TextConfig(**GEMMA | text)
     if case.kind == "gemma3_text":
         return Gemma3ForCausalLM(config)
@@ -248,7 +295,7 @@ def new_model(case: Case) -> PreTrainedModel:
 
 def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
     """Scales random weights so that logits differ clearly and depend on the tokens before."""
-    gemma = case.kind not in TEXT
+    gemma = case.kind.startswith("gemma3")
     if name.endswith("bias"):
         return 0.2 * values
     if values.ndim == 1 and gemma:  # Gemma adds 1 to the weights of norms
@@ -275,7 +322,7 @@ def as_v4(config: dict) -> None:
     full = rope.get(FULL, rope)
     config["rope_theta"] = full.pop("rope_theta")
     config["rope_scaling"] = None if full["rope_type"] == "default" else full
-    if config["model_type"] not in TEXT:
+    if config["model_type"].startswith("gemma3"):
         config["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
     if "_sliding_window_pattern" in config and "sliding_window_pattern" not in config:
         config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
@@ -289,7 +336,10 @@ def make_model(case: Case, folder: Path) -> PreTrainedModel:
     original = text or case.kind == "gemma3"
     scale, rewrite = partial(scaled, case), partial(rewritten, case)
     save_checkpoint(new_model(case), case.seed, scale, rewrite, folder, save_original_format=original)
-    auto = AutoModelForCausalLM if text else Gemma3ForConditionalGeneration
+    if case.kind == "mistral3":
+        auto = Mistral3ForConditionalGeneration
+    else:
+        auto = AutoModelForCausalLM if text else Gemma3ForConditionalGeneration
     return auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
 
 

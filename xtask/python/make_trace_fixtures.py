@@ -21,6 +21,7 @@ from trace_reference import mlx_lm_answer, save
 FOLDER = "xtask/fixtures"
 CASES = [
     "gemma3_bf16_whole",
+    "granite_tied_q4",
     "lille_q4",
     "llama_q4_whole",
     "olmo3_bf16_whole",

@@ -58,6 +58,9 @@ REASONS = {
     "qwen2_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 1 000 000 (`qwen2.py`, `ModelArgs`)",
     "qwen2_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`qwen2.py`, `Attention`)",
     "llama_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 10 000 (`llama.py`, `ModelArgs`)",
+    "granite_theta": "needs `rope_theta` outside `rope_parameters`, so no config of the newer form loads (`granite.py`, `ModelArgs`)",
+    "granite_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`granite.py`, `Attention`)",
+    "ministral3_old": "needs `rope_parameters`, so no config of the older form loads (`ministral3.py`, `Attention`)",
     "llama_window": "ignores `sliding_window` without `layer_types` (`llama.py`, `ModelArgs`)",
 }
 
@@ -72,8 +75,11 @@ NO_WINDOWS = {"use_sliding_window": False, "layer_types": DELETE, "max_window_la
 
 # For each case with another result: the reasons, and the changes that make the config the one that mlx-lm reads.
 READS = {
+    "hf_granite_factors": (["granite_theta"], {}),
+    "hf_granite_head_dim_v4": (["granite_head_dim"], {}),
     "hf_llama_default_head": (["llama_parameters"], LLAMA_PLAIN),
     "hf_llama_llama3": (["llama_parameters"], LLAMA_PLAIN),
+    "hf_ministral3_window_v4": (["ministral3_old"], {}),
     "hf_mistral_no_window": (["llama_parameters"], LLAMA_PLAIN),
     "hf_mistral_window": (["llama_parameters", "llama_window"], LLAMA_PLAIN | {"sliding_window": None}),
     "hf_mistral_window_v4": (["llama_window"], {"sliding_window": None}),

@@ -194,7 +194,8 @@ def greedy_tokens(model: nn.Module, prompt: mx.array, name: str) -> list[int]:
 
 def reference(case: Case, model: nn.Module) -> dict[str, mx.array]:
     """The tensors of `reference.safetensors`: random tokens and mlx-lm's results for them."""
-    rng, vocab_size = np.random.default_rng([case.seed, 1]), case.config["vocab_size"]
+    rng = np.random.default_rng([case.seed, 1])
+    vocab_size = (case.config.get("text_config", {}) | case.config)["vocab_size"]
     tokens = mx.array(rng.integers(0, vocab_size, (case.batch, sum(case.calls)), dtype=np.int32))
     prompt = mx.array(rng.integers(0, vocab_size, PROMPT_LENGTH, dtype=np.int32))
     return {

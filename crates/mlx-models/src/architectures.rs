@@ -213,6 +213,7 @@ macro_rules! table {
 
 table! {
     "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
+    "granite" => mlx_granite::ARCHITECTURE, ["granite"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
     "llama" => mlx_llama::ARCHITECTURE, ["llama", "mistral"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];

@@ -7,6 +7,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
+//! | `granite` | the architecture Granite (`model_type` `granite`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `llama` | the architecture Llama (`model_type` `llama` and `mistral`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |

@@ -683,6 +683,28 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         replace: "(None, Some(window)) => LayerTypes::FullFirst(layers).kinds(layers, window),",
         filter: "hf_mistral_window",
     },
+    // mlx-granite
+    Mutation {
+        name: "granite_adds_attention_without_its_factor",
+        file: "crates/mlx-granite/src/model.rs",
+        find: "let h = add_residual(x, &attended, self.residual_scale)?;",
+        replace: "let h = add_residual(x, &attended, 1.0)?;",
+        filter: "granite_f32_whole",
+    },
+    Mutation {
+        name: "granite_with_the_root_of_its_factor_of_scores",
+        file: "crates/mlx-granite/src/config.rs",
+        find: "attention_scale: factor(\"attention_multiplier\", own.attention_multiplier)?,",
+        replace: "attention_scale: factor(\"attention_multiplier\", own.attention_multiplier)?.sqrt(),",
+        filter: "granite_f32_whole",
+    },
+    Mutation {
+        name: "logits_are_multiplied_by_their_divisor",
+        file: "crates/mlx-decoder/src/model.rs",
+        find: "logits = logits.divide(number(self.logits_divisor, logits.dtype())?)?;",
+        replace: "logits = logits.multiply(number(self.logits_divisor, logits.dtype())?)?;",
+        filter: "granite_f32_whole",
+    },
     // mlx-lille-130m
     Mutation {
         name: "lille_feeds_what_is_not_normed",

@@ -23,6 +23,7 @@ pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
 const CASES: [&str; 11] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
+    "granite_tied_q4",
     "llama_q4_whole",
     "qwen2_q8_whole",
     "phi3_q4_whole",

@@ -20,6 +20,7 @@ pub(super) const CONFIG: &[Word] = &[
             json!(r.one(&[
                 "gemma3_text",
                 "gemma3",
+                "granite",
                 "olmo3",
                 "phi3",
                 "qwen2",
