@@ -28,6 +28,7 @@ from transformers.utils import chat_template_utils
 FOLDER = "crates/mlx-tokenizer/tests/fixtures"
 MADE_BY = "xtask/python/make_chat_fixtures.py"
 TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
+FAMILIES = Path(__file__).resolve().parent / "family_templates"
 NOW = datetime.datetime(2026, 3, 4, 5, 6, 7)
 SPECIAL = {"bos_token": "<bos>", "eos_token": "<|endoftext|>", "pad_token": "<pad>", "image_token": "<image>"}
 
@@ -207,6 +208,62 @@ SNIPPETS = [
 ]
 
 
+# For templates of families of models: short conversations, since the text of each case is in the fixture.
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def weather_call(arguments: object) -> dict:
+    return {"id": "a1b2c3d4e", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+def calls_weather(content: str | None, arguments: object) -> list[dict]:
+    return [
+        turn("user", "Rain?"),
+        turn("assistant", content, tool_calls=[weather_call(arguments)]),
+        turn("tool", "9 °C", name="weather", tool_call_id="a1b2c3d4e"),
+        turn("assistant", "No."),
+        turn("user", "Thanks"),
+    ]
+
+
+FAMILY_CONVERSATIONS = {
+    "one": [turn("user", " Hi!\n")],
+    "system": [turn("system", "Be short."), turn("user", "Hi!"), turn("assistant", "Yes? "), turn("user", "Go on")],
+    "two_users": [turn("user", "One"), turn("user", "Two")],
+    "thoughts": [turn("user", "1 + 1?"), turn("assistant", "<think>\nSum\n</think>\n\n2"), turn("user", "And?")],
+    "switched": [turn("system", "Be short. /no_think"), turn("user", "Hi!"), turn("assistant", "\nYes?")],
+    "parts": [turn("user", [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}])],
+    "called": calls_weather("", {"city": "Köln"}),
+    "called_as_text": calls_weather(None, '{"city": "Köln"}'),
+    "result": calls_weather(None, {"city": "Köln"})[:3],
+}
+FAMILY_SETTINGS = {
+    "plain": {},
+    "closed": {"add_generation_prompt": False},
+    "tools": {"tools": [WEATHER]},
+    "tools_in_system": {"tools": [WEATHER], "tools_in_user_message": False, "date_string": "1 Apr 2026"},
+    "no_thinking": {"enable_thinking": False},
+    "documents": {"documents": [{"doc_id": 1, "text": "Rain."}, {"doc_id": 2, "text": "Sun."}], "controls": {"citations": True}},
+}
+FAMILY_CASES = [(messages, "plain") for messages in FAMILY_CONVERSATIONS] + [
+    ("system", "closed"),
+    ("one", "tools"),
+    ("called", "tools"),
+    ("result", "tools"),
+    ("system", "tools_in_system"),
+    ("one", "no_thinking"),
+    ("thoughts", "no_thinking"),
+    ("one", "documents"),
+]
+
+
 class Clock(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
@@ -263,6 +320,33 @@ def chats() -> dict:
         "snippet_messages": MESSAGES,
         "snippet_variables": {"v": VALUE},
         "snippets": snippets,
+    }
+
+
+def families(folder: Path) -> dict:
+    """The conversations for families of models, rendered with the templates in a folder."""
+    chat_template_utils.datetime = Clock
+    templates = {file.stem: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.jinja"))}
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    with tempfile.TemporaryDirectory() as files:
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | special
+        files = write_folder(Path(files), {"tokenizer.json": byte_level(["ab"]), "tokenizer_config.json": config})
+        tokenizer = AutoTokenizer.from_pretrained(files)
+    cases = [
+        {"template": template, "messages": messages, "settings": settings}
+        | answer(tokenizer, text, FAMILY_CONVERSATIONS[messages], FAMILY_SETTINGS[settings])
+        for template, text in templates.items()
+        for messages, settings in FAMILY_CASES
+    ]
+    return {
+        "oracle": f"transformers {version('transformers')}, jinja2 {version('jinja2')}",
+        "made_by": MADE_BY,
+        "now": NOW.isoformat(),
+        "special_tokens": special,
+        "templates": templates,
+        "conversations": FAMILY_CONVERSATIONS,
+        "settings": FAMILY_SETTINGS,
+        "cases": cases,
     }
 
 
@@ -478,8 +562,17 @@ def write(path: Path, contents: dict) -> None:
 
 
 def main() -> int:
-    args = argument_parser(__doc__).parse_args()
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--templates", type=Path, nargs=2, metavar=("FOLDER", "FILE"), help="render only the templates in FOLDER, into FILE"
+    )
+    args = parser.parse_args()
+    if args.templates:
+        folder, file = args.templates
+        write(file, families(folder))
+        return 0
     made = {
+        f"{FOLDER}/families.json": lambda path: write(path, families(FAMILIES)),
         f"{FOLDER}/chats.json": lambda path: write(path, chats()),
         f"{FOLDER}/tokenizers.json": lambda path: write(path, tokenizers()),
     }

@@ -11,15 +11,22 @@ use tempfile::TempDir;
 /// The output of `make_chat_fixtures.py`.
 #[derive(Deserialize)]
 struct Fixture {
+    #[serde(flatten)]
+    chats: Chats,
+    snippet_messages: Vec<Message>,
+    snippet_variables: BTreeMap<String, Json>,
+    snippets: Vec<Snippet>,
+}
+
+/// Conversations, and the texts of templates for them.
+#[derive(Deserialize)]
+struct Chats {
     now: String,
     special_tokens: BTreeMap<String, String>,
     templates: BTreeMap<String, String>,
     conversations: BTreeMap<String, Vec<Message>>,
     settings: BTreeMap<String, BTreeMap<String, Json>>,
     cases: Vec<Case>,
-    snippet_messages: Vec<Message>,
-    snippet_variables: BTreeMap<String, Json>,
-    snippets: Vec<Snippet>,
 }
 
 #[derive(Deserialize)]
@@ -94,16 +101,28 @@ fn answer(tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) ->
     }
 }
 
-#[test]
-fn templates_in_the_shapes_of_real_ones_render_as_in_transformers() {
-    let fixture = fixture();
-    let config = serde_json::to_string(&fixture.special_tokens).unwrap();
-    let tokenizer = tokenizer(&[("tokenizer_config.json", &config)]);
-    let mut different = Vec::new();
-    for case in &fixture.cases {
-        let mut variables = fixture.settings[&case.settings].clone();
+impl Chats {
+    /// Requires the texts of transformers.
+    fn assert_rendered(&self) {
+        let config = serde_json::to_string(&self.special_tokens).unwrap();
+        let tokenizer = tokenizer(&[("tokenizer_config.json", &config)]);
+        let mut different = Vec::new();
+        for Case { template, messages, settings, expected } in &self.cases {
+            let text = self.templates[template].clone();
+            let options = self.options(&self.settings[settings], text);
+            let answer = answer(&tokenizer, &self.conversations[messages], &options);
+            if answer != *expected {
+                different.push(format!("{template} {messages} {settings}\n  {answer:?}\n  {expected:?}"));
+            }
+        }
+        let shown = different[..30.min(different.len())].join("\n");
+        assert!(different.is_empty(), "{} of {} differ:\n{shown}", different.len(), self.cases.len());
+    }
+
+    /// What the arguments of `apply_chat_template` are here.
+    fn options(&self, arguments: &BTreeMap<String, Json>, template: String) -> ChatOptions {
+        let mut variables = arguments.clone();
         let list = |json: Json| -> Vec<Json> { serde_json::from_str(&json.to_string()).unwrap() };
-        let tools = variables.remove("tools").map(list);
         let is = |json: Option<Json>, value: bool| json == Some(Json::from(value));
         let end = if is(variables.remove("continue_final_message"), true) {
             ChatEnd::Continue
@@ -112,41 +131,51 @@ fn templates_in_the_shapes_of_real_ones_render_as_in_transformers() {
         } else {
             ChatEnd::Answer
         };
-        let template = ChatTemplate::Text(fixture.templates[&case.template].clone());
-        let options = ChatOptions {
+        ChatOptions {
             end,
-            tools,
+            tools: variables.remove("tools").map(list),
+            documents: variables.remove("documents").map(list),
             variables,
-            template,
-            now: Some(fixture.now.parse().unwrap()),
-            ..Default::default()
-        };
-        let answer = answer(&tokenizer, &fixture.conversations[&case.messages], &options);
-        if answer != case.expected {
-            let Case { template, messages, settings, expected } = case;
-            different.push(format!("{template} {messages} {settings}\n  {answer:?}\n  {expected:?}"));
+            template: ChatTemplate::Text(template),
+            now: Some(self.now.parse().unwrap()),
         }
     }
-    assert!(fixture.cases.len() > 700);
-    assert!(
-        different.is_empty(),
-        "{} differ:\n{}",
-        different.len(),
-        different[..30.min(different.len())].join("\n")
-    );
+}
+
+#[test]
+fn templates_in_the_shapes_of_real_ones_render_as_in_transformers() {
+    let Fixture { chats, .. } = fixture();
+    assert!(chats.cases.len() > 700);
+    chats.assert_rendered();
+}
+
+#[test]
+fn templates_of_families_render_as_in_transformers() {
+    let chats: Chats = serde_json::from_str(include_str!("fixtures/families.json")).unwrap();
+    assert!(chats.templates.len() >= 15);
+    chats.assert_rendered();
+}
+
+/// Templates of released models, which are not part of this repository: docs/chat-templates.md says how to render them.
+#[test]
+#[ignore = "needs the file that the variable MLX_MODELS_CHATS names"]
+fn templates_of_released_models_render_as_in_transformers() {
+    let file = std::env::var("MLX_MODELS_CHATS").unwrap();
+    let chats: Chats = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    chats.assert_rendered();
 }
 
 #[test]
 fn what_templates_use_is_as_in_transformers() {
     let fixture = fixture();
-    let config = serde_json::to_string(&fixture.special_tokens).unwrap();
+    let config = serde_json::to_string(&fixture.chats.special_tokens).unwrap();
     let tokenizer = tokenizer(&[("tokenizer_config.json", &config)]);
     let mut different = Vec::new();
     for Snippet { template, expected } in &fixture.snippets {
         let options = ChatOptions {
             variables: fixture.snippet_variables.clone(),
             template: ChatTemplate::Text(template.clone()),
-            now: Some(fixture.now.parse().unwrap()),
+            now: Some(fixture.chats.now.parse().unwrap()),
             ..Default::default()
         };
         let answer = answer(&tokenizer, &fixture.snippet_messages, &options);
