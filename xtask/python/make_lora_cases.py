@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import make_gemma3_cases
+import make_granite_cases
 import make_llama_cases
 import make_olmo3_cases
 import make_phi3_cases
@@ -75,6 +76,12 @@ def qwen3(seed: int, config: dict | None = None, **rest: object) -> model_cases.
     return make_qwen3_cases.case("base", seed, [1], config, **rest)
 
 
+def granite(seed: int, **rest: object) -> model_cases.Case:
+    """A Granite, whose blocks are added to the stream with a factor."""
+    rest = {"scale": make_granite_cases.scale_tied, "from_seed": False} | rest
+    return make_granite_cases.case("base", seed, [1], make_granite_cases.TIED, **rest)
+
+
 def qwen2(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
     """A Qwen 2, whose projections of queries, keys and values have a bias."""
     config = {"tie_word_embeddings": True, "num_hidden_layers": 1, "intermediate_size": 32} | (config or {})
@@ -121,6 +128,7 @@ CASES = [
     Case("lora_qwen3_bf16", qwen3(5, {"num_hidden_layers": 1}, dtype=mx.bfloat16), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_qwen3_q4", qwen3(1, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("dora_qwen2_bf16", qwen2(4, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3, 2)),
+    Case("dora_granite_q4", granite(9, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
