@@ -19,6 +19,7 @@ from pathlib import Path
 import make_gemma3_cases
 import make_granite_cases
 import make_llama_cases
+import make_olmo2_cases
 import make_olmo3_cases
 import make_phi3_cases
 import make_qwen2_cases
@@ -94,6 +95,11 @@ def llama(seed: int, config: dict | None = None, **rest: object) -> model_cases.
     return make_llama_cases.case("base", seed, [1], config, from_seed=False, **rest)
 
 
+def olmo2(seed: int, **rest: object) -> model_cases.Case:
+    config = {"num_hidden_layers": 1, "intermediate_size": 32}
+    return make_olmo2_cases.case("base", seed, [1], config, from_seed=False, **rest)
+
+
 def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> dict:
     return {"rank": rank, "scale": scale, "dropout": 0.05} | ({} if keys is None else {"keys": keys})
 
@@ -131,6 +137,7 @@ CASES = [
     Case("dora_granite_q4", granite(9, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
+    Case("lora_olmo2_q4", olmo2(20, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
 

@@ -41,6 +41,8 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Olmo3Config,
     Olmo3ForCausalLM,
     PixtralVisionConfig,
@@ -96,12 +98,14 @@ GRANITE = {key: value for key, value in LLAMA.items() if key != "head_dim"} | {
     "num_hidden_layers": 1,
 }
 MINISTRAL = LLAMA | {"num_hidden_layers": 1, "sliding_window": None}
+OLMO2 = {key: value for key, value in LLAMA.items() if key != "head_dim"}
 # The models whose checkpoint is a language model alone.
 TEXT = {
     "granite": (GraniteConfig, GraniteForCausalLM, GRANITE),
     "llama": (LlamaConfig, LlamaForCausalLM, LLAMA),
     "ministral3": (Ministral3Config, Ministral3ForCausalLM, MINISTRAL),
     "mistral": (MistralConfig, MistralForCausalLM, MISTRAL),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, OLMO2),
     "olmo3": (Olmo3Config, Olmo3ForCausalLM, OLMO),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, QWEN_2),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN),
@@ -192,6 +196,11 @@ def mistral3(name: str, seed: int, rope: dict, **rest: object) -> Case:
     return Case(f"hf_mistral3_{name}", seed, "mistral3", rope, **rest)
 
 
+def olmo2(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """An OLMo 2 with this rotation."""
+    return Case(f"hf_olmo2_{name}", seed, "olmo2", rope, **rest)
+
+
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
     """A Gemma 3 with this rotation in its global layers."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
@@ -269,6 +278,9 @@ CASES = [
     llama("scaled", 7, SCALED, kind="ministral3"),
     llama("window_v4", 5, SCALED, kind="ministral3", config={"sliding_window": 6}, v4=True),
     mistral3("inner_keys", 30, SCALED),
+    olmo2("yarn", 1, YARN | {"attention_factor": 1.5}),
+    olmo2("bias_tied_v4", 113, PLAIN, config={"attention_bias": True, "tie_word_embeddings": True}, v4=True),
+    olmo2("head_dim", 3, PLAIN, config={"head_dim": 12, "num_key_value_heads": None}),
 ]
 
 

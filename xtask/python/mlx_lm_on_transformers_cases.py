@@ -61,6 +61,7 @@ REASONS = {
     "granite_theta": "needs `rope_theta` outside `rope_parameters`, so no config of the newer form loads (`granite.py`, `ModelArgs`)",
     "granite_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`granite.py`, `Attention`)",
     "ministral3_old": "needs `rope_parameters`, so no config of the older form loads (`ministral3.py`, `Attention`)",
+    "olmo2_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 10 000 (`olmo2.py`, `ModelArgs`)",
     "llama_window": "ignores `sliding_window` without `layer_types` (`llama.py`, `ModelArgs`)",
 }
 
@@ -130,6 +131,8 @@ READS = {
         NO_WINDOWS | {"rope_parameters.attention_factor": DELETE},
     ),
     "hf_qwen3_windows_off_bias_tied": (["bias"], {}),
+    "hf_olmo2_head_dim": (["olmo2_parameters"], LLAMA_PLAIN),
+    "hf_olmo2_yarn": (["olmo2_parameters"], LLAMA_PLAIN),
 }
 
 

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, LayerTypes, layers_alike, off, only};
-use mlx_decoder::{ConfigKeys, DecoderConfig};
+use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
 use serde::{Deserialize, Deserializer};
@@ -15,6 +15,16 @@ const MISTRAL: &str = "mistral";
 /// The base of the rotation where the config states none, as in both references.
 const DEFAULT_BASE: f64 = 10_000.0;
 
+/// A Llama or Mistral language model.
+pub type Llama = Decoder<Block>;
+
+/// Its block.
+pub type Block = PreNormBlock<LlamaConfig>;
+
+/// How its config is read.
+#[derive(Debug, Clone, Copy)]
+pub struct LlamaConfig;
+
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
 pub struct OwnKeys {
@@ -26,26 +36,25 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-/// Distinguishes a key that is `null` from one that is missing.
-fn stated<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
-    Option::deserialize(value).map(Some)
-}
+impl ReadConfig for LlamaConfig {
+    type Keys = OwnKeys;
 
-pub(crate) fn validate(keys: &ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
-    let layers = layers_alike(kinds(keys)?, &keys.rope, Some(DEFAULT_BASE), keys.head_dim()?)?;
-    let rotation = keys.rope.uniform(Some(DEFAULT_BASE))?;
-    let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(DEFAULT_BASE) };
-    only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
-    off("rope_traditional", keys.own.rope_traditional)?;
-    Ok(DecoderConfig {
-        attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
-        mlp_bias: keys.own.mlp_bias.unwrap_or(false),
-        unlike_mlx_lm: UnlikeMlxLm {
-            rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
-            ignores_windows: keys.decoder.layer_types.is_none(),
-        },
-        ..keys.decoder(layers)?
-    })
+    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+        let layers = layers_alike(kinds(&keys)?, &keys.rope, Some(DEFAULT_BASE), keys.head_dim()?)?;
+        let rotation = keys.rope.uniform(Some(DEFAULT_BASE))?;
+        let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(DEFAULT_BASE) };
+        only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
+        off("rope_traditional", keys.own.rope_traditional)?;
+        Ok(DecoderConfig {
+            attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
+            mlp_bias: keys.own.mlp_bias.unwrap_or(false),
+            unlike_mlx_lm: UnlikeMlxLm {
+                rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
+                ignores_windows: keys.decoder.layer_types.is_none(),
+            },
+            ..keys.decoder(layers)?
+        })
+    }
 }
 
 /// Which layers have a window: those that `layer_types` says. Without it all layers of a Mistral model have
@@ -64,4 +73,9 @@ fn kinds(keys: &ConfigKeys<OwnKeys>) -> Result<Vec<LayerKind>, ConfigError> {
             needed_for: "Mistral models, as a number or null",
         }),
     }
+}
+
+/// Distinguishes a key that is `null` from one that is missing.
+fn stated<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }

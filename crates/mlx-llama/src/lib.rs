@@ -81,10 +81,8 @@
 //! `weight`.
 
 mod config;
-mod model;
 
-pub use config::{MODEL_TYPES, OwnKeys};
-pub use model::{Block, Llama};
+pub use config::{Block, Llama, LlamaConfig, MODEL_TYPES, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

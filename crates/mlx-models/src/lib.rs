@@ -10,6 +10,7 @@
 //! | `granite` | the architecture Granite (`model_type` `granite`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `llama` | the architecture Llama (`model_type` `llama` and `mistral`) |
+//! | `olmo2` | the architecture OLMo 2 (`model_type` `olmo2`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `qwen2` | the architecture Qwen 2 (`model_type` `qwen2`) |

@@ -2,12 +2,22 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{Bases, ConfigError, LayerTypes, layers, off, only};
-use mlx_decoder::{ConfigKeys, DecoderConfig};
+use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PostNormBlock, ReadConfig};
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "olmo3";
+
+/// An OLMo 3 language model.
+pub type Olmo3 = Decoder<Block>;
+
+/// Its block.
+pub type Block = PostNormBlock<Olmo3Config>;
+
+/// How its config is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Olmo3Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -18,24 +28,28 @@ pub struct OwnKeys {
     hidden_act: Option<String>,
 }
 
-pub(crate) fn validate(keys: &ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
-    let layer_types = match &keys.decoder.layer_types {
-        Some(types) => LayerTypes::Listed(types),
-        // Three layers with a window, then a full layer, and so on.
-        None => LayerTypes::FullEvery(4),
-    };
-    let kinds = layer_types.kinds(keys.num_layers()?, keys.own.sliding_window)?;
-    let layers = layers(kinds, &keys.rope, Bases::default(), keys.head_dim()?)?;
-    let rotation = keys.rope.full_attention(None)?;
-    let mlx_lm_reads = MlxLmReads::OldForm { default_base: None };
-    only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
-    off("mlp_bias", keys.own.mlp_bias)?;
-    Ok(DecoderConfig {
-        attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
-        unlike_mlx_lm: UnlikeMlxLm {
-            rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
-            ignores_windows: false,
-        },
-        ..keys.decoder(layers)?
-    })
+impl ReadConfig for Olmo3Config {
+    type Keys = OwnKeys;
+
+    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+        let layer_types = match &keys.decoder.layer_types {
+            Some(types) => LayerTypes::Listed(types),
+            // Three layers with a window, then a full layer, and so on.
+            None => LayerTypes::FullEvery(4),
+        };
+        let kinds = layer_types.kinds(keys.num_layers()?, keys.own.sliding_window)?;
+        let layers = layers(kinds, &keys.rope, Bases::default(), keys.head_dim()?)?;
+        let rotation = keys.rope.full_attention(None)?;
+        let mlx_lm_reads = MlxLmReads::OldForm { default_base: None };
+        only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
+        off("mlp_bias", keys.own.mlp_bias)?;
+        Ok(DecoderConfig {
+            attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
+            unlike_mlx_lm: UnlikeMlxLm {
+                rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
+                ignores_windows: false,
+            },
+            ..keys.decoder(layers)?
+        })
+    }
 }

@@ -83,10 +83,8 @@
 //! `bias`. No key of this list is ignored. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
-mod model;
 
-pub use config::{MODEL_TYPE, OwnKeys};
-pub use model::{Block, Olmo3};
+pub use config::{Block, MODEL_TYPE, Olmo3, Olmo3Config, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

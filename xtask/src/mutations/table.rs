@@ -580,6 +580,23 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         replace: "?.unwrap_or(5);",
         filter: "gemma3_defaults",
     },
+    // mlx-olmo2
+    Mutation {
+        name: "olmo2_norms_before_attention",
+        file: "crates/mlx-decoder/src/blocks.rs",
+        find: "let attended = self.self_attn.forward(AttentionInput { x, mask, cache })?;
+        let h = x.add(self.post_attention_layernorm.forward(&attended)?)?;",
+        replace: "let normed = self.post_attention_layernorm.forward(x)?;
+        let h = x.add(self.self_attn.forward(AttentionInput { x: &normed, mask, cache })?)?;",
+        filter: "olmo2_f32_whole",
+    },
+    Mutation {
+        name: "olmo2_default_base",
+        file: "crates/mlx-olmo2/src/config.rs",
+        find: "const DEFAULT_BASE: f64 = 10_000.0;",
+        replace: "const DEFAULT_BASE: f64 = 20_000.0;",
+        filter: "olmo2_default_base",
+    },
     // mlx-olmo3
     Mutation {
         name: "olmo3_norms_each_head",
@@ -597,7 +614,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "olmo3_norms_the_stream",
-        file: "crates/mlx-olmo3/src/model.rs",
+        file: "crates/mlx-decoder/src/blocks.rs",
         find: "h.add(self.post_feedforward_layernorm.forward(&fed)?)",
         replace: "self.post_feedforward_layernorm.forward(&h.add(fed)?)",
         filter: "olmo3_f32_whole",
@@ -669,6 +686,13 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         filter: "hf_qwen2_window_v4",
     },
     // mlx-llama
+    Mutation {
+        name: "llama_adds_what_was_normed",
+        file: "crates/mlx-decoder/src/blocks.rs",
+        find: "add_residual(&h, &self.mlp.forward(&normed)?, self.residual_scale)",
+        replace: "add_residual(&normed, &self.mlp.forward(&normed)?, self.residual_scale)",
+        filter: "llama_f32_whole",
+    },
     Mutation {
         name: "llama_without_rotation",
         file: "crates/mlx-decoder/src/config.rs",

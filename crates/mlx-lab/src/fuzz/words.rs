@@ -21,6 +21,7 @@ pub(super) const CONFIG: &[Word] = &[
                 "gemma3_text",
                 "gemma3",
                 "granite",
+                "olmo2",
                 "olmo3",
                 "phi3",
                 "qwen2",
