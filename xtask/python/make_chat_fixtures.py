@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError
-from mlx_lm import tokenizer_utils
+from mlx_lm import tokenizer_utils, utils
 from parity_cases import argument_parser, finish
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import chat_template_utils
 
 FOLDER = "crates/mlx-tokenizer/tests/fixtures"
@@ -264,6 +264,43 @@ FAMILY_CASES = [(messages, "plain") for messages in FAMILY_CONVERSATIONS] + [
 ]
 
 
+LLAMA_3 = {"<|end_of_text|>": 128001, "<|eom_id|>": 128008, "<|eot_id|>": 128009}
+QWEN_2_5 = {"<|endoftext|>": 151643, "<|im_end|>": 151645}
+GEMMA_2 = {"<eos>": 1, "<end_of_turn>": 107}
+SPIECE = {"</s>": 2}
+# The tokens that end a text or a turn of released models: the family of the template, the model_type, the ids of these
+# tokens, `eos_token`, and `eos_token_id` of `config.json` and of `generation_config.json`. A missing one has no such file
+# or key. The last three are checkpoints as converters leave them.
+STOPS = {
+    "Llama-2-7b-chat": ("llama2", "llama", SPIECE, "</s>", 2, 2),
+    "Meta-Llama-3-8B-Instruct": ("llama3", "llama", LLAMA_3, "<|eot_id|>", 128009, [128001, 128009]),
+    "Llama-3.1-8B-Instruct": (
+        *("llama3_1", "llama", LLAMA_3, "<|eot_id|>"),
+        *([128001, 128008, 128009], [128001, 128008, 128009]),
+    ),
+    "Llama-3.2-1B": (None, "llama", LLAMA_3, "<|end_of_text|>", 128001, 128001),
+    "DeepSeek-R1-Distill-Llama-8B": (
+        *("r1_distill", "llama", {"<｜end▁of▁sentence｜>": 128001}, "<｜end▁of▁sentence｜>", 128001, 128001),
+    ),
+    "TinyLlama-1.1B-Chat-v1.0": ("tinyllama", "llama", SPIECE, "</s>", 2, 2),
+    "SmolLM2-1.7B-Instruct": ("smollm2", "llama", {"<|endoftext|>": 0, "<|im_end|>": 2}, "<|im_end|>", 2, 2),
+    "Mistral-7B-Instruct-v0.3": ("mistral_v3", "mistral", SPIECE, "</s>", 2, 2),
+    "Mistral-Nemo-Instruct-2407": ("mistral_nemo", "mistral", SPIECE, "</s>", 2, 2),
+    "SmolLM3-3B": ("smollm3", "llama", {"<|end_of_text|>": 128001, "<|im_end|>": 128012}, "<|im_end|>", 128012, 128012),
+    "Qwen2.5-7B-Instruct": ("qwen2_5", "qwen2", QWEN_2_5, "<|im_end|>", 151645, [151645, 151643]),
+    "Qwen2.5-7B": ("qwen2_5", "qwen2", QWEN_2_5, "<|endoftext|>", 151643, 151643),
+    "DeepSeek-R1-Distill-Qwen-7B": (
+        *("r1_distill", "qwen2", {"<｜end▁of▁sentence｜>": 151643}, "<｜end▁of▁sentence｜>", 151643, 151643),
+    ),
+    "gemma-2-2b-it": ("gemma2", "gemma2", GEMMA_2, "<eos>", [1, 107], [1, 107]),
+    "OLMo-2-1124-7B-Instruct": ("olmo2", "olmo2", {"<|endoftext|>": 100257}, "<|endoftext|>", 100257, 100257),
+    "granite-3.3-2b-instruct": ("granite3", "granite", {"<|end_of_text|>": 0}, "<|end_of_text|>", 0, 0),
+    "Llama 3 without its lists": ("llama3", "llama", LLAMA_3, "<|end_of_text|>", 128001, None),
+    "Gemma 2 without its lists": ("gemma2", "gemma2", GEMMA_2, "<eos>", 1, None),
+    "Qwen 2.5 without its list": ("qwen2_5", "qwen2", QWEN_2_5, "<|im_end|>", 151645, None),
+}
+
+
 class Clock(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
@@ -348,6 +385,33 @@ def families(folder: Path) -> dict:
         "settings": FAMILY_SETTINGS,
         "cases": cases,
     }
+
+
+def stops() -> list[dict]:
+    """The stop tokens that mlx-lm and transformers read from the files of checkpoints."""
+    entries = []
+    for name, (template, model_type, tokens, eos_token, config_eos, generation_eos) in STOPS.items():
+        model = {"type": "WordLevel", "vocab": {"[UNK]": 200000} | tokens, "unk_token": "[UNK]"}
+        files = {
+            "tokenizer.json": tokenizer_json(model, added_tokens=added(tokens)),
+            "tokenizer_config.json": FAST | {"eos_token": eos_token},
+            "config.json": {"model_type": model_type, "eos_token_id": config_eos},
+        }
+        if generation_eos is not None:
+            files["generation_config.json"] = {"eos_token_id": generation_eos}
+        with tempfile.TemporaryDirectory() as folder:
+            folder = write_folder(Path(folder), files)
+            eos = utils.load_config(folder).get("eos_token_id")
+            mlx_lm = tokenizer_utils.load(folder, eos_token_ids=eos).eos_token_ids
+            if generation_eos is not None:
+                generation = GenerationConfig.from_pretrained(folder)
+            else:
+                generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+        ids = generation.eos_token_id
+        transformers = [ids] if isinstance(ids, int) else ids
+        entry = {"name": name, "template": template, "files": files, "mlx_lm": sorted(mlx_lm)}
+        entries.append(entry | {"transformers": sorted(transformers)})
+    return entries
 
 
 def added(ids: dict[str, int], **flags: bool) -> list[dict]:
@@ -572,7 +636,7 @@ def main() -> int:
         write(file, families(folder))
         return 0
     made = {
-        f"{FOLDER}/families.json": lambda path: write(path, families(FAMILIES)),
+        f"{FOLDER}/families.json": lambda path: write(path, families(FAMILIES) | {"stops": stops()}),
         f"{FOLDER}/chats.json": lambda path: write(path, chats()),
         f"{FOLDER}/tokenizers.json": lambda path: write(path, tokenizers()),
     }

@@ -156,6 +156,53 @@ fn templates_of_families_render_as_in_transformers() {
     chats.assert_rendered();
 }
 
+#[derive(Deserialize)]
+struct Stops {
+    name: String,
+    template: Option<String>,
+    files: BTreeMap<String, serde_json::Value>,
+    mlx_lm: Vec<u32>,
+    transformers: Vec<u32>,
+}
+
+/// A converter may lose the list of `generation_config.json`, and a base model does not declare the end of a turn. Then the
+/// end of a turn that the template writes is a stop token too, which it is neither in mlx-lm nor in transformers.
+#[test]
+fn the_ends_of_turns_of_families_are_stop_tokens() {
+    #[derive(Deserialize)]
+    struct Families {
+        templates: BTreeMap<String, String>,
+        stops: Vec<Stops>,
+    }
+    let families: Families = serde_json::from_str(include_str!("fixtures/families.json")).unwrap();
+    let mut lost = Vec::new();
+    for Stops { name, template, files, mlx_lm, transformers } in &families.stops {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, contents) in files {
+            fs::write(folder.path().join(file), contents.to_string()).unwrap();
+        }
+        if let Some(template) = template {
+            fs::write(folder.path().join("chat_template.jinja"), &families.templates[template]).unwrap();
+        }
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        let found = tokenizer.stop_tokens();
+        if found == mlx_lm {
+            assert!(transformers.iter().all(|id| found.contains(id)), "{name}: {found:?} {transformers:?}");
+        } else {
+            lost.push((&**name, found.to_vec(), mlx_lm.clone(), transformers.clone()));
+        }
+    }
+    assert_eq!(families.stops.len(), 19);
+    assert_eq!(
+        lost,
+        [
+            ("Qwen2.5-7B", vec![151_643, 151_645], vec![151_643], vec![151_643]),
+            ("Llama 3 without its lists", vec![128_001, 128_009], vec![128_001], vec![128_001]),
+            ("Gemma 2 without its lists", vec![1, 107], vec![1], vec![1]),
+        ]
+    );
+}
+
 /// Templates of released models, which are not part of this repository: docs/chat-templates.md says how to render them.
 #[test]
 #[ignore = "needs the file that the variable MLX_MODELS_CHATS names"]
