@@ -3,15 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use approx::{assert_relative_eq, assert_relative_ne};
-use mlx_causal_lm::{CausalLm, LoadError};
-use mlx_checkpoint::CheckpointError;
+use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_qwen2::{ARCHITECTURE, Qwen2};
+use mlx_qwen2::{ARCHITECTURE, Block, Qwen2};
+use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
-use mlx_rs::{Array, Dtype};
-use mlx_testing::checkpoints::{Tensors, tensors, without_tensors};
+use mlx_testing::checkpoints::{load, tensors};
+use mlx_testing::decoder::{self, tokens};
 use mlx_testing::models::all_logits;
-use mlx_testing::{RandomParameters, checkpoints, models, tensor};
+use mlx_testing::tensor;
 use serde_json::{Value, json};
 
 /// Three layers without a window.
@@ -25,9 +25,7 @@ fn config() -> Value {
 }
 
 fn with(changes: Value) -> Value {
-    let mut config = config();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
+    decoder::with(config(), &changes)
 }
 
 /// Layers 1 and 2 have a window of 5 tokens, heads are wider than the stream, and all rotate by YaRN.
@@ -41,74 +39,15 @@ fn all_windows() -> Value {
     with(json!({ "use_sliding_window": true, "max_window_layers": 0 }))
 }
 
-fn load(config: &Value, tensors: Tensors) -> Result<Box<dyn CausalLm>, LoadError> {
-    checkpoints::load(&ARCHITECTURE, config, tensors)
-}
-
-fn model_of(config: &Value, source: &mut RandomParameters) -> Qwen2 {
-    let config = Qwen2::config(&without_tensors(config)).unwrap();
-    Qwen2::new(&config, source)
-}
-
 fn random(config: &Value) -> Qwen2 {
-    model_of(config, &mut RandomParameters::new(4, Dtype::Float32))
+    decoder::random(config)
 }
 
-/// `[2, 18]`, two different rows, three windows long.
-fn tokens() -> Array {
-    Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
-}
-
-#[track_caller]
-fn assert_same(found: &Array, expected: &Array) {
-    assert_eq!(tensor(found), tensor(expected));
-}
-
-/// Without windows, with windows in some layers, and in all.
-#[test]
-fn logits_do_not_depend_on_how_the_tokens_are_cut_into_calls() {
-    let splits = [vec![1; 18], vec![4, 14], vec![5, 13], vec![6, 1, 1, 10], vec![2, 9, 7], vec![17, 1]];
-    for config in [config(), windows(), all_windows()] {
-        models::splits_do_not_matter(&mut random(&config), &tokens(), &splits);
-    }
-}
-
-#[test]
-fn a_row_of_a_batch_has_the_logits_that_it_has_alone() {
-    for config in [config(), windows(), all_windows()] {
-        models::batches_do_not_matter(&mut random(&config), &tokens());
-    }
-}
-
-#[test]
-fn a_token_does_not_change_the_logits_before_it() {
-    models::the_future_is_not_seen(&mut random(&config()), &tokens());
-}
-
-#[test]
-fn only_the_logits_that_are_asked_for_are_computed() {
-    models::logits_come_as_asked_for(&mut random(&config()), &tokens());
-}
-
-#[test]
-fn tokens_can_be_trimmed_after_the_window_is_full() {
-    models::tokens_can_be_taken_back(&mut random(&all_windows()), &tokens(), 3);
-}
-
-#[test]
-fn wrong_calls_are_errors() {
-    models::wrong_calls_are_errors(&mut random(&config()), &tokens());
-}
-
-/// With this seed no step of the optimizer is too long. With some other seeds one is, and the loss rises once.
-#[test]
-fn every_parameter_learns() {
-    let mut other = windows();
-    other["tie_word_embeddings"] = json!(true);
-    for config in [config(), other] {
-        let mut model = model_of(&config, &mut RandomParameters::new(1, Dtype::Float32));
-        models::it_learns(&mut model, &tokens());
-    }
+mlx_testing::decoder_tests! {
+    block: Block,
+    architecture: ARCHITECTURE,
+    configs: [config(), windows(), all_windows()],
+    learns: [(config(), 1), (decoder::with(windows(), &json!({ "tie_word_embeddings": true })), 1)],
 }
 
 #[test]
@@ -142,77 +81,25 @@ fn the_biases_of_queries_keys_and_values_matter() {
                 *bias = Array::zeros::<f32>(bias.shape()).unwrap();
             }
         }
-        let found = tensor(&all_logits(&mut *load(&config(), without).unwrap(), &tokens()));
+        let mut without = load(&ARCHITECTURE, &config(), without).unwrap();
+        let found = tensor(&all_logits(&mut *without, &tokens()));
         assert_relative_ne!(found, expected, epsilon = 1e-4, max_relative = 1e-4);
     }
 }
 
 #[test]
-fn parameters_are_the_tensors_of_a_checkpoint() {
+fn the_parameters_of_a_block() {
     let tied = with(json!({ "tie_word_embeddings": true }));
     for (config, count) in [(config(), 3 + 3 * 12), (tied, 2 + 3 * 12)] {
-        let mut source = RandomParameters::new(4, Dtype::Float32);
-        let mut model = model_of(&config, &mut source);
-        let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
-        names.sort();
-        source.taken.sort();
-        assert_eq!(names, source.taken);
-        assert_eq!(names.len(), count);
+        let model = random(&config);
         let parameters = model.parameters().flatten();
-        assert_eq!(parameters["model.layers.2.self_attn.q_proj.weight"].shape(), [32, 32]);
-        assert_eq!(parameters["model.layers.2.self_attn.k_proj.weight"].shape(), [16, 32]);
-        assert_eq!(parameters["model.layers.2.self_attn.k_proj.bias"].shape(), [16]);
-
-        let mut loaded = load(&config, tensors(&model)).unwrap();
-        assert_eq!(loaded.info(), model.info());
-        assert_same(&all_logits(&mut *loaded, &tokens()), &all_logits(&mut model, &tokens()));
-    }
-}
-
-#[test]
-fn every_tensor_that_is_not_right_is_listed() {
-    let mut wrong = tensors(&random(&config()));
-    wrong.push(("model.layers.0.self_attn.o_proj.bias".to_owned(), Array::zeros::<f32>(&[32]).unwrap()));
-    wrong.push(("model.layers.0.self_attn.rotary_emb.scale".to_owned(), Array::from_f32(1.0)));
-    wrong.retain(|(key, _)| key != "model.layers.1.self_attn.q_proj.bias");
-    for (key, array) in &mut wrong {
-        if key == "model.layers.2.self_attn.k_proj.bias" {
-            *array = Array::zeros::<f32>(&[32]).unwrap();
+        assert_eq!(parameters.len(), count);
+        for (part, rows) in [("q_proj", 32), ("k_proj", 16), ("v_proj", 16)] {
+            let shape = |parameter: &str| {
+                parameters[format!("model.layers.2.self_attn.{part}.{parameter}").as_str()].shape().to_vec()
+            };
+            assert_eq!((shape("weight"), shape("bias")), (vec![rows, 32], vec![rows]));
         }
+        assert!(!parameters.contains_key("model.layers.2.self_attn.o_proj.bias"));
     }
-    let error = load(&config(), wrong).unwrap_err();
-    let LoadError::Checkpoint(CheckpointError::Tensors { problems, .. }) = &error else { panic!("{error}") };
-    let problems: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
-    assert_eq!(
-        problems,
-        [
-            "model.layers.0.self_attn.o_proj.bias: unexpected, the model has no such parameter",
-            "model.layers.0.self_attn.rotary_emb.scale: unexpected, the model has no such parameter",
-            "model.layers.1.self_attn.q_proj.bias: missing, [32] is needed",
-            "model.layers.2.self_attn.k_proj.bias: shape [32], [16] is needed",
-        ]
-    );
-}
-
-/// Some released checkpoints of tied models hold the embedding table twice.
-#[test]
-fn a_head_in_the_checkpoint_is_used() {
-    let tied = tensors(&random(&with(json!({ "tie_word_embeddings": true }))));
-    let keys = ["model.embed_tokens.weight", "lm_head.weight"];
-    checkpoints::a_head_in_the_checkpoint_is_used(&ARCHITECTURE, &config(), &tied, keys, &tokens());
-}
-
-#[test]
-fn the_dtype_is_that_of_the_weights() {
-    for dtype in [Dtype::Bfloat16, Dtype::Float16] {
-        let mut model = model_of(&config(), &mut RandomParameters::new(4, dtype));
-        assert_eq!(model.info().dtype, dtype);
-        assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
-    }
-}
-
-#[test]
-fn leftover_frequencies_are_ignored() {
-    let (tensors, module) = (tensors(&random(&config())), "model.layers.0.self_attn");
-    checkpoints::leftover_frequencies_are_ignored(&ARCHITECTURE, &config(), &tensors, module);
 }
