@@ -250,6 +250,7 @@ FAMILY_SETTINGS = {
     "tools": {"tools": [WEATHER]},
     "tools_in_system": {"tools": [WEATHER], "tools_in_user_message": False, "date_string": "1 Apr 2026"},
     "no_thinking": {"enable_thinking": False},
+    "built_in": {"builtin_tools": ["weather", "code_interpreter"], "thinking": True},
     "documents": {"documents": [{"doc_id": 1, "text": "Rain."}, {"doc_id": 2, "text": "Sun."}], "controls": {"citations": True}},
 }
 FAMILY_CASES = [(messages, "plain") for messages in FAMILY_CONVERSATIONS] + [
@@ -261,6 +262,8 @@ FAMILY_CASES = [(messages, "plain") for messages in FAMILY_CONVERSATIONS] + [
     ("one", "no_thinking"),
     ("thoughts", "no_thinking"),
     ("one", "documents"),
+    ("one", "built_in"),
+    ("called", "built_in"),
 ]
 
 
