@@ -7,7 +7,8 @@ Why: mlx-lm ignores `attention_factor`, `layer_types` of Gemma 3, and the scalin
 transformers 5. It refuses configs of transformers 5 for OLMo 3, and models whose layers are all of one kind. For Qwen 3 it
 ignores windows, biases and `attention_factor`, and for Qwen 2 windows, `rope_parameters` and `head_dim`. For
 Llama and Mistral it ignores `rope_parameters` and Mistral's window. For Granite it refuses `rope_parameters`, and ignores
-`head_dim`. For Ministral 3 it refuses configs of transformers 4, and ignores windows.
+`head_dim`. For Ministral 3 it refuses configs of transformers 4, and ignores windows. For Gemma 2 it ignores windows and every
+scaling, and needs both caps.
 
 How to run, from the repository root, with the packages of `requirements-transformers.txt`:
 
@@ -27,6 +28,8 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -99,8 +102,18 @@ GRANITE = {key: value for key, value in LLAMA.items() if key != "head_dim"} | {
 }
 MINISTRAL = LLAMA | {"num_hidden_layers": 1, "sliding_window": None}
 OLMO2 = {key: value for key, value in LLAMA.items() if key != "head_dim"}
+GEMMA2 = SHARED | {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 12,
+    "attn_logit_softcapping": 2.3,
+    "final_logit_softcapping": 40.0,
+}
 # The models whose checkpoint is a language model alone.
 TEXT = {
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, GEMMA2),
     "granite": (GraniteConfig, GraniteForCausalLM, GRANITE),
     "llama": (LlamaConfig, LlamaForCausalLM, LLAMA),
     "ministral3": (Ministral3Config, Ministral3ForCausalLM, MINISTRAL),
@@ -201,6 +214,11 @@ def olmo2(name: str, seed: int, rope: dict, **rest: object) -> Case:
     return Case(f"hf_olmo2_{name}", seed, "olmo2", rope, **rest)
 
 
+def gemma2(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """A Gemma 2 with this rotation in all layers. Without `layer_types`, the first of the two layers has a window."""
+    return Case(f"hf_gemma2_{name}", seed, "gemma2", rope, **rest)
+
+
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
     """A Gemma 3 with this rotation in its global layers."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
@@ -221,6 +239,17 @@ CASES = [
     olmo3("all_full", 8, YARN, config={"layer_types": [FULL] * 4}, drop=("sliding_window",)),
     olmo3("fewer_layers", 1, PLAIN, config={"num_hidden_layers": 3}, v4=True, drop=("layer_types",)),
     olmo3("bias_tied", 4, YARN, config={"attention_bias": True, "tie_word_embeddings": True}),
+    gemma2("window", 58, LOCAL, batch=2),
+    gemma2("window_v4", 23, LOCAL, v4=True, drop=("layer_types",)),
+    gemma2("no_caps", 1, LOCAL, config={"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    gemma2(
+        "layer_types_bias_untied_v4",
+        64,
+        LINEAR_8,
+        config={"layer_types": [FULL, SLIDING], "attention_bias": True, "tie_word_embeddings": False},
+        v4=True,
+        add=STALE_TIE,
+    ),
     gemma3("linear8", 1, LINEAR_8),
     gemma3("linear8_v4", 1, LINEAR_8, v4=True),
     gemma3("pattern_v4", 14, config={"sliding_window_pattern": 3}, v4=True, drop=("layer_types",)),
@@ -310,6 +339,8 @@ def scaled(case: Case, name: str, values: np.ndarray) -> np.ndarray:
     gemma = case.kind.startswith("gemma3")
     if name.endswith("bias"):
         return 0.2 * values
+    if values.ndim == 1 and case.kind == "gemma2":
+        return (10.0 if ".post_" in name else 40.0 if name.endswith("model.norm.weight") else 0.0) + 0.3 * values
     if values.ndim == 1 and gemma:  # Gemma adds 1 to the weights of norms
         return (1.0 if ".post_" in name else 5.0 if name.endswith("model.norm.weight") else 0.0) + 0.3 * values
     if values.ndim == 1:

@@ -41,6 +41,8 @@ REASONS = {
     "phi3_short": "always uses LongRoPE's long factors (`rope_utils.py`, `SuScaledRoPE`)",
     "phi3_window": "ignores `sliding_window` (`phi3.py` has no window)",
     "phi3_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`phi3.py`, `Attention`)",
+    "gemma2_window": "ignores windows (`gemma2.py` has none)",
+    "gemma2_caps": "needs both caps as numbers (`gemma2.py`, `ModelArgs`)",
     "gemma3_parameters": "ignores `rope_parameters`, the newer form of a config, and does not scale (`gemma3_text.py`, `ModelArgs`)",
     "gemma3_types": "ignores `layer_types` and counts by `sliding_window_pattern`, 6 where it is missing (`gemma3_text.py`)",
     "gemma3_softcap": "ignores `final_logit_softcapping` (`gemma3_text.py`, `Model`)",
@@ -72,6 +74,7 @@ PHI3_LONG = {"rope_scaling.short_factor": "rope_scaling.long_factor"}
 GEMMA3_PLAIN = {"rope_parameters": DELETE, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
 GEMMA3_TYPES = {"layer_types": DELETE}
 LLAMA_PLAIN = {"rope_parameters": DELETE}
+GEMMA2_NO_WINDOWS = {"layer_types": ["full_attention"] * 2, "sliding_window": DELETE}
 NO_WINDOWS = {"use_sliding_window": False, "layer_types": DELETE, "max_window_layers": DELETE, "sliding_window": DELETE}
 
 # For each case with another result: the reasons, and the changes that make the config the one that mlx-lm reads.
@@ -102,6 +105,10 @@ READS = {
     "hf_phi3_window_singles": (["phi3_window"], {"sliding_window": DELETE}),
     "hf_phi3_window_longrope": (["phi3_window", "phi3_parameters"], PHI3_PLAIN | {"sliding_window": DELETE}),
     "hf_phi3_window_longrope_v4": (["phi3_window", "phi3_short"], PHI3_LONG | {"sliding_window": DELETE}),
+    "hf_gemma2_window": (["gemma2_window"], GEMMA2_NO_WINDOWS),
+    "hf_gemma2_window_v4": (["gemma2_window"], GEMMA2_NO_WINDOWS),
+    "hf_gemma2_no_caps": (["gemma2_caps"], {}),
+    "hf_gemma2_layer_types_bias_untied_v4": (["bias"], {}),
     "hf_gemma3_linear8": (["gemma3_parameters"], GEMMA3_PLAIN),
     "hf_gemma3_fewer_layers": (["gemma3_fewer"], {}),
     "hf_gemma3_fewer_layers_v4": (["gemma3_fewer"], {}),
@@ -180,7 +187,8 @@ def answer(folder: Path, explained: Path | None) -> dict:
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     reference = mx.load(str(folder / "reference.safetensors"))
     why, changes = READS.get(folder.name, ([], {}))
-    reasons = [REASONS[name].format(file=f"{'gemma3_text' if 'gemma3' in folder.name else 'qwen3'}.py") for name in why]
+    file = folder.name.split("_")[1].replace("gemma3", "gemma3_text") + ".py"
+    reasons = [REASONS[name].format(file=file) for name in why]
     try:
         found = logits_of(folder, reference["tokens"], case["calls"])
     except Exception as error:  # any error is a result

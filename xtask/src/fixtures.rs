@@ -42,6 +42,7 @@ pub(crate) struct Arguments {
 const SCRIPTS: &[(&str, Environment)] = &[
     ("make_cases.py", Environment::MlxLm),
     ("make_phi3_cases.py", Environment::MlxLm),
+    ("make_gemma2_cases.py", Environment::MlxLm),
     ("make_gemma3_cases.py", Environment::MlxLm),
     ("make_olmo3_cases.py", Environment::MlxLm),
     ("make_qwen2_cases.py", Environment::MlxLm),

@@ -27,6 +27,7 @@ pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, rotating, specs
 pub use windows::SwitchedWindows;
 
 use mlx_rope::RopeKeys;
+use serde::{Deserialize, Deserializer};
 
 /// The largest sizes that a config may state. They are far beyond released models: they keep a typing error from filling
 /// the memory, and the features of fused projections within what an `i32` can count.
@@ -45,6 +46,18 @@ pub mod limits {
     pub const VOCABULARY: i32 = 1 << 24;
     /// Tokens in a context or a window.
     pub const TOKENS: i32 = 1 << 28;
+}
+
+/// Reads a key so that `null` is another value than a missing key: `Some(None)` and `None`. It is for fields with
+/// `#[serde(default, deserialize_with = "stated")]`.
+///
+/// # Errors
+///
+/// Where the value is neither `null` nor a `T`.
+pub fn stated<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// A size that a config states, which must be between 1 and `max`, one of the [`limits`].

@@ -8,8 +8,8 @@
 //! tokens [B, L] ── embedding ── block 0 ── … ── block N-1 ── norm ── head ── logits [B, L, V]
 //! ```
 //!
-//! Architectures with the block of Llama ([`PreNormBlock`]) or of OLMo 2 ([`PostNormBlock`]) only say how their config is
-//! read ([`ReadConfig`]).
+//! Architectures with the block of Llama ([`PreNormBlock`]), of OLMo 2 ([`PostNormBlock`]) or of Gemma ([`SandwichBlock`])
+//! only say how their config is read ([`ReadConfig`]).
 //!
 //! [`DecoderConfig`] holds the numbers of such models. Those that few models have, such as a factor of the embedding, have a
 //! value that changes nothing, and an architecture sets them. A model with a vision part is read like any other, without
@@ -23,6 +23,7 @@ mod config;
 mod layout;
 mod model;
 mod norm;
+mod sandwich;
 
 pub use blocks::{PostNormBlock, PreNormBlock, ReadConfig};
 pub use config::{ConfigKeys, DecoderConfig, DecoderKeys, needed};
@@ -30,6 +31,7 @@ pub use layout::KeyLayout;
 pub use mlx_config::Layer;
 pub use model::{Decoder, DecoderBlock, softcap};
 pub use norm::DecoderNorm;
+pub use sandwich::{Sandwich, SandwichBlock};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

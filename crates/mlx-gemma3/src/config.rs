@@ -2,7 +2,11 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{Bases, ConfigError, LayerTypes, layers, limits, off, one_of, only, positive, size};
-use mlx_decoder::{ConfigKeys, DecoderConfig, KeyLayout, needed};
+use mlx_decoder::{
+    ConfigKeys, Decoder, DecoderConfig, KeyLayout, Layer, ReadConfig, Sandwich, SandwichBlock, needed,
+};
+use mlx_layers::{Attention, NormOver, Parameters};
+use mlx_norms::OffsetRmsNorm;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -11,6 +15,16 @@ pub const TEXT: &str = "gemma3_text";
 
 /// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
 pub const MULTIMODAL: &str = "gemma3";
+
+/// A Gemma 3 language model.
+pub type Gemma3 = Decoder<Block>;
+
+/// Its block.
+pub type Block = SandwichBlock<Gemma3Config>;
+
+/// How its config is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemma3Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -28,43 +42,62 @@ pub struct OwnKeys {
     use_bidirectional_attention: Option<bool>,
 }
 
-pub(crate) fn validate(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
-    fill_in_defaults(&mut keys)?;
-    let layer_types = match &keys.decoder.layer_types {
-        Some(types) => LayerTypes::Listed(types),
-        None => LayerTypes::FullEvery(pattern(&keys.own)?),
-    };
-    let kinds = layer_types.kinds(keys.num_layers()?, keys.own.sliding_window)?;
-    // 10 000 for local layers, which look no further than their window. 1 000 000 for global layers, so that more pairs
-    // turn slowly enough to distinguish far positions.
-    let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
-    let layers = layers(kinds, &keys.rope, bases, keys.head_dim()?)?;
-    let rotation = keys.rope.full_attention(bases.full)?;
-    let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(1_000_000.0) };
+impl ReadConfig for Gemma3Config {
+    type Keys = OwnKeys;
+    const MULTIMODAL: Option<&'static str> = Some(MULTIMODAL);
 
-    let own = &keys.own;
-    only("hidden_activation", own.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
-    only("hidden_act", own.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
-    off("use_bidirectional_attention", own.use_bidirectional_attention)?;
-    if let Some(found) = own.attn_logit_softcapping {
-        // transformers reads the key and does not apply it.
-        let key = "attn_logit_softcapping";
-        return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
+    fn config(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+        fill_in_defaults(&mut keys)?;
+        let layer_types = match &keys.decoder.layer_types {
+            Some(types) => LayerTypes::Listed(types),
+            None => LayerTypes::FullEvery(pattern(&keys.own)?),
+        };
+        let kinds = layer_types.kinds(keys.num_layers()?, keys.own.sliding_window)?;
+        // 10 000 for local layers, which look no further than their window. 1 000 000 for global layers, so that more pairs
+        // turn slowly enough to distinguish far positions.
+        let bases = Bases { full: Some(1_000_000.0), sliding: Some(10_000.0) };
+        let layers = layers(kinds, &keys.rope, bases, keys.head_dim()?)?;
+        let rotation = keys.rope.full_attention(bases.full)?;
+        let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(1_000_000.0) };
+
+        let own = &keys.own;
+        only("hidden_activation", own.hidden_activation.as_ref(), "gelu_pytorch_tanh")?;
+        only("hidden_act", own.hidden_act.as_ref(), "gelu_pytorch_tanh")?;
+        off("use_bidirectional_attention", own.use_bidirectional_attention)?;
+        if let Some(found) = own.attn_logit_softcapping {
+            // transformers reads the key and does not apply it.
+            let key = "attn_logit_softcapping";
+            return Err(ConfigError::Unsupported { key, found: found.to_string(), only: "null" });
+        }
+        let scalar = positive("query_pre_attn_scalar", own.query_pre_attn_scalar.unwrap_or(256.0))?;
+        let cap = own.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
+        let decoder = keys.decoder(layers)?;
+        Ok(DecoderConfig {
+            attention_bias: own.attention_bias.unwrap_or(false).into(),
+            attention_scale: scalar.powf(-0.5) as f32,
+            embedding_scale: embedding_scale(decoder.hidden_size),
+            logits_cap: cap.transpose()?.map(|cap| cap as f32),
+            unlike_mlx_lm: UnlikeMlxLm {
+                rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
+                ignores_windows: false,
+            },
+            ..decoder
+        })
     }
-    let scalar = positive("query_pre_attn_scalar", own.query_pre_attn_scalar.unwrap_or(256.0))?;
-    let cap = own.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
-    let decoder = keys.decoder(layers)?;
-    Ok(DecoderConfig {
-        attention_bias: own.attention_bias.unwrap_or(false).into(),
-        attention_scale: scalar.powf(-0.5) as f32,
-        embedding_scale: embedding_scale(decoder.hidden_size),
-        logits_cap: cap.transpose()?.map(|cap| cap as f32),
-        unlike_mlx_lm: UnlikeMlxLm {
-            rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
-            ignores_windows: false,
-        },
-        ..decoder
-    })
+}
+
+impl Sandwich for Gemma3Config {
+    type HeadNorm = OffsetRmsNorm;
+
+    fn attention(
+        config: &DecoderConfig,
+        layer: &Layer,
+        parameters: Parameters<'_>,
+    ) -> Attention<OffsetRmsNorm> {
+        Attention::with_norms(parameters, config.attention(layer), NormOver::EachHead, |weight| {
+            OffsetRmsNorm::new(weight, config.rms_norm_eps)
+        })
+    }
 }
 
 /// Fills in what a config may leave out. mlx-lm and transformers have the same defaults for these keys in both kinds of

@@ -96,10 +96,8 @@
 //! beside their `weight`.
 
 mod config;
-mod model;
 
-pub use config::{MULTIMODAL, OwnKeys, TEXT};
-pub use model::{Block, Gemma3};
+pub use config::{Block, Gemma3, Gemma3Config, MULTIMODAL, OwnKeys, TEXT};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

@@ -1,11 +1,11 @@
 //! How the config of a Llama or Mistral model is read.
 
 use mlx_causal_lm::UnlikeMlxLm;
-use mlx_config::{ConfigError, LayerTypes, layers_alike, off, only};
+use mlx_config::{ConfigError, LayerTypes, layers_alike, off, only, stated};
 use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 /// The `model_type`s of the checkpoints that this crate reads.
 pub const MODEL_TYPES: &[&str] = &["llama", MISTRAL];
@@ -73,9 +73,4 @@ fn kinds(keys: &ConfigKeys<OwnKeys>) -> Result<Vec<LayerKind>, ConfigError> {
             needed_for: "Mistral models, as a number or null",
         }),
     }
-}
-
-/// Distinguishes a key that is `null` from one that is missing.
-fn stated<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
-    Option::deserialize(value).map(Some)
 }

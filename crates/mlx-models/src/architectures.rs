@@ -212,6 +212,7 @@ macro_rules! table {
 }
 
 table! {
+    "gemma2" => mlx_gemma2::ARCHITECTURE, ["gemma2"];
     "gemma3" => mlx_gemma3::ARCHITECTURE, ["gemma3_text", "gemma3"];
     "granite" => mlx_granite::ARCHITECTURE, ["granite"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];

@@ -6,6 +6,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
+//! | `gemma2` | the architecture Gemma 2 (`model_type` `gemma2`) |
 //! | `gemma3` | the architecture Gemma 3 (`model_type` `gemma3_text`, and the language model of `gemma3`) |
 //! | `granite` | the architecture Granite (`model_type` `granite`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |

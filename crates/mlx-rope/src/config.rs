@@ -59,6 +59,11 @@ pub enum MlxLmReads {
     },
     /// `rope_parameters` too, the form of transformers 5.
     BothForms,
+    /// `rope_theta` only. It applies no scaling.
+    Base {
+        /// The base that it takes where it finds none.
+        default: f64,
+    },
 }
 
 /// The settings of a rotation, without the size and the layout of a head.
@@ -209,10 +214,16 @@ impl RopeKeys {
     /// Why mlx-lm 0.32.2 computes other angles or factors from this config than these `settings` of ours, as the end
     /// of a sentence; `None` where it computes the same.
     pub fn unlike_mlx_lm(&self, settings: &RopeSettings, mlx_lm_reads: MlxLmReads) -> Option<&'static str> {
+        let default_base = match mlx_lm_reads {
+            MlxLmReads::BothForms => None,
+            MlxLmReads::OldForm { default_base } => default_base,
+            MlxLmReads::Base { .. } if settings.scaling != RopeScaling::Default => {
+                return Some("mlx-lm does not apply the scaling that its config has; make it again");
+            }
+            MlxLmReads::Base { default } => Some(default),
+        };
         let has_new_form_only = self.rope_parameters.is_some() && self.rope_scaling.is_none();
-        if let MlxLmReads::OldForm { default_base } = mlx_lm_reads
-            && has_new_form_only
-        {
+        if mlx_lm_reads != MlxLmReads::BothForms && has_new_form_only {
             if settings.scaling != RopeScaling::Default {
                 return Some(
                     "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",

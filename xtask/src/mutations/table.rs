@@ -554,7 +554,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "gemma3_feeds_what_is_not_normed",
-        file: "crates/mlx-gemma3/src/model.rs",
+        file: "crates/mlx-decoder/src/sandwich.rs",
         find: "let fed = self.mlp.forward(&normed)?;",
         replace: "let fed = self.mlp.forward(&h)?;",
         filter: "gemma3_f32_whole",
