@@ -24,6 +24,7 @@ CASES = [
     "granite_tied_q4",
     "lille_q4",
     "llama_q4_whole",
+    "ministral3_q4_whole",
     "olmo2_q8_whole",
     "olmo3_bf16_whole",
     "phi3_bf16_whole",

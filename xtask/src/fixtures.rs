@@ -49,6 +49,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_qwen3_cases.py", Environment::MlxLm),
     ("make_llama_cases.py", Environment::MlxLm),
     ("make_granite_cases.py", Environment::MlxLm),
+    ("make_ministral3_cases.py", Environment::MlxLm),
     ("make_olmo2_cases.py", Environment::MlxLm),
     ("make_lora_cases.py", Environment::MlxLm),
     ("make_rope_cases.py", Environment::MlxLm),

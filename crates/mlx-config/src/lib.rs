@@ -24,7 +24,7 @@ mod windows;
 
 pub use error::ConfigError;
 pub use layers::{Bases, Layer, LayerTypes, layers, layers_alike, rotating, specs};
-pub use windows::SwitchedWindows;
+pub use windows::{MistralWindows, SwitchedWindows};
 
 use mlx_rope::RopeKeys;
 use serde::{Deserialize, Deserializer};

@@ -1,4 +1,4 @@
-//! Windows that a config switches on.
+//! Which layers have a window, by the keys of families of models.
 
 use mlx_kvcache::LayerKind;
 
@@ -61,6 +61,41 @@ impl SwitchedWindows<'_> {
     }
 }
 
+/// The keys by which Mistral models state which layers have a window: those that `layer_types` says, and without it all
+/// layers, or none.
+///
+/// # Reference
+///
+/// transformers, `MistralModel.forward`; mlx-lm 0.32.2 reads `layer_types` only.
+#[derive(Debug, Clone, Copy)]
+pub struct MistralWindows<'a> {
+    /// The length of the windows, in tokens: `Some(None)` where the config states `null`, and `None` where it lacks the
+    /// key.
+    pub sliding_window: Option<Option<i64>>,
+    /// The kind of each layer.
+    pub layer_types: Option<&'a [String]>,
+}
+
+impl MistralWindows<'_> {
+    /// The kinds of a model's layers, of which there are `layers`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LayerTypes::kinds`], and [`ConfigError::Missing`] where the config has neither key.
+    pub fn kinds(self, layers: usize) -> Result<Vec<LayerKind>, ConfigError> {
+        match (self.layer_types, self.sliding_window) {
+            (Some(types), window) => LayerTypes::Listed(types).kinds(layers, window.flatten()),
+            (None, Some(None)) => Ok(vec![LayerKind::Full; layers]),
+            (None, Some(window)) => LayerTypes::FullFirst(0).kinds(layers, window),
+            // transformers would take a window of 4096, and mlx-lm none.
+            (None, None) => Err(ConfigError::Missing {
+                key: "sliding_window",
+                needed_for: "Mistral models, as a number or null",
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +133,19 @@ mod tests {
         assert_eq!(listed(Some(true)).unwrap(), [WINDOW, FULL, FULL]);
         let error = listed(None).unwrap_err();
         assert!(matches!(error, ConfigError::Contradiction { first_key: "use_sliding_window", .. }));
+    }
+
+    #[test]
+    fn all_layers_of_a_mistral_have_a_window_or_none() {
+        let types = ["sliding_attention", "full_attention"].map(str::to_owned);
+        let kinds = |sliding_window, layer_types| MistralWindows { sliding_window, layer_types }.kinds(2);
+        assert_eq!(kinds(Some(Some(8)), None).unwrap(), [WINDOW; 2]);
+        assert_eq!(kinds(Some(None), None).unwrap(), [FULL; 2]);
+        assert_eq!(kinds(Some(Some(8)), Some(&types)).unwrap(), [WINDOW, FULL]);
+        for (window, types) in [(None, None), (None, Some(&types[..])), (Some(None), Some(&types))] {
+            let error = kinds(window, types).unwrap_err();
+            assert!(matches!(error, ConfigError::Missing { key: "sliding_window", .. }));
+        }
     }
 
     #[test]

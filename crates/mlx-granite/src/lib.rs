@@ -80,10 +80,8 @@
 //! `weight`.
 
 mod config;
-mod model;
 
-pub use config::OwnKeys;
-pub use model::{Block, Granite};
+pub use config::{Block, Granite, GraniteConfig, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

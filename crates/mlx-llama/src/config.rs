@@ -1,7 +1,7 @@
 //! How the config of a Llama or Mistral model is read.
 
 use mlx_causal_lm::UnlikeMlxLm;
-use mlx_config::{ConfigError, LayerTypes, layers_alike, off, only, stated};
+use mlx_config::{ConfigError, MistralWindows, layers_alike, off, only, stated};
 use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
@@ -57,20 +57,13 @@ impl ReadConfig for LlamaConfig {
     }
 }
 
-/// Which layers have a window: those that `layer_types` says. Without it all layers of a Mistral model have
-/// `sliding_window`, if that is not `null`, and no layer of a Llama model has one.
+/// Which layers have a window. Those of a Llama model have none, unless `layer_types` says so.
 fn kinds(keys: &ConfigKeys<OwnKeys>) -> Result<Vec<LayerKind>, ConfigError> {
-    let layers = keys.num_layers()?;
+    let (layers, sliding_window) = (keys.num_layers()?, keys.own.sliding_window);
+    let layer_types = keys.decoder.layer_types.as_deref();
     let is_mistral = keys.decoder.model_type.as_deref() == Some(MISTRAL);
-    match (&keys.decoder.layer_types, keys.own.sliding_window) {
-        (Some(types), window) => LayerTypes::Listed(types).kinds(layers, window.flatten()),
-        (None, _) if !is_mistral => Ok(vec![LayerKind::Full; layers]),
-        (None, Some(None)) => Ok(vec![LayerKind::Full; layers]),
-        (None, Some(window)) => LayerTypes::FullFirst(0).kinds(layers, window),
-        // transformers would take a window of 4096, and mlx-lm none.
-        (None, None) => Err(ConfigError::Missing {
-            key: "sliding_window",
-            needed_for: "Mistral models, as a number or null",
-        }),
+    if layer_types.is_none() && !is_mistral {
+        return Ok(vec![LayerKind::Full; layers]);
     }
+    MistralWindows { sliding_window, layer_types }.kinds(layers)
 }

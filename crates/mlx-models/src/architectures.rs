@@ -217,6 +217,7 @@ table! {
     "granite" => mlx_granite::ARCHITECTURE, ["granite"];
     "lille-130m" => mlx_lille_130m::ARCHITECTURE, ["lille-130m"];
     "llama" => mlx_llama::ARCHITECTURE, ["llama", "mistral"];
+    "ministral3" => mlx_ministral3::ARCHITECTURE, ["ministral3", "mistral3"];
     "olmo2" => mlx_olmo2::ARCHITECTURE, ["olmo2"];
     "olmo3" => mlx_olmo3::ARCHITECTURE, ["olmo3"];
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];

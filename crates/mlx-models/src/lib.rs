@@ -11,6 +11,7 @@
 //! | `granite` | the architecture Granite (`model_type` `granite`) |
 //! | `lille-130m` | the architecture Lille-130M (`model_type` `lille-130m`) |
 //! | `llama` | the architecture Llama (`model_type` `llama` and `mistral`) |
+//! | `ministral3` | the architecture Ministral 3 (`model_type` `ministral3`, and the language model of `mistral3`) |
 //! | `olmo2` | the architecture OLMo 2 (`model_type` `olmo2`) |
 //! | `olmo3` | the architecture OLMo 3 (`model_type` `olmo3`) |
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |

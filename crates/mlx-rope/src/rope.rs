@@ -179,6 +179,11 @@ impl Rope {
         Self { query_scale, ..self }
     }
 
+    /// The factor of queries by their positions, where the model has one.
+    pub fn query_scale(&self) -> Option<QueryScale> {
+        self.query_scale
+    }
+
     /// Multiplies rotated queries by the factor of their positions, where the model has such a factor. Other models get
     /// their queries back.
     ///

@@ -702,7 +702,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "mistral_without_a_window",
-        file: "crates/mlx-llama/src/config.rs",
+        file: "crates/mlx-config/src/windows.rs",
         find: "(None, Some(window)) => LayerTypes::FullFirst(0).kinds(layers, window),",
         replace: "(None, Some(window)) => LayerTypes::FullFirst(layers).kinds(layers, window),",
         filter: "hf_mistral_window",
@@ -710,7 +710,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-granite
     Mutation {
         name: "granite_adds_attention_without_its_factor",
-        file: "crates/mlx-granite/src/model.rs",
+        file: "crates/mlx-decoder/src/blocks.rs",
         find: "let h = add_residual(x, &attended, self.residual_scale)?;",
         replace: "let h = add_residual(x, &attended, 1.0)?;",
         filter: "granite_f32_whole",
@@ -728,6 +728,28 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         find: "logits = logits.divide(number(self.logits_divisor, logits.dtype())?)?;",
         replace: "logits = logits.multiply(number(self.logits_divisor, logits.dtype())?)?;",
         filter: "granite_f32_whole",
+    },
+    // mlx-ministral3
+    Mutation {
+        name: "ministral3_without_the_factor_of_queries",
+        file: "crates/mlx-ministral3/src/config.rs",
+        find: "rope.with_query_scale(Some(scale))",
+        replace: "rope.with_query_scale(Some(scale).filter(|_| false))",
+        filter: "ministral3_f32_whole",
+    },
+    Mutation {
+        name: "the_factor_of_queries_grows_one_token_late",
+        file: "crates/mlx-rope/src/query_scale.rs",
+        find: "(1 + position.max(0) / self.original) as f32",
+        replace: "(1 + (position - 1).max(0) / self.original) as f32",
+        filter: "ministral3_f32_whole",
+    },
+    Mutation {
+        name: "queries_are_scaled_before_they_are_rotated",
+        file: "crates/mlx-layers/src/heads.rs",
+        find: "let queries = rope.scale_queries(&queries, cache.offsets())?;",
+        replace: "let queries = rope.rotate(&rope.scale_queries(&rope.rotate_back(&queries, cache.offsets())?, cache.offsets())?, cache.offsets())?;",
+        filter: "ministral3_bf16_whole",
     },
     // mlx-lille-130m
     Mutation {

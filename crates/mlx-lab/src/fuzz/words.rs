@@ -21,6 +21,8 @@ pub(super) const CONFIG: &[Word] = &[
                 "gemma3_text",
                 "gemma3",
                 "granite",
+                "ministral3",
+                "mistral3",
                 "olmo2",
                 "olmo3",
                 "phi3",
