@@ -49,7 +49,7 @@ impl QuantizationPlan {
             return Err(refused(
                 EVERY_LAYER,
                 format!(
-                    "quant_method {method} is not one of MLX's; convert the checkpoint with mlx-lm first"
+                    "quant_method {method} is not one of MLX's; take a checkpoint in bfloat16, or one that mlx-lm converted"
                 ),
             ));
         }
