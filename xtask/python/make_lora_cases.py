@@ -24,6 +24,7 @@ import make_olmo3_cases
 import make_phi3_cases
 import make_qwen2_cases
 import make_qwen3_cases
+import make_smollm3_cases
 import mlx.core as mx
 import mlx_lm.utils
 import model_cases
@@ -100,6 +101,11 @@ def olmo2(seed: int, **rest: object) -> model_cases.Case:
     return make_olmo2_cases.case("base", seed, [1], config, from_seed=False, **rest)
 
 
+def smollm3(seed: int, **rest: object) -> model_cases.Case:
+    config = {"num_hidden_layers": 1, "no_rope_layer_interval": 1, "intermediate_size": 32}
+    return make_smollm3_cases.case("base", seed, [1], config, from_seed=False, **rest)
+
+
 def parameters(keys: list[str] | None, rank: int = 4, scale: float = 10.0) -> dict:
     return {"rank": rank, "scale": scale, "dropout": 0.05} | ({} if keys is None else {"keys": keys})
 
@@ -138,6 +144,7 @@ CASES = [
     Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("lora_olmo2_q4", olmo2(20, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
+    Case("dora_smollm3_bf16", smollm3(7, dtype=mx.bfloat16), CALLS, kind="dora", num_layers=1, lora=parameters(QWEN3, rank=2)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
 ]
 

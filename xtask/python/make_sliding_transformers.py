@@ -55,6 +55,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     SiglipVisionConfig,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 from transformers_cases import run, save_checkpoint
 
@@ -111,6 +113,7 @@ GEMMA2 = SHARED | {
     "attn_logit_softcapping": 2.3,
     "final_logit_softcapping": 40.0,
 }
+SMOLLM3 = OLMO2 | {"num_hidden_layers": 3, "no_rope_layer_interval": 2, "sliding_window": 6}
 # The models whose checkpoint is a language model alone.
 TEXT = {
     "gemma2": (Gemma2Config, Gemma2ForCausalLM, GEMMA2),
@@ -122,6 +125,7 @@ TEXT = {
     "olmo3": (Olmo3Config, Olmo3ForCausalLM, OLMO),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, QWEN_2),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, QWEN),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, SMOLLM3),
 }
 GEMMA = SHARED | {
     "hidden_size": 16,
@@ -219,6 +223,11 @@ def gemma2(name: str, seed: int, rope: dict, **rest: object) -> Case:
     return Case(f"hf_gemma2_{name}", seed, "gemma2", rope, **rest)
 
 
+def smollm3(name: str, seed: int, rope: dict, **rest: object) -> Case:
+    """A SmolLM3 with this rotation in all layers but the second."""
+    return Case(f"hf_smollm3_{name}", seed, "smollm3", rope, **rest)
+
+
 def gemma3(name: str, seed: int, full: dict = GLOBAL, kind: str = "gemma3_text", **rest: object) -> Case:
     """A Gemma 3 with this rotation in its global layers."""
     return Case(f"hf_gemma3_{name}", seed, kind, {FULL: full, SLIDING: LOCAL}, **rest)
@@ -310,6 +319,17 @@ CASES = [
     olmo2("yarn", 1, YARN | {"attention_factor": 1.5}),
     olmo2("bias_tied_v4", 113, PLAIN, config={"attention_bias": True, "tie_word_embeddings": True}, v4=True),
     olmo2("head_dim", 3, PLAIN, config={"head_dim": 12, "num_key_value_heads": None}),
+    smollm3("window", 2, PLAIN, config={"use_sliding_window": True}),
+    smollm3("window_v4", 2, PLAIN, config={"use_sliding_window": True}, v4=True, drop=("layer_types", "no_rope_layers")),
+    smollm3(
+        "listed_bias_untied",
+        3,
+        YARN,
+        config=ALL_BIASES
+        | {"num_hidden_layers": 2, "no_rope_layers": [0, 1], "layer_types": [FULL, SLIDING]}
+        | {"use_sliding_window": True, "tie_word_embeddings": False},
+        add=STALE_TIE,
+    ),
 ]
 
 

@@ -30,6 +30,7 @@ CASES = [
     "phi3_bf16_whole",
     "qwen2_q8_whole",
     "qwen3_f32_whole",
+    "smollm3_q8_whole",
 ]
 TOKENS = [3, 14, 15, 9, 2]
 

@@ -63,6 +63,7 @@ REASONS = {
     "granite_theta": "needs `rope_theta` outside `rope_parameters`, so no config of the newer form loads (`granite.py`, `ModelArgs`)",
     "granite_head_dim": "ignores `head_dim` and divides `hidden_size` by the heads (`granite.py`, `Attention`)",
     "ministral3_old": "needs `rope_parameters`, so no config of the older form loads (`ministral3.py`, `Attention`)",
+    "smollm3_head": "drops a head of its own beside `tie_word_embeddings` (`smollm3.py`, `sanitize`)",
     "olmo2_parameters": "ignores `rope_parameters`, the newer form of a config, and rotates with a base of 10 000 (`olmo2.py`, `ModelArgs`)",
     "llama_window": "ignores `sliding_window` without `layer_types` (`llama.py`, `ModelArgs`)",
 }
@@ -75,6 +76,7 @@ GEMMA3_PLAIN = {"rope_parameters": DELETE, "rope_theta": 1000000.0, "rope_local_
 GEMMA3_TYPES = {"layer_types": DELETE}
 LLAMA_PLAIN = {"rope_parameters": DELETE}
 GEMMA2_NO_WINDOWS = {"layer_types": ["full_attention"] * 2, "sliding_window": DELETE}
+DROPS_THE_HEAD = {"qwen3_head", "smollm3_head"}
 NO_WINDOWS = {"use_sliding_window": False, "layer_types": DELETE, "max_window_layers": DELETE, "sliding_window": DELETE}
 
 # For each case with another result: the reasons, and the changes that make the config the one that mlx-lm reads.
@@ -140,6 +142,9 @@ READS = {
     "hf_qwen3_windows_off_bias_tied": (["bias"], {}),
     "hf_olmo2_head_dim": (["olmo2_parameters"], LLAMA_PLAIN),
     "hf_olmo2_yarn": (["olmo2_parameters"], LLAMA_PLAIN),
+    "hf_smollm3_listed_bias_untied": (["llama_parameters", "smollm3_head"], LLAMA_PLAIN),
+    "hf_smollm3_window": (["llama_parameters"], LLAMA_PLAIN),
+    "hf_smollm3_window_v4": (["llama_window"], {"sliding_window": None}),
 }
 
 
@@ -174,7 +179,7 @@ def logits_of(folder: Path, tokens: mx.array, calls: list[int]) -> mx.array:
 def with_config(folder: Path, config: dict, scratch: Path) -> Path:
     """A copy of a case with another config, and without its head if mlx-lm ignores the head."""
     shutil.copytree(folder, scratch)
-    if "qwen3_head" in READS[folder.name][0]:
+    if DROPS_THE_HEAD & set(READS[folder.name][0]):
         weights = mx.load(str(scratch / "model.safetensors"))
         mx.eval(weights.pop("lm_head.weight"), weights)
         mx.save_safetensors(str(scratch / "model.safetensors"), weights)

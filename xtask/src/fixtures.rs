@@ -51,6 +51,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_granite_cases.py", Environment::MlxLm),
     ("make_ministral3_cases.py", Environment::MlxLm),
     ("make_olmo2_cases.py", Environment::MlxLm),
+    ("make_smollm3_cases.py", Environment::MlxLm),
     ("make_lora_cases.py", Environment::MlxLm),
     ("make_rope_cases.py", Environment::MlxLm),
     ("make_cache_cases.py", Environment::MlxLm),

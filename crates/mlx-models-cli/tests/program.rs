@@ -224,6 +224,19 @@ fn inspect_describes_a_checkpoint() {
 }
 
 #[test]
+fn inspect_lists_the_layers_without_a_rotation() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/cases/smollm3_q4_whole");
+    let output = program().arg("inspect").arg(&case).output().unwrap();
+    let table = text(&output.stdout);
+    let row = "rotation              base 5000, 16 features (layer 0); none (layer 1)\n";
+    assert!(table.contains(row), "{table}");
+    let output = program().arg("inspect").arg(&case).arg("--json").output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["rotations"].as_array().unwrap().len(), 1);
+    assert_eq!(json["rotations"][0]["layers"], serde_json::json!([0]));
+}
+
+#[test]
 fn inspect_says_how_each_layer_rotates_and_which_have_a_window() {
     let output = run(&["inspect", "demo:olmo3"]);
     let table = text(&output.stdout);

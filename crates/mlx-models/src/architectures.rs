@@ -223,6 +223,7 @@ table! {
     "phi3" => mlx_phi3::ARCHITECTURE, ["phi3"];
     "qwen2" => mlx_qwen2::ARCHITECTURE, ["qwen2"];
     "qwen3" => mlx_qwen3::ARCHITECTURE, ["qwen3"];
+    "smollm3" => mlx_smollm3::ARCHITECTURE, ["smollm3"];
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | `phi3` | the architecture Phi-3 (`model_type` `phi3`) |
 //! | `qwen2` | the architecture Qwen 2 (`model_type` `qwen2`) |
 //! | `qwen3` | the architecture Qwen 3 (`model_type` `qwen3`) |
+//! | `smollm3` | the architecture SmolLM3 (`model_type` `smollm3`) |
 //! | `architectures` | all of the above |
 //! | `generate` | the module `generate`: prefill, decode loop, sampling |
 //! | `tokenizer` | the module `tokenizer`: text to token ids and back, chat templates |

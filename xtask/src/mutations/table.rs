@@ -751,6 +751,35 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         replace: "let queries = rope.rotate(&rope.scale_queries(&rope.rotate_back(&queries, cache.offsets())?, cache.offsets())?, cache.offsets())?;",
         filter: "ministral3_bf16_whole",
     },
+    // mlx-smollm3
+    Mutation {
+        name: "smollm3_rotates_every_layer",
+        file: "crates/mlx-smollm3/src/config.rs",
+        find: "layer.rope.filter(|_| rotates)",
+        replace: "layer.rope.filter(|_| rotates || true)",
+        filter: "smollm3_f32_whole",
+    },
+    Mutation {
+        name: "smollm3_default_interval",
+        file: "crates/mlx-smollm3/src/config.rs",
+        find: "const DEFAULT_INTERVAL: i64 = 4;",
+        replace: "const DEFAULT_INTERVAL: i64 = 3;",
+        filter: "smollm3_default_interval",
+    },
+    Mutation {
+        name: "smollm3_windows_in_the_other_layers",
+        file: "crates/mlx-smollm3/src/config.rs",
+        find: "if rotates { LayerKind::Full }",
+        replace: "if !rotates { LayerKind::Full }",
+        filter: "hf_smollm3_window_v4",
+    },
+    Mutation {
+        name: "rotating_layers_counted_from_zero",
+        file: "crates/mlx-config/src/layers.rs",
+        find: "Ok((1..=layers).map(|number| !number.is_multiple_of(interval)).collect())",
+        replace: "Ok((0..layers).map(|number| !number.is_multiple_of(interval)).collect())",
+        filter: "smollm3_default_interval",
+    },
     // mlx-lille-130m
     Mutation {
         name: "lille_feeds_what_is_not_normed",

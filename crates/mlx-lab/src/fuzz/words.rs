@@ -14,6 +14,7 @@ pub(super) const CONFIG: &[Word] = &[
     |r| ("quantization".to_owned(), quantization(r)),
     |r| ("quantization_config".to_owned(), quantization(r)),
     |r| ("layer_types".to_owned(), layer_types(r)),
+    |r| ("no_rope_layers".to_owned(), rotating(r)),
     |r| {
         (
             "model_type".to_owned(),
@@ -28,6 +29,7 @@ pub(super) const CONFIG: &[Word] = &[
                 "phi3",
                 "qwen2",
                 "qwen3",
+                "smollm3",
                 "lille-130m",
                 "llama"
             ])),
@@ -167,6 +169,7 @@ fn a_size(random: &mut Random) -> String {
         "sliding_window",
         "sliding_window_pattern",
         "max_window_layers",
+        "no_rope_layer_interval",
         "rope_theta",
         "rope_local_base_freq",
         "rms_norm_eps",
@@ -266,6 +269,13 @@ fn layer_types(random: &mut Random) -> Value {
     let count = random.below(9);
     let known = if random.once_in(3) { types.len() } else { 2 };
     Value::Array((0..count).map(|_| json!(random.one(&types[..known]))).collect())
+}
+
+/// Which layers have a rotation.
+fn rotating(random: &mut Random) -> Value {
+    let count = random.below(9);
+    let largest = if random.once_in(3) { 3 } else { 2 };
+    Value::Array((0..count).map(|_| json!(random.below(largest))).collect())
 }
 
 /// A scaling of positions, of every type, with most of its keys and some keys of other types.
