@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import make_gemma2_cases
 import make_gemma3_cases
 import make_granite_cases
 import make_llama_cases
@@ -56,6 +57,11 @@ class Case:
     lora: dict = field(default_factory=dict)
     adapter_dtype: mx.Dtype = mx.float32
     fuse: bool = False
+
+
+def gemma2(seed: int, **rest: object) -> model_cases.Case:
+    config = make_gemma2_cases.CONFIG | {"num_hidden_layers": 1}
+    return make_gemma2_cases.case("base", seed, [1], config, from_seed=False, **rest)
 
 
 def gemma3(seed: int, config: dict | None = None, **rest: object) -> model_cases.Case:
@@ -143,6 +149,7 @@ CASES = [
     Case("dora_granite_q4", granite(9, **Q4), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
+    Case("lora_gemma2_q4", gemma2(5, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
     Case("lora_olmo2_q4", olmo2(20, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
     Case("dora_smollm3_bf16", smollm3(7, dtype=mx.bfloat16), CALLS, kind="dora", num_layers=1, lora=parameters(QWEN3, rank=2)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),

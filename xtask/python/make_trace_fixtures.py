@@ -20,6 +20,7 @@ from trace_reference import mlx_lm_answer, save
 
 FOLDER = "xtask/fixtures"
 CASES = [
+    "gemma2_q4_whole",
     "gemma3_bf16_whole",
     "granite_tied_q4",
     "lille_q4",

@@ -101,6 +101,9 @@ def listen_to_mlx(model, recorder: Recorder) -> None:
     """
     import mlx.core as mx
 
+    attend = "scaled_dot_product_attention"
+    # Gemma 2 has no function for attention, so the input of the layer after it is recorded.
+    written_out = not hasattr(sys.modules[type(model).__module__], attend)
     blocks = {id(block): number for number, block in enumerate(model.layers)}
     layers: dict[int, str] = {}
     rotations: set[int] = set()
@@ -127,6 +130,10 @@ def listen_to_mlx(model, recorder: Recorder) -> None:
                 recorder.enter(number, arguments[0])
             if name.rsplit(".", 1)[-1] == "down_proj":
                 recorder.keep("gated", arguments[0])
+            if written_out and name.rsplit(".", 1)[-1] == "o_proj":
+                batch, length, _ = arguments[0].shape
+                heads = arguments[0].reshape(batch, length, model.args.num_attention_heads, -1)
+                recorder.keep("attention", heads.swapaxes(1, 2))
             if id(self) in rotations:
                 recorder.align(arguments[0], lambda output: output.swapaxes(1, 2), mx.array_equal)
             output = original(self, *arguments, **keys)
@@ -153,10 +160,9 @@ def listen_to_mlx(model, recorder: Recorder) -> None:
 
         return call
 
-    name = "scaled_dot_product_attention"
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("mlx_lm.models.") and module_name != "mlx_lm.models.base" and hasattr(module, name):
-            setattr(module, name, attention(getattr(module, name)))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlx_lm.models.") and name != "mlx_lm.models.base" and hasattr(module, attend):
+            setattr(module, attend, attention(getattr(module, attend)))
 
 
 def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) -> Answer:
@@ -172,8 +178,8 @@ def transformers_answer(folder: Path, tokens: list[int], count: int, at: int) ->
     if wrong := {what: sorted(loaded[what]) for what in ("missing_keys", "mismatched_keys") if loaded[what]}:
         raise ValueError(f"transformers did not find all weights: {wrong}")
     embedding = model.get_input_embeddings()
-    if hasattr(embedding, "embed_scale"):
-        # Gemma was trained with a factor in bfloat16. mlx-lm always rounds it, transformers does not in float32.
+    if hasattr(embedding, "embed_scale") and model.config.model_type != "gemma2":
+        # Gemma 3 was trained with a factor in bfloat16. mlx-lm always rounds it, transformers does not in float32.
         embedding.embed_scale = embedding.embed_scale.to(torch.bfloat16).to(torch.float32)
     recorder = Recorder()
     listen_to_torch(model.eval(), recorder)

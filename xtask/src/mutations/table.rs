@@ -580,6 +580,49 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         replace: "?.unwrap_or(5);",
         filter: "gemma3_defaults",
     },
+    // mlx-gemma2
+    Mutation {
+        name: "gemma2_scores_not_capped",
+        file: "crates/mlx-kvcache/src/keys_values.rs",
+        find: "scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;",
+        replace: "scores = scores.divide(&cap)?.multiply(&cap)?;",
+        filter: "gemma2_f32_whole",
+    },
+    Mutation {
+        name: "gemma2_scores_not_multiplied_by_the_cap",
+        file: "crates/mlx-kvcache/src/keys_values.rs",
+        find: "scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;",
+        replace: "scores = tanh(scores.divide(&cap)?)?;",
+        filter: "gemma2_f32_whole",
+    },
+    Mutation {
+        name: "gemma2_default_cap_of_scores",
+        file: "crates/mlx-gemma2/src/config.rs",
+        find: "own.attn_logit_softcapping, 50.0)",
+        replace: "own.attn_logit_softcapping, 30.0)",
+        filter: "gemma2_defaults",
+    },
+    Mutation {
+        name: "gemma2_default_cap_of_logits",
+        file: "crates/mlx-gemma2/src/config.rs",
+        find: "own.final_logit_softcapping, 30.0)",
+        replace: "own.final_logit_softcapping, 50.0)",
+        filter: "gemma2_defaults",
+    },
+    Mutation {
+        name: "gemma2_embedding_scale_of_gemma_3",
+        file: "crates/mlx-gemma2/src/config.rs",
+        find: "embedding_scale: f64::from(decoder.hidden_size).sqrt() as f32,",
+        replace: "embedding_scale: (f64::from(decoder.hidden_size).sqrt() * 32.0).round() as f32 / 32.0,",
+        filter: "gemma2_f32_whole",
+    },
+    Mutation {
+        name: "gemma2_without_windows",
+        file: "crates/mlx-gemma2/src/config.rs",
+        find: "None => LayerTypes::FullEvery(2),",
+        replace: "None => LayerTypes::FullEvery(1),",
+        filter: "hf_gemma2_window_v4",
+    },
     // mlx-olmo2
     Mutation {
         name: "olmo2_norms_before_attention",

@@ -23,6 +23,7 @@ pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
 const CASES: [&str; 14] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
+    "gemma2_q4_whole",
     "granite_tied_q4",
     "llama_q4_whole",
     "olmo2_q8_whole",

@@ -19,6 +19,7 @@ pub(super) const CONFIG: &[Word] = &[
         (
             "model_type".to_owned(),
             json!(r.one(&[
+                "gemma2",
                 "gemma3_text",
                 "gemma3",
                 "granite",
