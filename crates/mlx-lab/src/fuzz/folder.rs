@@ -20,7 +20,7 @@ pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
 
 /// Models of parity cases: an architecture without a demo, quantized models, a multimodal config, other
 /// rotations.
-const CASES: [&str; 14] = [
+const CASES: [&str; 15] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
     "gemma2_q4_whole",
