@@ -78,6 +78,14 @@ MORE = {
     "lora_f32_q4": ("lora_f32", AFFINE | {"q_bits": 4, "adapters": "adapters"}),
     "lora_q4_same": ("lora_q4", {"adapters": "adapters"}),
     "lora_phi3_q4_dequantized": ("lora_phi3_q4", {"adapters": "adapters", "dequantize": True}),
+    # Layers of Granite models keep 8 bits.
+    "granite_q4": ("granite_q4_mlx_lm", FIRST | AFFINE | {"q_bits": 4}),
+    "granite_mxfp4": ("granite_q4_mlx_lm", FIRST | {"quantize": True, "q_mode": "mxfp4"}),
+    "granite_mixed_3_6": (
+        "granite_q4_mlx_lm",
+        FIRST | AFFINE | {"q_bits": 4, "quant_predicate": "mixed_3_6"},
+    ),
+    "granite_q4_same": ("granite_q4_mlx_lm", {}),
     # Options for single layers. mlx-lm takes a function for them; the first name with which a key ends applies.
     "olmo3_layers": (
         "olmo3_f16_whole",

@@ -18,6 +18,11 @@ pub struct TensorNames {
     ///
     /// transformers and mlx-lm may have different names for the layers of one model. What is written has mlx-lm's.
     pub renaming: fn(&Checkpoint) -> Option<Renaming>,
+    /// The layers that keep 8 bits, in groups of 64, in a quantized model, unless a recipe or a choice of the caller says
+    /// otherwise. They are patterns as those of [`LayerChoice`](crate::LayerChoice).
+    ///
+    /// mlx-lm has such layers for some architectures, whose small weights few bits cannot express.
+    pub eight_bits: &'static [&'static str],
 }
 
 /// Gives the name that mlx-lm has for a layer, from the name that the checkpoint has for it.
@@ -36,7 +41,17 @@ const PARTS: [&str; 4] = ["weight", "scales", "biases", "bias"];
 impl TensorNames {
     /// Names in this [`order`](Self::order), which mlx-lm has as well.
     pub const fn in_order(order: &'static [&'static str]) -> Self {
-        Self { order, renaming: |_| None }
+        Self { order, renaming: |_| None, eight_bits: &[] }
+    }
+
+    /// The same names, where these layers keep [8 bits](Self::eight_bits).
+    pub const fn with_eight_bits(self, eight_bits: &'static [&'static str]) -> Self {
+        Self { eight_bits, ..self }
+    }
+
+    /// The same names, where layers are [renamed](Self::renaming).
+    pub const fn with_renaming(self, renaming: fn(&Checkpoint) -> Option<Renaming>) -> Self {
+        Self { renaming, ..self }
     }
 
     /// Which of two keys mlx-lm writes first.

@@ -109,7 +109,8 @@ pub const ARCHITECTURE: Architecture = Architecture {
     name: "Gemma 3",
     released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Gemma3::load(checkpoint)?)),
-    names: TensorNames { order: ORDER, renaming: |checkpoint| KeyLayout::renaming(checkpoint, MULTIMODAL) },
+    names: TensorNames::in_order(ORDER)
+        .with_renaming(|checkpoint| KeyLayout::renaming(checkpoint, MULTIMODAL)),
 };
 
 /// The released models whose facts `tests/released.rs` checks.

@@ -55,8 +55,8 @@
 //! - **Grouped queries** ([Ainslie et al.](https://arxiv.org/abs/2305.13245)) and **SwiGLU**
 //!   ([Shazeer](https://arxiv.org/abs/2002.05202)), as in Llama.
 //!
-//! mlx-lm quantizes `o_proj`, `down_proj` and `lm_head` to 8 bits when it converts a Granite model. Such checkpoints are read
-//! like all others whose layers have different quantizations.
+//! When a Granite model is quantized, `o_proj`, `down_proj` and `lm_head` keep 8 bits, as in mlx-lm. Their weights are smaller than
+//! those of other models, so that few bits cannot express them.
 //!
 //! # Checkpoint
 //!
@@ -92,7 +92,7 @@ pub const ARCHITECTURE: Architecture = Architecture {
     name: "Granite 3.0 to 3.3 and 4.1, without mixtures of experts",
     released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Granite::load(checkpoint)?)),
-    names: TensorNames::in_order(ORDER),
+    names: TensorNames::in_order(ORDER).with_eight_bits(EIGHT_BITS),
 };
 
 /// The released models whose facts `tests/released.rs` checks.
@@ -101,6 +101,9 @@ const RELEASED: &[&str] = &[
     "granite-3.1-2b-base", "granite-3.3-2b-instruct", "granite-3.3-8b-instruct", "granite-4.1-3b",
     "granite-4.1-8b",
 ];
+
+/// The layers that write to the residual stream, and the head: their weights are small, because factors follow them.
+const EIGHT_BITS: &[&str] = &["self_attn.o_proj", "mlp.down_proj", "lm_head"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

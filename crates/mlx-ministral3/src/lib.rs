@@ -93,7 +93,8 @@ pub const ARCHITECTURE: Architecture = Architecture {
     name: "Ministral 3, Devstral 2, Mistral Small 3.1 and 3.2 (text only)",
     released: RELEASED,
     load: |checkpoint, _options| Ok(Box::new(Ministral3::load(checkpoint)?)),
-    names: TensorNames { order: ORDER, renaming: |checkpoint| KeyLayout::renaming(checkpoint, MULTIMODAL) },
+    names: TensorNames::in_order(ORDER)
+        .with_renaming(|checkpoint| KeyLayout::renaming(checkpoint, MULTIMODAL)),
 };
 
 /// The released models whose facts `tests/released.rs` checks.

@@ -148,6 +148,8 @@ impl Quantization {
     pub const MXFP8: Self = Self { mode: Mode::Mxfp8, bits: 8, group_size: 32 };
     /// Floats of 4 bits in groups of 16.
     pub const NVFP4: Self = Self { mode: Mode::Nvfp4, bits: 4, group_size: 16 };
+    /// 8 bits in groups of 64, in the affine mode.
+    pub const AFFINE_8_64: Self = Self { mode: Mode::Affine, bits: 8, group_size: 64 };
 
     /// Integers of this many bits in groups of this size. [`Mode::bits`] and [`Mode::group_sizes`] say which there are.
     ///

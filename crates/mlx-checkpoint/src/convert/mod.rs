@@ -108,8 +108,8 @@ impl Checkpoint {
         match &options.weights {
             Weights::Kept => {}
             Weights::Quantized(how) => {
-                let plan = plan(&layers, how)?;
-                set_quantization(&mut config, Some(section(how, &plan)));
+                let plan = plan(&layers, how, names.eight_bits)?;
+                set_quantization(&mut config, Some(section(how, names.eight_bits, &plan)));
                 for (key, quantization) in plan {
                     if let Some(layer) = layers.get_mut(&key) {
                         layer.quantize(quantization).map_err(mlx)?;

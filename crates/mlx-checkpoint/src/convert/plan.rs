@@ -15,6 +15,7 @@ use crate::head::HEAD;
 pub(super) fn plan(
     layers: &BTreeMap<String, Layer>,
     how: &QuantizeOptions,
+    eight_bits: &[&str],
 ) -> Result<BTreeMap<String, Quantization>, ConvertError> {
     let quantized = layers.iter().find_map(|(key, layer)| Some((key.clone(), layer.quantization?)));
     if let Some((layer, quantization)) = quantized {
@@ -43,6 +44,7 @@ pub(super) fn plan(
             }
             Some(choice) => choice.quantization,
             None if !fits(common) => None,
+            None if keeps_eight_bits(key, how, eight_bits) && fits(EIGHT_BITS) => Some(EIGHT_BITS),
             None => Some(recipe.as_ref().map_or(common, |recipe| recipe.of(key))),
         };
         plan.extend(quantization.map(|quantization| (key.to_owned(), quantization)));
@@ -54,6 +56,15 @@ pub(super) fn plan(
         return Err(ConvertError::FitsNoLayer { quantization: common, lengths });
     }
     Ok(plan)
+}
+
+/// How layers are quantized that keep 8 bits.
+const EIGHT_BITS: Quantization = Quantization::AFFINE_8_64;
+
+/// Whether a layer keeps 8 bits in models of this architecture, and the caller says nothing of it.
+fn keeps_eight_bits(key: &str, how: &QuantizeOptions, eight_bits: &[&str]) -> bool {
+    let is_chosen = how.layers.iter().any(|choice| matches(&choice.pattern, key));
+    how.recipe.is_none() && !is_chosen && eight_bits.iter().any(|pattern| matches(pattern, key))
 }
 
 /// A [`Recipe`] for the layers of one model.
@@ -94,16 +105,30 @@ impl RecipeFor {
 }
 
 /// The quantization section of the config: the values of all layers, and the layers with other values.
-pub(super) fn section(how: &QuantizeOptions, plan: &BTreeMap<String, Quantization>) -> Value {
+pub(super) fn section(
+    how: &QuantizeOptions,
+    eight_bits: &[&str],
+    plan: &BTreeMap<String, Quantization>,
+) -> Value {
     let entry = |quantization: Quantization| {
         json!({
             "group_size": quantization.group_size(), "bits": quantization.bits(), "mode": quantization.mode().name()
         })
     };
     let mut section = entry(how.quantization);
-    // With a recipe, mlx-lm lists every layer.
-    let named = plan.iter().filter(|(_, own)| how.recipe.is_some() || **own != how.quantization);
-    let named: Map<String, Value> = named.map(|(key, own)| (key.clone(), entry(*own))).collect();
+    let of_layer = |(key, own): (&String, &Quantization)| {
+        let keeps_eight_bits = *own == EIGHT_BITS && keeps_eight_bits(key, how, eight_bits);
+        // With a recipe, mlx-lm lists every layer.
+        if !keeps_eight_bits && how.recipe.is_none() && *own == how.quantization {
+            return None;
+        }
+        let mut entry = entry(*own);
+        if keeps_eight_bits && let Some(entry) = entry.as_object_mut() {
+            entry.remove("mode"); // as in mlx-lm
+        }
+        Some((key.clone(), entry))
+    };
+    let named: Map<String, Value> = plan.iter().filter_map(of_layer).collect();
     if let Some(section) = section.as_object_mut() {
         section.extend(named);
     }
@@ -181,7 +206,7 @@ mod tests {
     #[test]
     fn layers_are_quantized_that_groups_divide_and_the_last_choice_counts() {
         let layers = layers(&SHAPES);
-        let plan = |options| plan(&layers, &options);
+        let plan = |options| plan(&layers, &options, &[]);
         let keys = |plan: BTreeMap<String, Quantization>| plan.into_iter().collect::<Vec<_>>();
         let both = |q| vec![("lm_head".to_owned(), q), ("model.embed_tokens".to_owned(), q)];
         assert_eq!(keys(plan(options(affine(4, 64), &[])).unwrap()), both(affine(4, 64)));
@@ -204,13 +229,45 @@ mod tests {
             "model.layers.0.mlp.down_proj": { "group_size": 32, "bits": 8, "mode": "affine" },
             "model.layers.1.mlp.down_proj": { "group_size": 16, "bits": 4, "mode": "nvfp4" },
         });
-        assert_eq!(section(&options, &found), expected);
+        assert_eq!(section(&options, &[], &found), expected);
+    }
+
+    #[test]
+    fn some_layers_keep_eight_bits_unless_the_caller_says_otherwise() {
+        const KEEP: &[&str] = &["mlp.down_proj", "lm_head"];
+        let layers = layers(&[
+            ("lm_head", &[8, 64]),
+            ("model.embed_tokens", &[8, 64]),
+            ("model.layers.0.mlp.down_proj", &[64, 96]),
+            ("model.layers.1.mlp.down_proj", &[64, 128]),
+        ]);
+        let found = |options: &QuantizeOptions| plan(&layers, options, KEEP).unwrap();
+        let how = options(Quantization::MXFP4, &[]);
+        let kept = found(&how);
+        assert_eq!(kept["lm_head"], affine(8, 64));
+        assert_eq!(kept["model.embed_tokens"], Quantization::MXFP4);
+        // Groups of 64 do not divide 96.
+        assert_eq!(kept["model.layers.0.mlp.down_proj"], Quantization::MXFP4);
+        assert_eq!(kept["model.layers.1.mlp.down_proj"], affine(8, 64));
+        let kept_entry = json!({ "group_size": 64, "bits": 8 });
+        let expected = json!({
+            "group_size": 32, "bits": 4, "mode": "mxfp4", "lm_head": kept_entry,
+            "model.layers.1.mlp.down_proj": kept_entry,
+        });
+        assert_eq!(section(&how, KEEP, &kept), expected);
+
+        let chosen =
+            found(&options(affine(4, 32), &[("lm_head", Some(affine(6, 32))), ("layers.1.*", None)]));
+        assert_eq!(chosen["lm_head"], affine(6, 32));
+        assert!(!chosen.contains_key("model.layers.1.mlp.down_proj"));
+        let recipe = QuantizeOptions { recipe: Some(Recipe::Mixed3And6), ..options(affine(4, 32), &[]) };
+        assert_eq!(found(&recipe)["lm_head"], affine(6, 32));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let mut layers = layers(&SHAPES);
-        let refused = |layers: &_, options: QuantizeOptions| plan(layers, &options).unwrap_err();
+        let refused = |layers: &_, options: QuantizeOptions| plan(layers, &options, &[]).unwrap_err();
         let error = refused(&layers, options(affine(4, 128), &[]));
         assert_eq!(error, ConvertError::FitsNoLayer { quantization: affine(4, 128), lengths: vec![64, 96] });
         assert!(error.to_string().ends_with("the rows have 64 or 96 columns"), "{error}");
