@@ -112,7 +112,8 @@ def listen_to_mlx(model, recorder: Recorder) -> None:
         for name, module in block.named_modules():
             inside.add(id(module))
             if name.rsplit(".", 1)[-1] == "rope":
-                rotations.add(id(module))
+                if type(module).__name__ != "NoPE":  # a layer without a rotation
+                    rotations.add(id(module))
             elif "weight" in module:
                 layers[id(module)] = name
     modules = [module for _, module in model.named_modules()]
