@@ -20,6 +20,7 @@ import make_gemma2_cases
 import make_gemma3_cases
 import make_granite_cases
 import make_llama_cases
+import make_ministral3_cases
 import make_olmo2_cases
 import make_olmo3_cases
 import make_phi3_cases
@@ -102,6 +103,11 @@ def llama(seed: int, config: dict | None = None, **rest: object) -> model_cases.
     return make_llama_cases.case("base", seed, [1], config, from_seed=False, **rest)
 
 
+def ministral3(seed: int, **rest: object) -> model_cases.Case:
+    """A Ministral 3 with a head of its own."""
+    return make_ministral3_cases.case("base", seed, [1], from_seed=False, **rest)
+
+
 def olmo2(seed: int, **rest: object) -> model_cases.Case:
     config = {"num_hidden_layers": 1, "intermediate_size": 32}
     return make_olmo2_cases.case("base", seed, [1], config, from_seed=False, **rest)
@@ -150,6 +156,7 @@ CASES = [
     Case("lora_llama_q4", llama(6, {"attention_bias": True}, **Q4), CALLS, lora=parameters(QWEN3), fuse=True),
     Case("dora_mistral_bf16", llama(4, make_llama_cases.MISTRAL, dtype=mx.bfloat16), CALLS, kind="dora", lora=parameters(QWEN3)),
     Case("lora_gemma2_q4", gemma2(5, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
+    Case("lora_ministral3_q4", ministral3(8, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
     Case("lora_olmo2_q4", olmo2(20, **Q4), CALLS, lora=parameters(QWEN3, rank=2)),
     Case("dora_smollm3_bf16", smollm3(7, dtype=mx.bfloat16), CALLS, kind="dora", num_layers=1, lora=parameters(QWEN3, rank=2)),
     Case("full_last_layer_bf16", gemma3(13, dtype=mx.bfloat16), CALLS, kind="full", num_layers=1, fuse=True),
