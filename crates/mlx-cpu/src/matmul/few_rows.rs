@@ -1,6 +1,6 @@
 //! Products of a few rows with the rows of a matrix.
 
-use crate::products::{Output, portions, rows_of_task, with_widened_rows};
+use crate::products::{Output, portions, reads_one_stream, rows_of_task, with_widened_rows};
 use crate::simd::prefetch_stream;
 use crate::{Arithmetic, Cpu, Element, Kernel, MAX_LANES, Matrix, Simd};
 
@@ -33,7 +33,8 @@ impl<T: Element> Kernel for Dot<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let count = if row + 4 <= self.rows.end { 4 } else { 1 };
+            let one = row + 4 > self.rows.end || self.out.rows() == 1 && reads_one_stream::<S>();
+            let count = if one { 1 } else { 4 };
             for (first, rows) in portions(self.out.rows()) {
                 match (rows, count) {
                     (1, 4) => self.some::<S, 1, 4>(s, first, row),

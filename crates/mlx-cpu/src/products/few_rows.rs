@@ -5,7 +5,7 @@
 
 use super::panels::widen;
 use super::scratch::{Purpose, with_scratch};
-use crate::{Arithmetic, Cpu, Element, Kernel, Matrix, Simd};
+use crate::{Arithmetic, Cpu, Element, Kernel, MAX_LANES, Matrix, Simd};
 
 /// The largest number of rows that are multiplied without panels; with more rows, panels pay. Up to here each row has
 /// the bits that it has alone, so that checking the tokens of a draft model gives the answer of decoding them one by
@@ -18,6 +18,14 @@ const PIECE: usize = if cfg!(miri) { 1 << 7 } else { 64 << 10 };
 /// Up to this many bytes of weights are one task. Sharing fewer costs more than it brings.
 /// Small for Miri, whose cases are small and must still share work between threads.
 const SMALL: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
+
+/// Whether a single row is multiplied with one row of weights at a time, and not with four.
+///
+/// One row of weights after the other is one stream of memory. A core reads it faster than the four streams of four
+/// rows. Narrow vectors need the sums of four rows nevertheless: each addition to a sum waits for the one before.
+pub(crate) const fn reads_one_stream<S: Arithmetic>() -> bool {
+    S::LANES == MAX_LANES
+}
 
 /// The number of rows of weights, of `bytes` bytes each, that one task takes.
 pub(crate) fn rows_of_task(rows: usize, bytes: usize) -> usize {

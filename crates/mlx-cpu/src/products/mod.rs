@@ -24,7 +24,9 @@ mod tile;
 
 pub(crate) use bf16::TILE;
 pub(crate) use blocked::blocked;
-pub(crate) use few_rows::{FEW_ROWS, ROWS_AT_ONCE, portions, rows_of_task, widen_row, with_widened_rows};
+pub(crate) use few_rows::{
+    FEW_ROWS, ROWS_AT_ONCE, portions, reads_one_stream, rows_of_task, widen_row, with_widened_rows,
+};
 pub(crate) use output::Output;
 pub(crate) use panels::{AHEAD, Lines, Numbers, Panels, pack_transposing, widen};
 pub(crate) use scratch::{Purpose, with_scratch};

@@ -7,7 +7,7 @@ use super::fixed::{self, Layout, halved};
 use super::format::{Codes, ForFormat, Format};
 use super::matrix::QuantizedMatrix;
 use crate::products::{
-    Output, Purpose, ROWS_AT_ONCE, portions, rows_of_task, with_scratch, with_widened_rows,
+    Output, Purpose, ROWS_AT_ONCE, portions, reads_one_stream, rows_of_task, with_scratch, with_widened_rows,
 };
 use crate::simd::prefetch_stream;
 use crate::{Arithmetic, Cpu, Decoding, Element, Integers, Isa, Kernel, MAX_LANES, Matrix, Simd};
@@ -197,6 +197,7 @@ impl<S: Decoding> ForFormat for All<'_, S> {
         // each row of x. `const`, so that the branches for other instruction sets are not compiled.
         if const { S::REGISTERS >= 32 } {
             match self.dots.x_rows {
+                1 if const { reads_one_stream::<S>() } => self.dots.go::<S, F, 1, 1>(self.s),
                 1 => self.dots.go::<S, F, 1, 4>(self.s),
                 2 => self.dots.go::<S, F, 2, 4>(self.s),
                 3 => self.dots.go::<S, F, 3, 2>(self.s),
