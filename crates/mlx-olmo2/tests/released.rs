@@ -1,6 +1,6 @@
 //! The facts of released models, from the configs of their checkpoints.
 use mlx_olmo2::{ARCHITECTURE, Olmo2};
-use mlx_testing::released::{Facts, Released, facts_are_read};
+use mlx_testing::released::{Released, facts_are_read};
 use serde_json::json;
 
 const OLMO_2: Released = Released {
@@ -26,14 +26,5 @@ const RELEASED: &[Released] = &[
 
 #[test]
 fn the_facts_of_released_models() {
-    facts_are_read(&ARCHITECTURE, RELEASED, |checkpoint| {
-        let config = Olmo2::config(checkpoint)?;
-        Ok(Facts {
-            heads: [config.num_attention_heads, config.num_key_value_heads],
-            head_dim: config.head_dim,
-            context_length: config.context_length,
-            layers: config.layers,
-            has_own_head: config.has_own_head,
-        })
-    });
+    facts_are_read(&ARCHITECTURE, RELEASED, |checkpoint| Ok(Olmo2::config(checkpoint)?.into()));
 }

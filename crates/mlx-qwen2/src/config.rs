@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, SwitchedWindows, layers_alike, off, only};
-use mlx_decoder::{ConfigKeys, DecoderConfig, needed};
+use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig, needed};
 use mlx_layers::AttentionBias;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
@@ -12,6 +12,16 @@ pub const MODEL_TYPE: &str = "qwen2";
 
 /// The base that mlx-lm takes where it finds none. transformers takes 10 000, so the config must state it.
 const BASE_OF_MLX_LM: f64 = 1_000_000.0;
+
+/// A Qwen 2 language model.
+pub type Qwen2 = Decoder<Block>;
+
+/// Its block.
+pub type Block = PreNormBlock<Qwen2Config>;
+
+/// How its config is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Qwen2Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -23,25 +33,29 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-pub(crate) fn validate(keys: &ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
-    needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
-    let windows = SwitchedWindows {
-        use_sliding_window: keys.own.use_sliding_window,
-        sliding_window: keys.own.sliding_window,
-        max_window_layers: keys.own.max_window_layers,
-        layer_types: keys.decoder.layer_types.as_deref(),
-    };
-    let layers = layers_alike(windows.kinds(keys.num_layers()?)?, &keys.rope, None, keys.head_dim()?)?;
-    let rotation = keys.rope.uniform(None)?;
-    let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(BASE_OF_MLX_LM) };
-    only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
-    off("rope_traditional", keys.own.rope_traditional)?;
-    Ok(DecoderConfig {
-        attention_bias: AttentionBias::Inputs,
-        unlike_mlx_lm: UnlikeMlxLm {
-            rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
-            ignores_windows: true,
-        },
-        ..keys.decoder(layers)?
-    })
+impl ReadConfig for Qwen2Config {
+    type Keys = OwnKeys;
+
+    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+        needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
+        let windows = SwitchedWindows {
+            use_sliding_window: keys.own.use_sliding_window,
+            sliding_window: keys.own.sliding_window,
+            max_window_layers: keys.own.max_window_layers,
+            layer_types: keys.decoder.layer_types.as_deref(),
+        };
+        let layers = layers_alike(windows.kinds(keys.num_layers()?)?, &keys.rope, None, keys.head_dim()?)?;
+        let rotation = keys.rope.uniform(None)?;
+        let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(BASE_OF_MLX_LM) };
+        only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
+        off("rope_traditional", keys.own.rope_traditional)?;
+        Ok(DecoderConfig {
+            attention_bias: AttentionBias::Inputs,
+            unlike_mlx_lm: UnlikeMlxLm {
+                rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),
+                ignores_windows: true,
+            },
+            ..keys.decoder(layers)?
+        })
+    }
 }

@@ -83,10 +83,8 @@
 //! The fields of the model have the same names. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
-mod model;
 
-pub use config::{MODEL_TYPE, OwnKeys};
-pub use model::{Block, Qwen2};
+pub use config::{Block, MODEL_TYPE, OwnKeys, Qwen2, Qwen2Config};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;

@@ -716,9 +716,9 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-qwen2
     Mutation {
         name: "qwen2_adds_what_was_normed",
-        file: "crates/mlx-qwen2/src/model.rs",
-        find: "h.add(self.mlp.forward(&normed)?)",
-        replace: "normed.add(self.mlp.forward(&normed)?)",
+        file: "crates/mlx-decoder/src/blocks.rs",
+        find: "let h = add_residual(x, &attended, self.residual_scale)?;",
+        replace: "let h = add_residual(&normed, &attended, self.residual_scale)?;",
         filter: "qwen2_f32_whole",
     },
     Mutation {
