@@ -105,7 +105,7 @@ pub const ARCHITECTURE: Architecture = Architecture {
 };
 
 /// The released models whose facts `tests/released.rs` checks.
-const RELEASED: &[&str] = &["gemma-2-2b", "gemma-2-9b", "gemma-2-27b"];
+const RELEASED: &[&str] = &["gemma-2-2b", "gemma-2-2b-it", "gemma-2-9b", "gemma-2-27b"];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

@@ -4,7 +4,7 @@ use mlx_testing::released::{Released, facts_are_read};
 use serde_json::{Value, json};
 
 const GEMMA_2: Released = Released {
-    names: &["gemma-2-2b"],
+    names: &["gemma-2-2b", "gemma-2-2b-it"],
     model_type: "gemma2",
     sizes: [2304, 9216, 26, 256_000],
     heads: [8, 4],
