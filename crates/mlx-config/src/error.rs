@@ -6,13 +6,15 @@ use mlx_rope::RopeError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A size is zero, negative, or beyond the limit.
-    #[error("{key} is {found}, and must be between 1 and {max}")]
+    /// A size is too small, such as 0, or beyond the limit.
+    #[error("{key} is {found}, and must be between {min} and {max}")]
     Size {
         /// The config's key.
         key: &'static str,
         /// Its value.
         found: i64,
+        /// The smallest value that is accepted.
+        min: i32,
         /// The largest value that is accepted.
         max: i32,
     },

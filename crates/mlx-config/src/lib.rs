@@ -66,9 +66,14 @@ pub fn stated<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 ///
 /// [`ConfigError::Size`].
 pub fn size(key: &'static str, found: i64, max: i32) -> Result<i32, ConfigError> {
+    within(key, found, 1, max)
+}
+
+/// A whole number that a config states, which must be between `min` and `max`.
+fn within(key: &'static str, found: i64, min: i32, max: i32) -> Result<i32, ConfigError> {
     match i32::try_from(found) {
-        Ok(size) if (1..=max).contains(&size) => Ok(size),
-        _ => Err(ConfigError::Size { key, found, max }),
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(ConfigError::Size { key, found, min, max }),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use mlx_kvcache::LayerKind;
 
-use crate::{ConfigError, LayerTypes, limits, size};
+use crate::{ConfigError, LayerTypes, limits, within};
 
 /// The keys by which Qwen 2 and Qwen 3 state which layers have a window.
 ///
@@ -49,8 +49,8 @@ impl SwitchedWindows<'_> {
             }
             (None, _) if !on => Ok(vec![LayerKind::Full; layers]),
             (None, Some(first)) => {
-                // Unlike a size it may be 0: then every layer has a window.
-                let first = if first == 0 { 0 } else { size("max_window_layers", first, limits::LAYERS)? };
+                // With 0, every layer has a window.
+                let first = within("max_window_layers", first, 0, limits::LAYERS)?;
                 LayerTypes::FullFirst(first as usize).kinds(layers, self.sliding_window)
             }
             (None, None) => Err(ConfigError::Missing {
@@ -152,7 +152,7 @@ mod tests {
     fn the_first_layer_with_a_window_is_stated() {
         assert_eq!(windows(Some(true), Some(0)).kinds(3).unwrap(), [WINDOW; 3]);
         let error = windows(Some(true), Some(-1)).kinds(3).unwrap_err();
-        assert!(matches!(error, ConfigError::Size { key: "max_window_layers", found: -1, .. }));
+        assert_eq!(error.to_string(), "max_window_layers is -1, and must be between 0 and 4096");
         let error = windows(Some(true), None).kinds(3).unwrap_err();
         assert!(matches!(error, ConfigError::Missing { key: "max_window_layers", .. }));
     }

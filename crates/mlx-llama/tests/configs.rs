@@ -143,6 +143,21 @@ fn a_base_that_mlx_lm_does_not_read() {
     assert!(read(&new).unwrap().unlike_mlx_lm.rotation.unwrap().contains("does not read the base"));
     new["rope_parameters"]["rope_theta"] = json!(10_000.0);
     assert_eq!(read(&new).unwrap().unlike_mlx_lm.rotation, None);
+
+    let mut inside = without(llama(), "rope_theta");
+    inside["rope_scaling"]["rope_theta"] = json!(500_000.0);
+    assert!(read(&inside).unwrap().unlike_mlx_lm.rotation.unwrap().contains("does not read the base"));
+}
+
+/// mlx-lm takes 8192 where it finds no length inside of `rope_scaling`.
+#[test]
+fn an_original_length_that_mlx_lm_does_not_read() {
+    let mut outside = llama();
+    outside["rope_scaling"].as_object_mut().unwrap().remove("original_max_position_embeddings");
+    outside["original_max_position_embeddings"] = json!(4096);
+    assert!(read(&outside).unwrap().unlike_mlx_lm.rotation.unwrap().contains("does not apply all"));
+    outside["original_max_position_embeddings"] = json!(8192);
+    assert_eq!(read(&outside).unwrap().unlike_mlx_lm.rotation, None);
 }
 
 #[test]

@@ -193,9 +193,8 @@ fn quantization(checkpoint: &Checkpoint) -> String {
     if ways.is_empty() {
         return "none".to_owned();
     }
-    let ways: Vec<String> =
-        ways.into_iter().map(|(way, layers)| format!("{way} ({layers} layers)")).collect();
-    ways.join(", ")
+    let shown = |(way, layers)| format!("{way} ({layers} layer{})", if layers == 1 { "" } else { "s" });
+    ways.into_iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 impl Description {

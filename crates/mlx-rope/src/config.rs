@@ -223,22 +223,28 @@ impl RopeKeys {
             MlxLmReads::Base { default } => Some(default),
         };
         let has_new_form_only = self.rope_parameters.is_some() && self.rope_scaling.is_none();
-        if mlx_lm_reads != MlxLmReads::BothForms && has_new_form_only {
-            if settings.scaling != RopeScaling::Default {
-                return Some(
-                    "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
-                );
-            }
-            if self.rope_theta.is_none() && default_base.is_some_and(|base| base != settings.base) {
-                return Some(
-                    "mlx-lm does not read the base that its config has in `rope_parameters`; make it again",
-                );
-            }
+        if mlx_lm_reads != MlxLmReads::BothForms && has_new_form_only && settings.scaling != RopeScaling::Default
+        {
+            return Some(
+                "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
+            );
+        }
+        if self.rope_theta.is_none() && default_base.is_some_and(|base| base != settings.base) {
+            return Some(
+                "mlx-lm does not read the base that its config has in `rope_parameters` or `rope_scaling`; make it \
+                 again",
+            );
         }
         let is_unapplied = match &settings.scaling {
             RopeScaling::Yarn(yarn) => {
                 let computed = YarnScaling { attention_factor: None, ..yarn.clone() };
-                !yarn.truncate || (yarn.attention_factor() - computed.attention_factor()).abs() > 1e-6
+                !yarn.truncate
+                    || (yarn.attention_factor() - computed.attention_factor()).abs() > 1e-6
+                    || (self.has_length_outside() && yarn.original_max_position_embeddings != Some(4096))
+            }
+            // mlx-lm's default of the length, as that of YaRN above.
+            RopeScaling::Llama3(llama3) => {
+                self.has_length_outside() && llama3.original_max_position_embeddings != 8192
             }
             RopeScaling::LongRope(long) => {
                 long.factor.or(long.attention_factor).or(long.short_mscale).or(long.long_mscale).is_some()
@@ -248,6 +254,14 @@ impl RopeKeys {
         is_unapplied.then_some(
             "mlx-lm does not apply all that its config says of scaling (such as `attention_factor`); make it again",
         )
+    }
+
+    /// Whether the original length stands outside of the scaling only.
+    fn has_length_outside(&self) -> bool {
+        let kinds = |raw: &RawScaling| [raw.full_attention.as_deref().cloned(), Some(raw.clone())];
+        let mut scalings = [&self.rope_scaling, &self.rope_parameters].into_iter().flatten().flat_map(kinds);
+        self.original_max_position_embeddings.is_some()
+            && !scalings.any(|raw| raw.is_some_and(|raw| raw.original_max_position_embeddings.is_some()))
     }
 
     /// The keys of the config that its kinds of scaling do not use, as paths such as `rope_scaling.long_factor`, for a
@@ -300,8 +314,9 @@ impl RopeKeys {
             RopeScaling::Yarn(yarn) => yarn.original_max_position_embeddings = original,
             RopeScaling::LongRope(long) => long.original_max_position_embeddings = original,
             RopeScaling::Llama3(llama3) => {
+                // Without the length mlx-lm takes 8192, and transformers `max_position_embeddings`.
                 llama3.original_max_position_embeddings =
-                    original.unwrap_or(llama3.original_max_position_embeddings);
+                    original.ok_or(RopeError::Missing { key: ORIGINAL, rope_type: "llama3" })?;
             }
             _ => {}
         }

@@ -293,6 +293,10 @@ fn every_wrong_config_says_what_is_wrong() {
         (long("factor", Value::Null), "max_position_embeddings is missing"),
         (long("original_max_position_embeddings", json!(1)), "original_max_position_embeddings is 1"),
         (
+            scaling_error(json!({ "type": "llama3", "factor": 2 })),
+            "original_max_position_embeddings is missing, and rope_type \"llama3\" needs it",
+        ),
+        (
             scaling_error(
                 json!({ "type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4 }),
             ),
