@@ -159,6 +159,8 @@ pub struct DecoderKeys {
     pub layer_types: Option<Vec<String>>,
     /// Whether the embedding table is the head, if the checkpoint has no other. Without it, no.
     pub tie_word_embeddings: Option<bool>,
+    /// Whether tokens attend to those before them only, as in every language model. Embedding models state that they do not.
+    pub is_causal: Option<bool>,
 }
 
 /// The config of a model with a vision part. `T` reads the description of the language model.
@@ -250,6 +252,10 @@ impl<Own> ConfigKeys<Own> {
         let head_dim = self.head_dim()?;
         let (num_attention_heads, num_key_value_heads) = self.heads()?;
         let context = ("max_position_embeddings", keys.max_position_embeddings);
+        if keys.is_causal == Some(false) {
+            let found = "false".to_owned();
+            return Err(ConfigError::Unsupported { key: "is_causal", found, only: "true" });
+        }
         Ok(DecoderConfig {
             model_type: self.model_type.clone(),
             keys: self.layout,

@@ -179,6 +179,7 @@ fn a_bad_config_is_an_error_that_names_the_key() {
         (json!({ "hidden_act": "gelu" }), "hidden_act is \"gelu\""),
         (json!({ "tie_word_embeddings": 1 }), "tie_word_embeddings: invalid type"),
         (json!({ "rope_traditional": true }), "rope_traditional is true"),
+        (json!({ "is_causal": false }), "is_causal is false, and this architecture knows true only"),
         // Windows.
         (json!({ "use_sliding_window": 1 }), "use_sliding_window: invalid type"),
         (on(json!(null), json!(3)), "sliding_window is missing"),
