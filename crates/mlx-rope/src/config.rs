@@ -223,7 +223,9 @@ impl RopeKeys {
             MlxLmReads::Base { default } => Some(default),
         };
         let has_new_form_only = self.rope_parameters.is_some() && self.rope_scaling.is_none();
-        if mlx_lm_reads != MlxLmReads::BothForms && has_new_form_only && settings.scaling != RopeScaling::Default
+        if mlx_lm_reads != MlxLmReads::BothForms
+            && has_new_form_only
+            && settings.scaling != RopeScaling::Default
         {
             return Some(
                 "mlx-lm does not read the scaling that its config has in `rope_parameters`; make it again",
