@@ -3,7 +3,7 @@
 use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
 use mlx_config::{ConfigError, Layer, context_length, epsilon, grouped_heads, head_dim, limits, size, specs};
-use mlx_layers::{AttentionBias, AttentionSettings, Gate, GatedMlp, Parameters, heads};
+use mlx_layers::{Attention, AttentionBias, AttentionSettings, Gate, GatedMlp, NormOver, Parameters, heads};
 use mlx_rope::RopeKeys;
 use mlx_rs::Dtype;
 use serde::Deserialize;
@@ -38,6 +38,9 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f32,
     /// The layers, first layer first.
     pub layers: Vec<Layer>,
+    /// Over what queries and keys are normalized before they are rotated: they are not (`None`), where the architecture says
+    /// nothing else.
+    pub query_key_norms: Option<NormOver>,
     /// Which projections of attention have a bias: none, where the architecture says nothing else.
     pub attention_bias: AttentionBias,
     /// What scores are multiplied by: `1 / sqrt(d)`, where the architecture says nothing else.
@@ -62,9 +65,9 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// The numbers of a layer's attention.
-    pub fn attention(&self, layer: &Layer) -> AttentionSettings {
-        AttentionSettings {
+    /// The attention of a layer, with parameters from this view. `N` is the norm of queries and keys.
+    pub fn attention<N: DecoderNorm>(&self, layer: &Layer, parameters: Parameters<'_>) -> Attention<N> {
+        let settings = AttentionSettings {
             dims: self.hidden_size,
             num_heads: self.num_attention_heads,
             num_kv_heads: self.num_key_value_heads,
@@ -73,7 +76,9 @@ impl DecoderConfig {
             rope: layer.rope.clone(),
             scale: self.attention_scale,
             softcap: self.attention_cap,
-        }
+        };
+        let norm = |weight| N::new(weight, self.rms_norm_eps);
+        Attention::with_norms(parameters, settings, self.query_key_norms, norm)
     }
 
     /// A feed-forward network with parameters from this view.
@@ -268,6 +273,7 @@ impl<Own> ConfigKeys<Own> {
             context_length: context_length(context.0, needed(context.0, context.1)?, &self.rope)?,
             rms_norm_eps: epsilon("rms_norm_eps", needed("rms_norm_eps", keys.rms_norm_eps)?)?,
             layers,
+            query_key_norms: None,
             attention_bias: AttentionBias::None,
             attention_scale: heads::scale(head_dim),
             attention_cap: None,

@@ -1,6 +1,6 @@
 //! The model, from tokens to logits, around blocks of any kind.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 use mlx_causal_lm::{CausalLm, LoadError, ModelInfo, activation_dtype};
 use mlx_checkpoint::Checkpoint;
@@ -18,12 +18,11 @@ use crate::config::{ConfigKeys, DecoderConfig};
 use crate::layout::KeyLayout;
 use crate::norm::DecoderNorm;
 
-/// What distinguishes an architecture: the block, and how its config is read.
-pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
-    /// The keys of the config that the architecture reads beside [`DecoderKeys`](crate::DecoderKeys).
-    type Keys: DeserializeOwned;
-    /// The norm after the last block.
-    type Norm: DecoderNorm;
+/// What distinguishes an architecture: how its config is read, and its block. It is implemented by the keys of the config that
+/// the architecture reads beside [`DecoderKeys`](crate::DecoderKeys).
+pub trait DecoderArchitecture: DeserializeOwned {
+    /// The block of all layers.
+    type Block: DecoderBlock;
     /// The `model_type` of checkpoints that also have a vision part, if the architecture reads any.
     const MULTIMODAL: Option<&'static str> = None;
 
@@ -32,12 +31,18 @@ pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
     /// # Errors
     ///
     /// Where a key is missing, or the values describe no model.
-    fn config(keys: ConfigKeys<Self::Keys>) -> Result<DecoderConfig, ConfigError>;
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError>;
+}
+
+/// A block of a model: from the residual stream before it to the residual stream after it.
+pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
+    /// The norm after the last block.
+    type Norm: DecoderNorm;
 
     /// The block of this layer, with its parameters.
     fn new(config: &DecoderConfig, layer: &Layer, parameters: Parameters<'_>) -> Self;
 
-    /// `[B, L, D]` to `[B, L, D]`, the residual stream before and after the block.
+    /// `[B, L, D]` to `[B, L, D]`.
     ///
     /// # Errors
     ///
@@ -57,9 +62,8 @@ pub trait DecoderBlock: ModuleParameters + Debug + Clone + Send {
 /// | `lm_head.weight`, where the head is not tied to the embedding | `[V, D]` |
 ///
 /// [`KeyLayout`] lists other names.
-#[derive(Debug, Clone)]
-pub struct Decoder<B: DecoderBlock> {
-    parts: Parts<B>,
+pub struct Decoder<A: DecoderArchitecture> {
+    parts: Parts<A::Block>,
     keys: KeyLayout,
     logits_divisor: f32,
     logits_cap: Option<f32>,
@@ -87,14 +91,36 @@ struct Transformer<B: DecoderBlock> {
     embedding_scale: f32,
 }
 
-impl<B: DecoderBlock> CausalLm for Decoder<B> {
+// Derived, they would need these traits of the keys too.
+impl<A: DecoderArchitecture> Clone for Decoder<A> {
+    fn clone(&self) -> Self {
+        let Self { parts, keys, logits_divisor, logits_cap, info } = self;
+        let (parts, info) = (parts.clone(), info.clone());
+        Self { parts, keys: *keys, logits_divisor: *logits_divisor, logits_cap: *logits_cap, info }
+    }
+}
+
+impl<A: DecoderArchitecture> Debug for Decoder<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { parts, keys, logits_divisor, logits_cap, info } = self;
+        f.debug_struct("Decoder")
+            .field("parts", parts)
+            .field("keys", keys)
+            .field("logits_divisor", logits_divisor)
+            .field("logits_cap", logits_cap)
+            .field("info", info)
+            .finish()
+    }
+}
+
+impl<A: DecoderArchitecture> CausalLm for Decoder<A> {
     fn hidden_states(&mut self, tokens: &Array, cache: &mut ModelCache) -> Result<Array, Exception> {
         let Transformer { embed_tokens, layers, norm, embedding_scale } = &mut self.parts.model;
         let mut x = embed_tokens.forward(tokens)?; // [B, L] -> [B, L, D]
         if *embedding_scale != 1.0 {
             x = x.multiply(number(*embedding_scale, x.dtype())?)?;
         }
-        norm.forward(&through_blocks(layers, x, cache, B::forward)?)
+        norm.forward(&through_blocks(layers, x, cache, A::Block::forward)?)
     }
 
     fn head(&mut self, hidden: &Array) -> Result<Array, Exception> {
@@ -131,7 +157,7 @@ pub fn softcap(logits: &Array, cap: f32) -> Result<Array, Exception> {
     tanh(logits.divide(&cap)?)?.multiply(cap)
 }
 
-impl<B: DecoderBlock> Decoder<B> {
+impl<A: DecoderArchitecture> Decoder<A> {
     /// Reads and validates the config of a checkpoint. The names of its tensors show which layout it has and, together
     /// with the config, whether the head has a weight of its own.
     ///
@@ -139,8 +165,8 @@ impl<B: DecoderBlock> Decoder<B> {
     ///
     /// Where a key is missing, has the wrong type, or the values describe no model.
     pub fn config(checkpoint: &Checkpoint) -> Result<DecoderConfig, LoadError> {
-        let keys = ConfigKeys::read(checkpoint, B::MULTIMODAL)?;
-        B::config(keys).map_err(|problem| LoadError::config(checkpoint.model_type(), problem))
+        let keys = ConfigKeys::read(checkpoint, A::MULTIMODAL)?;
+        A::config(keys).map_err(|problem| LoadError::config(checkpoint.model_type(), problem))
     }
 
     /// Builds the model of this config from a source of parameters.
@@ -190,7 +216,7 @@ impl<B: DecoderBlock> Transformer<B> {
 }
 
 /// The parameters of the language model, under the names of the checkpoint.
-impl<B: DecoderBlock> ModuleParameters for Decoder<B> {
+impl<A: DecoderArchitecture> ModuleParameters for Decoder<A> {
     fn num_parameters(&self) -> usize {
         self.parts.num_parameters()
     }

@@ -2,8 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, LayerTypes, layers_alike, off, only, positive, stated};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, Layer, ReadConfig, Sandwich, SandwichBlock, needed};
-use mlx_layers::{Attention, NoNorm, Parameters};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, SandwichBlock, needed};
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -12,16 +11,6 @@ pub const MODEL_TYPE: &str = "gemma2";
 
 /// The base of the rotation where the config states none, as in both references.
 const DEFAULT_BASE: f64 = 10_000.0;
-
-/// A Gemma 2 language model.
-pub type Gemma2 = Decoder<Block>;
-
-/// Its block.
-pub type Block = SandwichBlock<Gemma2Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Gemma2Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -39,10 +28,10 @@ pub struct OwnKeys {
     use_bidirectional_attention: Option<bool>,
 }
 
-impl ReadConfig for Gemma2Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = SandwichBlock;
 
-    fn config(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(mut keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         // transformers and mlx-lm have different defaults, or none, for the number of key-value heads and the size of a head.
         needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
         needed("head_dim", keys.decoder.head_dim)?;
@@ -74,15 +63,6 @@ impl ReadConfig for Gemma2Config {
             },
             ..decoder
         })
-    }
-}
-
-impl Sandwich for Gemma2Config {
-    type HeadNorm = NoNorm;
-
-    /// With soft-capped scores, where the config has a cap.
-    fn attention(config: &DecoderConfig, layer: &Layer, parameters: Parameters<'_>) -> Attention {
-        Attention::new(parameters, config.attention(layer))
     }
 }
 

@@ -90,10 +90,14 @@
 
 mod config;
 
-pub use config::{Block, Gemma2, Gemma2Config, MODEL_TYPE, OwnKeys};
+pub use config::{MODEL_TYPE, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A Gemma 2 language model.
+pub type Gemma2 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

@@ -4,7 +4,7 @@
 
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
-use mlx_gemma2::{ARCHITECTURE, Block, Gemma2};
+use mlx_gemma2::{ARCHITECTURE, Gemma2, OwnKeys};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
@@ -45,7 +45,7 @@ fn random(config: &Value) -> Gemma2 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), only_windows(), without_caps()],
     learns: [(config(), 5), (decoder::with(only_windows(), &json!({ "tie_word_embeddings": true })), 5)],

@@ -2,11 +2,8 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{Bases, ConfigError, LayerTypes, layers, limits, off, one_of, only, positive, size};
-use mlx_decoder::{
-    ConfigKeys, Decoder, DecoderConfig, KeyLayout, Layer, ReadConfig, Sandwich, SandwichBlock, needed,
-};
-use mlx_layers::{Attention, NormOver, Parameters};
-use mlx_norms::OffsetRmsNorm;
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, KeyLayout, SandwichBlock, needed};
+use mlx_layers::NormOver;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -15,16 +12,6 @@ pub const TEXT: &str = "gemma3_text";
 
 /// The `model_type` of a checkpoint that also has a vision part; this crate reads its language model.
 pub const MULTIMODAL: &str = "gemma3";
-
-/// A Gemma 3 language model.
-pub type Gemma3 = Decoder<Block>;
-
-/// Its block.
-pub type Block = SandwichBlock<Gemma3Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Gemma3Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -42,11 +29,11 @@ pub struct OwnKeys {
     use_bidirectional_attention: Option<bool>,
 }
 
-impl ReadConfig for Gemma3Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = SandwichBlock;
     const MULTIMODAL: Option<&'static str> = Some(MULTIMODAL);
 
-    fn config(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(mut keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         fill_in_defaults(&mut keys)?;
         let layer_types = match &keys.decoder.layer_types {
             Some(types) => LayerTypes::Listed(types),
@@ -73,6 +60,7 @@ impl ReadConfig for Gemma3Config {
         let cap = own.final_logit_softcapping.map(|cap| positive("final_logit_softcapping", cap));
         let decoder = keys.decoder(layers)?;
         Ok(DecoderConfig {
+            query_key_norms: Some(NormOver::EachHead),
             attention_bias: own.attention_bias.unwrap_or(false).into(),
             attention_scale: scalar.powf(-0.5) as f32,
             embedding_scale: embedding_scale(decoder.hidden_size),
@@ -82,20 +70,6 @@ impl ReadConfig for Gemma3Config {
                 ignores_windows: false,
             },
             ..decoder
-        })
-    }
-}
-
-impl Sandwich for Gemma3Config {
-    type HeadNorm = OffsetRmsNorm;
-
-    fn attention(
-        config: &DecoderConfig,
-        layer: &Layer,
-        parameters: Parameters<'_>,
-    ) -> Attention<OffsetRmsNorm> {
-        Attention::with_norms(parameters, config.attention(layer), NormOver::EachHead, |weight| {
-            OffsetRmsNorm::new(weight, config.rms_norm_eps)
         })
     }
 }

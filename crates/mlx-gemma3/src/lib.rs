@@ -97,11 +97,14 @@
 
 mod config;
 
-pub use config::{Block, Gemma3, Gemma3Config, MULTIMODAL, OwnKeys, TEXT};
+pub use config::{MULTIMODAL, OwnKeys, TEXT};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
-use mlx_decoder::KeyLayout;
+use mlx_decoder::{Decoder, KeyLayout};
+
+/// A Gemma 3 language model.
+pub type Gemma3 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

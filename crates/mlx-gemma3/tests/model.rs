@@ -5,7 +5,7 @@
 use mlx_causal_lm::{CausalLm, LoadError};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_decoder::KeyLayout;
-use mlx_gemma3::{ARCHITECTURE, Block, Gemma3};
+use mlx_gemma3::{ARCHITECTURE, Gemma3, OwnKeys};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::{Tensors, folder, tensors};
@@ -51,7 +51,7 @@ fn untied() -> Value {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [untied(), decoder::with(untied(), &json!({ "sliding_window_pattern": 1 }))],
     learns: [(config(), 4), (decoder::with(untied(), &json!({ "attention_bias": true })), 5)],

@@ -2,23 +2,13 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, layers_alike, only, positive};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig, needed};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PreNormBlock, needed};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
 /// The base of the rotation where the config states none, as in transformers. mlx-lm needs one.
 const DEFAULT_BASE: f64 = 10_000.0;
-
-/// A Granite language model.
-pub type Granite = Decoder<Block>;
-
-/// Its block.
-pub type Block = PreNormBlock<GraniteConfig>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct GraniteConfig;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -32,10 +22,10 @@ pub struct OwnKeys {
     hidden_act: Option<String>,
 }
 
-impl ReadConfig for GraniteConfig {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
 
-    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         let kinds = vec![LayerKind::Full; keys.num_layers()?];
         let layers = layers_alike(kinds, &keys.rope, Some(DEFAULT_BASE), keys.head_dim()?)?;
         let rotation = keys.rope.uniform(Some(DEFAULT_BASE))?;

@@ -81,10 +81,14 @@
 
 mod config;
 
-pub use config::{Block, Granite, GraniteConfig, OwnKeys};
+pub use config::OwnKeys;
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A Granite language model.
+pub type Granite = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

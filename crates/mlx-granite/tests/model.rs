@@ -4,7 +4,7 @@
 
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
-use mlx_granite::{ARCHITECTURE, Block, Granite};
+use mlx_granite::{ARCHITECTURE, Granite, OwnKeys};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
@@ -39,7 +39,7 @@ fn random(config: &Value) -> Granite {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), other()],
     learns: [(config(), 1), (decoder::with(other(), &json!({ "tie_word_embeddings": true })), 1)],

@@ -113,16 +113,17 @@ impl Attention {
 }
 
 impl<N: Norm> Attention<N> {
-    /// Attention of this size whose queries and keys are normalized, with parameters from the source. `norm` makes a norm
-    /// from its weight.
+    /// Attention of this size whose queries and keys are normalized over what `over` says, or not at all, with parameters
+    /// from the source. `norm` makes a norm from its weight.
     pub fn with_norms(
         parameters: Parameters<'_>,
         settings: AttentionSettings,
-        over: NormOver,
+        over: impl Into<Option<NormOver>>,
         norm: impl Fn(Array) -> N,
     ) -> Self {
-        Self::build(parameters, settings, over, |mut parameters, dims| {
-            Some(norm(parameters.take("weight", &[dims])))
+        let over = over.into();
+        Self::build(parameters, settings, over.unwrap_or(NormOver::EachHead), |mut parameters, dims| {
+            over.map(|_| norm(parameters.take("weight", &[dims])))
         })
     }
 

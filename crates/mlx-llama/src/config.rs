@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, MistralWindows, layers_alike, off, only, stated};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PreNormBlock};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
@@ -15,16 +15,6 @@ const MISTRAL: &str = "mistral";
 /// The base of the rotation where the config states none, as in both references.
 const DEFAULT_BASE: f64 = 10_000.0;
 
-/// A Llama or Mistral language model.
-pub type Llama = Decoder<Block>;
-
-/// Its block.
-pub type Block = PreNormBlock<LlamaConfig>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct LlamaConfig;
-
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
 pub struct OwnKeys {
@@ -36,10 +26,10 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-impl ReadConfig for LlamaConfig {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
 
-    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         let layers = layers_alike(kinds(&keys)?, &keys.rope, Some(DEFAULT_BASE), keys.head_dim()?)?;
         let rotation = keys.rope.uniform(Some(DEFAULT_BASE))?;
         let mlx_lm_reads = MlxLmReads::OldForm { default_base: Some(DEFAULT_BASE) };

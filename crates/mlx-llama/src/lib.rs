@@ -82,10 +82,14 @@
 
 mod config;
 
-pub use config::{Block, Llama, LlamaConfig, MODEL_TYPES, OwnKeys};
+pub use config::{MODEL_TYPES, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A Llama or Mistral language model.
+pub type Llama = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

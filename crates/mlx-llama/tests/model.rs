@@ -5,7 +5,7 @@
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_llama::{ARCHITECTURE, Block, Llama};
+use mlx_llama::{ARCHITECTURE, Llama, OwnKeys};
 use mlx_rs::module::ModuleParameters;
 use mlx_testing::decoder::{self, tokens};
 use mlx_testing::models::all_logits;
@@ -45,7 +45,7 @@ fn random(config: &Value) -> Llama {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), some_windows(), mistral()],
     learns: [(config(), 1), (with_biases(), 1)],

@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, MistralWindows, layers_alike, off, only, stated};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, KeyLayout, PreNormBlock, ReadConfig, needed};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, KeyLayout, PreNormBlock, needed};
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -18,16 +18,6 @@ const MISTRAL: &str = "mistral";
 /// The base of the rotation where the config of a `mistral` states none, as in both references.
 const MISTRAL_BASE: f64 = 10_000.0;
 
-/// A Ministral 3, or the language model of a Mistral 3.
-pub type Ministral3 = Decoder<Block>;
-
-/// Its block.
-pub type Block = PreNormBlock<Ministral3Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Ministral3Config;
-
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
 pub struct OwnKeys {
@@ -39,11 +29,11 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-impl ReadConfig for Ministral3Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
     const MULTIMODAL: Option<&'static str> = Some(MULTIMODAL);
 
-    fn config(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(mut keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         let text = Text::of(&keys)?;
         text.defaults(&mut keys)?;
         only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;

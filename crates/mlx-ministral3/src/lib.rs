@@ -81,11 +81,14 @@
 
 mod config;
 
-pub use config::{Block, MINISTRAL, MULTIMODAL, Ministral3, Ministral3Config, OwnKeys};
+pub use config::{MINISTRAL, MULTIMODAL, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
-use mlx_decoder::KeyLayout;
+use mlx_decoder::{Decoder, KeyLayout};
+
+/// A Ministral 3, or the language model of a Mistral 3.
+pub type Ministral3 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

@@ -7,7 +7,7 @@ use mlx_causal_lm::CausalLm;
 use mlx_checkpoint::Checkpoint;
 use mlx_decoder::KeyLayout;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_ministral3::{ARCHITECTURE, Block, Ministral3};
+use mlx_ministral3::{ARCHITECTURE, Ministral3, OwnKeys};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -67,7 +67,7 @@ fn random(config: &Value) -> Ministral3 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), windows(), one_window()],
     learns: [(config(), 1), (decoder::with(windows(), &json!({ "tie_word_embeddings": true })), 1)],

@@ -2,8 +2,9 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, layers_alike, off, only};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PostNormBlock, ReadConfig};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PostNormBlock};
 use mlx_kvcache::LayerKind;
+use mlx_layers::NormOver;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -12,16 +13,6 @@ pub const MODEL_TYPE: &str = "olmo2";
 
 /// The base of the rotation where the config states none, as in both references. The released models have 500 000.
 const DEFAULT_BASE: f64 = 10_000.0;
-
-/// An OLMo 2 language model.
-pub type Olmo2 = Decoder<Block>;
-
-/// Its block.
-pub type Block = PostNormBlock<Olmo2Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Olmo2Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -32,10 +23,10 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-impl ReadConfig for Olmo2Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PostNormBlock;
 
-    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         let kinds = vec![LayerKind::Full; keys.num_layers()?];
         let layers = layers_alike(kinds, &keys.rope, Some(DEFAULT_BASE), keys.head_dim()?)?;
         let rotation = keys.rope.uniform(Some(DEFAULT_BASE))?;
@@ -44,6 +35,7 @@ impl ReadConfig for Olmo2Config {
         off("mlp_bias", keys.own.mlp_bias)?;
         off("rope_traditional", keys.own.rope_traditional)?;
         Ok(DecoderConfig {
+            query_key_norms: Some(NormOver::AllHeads),
             attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
             unlike_mlx_lm: UnlikeMlxLm {
                 rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),

@@ -76,10 +76,14 @@
 
 mod config;
 
-pub use config::{Block, MODEL_TYPE, Olmo2, Olmo2Config, OwnKeys};
+pub use config::{MODEL_TYPE, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// An OLMo 2 language model.
+pub type Olmo2 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

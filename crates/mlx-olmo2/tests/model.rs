@@ -5,7 +5,7 @@
 use approx::assert_relative_ne;
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_olmo2::{ARCHITECTURE, Block, Olmo2};
+use mlx_olmo2::{ARCHITECTURE, Olmo2, OwnKeys};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_testing::checkpoints::{load, tensors};
@@ -40,7 +40,7 @@ fn random(config: &Value) -> Olmo2 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), unusual()],
     learns: [(config(), 5), (decoder::with(unusual(), &json!({ "tie_word_embeddings": true })), 5)],

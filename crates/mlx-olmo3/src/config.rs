@@ -2,22 +2,13 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{Bases, ConfigError, LayerTypes, layers, off, only};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PostNormBlock, ReadConfig};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PostNormBlock};
+use mlx_layers::NormOver;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
 /// The `model_type` of the checkpoints that this crate reads.
 pub const MODEL_TYPE: &str = "olmo3";
-
-/// An OLMo 3 language model.
-pub type Olmo3 = Decoder<Block>;
-
-/// Its block.
-pub type Block = PostNormBlock<Olmo3Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Olmo3Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -28,10 +19,10 @@ pub struct OwnKeys {
     hidden_act: Option<String>,
 }
 
-impl ReadConfig for Olmo3Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PostNormBlock;
 
-    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         let layer_types = match &keys.decoder.layer_types {
             Some(types) => LayerTypes::Listed(types),
             // Three layers with a window, then a full layer, and so on.
@@ -44,6 +35,7 @@ impl ReadConfig for Olmo3Config {
         only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
         off("mlp_bias", keys.own.mlp_bias)?;
         Ok(DecoderConfig {
+            query_key_norms: Some(NormOver::AllHeads),
             attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
             unlike_mlx_lm: UnlikeMlxLm {
                 rotation: keys.rope.unlike_mlx_lm(&rotation, mlx_lm_reads),

@@ -84,10 +84,14 @@
 
 mod config;
 
-pub use config::{Block, MODEL_TYPE, Olmo3, Olmo3Config, OwnKeys};
+pub use config::{MODEL_TYPE, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// An OLMo 3 language model.
+pub type Olmo3 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

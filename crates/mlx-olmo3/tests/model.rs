@@ -5,7 +5,7 @@
 use approx::assert_relative_eq;
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_olmo3::{ARCHITECTURE, Block, Olmo3};
+use mlx_olmo3::{ARCHITECTURE, Olmo3, OwnKeys};
 use mlx_rs::module::ModuleParameters;
 use mlx_testing::decoder::{self, tokens};
 use mlx_testing::models::all_logits;
@@ -31,7 +31,7 @@ fn random(config: &Value) -> Olmo3 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [
         config(),

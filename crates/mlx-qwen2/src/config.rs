@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, SwitchedWindows, layers_alike, off, only};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig, needed};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PreNormBlock, needed};
 use mlx_layers::AttentionBias;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
@@ -12,16 +12,6 @@ pub const MODEL_TYPE: &str = "qwen2";
 
 /// The base that mlx-lm takes where it finds none. transformers takes 10 000, so the config must state it.
 const BASE_OF_MLX_LM: f64 = 1_000_000.0;
-
-/// A Qwen 2 language model.
-pub type Qwen2 = Decoder<Block>;
-
-/// Its block.
-pub type Block = PreNormBlock<Qwen2Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Qwen2Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -33,10 +23,10 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-impl ReadConfig for Qwen2Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
 
-    fn config(keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
         let windows = SwitchedWindows {
             use_sliding_window: keys.own.use_sliding_window,

@@ -84,10 +84,14 @@
 
 mod config;
 
-pub use config::{Block, MODEL_TYPE, OwnKeys, Qwen2, Qwen2Config};
+pub use config::{MODEL_TYPE, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A Qwen 2 language model.
+pub type Qwen2 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

@@ -5,7 +5,7 @@
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_qwen2::{ARCHITECTURE, Block, Qwen2};
+use mlx_qwen2::{ARCHITECTURE, OwnKeys, Qwen2};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_testing::checkpoints::{load, tensors};
@@ -44,7 +44,7 @@ fn random(config: &Value) -> Qwen2 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), windows(), all_windows()],
     learns: [(config(), 1), (decoder::with(windows(), &json!({ "tie_word_embeddings": true })), 1)],

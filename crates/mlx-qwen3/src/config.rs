@@ -2,7 +2,8 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, SwitchedWindows, layers_alike, off, only};
-use mlx_decoder::{ConfigKeys, DecoderConfig, needed};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PreNormBlock, needed};
+use mlx_layers::NormOver;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
 
@@ -20,27 +21,32 @@ pub struct OwnKeys {
     hidden_act: Option<String>,
 }
 
-pub(crate) fn validate(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
-    needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
-    // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
-    keys.decoder.head_dim.get_or_insert(128);
-    let windows = SwitchedWindows {
-        use_sliding_window: keys.own.use_sliding_window,
-        sliding_window: keys.own.sliding_window,
-        max_window_layers: keys.own.max_window_layers,
-        layer_types: keys.decoder.layer_types.as_deref(),
-    };
-    let kinds = windows.kinds(keys.num_layers()?)?;
-    let layers = layers_alike(kinds, &keys.rope, None, keys.head_dim()?)?;
-    let rotation = keys.rope.full_attention(None)?;
-    only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
-    off("mlp_bias", keys.own.mlp_bias)?;
-    Ok(DecoderConfig {
-        attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
-        unlike_mlx_lm: UnlikeMlxLm {
-            rotation: keys.rope.unlike_mlx_lm(&rotation, MlxLmReads::BothForms),
-            ignores_windows: true,
-        },
-        ..keys.decoder(layers)?
-    })
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
+
+    fn config(mut keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
+        needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
+        // Some configs lack the key; transformers then takes 128. The shapes of the tensors show whether it is right.
+        keys.decoder.head_dim.get_or_insert(128);
+        let windows = SwitchedWindows {
+            use_sliding_window: keys.own.use_sliding_window,
+            sliding_window: keys.own.sliding_window,
+            max_window_layers: keys.own.max_window_layers,
+            layer_types: keys.decoder.layer_types.as_deref(),
+        };
+        let kinds = windows.kinds(keys.num_layers()?)?;
+        let layers = layers_alike(kinds, &keys.rope, None, keys.head_dim()?)?;
+        let rotation = keys.rope.full_attention(None)?;
+        only("hidden_act", keys.own.hidden_act.as_ref(), "silu")?;
+        off("mlp_bias", keys.own.mlp_bias)?;
+        Ok(DecoderConfig {
+            query_key_norms: Some(NormOver::EachHead),
+            attention_bias: keys.own.attention_bias.unwrap_or(false).into(),
+            unlike_mlx_lm: UnlikeMlxLm {
+                rotation: keys.rope.unlike_mlx_lm(&rotation, MlxLmReads::BothForms),
+                ignores_windows: true,
+            },
+            ..keys.decoder(layers)?
+        })
+    }
 }

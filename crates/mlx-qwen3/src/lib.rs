@@ -89,13 +89,15 @@
 //! `bias`. Quantized layers have `scales` and `biases` beside their `weight`.
 
 mod config;
-mod model;
 
 pub use config::{MODEL_TYPE, OwnKeys};
-pub use model::{Block, Qwen3};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A Qwen 3 language model.
+pub type Qwen3 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

@@ -5,7 +5,7 @@
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
 use mlx_kvcache::{LayerKind, LayerSpec};
-use mlx_qwen3::{ARCHITECTURE, Block, Qwen3};
+use mlx_qwen3::{ARCHITECTURE, OwnKeys, Qwen3};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_testing::checkpoints::{load, tensors};
@@ -39,7 +39,7 @@ fn random(config: &Value) -> Qwen3 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), windows(), with(json!({ "use_sliding_window": true, "max_window_layers": 0 }))],
     learns: [

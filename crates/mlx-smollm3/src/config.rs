@@ -2,7 +2,7 @@
 
 use mlx_causal_lm::UnlikeMlxLm;
 use mlx_config::{ConfigError, Layer, LayerTypes, layers_alike, limits, off, only, rotating, size};
-use mlx_decoder::{ConfigKeys, Decoder, DecoderConfig, PreNormBlock, ReadConfig, needed};
+use mlx_decoder::{ConfigKeys, DecoderArchitecture, DecoderConfig, PreNormBlock, needed};
 use mlx_kvcache::LayerKind;
 use mlx_rope::MlxLmReads;
 use serde::Deserialize;
@@ -15,16 +15,6 @@ const MLX_LM_BASE: f64 = 10_000.0;
 
 /// `no_rope_layer_interval`, where the config states none, as in both references.
 const DEFAULT_INTERVAL: i64 = 4;
-
-/// A SmolLM3 language model.
-pub type SmolLm3 = Decoder<Block>;
-
-/// Its block.
-pub type Block = PreNormBlock<SmolLm3Config>;
-
-/// How its config is read.
-#[derive(Debug, Clone, Copy)]
-pub struct SmolLm3Config;
 
 /// The keys of a config beside those of all decoders.
 #[derive(Debug, Deserialize)]
@@ -39,10 +29,10 @@ pub struct OwnKeys {
     rope_traditional: Option<bool>,
 }
 
-impl ReadConfig for SmolLm3Config {
-    type Keys = OwnKeys;
+impl DecoderArchitecture for OwnKeys {
+    type Block = PreNormBlock;
 
-    fn config(mut keys: ConfigKeys<OwnKeys>) -> Result<DecoderConfig, ConfigError> {
+    fn config(mut keys: ConfigKeys<Self>) -> Result<DecoderConfig, ConfigError> {
         // The references have different defaults: as many as query heads, and 4.
         needed("num_key_value_heads", keys.decoder.num_key_value_heads)?;
         // Tied, as in both references.

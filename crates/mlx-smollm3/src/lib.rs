@@ -74,10 +74,14 @@
 
 mod config;
 
-pub use config::{Block, MODEL_TYPE, OwnKeys, SmolLm3, SmolLm3Config};
+pub use config::{MODEL_TYPE, OwnKeys};
 
 use mlx_causal_lm::Architecture;
 use mlx_checkpoint::TensorNames;
+use mlx_decoder::Decoder;
+
+/// A SmolLM3 language model.
+pub type SmolLm3 = Decoder<OwnKeys>;
 
 /// The entry for a table of architectures.
 pub const ARCHITECTURE: Architecture = Architecture {

@@ -7,7 +7,7 @@ use mlx_causal_lm::{CausalLm, Logits};
 use mlx_kvcache::{CacheOptions, LayerKind, LayerSpec};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
-use mlx_smollm3::{ARCHITECTURE, Block, SmolLm3};
+use mlx_smollm3::{ARCHITECTURE, OwnKeys, SmolLm3};
 use mlx_testing::decoder::{self, tokens};
 use mlx_testing::models::all_logits;
 use mlx_testing::{Tensor, tensor};
@@ -48,7 +48,7 @@ fn random(config: &Value) -> SmolLm3 {
 }
 
 mlx_testing::decoder_tests! {
-    block: Block,
+    keys: OwnKeys,
     architecture: ARCHITECTURE,
     configs: [config(), windows(), unrotated(), unusual()],
     learns: [(config(), 1), (decoder::with(unusual(), &json!({ "tie_word_embeddings": true })), 1)],

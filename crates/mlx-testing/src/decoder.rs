@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_decoder::{Decoder, DecoderBlock};
+use mlx_decoder::{Decoder, DecoderArchitecture};
 use mlx_rs::{Array, Dtype};
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ use crate::{RandomParameters, tensor};
 ///
 /// ```ignore
 /// mlx_testing::decoder_tests! {
-///     block: Block,
+///     keys: OwnKeys,
 ///     architecture: ARCHITECTURE,
 ///     configs: [config(), with(json!({ "sliding_window": 5 }))],
 ///     learns: [(config(), 1), (with(json!({ "attention_bias": true, "tie_word_embeddings": true })), 1)],
@@ -31,7 +31,7 @@ use crate::{RandomParameters, tensor};
 #[macro_export]
 macro_rules! decoder_tests {
     (
-        block: $block:ty,
+        keys: $keys:ty,
         architecture: $architecture:expr,
         configs: [$($config:expr),+ $(,)?],
         learns: [$(($learning:expr, $seed:expr)),+ $(,)?] $(,)?
@@ -39,7 +39,7 @@ macro_rules! decoder_tests {
         mod every_decoder {
             use super::*;
 
-            fn checks() -> $crate::decoder::Checks<$block> {
+            fn checks() -> $crate::decoder::Checks<$keys> {
                 $crate::decoder::Checks::new(&$architecture, vec![$($config),+])
             }
 
@@ -109,12 +109,12 @@ macro_rules! decoder_tests {
 }
 
 /// A model of this config with random weights.
-pub fn model_of<B: DecoderBlock>(config: &Value, source: &mut RandomParameters) -> Decoder<B> {
-    Decoder::new(&Decoder::<B>::config(&without_tensors(config)).unwrap(), source)
+pub fn model_of<A: DecoderArchitecture>(config: &Value, source: &mut RandomParameters) -> Decoder<A> {
+    Decoder::new(&Decoder::<A>::config(&without_tensors(config)).unwrap(), source)
 }
 
 /// A model of this config with random float32 weights, always the same.
-pub fn random<B: DecoderBlock>(config: &Value) -> Decoder<B> {
+pub fn random<A: DecoderArchitecture>(config: &Value) -> Decoder<A> {
     model_of(config, &mut RandomParameters::new(4, Dtype::Float32))
 }
 
@@ -132,21 +132,21 @@ pub fn tokens() -> Array {
 
 /// The checks of [`decoder_tests`](crate::decoder_tests).
 #[derive(Debug)]
-pub struct Checks<B> {
+pub struct Checks<A> {
     architecture: &'static Architecture,
     /// Not empty.
     configs: Vec<Value>,
-    block: PhantomData<B>,
+    keys: PhantomData<A>,
 }
 
-impl<B: DecoderBlock + 'static> Checks<B> {
-    /// The checks of an architecture whose blocks are `B`, with these configs.
+impl<A: DecoderArchitecture + 'static> Checks<A> {
+    /// The checks of an architecture of this type, with these configs.
     pub fn new(architecture: &'static Architecture, configs: Vec<Value>) -> Self {
         assert!(configs.iter().all(|config| config["tie_word_embeddings"] != json!(true)));
-        Self { architecture, configs, block: PhantomData }
+        Self { architecture, configs, keys: PhantomData }
     }
 
-    fn models(&self) -> impl Iterator<Item = Decoder<B>> {
+    fn models(&self) -> impl Iterator<Item = Decoder<A>> {
         self.configs.iter().map(random)
     }
 
@@ -183,7 +183,7 @@ impl<B: DecoderBlock + 'static> Checks<B> {
 
     /// See [`models::it_learns`].
     pub fn it_learns(&self, config: &Value, seed: u64) {
-        let mut model = model_of::<B>(config, &mut RandomParameters::new(seed, Dtype::Float32));
+        let mut model = model_of::<A>(config, &mut RandomParameters::new(seed, Dtype::Float32));
         models::it_learns(&mut model, &tokens());
     }
 
@@ -194,7 +194,7 @@ impl<B: DecoderBlock + 'static> Checks<B> {
             for tied in [false, true] {
                 let config = with(config.clone(), &json!({ "tie_word_embeddings": tied }));
                 let mut source = RandomParameters::new(4, Dtype::Float32);
-                let mut model = model_of::<B>(&config, &mut source);
+                let mut model = model_of::<A>(&config, &mut source);
                 let mut names: Vec<String> = tensors(&model).into_iter().map(|(key, _)| key).collect();
                 names.sort();
                 source.taken.sort();
@@ -219,7 +219,7 @@ impl<B: DecoderBlock + 'static> Checks<B> {
     /// All tensors that are missing, unknown or of another shape are in one error.
     pub fn every_tensor_that_is_not_right_is_listed(&self) {
         let config = &self.configs[0];
-        let mut wrong = tensors(&random::<B>(config));
+        let mut wrong = tensors(&random::<A>(config));
         wrong.push(("model.layers.0.self_attn.rotary_emb.scale".to_owned(), Array::from_f32(1.0)));
         wrong.push(("model.layers.1.other.weight".to_owned(), Array::from_f32(1.0)));
         wrong.retain(|(key, _)| key != "lm_head.weight");
@@ -253,14 +253,14 @@ impl<B: DecoderBlock + 'static> Checks<B> {
     /// table twice.
     pub fn a_head_in_the_checkpoint_is_used(&self) {
         let config = with(self.configs[0].clone(), &json!({ "tie_word_embeddings": true }));
-        let (tied, keys) = (tensors(&random::<B>(&config)), ["model.embed_tokens.weight", "lm_head.weight"]);
+        let (tied, keys) = (tensors(&random::<A>(&config)), ["model.embed_tokens.weight", "lm_head.weight"]);
         checkpoints::a_head_in_the_checkpoint_is_used(self.architecture, &config, &tied, keys, &tokens());
     }
 
     /// The weights of a checkpoint decide in which dtype a model computes.
     pub fn the_dtype_is_that_of_the_weights(&self) {
         for dtype in [Dtype::Bfloat16, Dtype::Float16] {
-            let mut model = model_of::<B>(&self.configs[0], &mut RandomParameters::new(4, dtype));
+            let mut model = model_of::<A>(&self.configs[0], &mut RandomParameters::new(4, dtype));
             assert_eq!(model.info().dtype, dtype);
             assert_eq!(all_logits(&mut model, &tokens()).dtype(), dtype);
         }
@@ -269,7 +269,7 @@ impl<B: DecoderBlock + 'static> Checks<B> {
     /// See [`checkpoints::leftover_frequencies_are_ignored`].
     pub fn leftover_frequencies_are_ignored(&self) {
         let config = &self.configs[0];
-        let (tensors, module) = (tensors(&random::<B>(config)), "model.layers.0.self_attn");
+        let (tensors, module) = (tensors(&random::<A>(config)), "model.layers.0.self_attn");
         checkpoints::leftover_frequencies_are_ignored(self.architecture, config, &tensors, module);
     }
 }

@@ -1,31 +1,15 @@
 //! Blocks whose modules stand between two norms.
 
-use std::fmt::Debug;
-
-use mlx_config::{ConfigError, Layer};
-use mlx_layers::{Attention, AttentionInput, Gate, GatedMlp, Norm, Parameters};
+use mlx_config::Layer;
+use mlx_layers::{Attention, AttentionInput, Gate, GatedMlp, Parameters};
 use mlx_norms::{OffsetRmsNorm, clip_residual};
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::macros::ModuleParameters;
 use mlx_rs::module::Module;
 
-use crate::blocks::ReadConfig;
-use crate::config::{ConfigKeys, DecoderConfig};
+use crate::config::DecoderConfig;
 use crate::model::DecoderBlock;
-
-/// An architecture whose blocks are [`SandwichBlock`]s.
-pub trait Sandwich: ReadConfig {
-    /// The norm of queries and keys; [`NoNorm`](mlx_layers::NoNorm) where they are not normalized.
-    type HeadNorm: Norm + Debug + Clone + Send;
-
-    /// The attention of this layer, with its parameters.
-    fn attention(
-        config: &DecoderConfig,
-        layer: &Layer,
-        parameters: Parameters<'_>,
-    ) -> Attention<Self::HeadNorm>;
-}
 
 /// The block of Gemma models: attention, then the feed-forward network with GeGLU, each between two offset norms and added
 /// to the residual stream.
@@ -51,9 +35,9 @@ pub trait Sandwich: ReadConfig {
 ///
 /// Ding et al., *CogView*, section 2.4, "Sandwich LayerNorm" (<https://arxiv.org/abs/2105.13290>).
 #[derive(Debug, Clone, ModuleParameters)]
-pub struct SandwichBlock<S: Sandwich> {
+pub struct SandwichBlock {
     #[param]
-    self_attn: Attention<S::HeadNorm>,
+    self_attn: Attention<OffsetRmsNorm>,
     #[param]
     mlp: GatedMlp,
     #[param]
@@ -66,14 +50,8 @@ pub struct SandwichBlock<S: Sandwich> {
     post_feedforward_layernorm: OffsetRmsNorm,
 }
 
-impl<S: Sandwich> DecoderBlock for SandwichBlock<S> {
-    type Keys = S::Keys;
+impl DecoderBlock for SandwichBlock {
     type Norm = OffsetRmsNorm;
-    const MULTIMODAL: Option<&'static str> = S::MULTIMODAL;
-
-    fn config(keys: ConfigKeys<S::Keys>) -> Result<DecoderConfig, ConfigError> {
-        S::config(keys)
-    }
 
     fn forward(&mut self, AttentionInput { x, mask, cache }: AttentionInput<'_>) -> Result<Array, Exception> {
         let normed = self.input_layernorm.forward(x)?;
@@ -87,7 +65,7 @@ impl<S: Sandwich> DecoderBlock for SandwichBlock<S> {
 
     fn new(config: &DecoderConfig, layer: &Layer, mut parameters: Parameters<'_>) -> Self {
         Self {
-            self_attn: S::attention(config, layer, parameters.at("self_attn")),
+            self_attn: config.attention(layer, parameters.at("self_attn")),
             mlp: config.mlp(parameters.at("mlp"), Gate::GeluTanh),
             input_layernorm: config.norm(parameters.at("input_layernorm")),
             post_attention_layernorm: config.norm(parameters.at("post_attention_layernorm")),
