@@ -83,7 +83,7 @@ fn the_facts_of_released_models() {
             heads: [config.num_attention_heads, config.num_key_value_heads],
             head_dim: config.head_dim,
             context_length: config.context_length,
-            layers: vec![Layer { kind, rope: config.rope }; config.num_hidden_layers],
+            layers: vec![Layer { kind, rope: Some(config.rope) }; config.num_hidden_layers],
             has_own_head: config.has_own_head,
         })
     });
