@@ -19,13 +19,16 @@ pub(crate) struct Arguments {
 const NOT_SUPPORTED: &[(&str, Option<&str>)] = &[
     ("mixtures of experts (Qwen 3 MoE, Mixtral, Llama 4, ...)", None),
     ("state space models, linear attention (Mamba, Qwen 3-Next, ...)", None),
-    ("images, audio, video", Some("of a Gemma 3 with a vision part, the language model is loaded")),
+    (
+        "images, audio, video",
+        Some("of a Gemma 3 or Mistral 3 with a vision part, the language model is loaded"),
+    ),
     (
         "encoder models, encoder-decoder models, embedding models, rerankers",
         Some("hidden states of a language model can be read"),
     ),
     (
-        "Gemma 2, Gemma 3n, Phi-3-small, Phi-3.5-MoE, Phi-3-vision",
+        "Gemma 3n, Phi-3-small, Phi-3.5-MoE, Phi-3-vision",
         Some("their architectures differ from those with similar names"),
     ),
     ("code in a model's folder (trust_remote_code)", Some("it is never run")),
