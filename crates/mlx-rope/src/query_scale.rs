@@ -1,8 +1,10 @@
 //! The factor of queries at positions beyond the original context length.
 
-use mlx_rs::Array;
+use std::cell::RefCell;
+
 use mlx_rs::error::Exception;
 use mlx_rs::ops::log;
+use mlx_rs::{Array, Dtype};
 
 use crate::error::RopeError;
 use crate::offset::RopeOffset;
@@ -70,16 +72,39 @@ impl QueryScale {
         let positions = |&offset: &i32| (0..length).map(move |token| offset.saturating_add(token));
         let counts = offsets.iter().flat_map(positions).map(|position| self.count(position));
         let counts: Vec<f32> = counts.collect();
-        let (first, shape) = match *counts {
-            [first, ..] if counts.iter().all(|&count| count == first) => (&counts[..1], [1; 4]),
-            _ => (&counts[..], [rows, 1, length, 1]),
+        let factors = match *counts {
+            [first, ..] if counts.iter().any(|&count| count != first) => {
+                self.factors(&counts, &[rows, 1, length, 1])?.as_dtype(queries.dtype())?
+            }
+            [] | [1.0, ..] => return Ok(queries.clone()),
+            _ if self.beta == 0.0 => return Ok(queries.clone()),
+            [count, ..] => self.factor(count, queries.dtype())?,
         };
-        if first.iter().all(|&count| count == 1.0) {
-            return Ok(queries.clone());
-        }
-        let growth = log(Array::from_slice(first, &shape))?.multiply(Array::from_f32(self.beta))?;
-        let factors = growth.add(Array::from_f32(1.0))?;
-        queries.multiply(factors.as_dtype(queries.dtype())?)
+        queries.multiply(factors)
+    }
+
+    /// The factor of all positions with this count. Each thread makes it once and keeps it for the other layers and for
+    /// later tokens.
+    fn factor(&self, count: f32, dtype: Dtype) -> Result<Array, Exception> {
+        thread_local!(static MADE: RefCell<Vec<(QueryScale, f32, Array)>> = const { RefCell::new(Vec::new()) });
+        MADE.with_borrow_mut(|made| {
+            let is = |(scale, of, array): &&(Self, f32, Array)| {
+                (scale, *of, array.dtype()) == (self, count, dtype)
+            };
+            if let Some((_, _, array)) = made.iter().find(is) {
+                return Ok(array.clone());
+            }
+            let array = self.factors(&[count], &[1; 4])?.as_dtype(dtype)?;
+            array.eval()?;
+            made.push((*self, count, array.clone()));
+            Ok(array)
+        })
+    }
+
+    /// `1 + beta ln(count)`, float32.
+    fn factors(&self, counts: &[f32], shape: &[i32]) -> Result<Array, Exception> {
+        let growth = log(Array::from_slice(counts, shape))?.multiply(Array::from_f32(self.beta))?;
+        growth.add(Array::from_f32(1.0))
     }
 
     /// How many original context lengths have begun up to this position; 1 for padding.
