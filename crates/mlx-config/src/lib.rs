@@ -195,6 +195,18 @@ pub fn off(key: &'static str, found: Option<bool>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Checks that the config does not switch off a feature that the architecture always has.
+///
+/// # Errors
+///
+/// [`ConfigError::Unsupported`].
+pub fn on(key: &'static str, found: Option<bool>) -> Result<(), ConfigError> {
+    if found == Some(false) {
+        return Err(ConfigError::Unsupported { key, found: "false".to_owned(), only: "true" });
+    }
+    Ok(())
+}
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -258,6 +270,9 @@ mod tests {
         let error = only("hidden_act", Some("relu"), "silu").unwrap_err();
         assert_eq!(error.to_string(), "hidden_act is \"relu\", and this architecture knows silu only");
         assert!(off("mlp_bias", Some(false)).is_ok());
+        assert!(on("is_causal", Some(true)).is_ok() && on("is_causal", None).is_ok());
+        let error = on("is_causal", Some(false)).unwrap_err();
+        assert_eq!(error.to_string(), "is_causal is false, and this architecture knows true only");
         let error = off("mlp_bias", Some(true)).unwrap_err();
         assert_eq!(error.to_string(), "mlp_bias is true, and this architecture knows false only");
     }

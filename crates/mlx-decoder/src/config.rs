@@ -2,7 +2,9 @@
 
 use mlx_causal_lm::{LoadError, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, Layer, context_length, epsilon, grouped_heads, head_dim, limits, size, specs};
+use mlx_config::{
+    ConfigError, Layer, context_length, epsilon, grouped_heads, head_dim, limits, on, size, specs,
+};
 use mlx_layers::{Attention, AttentionBias, AttentionSettings, Gate, GatedMlp, NormOver, Parameters, heads};
 use mlx_rope::RopeKeys;
 use mlx_rs::Dtype;
@@ -257,10 +259,7 @@ impl<Own> ConfigKeys<Own> {
         let head_dim = self.head_dim()?;
         let (num_attention_heads, num_key_value_heads) = self.heads()?;
         let context = ("max_position_embeddings", keys.max_position_embeddings);
-        if keys.is_causal == Some(false) {
-            let found = "false".to_owned();
-            return Err(ConfigError::Unsupported { key: "is_causal", found, only: "true" });
-        }
+        on("is_causal", keys.is_causal)?;
         Ok(DecoderConfig {
             model_type: self.model_type.clone(),
             keys: self.layout,

@@ -2,7 +2,9 @@
 
 use mlx_causal_lm::{LoadError, LoadOptions, LongRopeMode, ModelInfo, UnlikeMlxLm, digest, read_config};
 use mlx_checkpoint::Checkpoint;
-use mlx_config::{ConfigError, context_length, epsilon, grouped_heads, head_dim, limits, off, only, size};
+use mlx_config::{
+    ConfigError, context_length, epsilon, grouped_heads, head_dim, limits, off, on, only, size,
+};
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_rope::{MlxLmReads, Rope, RopeKeys, RopeLayout, RopeScaling};
 use mlx_rs::Dtype;
@@ -66,6 +68,7 @@ struct RawConfig {
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     lm_head_bias: Option<bool>,
+    is_causal: Option<bool>,
     layer_types: Option<Vec<String>>,
 }
 
@@ -101,6 +104,7 @@ impl Config {
         off("attention_bias", raw.attention_bias)?;
         off("mlp_bias", raw.mlp_bias)?;
         off("lm_head_bias", raw.lm_head_bias)?;
+        on("is_causal", raw.is_causal)?;
         let unsupported = |key, found, only| Err(ConfigError::Unsupported { key, found, only });
         if let Some(found) = raw.layer_types {
             return unsupported("layer_types", format!("{found:?}"), "layers of one kind");

@@ -138,6 +138,7 @@ fn a_config_that_describes_no_model_is_refused() {
         (vec![("attention_bias", json!(true))], "attention_bias is true"),
         (vec![("mlp_bias", json!(true))], "mlp_bias is true"),
         (vec![("lm_head_bias", json!(true))], "lm_head_bias is true"),
+        (vec![("is_causal", json!(false))], "is_causal is false"),
         (vec![("layer_types", json!(["full_attention", "sliding_attention"]))], "layer_types is"),
         (vec![("partial_rotary_factor", json!(0.0))], "partial_rotary_factor is 0"),
         (vec![("partial_rotary_factor", json!(1.5))], "partial_rotary_factor is 1.5"),
