@@ -554,7 +554,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "gemma3_feeds_what_is_not_normed",
-        file: "crates/mlx-decoder/src/sandwich.rs",
+        file: "crates/mlx-decoder/src/blocks/sandwich.rs",
         find: "let fed = self.mlp.forward(&normed)?;",
         replace: "let fed = self.mlp.forward(&h)?;",
         filter: "gemma3_f32_whole",
@@ -626,7 +626,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-olmo2
     Mutation {
         name: "olmo2_norms_before_attention",
-        file: "crates/mlx-decoder/src/blocks.rs",
+        file: "crates/mlx-decoder/src/blocks/post_norm.rs",
         find: "let attended = self.self_attn.forward(AttentionInput { x, mask, cache })?;
         let h = x.add(self.post_attention_layernorm.forward(&attended)?)?;",
         replace: "let normed = self.post_attention_layernorm.forward(x)?;
@@ -657,7 +657,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "olmo3_norms_the_stream",
-        file: "crates/mlx-decoder/src/blocks.rs",
+        file: "crates/mlx-decoder/src/blocks/post_norm.rs",
         find: "h.add(self.post_feedforward_layernorm.forward(&fed)?)",
         replace: "self.post_feedforward_layernorm.forward(&h.add(fed)?)",
         filter: "olmo3_f32_whole",
@@ -700,10 +700,10 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     // mlx-qwen3
     Mutation {
-        name: "qwen3_adds_what_was_normed",
-        file: "crates/mlx-qwen3/src/model.rs",
-        find: "h.add(self.mlp.forward(&normed)?)",
-        replace: "normed.add(self.mlp.forward(&normed)?)",
+        name: "qwen3_normalizes_keys_as_queries",
+        file: "crates/mlx-layers/src/attention.rs",
+        find: "self.num_kv_heads, &mut self.k_norm, over)?;",
+        replace: "self.num_kv_heads, &mut self.q_norm, over)?;",
         filter: "qwen3_f32_whole",
     },
     Mutation {
@@ -716,7 +716,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-qwen2
     Mutation {
         name: "qwen2_adds_what_was_normed",
-        file: "crates/mlx-decoder/src/blocks.rs",
+        file: "crates/mlx-decoder/src/blocks/pre_norm.rs",
         find: "let h = add_residual(x, &attended, self.residual_scale)?;",
         replace: "let h = add_residual(&normed, &attended, self.residual_scale)?;",
         filter: "qwen2_f32_whole",
@@ -731,7 +731,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-llama
     Mutation {
         name: "llama_adds_what_was_normed",
-        file: "crates/mlx-decoder/src/blocks.rs",
+        file: "crates/mlx-decoder/src/blocks/pre_norm.rs",
         find: "add_residual(&h, &self.mlp.forward(&normed)?, self.residual_scale)",
         replace: "add_residual(&normed, &self.mlp.forward(&normed)?, self.residual_scale)",
         filter: "llama_f32_whole",
@@ -753,7 +753,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     // mlx-granite
     Mutation {
         name: "granite_adds_attention_without_its_factor",
-        file: "crates/mlx-decoder/src/blocks.rs",
+        file: "crates/mlx-decoder/src/blocks/pre_norm.rs",
         find: "let h = add_residual(x, &attended, self.residual_scale)?;",
         replace: "let h = add_residual(x, &attended, 1.0)?;",
         filter: "granite_f32_whole",
