@@ -69,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-checkpoint",
             "mlx-config",
             "mlx-decoder",
+            "mlx-generate",
             "mlx-kvcache",
             "mlx-layers",
             "mlx-quantization",

@@ -6,6 +6,11 @@ use std::marker::PhantomData;
 use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_decoder::{Decoder, DecoderArchitecture};
+use mlx_generate::{
+    Batch, Draft, DraftModel, GenerateOptions, PromptLookup, Session, Speculation, generate,
+    generate_speculative,
+};
+use mlx_kvcache::CacheOptions;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Value, json};
 
@@ -74,6 +79,11 @@ macro_rules! decoder_tests {
             }
 
             #[test]
+            fn speculation_and_batches_generate_the_tokens_of_plain_decoding() {
+                checks().generated_tokens_are_the_same();
+            }
+
+            #[test]
             fn every_parameter_learns() {
                 for (config, seed) in [$(($learning, $seed)),+] {
                     checks().it_learns(&config, seed);
@@ -130,6 +140,15 @@ pub fn tokens() -> Array {
     Array::from_slice(&(0..36_u32).map(|i| i * i * 7 % 61).collect::<Vec<_>>(), &[2, 18])
 }
 
+fn options() -> GenerateOptions {
+    GenerateOptions { max_tokens: 20, ..GenerateOptions::new(&[]) }
+}
+
+fn plain(model: &mut dyn CausalLm, prompt: &[u32]) -> Vec<u32> {
+    let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+    generate(model, &mut session, prompt, options()).unwrap().map(|token| token.unwrap().id).collect()
+}
+
 /// The checks of [`decoder_tests`](crate::decoder_tests).
 #[derive(Debug)]
 pub struct Checks<A> {
@@ -179,6 +198,39 @@ impl<A: DecoderArchitecture + 'static> Checks<A> {
     /// See [`models::wrong_calls_are_errors`].
     pub fn wrong_calls_are_errors(&self) {
         self.models().for_each(|mut model| models::wrong_calls_are_errors(&mut model, &tokens()));
+    }
+
+    /// A draft model, guesses from the prompt, and other rows of a batch do not change which tokens are generated, also far
+    /// past the windows.
+    pub fn generated_tokens_are_the_same(&self) {
+        for config in &self.configs {
+            let mut model = random::<A>(config);
+            let mut draft = model_of::<A>(config, &mut RandomParameters::new(5, Dtype::Float32));
+            let prompt: Vec<u32> = (0..23).map(|i| i * i % 7 + i % 3).collect();
+            let expected = [plain(&mut model, &prompt), plain(&mut model, &prompt[..4])];
+
+            let mut draft = DraftModel::new(&mut draft, &options()).unwrap();
+            let mut lookup = PromptLookup::default();
+            for draft in [&mut draft as &mut dyn Draft, &mut lookup] {
+                let mut session = Session::new(model.new_cache(&CacheOptions::default()).unwrap());
+                let speculation = Speculation { draft, most: 4 };
+                let stream =
+                    generate_speculative(&mut model, &mut session, &prompt, options(), speculation).unwrap();
+                assert_eq!(stream.map(|token| token.unwrap().id).collect::<Vec<_>>(), expected[0]);
+            }
+
+            let mut batch = Batch::new(CacheOptions::default());
+            let rows =
+                [&prompt[..], &prompt[..4]].map(|prompt| batch.add(&mut model, prompt, options()).unwrap());
+            let mut found = [Vec::new(), Vec::new()];
+            while !batch.is_empty() {
+                for answer in batch.step(&mut model).unwrap() {
+                    let row = usize::from(answer.row != rows[0]);
+                    found[row].extend(answer.token.map(|token| token.id));
+                }
+            }
+            assert_eq!(found, expected);
+        }
     }
 
     /// See [`models::it_learns`].
