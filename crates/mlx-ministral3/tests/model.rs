@@ -4,7 +4,7 @@
 
 use approx::{assert_relative_eq, assert_relative_ne};
 use mlx_causal_lm::CausalLm;
-use mlx_checkpoint::Checkpoint;
+use mlx_checkpoint::{AdapterConfig, AdapterKind, Adapters, Checkpoint};
 use mlx_decoder::KeyLayout;
 use mlx_kvcache::{LayerKind, LayerSpec};
 use mlx_ministral3::{ARCHITECTURE, Ministral3, OwnKeys};
@@ -142,6 +142,44 @@ fn the_language_model_of_a_model_with_a_vision_part() {
         assert_eq!(model.info().model_type, "mistral3");
         assert_eq!(tensor(&all_logits(&mut *model, &tokens())), expected);
     }
+}
+
+/// mlx-lm renames the layers of a checkpoint with the names of transformers' modules before it trains adapters.
+#[test]
+fn adapters_of_mlx_lm_fit_both_layouts() {
+    let adapter = |leaf: &str, shape: &[i32]| {
+        let key = format!("language_model.model.layers.2.self_attn.q_proj.{leaf}");
+        (key, Array::ones::<f32>(shape).unwrap().multiply(Array::from_f32(0.25)).unwrap())
+    };
+    let inputs = config()["hidden_size"].as_i64().unwrap() as i32;
+    let outputs = random(&config()).info().query_heads * 12;
+    let adapters = [adapter("lora_a", &[inputs, 1]), adapter("lora_b", &[1, outputs])];
+    let rule = AdapterConfig {
+        kind: AdapterKind::Lora,
+        num_layers: 1,
+        rank: 1,
+        scale: 2.0,
+        dropout: 0.0,
+        keys: Some(vec!["self_attn.q_proj".to_owned()]),
+    };
+    let saved = tempfile::tempdir().unwrap();
+    Adapters::save(saved.path(), &rule, adapters.iter().map(|(key, array)| (key, array))).unwrap();
+
+    let tied = with(json!({ "tie_word_embeddings": true }));
+    let text = tensors(&random(&tied));
+    let logits = |model: &str, adapted: bool| {
+        let rename = |key: &str| key.replacen("model.", &format!("{model}."), 1);
+        let renamed = text.iter().map(|(key, array)| (rename(key), array.clone())).collect();
+        let saved_model = folder(&multimodal(tied.clone()), renamed);
+        let mut checkpoint = Checkpoint::open(saved_model.path()).unwrap();
+        if adapted {
+            checkpoint = checkpoint.with_adapters(Adapters::open(saved.path()).unwrap());
+        }
+        tensor(&all_logits(&mut Ministral3::load(&checkpoint).unwrap(), &tokens()))
+    };
+    let adapted = logits("language_model.model", true);
+    assert_relative_ne!(adapted, logits("language_model.model", false), epsilon = 1e-4, max_relative = 1e-4);
+    assert_eq!(logits("model.language_model", true), adapted);
 }
 
 /// The form of the released instruction models.
