@@ -11,6 +11,7 @@ use mlx_safetensors::Dtype;
 
 use super::config::AdapterConfig;
 use super::folder::{Adapters, CONFIG, Content, TENSORS, adapter_leaf};
+use super::names::MlxLmNames;
 use super::peft::{self, Peft, PeftConfig};
 use super::plan::Plan;
 use super::wanted::{Part, Wanted};
@@ -61,34 +62,6 @@ pub(crate) struct Replacement {
     pub(crate) stored: Dtype,
 }
 
-/// The names of layers in mlx-lm's adapters. mlx-lm renames the layers of a checkpoint with the names of transformers'
-/// modules (`model.language_model.`), so that its adapters have other names than the checkpoint.
-#[derive(Debug, Clone, Copy)]
-struct MlxLmNames {
-    differ: bool,
-}
-
-impl MlxLmNames {
-    fn of(checkpoint: &BTreeMap<String, TensorInfo>) -> Self {
-        Self { differ: checkpoint.keys().any(|key| key.starts_with("model.language_model.")) }
-    }
-
-    /// Gives tensors the names of the checkpoint.
-    fn apply<T, M: IntoIterator<Item = (String, T)> + FromIterator<(String, T)>>(self, tensors: M) -> M {
-        tensors.into_iter().map(|(key, value)| (self.in_checkpoint(key), value)).collect()
-    }
-
-    fn in_checkpoint(self, key: String) -> String {
-        match key.strip_prefix("language_model.") {
-            Some(rest) if self.differ => match rest.strip_prefix("model.") {
-                Some(rest) => format!("model.language_model.{rest}"),
-                None => rest.to_owned(),
-            },
-            _ => key,
-        }
-    }
-}
-
 impl AdapterTensors {
     /// Opens the tensors of adapters, for a checkpoint with these tensors.
     pub(crate) fn open(
@@ -103,13 +76,15 @@ impl AdapterTensors {
                 .map_err(|e| CheckpointError::Unreadable { file, problem: of_mlx(&e) })
         };
         let plan = |config: &AdapterConfig| Some(Rule::MlxLm(Plan::new(config.clone(), checkpoint.keys())));
-        let names = MlxLmNames::of(checkpoint);
+        let names = MlxLmNames::of(checkpoint.keys());
         let mut problems = Vec::new();
         let (rule, header, left, random) = match content {
             Content::Trained(config, header) => {
-                (plan(config), names.apply(header.clone()), names.apply(load(TENSORS)?), None)
+                (plan(config), names.of_checkpoint(header.clone()), names.of_checkpoint(load(TENSORS)?), None)
             }
-            Content::Full(header) => (None, names.apply(header.clone()), names.apply(load(TENSORS)?), None),
+            Content::Full(header) => {
+                (None, names.of_checkpoint(header.clone()), names.of_checkpoint(load(TENSORS)?), None)
+            }
             Content::Peft(config, header) => {
                 let peft = Peft::new(PeftConfig::clone(config), header);
                 problems.extend(peft.twice.iter().map(|[first, second]| TensorProblem::Refused {

@@ -9,6 +9,7 @@ use mlx_rs::Array;
 use serde_json::Value;
 
 use super::config::{AdapterConfig, AdapterKind, RawConfig};
+use super::names::MlxLmNames;
 use super::peft::{self, PeftConfig};
 use crate::error::{CheckpointError, TensorProblem, of_config};
 use crate::files::{is_present, read_text};
@@ -112,7 +113,7 @@ impl Adapters {
     }
 
     /// Writes an adapter folder that mlx-lm can load too. Of the model's `parameters` it writes those of adapters, whose
-    /// keys end with `lora_a`, `lora_b` or `m`.
+    /// keys end with `lora_a`, `lora_b` or `m`, under the names that mlx-lm gives their layers.
     ///
     /// If the folder already holds the two files, each is replaced in one step.
     ///
@@ -128,9 +129,11 @@ impl Adapters {
         let folder = folder.as_ref();
         let file = folder.join(CONFIG);
         config.check().map_err(|problem| CheckpointError::AdapterConfig { file: file.clone(), problem })?;
-        let parameters = parameters.into_iter().map(|(key, array)| (key.as_ref().to_owned(), array));
+        let parameters: Vec<_> = parameters.into_iter().collect();
+        let names = MlxLmNames::of(parameters.iter().map(|(key, _)| key));
+        let adapters = parameters.iter().filter(|(key, _)| adapter_leaf(key.as_ref()).is_some());
         let tensors: BTreeMap<String, &Array> =
-            parameters.filter(|(key, _)| adapter_leaf(key).is_some()).collect();
+            adapters.map(|(key, array)| (names.in_adapters(key.as_ref()), *array)).collect();
         if tensors.is_empty() {
             let problem = "the model has no adapters".to_owned();
             return Err(CheckpointError::AdapterConfig { file, problem });

@@ -12,6 +12,7 @@
 mod building;
 mod config;
 mod folder;
+mod names;
 mod peft;
 mod plan;
 mod wanted;
