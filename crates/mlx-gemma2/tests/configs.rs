@@ -3,10 +3,9 @@
 
 use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
-use mlx_gemma2::Gemma2;
+use mlx_gemma2::OwnKeys;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
 use mlx_testing::decoder;
 use serde_json::{Value, json};
 
@@ -27,7 +26,7 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Gemma2::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with these keys changed.

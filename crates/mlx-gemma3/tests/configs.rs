@@ -3,10 +3,10 @@
 
 use approx::{assert_abs_diff_eq, relative_eq};
 use mlx_decoder::{DecoderConfig, KeyLayout};
-use mlx_gemma3::Gemma3;
+use mlx_gemma3::OwnKeys;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_testing::decoder;
 use serde_json::{Value, json};
 
 /// The released 270M model, from its checkpoint.
@@ -40,7 +40,7 @@ fn released_multimodal() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Gemma3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The config with this key changed, or removed where `value` is `None`.

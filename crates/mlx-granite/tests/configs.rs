@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use mlx_decoder::DecoderConfig;
-use mlx_granite::Granite;
+use mlx_granite::OwnKeys;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_testing::decoder::{self, without};
 use serde_json::{Value, json};
 
 /// granite-3.3-8b-instruct.
@@ -24,19 +24,12 @@ fn granite() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Granite::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The config of Granite 3.3 8B with these keys changed.
 fn with(changes: Value) -> Value {
-    let mut config = granite();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
-}
-
-fn without(mut config: Value, key: &str) -> Value {
-    config.as_object_mut().unwrap().remove(key).unwrap();
-    config
+    decoder::with(granite(), &changes)
 }
 
 #[test]

@@ -1,29 +1,17 @@
 //! The memory that loading takes, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_granite::{ARCHITECTURE, Granite};
-use mlx_layers::Quantization;
-use mlx_rs::Dtype;
-use mlx_testing::RandomParameters;
-use mlx_testing::checkpoints::{
-    folder, loading_takes_no_more_than_the_checkpoint, quantized, tensors, without_tensors,
-};
+use mlx_granite::{ARCHITECTURE, OwnKeys};
+use mlx_testing::decoder::loading_takes_no_more_than_a_quantized_checkpoint;
 use serde_json::json;
 
 #[test]
-fn loading_takes_no_more_than_a_quantized_checkpoint() {
-    mlx_testing::use_cpu("MLX frees the memory of a GPU's temporary arrays some time after they were used");
+fn loading_takes_no_more_memory_than_the_checkpoint() {
     let config = json!({
         "model_type": "granite", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16384, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 128, "rope_theta": 10_000_000.0, "tie_word_embeddings": true,
         "embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22,
-        "logits_scaling": 8.0, "quantization": { "group_size": 64, "bits": 4 },
+        "logits_scaling": 8.0,
     });
-    let saved = {
-        let read = Granite::config(&without_tensors(&config)).unwrap();
-        let model = Granite::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
-        folder(&config, quantized(tensors(&model), Quantization::affine(4, 64).unwrap()))
-    };
-    loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());
+    loading_takes_no_more_than_a_quantized_checkpoint::<OwnKeys>(&ARCHITECTURE, &config);
 }

@@ -5,8 +5,8 @@ use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_llama::Llama;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_llama::OwnKeys;
+use mlx_testing::decoder::{self, without};
 use serde_json::{Value, json};
 
 const FULL: LayerKind = LayerKind::Full;
@@ -42,17 +42,12 @@ fn mistral() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Llama::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// A config with these keys changed.
 fn with(mut config: Value, changes: Value) -> Value {
     config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
-}
-
-fn without(mut config: Value, key: &str) -> Value {
-    config.as_object_mut().unwrap().remove(key).unwrap();
     config
 }
 

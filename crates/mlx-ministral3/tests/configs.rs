@@ -4,9 +4,9 @@
 use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
-use mlx_ministral3::Ministral3;
+use mlx_ministral3::OwnKeys;
 use mlx_rope::{QueryScale, Rope};
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_testing::decoder::{self, without};
 use serde_json::{Value, json};
 
 const FULL: LayerKind = LayerKind::Full;
@@ -43,7 +43,7 @@ fn multimodal(text: Value) -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Ministral3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The rotation of the layers, which all rotate alike.
@@ -61,11 +61,6 @@ fn with(mut config: Value, changes: Value) -> Value {
 fn rope(changes: Value) -> Value {
     let parameters = with(ministral()["rope_parameters"].clone(), changes);
     with(ministral(), json!({ "rope_parameters": parameters }))
-}
-
-fn without(mut config: Value, key: &str) -> Value {
-    config.as_object_mut().unwrap().remove(key).unwrap();
-    config
 }
 
 #[test]

@@ -1,18 +1,11 @@
 //! The memory that loading takes, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_layers::Quantization;
-use mlx_ministral3::{ARCHITECTURE, Ministral3};
-use mlx_rs::Dtype;
-use mlx_testing::RandomParameters;
-use mlx_testing::checkpoints::{
-    folder, loading_takes_no_more_than_the_checkpoint, quantized, tensors, without_tensors,
-};
+use mlx_ministral3::{ARCHITECTURE, OwnKeys};
+use mlx_testing::decoder::loading_takes_no_more_than_a_quantized_checkpoint;
 use serde_json::json;
 
 #[test]
-fn loading_takes_no_more_than_a_quantized_checkpoint() {
-    mlx_testing::use_cpu("MLX frees the memory of a GPU's temporary arrays some time after they were used");
+fn loading_takes_no_more_memory_than_the_checkpoint() {
     let config = json!({
         "model_type": "ministral3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16384, "rms_norm_eps": 1e-5,
@@ -20,12 +13,6 @@ fn loading_takes_no_more_than_a_quantized_checkpoint() {
             "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 8.0, "llama_4_scaling_beta": 0.1,
             "original_max_position_embeddings": 16,
         },
-        "quantization": { "group_size": 64, "bits": 4 },
     });
-    let saved = {
-        let read = Ministral3::config(&without_tensors(&config)).unwrap();
-        let model = Ministral3::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
-        folder(&config, quantized(tensors(&model), Quantization::affine(4, 64).unwrap()))
-    };
-    loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());
+    loading_takes_no_more_than_a_quantized_checkpoint::<OwnKeys>(&ARCHITECTURE, &config);
 }

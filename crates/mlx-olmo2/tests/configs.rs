@@ -5,8 +5,8 @@ use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_olmo2::Olmo2;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_olmo2::OwnKeys;
+use mlx_testing::decoder;
 use serde_json::{Value, json};
 
 /// OLMo-2-1124-7B.
@@ -24,20 +24,16 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Olmo2::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with these keys changed.
 fn with(changes: Value) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
+    decoder::with(released(), &changes)
 }
 
 fn without(key: &str) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().remove(key).unwrap();
-    config
+    decoder::without(released(), key)
 }
 
 /// By how much the slowest pair of a head is rotated for each token.

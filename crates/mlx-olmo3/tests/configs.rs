@@ -5,8 +5,8 @@ use approx::assert_abs_diff_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_olmo3::Olmo3;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_olmo3::OwnKeys;
+use mlx_testing::decoder;
 use serde_json::{Value, json};
 
 /// The released 7B model, from its checkpoint.
@@ -27,7 +27,7 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Olmo3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with this key changed, or removed where `value` is `None`.

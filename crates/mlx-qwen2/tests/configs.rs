@@ -5,9 +5,9 @@ use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_qwen2::Qwen2;
+use mlx_qwen2::OwnKeys;
 use mlx_rope::Rope;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_testing::decoder::{self, without};
 use serde_json::{Value, json};
 
 const FULL: LayerKind = LayerKind::Full;
@@ -27,20 +27,12 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Qwen2::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with these keys changed.
 fn with(changes: Value) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
-}
-
-/// A config without this key.
-fn without(mut config: Value, key: &str) -> Value {
-    config.as_object_mut().unwrap().remove(key).unwrap();
-    config
+    decoder::with(released(), &changes)
 }
 
 /// The rotation of the last layer, which is that of all.

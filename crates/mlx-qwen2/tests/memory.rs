@@ -1,28 +1,16 @@
 //! The memory that loading takes, by MLX's own count. This test is alone in its file, because MLX counts the whole process.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use mlx_layers::Quantization;
-use mlx_qwen2::{ARCHITECTURE, Qwen2};
-use mlx_rs::Dtype;
-use mlx_testing::RandomParameters;
-use mlx_testing::checkpoints::{
-    folder, loading_takes_no_more_than_the_checkpoint, quantized, tensors, without_tensors,
-};
+use mlx_qwen2::{ARCHITECTURE, OwnKeys};
+use mlx_testing::decoder::loading_takes_no_more_than_a_quantized_checkpoint;
 use serde_json::json;
 
 #[test]
-fn loading_takes_no_more_than_a_quantized_checkpoint() {
-    mlx_testing::use_cpu("MLX frees the memory of a GPU's temporary arrays some time after they were used");
+fn loading_takes_no_more_memory_than_the_checkpoint() {
     let config = json!({
         "model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16384,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 128, "rope_theta": 1_000_000.0,
-        "tie_word_embeddings": true, "quantization": { "group_size": 64, "bits": 4 },
+        "tie_word_embeddings": true,
     });
-    let saved = {
-        let read = Qwen2::config(&without_tensors(&config)).unwrap();
-        let model = Qwen2::new(&read, &mut RandomParameters::new(1, Dtype::Bfloat16));
-        folder(&config, quantized(tensors(&model), Quantization::affine(4, 64).unwrap()))
-    };
-    loading_takes_no_more_than_the_checkpoint(&ARCHITECTURE, saved.path());
+    loading_takes_no_more_than_a_quantized_checkpoint::<OwnKeys>(&ARCHITECTURE, &config);
 }

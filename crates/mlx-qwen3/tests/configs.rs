@@ -5,8 +5,8 @@ use approx::assert_relative_eq;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_qwen3::Qwen3;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_qwen3::OwnKeys;
+use mlx_testing::decoder;
 use serde_json::{Value, json};
 
 /// The released 0.6B model, from its checkpoint.
@@ -25,20 +25,16 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    Qwen3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with these keys changed.
 fn with(changes: Value) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
+    decoder::with(released(), &changes)
 }
 
 fn without(key: &str) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().remove(key).unwrap();
-    config
+    decoder::without(released(), key)
 }
 
 /// The number of full layers, which come first, and the kind of the others.

@@ -6,8 +6,8 @@ use mlx_config::Layer;
 use mlx_decoder::DecoderConfig;
 use mlx_kvcache::LayerKind;
 use mlx_layers::AttentionBias;
-use mlx_smollm3::SmolLm3;
-use mlx_testing::checkpoints::{whole_message, without_tensors};
+use mlx_smollm3::OwnKeys;
+use mlx_testing::decoder;
 use serde_json::{Value, json};
 
 const FULL: LayerKind = LayerKind::Full;
@@ -31,14 +31,12 @@ fn released() -> Value {
 
 /// The config of a checkpoint folder, or the messages of the error and its causes.
 fn read(config: &Value) -> Result<DecoderConfig, String> {
-    SmolLm3::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+    decoder::read::<OwnKeys>(config)
 }
 
 /// The released config with these keys changed.
 fn with(changes: Value) -> Value {
-    let mut config = released();
-    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    config
+    decoder::with(released(), &changes)
 }
 
 fn without(keys: &[&str]) -> Value {

@@ -5,18 +5,21 @@ use std::marker::PhantomData;
 
 use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
-use mlx_decoder::{Decoder, DecoderArchitecture};
+use mlx_decoder::{Decoder, DecoderArchitecture, DecoderConfig};
 use mlx_generate::{
     Batch, Draft, DraftModel, GenerateOptions, PromptLookup, Session, Speculation, generate,
     generate_speculative,
 };
 use mlx_kvcache::CacheOptions;
+use mlx_quantization::Quantization;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Value, json};
 
-use crate::checkpoints::{self, load, sharded_folder, tensors, without_tensors};
+use crate::checkpoints::{
+    self, folder, load, quantized, sharded_folder, tensors, whole_message, without_tensors,
+};
 use crate::models::{self, all_logits};
-use crate::{RandomParameters, tensor};
+use crate::{RandomParameters, tensor, use_cpu};
 
 /// Tests of an architecture that is made with `mlx-decoder`: the model compared with itself, and its checkpoints.
 ///
@@ -133,6 +136,38 @@ pub fn random<A: DecoderArchitecture>(config: &Value) -> Decoder<A> {
 pub fn with(mut config: Value, changes: &Value) -> Value {
     config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     config
+}
+
+/// A config without this key, which it has.
+#[must_use]
+pub fn without(mut config: Value, key: &str) -> Value {
+    config.as_object_mut().unwrap().remove(key).unwrap();
+    config
+}
+
+/// Reads a config.
+///
+/// # Errors
+///
+/// The messages of the error and its causes.
+pub fn read<A: DecoderArchitecture>(config: &Value) -> Result<DecoderConfig, String> {
+    Decoder::<A>::config(&without_tensors(config)).map_err(|error| whole_message(&error))
+}
+
+/// Loading a checkpoint of this config with weights in 4 bits takes no more memory than the checkpoint. Like
+/// [`checkpoints::loading_takes_no_more_than_the_checkpoint`], it must be alone in its process.
+pub fn loading_takes_no_more_than_a_quantized_checkpoint<A: DecoderArchitecture>(
+    architecture: &Architecture,
+    config: &Value,
+) {
+    use_cpu("MLX frees the memory of a GPU's temporary arrays some time after they were used");
+    let quantized_config = json!({ "quantization": { "group_size": 64, "bits": 4 } });
+    let saved = {
+        let model = model_of::<A>(config, &mut RandomParameters::new(1, Dtype::Bfloat16));
+        let tensors = quantized(tensors(&model), Quantization::affine(4, 64).unwrap());
+        folder(&with(config.clone(), &quantized_config), tensors)
+    };
+    checkpoints::loading_takes_no_more_than_the_checkpoint(architecture, saved.path());
 }
 
 /// `[2, 18]`, two different rows.
