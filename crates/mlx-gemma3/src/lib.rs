@@ -92,7 +92,7 @@
 //!
 //! The fields of the model have the same names. With `attention_bias` the projections of attention also have a `bias`.
 //! A checkpoint of type `gemma3` also holds a vision part, describes the language model under `text_config`, and has longer
-//! names; [`KeyLayout`](mlx_decoder::KeyLayout) lists the names and the tensors that are ignored. Quantized layers have `scales` and `biases`
+//! names; [`KeyLayout`] lists the names and the tensors that are ignored. Quantized layers have `scales` and `biases`
 //! beside their `weight`.
 
 mod config;

@@ -75,7 +75,7 @@
 //! | `lm_head.weight`, where the head is not tied | `[V, D]` |
 //!
 //! The fields of the model have the same names. A checkpoint of type `mistral3` describes the language model under `text_config`,
-//! and has longer names; [`KeyLayout`](mlx_decoder::KeyLayout) lists them. Quantized layers have `scales` and `biases` beside
+//! and has longer names; [`KeyLayout`] lists them. Quantized layers have `scales` and `biases` beside
 //! their `weight`. Released checkpoints with weights in fp8 are refused; those in bfloat16 (`...-BF16`), and those that mlx-lm
 //! converted, are read.
 
