@@ -227,6 +227,73 @@ DEMOS = {
         },
         steps=1200,
     ),
+    "gemma2": Demo(
+        config=TRANSFORMERS_CONFIG
+        | {
+            "architectures": ["Gemma2ForCausalLM"],
+            "model_type": "gemma2",
+            "attn_logit_softcapping": 8.0,
+            "final_logit_softcapping": 15.0,
+            "head_dim": 32,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 32,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            # mlx-lm does not apply windows, so no layer has one that is shorter than the context.
+            "sliding_window": CONTEXT,
+            "tie_word_embeddings": True,
+        },
+        # As those of Gemma 3.
+        first_weights={
+            "embed_tokens": 0.3,
+            "post_attention_layernorm": -0.9,
+            "post_feedforward_layernorm": -0.9,
+            "norm": 0.0,
+        },
+        about="in the architecture of Gemma 2",
+        shape={
+            "layers": "{num_hidden_layers}",
+            "width": "{hidden_size}, with {num_attention_heads} query heads and {num_key_value_heads} key-value heads of {head_dim}",
+            "soft caps": "{attn_logit_softcapping:.0f} for scores and {final_logit_softcapping:.0f} for logits",
+            "rotary embedding": "with base {rope_theta:,.0f}",
+            **TRANSFORMERS_SHAPE,
+        },
+        steps=900,
+    ),
+    "smollm3": Demo(
+        config=TRANSFORMERS_CONFIG
+        | {
+            "architectures": ["SmolLM3ForCausalLM"],
+            "model_type": "smollm3",
+            "hidden_act": "silu",
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "mlp_bias": False,
+            "no_rope_layer_interval": 3,
+            "no_rope_layers": [1, 1, 0, 1, 1, 0],
+            "num_attention_heads": 4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+        },
+        first_weights={"embed_tokens": 2.0, "o_proj": 0.1, "down_proj": 0.1},
+        about="in the architecture of SmolLM3",
+        shape={
+            "layers": "{num_hidden_layers}; the third and the last have no rotary embedding",
+            "width": GROUPED_WIDTH,
+            "rotary embedding": "with base {rope_theta:,.0f} in the other layers",
+            **TRANSFORMERS_SHAPE,
+        },
+        steps=900,
+    ),
 }
 
 TOKENIZER_STORIES = 8_000

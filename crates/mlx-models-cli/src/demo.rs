@@ -38,7 +38,8 @@ macro_rules! demo {
 }
 
 /// All demo checkpoints, the default first.
-static DEMOS: &[Demo] = &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3"), demo!("phi3")];
+static DEMOS: &[Demo] =
+    &[demo!("lille-130m"), demo!("gemma3"), demo!("olmo3"), demo!("phi3"), demo!("gemma2"), demo!("smollm3")];
 
 /// Where a model comes from.
 #[derive(Debug, Clone)]

@@ -596,7 +596,7 @@ fn demos_have_names() {
     let unknown = run(&["generate", "--model", "demo:gpt", "--prompt", "x"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(text(&unknown.stderr).contains(
-        "there is no demo \"gpt\"; the demos are demo:lille-130m, demo:gemma3, demo:olmo3, demo:phi3"
+        "there is no demo \"gpt\"; the demos are demo:lille-130m, demo:gemma3, demo:olmo3, demo:phi3, demo:gemma2, demo:smollm3"
     ));
 }
 

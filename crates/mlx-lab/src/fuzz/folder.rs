@@ -16,7 +16,7 @@ use super::values::mutate_bytes;
 use super::{template, tokenizer, words};
 
 /// The demos in the program, which share a tokenizer.
-pub(super) const DEMOS: [&str; 4] = ["gemma3", "lille-130m", "olmo3", "phi3"];
+pub(super) const DEMOS: [&str; 6] = ["gemma3", "lille-130m", "olmo3", "phi3", "gemma2", "smollm3"];
 
 /// Models of parity cases: an architecture without a demo, quantized models, a multimodal config, other
 /// rotations.
