@@ -9,6 +9,14 @@ use mlx_rs::{Array, Dtype};
 use crate::error::RopeError;
 use crate::offset::RopeOffset;
 
+/// The most factors that a thread keeps. Few are in use at a time, but a tiny original length makes one for each position.
+const MOST_KEPT: usize = 8;
+
+thread_local! {
+    /// The factors of this thread, each with what it was made for. The newest is last.
+    static KEPT: RefCell<Vec<(QueryScale, f32, Array)>> = const { RefCell::new(Vec::new()) };
+}
+
 /// A factor of queries that grows with their position, so that attention over a long context stays sharp.
 ///
 /// A query at position `p` is multiplied by `1 + beta * ln(1 + floor(p / original))`: by 1 within the original context
@@ -86,17 +94,19 @@ impl QueryScale {
     /// The factor of all positions with this count. Each thread makes it once and keeps it for the other layers and for
     /// later tokens.
     fn factor(&self, count: f32, dtype: Dtype) -> Result<Array, Exception> {
-        thread_local!(static MADE: RefCell<Vec<(QueryScale, f32, Array)>> = const { RefCell::new(Vec::new()) });
-        MADE.with_borrow_mut(|made| {
+        KEPT.with_borrow_mut(|kept| {
             let is = |(scale, of, array): &&(Self, f32, Array)| {
                 (scale, *of, array.dtype()) == (self, count, dtype)
             };
-            if let Some((_, _, array)) = made.iter().find(is) {
+            if let Some((_, _, array)) = kept.iter().find(is) {
                 return Ok(array.clone());
             }
             let array = self.factors(&[count], &[1; 4])?.as_dtype(dtype)?;
             array.eval()?;
-            made.push((*self, count, array.clone()));
+            if kept.len() == MOST_KEPT {
+                kept.remove(0);
+            }
+            kept.push((*self, count, array.clone()));
             Ok(array)
         })
     }
@@ -110,5 +120,22 @@ impl QueryScale {
     /// How many original context lengths have begun up to this position; 1 for padding.
     fn count(&self, position: i32) -> f32 {
         (1 + position.max(0) / self.original) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_keeps_few_factors() {
+        let scale = QueryScale::new(1.0, 1).unwrap();
+        let query = Array::from_slice(&[1.0_f32], &[1, 1, 1, 1]);
+        for position in 0..50 {
+            let scaled = scale.scale(&query, position).unwrap().item_exact::<f32>();
+            let expected = 1.0 + (position as f32 + 1.0).ln();
+            approx::assert_relative_eq!(scaled, expected, epsilon = 0.0, max_relative = 1e-6);
+        }
+        assert_eq!(KEPT.with_borrow(Vec::len), MOST_KEPT);
     }
 }
