@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mlx_layers::{Form, Quantization};
+use mlx_rs::Array;
 use serde::de::DeserializeOwned;
 
 use crate::adapters::Adapters;
 use crate::error::{CheckpointError, of_config};
 use crate::files::{read_json, warn_ignored};
 use crate::forms;
-use crate::quantization::QuantizationPlan;
-use crate::safetensors_file::TensorInfo;
+use crate::quantization::{QuantizationPlan, section};
+use crate::safetensors_file::{TensorInfo, read_tensor};
+use crate::source::TensorSource;
 use crate::tensor_files::TensorFiles;
 
 /// A checkpoint folder whose config and tensor headers were read.
@@ -24,6 +27,8 @@ pub struct Checkpoint {
     pub(crate) quantization: QuantizationPlan,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Makes the tensors that are not in a safetensors file.
+    source: Option<Arc<dyn TensorSource>>,
     pub(crate) adapters: Option<Adapters>,
     pub(crate) form: Form,
 }
@@ -51,8 +56,47 @@ impl Checkpoint {
         let files = TensorFiles::find(&folder)?;
         let tensors = files.read_headers()?;
         let files = files.files;
-        let (adapters, form) = (None, Form::Adapted);
-        Ok(Self { folder, config, model_type, quantization, files, tensors, adapters, form })
+        let (source, adapters, form) = (None, None, Form::Adapted);
+        Ok(Self { folder, config, model_type, quantization, files, tensors, source, adapters, form })
+    }
+
+    /// The same checkpoint with tensors that a source makes. A model does not see the tensors with the keys `used`, of which
+    /// the source makes others. `layers` says how layers are quantized: all of them, as the source makes them. The config says
+    /// the same afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Quantization`] if the config cannot say it.
+    pub fn with_source<'k>(
+        mut self,
+        source: Arc<dyn TensorSource>,
+        used: impl IntoIterator<Item = &'k str>,
+        layers: &BTreeMap<String, Quantization>,
+    ) -> Result<Self, CheckpointError> {
+        for key in used {
+            self.tensors.remove(key);
+        }
+        self.tensors.extend(source.tensors());
+        if let Some(config) = self.config.as_object_mut() {
+            config.remove("quantization_config");
+            config.remove("quantization");
+            config.extend(section(layers).map(|section| ("quantization".to_owned(), section)));
+        }
+        let quantization = QuantizationPlan::from_config(&self.config)?;
+        Ok(Self { source: Some(source), quantization, ..self })
+    }
+
+    /// Reads or makes a tensor now. `info` is what [`headers`](Self::headers) has for the key.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be read, in words.
+    pub(crate) fn read(&self, key: &str, info: &TensorInfo) -> Result<Array, String> {
+        match (info.in_file(), &self.source) {
+            (Some((file, start)), _) => read_tensor(&self.files[file], start, info),
+            (None, Some(source)) => source.read(key),
+            (None, None) => Err("no file holds it".to_owned()), // does not occur: such tensors come from a source
+        }
     }
 
     /// The same checkpoint with adapters: a model that is built from it has them beside its weights.

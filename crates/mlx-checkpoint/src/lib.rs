@@ -22,6 +22,7 @@
 //! |---|---|
 //! | build a model with [`Adapters`] | [`Checkpoint::with_adapters`] |
 //! | build a model with its adapters added to the weights | [`Checkpoint::fused`] |
+//! | build a model from files of another form | [`TensorSource`], [`Checkpoint::with_source`] |
 //! | write a model as a checkpoint | [`Checkpoint::save_as`] |
 //! | write a model quantized, in full precision or in another dtype | [`Checkpoint::convert`] |
 //!
@@ -39,6 +40,7 @@ mod head;
 mod names;
 mod quantization;
 mod safetensors_file;
+mod source;
 mod tensor_files;
 mod tensors;
 mod text;
@@ -53,6 +55,7 @@ pub use error::{CheckpointError, TensorProblem};
 pub use mlx_safetensors::Dtype as TensorDtype;
 pub use names::{Renaming, TensorNames};
 pub use safetensors_file::TensorInfo;
+pub use source::TensorSource;
 pub use tensors::CheckpointTensors;
 pub use write::Progress;
 

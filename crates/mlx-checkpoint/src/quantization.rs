@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mlx_quantization::Quantization;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::CheckpointError;
 use crate::text::shortened;
@@ -102,6 +102,18 @@ impl QuantizationPlan {
     }
 }
 
+/// The config's section for layers that are quantized in these ways: an entry for each of them. The values of all layers,
+/// which mlx-lm requires, are those of the most layers.
+pub(crate) fn section(layers: &BTreeMap<String, Quantization>) -> Option<Value> {
+    let count = |way: Quantization| layers.values().filter(|other| **other == way).count();
+    let common = layers.values().copied().max_by_key(|way| count(*way))?;
+    let entry = |way: Quantization| json!({ "group_size": way.group_size(), "bits": way.bits(), "mode": way.mode().name() });
+    let mut section = entry(common);
+    let own = layers.iter().map(|(layer, way)| (layer.clone(), entry(*way)));
+    section.as_object_mut()?.extend(own);
+    Some(section)
+}
+
 fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, CheckpointError> {
     let number = |key: &str| {
         let value = section.get(key).ok_or_else(|| refused(layer, format!("{key} is missing")))?;
@@ -134,7 +146,6 @@ fn refused(layer: &str, problem: String) -> CheckpointError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn plan(section: Value) -> Result<QuantizationPlan, CheckpointError> {
         QuantizationPlan::from_config(&json!({ "quantization": section }))

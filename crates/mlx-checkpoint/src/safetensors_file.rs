@@ -13,20 +13,44 @@ use crate::text::{of_mlx, shortened};
 /// The dtypes of parameters that are not quantized, as messages list them.
 pub(crate) const FLOATS: &str = "F32, F16 or BF16";
 
-/// What the header of a safetensors file says of a tensor.
+/// What is known of a tensor before it is read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
     /// How its elements are stored.
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The index in [`Checkpoint::files`](crate::Checkpoint::files) of the file that holds it.
-    pub(crate) file: usize,
-    /// Where in that file its first byte is.
-    start: u64,
+    pub(crate) place: Place,
+}
+
+/// Where a tensor comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A safetensors file.
+    File {
+        /// Its index in [`Checkpoint::files`](crate::Checkpoint::files).
+        file: usize,
+        /// Where in the file the first byte is.
+        start: u64,
+    },
+    /// A [`TensorSource`](crate::TensorSource) makes it.
+    Source,
 }
 
 impl TensorInfo {
+    /// A tensor that a [`TensorSource`](crate::TensorSource) makes.
+    pub fn made(dtype: Dtype, shape: Vec<usize>) -> Self {
+        Self { dtype, shape, place: Place::Source }
+    }
+
+    /// The file that holds it, and where in the file its first byte is; `None` for a tensor that a source makes.
+    pub(crate) fn in_file(&self) -> Option<(usize, u64)> {
+        match self.place {
+            Place::File { file, start } => Some((file, start)),
+            Place::Source => None,
+        }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -60,8 +84,7 @@ pub(crate) fn read_header(
     let info = |tensor: &mlx_safetensors::TensorInfo| TensorInfo {
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
-        file: index,
-        start: header.data_start() + tensor.bytes.start,
+        place: Place::File { file: index, start: header.data_start() + tensor.bytes.start },
     };
     Ok(header.tensors().iter().map(|(key, tensor)| (key.clone(), info(tensor))).collect())
 }
@@ -71,13 +94,13 @@ pub(crate) fn read_header(
 /// # Errors
 ///
 /// Why it cannot be read, in words.
-pub(crate) fn read_tensor(path: &Path, info: &TensorInfo) -> Result<Array, String> {
+pub(crate) fn read_tensor(path: &Path, start: u64, info: &TensorInfo) -> Result<Array, String> {
     if !(is_float(info.dtype) || matches!(info.dtype, Dtype::U32 | Dtype::U8)) {
         return Err(format!("no parameter has the dtype {:?}", info.dtype));
     }
     let mut bytes = vec![0; info.elements() * info.dtype.bits() / 8];
     let mut file = mlx_files::open(path).map_err(|e| e.to_string())?;
-    file.seek(SeekFrom::Start(info.start)).map_err(|e| e.to_string())?;
+    file.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
     arrays::from_bytes(&bytes, info.dtype, &info.shape).map_err(|e| of_mlx(&e))
 }

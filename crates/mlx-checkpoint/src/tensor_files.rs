@@ -79,19 +79,22 @@ impl TensorFiles {
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         for (index, path) in self.files.iter().enumerate() {
             for (key, info) in read_header(path, index)? {
-                if let Some(first) = tensors.get(&key) {
-                    let first = self.files[first.file].clone();
+                if let Some(first) = tensors.get(&key).and_then(|first| self.file_of(first)) {
+                    let first = first.clone();
                     return Err(CheckpointError::TensorTwice { key, first, second: path.clone() });
                 }
                 tensors.insert(key, info);
             }
         }
         for (key, shard) in &self.promised {
-            let held = tensors.get(key).map(|info| &self.files[info.file]);
+            let held = tensors.get(key).and_then(|info| self.file_of(info));
             if held != Some(shard) {
                 return Err(CheckpointError::NotInShard { key: key.clone(), shard: shard.clone() });
             }
         }
         Ok(tensors)
+    }
+    fn file_of(&self, info: &TensorInfo) -> Option<&PathBuf> {
+        info.in_file().map(|(file, _)| &self.files[file])
     }
 }

@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{CheckpointError, TensorProblem};
 use crate::files::check_regular;
 use crate::head::is_head;
-use crate::safetensors_file::{FLOATS, TensorInfo, is_float, is_frequencies, read_tensor, warn_frequencies};
+use crate::safetensors_file::{FLOATS, TensorInfo, is_float, is_frequencies, warn_frequencies};
 use crate::text::of_mlx;
 
 /// The tensors of a checkpoint while a model is built from them.
@@ -41,8 +41,8 @@ pub struct CheckpointTensors<'a> {
 enum Held {
     /// MLX reads it when it is evaluated.
     Lazy(Array),
-    /// It is in a file that MLX refuses, and is read when it is taken.
-    InFile,
+    /// It is in a file that MLX refuses, or a source makes it. It is read when it is taken.
+    Unread,
 }
 
 impl Checkpoint {
@@ -60,18 +60,24 @@ impl<'a> CheckpointTensors<'a> {
     fn open(checkpoint: &'a Checkpoint) -> Result<Self, CheckpointError> {
         let mut left = HashMap::new();
         for (number, file) in checkpoint.files().iter().enumerate() {
-            let of_file = checkpoint.headers().iter().filter(|(_, info)| info.file == number);
+            let is_in_file = |info: &TensorInfo| info.in_file().is_some_and(|(file, _)| file == number);
+            let of_file = checkpoint.headers().iter().filter(|(_, info)| is_in_file(info));
             if !of_file.clone().all(|(_, info)| info.dtype.is_read_by_mlx()) {
                 // MLX would refuse the whole file, even if the model ignores the tensor at fault.
-                left.extend(of_file.map(|(key, _)| (key.clone(), Held::InFile)));
+                left.extend(of_file.map(|(key, _)| (key.clone(), Held::Unread)));
                 continue;
             }
             check_regular(file)?;
             // MLX opens the file and reads a tensor's bytes when the tensor is evaluated.
             let tensors = Array::load_safetensors(file)
                 .map_err(|e| CheckpointError::Unreadable { file: file.clone(), problem: of_mlx(&e) })?;
-            left.extend(tensors.into_iter().map(|(key, tensor)| (key, Held::Lazy(tensor))));
+            // A source makes others of those that the headers do not have.
+            let tensors =
+                tensors.into_iter().filter(|(key, _)| checkpoint.headers().get(key).is_some_and(is_in_file));
+            left.extend(tensors.map(|(key, tensor)| (key, Held::Lazy(tensor))));
         }
+        let made = checkpoint.headers().iter().filter(|(_, info)| info.in_file().is_none());
+        left.extend(made.map(|(key, _)| (key.clone(), Held::Unread)));
         let adapters = checkpoint.adapters.as_ref();
         let mut adapters =
             adapters.map(|adapters| AdapterTensors::open(adapters, checkpoint.headers())).transpose()?;
@@ -146,7 +152,7 @@ impl<'a> CheckpointTensors<'a> {
         let info = self.checkpoint.headers().get(key);
         let found: Vec<i32> = match &held {
             Held::Lazy(tensor) => tensor.shape().to_vec(),
-            Held::InFile => info.map_or_else(Vec::new, TensorInfo::mlx_shape),
+            Held::Unread => info.map_or_else(Vec::new, TensorInfo::mlx_shape),
         };
         if found != shape {
             let (key, expected) = (key.to_owned(), shape.to_vec());
@@ -163,9 +169,9 @@ impl<'a> CheckpointTensors<'a> {
         }
         match (held, info) {
             (Held::Lazy(tensor), _) => Some(tensor),
-            (Held::InFile, None) => None, // does not occur: the keys of such tensors come from headers
-            (Held::InFile, Some(info)) => {
-                let read = read_tensor(&self.checkpoint.files()[info.file], info);
+            (Held::Unread, None) => None, // does not occur: the keys of such tensors come from headers
+            (Held::Unread, Some(info)) => {
+                let read = self.checkpoint.read(key, info);
                 read.map_err(|problem| {
                     self.problems.push(TensorProblem::Refused { key: key.to_owned(), problem });
                 })

@@ -1,12 +1,14 @@
 //! Checkpoint folders, good and bad.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use mlx_checkpoint::{Checkpoint, CheckpointError, TensorProblem};
+use mlx_checkpoint::{Checkpoint, CheckpointError, TensorDtype, TensorInfo, TensorProblem, TensorSource};
 use mlx_layers::{Linear, ParameterSource, Parameters, Quantization};
+use mlx_rs::module::Module;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::checkpoints::whole_message;
 use tempfile::TempDir;
@@ -612,4 +614,63 @@ fn an_index_of_a_million_tensors_is_read_in_time() {
     assert!(matches!(error, CheckpointError::NoShard { .. }), "{error}");
     let error = index(&|_| "model-1.safetensors".to_owned());
     assert!(matches!(error, CheckpointError::NotInShard { .. }), "{error}");
+}
+
+/// Makes `a` quantized in 8 bits, each number 1, and cannot make `b.weight`.
+#[derive(Debug)]
+struct Ones;
+
+const EIGHT_BITS: Quantization = Quantization::AFFINE_8_64;
+
+impl TensorSource for Ones {
+    fn tensors(&self) -> BTreeMap<String, TensorInfo> {
+        let floats = |shape| TensorInfo::made(TensorDtype::F32, shape);
+        let weight = TensorInfo::made(TensorDtype::U32, vec![4, 16]);
+        let tensors = [
+            ("a.weight", weight),
+            ("a.scales", floats(vec![4, 1])),
+            ("a.biases", floats(vec![4, 1])),
+            ("b.weight", floats(vec![2])),
+        ];
+        tensors.into_iter().map(|(key, info)| (key.to_owned(), info)).collect()
+    }
+
+    fn read(&self, key: &str) -> Result<Array, String> {
+        match key {
+            "a.weight" => Array::full::<u32>(&[4, 16], Array::from_slice(&[0x0101_0101_u32], &[1]))
+                .map_err(|e| e.to_string()),
+            "b.weight" => Err("it is torn".to_owned()),
+            _ => Ok(ones(&[4, 1])),
+        }
+    }
+}
+
+#[test]
+fn a_source_makes_tensors_of_those_in_files() {
+    let config = r#"{"model_type": "test", "quantization_config": {"bits": 4, "group_size": 32}}"#;
+    let folder =
+        folder(config, &[("model.safetensors", &[("a.packed", ones(&[4, 8])), ("c.weight", ones(&[8]))])]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let layers = BTreeMap::from([("a".to_owned(), EIGHT_BITS)]);
+    let checkpoint = checkpoint.with_source(Arc::new(Ones), ["a.packed"], &layers).unwrap();
+    assert_eq!(
+        checkpoint.headers().keys().collect::<Vec<_>>(),
+        ["a.biases", "a.scales", "a.weight", "b.weight", "c.weight"]
+    );
+    assert_eq!(checkpoint.parameter_count(["a.weight", "a.scales", "c.weight"]), 4 * 64 + 8);
+    let expected = serde_json::json!({
+        "bits": 8, "group_size": 64, "mode": "affine", "a": { "bits": 8, "group_size": 64, "mode": "affine" }
+    });
+    let config: serde_json::Value = checkpoint.config().unwrap();
+    assert_eq!(config, serde_json::json!({ "model_type": "test", "quantization": expected }));
+
+    let mut tensors = checkpoint.tensors().unwrap();
+    let mut layer = Linear::new(Parameters::root(&mut tensors).at("a"), 64, 4);
+    assert_eq!(layer.quantization(), Some(EIGHT_BITS));
+    assert_eq!(layer.forward(&ones(&[1, 64])).unwrap().as_slice::<f32>(), [128.0; 4]);
+    assert_eq!(tensors.parameter("c.weight", &[8]).shape(), [8]);
+    tensors.parameter("b.weight", &[2]);
+    let CheckpointError::Tensors { problems, .. } = tensors.finish(|_| false).unwrap_err() else { panic!() };
+    let (key, problem) = ("b.weight".to_owned(), "it is torn".to_owned());
+    assert_eq!(problems, [TensorProblem::Refused { key, problem }]);
 }

@@ -1,0 +1,25 @@
+//! Tensors that are not stored as the model takes them.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use mlx_rs::Array;
+
+use crate::TensorInfo;
+
+/// Makes tensors of a checkpoint from files that hold them in another form, such as quantized by another program.
+///
+/// [`Checkpoint::with_source`](crate::Checkpoint::with_source) takes it. What it makes looks as if MLX had quantized the model: a quantized layer has `weight` (uint32), `scales` and, in the affine
+/// mode, `biases`, and the checkpoint's quantization has an entry for it. So nothing else needs to know the other form.
+pub trait TensorSource: Debug + Send + Sync {
+    /// The tensors that it makes, by key: [`TensorInfo::made`] with the dtype and shape of the result.
+    fn tensors(&self) -> BTreeMap<String, TensorInfo>;
+
+    /// Makes one of its tensors. It is called when a model takes the tensor, once for each tensor, so at most one tensor is in
+    /// memory twice. The array is computed, and has the dtype and shape that [`tensors`](Self::tensors) says.
+    ///
+    /// # Errors
+    ///
+    /// Why the tensor cannot be made, in words.
+    fn read(&self, key: &str) -> Result<Array, String>;
+}
