@@ -1,8 +1,9 @@
-"""Makes the fixtures of `mlx-gguf`: a GGUF file with a tensor of each type, and its numbers.
+"""Makes the fixtures of `mlx-gguf`: GGUF files with a tensor of each type, and their numbers.
 
 What: `types.gguf`, written by the Python package gguf, has metadata of every type and, for each type of tensors that we read, a
 tensor of random blocks. `types.f32` has the numbers that the package makes of these tensors, as little-endian float32, one
-tensor after another, sorted by name.
+tensor after another, sorted by name. `quantized.gguf` has a tensor `numbers` in float32, and the blocks that ggml makes of these
+numbers, a tensor for each type that we write.
 
 Why: `cargo test -p mlx-gguf` requires the same bits.
 
@@ -11,6 +12,8 @@ How to run, from the repository root:
     cargo xtask fixtures --only make_gguf
 """
 
+import ctypes
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -100,6 +103,75 @@ def write(path: Path) -> None:
     writer.close()
 
 
+# The types that are quantized by ggml itself.
+QUANTIZED = [
+    Type.F16,
+    Type.BF16,
+    Type.Q4_0,
+    Type.Q4_1,
+    Type.Q5_0,
+    Type.Q5_1,
+    Type.Q8_0,
+    Type.Q4_K,
+    Type.Q5_K,
+    Type.Q6_K,
+]
+
+
+def ggml() -> ctypes.CDLL:
+    """ggml's library in the package llama_cpp."""
+    package = Path(importlib.util.find_spec("llama_cpp").origin).parent
+    (library,) = (package / "lib").glob("libggml-base.*[!0-9]")
+    ggml = ctypes.CDLL(str(library))
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    rows = [ctypes.c_int64] * 3
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *rows, ctypes.c_void_p]
+    return ggml
+
+
+def hard_numbers(rng: np.random.Generator) -> np.ndarray:
+    """`[blocks, 256]`: usual weights, and blocks that are hard to quantize."""
+    normal = rng.standard_normal((16, 256))
+    rows = [
+        normal[0] * 0.02,
+        normal[1] * 3,
+        rng.standard_t(2, 256) * 0.01,
+        np.abs(normal[2]),
+        -np.abs(normal[3]) - 1,
+        np.where(rng.random(256) < 0.9, 0, normal[4]),
+        # Groups of very different sizes.
+        normal[5] * np.repeat(10.0 ** rng.uniform(-9, 2, 8), 32),
+        normal[6] * np.repeat(10.0 ** rng.uniform(-9, 2, 16), 16),
+        rng.integers(-8, 8, 256) / 8,
+        # Scales that are no normal float16 numbers, or none at all.
+        normal[7] * 1e-7,
+        normal[8] * 1e-20,
+        normal[9] * 1e-42,
+        np.zeros(256),
+        np.full(256, 0.3),
+        np.full(256, -0.3),
+        normal[10] * 1e4,
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
+def write_quantized(path: Path) -> None:
+    """Writes `quantized.gguf`."""
+    numbers = hard_numbers(np.random.default_rng(SEED))
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("numbers", numbers)
+    quantize = ggml().ggml_quantize_chunk
+    for kind in QUANTIZED:
+        elements, size = GGML_QUANT_SIZES[kind]
+        blocks = np.zeros((len(numbers), 256 // elements * size), np.uint8)
+        assert quantize(kind, numbers.ctypes.data, blocks.ctypes.data, 0, *numbers.shape, None) == blocks.size
+        writer.add_tensor(kind.name, blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main() -> int:
     args = argument_parser(__doc__).parse_args()
 
@@ -109,6 +181,7 @@ def main() -> int:
         tensors = sorted(GGUFReader(folder / "types.gguf").tensors, key=lambda tensor: tensor.name)
         numbers = [np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32) for tensor in tensors]
         assert all(np.isfinite(tensor).all() for tensor in numbers)
+        write_quantized(folder / "quantized.gguf")
         (folder / "types.f32").write_bytes(b"".join(tensor.astype("<f4").tobytes() for tensor in numbers))
 
     return finish({FOLDER: make}, args)

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 
 use crate::metadata::{Metadata, Texts, Value};
+use crate::value_type::ValueType;
 use crate::{Problem, TensorType};
 
 /// The most metadata entries that are read. Models have less than a hundred.
@@ -16,9 +17,9 @@ pub const LONGEST_TEXT: u64 = 1 << 24;
 /// The most elements of a list. The longest are the merges of a vocabulary.
 pub const LONGEST_LIST: u64 = 1 << 24;
 /// The most axes of a tensor.
-const MOST_AXES: u32 = 4;
+pub(crate) const MOST_AXES: u32 = 4;
 /// How many bytes the place of a tensor is a multiple of, where the metadata does not say it.
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(crate) const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// What a file says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,53 +159,6 @@ impl<R: Read> Input<R> {
     }
 }
 
-/// The types of values, by their numbers in files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ValueType {
-    /// An integer of this many bytes.
-    Integer {
-        bytes: usize,
-        signed: bool,
-    },
-    Float32,
-    Float64,
-    Bool,
-    Text,
-    List,
-}
-
-impl ValueType {
-    fn from_number(number: u32) -> Option<Self> {
-        let integer = |bytes, signed| Some(Self::Integer { bytes, signed });
-        match number {
-            0 => integer(1, false),
-            1 => integer(1, true),
-            2 => integer(2, false),
-            3 => integer(2, true),
-            4 => integer(4, false),
-            5 => integer(4, true),
-            6 => Some(Self::Float32),
-            7 => Some(Self::Bool),
-            8 => Some(Self::Text),
-            9 => Some(Self::List),
-            10 => integer(8, false),
-            11 => integer(8, true),
-            12 => Some(Self::Float64),
-            _ => None,
-        }
-    }
-
-    /// The fewest bytes of an element of a list.
-    fn bytes(self) -> u64 {
-        match self {
-            Self::Integer { bytes, .. } => bytes as u64,
-            Self::Float32 => 4,
-            Self::Bool => 1,
-            Self::Float64 | Self::Text | Self::List => 8,
-        }
-    }
-}
-
 fn value_type(input: &mut Input<impl Read>, key: &str) -> Result<ValueType> {
     let number = input.u32(|| format!("metadata {key:.100}"))?;
     let unknown = || Problem::ValueType { key: key.to_owned(), number };
@@ -238,8 +192,8 @@ fn list(input: &mut Input<impl Read>, key: &str) -> Result<Value> {
         return texts(input, length, inside);
     }
     let mut bytes = Vec::new();
-    input.append(length * kind.bytes(), &mut bytes, inside)?;
-    let elements = bytes.chunks_exact(kind.bytes() as usize);
+    input.append(length * kind.bytes() as u64, &mut bytes, inside)?;
+    let elements = bytes.chunks_exact(kind.bytes());
     Ok(match kind {
         // A number beyond i64::MAX is no id and no size.
         ValueType::Integer { signed, .. } => Value::Integers(
@@ -256,7 +210,7 @@ fn list(input: &mut Input<impl Read>, key: &str) -> Result<Value> {
 }
 
 fn texts(input: &mut Input<impl Read>, length: u64, inside: impl Fn() -> String) -> Result<Value> {
-    if length > (input.size - input.position) / ValueType::Text.bytes() {
+    if length > (input.size - input.position) / ValueType::Text.bytes() as u64 {
         return Err(Problem::Truncated { inside: inside(), end: input.size }.into());
     }
     let (mut all, mut ends) = (Vec::new(), Vec::with_capacity(length as usize));

@@ -27,6 +27,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`Writer`] writes such a file, and [`quantize`] makes blocks of numbers.
+//!
 //! A file may come from anywhere: sizes, counts, places and names are checked before they are used, and limits bound what is
 //! read ([`MOST_TENSORS`] and so on).
 //!
@@ -39,14 +41,19 @@ mod error;
 mod file;
 mod header;
 mod metadata;
+mod quantize;
 mod types;
+mod value_type;
+mod writer;
 
 pub use dequantize::dequantize;
 pub use error::{GgufError, Problem};
 pub use file::{Gguf, Tensor};
 pub use header::{LONGEST_LIST, LONGEST_TEXT, MOST_METADATA, MOST_TENSORS, TensorInfo};
 pub use metadata::{Metadata, Texts, Value};
+pub use quantize::{QuantizeError, quantize};
 pub use types::TensorType;
+pub use writer::{NewTensor, WriteError, Writer};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

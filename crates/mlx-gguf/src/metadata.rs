@@ -63,6 +63,17 @@ impl Texts {
     }
 }
 
+impl<T: AsRef<str>> FromIterator<T> for Texts {
+    fn from_iter<I: IntoIterator<Item = T>>(texts: I) -> Self {
+        let mut list = Self::default();
+        for text in texts {
+            list.all.push_str(text.as_ref());
+            list.ends.push(list.all.len());
+        }
+        list
+    }
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
