@@ -129,6 +129,44 @@ pub enum Problem {
         /// What is wrong with it.
         problem: String,
     },
+    /// An architecture that is not known.
+    #[error("metadata general.architecture is {found:.100?}; known are {}", architectures())]
+    Architecture {
+        /// The architecture; empty where the file names none.
+        found: String,
+    },
+    /// A metadata key of the architecture that has no known meaning.
+    #[error(
+        "metadata {key:.100}: models of the architecture {architecture} have no such key, so what it changes is not known"
+    )]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The architecture.
+        architecture: &'static str,
+    },
+    /// A tensor that models of the architecture do not have.
+    #[error("tensor {name:.100}: models of the architecture {architecture} have no such tensor")]
+    UnknownTensor {
+        /// The tensor.
+        name: String,
+        /// The architecture.
+        architecture: &'static str,
+    },
+    /// A tensor that the model needs.
+    #[error("tensor {name} is missing")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// The factors of a rotation are wrong.
+    #[error("tensor {name}: {problem}")]
+    Factors {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The parts of a model do not belong together.
     #[error("{0}")]
     Parts(String),
@@ -136,5 +174,10 @@ pub enum Problem {
 
 fn known() -> String {
     let names: Vec<String> = crate::TensorType::all().map(|kind| kind.to_string()).collect();
+    names.join(", ")
+}
+
+fn architectures() -> String {
+    let names: Vec<&str> = crate::model::ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
     names.join(", ")
 }

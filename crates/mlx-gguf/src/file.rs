@@ -82,6 +82,17 @@ impl Gguf {
         &self.metadata
     }
 
+    /// The files, first part first.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|part| &*part.path)
+    }
+
+    /// The error for content that is wrong.
+    pub(crate) fn wrong(&self, problem: Problem) -> GgufError {
+        let path = self.files().next().unwrap_or(Path::new(""));
+        GgufError::File { path: path.to_owned(), problem }
+    }
+
     /// The tensors of all parts, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.values()

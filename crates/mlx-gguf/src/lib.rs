@@ -41,6 +41,7 @@ mod error;
 mod file;
 mod header;
 mod metadata;
+pub mod model;
 mod quantize;
 mod types;
 mod value_type;
