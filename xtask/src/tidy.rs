@@ -58,7 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache"]),
-    ("mlx-tokenizer", &["mlx-files"]),
+    ("mlx-tokenizer", &["mlx-files", "mlx-gguf"]),
     ("mlx-hub", &["mlx-files"]),
     ("mlx-gguf", &["mlx-files"]),
     ("mlx-models-cli", &["mlx-files", "mlx-hub", "mlx-models", "mlx-safetensors", "mlx-sys"]),

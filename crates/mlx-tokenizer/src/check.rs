@@ -13,7 +13,9 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
-use tokenizers::{Decoder as _, NormalizedString, Normalizer as _, Tokenizer};
+use tokenizers::{Decoder as _, NormalizedString, Normalizer as _};
+
+use crate::pipeline::Pipeline;
 
 /// The maximum depth of nested components, and the maximum number of components in one part of the file. Real
 /// files have a sequence of ten.
@@ -116,7 +118,7 @@ fn merges(json: &[u8], prefix: &str) -> Result<(), String> {
 
 /// Checks limits over all parts, in the crate's own representation. This includes parts without a type, which
 /// the crate accepts.
-pub(crate) fn check_whole(tokenizer: &Tokenizer) -> Result<(), String> {
+pub(crate) fn check_whole(tokenizer: &Pipeline) -> Result<(), String> {
     let mut leaves = Vec::new();
     tokenizer.get_pre_tokenizer().into_iter().for_each(|of| pre_tokenizers(of, &mut leaves));
     let is_rewrite = |of: &&&PreTokenizerWrapper| {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::TokenizerError;
+use crate::pipeline::Pipeline;
 
 /// The special tokens that every model can have.
 const NAMES: [&str; 7] =
@@ -130,7 +131,7 @@ impl<'a> Config<'a> {
     /// added. If a template does write one, the declaration is complete.
     pub(crate) fn stop_tokens(
         &self,
-        tokenizer: &tokenizers::Tokenizer,
+        tokenizer: &Pipeline,
         special: &BTreeMap<String, String>,
         templates: &BTreeMap<String, String>,
     ) -> Result<BTreeSet<u32>, TokenizerError> {

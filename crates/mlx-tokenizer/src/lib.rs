@@ -1,7 +1,7 @@
 //! Text to token ids and back, and conversations to prompts.
 //!
-//! This crate is API. [`Tokenizer::from_folder`] reads the `tokenizer.json` of a checkpoint folder. It also
-//! reads the special tokens, the chat templates and the stop tokens from the configs in the folder.
+//! This crate is API. [`Tokenizer::open`] reads the `tokenizer.json` of a checkpoint folder, and the special tokens, the chat
+//! templates and the stop tokens from the configs in the folder. Of a GGUF file, it reads all of this from the metadata.
 //!
 //! | | |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! ```no_run
 //! use mlx_tokenizer::{ChatOptions, Message, StopStrings, Tokenizer};
 //!
-//! let tokenizer = Tokenizer::from_folder("path/to/checkpoint")?;
+//! let tokenizer = Tokenizer::open("path/to/checkpoint")?;
 //! let prompt = tokenizer.chat(&[Message::user("Tell me a story.")], &ChatOptions::default())?;
 //!
 //! # let generate = |_: &[u32]| std::iter::empty::<u32>();
@@ -41,19 +41,24 @@
 //! `tokenizer.json`, are ignored, as in transformers 5. A text that already begins with the beginning-of-text
 //! token gets no second one. A chat template writes all special tokens itself.
 
+mod bpe;
 mod chat;
 mod check;
 mod config;
 mod decoder;
+mod gguf;
 mod jinja;
 mod json;
 mod parts;
+mod pipeline;
 mod shared_tokens;
 mod stop_strings;
 mod template;
 mod text_stream;
+mod token_texts;
 mod utf8;
 mod vocabulary;
+mod word_split;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -70,6 +75,7 @@ pub use shared_tokens::{SharedTokens, TokenMismatch};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
 pub use vocabulary::Vocabulary;
+pub use word_split::{Cut, WORD_SPLITS, WordSplit};
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +101,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A GGUF file cannot be read.
+    #[error(transparent)]
+    Gguf(Box<mlx_gguf::GgufError>),
     /// No tokenizer can be made of the parts.
     #[error("no tokenizer can be made of these parts: {}", shortened(problem))]
     Parts {

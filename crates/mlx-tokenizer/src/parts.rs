@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokenizers::AddedToken;
 
+use crate::pipeline::Pipeline;
 use crate::vocabulary::{Own, Tokens, missing};
 use crate::{Tokenizer, TokenizerError, Vocabulary, check};
 
@@ -119,9 +120,9 @@ impl Tokenizer {
 }
 
 /// Checks and reads a `tokenizer.json`. The error says what is wrong with it.
-pub(crate) fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+pub(crate) fn read_json(json: &[u8]) -> Result<Pipeline, String> {
     check::check(json)?;
-    let read = check::guarded(|| tokenizers::Tokenizer::from_bytes(json));
+    let read = check::guarded(|| Pipeline::from_bytes(json));
     let mut tokenizer = read?.map_err(|e| e.to_string())?;
     check::check_whole(&tokenizer)?;
     // These settings are left over from training.
@@ -131,7 +132,7 @@ pub(crate) fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
 
 /// Makes tokens special that have the name of a special token, whatever `tokenizer.json` says.
 pub(crate) fn make_special<'a>(
-    tokenizer: &mut tokenizers::Tokenizer,
+    tokenizer: &mut Pipeline,
     named: impl Iterator<Item = &'a str>,
 ) -> Result<(), String> {
     let plain: Vec<AddedToken> = named

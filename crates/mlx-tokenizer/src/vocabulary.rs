@@ -9,6 +9,7 @@ use tokenizers::{Model as _, OffsetType, PreTokenizer as _};
 
 use crate::check;
 use crate::decoder::Decoder;
+use crate::pipeline::Pipeline;
 use crate::utf8::Utf8;
 
 /// A vocabulary of your own, for [`Tokenizer::from_vocabulary`](crate::Tokenizer::from_vocabulary): which tokens a text
@@ -46,7 +47,7 @@ pub trait Vocabulary: Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) enum Tokens {
     /// A `tokenizer.json`.
-    Json(Box<tokenizers::Tokenizer>),
+    Json(Box<Pipeline>),
     /// A caller's vocabulary.
     Own(Own),
 }
@@ -228,11 +229,7 @@ pub(crate) fn missing(token: &str) -> String {
 
 /// Does the same as `encode_special_tokens` of the `tokenizers` crate. There it is a setting of the whole
 /// tokenizer, so it would need a copy of the tokenizer for each text.
-fn encode_as_text(
-    json: &tokenizers::Tokenizer,
-    text: &str,
-    around: bool,
-) -> tokenizers::Result<tokenizers::Encoding> {
+fn encode_as_text(json: &Pipeline, text: &str, around: bool) -> tokenizers::Result<tokenizers::Encoding> {
     let mut added = json.get_added_vocabulary().clone();
     added.set_encode_special_tokens(true);
     let mut parts = added.extract_and_normalize(json.get_normalizer(), text);
@@ -244,7 +241,7 @@ fn encode_as_text(
 }
 
 /// The token of an id, if it is ordinary text.
-fn text_token(json: &tokenizers::Tokenizer, id: u32) -> Option<String> {
+fn text_token(json: &Pipeline, id: u32) -> Option<String> {
     let added = json.get_added_vocabulary();
     let token = added.simple_id_to_token(id).or_else(|| json.get_model().id_to_token(id))?;
     (!added.is_special_token(&token)).then_some(token)

@@ -1,0 +1,77 @@
+//! The steps from a text to tokens, as a `tokenizer.json` describes them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer};
+use tokenizers::models::TrainerWrapper;
+use tokenizers::{
+    DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Result, Token, TokenizerImpl,
+};
+
+use crate::bpe::Bpe;
+
+/// A tokenizer of the `tokenizers` crate with a vocabulary of ours.
+pub(crate) type Pipeline =
+    TokenizerImpl<AnyModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// How a word becomes tokens.
+#[derive(Debug)]
+pub(crate) enum AnyModel {
+    /// Byte-pair encoding, by this crate.
+    Bpe(Box<Bpe>),
+    /// A model of the `tokenizers` crate.
+    Other(Box<ModelWrapper>),
+}
+
+/// Calls a method of the model.
+macro_rules! of_model {
+    ($self:ident, $model:ident => $call:expr) => {
+        match $self {
+            AnyModel::Bpe($model) => $call,
+            AnyModel::Other($model) => $call,
+        }
+    };
+}
+
+impl Model for AnyModel {
+    type Trainer = TrainerWrapper;
+
+    fn tokenize(&self, sequence: &str) -> Result<Vec<Token>> {
+        of_model!(self, model => model.tokenize(sequence))
+    }
+
+    fn token_to_id(&self, token: &str) -> Option<u32> {
+        of_model!(self, model => model.token_to_id(token))
+    }
+
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        of_model!(self, model => model.id_to_token(id))
+    }
+
+    fn get_vocab(&self) -> HashMap<String, u32> {
+        of_model!(self, model => model.get_vocab())
+    }
+
+    fn get_vocab_size(&self) -> usize {
+        of_model!(self, model => model.get_vocab_size())
+    }
+
+    fn save(&self, folder: &Path, prefix: Option<&str>) -> Result<Vec<PathBuf>> {
+        of_model!(self, model => model.save(folder, prefix))
+    }
+
+    fn get_trainer(&self) -> TrainerWrapper {
+        match self {
+            Self::Bpe(model) => model.get_trainer().into(),
+            Self::Other(model) => model.get_trainer(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AnyModel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Ok(Self::Other(Box::new(ModelWrapper::deserialize(deserializer)?)))
+    }
+}
