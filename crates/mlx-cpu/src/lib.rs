@@ -51,6 +51,7 @@
 //! The README of `mlx-sys` explains how to make MLX call a new kernel.
 
 mod attention;
+mod blocks;
 mod copy;
 mod cpu;
 mod elementwise;
@@ -72,6 +73,7 @@ mod softmax;
 mod view;
 
 pub use attention::{Heads, Mask, QuantizedHeads, Scores, attention};
+pub use blocks::{BlockFormat, BlockMatrix, dequantize_blocks, matmul_blocks, split_blocks};
 pub use copy::copy_strided;
 pub use cpu::Cpu;
 pub use elementwise::{add, multiply, subtract_from_rows};

@@ -145,13 +145,23 @@ const _: () = {
         [::std::mem::offset_of!(AttentionSettings, is_causal) - 8usize];
 };
 #[repr(i32)]
-#[doc = " The modes of quantization, by MLX's names."]
+#[doc = " The modes of quantization, by MLX's names, and the block formats of GGUF files."]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub enum QuantizationMode {
     Affine = 0,
     Mxfp4 = 1,
     Mxfp8 = 2,
     Nvfp4 = 3,
+    Q4_0 = 4,
+    Q4_1 = 5,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 9,
+    Q3_K = 10,
+    Q4_K = 11,
+    Q5_K = 12,
+    Q6_K = 13,
 }
 #[doc = " How matrices are quantized."]
 #[repr(C)]

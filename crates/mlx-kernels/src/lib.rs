@@ -23,6 +23,9 @@ mod table;
 mod tensor;
 
 use std::ffi::{c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mlx_cpu::{BlockFormat, Cpu, split_blocks};
 
 /// The kernels, for `mlx_sys_set_kernels` of `native/table.cpp`.
 #[unsafe(no_mangle)]
@@ -48,6 +51,57 @@ pub extern "C" fn mlx_kernels_allowed() -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn mlx_kernels_threads() -> usize {
     mlx_cpu::Cpu::global_threads()
+}
+
+/// What [`mlx_kernels_split_blocks`] reads and writes. Lengths are numbers of elements.
+#[repr(C)]
+pub struct Split {
+    /// The name of a block format.
+    pub format: *const u8,
+    /// The length of the name.
+    pub format_length: usize,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// The blocks, as a file has them.
+    pub blocks: *const u8,
+    /// Their length.
+    pub blocks_length: usize,
+    /// Where codes are written.
+    pub codes: *mut u32,
+    /// Their length.
+    pub codes_length: usize,
+    /// Where scales are written.
+    pub scales: *mut u8,
+    /// Their length.
+    pub scales_length: usize,
+}
+
+/// Splits the blocks of a matrix, as [`mlx_cpu::split_blocks`] does. False if there is no such format, or a length does not
+/// fit the shape.
+///
+/// # Safety
+///
+/// The pointers and lengths are those of slices; the elements of the slices that are written may have any value.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mlx_kernels_split_blocks(split: &Split) -> bool {
+    // SAFETY: the caller's promise.
+    let (name, blocks, codes, scales) = unsafe {
+        (
+            std::slice::from_raw_parts(split.format, split.format_length),
+            std::slice::from_raw_parts(split.blocks, split.blocks_length),
+            std::slice::from_raw_parts_mut(split.codes, split.codes_length),
+            std::slice::from_raw_parts_mut(split.scales, split.scales_length),
+        )
+    };
+    let Some(format) = BlockFormat::ALL.into_iter().find(|format| format.name().as_bytes() == name) else {
+        return false;
+    };
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        split_blocks(Cpu::global(), format, split.rows, split.columns, blocks, codes, scales)
+    }));
+    matches!(done, Ok(Ok(())))
 }
 
 /// Writes a profile to standard error when the program ends, where the environment asks for one.

@@ -25,7 +25,8 @@ use crate::{AdaptedLayer, Form, Magnitudes, Parameters, Quantization};
 pub struct Linear {
     /// `[O, I]`; quantized `[O, I * bits / 32]`, packed into uint32.
     pub weight: Param<Array>,
-    /// `[O, I / group_size]`, one for each group of a row; only where quantized.
+    /// `[O, I / group_size]`, one for each group of a row; only where quantized. For blocks of a GGUF file the bytes of
+    /// their scales.
     pub scales: Param<Option<Array>>,
     /// `[O, I / group_size]`, the value of the integer 0 in each group; only in the affine mode.
     pub biases: Param<Option<Array>>,

@@ -29,17 +29,47 @@
 //! # }
 //! ```
 //!
+//! # Blocks of GGUF files
+//!
+//! A matrix in a [`BlockFormat`] of GGUF files is one more kind of [`QuantizedArray`], with [`Mode::Blocks`]. Its two arrays
+//! hold the bytes of the file, so no number changes and no memory is added. Only the CPU kernels of this project compute with
+//! it. A loader asks [`block_formats_work`] first, and converts the numbers to a format of MLX where the answer is no.
+//!
+//! ```no_run
+//! use mlx_quantization::{BlockFormat, block_formats_work, dequantize, from_blocks, quantized_matmul};
+//! # fn blocks() -> &'static [u8] { &[] }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! if let (true, Some(format)) = (block_formats_work(), BlockFormat::named("Q4_K")) {
+//!     // `weight` and `scales` of a layer with 640 outputs and 2048 inputs; its quantization is `w.quantization`.
+//!     let w = from_blocks(format, [640, 2048], blocks())?;
+//!     let y = quantized_matmul(&mlx_rs::Array::ones::<f32>(&[1, 2048])?, &w, true)?;
+//!     assert_eq!(y.shape(), [1, 640]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - The arrays have the shapes [`Quantization::packed_shape`] and [`Quantization::groups_shape`], where
+//!   `Quantization::blocks(format)` is the quantization of the layer. There are no biases.
+//! - [`from_blocks`] takes the bytes of a tensor, best as a slice of the mapped file, and splits them on all cores. Rows that
+//!   a model needs in another order are moved before, as blocks, or after, in both arrays: a row is a row in each.
+//! - `x` is float32, float16 or bfloat16, and a product has the dtype of `x`. [`dequantize`] gives bfloat16, and
+//!   [`dequantize_blocks`] any of the three. The gradient with respect to `x` is there.
+//! - Codes and scales within a row are in an order of the kernels. Files do not keep these arrays.
+//!
 //! # Reference
 //!
 //! Rouhani et al., *OCP Microscaling Formats (MX) Specification* 1.0, section 5 (mxfp4, mxfp8); NVIDIA's
 //! Blackwell architecture documents (nvfp4); `quantize` in MLX's documentation (affine).
 
+mod blocks;
 mod native;
 mod scheme;
 
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Device, DeviceType, Dtype};
 
+pub use blocks::BlockFormat;
 pub use scheme::{Mode, Quantization, UnknownQuantization};
 
 /// A quantized matrix, or a stack of matrices.
@@ -51,7 +81,8 @@ pub use scheme::{Mode, Quantization, UnknownQuantization};
 pub struct QuantizedArray {
     /// The numbers, packed: uint32 `[.., N, K * b / 32]`.
     pub packed: Array,
-    /// `[.., N, K / g]`, in the affine mode of the dtype that the numbers had, in the other modes uint8.
+    /// `[.., N, K / g]`, in the affine mode of the dtype that the numbers had, in the other modes uint8. For blocks, as many
+    /// bytes as their scales have.
     pub scales: Array,
     /// Of the shape and dtype of the scales, in the affine mode only.
     pub biases: Option<Array>,
@@ -82,7 +113,7 @@ impl<'a> From<&'a QuantizedArray> for QuantizedView<'a> {
 impl QuantizedView<'_> {
     /// Checks that the arrays have the dtypes and shapes that belong together.
     fn check(&self) -> Result<(), Exception> {
-        let Quantization { bits, group_size, mode } = self.quantization;
+        let Quantization { bits, mode, .. } = self.quantization;
         let wrong = |what: &str| {
             Err(Exception::custom(format!(
                 "{} numbers {what}: packed {:?} of shape {:?}, scales {:?} of shape {:?}",
@@ -102,7 +133,9 @@ impl QuantizedView<'_> {
         if packed.len() < 2 || packed_rows != scales_rows {
             return wrong("with other rows than their scales");
         }
-        if i64::from(packed_last) * 32 != i64::from(scales_last) * i64::from(group_size) * i64::from(bits) {
+        if self.quantization.columns(scales_last).map(|columns| columns * i64::from(bits))
+            != Some(i64::from(packed_last) * 32)
+        {
             return wrong("of another length than their scales say");
         }
         let affine = mode == Mode::Affine;
@@ -134,13 +167,18 @@ impl QuantizedView<'_> {
 /// If `w` has fewer than two axes, has another dtype, or its last axis cannot be cut into groups.
 pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray, Exception> {
     let Quantization { bits, group_size, mode } = quantization;
+    if let Mode::Blocks(format) = mode {
+        return Err(Exception::custom(format!(
+            "{format} blocks are read from GGUF files, and not made of arrays"
+        )));
+    }
     let (shape, dtype) = (w.shape(), w.dtype());
     if shape.len() < 2 || shape.last().is_some_and(|k| k % group_size != 0 || *k == 0) {
         return Err(Exception::custom(format!(
             "{quantization} needs groups of {group_size}, and has {shape:?}"
         )));
     }
-    if !matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+    if !is_float(dtype) {
         return Err(Exception::custom(format!("{quantization} is for floats, not for {dtype:?}")));
     }
     if mode == Mode::Affine {
@@ -155,7 +193,8 @@ pub fn quantize(w: &Array, quantization: Quantization) -> Result<QuantizedArray,
 ///
 /// # Dtypes
 ///
-/// The result has the dtype of the scales in the affine mode, and bfloat16 in the other modes.
+/// The result has the dtype of the scales in the affine mode, and bfloat16 in the other modes. [`dequantize_blocks`] gives
+/// other dtypes.
 ///
 /// # Errors
 ///
@@ -167,7 +206,76 @@ pub fn dequantize<'a>(w: impl Into<QuantizedView<'a>>) -> Result<Array, Exceptio
     if mode == Mode::Affine {
         return mlx_rs::ops::dequantize(w.packed, w.scales, w.biases, group_size, bits);
     }
-    native::dequantize(w)
+    usable(mode)?;
+    native::dequantize(w, None)
+}
+
+/// [`dequantize`] of a matrix in a block format, with numbers of this dtype: float32, float16 or bfloat16. They are computed
+/// in float32, with the bits of ggml, and rounded once.
+///
+/// # Errors
+///
+/// Those of [`dequantize`], or if the matrix is not in a block format or the dtype is another one.
+pub fn dequantize_blocks<'a>(w: impl Into<QuantizedView<'a>>, dtype: Dtype) -> Result<Array, Exception> {
+    let w = w.into();
+    w.check()?;
+    let mode = w.quantization.mode;
+    if !matches!(mode, Mode::Blocks(_)) || !is_float(dtype) {
+        return Err(Exception::custom(format!("{mode} numbers to {dtype:?}: blocks become floats")));
+    }
+    usable(mode)?;
+    native::dequantize(w, Some(dtype))
+}
+
+/// Whether matrices in block formats can be used now: the CPU kernels are on, and the default device is the CPU. Elsewhere a
+/// loader has to convert the numbers to a format of MLX.
+pub fn block_formats_work() -> bool {
+    let on_cpu = || {
+        Device::try_default()
+            .and_then(|device| device.get_type())
+            .is_ok_and(|kind| matches!(kind, DeviceType::Cpu))
+    };
+    mlx_sys::cpu_kernels::is_enabled() && on_cpu()
+}
+
+/// An error where a block format cannot be used.
+fn usable(mode: Mode) -> Result<(), Exception> {
+    match mode {
+        Mode::Blocks(format) if !block_formats_work() => Err(Exception::custom(format!(
+            "weights in {format} blocks need the kernels of this project for the CPU, which are off or run on another device; \
+             load the model again on this device, or with MLX_CPU_KERNELS=on"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The matrix `[rows, columns]` whose blocks a GGUF file has, row after row. No number is changed; the two arrays together
+/// have as many bytes as the blocks.
+///
+/// # Errors
+///
+/// If `columns` is not a multiple of the block, there are not as many bytes as the shape asks for, or the formats do not
+/// [work](block_formats_work).
+pub fn from_blocks(
+    format: BlockFormat,
+    [rows, columns]: [i32; 2],
+    blocks: &[u8],
+) -> Result<QuantizedArray, Exception> {
+    usable(Mode::Blocks(format))?;
+    let (block, bytes) = (format.block_elements(), format.block_bytes());
+    let expected = i64::from(rows) * i64::from(columns / block) * i64::from(bytes);
+    if rows < 0 || columns < 0 || columns % block != 0 || i64::try_from(blocks.len()) != Ok(expected) {
+        return Err(Exception::custom(format!(
+            "{} bytes are not the {format} blocks of a matrix [{rows}, {columns}]; a block of {block} numbers has {bytes} bytes",
+            blocks.len()
+        )));
+    }
+    native::from_blocks(format, [rows, columns], blocks)
+}
+
+/// Whether the numbers of an array are floats that kernels take.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
 }
 
 /// `x` times the matrix, or `x` times the transposed matrix, without dequantizing the matrix first.
@@ -184,7 +292,8 @@ pub fn dequantize<'a>(w: impl Into<QuantizedView<'a>>) -> Result<Array, Exceptio
 ///
 /// # Errors
 ///
-/// If the dtypes or shapes of the arrays do not belong together, or `x` does not fit them.
+/// If the dtypes or shapes of the arrays do not belong together, `x` does not fit them, or the matrix is in a block format and
+/// these do not [work](block_formats_work).
 pub fn quantized_matmul<'a>(
     x: &Array,
     w: impl Into<QuantizedView<'a>>,
@@ -196,15 +305,17 @@ pub fn quantized_matmul<'a>(
     if mode == Mode::Affine {
         return mlx_rs::ops::quantized_matmul(x, w.packed, w.scales, w.biases, transpose, group_size, bits);
     }
-    // `check` has seen two axes.
+    usable(mode)?;
+    // `check` has seen two axes, and that the length is one.
     let rows = w.packed.dim(-2);
-    let columns = w.scales.dim(-1) * group_size;
+    let columns = w.quantization.columns(w.scales.dim(-1)).and_then(|columns| i32::try_from(columns).ok());
+    let columns = columns.unwrap_or_default();
     let inner = if transpose { columns } else { rows };
     if x.shape().last() != Some(&inner) || x.ndim() < 2 {
         let found = x.shape();
         return Err(Exception::custom(format!("x of shape {found:?} for a matrix of [{rows}, {columns}]")));
     }
-    if !matches!(x.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+    if !is_float(x.dtype()) {
         return Err(Exception::custom(format!("x of {:?}, and a float is needed", x.dtype())));
     }
     native::quantized_matmul(x, w, transpose)

@@ -3,14 +3,14 @@
 use std::ffi::CStr;
 
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Stream};
+use mlx_rs::{Array, Dtype, Stream};
 use mlx_sys::{
     mlx_array, mlx_array_free, mlx_array_new, mlx_dequantize, mlx_dtype__MLX_FLOAT32, mlx_optional_dtype,
     mlx_optional_int, mlx_quantize, mlx_quantized_matmul, mlx_vector_array_free, mlx_vector_array_get,
     mlx_vector_array_new, mlx_vector_array_size,
 };
 
-use crate::{Mode, Quantization, QuantizedView};
+use crate::{BlockFormat, Mode, Quantization, QuantizedArray, QuantizedView};
 
 fn name(mode: Mode) -> &'static CStr {
     match mode {
@@ -18,6 +18,16 @@ fn name(mode: Mode) -> &'static CStr {
         Mode::Mxfp4 => c"mxfp4",
         Mode::Mxfp8 => c"mxfp8",
         Mode::Nvfp4 => c"nvfp4",
+        Mode::Blocks(BlockFormat::Q4_0) => c"Q4_0",
+        Mode::Blocks(BlockFormat::Q4_1) => c"Q4_1",
+        Mode::Blocks(BlockFormat::Q5_0) => c"Q5_0",
+        Mode::Blocks(BlockFormat::Q5_1) => c"Q5_1",
+        Mode::Blocks(BlockFormat::Q8_0) => c"Q8_0",
+        Mode::Blocks(BlockFormat::Q2_K) => c"Q2_K",
+        Mode::Blocks(BlockFormat::Q3_K) => c"Q3_K",
+        Mode::Blocks(BlockFormat::Q4_K) => c"Q4_K",
+        Mode::Blocks(BlockFormat::Q5_K) => c"Q5_K",
+        Mode::Blocks(BlockFormat::Q6_K) => c"Q6_K",
     }
 }
 
@@ -93,7 +103,32 @@ pub(crate) fn quantize(w: &Array, quantization: Quantization) -> Result<[Array; 
     }
 }
 
-pub(crate) fn dequantize(w: QuantizedView<'_>) -> Result<Array, Exception> {
+/// The blocks of a GGUF file as codes and scales. Lengths were checked.
+pub(crate) fn from_blocks(
+    format: BlockFormat,
+    [rows, columns]: [i32; 2],
+    blocks: &[u8],
+) -> Result<QuantizedArray, Exception> {
+    with_error_handler()?;
+    let quantization = Quantization::blocks(format);
+    let shape = [rows, columns];
+    let parts = mlx_sys::cpu_kernels::split_blocks(
+        format.name(),
+        usize::try_from(columns).unwrap_or_default(),
+        blocks,
+        quantization.packed_shape(shape),
+        quantization.groups_shape(shape),
+    );
+    let [packed, scales] = parts.ok_or_else(|| {
+        Exception::custom(format!("the CPU kernels refused to split {format} blocks of shape {shape:?}"))
+    })?;
+    // SAFETY: the arrays are valid, and nobody else will free them.
+    let [packed, scales] = unsafe { [Array::from_ptr(packed), Array::from_ptr(scales)] };
+    Ok(QuantizedArray { packed, scales, biases: None, quantization })
+}
+
+/// `dtype` is for blocks only.
+pub(crate) fn dequantize(w: QuantizedView<'_>, dtype: Option<Dtype>) -> Result<Array, Exception> {
     with_error_handler()?;
     let stream = Stream::thread_local_or_default();
     let (mut out, no_biases, no_scale) = (Slot::new(), Slot::new(), Slot::new());
@@ -109,7 +144,10 @@ pub(crate) fn dequantize(w: QuantizedView<'_>) -> Result<Array, Exception> {
             given(w.quantization.bits),
             name(w.quantization.mode).as_ptr(),
             no_scale.0,
-            mlx_optional_dtype { value: mlx_dtype__MLX_FLOAT32, has_value: false },
+            mlx_optional_dtype {
+                value: dtype.map_or(mlx_dtype__MLX_FLOAT32, Into::into),
+                has_value: dtype.is_some(),
+            },
             stream.as_ptr(),
         )
     };

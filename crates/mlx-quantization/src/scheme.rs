@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::BlockFormat;
+
 /// How numbers are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
@@ -13,13 +15,15 @@ pub enum Mode {
     Mxfp8,
     /// Floats of 4 bits, with a float of 8 bits for each group.
     Nvfp4,
+    /// The blocks of a GGUF file.
+    Blocks(BlockFormat),
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes of MLX: those that configs and files of MLX name.
     pub const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Mxfp8, Self::Nvfp4];
 
-    /// The mode of this name.
+    /// The mode of MLX with this name.
     ///
     /// # Errors
     ///
@@ -29,9 +33,10 @@ impl Mode {
         known.ok_or_else(|| UnknownQuantization::Mode { found: name.to_owned() })
     }
 
-    /// Its name in MLX and in configs.
+    /// Its name in MLX and in configs; for blocks the name of the format.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Blocks(format) => format.name(),
             Self::Affine => "affine",
             Self::Mxfp4 => "mxfp4",
             Self::Mxfp8 => "mxfp8",
@@ -69,6 +74,10 @@ impl Mode {
             Self::Mxfp4 => one(&[4], &[32]),
             Self::Mxfp8 => one(&[8], &[32]),
             Self::Nvfp4 => one(&[4], &[16]),
+            Self::Blocks(format) => {
+                let (bits, group_sizes) = format.bits_and_group();
+                one(bits, group_sizes)
+            }
         }
     }
 }
@@ -173,6 +182,11 @@ impl Quantization {
         }
     }
 
+    /// The blocks of a GGUF file.
+    pub fn blocks(format: BlockFormat) -> Self {
+        Mode::Blocks(format).with_default_sizes()
+    }
+
     /// Every quantization that MLX has.
     pub fn all() -> impl Iterator<Item = Self> {
         Mode::ALL.into_iter().flat_map(|mode| {
@@ -227,9 +241,22 @@ impl Quantization {
         [rows, columns / 32 * self.bits + columns % 32 * self.bits / 32]
     }
 
-    /// The shape of the scales of a `[rows, columns]` matrix, which is that of its biases too.
+    /// The shape of the scales of a `[rows, columns]` matrix, which is that of its biases too. For blocks, scales are
+    /// bytes.
     pub fn groups_shape(self, [rows, columns]: [i32; 2]) -> [i32; 2] {
-        [rows, columns / self.group_size]
+        match self.mode {
+            Mode::Blocks(format) => [rows, columns / format.block_elements() * format.scale_bytes()],
+            _ => [rows, columns / self.group_size],
+        }
+    }
+
+    /// The number of columns of a matrix whose scales have rows of this length; `None` if no matrix has such scales.
+    pub(crate) fn columns(self, scales: i32) -> Option<i64> {
+        let (scales, each, elements) = match self.mode {
+            Mode::Blocks(format) => (scales, format.scale_bytes(), format.block_elements()),
+            _ => (scales, 1, self.group_size),
+        };
+        (scales % each == 0).then(|| i64::from(scales / each) * i64::from(elements))
     }
 
     /// Whether each group has a bias beside its scale.
@@ -240,6 +267,9 @@ impl Quantization {
 
 impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Mode::Blocks(format) = self.mode {
+            return write!(f, "{format}");
+        }
         write!(f, "{} of {} bits in groups of {}", self.mode, self.bits, self.group_size)
     }
 }

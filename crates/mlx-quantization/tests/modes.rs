@@ -90,7 +90,7 @@ fn arrays_that_do_not_belong_together_are_errors() {
             Mode::Affine => Quantization::affine(4, 32).unwrap(),
             Mode::Mxfp4 => Quantization::MXFP4,
             Mode::Mxfp8 => Quantization::MXFP8,
-            Mode::Nvfp4 => Quantization::NVFP4,
+            _ => Quantization::NVFP4,
         };
         for wrong in [ones(&[64]), ones(&[2, 40]), ones(&[2, 0]), Array::ones::<i32>(&[2, 64]).unwrap()] {
             assert!(quantize(&wrong, quantization).is_err(), "{mode} {:?}", wrong.shape());

@@ -310,6 +310,17 @@ EXPORTED void mlx_sys_set_kernels(const void* table) {
   }
 }
 
+// Of native/allocate.cpp.
+EXPORTED int mlx_sys_allocate(void* res, const int* shape, int dims, int dtype) {
+  int (*allocate)(void*, const int*, int, int) = nullptr;
+  {
+    std::lock_guard guard(lock);
+    load();
+    find(library, "mlx_sys_allocate", allocate);
+  }
+  return allocate ? allocate(res, shape, dims, dtype) : 1;
+}
+
 // Null if the process uses a GPU.
 EXPORTED const char* mlx_sys_gpu_refusal() {
   std::lock_guard guard(lock);

@@ -79,8 +79,23 @@ struct AttentionSettings {
   bool is_causal;
 };
 
-/// The modes of quantization, by MLX's names.
-enum class QuantizationMode : int32_t { Affine, Mxfp4, Mxfp8, Nvfp4 };
+/// The modes of quantization, by MLX's names, and the block formats of GGUF files.
+enum class QuantizationMode : int32_t {
+  Affine,
+  Mxfp4,
+  Mxfp8,
+  Nvfp4,
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  Q2_K,
+  Q3_K,
+  Q4_K,
+  Q5_K,
+  Q6_K,
+};
 
 /// How matrices are quantized.
 struct Quantization {

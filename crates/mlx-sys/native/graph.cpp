@@ -158,6 +158,46 @@ void KernelNode::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::
   send(stream(), std::move(run), outputs);
 }
 
+mx::array KernelNode::product(
+    const mx::array& x,
+    const std::vector<mx::array>& primals,
+    const std::vector<int>& argnums,
+    bool is_transposed,
+    int columns) {
+  if (last_.operation != Operation::quantized_matmul || !is_single() || argnums != std::vector<int>{0}) {
+    throw std::invalid_argument(std::string(name()) + " of a CPU kernel has no gradient for this input");
+  }
+  Step step = last_;
+  auto settings = step.settings.as<QuantizedMatmulSettings>();
+  settings.is_transposed = is_transposed;
+  step.settings = AnySettings(settings);
+  auto inputs = primals;
+  inputs[0] = x;
+  auto shape = x.shape();
+  shape.back() = columns;
+  auto node = std::make_shared<KernelNode>(stream(), std::move(step), Layout::rows);
+  return mx::array(std::move(shape), x.dtype(), std::move(node), std::move(inputs));
+}
+
+std::vector<mx::array> KernelNode::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<mx::array>&) {
+  bool is_transposed = last_.settings.as<QuantizedMatmulSettings>().is_transposed;
+  return {product(cotangents.at(0), primals, argnums, !is_transposed, primals.at(0).shape(-1))};
+}
+
+std::vector<mx::array> KernelNode::jvp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& tangents,
+    const std::vector<int>& argnums) {
+  auto settings = last_.settings.as<QuantizedMatmulSettings>();
+  auto& w = primals.at(1);
+  int columns = settings.is_transposed ? w.shape(-2) : w.shape(-1) * 32 / settings.quantization.bits;
+  return {product(tangents.at(0), primals, argnums, settings.is_transposed, columns)};
+}
+
 void KernelNode::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
 }

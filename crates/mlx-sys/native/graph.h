@@ -84,6 +84,17 @@ class KernelNode : public mx::Primitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
 
+  // Only of products with quantized matrices, with respect to x: offers of other operations take no traced array.
+  std::vector<mx::array> vjp(
+      const std::vector<mx::array>& primals,
+      const std::vector<mx::array>& cotangents,
+      const std::vector<int>& argnums,
+      const std::vector<mx::array>& outputs) override;
+  std::vector<mx::array> jvp(
+      const std::vector<mx::array>& primals,
+      const std::vector<mx::array>& tangents,
+      const std::vector<int>& argnums) override;
+
   const char* name() const override {
     return name_of(last_.operation);
   }
@@ -103,6 +114,14 @@ class KernelNode : public mx::Primitive {
   }
 
  private:
+  // The product of x and the matrix of this node, a product with a quantized matrix, transposed or not.
+  mx::array product(
+      const mx::array& x,
+      const std::vector<mx::array>& primals,
+      const std::vector<int>& argnums,
+      bool is_transposed,
+      int columns);
+
   Step last_;
   Layout layout_;
   std::vector<InnerStep> before_;

@@ -290,7 +290,7 @@ int mlx_dequantize(
   return offered(
       res,
       [&]() -> offer::Offer {
-        if (maybe(global_scale) || dtype.has_value) {
+        if (maybe(global_scale)) {
           return std::nullopt;
         }
         return offer::dequantize(
@@ -298,6 +298,7 @@ int mlx_dequantize(
             mlx_array_get_(scales),
             maybe(biases),
             {group_size, bits, mode},
+            dtype.has_value ? std::optional(mlx_dtype_to_cpp(dtype.value)) : std::nullopt,
             mlx_stream_get_(s));
       },
       [&] {

@@ -19,7 +19,7 @@
 //! The README's section "Add a kernel" says what to write where.
 #![warn(missing_docs, clippy::all)]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,6 +31,7 @@ unsafe extern "C" {
     safe fn mlx_kernels_allowed() -> bool;
     safe fn mlx_kernels_threads() -> usize;
     safe fn mlx_kernels_report_at_exit();
+    fn mlx_kernels_split_blocks(split: &Split) -> bool;
     fn mlx_kernels_profile(
         visit: unsafe extern "C" fn(*const c_char, usize, u64, u64, *mut c_void),
         own: *mut c_void,
@@ -41,6 +42,28 @@ unsafe extern "C" {
     /// Of `native/table.cpp`: hands operations that are made from now on to the kernels of a table that lives forever; to
     /// stock MLX where it is null.
     fn mlx_sys_set_kernels(table: *const c_void);
+    /// Of `native/allocate.cpp`: makes an array whose elements have any value.
+    fn mlx_sys_allocate(
+        res: *mut crate::mlx_array,
+        shape: *const c_int,
+        dims: c_int,
+        dtype: crate::mlx_dtype,
+    ) -> c_int;
+}
+
+/// The same as in `mlx-kernels`.
+#[repr(C)]
+struct Split {
+    format: *const u8,
+    format_length: usize,
+    rows: usize,
+    columns: usize,
+    blocks: *const u8,
+    blocks_length: usize,
+    codes: *mut u32,
+    codes_length: usize,
+    scales: *mut u8,
+    scales_length: usize,
 }
 
 /// The calls of a kernel since the program began.
@@ -71,6 +94,53 @@ pub fn set_enabled(enabled: bool) {
     let table = if enabled { mlx_kernels_table() } else { std::ptr::null() };
     // SAFETY: the table is a static of a library that is never unloaded.
     unsafe { mlx_sys_set_kernels(table) };
+}
+
+/// The blocks of a matrix, as a GGUF file has them, as two arrays that the kernels of quantized products take: codes
+/// (uint32) and scales (uint8), of these shapes, whose first axis has the rows. `format` is the name of the block format.
+/// `None` if there is no such format, or a length does not fit.
+///
+/// The caller owns the arrays.
+pub fn split_blocks(
+    format: &str,
+    columns: usize,
+    blocks: &[u8],
+    codes: [c_int; 2],
+    scales: [c_int; 2],
+) -> Option<[crate::mlx_array; 2]> {
+    let rows = usize::try_from(codes[0]).ok()?;
+    let length = |shape: [c_int; 2]| {
+        let [rows, columns] = shape.map(usize::try_from);
+        rows.ok()?.checked_mul(columns.ok()?)
+    };
+    let (codes_length, scales_length) = (length(codes)?, length(scales)?);
+    // SAFETY: the handles come from `mlx_array_new`; where an array was made, its memory has as many elements as its shape
+    // says, and nobody else has the array yet.
+    unsafe {
+        let mut arrays = [crate::mlx_array_new(), crate::mlx_array_new()];
+        let made = mlx_sys_allocate(&mut arrays[0], codes.as_ptr(), 2, crate::mlx_dtype__MLX_UINT32) == 0
+            && mlx_sys_allocate(&mut arrays[1], scales.as_ptr(), 2, crate::mlx_dtype__MLX_UINT8) == 0;
+        let done = made
+            && mlx_kernels_split_blocks(&Split {
+                format: format.as_ptr(),
+                format_length: format.len(),
+                rows,
+                columns,
+                blocks: blocks.as_ptr(),
+                blocks_length: blocks.len(),
+                codes: crate::mlx_array_data_uint32(arrays[0]).cast_mut(),
+                codes_length,
+                scales: crate::mlx_array_data_uint8(arrays[1]).cast_mut(),
+                scales_length,
+            });
+        if done {
+            return Some(arrays);
+        }
+        for array in arrays {
+            crate::mlx_array_free(array);
+        }
+        None
+    }
 }
 
 /// The number of threads that kernels run on, with the one that calls them: what `MLX_CPU_THREADS` says, or one for each
@@ -116,7 +186,7 @@ static INSTALL: extern "C" fn() = install;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::{CStr, c_int};
+    use std::ffi::CStr;
     use std::sync::Mutex;
 
     use abi::{Arrays, OPERATIONS, Operation, Table};

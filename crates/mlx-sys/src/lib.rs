@@ -34,6 +34,17 @@ pub mod cpu_kernels {
     /// Does nothing, since there are no kernels.
     pub fn set_enabled(_: bool) {}
 
+    /// Always `None`, since there are no kernels.
+    pub fn split_blocks(
+        _: &str,
+        _: usize,
+        _: &[u8],
+        _: [std::ffi::c_int; 2],
+        _: [std::ffi::c_int; 2],
+    ) -> Option<[crate::mlx_array; 2]> {
+        None
+    }
+
     /// Always 1, since there are no kernels that share their work.
     pub fn threads() -> usize {
         1

@@ -214,6 +214,30 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
+    fn and(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_and_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: __m256i, by: u32) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_sll_epi32(x, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: __m256i, by: u32) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_srl_epi32(x, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
     fn to_float(self, x: __m256i) -> __m256 {
         // SAFETY: `self` is proof of the instructions.
         unsafe { _mm256_cvtepi32_ps(x) }

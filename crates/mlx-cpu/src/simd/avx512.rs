@@ -221,6 +221,30 @@ impl Integers for Avx512 {
     }
 
     #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: __m512i, by: u32) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: __m512i, by: u32) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_srl_epi32(x, _mm_cvtsi32_si128(by as i32)) }
+    }
+
+    #[inline(always)]
     fn to_float(self, x: __m512i) -> __m512 {
         // SAFETY: `self` is proof of the instructions.
         unsafe { _mm512_cvtepi32_ps(x) }

@@ -17,6 +17,18 @@ pub trait Integers: Arithmetic {
     /// The same bits.
     fn bits(self, x: Self::F) -> Self::I;
 
+    /// The bits of both.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+
+    /// The bits of either.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+
+    /// The bits of each lane of 32 bits moved up by `by`, below 32, with zeros behind them.
+    fn shift_left(self, x: Self::I, by: u32) -> Self::I;
+
+    /// The bits of each lane of 32 bits moved down by `by`, below 32, with zeros before them.
+    fn shift_right(self, x: Self::I, by: u32) -> Self::I;
+
     /// Whole numbers of 32 bits as float32, rounded to nearest.
     fn to_float(self, x: Self::I) -> Self::F;
 
@@ -40,6 +52,12 @@ pub trait Integers: Arithmetic {
     /// If there are no products of bytes.
     fn times_256(self, _x: Self::I) -> Self::I {
         unreachable!("there are no products of bytes")
+    }
+
+    /// `x` in each lane of 32 bits.
+    #[inline(always)]
+    fn splat_bits(self, x: u32) -> Self::I {
+        self.bits(self.splat(f32::from_bits(x)))
     }
 
     /// In lane `i`, number `places[i]` of the `LANES` numbers at `from`.

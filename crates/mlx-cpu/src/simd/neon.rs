@@ -165,6 +165,30 @@ impl Integers for Neon {
     }
 
     #[inline(always)]
+    fn and(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vandq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vorrq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: int32x4_t, by: u32) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vshlq_s32(x, vdupq_n_s32(by as i32)) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: int32x4_t, by: u32) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), vdupq_n_s32(-(by as i32)))) }
+    }
+
+    #[inline(always)]
     fn to_float(self, x: int32x4_t) -> float32x4_t {
         // SAFETY: NEON is part of the architecture.
         unsafe { vcvtq_f32_s32(x) }

@@ -186,6 +186,26 @@ impl Integers for Portable {
     }
 
     #[inline(always)]
+    fn and(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        lanes(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn or(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        lanes(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: [i32; 8], by: u32) -> [i32; 8] {
+        each(x, |x| x << by)
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: [i32; 8], by: u32) -> [i32; 8] {
+        each(x, |x| (x.cast_unsigned() >> by).cast_signed())
+    }
+
+    #[inline(always)]
     fn to_float(self, x: [i32; 8]) -> F {
         each(x, |x| x as f32)
     }

@@ -32,7 +32,7 @@ pub(crate) fn quantized_matmul(arrays: &Arrays, settings: &QuantizedMatmulSettin
         places(&sizes, |number, place| {
             let x = rows.part(number * each, each);
             let out = MatrixMut::contiguous(&mut out[number * each * columns..], each, columns);
-            mlx_cpu::quantized_matmul(Cpu::global(), x, &stack.at(place)?, is_transposed, out);
+            stack.at(place)?.multiply(x, is_transposed, out);
             Ok(())
         })
     })
@@ -86,7 +86,7 @@ pub(crate) fn dequantize(arrays: &Arrays, quantization: &Quantization) -> Answer
         let size = stack.rows * stack.columns;
         places(&stack.outer, |number, place| {
             let out = MatrixMut::contiguous(&mut out[number * size..], stack.rows, stack.columns);
-            mlx_cpu::dequantize(Cpu::global(), &stack.at(place)?, out);
+            stack.at(place)?.dequantize(out);
             Ok(())
         })
     })

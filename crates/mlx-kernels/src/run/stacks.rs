@@ -4,7 +4,9 @@
     reason = "all have one reason: MLX's arrays hold what their format, shape and strides say, and live during the call"
 )]
 
-use mlx_cpu::{Element, QuantizedLayoutError, QuantizedMatrix};
+use mlx_cpu::{
+    BlockFormat, BlockMatrix, Cpu, Element, Matrix, MatrixMut, QuantizedLayoutError, QuantizedMatrix,
+};
 
 use super::Answer;
 use crate::abi::{Quantization, QuantizationMode, Tensor};
@@ -73,19 +75,61 @@ pub(super) struct QuantizedStack<'a, T> {
 enum QuantizedScales<'a, T> {
     Affine { scales: Stack<'a, T>, biases: Stack<'a, T> },
     Floats { scales: Stack<'a, u8>, matrix: FloatMatrix<'a, T> },
+    Blocks { scales: Stack<'a, u8>, format: BlockFormat },
+}
+
+/// A quantized matrix of any mode.
+pub(super) enum AnyMatrix<'a, T> {
+    Quantized(QuantizedMatrix<'a, T>),
+    Blocks(BlockMatrix<'a>),
+}
+
+impl<T: Element> AnyMatrix<'_, T> {
+    /// The product of `x` and this matrix, or its transpose.
+    pub(super) fn multiply(&self, x: Matrix<'_, T>, transpose: bool, out: MatrixMut<'_, T>) {
+        match self {
+            Self::Quantized(w) => mlx_cpu::quantized_matmul(Cpu::global(), x, w, transpose, out),
+            Self::Blocks(w) => mlx_cpu::matmul_blocks(Cpu::global(), x, w, transpose, out),
+        }
+    }
+
+    /// Writes the numbers that the matrix stands for.
+    pub(super) fn dequantize(&self, out: MatrixMut<'_, T>) {
+        match self {
+            Self::Quantized(w) => mlx_cpu::dequantize(Cpu::global(), w, out),
+            Self::Blocks(w) => mlx_cpu::dequantize_blocks(Cpu::global(), w, out),
+        }
+    }
 }
 
 /// Makes a matrix of weights, scales, rows and columns.
 type FloatMatrix<'a, T> =
     fn(&'a [u32], &'a [u8], usize, usize) -> Result<QuantizedMatrix<'a, T>, QuantizedLayoutError>;
 
-/// How the modes of small floats make a matrix; `None` in the affine mode.
-fn float_matrix<'a, T: Element>(mode: QuantizationMode) -> Option<FloatMatrix<'a, T>> {
+/// What a mode's scales and codes are.
+enum Kind<'a, T> {
+    Affine,
+    /// Small floats: how they make a matrix.
+    Floats(FloatMatrix<'a, T>),
+    Blocks(BlockFormat),
+}
+
+fn kind<'a, T: Element>(mode: QuantizationMode) -> Kind<'a, T> {
     match mode {
-        QuantizationMode::Affine => None,
-        QuantizationMode::Mxfp4 => Some(QuantizedMatrix::mxfp4),
-        QuantizationMode::Mxfp8 => Some(QuantizedMatrix::mxfp8),
-        QuantizationMode::Nvfp4 => Some(QuantizedMatrix::nvfp4),
+        QuantizationMode::Affine => Kind::Affine,
+        QuantizationMode::Mxfp4 => Kind::Floats(QuantizedMatrix::mxfp4),
+        QuantizationMode::Mxfp8 => Kind::Floats(QuantizedMatrix::mxfp8),
+        QuantizationMode::Nvfp4 => Kind::Floats(QuantizedMatrix::nvfp4),
+        QuantizationMode::Q4_0 => Kind::Blocks(BlockFormat::Q4_0),
+        QuantizationMode::Q4_1 => Kind::Blocks(BlockFormat::Q4_1),
+        QuantizationMode::Q5_0 => Kind::Blocks(BlockFormat::Q5_0),
+        QuantizationMode::Q5_1 => Kind::Blocks(BlockFormat::Q5_1),
+        QuantizationMode::Q8_0 => Kind::Blocks(BlockFormat::Q8_0),
+        QuantizationMode::Q2_K => Kind::Blocks(BlockFormat::Q2_K),
+        QuantizationMode::Q3_K => Kind::Blocks(BlockFormat::Q3_K),
+        QuantizationMode::Q4_K => Kind::Blocks(BlockFormat::Q4_K),
+        QuantizationMode::Q5_K => Kind::Blocks(BlockFormat::Q5_K),
+        QuantizationMode::Q6_K => Kind::Blocks(BlockFormat::Q6_K),
     }
 }
 
@@ -117,16 +161,19 @@ impl<'a, T: Element> QuantizedStack<'a, T> {
     ) -> Result<Self, String> {
         let outer: Vec<usize> = weights.shape().take(weights.strides().len() - 2).collect();
         let rows = weights.size(outer.len());
-        let columns = scales.last() * quantization.group_size as usize;
+        let columns = weights.last() * 32 / quantization.bits as usize;
         // SAFETY: the caller's promise.
         unsafe {
-            let scales = match float_matrix(quantization.mode) {
-                None => QuantizedScales::Affine {
+            let scales = match kind(quantization.mode) {
+                Kind::Affine => QuantizedScales::Affine {
                     scales: Stack::new(scales, &mut copies.scales)?,
                     biases: Stack::new(biases, &mut copies.biases)?,
                 },
-                Some(matrix) => {
+                Kind::Floats(matrix) => {
                     QuantizedScales::Floats { scales: Stack::new(scales, &mut copies.codes)?, matrix }
+                }
+                Kind::Blocks(format) => {
+                    QuantizedScales::Blocks { scales: Stack::new(scales, &mut copies.codes)?, format }
                 }
             };
             let weights = Stack::new(weights, &mut copies.weights)?;
@@ -135,9 +182,9 @@ impl<'a, T: Element> QuantizedStack<'a, T> {
     }
 
     /// The matrix at this place.
-    pub(super) fn at(&self, place: &[usize]) -> Result<QuantizedMatrix<'a, T>, String> {
+    pub(super) fn at(&self, place: &[usize]) -> Result<AnyMatrix<'a, T>, String> {
         let (rows, columns, weights) = (self.rows, self.columns, self.weights.at(place));
-        match &self.scales {
+        let matrix = match &self.scales {
             QuantizedScales::Affine { scales, biases } => {
                 let Quantization { group_size, bits, .. } = self.quantization;
                 let (scales, biases) = (scales.at(place), biases.at(place));
@@ -152,15 +199,22 @@ impl<'a, T: Element> QuantizedStack<'a, T> {
                 )
             }
             QuantizedScales::Floats { scales, matrix } => matrix(weights, scales.at(place), rows, columns),
-        }
-        .map_err(|e| e.to_string())
+            QuantizedScales::Blocks { scales, format } => {
+                let blocks = BlockMatrix::new(*format, weights, scales.at(place), rows, columns);
+                return blocks.map(AnyMatrix::Blocks).map_err(|e| e.to_string());
+            }
+        };
+        matrix.map(AnyMatrix::Quantized).map_err(|e| e.to_string())
     }
 
     /// All matrices, in the order of their places.
     pub(super) fn matrices(&self) -> Result<Vec<QuantizedMatrix<'a, T>>, String> {
         let mut matrices = Vec::with_capacity(self.outer.iter().product());
         places(&self.outer, |_, place| {
-            matrices.push(self.at(place)?);
+            match self.at(place)? {
+                AnyMatrix::Quantized(matrix) => matrices.push(matrix),
+                AnyMatrix::Blocks(_) => return Err("keys and values are not in a block format".to_owned()),
+            }
             Ok(())
         })?;
         Ok(matrices)

@@ -73,7 +73,7 @@ struct QuantizationArguments {
   std::string mode;
 };
 
-// Also the last operation of attention over quantized keys and values.
+// Also the last operation of attention over quantized keys and values. The mode may be a block format of GGUF files.
 Offer quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -82,19 +82,25 @@ Offer quantized_matmul(
     bool transpose,
     const QuantizationArguments& arguments,
     const mx::Stream& stream);
+// Block formats give bfloat16 where the caller names no dtype.
 Offer dequantize(
     const mx::array& w,
     const mx::array& scales,
     const mx::array* biases,
     const QuantizationArguments& arguments,
+    std::optional<mx::Dtype> dtype,
     const mx::Stream& stream);
 std::optional<std::vector<mx::array>>
 quantize(const mx::array& w, const QuantizationArguments& arguments, const mx::Stream& stream);
 
 // For all of them.
 
+inline bool is_float(mx::Dtype dtype) {
+  return dtype == mx::float32 || dtype == mx::float16 || dtype == mx::bfloat16;
+}
+
 inline bool is_float(const mx::array& x) {
-  return x.dtype() == mx::float32 || x.dtype() == mx::float16 || x.dtype() == mx::bfloat16;
+  return is_float(x.dtype());
 }
 
 // Whether a.shape without its last `a_last` dimensions equals b.shape without its last `b_last`.

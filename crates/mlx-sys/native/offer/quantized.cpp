@@ -11,6 +11,9 @@ struct Mode {
   const char* name;
   // MLX's settings where the caller names none.
   Quantization usual;
+  // For block formats: elements of a block, and bytes of its scales. Stock MLX does not have these modes.
+  int block = 0;
+  int scale_bytes = 0;
 };
 
 constexpr Mode MODES[] = {
@@ -18,7 +21,37 @@ constexpr Mode MODES[] = {
     {"mxfp4", {QuantizationMode::Mxfp4, 32, 4}},
     {"mxfp8", {QuantizationMode::Mxfp8, 32, 8}},
     {"nvfp4", {QuantizationMode::Nvfp4, 16, 4}},
+    {"Q4_0", {QuantizationMode::Q4_0, 32, 4}, 32, 2},
+    {"Q4_1", {QuantizationMode::Q4_1, 32, 4}, 32, 4},
+    {"Q5_0", {QuantizationMode::Q5_0, 32, 5}, 32, 2},
+    {"Q5_1", {QuantizationMode::Q5_1, 32, 5}, 32, 4},
+    {"Q8_0", {QuantizationMode::Q8_0, 32, 8}, 32, 2},
+    {"Q2_K", {QuantizationMode::Q2_K, 16, 2}, 256, 20},
+    {"Q3_K", {QuantizationMode::Q3_K, 16, 3}, 256, 14},
+    {"Q4_K", {QuantizationMode::Q4_K, 32, 4}, 256, 16},
+    {"Q5_K", {QuantizationMode::Q5_K, 32, 5}, 256, 16},
+    {"Q6_K", {QuantizationMode::Q6_K, 16, 6}, 256, 18},
 };
+
+// By `QuantizationMode`, since the rows have its order.
+const Mode& mode_of(const Quantization& q) {
+  return MODES[static_cast<int>(q.mode)];
+}
+
+bool is_blocks(const Quantization& q) {
+  return mode_of(q).block != 0;
+}
+
+// The length of a row whose scales have this shape; nothing where they are not the scales of whole blocks.
+std::optional<int> columns_of(const Quantization& q, const mx::array& scales) {
+  if (!is_blocks(q)) {
+    return scales.shape(-1) * q.group_size;
+  }
+  auto& mode = mode_of(q);
+  return scales.shape(-1) % mode.scale_bytes == 0
+      ? std::optional(scales.shape(-1) / mode.scale_bytes * mode.block)
+      : std::nullopt;
+}
 
 bool is_affine(const Quantization& q) {
   bool has_group_size = q.group_size == 32 || q.group_size == 64 || q.group_size == 128;
@@ -28,10 +61,11 @@ bool is_affine(const Quantization& q) {
 // What the caller asks for, where MLX has such a mode. In other modes than affine, sizes other than the usual ones are
 // MLX's to refuse.
 std::optional<Quantization> asked_for(const QuantizationArguments& arguments) {
-  for (auto& [name, usual] : MODES) {
-    if (arguments.mode != name) {
+  for (auto& mode : MODES) {
+    if (arguments.mode != mode.name) {
       continue;
     }
+    auto& usual = mode.usual;
     Quantization q = usual;
     q.group_size = arguments.group_size.has_value ? arguments.group_size.value : usual.group_size;
     q.bits = arguments.bits.has_value ? arguments.bits.value : usual.bits;
@@ -60,8 +94,8 @@ std::optional<Quantization> quantization(
       !same_start(w, 1, scales, 1)) {
     return std::nullopt;
   }
-  int64_t columns = int64_t(scales.shape(-1)) * q->group_size;
-  return int64_t(w.shape(-1)) * 32 == columns * q->bits ? q : std::nullopt;
+  auto columns = columns_of(*q, scales);
+  return columns && int64_t(w.shape(-1)) * 32 == int64_t(*columns) * q->bits ? q : std::nullopt;
 }
 
 bool operator==(const Quantization& a, const Quantization& b) {
@@ -120,8 +154,12 @@ Offer quantized_matmul(
     bool transpose,
     const QuantizationArguments& arguments,
     const mx::Stream& stream) {
-  Kernel<Operation::quantized_matmul> kernel(stream, {&x, &w, &scales, biases});
-  if (!kernel || x.ndim() < 2 || x.size() == 0 || !is_float(x) || (w.ndim() != 2 && w.ndim() != x.ndim())) {
+  auto q = quantization(arguments, w, scales, biases);
+  // The node of a product with blocks has a gradient of its own, so x may be traced.
+  Kernel<Operation::quantized_matmul> kernel =
+      q && is_blocks(*q) ? Kernel<Operation::quantized_matmul>(stream, {&w, &scales})
+                         : Kernel<Operation::quantized_matmul>(stream, {&x, &w, &scales, biases});
+  if (!kernel || !q || x.ndim() < 2 || int(x.ndim()) > MAX_DIMS || x.size() == 0 || !is_float(x) || (w.ndim() != 2 && w.ndim() != x.ndim())) {
     return std::nullopt;
   }
   // A stack of matrices: one for each matrix of x, or one for all along a dimension.
@@ -130,18 +168,17 @@ Offer quantized_matmul(
       return std::nullopt;
     }
   }
-  auto q = quantization(arguments, w, scales, biases);
-  if (!q || (biases && scales.dtype() != x.dtype())) {
+  if (biases && scales.dtype() != x.dtype()) {
     return std::nullopt;
   }
-  int columns = scales.shape(-1) * q->group_size;
+  int columns = *columns_of(*q, scales);
   int rows = w.shape(-2);
   if (x.shape(-1) != (transpose ? columns : rows)) {
     return std::nullopt;
   }
   mx::Shape shape = x.shape();
   shape.back() = transpose ? rows : columns;
-  if (!transpose) {
+  if (!transpose && !is_blocks(*q)) {
     if (auto attention = quantized_attention(x, w, scales, biases, *q, shape, stream)) {
       return attention;
     }
@@ -158,16 +195,21 @@ Offer dequantize(
     const mx::array& scales,
     const mx::array* biases,
     const QuantizationArguments& arguments,
+    std::optional<mx::Dtype> dtype,
     const mx::Stream& stream) {
   Kernel<Operation::dequantize> kernel(stream, {&w, &scales, biases});
   auto q = kernel ? quantization(arguments, w, scales, biases) : std::nullopt;
-  // Only the affine mode has biases; stock MLX decodes the others.
-  if (!q || !biases) {
+  // Stock MLX decodes the modes of small floats, and converts to other dtypes than that of the scales.
+  if (!q || (!is_blocks(*q) && (!biases || dtype))) {
+    return std::nullopt;
+  }
+  auto result = is_blocks(*q) ? dtype.value_or(mx::bfloat16) : scales.dtype();
+  if (!is_float(result)) {
     return std::nullopt;
   }
   mx::Shape shape = w.shape();
-  shape.back() = scales.shape(-1) * q->group_size;
-  return kernel.node({&w, &scales, biases}, std::move(shape), scales.dtype(), *q);
+  shape.back() = *columns_of(*q, scales);
+  return kernel.node({&w, &scales, biases}, std::move(shape), result, *q);
 }
 
 std::optional<std::vector<mx::array>>
