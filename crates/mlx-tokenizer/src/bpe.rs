@@ -5,6 +5,8 @@ use std::collections::{BinaryHeap, HashMap};
 use std::path::{Path, PathBuf};
 
 use ahash::AHashMap;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{Model, Result, Token};
 
@@ -166,21 +168,85 @@ impl Bpe {
                 let (rank, id) = *pairs.get(&(left.id, right.id))?;
                 ([rank, 0, 0, 0], id)
             }
-            Order::Scored { places, ties } => {
+            Order::Scored { .. } => {
                 if !left.joins || !right.joins || right.end - left.start > self.texts.longest() {
                     return None;
                 }
                 let hash = self.texts.joined(left.hash, right.hash, right.end - right.start)?;
                 let id = self.texts.id_of(hash, &text[left.start..right.end])?;
-                let score = Some(places[id as usize]).filter(|&score| score != NEVER)?;
-                let rank = match ties {
-                    Ties::LowestIds => [score, id, left.id, right.id],
-                    Ties::LongestParts => [score, !left.chars, !right.chars, id],
-                };
+                let rank = self.rank(id, (left.id, left.chars), (right.id, right.chars))?;
                 (rank, id)
             }
         };
         Some(Pair { rank, left: place, end: right.end, id })
+    }
+}
+
+impl Bpe {
+    /// All pairs that are joined to tokens, in the order of joining.
+    fn pairs(&self) -> Vec<(&str, &str)> {
+        let text = |id| self.texts.text(id).unwrap_or_default();
+        let places = match &self.order {
+            Order::Listed(pairs) => {
+                let mut pairs: Vec<_> = pairs.iter().map(|(ids, (rank, _))| (rank, ids)).collect();
+                pairs.sort_unstable();
+                return pairs.into_iter().map(|(_, &(left, right))| (text(left), text(right))).collect();
+            }
+            Order::Scored { places, .. } => places,
+        };
+        let mut pairs = Vec::new();
+        for id in (0..self.texts.len() as u32).filter(|&id| places[id as usize] != NEVER) {
+            let whole = text(id);
+            for (cut, _) in whole.char_indices().skip(1) {
+                let (left, right) = whole.split_at(cut);
+                if let (Some(left_id), Some(right_id)) = (self.texts.id(left), self.texts.id(right)) {
+                    let chars = |part: &str| part.chars().count() as u32;
+                    let rank = self.rank(id, (left_id, chars(left)), (right_id, chars(right)));
+                    pairs.extend(rank.map(|rank| (rank, left, right)));
+                }
+            }
+        }
+        pairs.sort_unstable();
+        pairs.into_iter().map(|(_, left, right)| (left, right)).collect()
+    }
+
+    /// The rank of a pair of two tokens, each with the number of its characters, that become the token `id`; `None` if no pair
+    /// becomes it, or if the order is a list.
+    fn rank(&self, id: u32, left: (u32, u32), right: (u32, u32)) -> Option<[u32; 4]> {
+        let Order::Scored { places, ties } = &self.order else { return None };
+        let score = Some(places[id as usize]).filter(|&score| score != NEVER)?;
+        Some(match ties {
+            Ties::LowestIds => [score, id, left.0, right.0],
+            Ties::LongestParts => [score, !left.1, !right.1, id],
+        })
+    }
+}
+
+/// As the model `BPE` in a `tokenizer.json`.
+impl Serialize for Bpe {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut model = serializer.serialize_struct("BPE", 10)?;
+        model.serialize_field("type", "BPE")?;
+        model.serialize_field("dropout", &())?;
+        model.serialize_field("unk_token", &self.unknown.and_then(|id| self.texts.text(id)))?;
+        model.serialize_field("continuing_subword_prefix", &())?;
+        model.serialize_field("end_of_word_suffix", &())?;
+        model.serialize_field("fuse_unk", &self.fuse_unknown)?;
+        model.serialize_field("byte_fallback", &self.bytes.is_some())?;
+        model.serialize_field("ignore_merges", &self.whole_words)?;
+        model.serialize_field("vocab", &ById(&self.texts))?;
+        model.serialize_field("merges", &self.pairs())?;
+        model.end()
+    }
+}
+
+/// The ids of texts, in their order.
+struct ById<'a>(&'a TokenTexts);
+
+impl Serialize for ById<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let ids = (0..self.0.len() as u32).filter_map(|id| Some((self.0.text(id)?, id)));
+        serializer.collect_map(ids.filter(|(text, _)| !text.is_empty()))
     }
 }
 

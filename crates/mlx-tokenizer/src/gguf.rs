@@ -12,7 +12,7 @@ use tokenizers::{
 };
 
 use crate::bpe::{Bpe, NEVER, Order, Ties};
-use crate::parts::Parts;
+use crate::parts::{self, Parts};
 use crate::pipeline::{AnyModel, Pipeline};
 use crate::token_texts::TokenTexts;
 use crate::vocabulary::Tokens;
@@ -123,8 +123,7 @@ fn read(metadata: &Metadata) -> Result<Tokenizer, Wrong> {
     let vocabulary = Vocabulary::read(metadata)?;
     let special = vocabulary.named(metadata)?;
     let stop_tokens = vocabulary.ends(metadata)?.into_iter().collect();
-    let post_processor = vocabulary.post_processor(metadata, &special)?;
-    let pipeline = vocabulary.pipeline(metadata, post_processor)?;
+    let pipeline = vocabulary.pipeline(metadata, &special)?;
     let tokens = Tokens::Json(Box::new(pipeline));
     let parts = Parts { tokens, special, templates: templates(metadata)? };
     Ok(Tokenizer { parts: parts.into(), stop_tokens })
@@ -259,8 +258,9 @@ impl<'a> Vocabulary<'a> {
         }))
     }
 
-    fn pipeline(&self, metadata: &Metadata, post_processor: Value) -> Result<Pipeline, Wrong> {
+    fn pipeline(&self, metadata: &Metadata, special: &BTreeMap<String, String>) -> Result<Pipeline, Wrong> {
         let model = self.bpe(metadata)?;
+        let post_processor = self.post_processor(metadata, special)?;
         let built = |e: serde_json::Error| format!("the tokenizer cannot be built: {e}");
         let normalizer: Option<NormalizerWrapper> =
             serde_json::from_value(self.normalizer()).map_err(built)?;
@@ -279,6 +279,7 @@ impl<'a> Vocabulary<'a> {
         let mut pipeline: Pipeline = built.map_err(|e| format!("the tokenizer cannot be built: {e}"))?;
         let added = check::guarded(|| pipeline.add_tokens(self.added_tokens()))?;
         added.map_err(|e| format!("{TOKENS}: {e}"))?;
+        parts::make_special(&mut pipeline, special.values().map(String::as_str))?;
         Ok(pipeline)
     }
 

@@ -46,6 +46,7 @@ mod chat;
 mod check;
 mod config;
 mod decoder;
+mod files;
 mod gguf;
 mod jinja;
 mod json;
