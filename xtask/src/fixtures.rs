@@ -73,6 +73,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_peft_cases.py", Environment::Transformers),
     ("make_sliding_transformers.py", Environment::Transformers),
     ("make_rope_transformers.py", Environment::Transformers),
+    ("make_import_fixtures.py", Environment::Transformers),
     ("make_rope_transformers_cases.py", Environment::Transformers),
     ("mlx_lm_on_transformers_cases.py", Environment::MlxLm),
     ("make_gguf_fixtures.py", Environment::LlamaCpp),

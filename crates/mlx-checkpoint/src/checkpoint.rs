@@ -13,6 +13,7 @@ use crate::adapters::Adapters;
 use crate::error::{CheckpointError, of_config};
 use crate::files::{read_json, warn_ignored};
 use crate::forms;
+use crate::import::{Imported, Method};
 use crate::quantization::{QuantizationPlan, section};
 use crate::safetensors_file::{TensorInfo, read_tensor};
 use crate::source::TensorSource;
@@ -51,13 +52,38 @@ impl Checkpoint {
             .and_then(serde_json::Value::as_str)
             .ok_or_else(|| CheckpointError::NoModelType { file: folder.join("config.json") })?
             .to_owned();
-        let quantization = QuantizationPlan::from_config(&config)?;
+        let method = Method::from_config(&config)?;
+        let quantization = match &method {
+            Some(_) => QuantizationPlan::default(),
+            None => QuantizationPlan::from_config(&config)?,
+        };
 
         let files = TensorFiles::find(&folder)?;
         let tensors = files.read_headers()?;
         let files = files.files;
         let (source, adapters, form) = (None, None, Form::Adapted);
-        Ok(Self { folder, config, model_type, quantization, files, tensors, source, adapters, form })
+        let checkpoint =
+            Self { folder, config, model_type, quantization, files, tensors, source, adapters, form };
+        match method {
+            None => Ok(checkpoint),
+            Some(method) => checkpoint.imported(&method),
+        }
+    }
+
+    /// The same checkpoint, of which another program quantized the layers, as MLX has them.
+    fn imported(mut self, method: &Method) -> Result<Self, CheckpointError> {
+        let Self { folder, config, files, tensors, .. } = &self;
+        let imported = Imported::new(folder, config, method, files, tensors)?;
+        let (used, layers) = (imported.used.clone(), imported.layers.clone());
+        if let Some(text) = self.config.get_mut("text_config").and_then(serde_json::Value::as_object_mut) {
+            text.remove("quantization_config");
+        }
+        self.with_source(Arc::new(imported), used.iter().map(String::as_str), &layers)
+    }
+
+    /// Whether a tensor that no model takes changes nothing.
+    pub(crate) fn is_needless(&self, key: &str) -> bool {
+        self.source.as_ref().is_some_and(|source| source.is_needless(key))
     }
 
     /// The same checkpoint with tensors that a source makes. A model does not see the tensors with the keys `used`, of which

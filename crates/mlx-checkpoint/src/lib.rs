@@ -22,6 +22,7 @@
 //! |---|---|
 //! | build a model with [`Adapters`] | [`Checkpoint::with_adapters`] |
 //! | build a model with its adapters added to the weights | [`Checkpoint::fused`] |
+//! | build a model from a folder that AWQ, GPTQ, FP8 or compressed-tensors quantized | [`Checkpoint::open`] |
 //! | build a model from files of another form | [`TensorSource`], [`Checkpoint::with_source`] |
 //! | write a model as a checkpoint | [`Checkpoint::save_as`] |
 //! | write a model quantized, in full precision or in another dtype | [`Checkpoint::convert`] |
@@ -37,6 +38,7 @@ mod error;
 mod files;
 mod forms;
 mod head;
+mod import;
 mod names;
 mod quantization;
 mod safetensors_file;

@@ -98,11 +98,21 @@ pub(crate) fn read_tensor(path: &Path, start: u64, info: &TensorInfo) -> Result<
     if !(is_float(info.dtype) || matches!(info.dtype, Dtype::U32 | Dtype::U8)) {
         return Err(format!("no parameter has the dtype {:?}", info.dtype));
     }
+    let bytes = read_bytes(path, start, info)?;
+    arrays::from_bytes(&bytes, info.dtype, &info.shape).map_err(|e| of_mlx(&e))
+}
+
+/// Reads the bytes of one tensor.
+///
+/// # Errors
+///
+/// Why they cannot be read, in words.
+pub(crate) fn read_bytes(path: &Path, start: u64, info: &TensorInfo) -> Result<Vec<u8>, String> {
     let mut bytes = vec![0; info.elements() * info.dtype.bits() / 8];
     let mut file = mlx_files::open(path).map_err(|e| e.to_string())?;
     file.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
-    arrays::from_bytes(&bytes, info.dtype, &info.shape).map_err(|e| of_mlx(&e))
+    Ok(bytes)
 }
 
 /// Whether a tensor holds the frequencies of a rotation. Older versions of transformers saved them; they follow from the

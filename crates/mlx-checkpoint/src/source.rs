@@ -22,4 +22,10 @@ pub trait TensorSource: Debug + Send + Sync {
     ///
     /// Why the tensor cannot be made, in words.
     fn read(&self, key: &str) -> Result<Array, String>;
+
+    /// Whether a tensor of the checkpoint that no model takes changes nothing: a bias of zeros, which some programs write for
+    /// layers without one.
+    fn is_needless(&self, _key: &str) -> bool {
+        false
+    }
 }

@@ -116,7 +116,7 @@ impl<'a> CheckpointTensors<'a> {
         left.retain(|key| !self.replaced.contains_key(key));
         let (frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
         warn_frequencies(self.checkpoint.folder(), frequencies);
-        let left = left.into_iter().filter(|key| !ignored(key));
+        let left = left.into_iter().filter(|key| !ignored(key) && !self.checkpoint.is_needless(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
         let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
         self.problems.extend(self.checkpoint.quantization.named_layers().filter(strange).map(|layer| {

@@ -11,8 +11,9 @@ use mlx_ministral3::{ARCHITECTURE, Ministral3, OwnKeys};
 use mlx_rs::Array;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_testing::checkpoints::{Tensors, folder, load, tensors, whole_message};
+use mlx_testing::checkpoints::{Tensors, folder, load, tensors};
 use mlx_testing::decoder::{self, tokens};
+use mlx_testing::foreign::{self, Program, halves, quantized_by};
 use mlx_testing::models::all_logits;
 use mlx_testing::tensor;
 use serde_json::{Value, json};
@@ -182,17 +183,37 @@ fn adapters_of_mlx_lm_fit_both_layouts() {
     assert_eq!(logits("model.language_model", true), adapted);
 }
 
-/// The form of the released instruction models.
+/// The form of the released instruction models: FP8 with one scale for each matrix, and scales of activations beside it.
 #[test]
-fn weights_in_fp8_are_refused() {
+fn weights_in_fp8_are_read_as_bfloat16() {
+    let whole = Program::Fp8([1 << 20, 1 << 20]);
+    let (mut stored, twin) = quantized_by(whole, tensors(&random(&config())));
+    let layers: Vec<String> =
+        stored.iter().filter_map(|t| t.key.strip_suffix(".weight_scale_inv")).map(str::to_owned).collect();
+    for tensor in &mut stored {
+        if tensor.key.ends_with("_scale_inv") {
+            tensor.shape = vec![];
+        }
+    }
+    assert_eq!(layers.len(), 3 * 7);
+    stored.extend(layers.iter().map(|layer| halves(format!("{layer}.activation_scale"), &[], [0.5])));
+    stored.iter_mut().for_each(|tensor| tensor.key = format!("language_model.{}", tensor.key));
     let mut config = multimodal(config());
+    config["dtype"] = json!("bfloat16");
+    let expected = load(&ARCHITECTURE, &config, with_prefix("language_model.", &twin)).unwrap();
     config["quantization_config"] = json!({
         "activation_scheme": "static", "dequantize": false, "quant_method": "fp8", "weight_block_size": null,
         "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
     });
-    let error = load(&ARCHITECTURE, &config, tensors(&random(&self::config()))).unwrap_err();
-    let error = whole_message(&error);
-    assert!(error.contains("quant_method \"fp8\" is not one of MLX's"), "{error}");
+    let folder = foreign::folder(&config, &stored);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let (found, mut expected) = (Ministral3::load(&checkpoint), expected);
+    let found = all_logits(&mut found.unwrap(), &tokens());
+    assert_eq!(tensor(&found), tensor(&all_logits(&mut *expected, &tokens())));
+}
+
+fn with_prefix(prefix: &str, tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(key, array)| (format!("{prefix}{key}"), array.clone())).collect()
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! [`assert_same_on_cpu`] and [`assert_as_recorded`] want the same bits on the CPU, and allow rounding on a GPU.
 //!
 //! The feature `models` adds the tests that every language model (`models`) and its loading (`checkpoints`) must pass,
-//! and tables of released models (`released`).
+//! tables of released models (`released`), and
+//! checkpoints as other programs quantize them (`foreign`).
 //! This crate is not published.
 
 #[cfg(feature = "models")]
@@ -14,6 +15,8 @@ mod compare;
 #[cfg(feature = "models")]
 pub mod decoder;
 mod device;
+#[cfg(feature = "models")]
+pub mod foreign;
 #[cfg(feature = "models")]
 pub mod models;
 mod random;

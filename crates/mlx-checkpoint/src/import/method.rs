@@ -1,0 +1,204 @@
+//! What the config says of a quantization by another program.
+
+use serde_json::Value;
+
+use crate::error::CheckpointError;
+use crate::text::shortened;
+
+/// How another program quantized the layers of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Whole numbers, several in a word.
+    Packed(Packing),
+    /// Floats of 8 bits.
+    Floats {
+        /// What messages call the method.
+        name: &'static str,
+        /// Rows and columns that share a scale, if the config says it.
+        block: Option<[usize; 2]>,
+    },
+}
+
+/// Whole numbers of a few bits, several in a word of 32 bits, with a scale and a zero point for each group of columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packing {
+    pub(super) layout: Layout,
+    /// Bits of a number: 2, 4 or 8.
+    pub(super) bits: usize,
+    /// Number of columns that share a scale; `None` for all columns.
+    pub(super) group: Option<usize>,
+    /// Whether layers may have no zero points. They are in the middle of the numbers then.
+    pub(super) symmetric: bool,
+}
+
+impl Packing {
+    /// What messages call the method.
+    pub(super) fn name(self) -> &'static str {
+        match self.layout {
+            Layout::Awq => "AWQ",
+            Layout::Gptq { .. } => "GPTQ",
+            Layout::Rows => "compressed-tensors",
+        }
+    }
+}
+
+/// Where the number of an input and an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// AutoAWQ's `gemm`: a word has eight outputs of one input, the even ones first.
+    Awq,
+    /// AutoGPTQ's: a word has neighbouring inputs of one output.
+    Gptq {
+        /// Whether zero points are stored less one, as in the first version of the format.
+        less_one: bool,
+    },
+    /// That of compressed-tensors: as MLX's, a row of words for each output.
+    Rows,
+}
+
+/// What to do with a checkpoint that is not supported.
+const ADVICE: &str = "take the model in bfloat16, which `mlx-models convert --quantize` makes small";
+
+impl Method {
+    /// `None` for a config without a quantization, and for one that MLX made.
+    pub(crate) fn from_config(config: &Value) -> Result<Option<Self>, CheckpointError> {
+        let given = |config: &Value, key| config.get(key).filter(|value| !value.is_null()).cloned();
+        if given(config, "quantization").is_some() {
+            return Ok(None);
+        }
+        let of_text = || given(config.get("text_config")?, "quantization_config");
+        let Some(section) = given(config, "quantization_config").or_else(of_text) else { return Ok(None) };
+        let section = Section(&section);
+        let Some(method) = section.text("quant_method")? else { return Ok(None) };
+        match method.as_str() {
+            "awq" => awq(section).map(|packing| Some(Self::Packed(packing))),
+            "gptq" => gptq(section).map(|packing| Some(Self::Packed(packing))),
+            "fp8" => Ok(Some(Self::Floats { name: "FP8", block: section.block("weight_block_size")? })),
+            "fbgemm_fp8" => Ok(Some(Self::Floats { name: "FP8", block: None })),
+            "compressed-tensors" => compressed_tensors(section).map(Some),
+            other => Err(refused(format!(
+                "quant_method {other:?} is not supported; known are awq, gptq, fp8, fbgemm_fp8 and compressed-tensors, and \
+                 the form of mlx-lm, which has no quant_method; {ADVICE}"
+            ))),
+        }
+    }
+}
+
+fn awq(section: Section<'_>) -> Result<Packing, CheckpointError> {
+    let version = section.text("version")?.or(section.text("format")?).unwrap_or_else(|| "gemm".to_owned());
+    if version.to_lowercase() != "gemm" {
+        return Err(refused(format!("AWQ of version {version:?} is not supported, only gemm is; {ADVICE}")));
+    }
+    let bits = section.bits(&[4], "AWQ")?;
+    let symmetric = section.flag("zero_point")? == Some(false);
+    Ok(Packing { layout: Layout::Awq, bits, group: section.group()?, symmetric })
+}
+
+fn gptq(section: Section<'_>) -> Result<Packing, CheckpointError> {
+    let format = section.text("checkpoint_format")?.or(section.text("format")?);
+    let less_one = match format.as_deref().unwrap_or("gptq") {
+        "gptq" => true,
+        "gptq_v2" => false,
+        other => {
+            let problem =
+                format!("GPTQ of checkpoint_format {other:?} is not supported, only gptq and gptq_v2 are");
+            return Err(refused(format!("{problem}; {ADVICE}")));
+        }
+    };
+    let bits = section.bits(&[2, 4, 8], "GPTQ")?;
+    let symmetric = section.flag("sym")? == Some(true);
+    Ok(Packing { layout: Layout::Gptq { less_one }, bits, group: section.group()?, symmetric })
+}
+
+fn compressed_tensors(section: Section<'_>) -> Result<Method, CheckpointError> {
+    let format = section.text("format")?.unwrap_or_default();
+    let groups = section.0.get("config_groups").and_then(Value::as_object);
+    let weights: Vec<&Value> =
+        groups.into_iter().flat_map(|g| g.values()).filter_map(|g| g.get("weights")).collect();
+    let ([weights] | [weights, ..]) = weights[..] else {
+        return Err(refused(
+            "compressed-tensors without config_groups that say how weights are stored".to_owned(),
+        ));
+    };
+    let weights = Section(weights);
+    match format.as_str() {
+        "float-quantized" => Ok(Method::Floats { name: "FP8", block: weights.block("block_structure")? }),
+        "pack-quantized" => {
+            let bits = weights.named_bits("num_bits", &[4, 8], "compressed-tensors")?;
+            let symmetric = weights.flag("symmetric")? != Some(false);
+            Ok(Method::Packed(Packing { layout: Layout::Rows, bits, group: weights.group()?, symmetric }))
+        }
+        other => Err(refused(format!(
+            "compressed-tensors of format {other:?} is not supported, only float-quantized and pack-quantized are; {ADVICE}"
+        ))),
+    }
+}
+
+/// A section of the config.
+#[derive(Clone, Copy)]
+struct Section<'a>(&'a Value);
+
+impl Section<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, CheckpointError> {
+        let text =
+            |value: &Value| value.as_str().map(str::to_owned).ok_or_else(|| wrong(key, value, "a name"));
+        self.get(key).map(text).transpose()
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, CheckpointError> {
+        let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong(key, value, "true or false"));
+        self.get(key).map(flag).transpose()
+    }
+
+    fn bits(&self, known: &[u64], name: &str) -> Result<usize, CheckpointError> {
+        self.named_bits("bits", known, name)
+    }
+
+    fn named_bits(&self, key: &str, known: &[u64], name: &str) -> Result<usize, CheckpointError> {
+        let Some(value) = self.get(key) else { return Err(refused(format!("{key} is missing"))) };
+        match value.as_u64() {
+            Some(bits) if known.contains(&bits) => Ok(bits as usize),
+            Some(bits) => {
+                let (last, others) = known.split_last().unwrap_or((&0, &[]));
+                let others: Vec<String> = others.iter().map(u64::to_string).collect();
+                let and = if others.is_empty() { "" } else { " and " };
+                let known = format!("{}{and}{last}", others.join(", "));
+                Err(refused(format!("{name} of {bits} bits is not supported, {known} bits are; {ADVICE}")))
+            }
+            None => Err(wrong(key, value, "a whole number")),
+        }
+    }
+
+    /// The number of columns of a group; `None` where all columns are one.
+    fn group(&self) -> Result<Option<usize>, CheckpointError> {
+        match self.get("group_size") {
+            None => Ok(None),
+            Some(value) if value.as_i64() == Some(-1) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(group @ 1..) => Ok(Some(group as usize)),
+                _ => Err(wrong("group_size", value, "a positive whole number or -1")),
+            },
+        }
+    }
+
+    fn block(&self, key: &str) -> Result<Option<[usize; 2]>, CheckpointError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = |value: &Value| value.as_u64().filter(|&size| size > 0).map(|size| size as usize);
+        let sizes: Option<Vec<usize>> = value.as_array().and_then(|sizes| sizes.iter().map(size).collect());
+        let sizes = sizes.and_then(|sizes| <[usize; 2]>::try_from(sizes).ok());
+        sizes.map(Some).ok_or_else(|| wrong(key, value, "a list of two sizes"))
+    }
+}
+
+fn wrong(key: &str, value: &Value, needed: &str) -> CheckpointError {
+    refused(format!("{key} is {value}, and {needed} is needed"))
+}
+
+fn refused(problem: String) -> CheckpointError {
+    let problem = shortened(&problem).into_owned();
+    CheckpointError::Quantization { layer: "every layer".to_owned(), problem }
+}
