@@ -1,4 +1,4 @@
-//! A checkpoint folder: its config, the headers of its tensors, and its adapters.
+//! A checkpoint: its config, the headers of its tensors, and its adapters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,16 +13,19 @@ use crate::adapters::Adapters;
 use crate::error::{CheckpointError, of_config};
 use crate::files::{read_json, warn_ignored};
 use crate::forms;
+use crate::gguf::{self, GgufLayers};
 use crate::import::{Imported, Method};
 use crate::quantization::{QuantizationPlan, section};
 use crate::safetensors_file::{TensorInfo, read_tensor};
 use crate::source::TensorSource;
 use crate::tensor_files::TensorFiles;
 
-/// A checkpoint folder whose config and tensor headers were read.
+/// A checkpoint folder or a GGUF file, whose config and tensor headers were read.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    folder: PathBuf,
+    path: PathBuf,
+    /// The file that the config comes from.
+    config_file: PathBuf,
     pub(crate) config: serde_json::Value,
     model_type: String,
     pub(crate) quantization: QuantizationPlan,
@@ -30,50 +33,93 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, TensorInfo>,
     /// Makes the tensors that are not in a safetensors file.
     source: Option<Arc<dyn TensorSource>>,
+    /// Whether layers that the file has quantized are in full precision.
+    dequantized: bool,
     pub(crate) adapters: Option<Adapters>,
     pub(crate) form: Form,
 }
 
 impl Checkpoint {
-    /// Reads the config and the headers of the tensor files of a folder.
+    /// Opens a checkpoint folder, or a GGUF file, of which any part can be given where there are several. The config and the
+    /// headers of the tensors are read, and the tensors are not.
     ///
     /// # Errors
     ///
     /// A [`CheckpointError`] that names the folder, file or key at fault.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let folder = folder.as_ref().to_path_buf();
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        Self::open_with(path, GgufLayers::Mlx)
+    }
+
+    /// [`open`](Self::open), where `layers` says what becomes of the layers of a GGUF file. It changes nothing for a folder.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, layers: GgufLayers) -> Result<Self, CheckpointError> {
+        let path = path.as_ref();
+        if !forms::is_gguf(path) {
+            return Self::open_folder(path);
+        }
+        let gguf::Opened { config, files, source } = gguf::open(path, layers)?;
+        let checkpoint = Self { files, ..Self::new(path, path, config, QuantizationPlan::default())? };
+        let (layers, dequantized) = (source.quantizations(), source.is_dequantized());
+        Ok(Self { dequantized, ..checkpoint.with_source(Arc::new(source), [], &layers)? })
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, CheckpointError> {
         if !folder.is_dir() {
+            let folder = folder.to_path_buf();
             return Err(forms::of_file(&folder).unwrap_or(CheckpointError::NoFolder { folder }));
         }
-        let absent = |file| forms::without_config(&folder).unwrap_or(CheckpointError::NoConfig { file });
-        let config = read_json(&folder.join("config.json"), absent)?;
-        let model_type = config
-            .get("model_type")
-            .and_then(serde_json::Value::as_str)
-            .ok_or_else(|| CheckpointError::NoModelType { file: folder.join("config.json") })?
-            .to_owned();
+        let absent = |file| forms::without_config(folder).unwrap_or(CheckpointError::NoConfig { file });
+        let file = folder.join("config.json");
+        let config = read_json(&file, absent)?;
         let method = Method::from_config(&config)?;
         let quantization = match &method {
             Some(_) => QuantizationPlan::default(),
             None => QuantizationPlan::from_config(&config)?,
         };
-
-        let files = TensorFiles::find(&folder)?;
-        let tensors = files.read_headers()?;
-        let files = files.files;
-        let (source, adapters, form) = (None, None, Form::Adapted);
-        let checkpoint =
-            Self { folder, config, model_type, quantization, files, tensors, source, adapters, form };
+        let mut checkpoint = Self::new(folder, &file, config, quantization)?;
+        let files = TensorFiles::find(folder)?;
+        checkpoint.tensors = files.read_headers()?;
+        checkpoint.files = files.files;
         match method {
             None => Ok(checkpoint),
             Some(method) => checkpoint.imported(&method),
         }
     }
 
+    /// A checkpoint with this config, and without tensors.
+    fn new(
+        path: &Path,
+        config_file: &Path,
+        config: serde_json::Value,
+        quantization: QuantizationPlan,
+    ) -> Result<Self, CheckpointError> {
+        let (path, config_file) = (path.to_path_buf(), config_file.to_path_buf());
+        let model_type = config.get("model_type").and_then(serde_json::Value::as_str);
+        let Some(model_type) = model_type.map(str::to_owned) else {
+            return Err(CheckpointError::NoModelType { file: config_file });
+        };
+        Ok(Self {
+            path,
+            config_file,
+            config,
+            model_type,
+            quantization,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            source: None,
+            dequantized: false,
+            adapters: None,
+            form: Form::Adapted,
+        })
+    }
+
     /// The same checkpoint, of which another program quantized the layers, as MLX has them.
     fn imported(mut self, method: &Method) -> Result<Self, CheckpointError> {
-        let Self { folder, config, files, tensors, .. } = &self;
-        let imported = Imported::new(folder, config, method, files, tensors)?;
+        let Self { path, config, files, tensors, .. } = &self;
+        let imported = Imported::new(path, config, method, files, tensors)?;
         let (used, layers) = (imported.used.clone(), imported.layers.clone());
         if let Some(text) = self.config.get_mut("text_config").and_then(serde_json::Value::as_object_mut) {
             text.remove("quantization_config");
@@ -138,14 +184,19 @@ impl Checkpoint {
         Self { form: if dequantize { Form::FusedDequantized } else { Form::Fused }, ..self }
     }
 
-    /// Whether a model that is built from it has no quantized layers, whatever the config says.
+    /// Whether a model that is built from it has no quantized layers, although the checkpoint has.
     pub(crate) fn is_dequantized(&self) -> bool {
-        self.form == Form::FusedDequantized
+        self.dequantized || self.form == Form::FusedDequantized
     }
 
-    /// The folder of the checkpoint.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The checkpoint: a folder or a GGUF file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is worth knowing of the tensors that were read so far, such as a loss of precision: a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        self.source.as_ref().map_or_else(Vec::new, |source| source.notes())
     }
 
     /// `model_type` of the config.
@@ -156,8 +207,7 @@ impl Checkpoint {
     /// Warns through `tracing` that keys of the config have no effect and are ignored. An architecture calls it for keys
     /// that transformers and mlx-lm ignore too, and that change nothing that the model computes.
     pub fn warn_ignored(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) {
-        let file = self.folder.join("config.json");
-        keys.into_iter().for_each(|key| warn_ignored(&file, key.as_ref()));
+        keys.into_iter().for_each(|key| warn_ignored(&self.config_file, key.as_ref()));
     }
 
     /// The config, as a type that the architecture chooses.
@@ -166,8 +216,7 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::Config`] if a key is missing or has the wrong type.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
-        serde_path_to_error::deserialize(&self.config)
-            .map_err(|e| of_config(&self.folder.join("config.json"), e))
+        serde_path_to_error::deserialize(&self.config).map_err(|e| of_config(&self.config_file, e))
     }
 
     /// The tensor files.

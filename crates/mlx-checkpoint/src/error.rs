@@ -81,6 +81,12 @@ pub enum CheckpointError {
         /// What to do.
         advice: String,
     },
+    /// A GGUF file cannot be loaded.
+    #[error(transparent)]
+    Gguf {
+        /// Which file, and what is wrong with it.
+        source: Box<mlx_gguf::GgufError>,
+    },
     /// The index of the shards has no map from tensors to files.
     #[error("{} has no weight_map from tensor keys to safetensors files beside it", file.display())]
     Index {

@@ -16,9 +16,6 @@ const PICKLED: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
 /// The error for a file that was named instead of a checkpoint folder.
 pub(crate) fn of_file(file: &Path) -> Option<CheckpointError> {
-    if is_gguf(file) {
-        return Some(gguf(file));
-    }
     let advice = match extension(file)?.as_str() {
         "safetensors" => "name the folder that it is in, with config.json beside it",
         pickled if PICKLED.contains(&pickled) => {
@@ -69,18 +66,14 @@ pub(crate) fn without_tensors(folder: &Path) -> Option<CheckpointError> {
 }
 
 fn with_gguf(folder: &Path) -> Option<CheckpointError> {
-    files(folder, |_, extension| extension == "gguf").then(|| gguf(folder))
+    let advice = "name one of these files";
+    let form = "it is a folder with GGUF files, and no checkpoint";
+    files(folder, |_, extension| extension == "gguf").then(|| other(folder, form, advice))
 }
 
 fn tokenizer_alone(folder: &Path) -> bool {
     let has_tokenizer = ["tokenizer.model", "tokenizer.json"].iter().any(|name| is_file(&folder.join(name)));
     has_tokenizer && !files(folder, |_, extension| extension == "safetensors")
-}
-
-fn gguf(place: &Path) -> CheckpointError {
-    let advice = "GGUF is not supported yet; use the model's safetensors checkpoint, which `convert --quantize` \
-                  makes as small";
-    other(place, "it is a model in llama.cpp's format GGUF", advice)
 }
 
 fn pickled(place: &Path, form: &str) -> CheckpointError {
@@ -94,9 +87,11 @@ fn other(place: &Path, form: &str, advice: &str) -> CheckpointError {
     CheckpointError::OtherForm { place: place.to_path_buf(), form, advice }
 }
 
-fn is_gguf(file: &Path) -> bool {
+/// Whether this is a GGUF file, by its first bytes or by its name.
+pub(crate) fn is_gguf(file: &Path) -> bool {
     let mut start = [0; GGUF.len()];
-    mlx_files::open(file).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == GGUF
+    let named = extension(file).is_some_and(|extension| extension == "gguf") && is_file(file);
+    named || mlx_files::open(file).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == GGUF
 }
 
 fn is_file(file: &Path) -> bool {

@@ -37,6 +37,7 @@ mod convert;
 mod error;
 mod files;
 mod forms;
+mod gguf;
 mod head;
 mod import;
 mod names;
@@ -54,6 +55,7 @@ pub use convert::{
     ConvertError, ConvertOptions, Converted, FloatDtype, LayerChoice, QuantizeOptions, Recipe, Weights,
 };
 pub use error::{CheckpointError, TensorProblem};
+pub use gguf::GgufLayers;
 pub use mlx_safetensors::Dtype as TensorDtype;
 pub use names::{Renaming, TensorNames};
 pub use safetensors_file::TensorInfo;

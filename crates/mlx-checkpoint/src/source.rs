@@ -28,4 +28,10 @@ pub trait TensorSource: Debug + Send + Sync {
     fn is_needless(&self, _key: &str) -> bool {
         false
     }
+
+    /// What is worth knowing of the tensors that were made so far, such as a loss of precision: a sentence each. They are
+    /// logged when a model has taken its tensors.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -62,6 +62,9 @@ impl<'a> CheckpointTensors<'a> {
         for (number, file) in checkpoint.files().iter().enumerate() {
             let is_in_file = |info: &TensorInfo| info.in_file().is_some_and(|(file, _)| file == number);
             let of_file = checkpoint.headers().iter().filter(|(_, info)| is_in_file(info));
+            if of_file.clone().next().is_none() {
+                continue; // a source reads it
+            }
             if !of_file.clone().all(|(_, info)| info.dtype.is_read_by_mlx()) {
                 // MLX would refuse the whole file, even if the model ignores the tensor at fault.
                 left.extend(of_file.map(|(key, _)| (key.clone(), Held::Unread)));
@@ -108,6 +111,8 @@ impl<'a> CheckpointTensors<'a> {
     /// [`CheckpointError::Tensors`] with every tensor that is missing, left over, or has the wrong shape or dtype.
     /// Otherwise [`CheckpointError::Adapters`] with every adapter tensor that is missing, left over or wrong.
     pub fn finish(mut self, ignored: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
+        let path = self.checkpoint.path().display();
+        self.checkpoint.notes().iter().for_each(|note| tracing::warn!("{path}: {note}"));
         let replaced = self.replaced.keys().filter(|key| self.left.contains_key(*key));
         if let Some(adapters) = &mut self.adapters {
             replaced.for_each(|key| adapters.unused(key.clone()));
@@ -115,7 +120,7 @@ impl<'a> CheckpointTensors<'a> {
         let mut left: Vec<String> = self.left.into_keys().collect();
         left.retain(|key| !self.replaced.contains_key(key));
         let (frequencies, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|key| is_frequencies(key));
-        warn_frequencies(self.checkpoint.folder(), frequencies);
+        warn_frequencies(self.checkpoint.path(), frequencies);
         let left = left.into_iter().filter(|key| !ignored(key) && !self.checkpoint.is_needless(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
         let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
@@ -134,7 +139,7 @@ impl<'a> CheckpointTensors<'a> {
         }
         self.problems.sort_by(|a, b| a.key().cmp(b.key()));
         Err(CheckpointError::Tensors {
-            folder: self.checkpoint.folder().to_path_buf(),
+            folder: self.checkpoint.path().to_path_buf(),
             problems: self.problems,
         })
     }

@@ -397,8 +397,11 @@ fn models_in_other_formats_are_named() {
             vec![("adapter_config.json", b"{".as_slice())],
             vec!["load the model that they are for, with --adapters"],
         ),
-        (vec![("model-q4_0.gguf", &gguf)], vec!["llama.cpp's format GGUF", "GGUF is not supported yet"]),
-        (vec![("config.json", config), ("a.gguf", &gguf)], vec!["GGUF is not supported yet"]),
+        (
+            vec![("model-q4_0.gguf", &gguf)],
+            vec!["a folder with GGUF files, and no checkpoint", "name one of these"],
+        ),
+        (vec![("config.json", config), ("a.gguf", &gguf)], vec!["name one of these files"]),
         (
             vec![("config.json", config), ("pytorch_model.bin", b"x")],
             vec!["its weights are PyTorch files", "load the model with transformers and save it again"],
@@ -435,8 +438,9 @@ fn models_in_other_formats_are_named() {
     }
     let folder = tempfile::tempdir().unwrap();
     for (name, content, needle) in [
-        ("model.gguf", gguf.as_slice(), "GGUF is not supported yet"),
-        ("renamed", &gguf, "GGUF is not supported yet"),
+        ("model.gguf", gguf.as_slice(), "the file ends at byte 8, inside of the number of tensors"),
+        ("renamed", &gguf, "the file ends at byte 8, inside of the number of tensors"),
+        ("other.gguf", b"PK", "not a GGUF file"),
         ("model.safetensors", b"x", "name the folder that it is in"),
         ("pytorch_model.bin", b"x", "it is a PyTorch file"),
         ("notes.txt", b"x", "is not a folder"),

@@ -63,7 +63,7 @@ impl DraftingModel {
     fn load(arguments: ModelArguments, tokenizer: &Tokenizer) -> Result<Self, Failure> {
         let (folder, options) = arguments.resolved()?;
         // The tokens first: a draft model with other tokens is refused before its weights are read.
-        let shared = tokenizer.shared_tokens(&Tokenizer::from_folder(&folder)?).map_err(|e| {
+        let shared = tokenizer.shared_tokens(&Tokenizer::open(&folder)?).map_err(|e| {
             Failure::Arguments(format!("the draft model has other tokens than the model: {e}"))
         })?;
         let never_proposed = shared.theirs_only().to_vec();

@@ -89,7 +89,7 @@ pub(crate) fn run(arguments: Arguments, device: Device) -> Result<(), Failure> {
     let options = LoadOptions { lazy: true, ..LoadOptions::default() };
     let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
     // Without one a model can still be described.
-    let tokenizer = Tokenizer::from_folder(checkpoint.folder());
+    let tokenizer = Tokenizer::open(checkpoint.path());
     let description = describe(&checkpoint, &*model, &tokenizer, device)?;
 
     if let Some(warning) = &description.memory.warning {

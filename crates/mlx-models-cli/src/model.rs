@@ -56,7 +56,7 @@ impl ModelArguments {
         let started = Instant::now();
         // The cheap checks come first: whether the folder holds a model, then its tokenizer, before gigabytes are read.
         let checkpoint = Checkpoint::open(&folder).map_err(LoadError::from)?;
-        let tokenizer = Tokenizer::from_folder(&folder)?;
+        let tokenizer = Tokenizer::open(&folder)?;
         let model = mlx_models::load_checkpoint(&checkpoint, &options)?;
         Ok(Loaded { model, tokenizer, time: started.elapsed() })
     }

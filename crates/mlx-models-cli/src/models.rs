@@ -32,7 +32,10 @@ const NOT_SUPPORTED: &[(&str, Option<&str>)] = &[
         Some("their architectures differ from those with similar names"),
     ),
     ("code in a model's folder (trust_remote_code)", Some("it is never run")),
-    ("GGUF", None),
+    (
+        "GGUF of other types than F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K and MXFP4",
+        Some("quantize the model to one of these"),
+    ),
     ("PyTorch's files (*.bin, *.pt), *.npz", Some("convert them to safetensors")),
     (
         "GPTQ, AWQ, bitsandbytes, FP8 of transformers, and other quantizations that are not MLX's",

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
-use mlx_checkpoint::{Adapters, Checkpoint, ConvertOptions, Converted, Progress, Weights};
+use mlx_checkpoint::{Adapters, Checkpoint, ConvertOptions, Converted, GgufLayers, Progress, Weights};
 use mlx_files::without_source_place;
 use mlx_rs::transforms::eval_params;
 
@@ -123,7 +123,9 @@ impl Architectures {
         options: &FuseOptions,
     ) -> Result<(), LoadError> {
         let adapters = Adapters::open(adapters)?;
-        let checkpoint = Checkpoint::open(folder)?.with_adapters(adapters).fused(options.dequantize);
+        let layers = if options.dequantize { GgufLayers::Dequantized } else { GgufLayers::Mlx };
+        let checkpoint = Checkpoint::open_with(folder, layers)?;
+        let checkpoint = checkpoint.with_adapters(adapters).fused(options.dequantize);
         let model = self.load_checkpoint(&checkpoint, &lazily())?;
         let names = self.architecture_of(&checkpoint)?.names;
         Ok(checkpoint.save_as(out, model.parameters().flatten(), &names)?)
@@ -142,7 +144,11 @@ impl Architectures {
         options: &ConvertOptions,
         progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Converted, LoadError> {
-        let mut checkpoint = Checkpoint::open(folder)?;
+        let layers = match options.weights {
+            Weights::Kept => GgufLayers::Mlx,
+            Weights::Quantized(_) | Weights::Dequantized => GgufLayers::Dequantized,
+        };
+        let mut checkpoint = Checkpoint::open_with(folder, layers)?;
         if let Some(adapters) = adapters {
             let dequantize = matches!(options.weights, Weights::Dequantized);
             checkpoint = checkpoint.with_adapters(Adapters::open(adapters)?).fused(dequantize);

@@ -90,8 +90,8 @@ pub use mlx_causal_lm::{
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
-    Converted, FloatDtype, LayerChoice, Progress, QuantizeOptions, Recipe, TensorNames, TensorProblem,
-    Weights,
+    Converted, FloatDtype, GgufLayers, LayerChoice, Progress, QuantizeOptions, Recipe, TensorNames,
+    TensorProblem, Weights,
 };
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,

@@ -66,8 +66,8 @@ impl Checkpoint {
     /// The config as mlx-lm saves it: without the name of another place and the config of a vision part, which is not
     /// written, and with the stop tokens of the generation config.
     pub(crate) fn saved_config(&self) -> Result<Value, CheckpointError> {
-        let generation = self.folder().join("generation_config.json");
-        let generation = if is_present(&generation)? {
+        let generation = self.path().join("generation_config.json");
+        let generation = if self.path().is_dir() && is_present(&generation)? {
             let read = |file| CheckpointError::NoConfig { file };
             serde_json::from_str(&read_text(&generation, read)?).unwrap_or_default()
         } else {
@@ -115,8 +115,11 @@ impl Checkpoint {
     }
 
     fn copy_companions(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let read = |source| CheckpointError::Io { file: self.folder().to_path_buf(), source };
-        for entry in fs::read_dir(self.folder()).map_err(read)? {
+        if !self.path().is_dir() {
+            return Ok(()); // a GGUF file, whose tokenizer is in its metadata
+        }
+        let read = |source| CheckpointError::Io { file: self.path().to_path_buf(), source };
+        for entry in fs::read_dir(self.path()).map_err(read)? {
             let file = entry.map_err(read)?.path();
             let extension = file.extension().unwrap_or_default().to_string_lossy();
             let name = file.file_name().unwrap_or_default();

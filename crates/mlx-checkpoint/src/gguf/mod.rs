@@ -1,0 +1,259 @@
+//! A GGUF file as a checkpoint.
+
+mod affine;
+mod loss;
+mod stored;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use mlx_gguf::model::{Change, Model, ModelTensor, half_order};
+use mlx_gguf::{Gguf, GgufError, Tensor, TensorType, dequantize};
+use mlx_layers::Quantization;
+use mlx_rs::Array;
+use mlx_safetensors::{Dtype, arrays};
+use serde_json::Value;
+
+use crate::error::CheckpointError;
+use crate::safetensors_file::TensorInfo;
+use crate::source::TensorSource;
+use crate::text::of_mlx;
+use loss::{Loss, Losses};
+use stored::Stored;
+
+/// What becomes of the layers of a GGUF file, which are quantized in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufLayers {
+    /// They get a format of MLX: the same numbers where there is one, otherwise the nearest.
+    Mlx,
+    /// They are brought into full precision.
+    Dequantized,
+}
+
+/// What a file has.
+pub(crate) struct Opened {
+    pub(crate) config: Value,
+    /// The file, or its parts.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) source: GgufSource,
+}
+
+/// Opens a file, of which any part can be given where there are several.
+pub(crate) fn open(path: &Path, layers: GgufLayers) -> Result<Opened, CheckpointError> {
+    let wrong = |source: GgufError| CheckpointError::Gguf { source: Box::new(source) };
+    let file = Gguf::open(path).map_err(wrong)?;
+    let Model { config, tensors, .. } = file.model().map_err(wrong)?;
+    let files = file.files().map(Path::to_path_buf).collect();
+    let source = GgufSource::new(file, tensors, &config, layers);
+    Ok(Opened { config, files, source })
+}
+
+/// Makes the tensors of a checkpoint from those of a GGUF file.
+#[derive(Debug)]
+pub(crate) struct GgufSource {
+    file: Gguf,
+    tensors: BTreeMap<String, Made>,
+    /// The dtype of what is not quantized.
+    dtype: Dtype,
+    /// Whether layers that the file has quantized are in full precision.
+    dequantized: bool,
+    /// Scales and biases that were made with a weight, until the model takes them.
+    companions: Mutex<HashMap<String, Array>>,
+    losses: Mutex<Losses>,
+}
+
+/// A tensor of the checkpoint, by the key of its numbers.
+#[derive(Debug)]
+struct Made {
+    from: ModelTensor,
+    kind: TensorType,
+    stored: Stored,
+}
+
+impl GgufSource {
+    fn new(file: Gguf, tensors: Vec<ModelTensor>, config: &Value, layers: GgufLayers) -> Self {
+        let is_float32 = config.get("torch_dtype").and_then(Value::as_str) == Some("float32");
+        let dtype = if is_float32 { Dtype::F32 } else { Dtype::BF16 };
+        let mut dequantized = false;
+        let made = |from: ModelTensor| {
+            let kind = file.tensor(&from.name).map_or(TensorType::F32, |tensor| tensor.info.kind);
+            let is_layer =
+                from.shape.len() == 2 && from.change != Change::MinusOne && from.key.ends_with(".weight");
+            let of_kind = if is_layer { Stored::of(kind) } else { Stored::Full };
+            let stored = match layers {
+                GgufLayers::Mlx => of_kind,
+                GgufLayers::Dequantized => Stored::Full,
+            };
+            dequantized |= stored != of_kind;
+            (from.key.clone(), Made { from, kind, stored })
+        };
+        let tensors = tensors.into_iter().map(made).collect();
+        let (companions, losses) = (Mutex::default(), Mutex::default());
+        Self { file, tensors, dtype, dequantized, companions, losses }
+    }
+
+    /// Whether layers that the file has quantized are in full precision.
+    pub(crate) fn is_dequantized(&self) -> bool {
+        self.dequantized
+    }
+
+    /// How each layer is quantized.
+    pub(crate) fn quantizations(&self) -> BTreeMap<String, Quantization> {
+        let layer = |(key, made): (&String, &Made)| {
+            Some((key.strip_suffix(".weight")?.to_owned(), made.stored.quantization()?))
+        };
+        self.tensors.iter().filter_map(layer).collect()
+    }
+
+    fn make(&self, key: &str, made: &Made) -> Result<Array, String> {
+        let tensor = self.file.tensor(&made.from.name).ok_or("the file has no such tensor")?;
+        let rows = self.rows(tensor, &made.from)?;
+        let Some(quantization) = made.stored.quantization() else { return self.full(made, rows) };
+        let &[_, columns] = &made.from.shape[..] else { return Err("it is no matrix".to_owned()) };
+        let made_of = made.stored.make(made.kind, &rows.blocks, columns)?;
+        if let Some(loss) = made_of.loss {
+            self.lose(key, made.kind, quantization.to_string(), loss);
+        }
+        let layer = key.strip_suffix("weight").unwrap_or(key);
+        let mut companions = self.companions.lock().unwrap_or_else(PoisonError::into_inner);
+        companions.insert(format!("{layer}scales"), made_of.scales);
+        companions.extend(made_of.biases.map(|biases| (format!("{layer}biases"), biases)));
+        Ok(made_of.packed)
+    }
+
+    /// The rows of a tensor of the checkpoint, in their order there.
+    fn rows(&self, tensor: &Tensor, from: &ModelTensor) -> Result<Rows, String> {
+        let info = &tensor.info;
+        let mut bytes = self.file.read(tensor).map_err(|e| message(&e))?;
+        let mut kind = info.kind;
+        if info.shape.len() < 2 && kind.block_elements() > 1 {
+            // A block has several rows.
+            let mut numbers = Vec::new();
+            dequantize(kind, &bytes, &mut numbers);
+            (bytes, kind) =
+                (numbers.iter().flat_map(|number| number.to_le_bytes()).collect(), TensorType::F32);
+        }
+        let all = info.shape.first().copied().unwrap_or(1);
+        let row = bytes.len() / all.max(1);
+        let Range { start, end } = from.rows;
+        let order = match from.change {
+            Change::Halves { heads } => half_order(end - start, heads),
+            Change::None | Change::MinusOne => None,
+        };
+        let blocks = match order {
+            None if (start, end) == (0, all) => bytes,
+            None => bytes[start * row..end * row].to_vec(),
+            Some(order) => {
+                let at = |place: usize| &bytes[(start + place) * row..(start + place + 1) * row];
+                order.into_iter().flat_map(at).copied().collect()
+            }
+        };
+        Ok(Rows { kind, blocks })
+    }
+
+    /// A tensor in full precision.
+    fn full(&self, made: &Made, rows: Rows) -> Result<Array, String> {
+        let shape = &made.from.shape;
+        let minus_one = made.from.change == Change::MinusOne;
+        let as_it_is = match rows.kind {
+            TensorType::BF16 => self.dtype == Dtype::BF16,
+            TensorType::F32 => self.dtype == Dtype::F32,
+            _ => false,
+        };
+        if as_it_is && !minus_one {
+            return arrays::from_bytes(&rows.blocks, self.dtype, shape)
+                .and_then(evaluated)
+                .map_err(|e| of_mlx(&e));
+        }
+        let mut numbers = stored::numbers(rows.kind, &rows.blocks);
+        drop(rows.blocks);
+        if minus_one {
+            numbers.iter_mut().for_each(|number| *number -= 1.0);
+        }
+        if self.dtype == Dtype::F32 {
+            let shape: Vec<i32> = shape.iter().map(|&size| size as i32).collect();
+            return evaluated(Array::from_slice(&numbers, &shape)).map_err(|e| of_mlx(&e));
+        }
+        let bytes: Vec<u8> =
+            numbers.iter().flat_map(|&number| half::bf16::from_f32(number).to_le_bytes()).collect();
+        if rows.kind == TensorType::F16 {
+            let rounded =
+                bytes.as_chunks::<2>().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32());
+            let loss = Loss::between(&numbers, rounded);
+            if loss.largest > 0.0 {
+                self.lose(&made.from.key, made.kind, "bfloat16".to_owned(), loss);
+            }
+        }
+        arrays::from_bytes(&bytes, Dtype::BF16, shape).and_then(evaluated).map_err(|e| of_mlx(&e))
+    }
+
+    fn lose(&self, key: &str, kind: TensorType, became: String, loss: Loss) {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).add(key, kind, became, loss);
+    }
+}
+
+/// The rows of a tensor, in blocks of this type.
+struct Rows {
+    kind: TensorType,
+    blocks: Vec<u8>,
+}
+
+impl TensorSource for GgufSource {
+    fn tensors(&self) -> BTreeMap<String, TensorInfo> {
+        let mut infos = BTreeMap::new();
+        for (key, made) in &self.tensors {
+            let layer = key.strip_suffix("weight").unwrap_or(key);
+            let (Some(quantization), &[rows, columns]) = (made.stored.quantization(), &made.from.shape[..])
+            else {
+                infos.insert(key.clone(), TensorInfo::made(self.dtype, made.from.shape.clone()));
+                continue;
+            };
+            let size = |shape: [i32; 2]| shape.iter().map(|&size| size as usize).collect::<Vec<_>>();
+            let shape = [rows as i32, columns as i32];
+            let groups = size(quantization.groups_shape(shape));
+            infos.insert(key.clone(), TensorInfo::made(Dtype::U32, size(quantization.packed_shape(shape))));
+            let scales = if quantization.has_biases() { Dtype::F16 } else { Dtype::U8 };
+            infos.insert(format!("{layer}scales"), TensorInfo::made(scales, groups.clone()));
+            if quantization.has_biases() {
+                infos.insert(format!("{layer}biases"), TensorInfo::made(Dtype::F16, groups));
+            }
+        }
+        infos
+    }
+
+    fn read(&self, key: &str) -> Result<Array, String> {
+        if let Some(made) = self.tensors.get(key) {
+            return self.make(key, made);
+        }
+        let taken = self.companions.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if let Some(array) = taken {
+            return Ok(array);
+        }
+        // The model takes it before the weight.
+        let layer = key.rsplit_once('.').map_or(key, |(layer, _)| layer);
+        let made = self.tensors.get(&format!("{layer}.weight")).ok_or("the file has no such tensor")?;
+        self.make(&made.from.key, made)?;
+        let mut companions = self.companions.lock().unwrap_or_else(PoisonError::into_inner);
+        companions.remove(key).ok_or_else(|| "the file has no such tensor".to_owned())
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).notes()
+    }
+}
+
+/// The array, computed.
+fn evaluated(array: Array) -> Result<Array, mlx_rs::error::Exception> {
+    array.eval()?;
+    Ok(array)
+}
+
+/// An error with its causes.
+fn message(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", message(cause)),
+        None => error.to_string(),
+    }
+}
