@@ -48,6 +48,7 @@ mod config;
 mod decoder;
 mod files;
 mod gguf;
+mod gguf_metadata;
 mod jinja;
 mod json;
 mod parts;
