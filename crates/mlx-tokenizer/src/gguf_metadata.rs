@@ -9,10 +9,10 @@
 //! llama.cpp (<https://github.com/ggml-org/llama.cpp>), `src/llama-vocab.cpp` for the meaning of the entries, and `conversion/base.py`
 //! for which tokens are control tokens.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use mlx_gguf::Value;
+use mlx_gguf::{Gguf, Value};
 use serde::Deserialize;
 
 use crate::word_split::{WORD_SPLITS, WordSplit};
@@ -89,20 +89,28 @@ impl Merge {
 }
 
 impl Tokenizer {
-    /// What a GGUF file says of the tokenizer in a checkpoint folder, which this tokenizer was read from: the entries that begin with
-    /// `tokenizer.`. `rows` is the number of rows of the model's embedding; there are as many tokens, some of them unused.
+    /// What a GGUF file says of this tokenizer: the entries that begin with `tokenizer.`. `path` is the checkpoint folder or the GGUF
+    /// file that the tokenizer was read from. `rows` is the number of rows of the model's embedding; there are as many tokens, and those
+    /// that the tokenizer does not have are unused.
     ///
-    /// llama.cpp ignores a normalizer to NFC, so it gives other tokens for texts that are not in this form.
+    /// llama.cpp does not compose characters (Unicode's form C), so where a tokenizer does, it gives other tokens for decomposed ones.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Invalid`] where llama.cpp has no tokenizer that gives the same tokens, with the reason.
+    /// [`TokenizerError::Invalid`] where llama.cpp has no tokenizer that gives the same tokens, with the reason;
+    /// [`TokenizerError::Gguf`].
     pub fn gguf_metadata(
         &self,
-        folder: impl AsRef<Path>,
+        path: impl AsRef<Path>,
         rows: usize,
     ) -> Result<Vec<(String, Value)>, TokenizerError> {
-        let path = folder.as_ref().join("tokenizer.json");
+        let path = path.as_ref();
+        if path.is_file() {
+            let model = Gguf::open(path)?;
+            let entries = model.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer."));
+            return Ok(entries.map(|(key, value)| (key.to_owned(), value.clone())).collect());
+        }
+        let path = path.join("tokenizer.json");
         let entries = || {
             let json = mlx_files::read(&path, mlx_files::LARGEST_TOKENIZER).map_err(|e| e.to_string())?;
             let file: File = serde_json::from_slice(&json).map_err(|e| e.to_string())?;
@@ -119,46 +127,39 @@ impl Tokenizer {
         }
         let vocabulary = vocabulary(&file.model)?;
         let tokens = Tokens::new(file, &vocabulary, rows)?;
-        let mut entries = Entries(Vec::new());
+        let mut entries = Entries { all: Vec::new(), rows };
         if file.model.byte_fallback {
-            sentencepiece(file, &vocabulary, &tokens, &mut entries)?;
+            sentencepiece(file, &vocabulary, tokens, &mut entries)?;
         } else {
             byte_level(file, tokens, &mut entries)?;
         }
-        self.special(&mut entries)?;
-        Ok(entries.0)
+        self.special(file.model.unk_token.as_deref(), &mut entries)?;
+        Ok(entries.all)
     }
 
-    /// The ids of special tokens, which of them are put around a text, and the chat templates.
-    fn special(&self, entries: &mut Entries) -> Result<(), String> {
-        const NAMES: [(&str, &str); 7] = [
-            ("bos", "bos_token"),
-            ("eos", "eos_token"),
-            ("unknown", "unk_token"),
-            ("seperator", "sep_token"),
-            ("padding", "pad_token"),
-            ("cls", "cls_token"),
-            ("mask", "mask_token"),
-        ];
+    /// The ids of special tokens, which of them are put around a text, and the chat templates. `unknown` is the token for unknown
+    /// characters.
+    fn special(&self, unknown: Option<&str>, entries: &mut Entries) -> Result<(), String> {
         let id = |name| self.special_token(name).and_then(|token| self.token_id(token));
-        let ids: BTreeMap<&str, u32> =
-            NAMES.iter().filter_map(|&(name, key)| Some((name, id(key)?))).collect();
-        let mut stop = self.stop_tokens().iter().copied().filter(|id| ids.get("eos") != Some(id));
-        let end = ids.get("eos").copied().or_else(|| stop.next());
-        for (name, _) in NAMES {
-            let id = if name == "eos" { end } else { ids.get(name).copied() };
-            entries.id(name, id);
-        }
+        let mut stop = self.stop_tokens().iter().copied().filter(|&token| id("eos_token") != Some(token));
+        let (bos, eos) = (id("bos_token"), id("eos_token").or_else(|| stop.next()));
+        entries.id("bos", bos);
+        entries.id("eos", eos);
         // Further tokens that end an answer.
         entries.id("eot", stop.next());
         entries.id("eom", stop.next());
-        let [bos, eos] = self.around(ids.get("bos").copied(), end)?;
-        entries.push("add_bos_token", Value::Bool(bos));
-        entries.push("add_eos_token", Value::Bool(eos));
+        entries.id("unknown", id("unk_token").or_else(|| self.token_id(unknown?)));
+        // As the format spells it.
+        entries.id("seperator", id("sep_token"));
+        entries.id("padding", id("pad_token"));
+        entries.id("cls", id("cls_token"));
+        entries.id("mask", id("mask_token"));
+        let [adds_bos, adds_eos] = self.around(bos, eos)?;
+        entries.push("add_bos_token", Value::Bool(adds_bos));
+        entries.push("add_eos_token", Value::Bool(adds_eos));
         for (name, template) in &self.parts.templates {
-            let key =
-                if name == "default" { "chat_template".to_owned() } else { format!("chat_template.{name}") };
-            entries.0.push((format!("tokenizer.{key}"), Value::Text(template.clone())));
+            let name = if name == "default" { String::new() } else { format!(".{name}") };
+            entries.all.push((format!("tokenizer.chat_template{name}"), Value::Text(template.clone())));
         }
         Ok(())
     }
@@ -184,16 +185,19 @@ impl Tokenizer {
     }
 }
 
-/// The entries so far.
-struct Entries(Vec<(String, Value)>);
+/// The entries so far, of a model with this many tokens.
+struct Entries {
+    all: Vec<(String, Value)>,
+    rows: usize,
+}
 
 impl Entries {
     fn push(&mut self, key: &str, value: Value) {
-        self.0.push((format!("tokenizer.ggml.{key}"), value));
+        self.all.push((format!("tokenizer.ggml.{key}"), value));
     }
 
     fn id(&mut self, name: &str, id: Option<u32>) {
-        if let Some(id) = id {
+        if let Some(id) = id.filter(|&id| (id as usize) < self.rows) {
             self.push(&format!("{name}_token_id"), Value::Integer(id.into()));
         }
     }
@@ -217,20 +221,18 @@ struct Tokens {
 
 impl Tokens {
     fn new(file: &File, vocabulary: &HashMap<&str, u32>, rows: usize) -> Result<Self, String> {
+        let is_added = |id: u32| file.added_tokens.iter().any(|added| added.id == id);
+        // Added tokens beyond the embedding belong to a part that is not here, such as one for images.
+        let beyond = vocabulary.iter().filter(|(_, id)| **id as usize >= rows && !is_added(**id));
+        if let Some((token, id)) = beyond.min_by_key(|(_, id)| **id) {
+            return Err(format!("the token {token:?} has the id {id}, and the embedding {rows} rows"));
+        }
         let mut texts = vec![None; rows];
         let mut kinds = vec![TokenKind::Unused; rows];
-        for (&token, &id) in vocabulary {
-            let added = || file.added_tokens.iter().any(|added| added.id == id);
-            match texts.get_mut(id as usize) {
-                Some(slot) => *slot = Some(token.to_owned()),
-                // A token of a part that is not here, such as one for images.
-                None if added() => continue,
-                None => {
-                    return Err(format!("the token {token:?} has the id {id}, and the embedding {rows} rows"));
-                }
-            }
+        for (&token, &id) in vocabulary.iter().filter(|(_, id)| (**id as usize) < rows) {
             let is_byte = file.model.byte_fallback && byte_token(token);
-            kinds[id as usize] = if is_byte { TokenKind::Byte } else { TokenKind::Normal };
+            let kind = if is_byte { TokenKind::Byte } else { TokenKind::Normal };
+            (texts[id as usize], kinds[id as usize]) = (Some(token.to_owned()), kind);
         }
         for added in file.added_tokens.iter().filter(|added| (added.id as usize) < rows) {
             let is_control = added.special || looks_special(&added.content);
@@ -317,16 +319,15 @@ fn steps<'a>(component: &'a serde_json::Value, inside: &str) -> Vec<&'a serde_js
 fn sentencepiece(
     file: &File,
     vocabulary: &HashMap<&str, u32>,
-    tokens: &Tokens,
+    tokens: Tokens,
     entries: &mut Entries,
 ) -> Result<(), String> {
     let has_prefix = space_prefix(file)?;
-    let scores = scores(file, vocabulary, &tokens.kinds)?;
+    let scores = scores(file, vocabulary, &tokens)?;
     entries.push("model", Value::Text("llama".to_owned()));
     entries.push("pre", Value::Text("default".to_owned()));
-    entries.push("tokens", Value::Texts(tokens.texts.iter().collect()));
+    tokens.push(entries);
     entries.push("scores", Value::Floats(scores));
-    entries.push("token_type", Value::Integers(tokens.kinds.iter().map(|&kind| kind as i64).collect()));
     entries.push("add_space_prefix", Value::Bool(has_prefix));
     Ok(())
 }
@@ -334,7 +335,9 @@ fn sentencepiece(
 /// Whether a space is put before a text. Spaces become `▁`, and nothing else is changed or split.
 fn space_prefix(file: &File) -> Result<bool, String> {
     let (mut has_prefix, mut is_escaped) = (false, false);
-    for step in steps(&file.normalizer, "normalizers").into_iter().chain(steps(&file.pre_tokenizer, "pretokenizers")) {
+    for step in
+        steps(&file.normalizer, "normalizers").into_iter().chain(steps(&file.pre_tokenizer, "pretokenizers"))
+    {
         let is_space = step["pattern"]["String"] == " ";
         match step["type"].as_str().unwrap_or_default() {
             "Prepend" if step["prepend"] == "▁" => has_prefix = true,
@@ -359,11 +362,8 @@ const NO_SCORE: f32 = -1000.0;
 ///
 /// llama.cpp joins any two tokens that are a token together. So it gives the same tokens only if each such pair is a merge, and if the
 /// merges that make a token follow each other.
-fn scores(
-    file: &File,
-    vocabulary: &HashMap<&str, u32>,
-    kinds: &[TokenKind],
-) -> Result<Vec<f32>, String> {
+fn scores(file: &File, vocabulary: &HashMap<&str, u32>, tokens: &Tokens) -> Result<Vec<f32>, String> {
+    let kinds = &tokens.kinds;
     let is_normal = |id: u32| kinds.get(id as usize) == Some(&TokenKind::Normal);
     let first = kinds.iter().position(|&kind| kind == TokenKind::Normal).unwrap_or_default();
     let score = |(id, kind): (usize, &TokenKind)| match kind {
@@ -378,13 +378,17 @@ fn scores(
     for merge in &file.model.merges {
         let (left, right) = merge.pair().ok_or("a merge is no pair of tokens")?;
         let together = format!("{left}{right}");
-        let id = *vocabulary.get(&*together).ok_or_else(|| format!("its merges make {together:?}, which is no token"))?;
+        let id = *vocabulary
+            .get(&*together)
+            .ok_or_else(|| format!("its merges make {together:?}, which is no token"))?;
         merges.insert((left, right));
         if id == last || !is_normal(id) {
             continue;
         }
         if !made.insert(id) {
-            return Err(format!("its merges make {together:?} at several places, and llama.cpp cannot do this"));
+            return Err(format!(
+                "its merges make {together:?} at several places, and llama.cpp cannot do this"
+            ));
         }
         is_late |= id < last;
         if is_late {
@@ -393,12 +397,13 @@ fn scores(
         }
         last = id;
     }
-    for (token, _) in vocabulary.iter().filter(|(_, id)| is_normal(**id)) {
-        let splits = token.char_indices().skip(1).map(|(place, _)| token.split_at(place));
-        for (left, right) in splits {
+    for (token, _) in tokens.texts.iter().zip(0..).filter(|(_, id)| is_normal(*id)) {
+        for (left, right) in token.char_indices().skip(1).map(|(place, _)| token.split_at(place)) {
             let is_pair = vocabulary.contains_key(left) && vocabulary.contains_key(right);
             if is_pair && !merges.contains(&(left, right)) {
-                return Err(format!("llama.cpp would join {left:?} and {right:?}, which are none of its merges"));
+                return Err(format!(
+                    "llama.cpp would join {left:?} and {right:?}, which are none of its merges"
+                ));
             }
         }
     }
