@@ -1,7 +1,7 @@
 """Measures llama.cpp on a GGUF file: the time of a prompt up to the first token, and of each token after it.
 
 What: prints one line of JSON with the keys of `bench_tokens_mlx_lm.py`: `load_s`, `prefill_s`, `token_s` (a list), the
-greedy `tokens`, and `version`, which says how llama.cpp was built and run. The context has exactly the size that is
+greedy `tokens`, `peak_memory_bytes` (mapped weights included), and `version`, which says how llama.cpp was built and run. The context has exactly the size that is
 needed, keys and values are float16, weights are mapped into memory (`mmap`), the whole prompt is one batch, and layers
 with a window cache only their window. A warm-up with the whole prompt and two tokens is not counted.
 
@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="FILE")
     parser.add_argument("--prompt-tokens", type=int, required=True, metavar="P")
     parser.add_argument("--gen-tokens", type=int, required=True, metavar="N", help="at least 2")
-    parser.add_argument("--warm-up-tokens", type=int, metavar="P", help="tokens of the prompt to warm up with; all")
+    parser.add_argument("--warm-up-tokens", type=int, metavar="P", help="tokens of the prompt to warm up with; all, and 0 for no warm-up")
     parser.add_argument("--threads", type=int, metavar="N", help="threads; as many as there are cores to use")
     parser.add_argument("--batch", type=int, metavar="N", help="tokens of a batch; the whole prompt, 512 at least")
     parser.add_argument("--flash-attention", choices=list(FLASH_ATTENTION), default="auto")
@@ -110,14 +111,22 @@ def main() -> None:
     load = time.perf_counter() - began
 
     prompt = prompt_of(args.prompt_tokens, run.vocabulary)
-    run.generate(prompt[: args.warm_up_tokens], 2)
+    if args.warm_up_tokens != 0:
+        run.generate(prompt[: args.warm_up_tokens], 2)
     tokens, seconds = run.generate(prompt, args.gen_tokens)
     features = llama_cpp.llama_print_system_info().decode().strip(" |")
     version = f"llama-cpp-python {llama_cpp.__version__}; {threads} threads, batch {batch}, "
     version += f"flash attention {args.flash_attention}; {features}"
     print(
         json.dumps(
-            {"load_s": load, "prefill_s": seconds[0], "token_s": seconds[1:], "tokens": tokens, "version": version}
+            {
+                "load_s": load,
+                "prefill_s": seconds[0],
+                "token_s": seconds[1:],
+                "tokens": tokens,
+                "version": version,
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
         )
     )
 

@@ -1,7 +1,7 @@
 """Writes a checkpoint as GGUF, so that llama.cpp does the same work with the same weights in benchmarks.
 
-What: reads `config.json` and `model.safetensors` (bfloat16) of a Gemma 3, Lille, Llama 3.2 or Qwen 2 model and writes one
-GGUF file. Matrices are BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms and biases are F32. The
+What: reads `config.json` and `model.safetensors` (bfloat16 or float32) of a Gemma 3, Lille, Llama 3.2 or Qwen 2 model and writes one
+GGUF file. Matrices are F32, BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms and biases are F32. The
 file has no tokenizer (`tokenizer.ggml.model` is `none`), because the benchmark uses token ids. Prints one line of JSON: the
 number of tensors of each type, and their bytes.
 
@@ -10,7 +10,7 @@ MLP is SwiGLU. Lille's fused projection is written as three. llama.cpp does not 
 the script does. Since `llama` rotates pairs of neighbours, the rows of Llama's queries and keys are sorted so that its pairs
 are neighbours, and the stretching of its slower pairs is a tensor of factors.
 
-Why: `cargo xtask speed` compares this project with llama.cpp, which reads GGUF files only.
+Why: `cargo xtask speed` and `cargo xtask real` compare this project with llama.cpp, which reads GGUF files only.
 
 How to run, from the repository root:
 
@@ -31,7 +31,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-TYPES = ("BF16", "Q8_0", "Q4_0")
+TYPES = ("F32", "BF16", "Q8_0", "Q4_0")
 
 GEMMA3_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -72,21 +72,22 @@ LLAMA_NAMES = {
 
 
 def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The bfloat16 tensors of a safetensors file, as uint16."""
+    """The tensors of a safetensors file: float32, and bfloat16 as uint16."""
     with open(file, "rb") as source:
         (length,) = struct.unpack("<Q", source.read(8))
         header = json.loads(source.read(length))
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        if entry["dtype"] != "BF16":
-            raise SystemExit(f"{file}: {name} is {entry['dtype']}; only a checkpoint of bfloat16 can be written")
+        dtype = {"BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}.get(entry["dtype"])
+        if dtype is None:
+            raise SystemExit(f"{file}: {name} is {entry['dtype']}; it must be BF16 or F32")
         begin, end = entry["data_offsets"]
-        array = np.fromfile(file, dtype="<u2", count=(end - begin) // 2, offset=8 + length + begin)
+        array = np.fromfile(file, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=8 + length + begin)
         yield name, array.reshape(entry["shape"])
 
 
 def float32(array: np.ndarray) -> np.ndarray:
-    return (array.astype(np.uint32) << 16).view(np.float32)
+    return array if array.dtype == np.float32 else (array.astype(np.uint32) << 16).view(np.float32)
 
 
 def name_in(names: dict[str, str], name: str) -> str:
@@ -213,7 +214,7 @@ def write(model: Path, kind: str, file: Path) -> None:
         for name, array in parts(config, name, array):
             if array.ndim == 1:
                 writer.add_tensor(name, float32(array) + (architecture == "gemma3"))
-            elif kind == "BF16":
+            elif kind == "BF16" and array.dtype != np.float32:
                 writer.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=stored)
             else:
                 writer.add_tensor(name, gguf.quants.quantize(float32(array), stored), raw_dtype=stored)

@@ -34,6 +34,11 @@ pub const COMMANDS: &[LabCommand] = &[
         measures_speed: true,
     },
     LabCommand {
+        name: "real",
+        about: "Compare a real model with mlx-lm, transformers and llama.cpp (docs/real-models.md)",
+        measures_speed: true,
+    },
+    LabCommand {
         name: "random-model",
         about: "Write a checkpoint with random weights in the shape of a real model",
         measures_speed: false,

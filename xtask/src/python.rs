@@ -248,18 +248,28 @@ pub fn isolated(python: impl AsRef<std::ffi::OsStr>) -> Command {
 
 /// The folder of all environments: `MLX_MODELS_PYTHON_DIR`, or a folder of the user's cache.
 fn folder() -> io::Result<PathBuf> {
-    let path = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(folder) = path("MLX_MODELS_PYTHON_DIR") {
+    if let Some(folder) = absolute_path("MLX_MODELS_PYTHON_DIR") {
         return Ok(folder);
     }
-    let cache = if cfg!(target_os = "macos") {
-        path("HOME").map(|home| home.join("Library/Caches"))
-    } else {
-        path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))
-    };
-    cache.map(|cache| cache.join("mlx-models/python")).ok_or_else(|| {
+    user_cache("python").ok_or_else(|| {
         io::Error::other("there is no home folder; MLX_MODELS_PYTHON_DIR (an absolute path) may name another")
     })
+}
+
+/// The folder of this name in the project's part of the user's cache. `None` without a home folder.
+#[must_use]
+pub fn user_cache(name: &str) -> Option<PathBuf> {
+    let cache = if cfg!(target_os = "macos") {
+        absolute_path("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        absolute_path("XDG_CACHE_HOME").or_else(|| absolute_path("HOME").map(|home| home.join(".cache")))
+    };
+    cache.map(|cache| cache.join("mlx-models").join(name))
+}
+
+/// The absolute path that a variable names.
+fn absolute_path(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// The environment of these requirements below `folder`, made by the first suitable program of `pythons`.

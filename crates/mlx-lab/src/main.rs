@@ -5,6 +5,7 @@
 //! | `parity` | shows that our models compute what the reference programs compute: runs every case, or compares one checkpoint layer by layer | `parity`, `docs/parity.md` |
 //! | `bench` | shows whether a change made loading, prefill or decoding slower: we and mlx-lm take turns on one model | `bench`, `docs/performance.md` |
 //! | `speed` | shows how far the CPU kernels are from the machine's limits, beside mlx-lm and llama.cpp | `speed`, `docs/performance.md` |
+//! | `real` | proves a real model beside mlx-lm, transformers and llama.cpp | `real`, `docs/real-models.md` |
 //! | `random-model` | writes a model in the shape of a real one, for `speed` and for trials without a download | `random_model.rs` |
 //! | `plot-rope` | draws the picture of `docs/rope.md` again after a change of `mlx-rope` | `plot_rope.rs` |
 //! | `fuzz` | looks for files and options that make a library or the program panic, hang or use too much memory | `fuzz`, `docs/fuzzing.md` |
@@ -16,9 +17,11 @@ mod alone;
 mod bench;
 mod fuzz;
 mod interrupt;
+mod memory;
 mod parity;
 mod plot_rope;
 mod random_model;
+mod real;
 mod speed;
 
 use std::process::ExitCode;
@@ -50,6 +53,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Compare speed on the CPU with mlx-lm and llama.cpp, on models with random weights
     Speed(speed::Arguments),
+    /// Compare a real model with mlx-lm, transformers and llama.cpp (docs/real-models.md)
+    Real(real::Arguments),
     /// Write a checkpoint with random weights in the shape of a real model
     RandomModel(random_model::Arguments),
     /// Draw docs/rope.svg from the crate's own numbers
@@ -61,11 +66,14 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // Results that are compared with a reference bit by bit need stock MLX.
-    mlx_sys::cpu_kernels::set_enabled(matches!(command, Command::Bench(_) | Command::Speed(_)));
+    mlx_sys::cpu_kernels::set_enabled(matches!(
+        command,
+        Command::Bench(_) | Command::Speed(_) | Command::Real(_)
+    ));
     let device = match &command {
         Command::Parity(arguments) => arguments.device,
-        // It compares programs on the CPU.
-        Command::Speed(_) => Some(DeviceChoice::Cpu),
+        // They compare programs on the CPU.
+        Command::Speed(_) | Command::Real(_) => Some(DeviceChoice::Cpu),
         _ => None,
     };
     let device = match mlx_models::device::select(device) {
@@ -79,6 +87,7 @@ fn main() -> ExitCode {
         Command::Parity(arguments) => parity::run(&arguments, &device),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Speed(arguments) => speed::run(&arguments),
+        Command::Real(arguments) => real::run(&arguments),
         Command::RandomModel(arguments) => random_model::run(&arguments),
         Command::PlotRope => plot_rope::run(),
         Command::Fuzz(arguments) => fuzz::run(&arguments),

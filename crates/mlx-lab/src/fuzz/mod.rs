@@ -12,7 +12,6 @@ mod folder;
 mod json;
 mod kind;
 mod library;
-mod memory;
 mod options;
 mod program;
 mod random;

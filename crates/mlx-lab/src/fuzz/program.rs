@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::folder::{self, Folder};
 use super::kind::{LARGEST_MEMORY, Settings, Verdict};
-use super::memory;
 use super::random::Random;
 use super::values::{any_float, any_size, interesting_text};
+use crate::memory;
 
 /// The largest output; more is a fault.
 const LONGEST_OUTPUT: u64 = 16 << 20;

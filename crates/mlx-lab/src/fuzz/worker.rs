@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::case;
 use super::kind::{LARGEST_MEMORY, Settings, Verdict};
-use super::{case, memory};
+use crate::memory;
 
 /// A worker that still uses this much memory after a case is replaced, so that each case is measured alone.
 const LARGEST_WORKER: u64 = 1 << 30;

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use mlx_cpu::{Isa, Kernel, Simd};
 use mlx_models::generate::{GenerateOptions, Session, generate};
+use mlx_models::tokenizer::Tokenizer;
 use mlx_models::{CacheOptions, CausalLm};
 use mlx_rs::ops::matmul;
 use mlx_rs::random;
 
 use super::{Bandwidth, Products, Tokens};
+use crate::memory;
 
 /// The number of bytes read to measure the bandwidth: more than the processor's caches hold.
 const MEMORY: usize = 2 << 30;
@@ -26,17 +28,29 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// Generates greedy tokens after a prompt. A shorter run comes first as a warm-up, and is not counted.
 pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens: u32) -> Result<Tokens> {
     let started = Instant::now();
+    // llama.cpp reads the tokenizer with the model.
+    let tokenizer = folder.is_file().then(|| Tokenizer::from_folder(folder)).transpose()?;
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;
     let load_s = started.elapsed().as_secs_f64();
 
     let prompt = prompt(prompt_tokens, model.info().vocab_size as u32);
     let warm_up = prompt.get(..warm_up as usize).unwrap_or(&prompt);
-    run(&mut *model, warm_up, 2)?;
+    if !warm_up.is_empty() {
+        run(&mut *model, warm_up, 2)?;
+    }
     let (tokens, seconds) = run(&mut *model, &prompt, gen_tokens as usize)?;
     let (prefill_s, token_s) = seconds.split_first().ok_or("no token was generated")?;
     let version = format!("mlx-models {}", env!("CARGO_PKG_VERSION"));
-    Ok(Tokens { load_s, prefill_s: *prefill_s, token_s: token_s.to_vec(), tokens, version })
+    drop(tokenizer); // it is in memory up to here, as in a program
+    Ok(Tokens {
+        load_s,
+        prefill_s: *prefill_s,
+        token_s: token_s.to_vec(),
+        tokens,
+        version,
+        peak_memory_bytes: Some(memory::peak("self")).filter(|&bytes| bytes > 0),
+    })
 }
 
 /// The tokens that every program of the benchmark gets.

@@ -28,6 +28,8 @@ const KERNELS: &str = "MLX_CPU_KERNELS";
 const PROFILE: &str = "MLX_CPU_PROFILE";
 /// The share of the processor's time that other processes may use during a turn.
 const LEAST_OTHERS: f64 = 0.05;
+/// How often a disturbed turn is repeated, unless the user says otherwise.
+const PATIENCE: u32 = 3;
 /// The size of the matrices that are multiplied, and the number of products in a turn.
 const MATRIX: usize = 1024;
 const PRODUCTS: usize = 20;
@@ -63,7 +65,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..))]
     slow_gen_tokens: u32,
     /// How often a turn is repeated if other processes disturbed it
-    #[arg(long, value_name = "K", default_value_t = 3)]
+    #[arg(long, value_name = "K", default_value_t = PATIENCE)]
     patience: u32,
     /// The folder of the models, which are made if needed; the default is below the target folder
     #[arg(long, value_name = "DIR")]
@@ -92,7 +94,7 @@ enum Task {
 
 /// A program that runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-enum Program {
+pub(crate) enum Program {
     /// This project
     MlxModels,
     /// This project with MLX's own code for the CPU
@@ -119,14 +121,18 @@ impl Program {
 
 /// The output of a process that runs a model: ours, `bench_llama_cpp.py` or `bench_tokens_mlx_lm.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Tokens {
-    load_s: f64,
+pub(crate) struct Tokens {
+    /// The seconds from the start of loading the model until it can read tokens.
+    pub(crate) load_s: f64,
     /// The seconds from the start of the prompt to the first token.
-    prefill_s: f64,
+    pub(crate) prefill_s: f64,
     /// The seconds of each token after the first.
-    token_s: Vec<f64>,
+    pub(crate) token_s: Vec<f64>,
     tokens: Vec<u32>,
     version: String,
+    /// The most memory that the process had, in bytes, where its program measures it.
+    #[serde(default)]
+    pub(crate) peak_memory_bytes: Option<u64>,
 }
 
 /// The output of a process that multiplies matrices: ours or `bench_matmul.py`.
@@ -334,16 +340,17 @@ fn round(
     let say = |what: &str| workspace::complain(&format!("turn {number} of {}: {what}", arguments.turns));
     let Measurements { bandwidth, rows, matmul, .. } = measurements;
     say("memory");
-    bandwidth.push(turn(arguments, || Ok((ours(Task::Bandwidth)?, "this program")))?);
+    let patience = arguments.patience;
+    bandwidth.push(turn(patience, || Ok((ours(Task::Bandwidth)?, "this program")))?);
     say("matrices");
-    let products = turn(arguments, || Ok((ours(Task::Matmul)?, "this program")))?;
+    let products = turn(patience, || Ok((ours(Task::Matmul)?, "this program")))?;
     matmul.entry(Program::MlxModels.name()).or_default().push(products);
     let numpy = || {
         let mut script = python::script(&pythons.mlx_lm, "bench_matmul.py");
         script.args(["--size", &MATRIX.to_string(), "--products", &PRODUCTS.to_string()]);
         Ok((script, "bench_matmul.py"))
     };
-    matmul.entry("OpenBLAS").or_default().push(turn(arguments, numpy)?);
+    matmul.entry("OpenBLAS").or_default().push(turn(patience, numpy)?);
 
     let mut measured_slowly = Vec::new();
     for row in rows {
@@ -359,7 +366,7 @@ fn round(
         let (shape, width, program) = (row.shape.name(), row.width.name(), row.program.name());
         say(&format!("{shape} {width} prompt {}: {program}", row.prompt_tokens));
         let command = || run_model(row.program, model, row.measured_prompt_tokens, arguments, pythons);
-        let turn = turn(arguments, command)?;
+        let turn = turn(patience, command)?;
         row.turns.push(turn);
     }
     Ok(())
@@ -401,6 +408,33 @@ fn run_model(
     Ok((command, name))
 }
 
+/// One turn of a program with a GGUF file. A warm-up of no tokens is none.
+pub(crate) fn turn_on_file(
+    program: Program,
+    file: &Path,
+    prompt_tokens: u32,
+    gen_tokens: u32,
+    warm_up: u32,
+) -> io::Result<Tokens> {
+    let command = || {
+        let (mut command, name) = match program {
+            Program::LlamaCpp => {
+                let python = python::interpreter(Environment::LlamaCpp)?;
+                (python::script(&python, "bench_llama_cpp.py"), "bench_llama_cpp.py")
+            }
+            _ => (ours(Task::Tokens)?, "this program"),
+        };
+        command.arg("--model").arg(file);
+        for (name, count) in
+            [("--prompt-tokens", prompt_tokens), ("--gen-tokens", gen_tokens), ("--warm-up-tokens", warm_up)]
+        {
+            command.args([name, &count.to_string()]);
+        }
+        Ok((command, name))
+    };
+    Ok(turn(PATIENCE, command)?.found)
+}
+
 /// This program as a new process, for one measurement.
 fn ours(task: Task) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -415,11 +449,11 @@ fn ours(task: Task) -> io::Result<Command> {
 
 /// Runs a turn, and repeats it if other processes disturb it. The least disturbed turn counts.
 fn turn<T: DeserializeOwned>(
-    arguments: &Arguments,
+    patience: u32,
     command: impl Fn() -> io::Result<(Command, &'static str)>,
 ) -> io::Result<Turn<T>> {
     let mut best: Option<Turn<T>> = None;
-    for attempt in 0..=arguments.patience {
+    for attempt in 0..=patience {
         let before = machine::Usage::now();
         let (command, name) = command()?;
         let found = serde_json::from_slice(&output(command, name)?)?;
@@ -428,7 +462,7 @@ fn turn<T: DeserializeOwned>(
         if best.as_ref().is_none_or(better) {
             best = Some(Turn { found, others });
         }
-        if others.is_none_or(|others| others <= LEAST_OTHERS) || attempt == arguments.patience {
+        if others.is_none_or(|others| others <= LEAST_OTHERS) || attempt == patience {
             break;
         }
         let others = 100.0 * others.unwrap_or(0.0);
@@ -475,8 +509,14 @@ mod tests {
         let row = |width, prompt_tokens, measured_prompt_tokens, others: &[f64]| {
             let found = |&others: &f64| {
                 let version = String::new();
-                let found =
-                    Tokens { load_s: 0.0, prefill_s: 1.0, token_s: vec![1.0], tokens: vec![], version };
+                let found = Tokens {
+                    load_s: 0.0,
+                    prefill_s: 1.0,
+                    token_s: vec![1.0],
+                    tokens: vec![],
+                    version,
+                    peak_memory_bytes: None,
+                };
                 Turn { found, others: Some(others) }
             };
             let (shape, program) = (Shape::Gemma3, Program::MlxLm);

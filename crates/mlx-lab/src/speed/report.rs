@@ -204,8 +204,14 @@ mod tests {
     fn row(program: Program, prefill_s: [f64; 3], token_s: f64, tokens: &[u32]) -> Row {
         let turn = |prefill_s| {
             let token_s = vec![token_s; 4];
-            let found =
-                Tokens { load_s: 0.1, prefill_s, token_s, tokens: tokens.to_vec(), version: "1".into() };
+            let found = Tokens {
+                load_s: 0.1,
+                prefill_s,
+                token_s,
+                tokens: tokens.to_vec(),
+                version: "1".into(),
+                peak_memory_bytes: None,
+            };
             Turn { found, others: Some(0.02) }
         };
         Row {
