@@ -141,7 +141,7 @@ impl Model {
             return Err(io::Error::other("the model cannot be downloaded"));
         }
         let files: Files = serde_json::from_slice(&output.stdout)?;
-        let tokenizer = Tokenizer::from_folder(&files.bf16).map_err(io::Error::other)?;
+        let tokenizer = Tokenizer::open(&files.gguf).map_err(io::Error::other)?;
         let made = folder.join("made");
         fs::create_dir_all(&made)?;
         Ok(Self { files, made, tokenizer, text: text::text()?, scratch: tempfile::tempdir()? })

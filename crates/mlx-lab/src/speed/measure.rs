@@ -29,7 +29,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens: u32) -> Result<Tokens> {
     let started = Instant::now();
     // llama.cpp reads the tokenizer with the model.
-    let tokenizer = folder.is_file().then(|| Tokenizer::from_folder(folder)).transpose()?;
+    let tokenizer = folder.is_file().then(|| Tokenizer::open(folder)).transpose()?;
     let mut model = mlx_models::load(folder)?;
     mlx_rs::transforms::eval_params(model.parameters())?;
     let load_s = started.elapsed().as_secs_f64();
