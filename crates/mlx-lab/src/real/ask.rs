@@ -4,10 +4,10 @@
 //! `--answer`. Each runs in a process of its own, so that none has another's memory or settings.
 
 use std::error::Error;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use mlx_models::generate::{GenerateOptions, PerplexityOptions, Session, generate, perplexity};
 use mlx_models::{CacheOptions, CausalLm, Logits};
@@ -15,7 +15,7 @@ use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 use workspace::python::{self, Environment};
 
-use crate::interrupt;
+use crate::speed::output;
 
 /// What is asked.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -88,19 +88,10 @@ impl Program {
         let prompts = request.prompts.len();
         request.logits = (prompts > 0).then(|| logits.clone());
         let (mut command, name) = self.command()?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running =
-            command.spawn().map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
-        if let Some(mut to) = running.stdin.take() {
-            serde_json::to_writer(&mut to, &request)?;
-        }
-        let output = running.wait_with_output()?;
-        interrupt::check()?;
-        if !output.status.success() {
-            let said = python::last_lines(&output.stderr);
-            return Err(io::Error::other(format!("{name} failed ({}):\n{said}", output.status)));
-        }
-        let mut answer: Answer = serde_json::from_slice(&output.stdout)?;
+        let question = scratch.join("question.json");
+        fs::write(&question, serde_json::to_vec(&request)?)?;
+        command.stdin(File::open(&question)?);
+        let mut answer: Answer = serde_json::from_slice(&output(command, name)?)?;
         if prompts > 0 {
             let bytes = fs::read(&logits)?;
             let row = bytes.len() / prompts;

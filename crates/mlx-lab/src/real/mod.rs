@@ -41,7 +41,7 @@ const LARGEST_LOGIT: f64 = 0.01;
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The checks
-    #[arg(long = "only", value_enum, value_name = "CHECK", num_args = 1.., default_values = ["weights", "tokens", "logits", "perplexity", "long", "speed"])]
+    #[arg(long = "only", value_enum, value_name = "CHECK", num_args = 1.., default_values = ["weights", "tokenizer", "tokens", "logits", "perplexity", "long", "speed"])]
     checks: Vec<Check>,
     /// The lengths of the long prompts, in tokens
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [2000, 8000, 20_000])]
@@ -64,6 +64,8 @@ pub(crate) struct Arguments {
 enum Check {
     /// Compare the weights that we read with those of the package gguf
     Weights,
+    /// Compare the token ids of 500 texts with llama.cpp's and transformers'
+    Tokenizer,
     /// Compare greedy tokens with mlx-lm's, bit for bit
     Tokens,
     /// Compare logits with llama.cpp's and transformers'
@@ -84,6 +86,14 @@ struct Files {
     bf16: PathBuf,
     sha256: String,
     licence: String,
+}
+
+/// What `real_token_ids.py` prints.
+#[derive(Debug, Deserialize)]
+struct TokenIds {
+    version: String,
+    texts: Vec<String>,
+    ids: Vec<Vec<u32>>,
 }
 
 /// Everything that a check needs.
@@ -107,6 +117,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     for check in checks {
         let (title, rows) = match check {
             Check::Weights => ("Weights", model.weights()?),
+            Check::Tokenizer => ("Token ids", model.token_ids()?),
             Check::Tokens => ("Greedy tokens", model.tokens()?),
             Check::Logits => ("Logits", model.logits()?),
             Check::Perplexity => ("Perplexity", model.perplexity()?),
@@ -194,6 +205,33 @@ impl Model {
             format!("{same} of {}", theirs.len()),
             same == theirs.len() && ours.len() == theirs.len(),
         )])
+    }
+
+    /// The tokenizer of the GGUF file and that of the folder, beside llama.cpp's and transformers'.
+    fn token_ids(&self) -> io::Result<Vec<Row>> {
+        let folder = Tokenizer::from_folder(&self.files.bf16).map_err(io::Error::other)?;
+        let options = EncodeOptions { around: Around::Nothing, ..EncodeOptions::default() };
+        let mut rows = Vec::new();
+        for (environment, path) in
+            [(Environment::LlamaCpp, &self.files.gguf), (Environment::Transformers, &self.files.bf16)]
+        {
+            let mut script = python::script(&python::interpreter(environment)?, "real_token_ids.py");
+            script.arg("--model").arg(path);
+            let theirs: TokenIds =
+                serde_json::from_slice(&crate::speed::output(script, "real_token_ids.py")?)?;
+            for (tokenizer, of) in [(&self.tokenizer, "the GGUF file"), (&folder, "tokenizer.json")] {
+                let encoded = |text: &String| tokenizer.encode_with(text, options).map_err(io::Error::other);
+                let ours = theirs.texts.iter().map(encoded).collect::<io::Result<Vec<_>>>()?;
+                let same = ours.iter().zip(&theirs.ids).filter(|(ours, theirs)| ours == theirs).count();
+                rows.push(Row {
+                    what: format!("texts with the ids of {}, our tokenizer of {of}", theirs.version),
+                    found: format!("{same} of {}", ours.len()),
+                    // The model's own tokenizer, which transformers runs, is right where llama.cpp differs.
+                    holds: (environment == Environment::Transformers).then_some(same == ours.len()),
+                });
+            }
+        }
+        Ok(rows)
     }
 
     fn tokens(&self) -> io::Result<Vec<Row>> {
@@ -315,12 +353,7 @@ impl Model {
             workspace::complain(&format!("making {name}.gguf"));
             let mut script = python::script(&python::interpreter(Environment::LlamaCpp)?, "write_gguf.py");
             script.arg("--model").arg(&whole).args(["--type", "F32", "--out"]).arg(&file);
-            let output = script.output()?;
-            interrupt::check()?;
-            if !output.status.success() {
-                let said = python::last_lines(&output.stderr);
-                return Err(io::Error::other(format!("write_gguf.py failed ({}):\n{said}", output.status)));
-            }
+            crate::speed::output(script, "write_gguf.py")?;
             fs::remove_dir_all(&whole)?; // a gigabyte that is not needed again
         }
         Ok(file)

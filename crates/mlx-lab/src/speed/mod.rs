@@ -12,7 +12,7 @@ mod report;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -473,11 +473,8 @@ fn turn<T: DeserializeOwned>(
 }
 
 /// Reads the output of a program.
-fn output(mut command: Command, name: &str) -> io::Result<Vec<u8>> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
+pub(crate) fn output(mut command: Command, name: &str) -> io::Result<Vec<u8>> {
+    let output = command.output().map_err(|e| io::Error::new(e.kind(), format!("starting {name}: {e}")))?;
     interrupt::check()?;
     if !output.status.success() {
         let said = python::last_lines(&output.stderr);
