@@ -210,7 +210,7 @@ pub(super) trait Planes: Copy + Send + Sync {
     fn codes<W: Words>(w: W, words: &[W::Word; MOST_WORDS], h: usize) -> W::Word;
 }
 
-/// Loads the words of `S::LANES` groups of a chunk of `lanes` groups, from group `first` on. Only `count` groups are
+/// Loads the words of `S::LANES` groups, as floats with which there is no arithmetic, of a chunk of `lanes` groups, from group `first` on. Only `count` groups are
 /// there; the words of the others are 0.
 ///
 /// # Safety
@@ -223,13 +223,13 @@ pub(super) unsafe fn load<S: Integers, P: Planes>(
     lanes: usize,
     first: usize,
     count: usize,
-) -> [S::I; MOST_WORDS] {
-    let mut words = [s.bits(s.zero()); MOST_WORDS];
-    // SAFETY: the caller's promise. Words are loaded as floats, but there is no arithmetic with them.
+) -> [S::F; MOST_WORDS] {
+    let mut words = [s.zero(); MOST_WORDS];
+    // SAFETY: the caller's promise.
     unsafe {
         for (k, word) in words.iter_mut().enumerate().take(P::WORDS) {
             let at = chunk.add(k * lanes + first).cast();
-            *word = s.bits(if count == S::LANES { s.load_f32(at) } else { s.load_first(at, count) });
+            *word = if count == S::LANES { s.load_f32(at) } else { s.load_first(at, count) };
         }
         if const { P::HALF } {
             let at = chunk.add(P::WORDS * lanes).cast::<u16>().add(first);
@@ -237,7 +237,7 @@ pub(super) unsafe fn load<S: Integers, P: Planes>(
             for (i, half) in halves[..S::LANES].iter_mut().enumerate().take(count) {
                 *half = spread(at.add(i).read());
             }
-            words[P::WORDS] = s.bits(s.load_f32(halves.as_ptr().cast()));
+            words[P::WORDS] = s.load_f32(halves.as_ptr().cast());
         }
     }
     words

@@ -5,7 +5,9 @@
 //! An element is `scale * code + added` in float32, without another rounding: [`dequantize_blocks`] gives it with the
 //! bits of ggml's own functions.
 
+mod activations;
 mod decode;
+mod few_rows;
 mod format;
 mod matrix;
 mod panels;
@@ -17,7 +19,10 @@ pub use format::BlockFormat;
 pub use matrix::BlockMatrix;
 pub use split::split_blocks;
 
-use crate::products::{Output, blocked};
+use activations::Form;
+use panels::{Activations, Columns, Rows, WholeRows};
+
+use crate::products::{FEW_ROWS, Output, blocked};
 use crate::{Cpu, Element, Matrix, MatrixMut};
 
 /// `out = x w`, or `out = x w^T` if `transpose` is set. The weights of a layer are transposed.
@@ -49,9 +54,13 @@ pub fn matmul_blocks<T: Element>(
     if depth == 0 {
         return out.put_zeros();
     }
-    if transpose {
-        blocked(cpu, &x, &panels::Rows(w), &out);
-    } else {
-        blocked(cpu, &x, &panels::Columns(w), &out);
+    match (transpose, Form::of::<T>()) {
+        (true, _) if x.rows() <= FEW_ROWS => few_rows::rows_by_rows(cpu, x, w, &out),
+        (true, Form::Whole) => blocked(cpu, &Activations::new(x, w), &WholeRows(w), &out),
+        (true, Form::Float32) => blocked(cpu, &x, &Rows(w), &out),
+        (false, _) => blocked(cpu, &x, &Columns(w), &out),
     }
 }
+
+#[cfg(test)]
+mod tests;

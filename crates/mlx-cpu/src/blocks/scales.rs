@@ -29,7 +29,8 @@ impl BlockMatrix<'_> {
         added: &mut [f32],
     ) {
         let groups = self.groups();
-        if self.scale_bytes() == 2 * groups {
+        // The scales of all rows are one sequence of float16.
+        if self.format.block() == 32 && !self.format.has_minimums() {
             return halves(s, &self.scales[rows.start * 2 * groups..], &mut scales[..rows.len() * groups]);
         }
         for (index, row) in rows.enumerate() {

@@ -19,7 +19,7 @@ const UP: u32 = 1 << 16;
 ///
 /// If an element is infinite or NaN, the unit is NaN.
 #[inline(always)]
-fn fix<S: Integers>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
+pub(crate) fn fix<S: Integers>(s: S, x: &[f32], to: &mut [i16]) -> (f32, f32) {
     let (mut largest, mut total, mut poison) = (s.zero(), s.zero(), s.zero());
     for x in x.chunks_exact(S::LANES) {
         let x = s.load(x);

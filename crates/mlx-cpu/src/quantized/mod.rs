@@ -35,6 +35,7 @@ mod quantize;
 
 pub use dequantize::dequantize;
 pub(crate) use dequantize::dequantize_row;
+pub(crate) use fixed::fix;
 pub use matrix::{QuantizedLayoutError, QuantizedMatrix};
 pub use quantize::quantize;
 
@@ -96,4 +97,4 @@ pub fn quantized_matmul<T: Element>(
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

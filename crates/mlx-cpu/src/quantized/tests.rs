@@ -141,7 +141,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// A group of half-precision numbers in fixed point: whole multiples of the smallest power of two for which the largest
 /// number is less than 32640.
-fn fixed(group: &[f64]) -> Vec<f64> {
+pub(crate) fn fixed(group: &[f64]) -> Vec<f64> {
     let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
     let unit = (-126..127).map(|power| f64::from(power).exp2()).find(|unit| largest < 32640.0 * unit);
     let unit = unit.unwrap_or(f64::INFINITY);
@@ -276,7 +276,7 @@ fn other_layouts_are_errors() {
 }
 
 /// FNV-1a.
-fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+pub(crate) fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes
         .into_iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
