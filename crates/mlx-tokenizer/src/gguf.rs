@@ -60,6 +60,9 @@ const ENDS_BY_NAME: [&str; 10] = [
 /// Tokens that llama.cpp's converter marks as control tokens, although the models use them as ordinary text.
 const NOT_CONTROL: [&str; 3] = ["<mask>", "<2mass>", "[@BOS@]"];
 
+/// The maximum length of a token in bytes. The longest of released models have some hundreds.
+const LONGEST_TOKEN: usize = 1 << 16;
+
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -119,12 +122,16 @@ impl Tokenizer {
 /// Why a vocabulary cannot be used.
 type Wrong = String;
 
+/// Special tokens by name, with their ids.
+type Named = BTreeMap<&'static str, (usize, String)>;
+
 fn read(metadata: &Metadata) -> Result<Tokenizer, Wrong> {
     let vocabulary = Vocabulary::read(metadata)?;
     let special = vocabulary.named(metadata)?;
     let stop_tokens = vocabulary.ends(metadata)?.into_iter().collect();
     let pipeline = vocabulary.pipeline(metadata, &special)?;
     let tokens = Tokens::Json(Box::new(pipeline));
+    let special = special.into_iter().map(|(name, (_, token))| (name.to_owned(), token)).collect();
     let parts = Parts { tokens, special, templates: templates(metadata)? };
     Ok(Tokenizer { parts: parts.into(), stop_tokens })
 }
@@ -157,6 +164,10 @@ impl<'a> Vocabulary<'a> {
         let tokens = metadata.texts(TOKENS).map_err(text)?.ok_or_else(|| missing(TOKENS))?;
         if tokens.is_empty() {
             return Err(format!("{TOKENS} is empty"));
+        }
+        if let Some((id, token)) = tokens.iter().enumerate().find(|(_, token)| token.len() > LONGEST_TOKEN) {
+            let length = token.len();
+            return Err(format!("{TOKENS}[{id}] has {length} bytes, and may have at most {LONGEST_TOKEN}"));
         }
         let kinds = match metadata.integers(TYPES).map_err(text)? {
             Some(types) => {
@@ -192,8 +203,8 @@ impl<'a> Vocabulary<'a> {
         known.map(Some).ok_or_else(wrong)
     }
 
-    /// The special tokens by name.
-    fn named(&self, metadata: &Metadata) -> Result<BTreeMap<String, String>, Wrong> {
+    /// The special tokens by name, with their ids.
+    fn named(&self, metadata: &Metadata) -> Result<Named, Wrong> {
         let mut named = BTreeMap::new();
         for (name, key, usual) in NAMED {
             let usual = usual.filter(|&id| {
@@ -201,9 +212,12 @@ impl<'a> Vocabulary<'a> {
                     && id < self.tokens.len()
                     && matches!(self.kinds[id], Kind::Control | Kind::Unknown)
             });
-            if let Some(id) = self.id(metadata, key)?.or(usual) {
-                named.insert(name.to_owned(), self.token(id).0.to_owned());
+            let Some(id) = self.id(metadata, key)?.or(usual) else { continue };
+            let (text, kind) = self.token(id);
+            if text.is_empty() {
+                return Err(format!("{key} is {id}, a token without a text"));
             }
+            named.insert(name, (id, self.written(text, kind)));
         }
         Ok(named)
     }
@@ -222,11 +236,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// What puts the beginning and the end of a text around it.
-    fn post_processor(
-        &self,
-        metadata: &Metadata,
-        special: &BTreeMap<String, String>,
-    ) -> Result<Value, Wrong> {
+    fn post_processor(&self, metadata: &Metadata, special: &Named) -> Result<Value, Wrong> {
         let begins = match self.form {
             Form::Spaces { .. } => true,
             Form::Bytes(split) => split.begins,
@@ -236,9 +246,8 @@ impl<'a> Vocabulary<'a> {
         let ends = [("add_bos_token", "bos_token", begins), ("add_eos_token", "eos_token", false)];
         for (place, (key, name, usual)) in around.iter_mut().zip(ends) {
             let adds = metadata.bool(&format!("tokenizer.ggml.{key}")).map_err(text)?.unwrap_or(usual);
-            let Some(token) = special.get(name).filter(|_| adds) else { continue };
+            let Some((id, token)) = special.get(name).filter(|_| adds) else { continue };
             place.push(json!({"SpecialToken": {"id": token, "type_id": 0}}));
-            let id = self.tokens.iter().position(|of| of == token);
             tokens.insert(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}));
         }
         if tokens.is_empty() {
@@ -258,7 +267,7 @@ impl<'a> Vocabulary<'a> {
         }))
     }
 
-    fn pipeline(&self, metadata: &Metadata, special: &BTreeMap<String, String>) -> Result<Pipeline, Wrong> {
+    fn pipeline(&self, metadata: &Metadata, special: &Named) -> Result<Pipeline, Wrong> {
         let model = self.bpe(metadata)?;
         let post_processor = self.post_processor(metadata, special)?;
         let built = |e: serde_json::Error| format!("the tokenizer cannot be built: {e}");
@@ -279,7 +288,7 @@ impl<'a> Vocabulary<'a> {
         let mut pipeline: Pipeline = built.map_err(|e| format!("the tokenizer cannot be built: {e}"))?;
         let added = check::guarded(|| pipeline.add_tokens(self.added_tokens()))?;
         added.map_err(|e| format!("{TOKENS}: {e}"))?;
-        parts::make_special(&mut pipeline, special.values().map(String::as_str))?;
+        parts::make_special(&mut pipeline, special.values().map(|(_, token)| &**token))?;
         Ok(pipeline)
     }
 
