@@ -35,19 +35,22 @@ pub struct Checkpoint {
     source: Option<Arc<dyn TensorSource>>,
     /// Whether layers that the file has quantized are in full precision.
     dequantized: bool,
+    /// Files that a folder gets beside the config and the tensors: their paths in it, and their contents.
+    pub(crate) companions: Vec<(PathBuf, String)>,
     pub(crate) adapters: Option<Adapters>,
     pub(crate) form: Form,
 }
 
 impl Checkpoint {
     /// Opens a checkpoint folder, or a GGUF file, of which any part can be given where there are several. The config and the
-    /// headers of the tensors are read, and the tensors are not.
+    /// headers of the tensors are read, and the tensors are not. The layers of a GGUF file stay as they are where kernels compute with
+    /// them: [`GgufLayers::Kept`].
     ///
     /// # Errors
     ///
     /// A [`CheckpointError`] that names the folder, file or key at fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        Self::open_with(path, GgufLayers::Mlx)
+        Self::open_with(path, GgufLayers::Kept)
     }
 
     /// [`open`](Self::open), where `layers` says what becomes of the layers of a GGUF file. It changes nothing for a folder.
@@ -63,7 +66,7 @@ impl Checkpoint {
         let gguf::Opened { config, files, source } = gguf::open(path, layers)?;
         let checkpoint = Self { files, ..Self::new(path, path, config, QuantizationPlan::default())? };
         let (layers, dequantized) = (source.quantizations(), source.is_dequantized());
-        Ok(Self { dequantized, ..checkpoint.with_source(Arc::new(source), [], &layers)? })
+        Ok(Self { dequantized, ..checkpoint.with_source(Arc::new(source), [], &layers) })
     }
 
     fn open_folder(folder: &Path) -> Result<Self, CheckpointError> {
@@ -111,6 +114,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             source: None,
             dequantized: false,
+            companions: Vec::new(),
             adapters: None,
             form: Form::Adapted,
         })
@@ -124,7 +128,7 @@ impl Checkpoint {
         if let Some(text) = self.config.get_mut("text_config").and_then(serde_json::Value::as_object_mut) {
             text.remove("quantization_config");
         }
-        self.with_source(Arc::new(imported), used.iter().map(String::as_str), &layers)
+        Ok(self.with_source(Arc::new(imported), used.iter().map(String::as_str), &layers))
     }
 
     /// Whether a tensor that no model takes changes nothing.
@@ -134,17 +138,15 @@ impl Checkpoint {
 
     /// The same checkpoint with tensors that a source makes. A model does not see the tensors with the keys `used`, of which
     /// the source makes others. `layers` says how layers are quantized: all of them, as the source makes them. The config says
-    /// the same afterwards.
+    /// the same afterwards, unless there are layers in [blocks](mlx_quantization::BlockFormat), which no config can describe.
     ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::Quantization`] if the config cannot say it.
+    #[must_use]
     pub fn with_source<'k>(
         mut self,
         source: Arc<dyn TensorSource>,
         used: impl IntoIterator<Item = &'k str>,
         layers: &BTreeMap<String, Quantization>,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Self {
         for key in used {
             self.tensors.remove(key);
         }
@@ -154,8 +156,8 @@ impl Checkpoint {
             config.remove("quantization");
             config.extend(section(layers).map(|section| ("quantization".to_owned(), section)));
         }
-        let quantization = QuantizationPlan::from_config(&self.config)?;
-        Ok(Self { source: Some(source), quantization, ..self })
+        let quantization = QuantizationPlan::of_layers(layers);
+        Self { source: Some(source), quantization, ..self }
     }
 
     /// Reads or makes a tensor now. `info` is what [`headers`](Self::headers) has for the key.
@@ -182,6 +184,13 @@ impl Checkpoint {
     #[must_use]
     pub fn fused(self, dequantize: bool) -> Self {
         Self { form: if dequantize { Form::FusedDequantized } else { Form::Fused }, ..self }
+    }
+
+    /// The same checkpoint, which is written with these files beside its config and its tensors: their paths in the folder, and
+    /// their contents. For a GGUF file they are those of its tokenizer. From a folder, the files that are there are copied too.
+    #[must_use]
+    pub fn with_companions(self, companions: Vec<(PathBuf, String)>) -> Self {
+        Self { companions, ..self }
     }
 
     /// Whether a model that is built from it has no quantized layers, although the checkpoint has.

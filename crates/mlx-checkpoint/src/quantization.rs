@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_quantization::Quantization;
+use mlx_quantization::{Mode, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::error::CheckpointError;
@@ -69,6 +69,12 @@ impl QuantizationPlan {
         Ok(Self { default: Some(default), layers })
     }
 
+    /// The plan of layers that are quantized in these ways.
+    pub(crate) fn of_layers(layers: &BTreeMap<String, Quantization>) -> Self {
+        let own = layers.iter().map(|(layer, way)| (layer.clone(), Some(*way)));
+        Self { default: most_common(layers), layers: own.collect() }
+    }
+
     /// The quantization of a layer, by its key and by whether the checkpoint has scales for it.
     pub(crate) fn of(&self, layer: &str, has_scales: bool) -> Option<Quantization> {
         match self.layers.get(layer) {
@@ -103,15 +109,28 @@ impl QuantizationPlan {
 }
 
 /// The config's section for layers that are quantized in these ways: an entry for each of them. The values of all layers,
-/// which mlx-lm requires, are those of the most layers.
+/// which mlx-lm requires, are those of the most layers. `None` where there are none, or some are in blocks, which are no mode of MLX.
 pub(crate) fn section(layers: &BTreeMap<String, Quantization>) -> Option<Value> {
-    let count = |way: Quantization| layers.values().filter(|other| **other == way).count();
-    let common = layers.values().copied().max_by_key(|way| count(*way))?;
+    if layers.values().any(|way| matches!(way.mode(), Mode::Blocks(_))) {
+        return None;
+    }
+    let common = most_common(layers)?;
     let entry = |way: Quantization| json!({ "group_size": way.group_size(), "bits": way.bits(), "mode": way.mode().name() });
     let mut section = entry(common);
     let own = layers.iter().map(|(layer, way)| (layer.clone(), entry(*way)));
     section.as_object_mut()?.extend(own);
     Some(section)
+}
+
+fn most_common(layers: &BTreeMap<String, Quantization>) -> Option<Quantization> {
+    let mut counts: Vec<(Quantization, usize)> = Vec::new();
+    for &way in layers.values() {
+        match counts.iter_mut().find(|(known, _)| *known == way) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((way, 1)),
+        }
+    }
+    counts.into_iter().max_by_key(|&(_, count)| count).map(|(way, _)| way)
 }
 
 fn parse(layer: &str, section: &Map<String, Value>) -> Result<Quantization, CheckpointError> {

@@ -124,7 +124,7 @@ impl Architectures {
     ) -> Result<(), LoadError> {
         let adapters = Adapters::open(adapters)?;
         let layers = if options.dequantize { GgufLayers::Dequantized } else { GgufLayers::Mlx };
-        let checkpoint = Checkpoint::open_with(folder, layers)?;
+        let checkpoint = with_tokenizer(Checkpoint::open_with(folder, layers)?);
         let checkpoint = checkpoint.with_adapters(adapters).fused(options.dequantize);
         let model = self.load_checkpoint(&checkpoint, &lazily())?;
         let names = self.architecture_of(&checkpoint)?.names;
@@ -148,7 +148,7 @@ impl Architectures {
             Weights::Kept => GgufLayers::Mlx,
             Weights::Quantized(_) | Weights::Dequantized => GgufLayers::Dequantized,
         };
-        let mut checkpoint = Checkpoint::open_with(folder, layers)?;
+        let mut checkpoint = with_tokenizer(Checkpoint::open_with(folder, layers)?);
         if let Some(adapters) = adapters {
             let dequantize = matches!(options.weights, Weights::Dequantized);
             checkpoint = checkpoint.with_adapters(Adapters::open(adapters)?).fused(dequantize);
@@ -177,6 +177,26 @@ impl Architectures {
             model_type: model_type.to_owned(),
             feature: row.feature,
         })
+    }
+}
+
+/// The checkpoint with the files of its tokenizer, where it is a GGUF file. Without them the written folder has no tokenizer,
+/// which is a warning: the model itself is whole.
+fn with_tokenizer(checkpoint: Checkpoint) -> Checkpoint {
+    if checkpoint.path().is_dir() {
+        return checkpoint;
+    }
+    #[cfg(feature = "tokenizer")]
+    let files = mlx_tokenizer::Tokenizer::open(checkpoint.path()).and_then(|tokenizer| tokenizer.files());
+    #[cfg(not(feature = "tokenizer"))]
+    let files = Err::<Vec<_>, _>("this build lacks the feature tokenizer");
+    match files {
+        Ok(files) => checkpoint.with_companions(files),
+        Err(problem) => {
+            let path = checkpoint.path().display();
+            tracing::warn!("{path}: the folder is written without a tokenizer, since {problem}");
+            checkpoint
+        }
     }
 }
 

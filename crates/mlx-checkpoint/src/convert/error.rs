@@ -17,6 +17,16 @@ pub enum ConvertError {
         /// How it is quantized.
         quantization: Quantization,
     },
+    /// A layer would stay in blocks of a GGUF file, which only such files have.
+    #[error(
+        "{layer} is in {quantization} blocks, which a checkpoint folder cannot have; open the file with GgufLayers::Mlx"
+    )]
+    Blocks {
+        /// The first such layer.
+        layer: String,
+        /// Its blocks.
+        quantization: Quantization,
+    },
     /// There is no quantized layer to dequantize.
     #[error("no layer is quantized, so there is nothing to dequantize")]
     NotQuantized,

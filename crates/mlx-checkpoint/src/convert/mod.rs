@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use mlx_layers::Quantization;
+use mlx_quantization::Mode;
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use serde_json::{Map, Value};
@@ -106,7 +107,7 @@ impl Checkpoint {
             layers.values_mut().try_for_each(|layer| layer.cast(dtype)).map_err(mlx)?;
         }
         match &options.weights {
-            Weights::Kept => {}
+            Weights::Kept => self.check_no_blocks(layers.keys())?,
             Weights::Quantized(how) => {
                 let plan = plan(&layers, how, names.eight_bits)?;
                 set_quantization(&mut config, Some(section(how, names.eight_bits, &plan)));
@@ -130,6 +131,19 @@ impl Checkpoint {
         let contents = Contents { config, tensors, parameters, largest_shard: options.largest_shard };
         let files = self.write(out, contents, names, &mut progress)?;
         Ok(Converted { files, ..converted })
+    }
+
+    /// Checks that none of these layers is in blocks of a GGUF file.
+    pub(crate) fn check_no_blocks<'k>(
+        &self,
+        layers: impl IntoIterator<Item = &'k String>,
+    ) -> Result<(), ConvertError> {
+        let in_blocks = |layer: &String| {
+            let quantization = self.quantization_of(layer)?;
+            matches!(quantization.mode(), Mode::Blocks(_))
+                .then(|| ConvertError::Blocks { layer: layer.clone(), quantization })
+        };
+        layers.into_iter().find_map(in_blocks).map_or(Ok(()), Err)
     }
 
     /// The parameters by the layers that they belong to, under the names that mlx-lm has for the layers.

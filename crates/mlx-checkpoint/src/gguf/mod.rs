@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use mlx_gguf::model::{Change, Model, ModelTensor, half_order};
 use mlx_gguf::{Gguf, GgufError, Tensor, TensorType, dequantize};
 use mlx_layers::Quantization;
+use mlx_quantization::block_formats_work;
 use mlx_rs::Array;
 use mlx_safetensors::{Dtype, arrays};
 use serde_json::Value;
@@ -26,6 +27,9 @@ use stored::Stored;
 /// What becomes of the layers of a GGUF file, which are quantized in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufLayers {
+    /// They stay as they are in the file where the CPU kernels of this project compute with its blocks
+    /// ([`mlx_quantization::block_formats_work`]). Elsewhere they become what [`Mlx`](Self::Mlx) says.
+    Kept,
     /// They get a format of MLX: the same numbers where there is one, otherwise the nearest.
     Mlx,
     /// They are brought into full precision.
@@ -76,16 +80,14 @@ impl GgufSource {
     fn new(file: Gguf, tensors: Vec<ModelTensor>, config: &Value, layers: GgufLayers) -> Self {
         let is_float32 = config.get("torch_dtype").and_then(Value::as_str) == Some("float32");
         let dtype = if is_float32 { Dtype::F32 } else { Dtype::BF16 };
+        let in_blocks = layers == GgufLayers::Kept && block_formats_work();
         let mut dequantized = false;
         let made = |from: ModelTensor| {
             let kind = file.tensor(&from.name).map_or(TensorType::F32, |tensor| tensor.info.kind);
             let is_layer =
                 from.shape.len() == 2 && from.change != Change::MinusOne && from.key.ends_with(".weight");
-            let of_kind = if is_layer { Stored::of(kind) } else { Stored::Full };
-            let stored = match layers {
-                GgufLayers::Mlx => of_kind,
-                GgufLayers::Dequantized => Stored::Full,
-            };
+            let of_kind = if is_layer { Stored::of(kind, in_blocks) } else { Stored::Full };
+            let stored = if layers == GgufLayers::Dequantized { Stored::Full } else { of_kind };
             dequantized |= stored != of_kind;
             (from.key.clone(), Made { from, kind, stored })
         };

@@ -5,7 +5,7 @@ use std::thread;
 use half::f16;
 use mlx_gguf::{TensorType, dequantize};
 use mlx_layers::Quantization;
-use mlx_quantization::quantize;
+use mlx_quantization::{BlockFormat, QuantizedArray, from_blocks, quantize};
 use mlx_rs::{Array, Dtype as MlxDtype};
 use mlx_safetensors::{Dtype, arrays};
 
@@ -18,6 +18,8 @@ use crate::text::of_mlx;
 pub(super) enum Stored {
     /// In full precision.
     Full,
+    /// In the blocks of the file.
+    Blocks(BlockFormat),
     /// In groups of 32 that have the codes of the file, with this many bits.
     Affine(i32),
     /// As MXFP4, which files and MLX both have.
@@ -37,7 +39,12 @@ pub(super) struct MadeOf {
 
 impl Stored {
     /// How layers of this type are stored. Two more bits, shared by twice as many numbers, are about as exact as the file.
-    pub(super) fn of(kind: TensorType) -> Self {
+    ///
+    /// With `in_blocks`, they stay as they are.
+    pub(super) fn of(kind: TensorType, in_blocks: bool) -> Self {
+        if in_blocks && let Some(format) = BlockFormat::named(&kind.to_string()) {
+            return Self::Blocks(format);
+        }
         match kind {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => Self::Full,
             TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => Self::Affine(4),
@@ -53,6 +60,7 @@ impl Stored {
     pub(super) fn quantization(self) -> Option<Quantization> {
         match self {
             Self::Full => None,
+            Self::Blocks(format) => Some(Quantization::blocks(format)),
             Self::Affine(bits) | Self::Again(bits) => Quantization::affine(bits, affine::GROUP as i32).ok(),
             Self::Mxfp4 => Some(Quantization::MXFP4),
         }
@@ -62,6 +70,12 @@ impl Stored {
     pub(super) fn make(self, kind: TensorType, blocks: &[u8], columns: usize) -> Result<MadeOf, String> {
         match self {
             Self::Full => Err("it is not quantized".to_owned()),
+            Self::Blocks(format) => {
+                let rows = blocks.len() / kind.row_bytes(columns).unwrap_or(1).max(1);
+                let made = from_blocks(format, [rows as i32, columns as i32], blocks);
+                let QuantizedArray { packed, scales, .. } = made.map_err(|e| of_mlx(&e))?;
+                Ok(MadeOf { packed, scales, biases: None, loss: None })
+            }
             Self::Mxfp4 => mxfp4(blocks, columns),
             Self::Affine(bits) => {
                 let groups = in_parallel(kind, blocks, |blocks| affine::groups(kind, blocks));

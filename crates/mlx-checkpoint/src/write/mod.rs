@@ -24,6 +24,9 @@ use shards::{OnProgress, failed, write_json, write_tensors};
 /// generation config.
 const COMPANIONS: [&str; 7] = ["json", "jsonl", "jinja", "model", "tiktoken", "txt", "py"];
 
+/// The file of a folder that has the stop tokens.
+const GENERATION: &str = "generation_config.json";
+
 /// What is written into a folder.
 pub(crate) struct Contents {
     pub(crate) config: Value,
@@ -56,6 +59,12 @@ impl Checkpoint {
         if let Some(config) = config.as_object_mut().filter(|_| self.is_dequantized()) {
             config.remove("quantization");
             config.remove("quantization_config");
+        } else {
+            let layers: Vec<String> = tensors
+                .iter()
+                .filter_map(|(key, _)| key.strip_suffix(".scales").map(str::to_owned))
+                .collect();
+            self.check_no_blocks(&layers)?;
         }
         let parameters =
             parameter_count(&tensors, |layer| self.quantization_of(layer).filter(|_| !self.is_dequantized()));
@@ -66,12 +75,9 @@ impl Checkpoint {
     /// The config as mlx-lm saves it: without the name of another place and the config of a vision part, which is not
     /// written, and with the stop tokens of the generation config.
     pub(crate) fn saved_config(&self) -> Result<Value, CheckpointError> {
-        let generation = self.path().join("generation_config.json");
-        let generation = if self.path().is_dir() && is_present(&generation)? {
-            let read = |file| CheckpointError::NoConfig { file };
-            serde_json::from_str(&read_text(&generation, read)?).unwrap_or_default()
-        } else {
-            Value::Null
+        let generation: Value = match self.generation_config()? {
+            Some(text) => serde_json::from_str(&text).unwrap_or_default(),
+            None => Value::Null,
         };
         let mut config = self.config.clone();
         let Some(keys) = config.as_object_mut() else { return Ok(config) };
@@ -86,6 +92,18 @@ impl Checkpoint {
             keys.insert("quantization_config".to_owned(), quantization);
         }
         Ok(config)
+    }
+
+    /// The text of the generation config, which has the stop tokens.
+    fn generation_config(&self) -> Result<Option<String>, CheckpointError> {
+        if let Some((_, text)) = self.companions.iter().find(|(name, _)| name == Path::new(GENERATION)) {
+            return Ok(Some(text.clone()));
+        }
+        let file = self.path().join(GENERATION);
+        if !self.path().is_dir() || !is_present(&file)? {
+            return Ok(None);
+        }
+        read_text(&file, |file| CheckpointError::NoConfig { file }).map(Some)
     }
 
     /// Writes everything beside `folder`, and renames it at the end. Returns the names of the tensor files.
@@ -115,6 +133,12 @@ impl Checkpoint {
     }
 
     fn copy_companions(&self, folder: &Path) -> Result<(), CheckpointError> {
+        for (name, text) in &self.companions {
+            let file = folder.join(name);
+            let written =
+                file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&file, text));
+            written.map_err(|e| failed(&file, &e))?;
+        }
         if !self.path().is_dir() {
             return Ok(()); // a GGUF file, whose tokenizer is in its metadata
         }
@@ -124,7 +148,8 @@ impl Checkpoint {
             let extension = file.extension().unwrap_or_default().to_string_lossy();
             let name = file.file_name().unwrap_or_default();
             let ours = name == "config.json" || name.to_string_lossy().ends_with(".index.json");
-            if ours || !COMPANIONS.contains(&&*extension) || file.is_dir() {
+            let is_companion = self.companions.iter().any(|(given, _)| given == Path::new(name));
+            if ours || is_companion || !COMPANIONS.contains(&&*extension) || file.is_dir() {
                 continue;
             }
             let read = |source| CheckpointError::Io { file: file.clone(), source };
