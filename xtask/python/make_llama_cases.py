@@ -12,9 +12,12 @@ How to run, from the repository root:
     python xtask/python/make_llama_cases.py
 """
 
+import json
 import sys
+from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm.utils
 import numpy as np
 from model_cases import CUTS, QUANTIZED, WEIGHTS, Case, matrix, run
 
@@ -44,6 +47,11 @@ PLAIN = {"rope_scaling": None, "rope_theta": None}
 MISTRAL = {"model_type": "mistral", "sliding_window": None, "rope_scaling": None, "rope_theta": 1000000.0}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 
+GROUP = 32
+AWQ = {"dtype": mx.float16, "quantize": {"bits": 4, "group_size": GROUP}}
+ONLY_LAYERS = {"model.embed_tokens": False, "lm_head": False}
+WITH_HEAD = {"model.embed_tokens": False}
+
 
 def scale(name: str, values: np.ndarray) -> np.ndarray:
     """Scales random weights. Norms are near the identity. Queries and keys are larger than values, for clear attention."""
@@ -61,6 +69,38 @@ def scale(name: str, values: np.ndarray) -> np.ndarray:
 def scale_tied(name: str, values: np.ndarray) -> np.ndarray:
     """As `scale`, with a larger last norm, because an embedding table has small weights for a head."""
     return scale(name, values) * (3.0 if name == "model.norm.weight" else 1.0)
+
+
+def store_as_awq(folder: Path) -> None:
+    """Writes the layers that mlx-lm quantized as AutoAWQ does, and all other tensors in bfloat16."""
+    weights = mx.load(str(folder / "model.safetensors"))
+    mx.eval(weights)  # the file is written again
+    places = np.arange(0, 32, 4, dtype=np.uint32)
+
+    def packed(numbers: np.ndarray) -> mx.array:
+        words = numbers.reshape(len(numbers), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].astype(np.uint32) << places
+        return mx.array(words.sum(-1).astype(np.uint32).view(np.int32))
+
+    for layer in [key.removesuffix(".scales") for key in weights if key.endswith(".scales")]:
+        words, scales, biases = (np.array(weights.pop(f"{layer}.{part}")) for part in ("weight", "scales", "biases"))
+        codes = (words[..., None] >> places & 15).reshape(len(words), -1)
+        zeros = np.clip(np.round(-biases.astype(np.float32) / scales), 0, 15).astype(np.uint32)
+        # MLX's scales may be negative, those of AutoAWQ are not.
+        turned = scales < 0
+        zeros, turned_codes = np.where(turned, 15 - zeros, zeros), turned.repeat(GROUP, axis=1)
+        codes = np.where(turned_codes, 15 - codes, codes)
+        weights |= {f"{layer}.qweight": packed(codes.T), f"{layer}.qzeros": packed(zeros.T)}
+        weights[f"{layer}.scales"] = mx.array(np.abs(scales).T)
+    others = {key: value.astype(mx.bfloat16) for key, value in weights.items() if key.endswith(".weight")}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights | others, metadata={"format": "pt"})
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config["quantization"]
+    config["quantization_config"] = {
+        "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True,
+        "modules_to_not_convert": None,
+    }
+    mlx_lm.utils.save_config(config, file)
 
 
 def case(name: str, seed: int, calls: list[int], config: dict | None = None, **rest: object) -> Case:
@@ -89,6 +129,8 @@ CASES = [
     case("mha", 11, [9, 1, 1, 4], {"num_key_value_heads": None, "head_dim": None}, dtype=mx.bfloat16),
     case("windows", 2, CUTS["pieces"], WINDOWS),
     case("tied_q4", 1, [9, 1, 1, 4], {"tie_word_embeddings": True}, scale=scale_tied, **WEIGHTS["q4"]),
+    case("awq", 1, [9, 1, 1, 4], store=store_as_awq, per_layer=ONLY_LAYERS, **AWQ),
+    case("awq_head", 17, CUTS["pieces"], batch=2, store=store_as_awq, per_layer=WITH_HEAD, **AWQ),
     case("mistral_bf16", 7, [9, 1, 1, 4], MISTRAL, dtype=mx.bfloat16),
 ]
 

@@ -72,6 +72,7 @@ class Case:
     from_seed: bool = False  # write `weights.json` instead of tensors, see `seeded_weights.py`
     extra_weights: Callable[[dict[str, mx.array]], dict[str, mx.array]] = lambda _: {}
     description: dict = field(default_factory=dict)  # more keys of `case.json`
+    store: Callable[[Path], None] | None = None  # writes the checkpoint in another form before mlx-lm reads it
     # Added to the checkpoint after mlx-lm has read it, because mlx-lm would refuse or misread it.
     hidden_weights: Callable[[], dict[str, mx.array]] = dict
     hidden_config: Callable[[dict], dict] | None = None
@@ -210,6 +211,8 @@ def make_case(case: Case, made_by: str, folder: Path) -> None:
     """Writes the folder of one case."""
     folder.mkdir()
     save_checkpoint(case, folder)
+    if case.store:
+        case.store(folder)
     model, _ = mlx_lm.utils.load_model(folder)
     mx.save_safetensors(str(folder / "reference.safetensors"), reference(case, model))
     if hidden := case.hidden_weights():

@@ -264,7 +264,11 @@ fn quantization(random: &mut Random) -> Value {
         all[layer] = if random.once_in(2) { json!(random.once_in(2)) } else { sizes(random) };
     }
     if random.once_in(8) {
-        all["quant_method"] = json!(random.one(&["bitsandbytes", "awq", "gptq", "mxfp4"]));
+        let methods = ["awq", "gptq", "fp8", "fbgemm_fp8", "compressed-tensors", "bitsandbytes", "mxfp4"];
+        all["quant_method"] = json!(random.one(&methods));
+        all["checkpoint_format"] = json!(random.one(&["gptq", "gptq_v2", "marlin"]));
+        all["weight_block_size"] = random.one(&[json!([128, 128]), json!([1, 0]), json!([1]), Value::Null]);
+        all["format"] = json!(random.one(&["gemm", "pack-quantized", "float-quantized"]));
     }
     all
 }
