@@ -64,7 +64,7 @@ fn logits(mut model: Box<dyn CausalLm>) -> Array {
 
 /// The length of the difference of two tensors, as a part of the length of the second.
 fn distance(found: &Array, expected: &Array) -> f32 {
-    let length = |array: &Array| array.square().unwrap().sum(None).unwrap().item::<f32>().sqrt();
+    let length = |array: &Array| array.square().unwrap().sum(None).unwrap().item_exact::<f32>().sqrt();
     assert_eq!(found.shape(), expected.shape());
     length(&(found - expected)) / length(expected)
 }
@@ -155,7 +155,7 @@ fn they_take_adapters() {
 
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("fused");
-        let options = FuseOptions { dequantize: true, ..FuseOptions::default() };
+        let options = FuseOptions { dequantize: true };
         fuse(quantized.path(), &adapters, &out, &options).unwrap();
         assert_near(program, &logits(load(&out).unwrap()), &found);
     }

@@ -20,12 +20,13 @@ pub(super) const DEMOS: [&str; 6] = ["gemma3", "lille-130m", "olmo3", "phi3", "g
 
 /// Models of parity cases: an architecture without a demo, quantized models, a multimodal config, other
 /// rotations.
-const CASES: [&str; 16] = [
+const CASES: [&str; 17] = [
     "qwen3_f32_whole",
     "qwen3_tied_q4",
     "gemma2_q4_whole",
     "granite_tied_q4",
     "llama_q4_whole",
+    "llama_awq",
     "ministral3_q4_whole",
     "olmo2_q8_whole",
     "smollm3_q8_whole",
