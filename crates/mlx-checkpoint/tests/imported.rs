@@ -183,6 +183,18 @@ fn zero_points_of_the_first_version_are_stored_less_one() {
     assert_eq!(weight(&config, 0x6666_6666), [-3.0, 1.0, -6.0]);
 }
 
+/// The defaults of transformers' configs.
+#[test]
+fn what_a_config_does_not_say_has_a_default() {
+    let (_, mut tensors) = gptq();
+    tensors[0] = words("qweight", &[32, 16], 0x3333_3333);
+    let folder = write(&json!({ "quant_method": "gptq", "bits": 4 }), &tensors);
+    assert_eq!(layer(folder.path(), 16, 256).unwrap().quantization(), affine(4, 128));
+    let awq = [words("qweight", &[128, 2], 0), words("qzeros", &[1, 2], 0), halves("scales", &[1, 16], 1.0)];
+    let folder = write(&json!({ "quant_method": "awq" }), &awq);
+    assert_eq!(layer(folder.path(), 16, 128).unwrap().quantization(), affine(4, 128));
+}
+
 #[test]
 fn other_floats_take_the_dtype_of_the_scales() {
     let (config, mut tensors) = gptq();

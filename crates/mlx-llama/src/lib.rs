@@ -103,11 +103,13 @@ pub const ARCHITECTURE: Architecture = Architecture {
 /// The released models whose facts `tests/released.rs` checks.
 #[rustfmt::skip]
 const RELEASED: &[&str] = &[
-    "Llama-2-7b", "Llama-2-13b", "Llama-2-70b", "TinyLlama-1.1B-Chat-v1.0", "Meta-Llama-3-8B",
-    "Meta-Llama-3-70B", "Llama-3.1-8B", "DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-70B",
-    "Llama-3.3-70B-Instruct", "DeepSeek-R1-Distill-Llama-70B", "Llama-3.1-405B", "Llama-3.2-1B",
-    "Llama-3.2-3B", "SmolLM2-135M", "SmolLM2-360M", "SmolLM2-1.7B", "Mistral-7B-v0.1",
-    "Mistral-7B-Instruct-v0.2", "Mistral-7B-v0.3", "Mistral-Nemo-Base-2407", "Mistral-Small-24B-Base-2501",
+    "Llama-2-7b", "Llama-2-13b", "Llama-2-70b", "TinyLlama-1.1B-Chat-v1.0", "ALLaM-7B-Instruct-preview",
+    "Yi-1.5-34B", "Meta-Llama-3-8B", "Meta-Llama-3-70B", "Llama-3.1-8B", "Llama-3.1-8B-Instruct",
+    "DeepSeek-R1-Distill-Llama-8B", "Llama-3.1-70B", "Llama-3.3-70B-Instruct",
+    "DeepSeek-R1-Distill-Llama-70B", "Llama-3.1-405B", "Llama-3.2-1B", "Llama-3.2-3B",
+    "Llama-3.2-3B-Instruct", "SmolLM2-135M", "SmolLM2-360M", "SmolLM2-1.7B", "Mistral-7B-v0.1",
+    "Mistral-7B-Instruct-v0.2", "Mistral-7B-v0.3", "Mistral-7B-Instruct-v0.3", "Mistral-Nemo-Base-2407",
+    "Mistral-Small-24B-Base-2501",
 ];
 
 /// The parts of its keys, in the order of mlx-lm's modules.

@@ -32,7 +32,7 @@ const LLAMA_3: Released = Released {
     ..LLAMA
 };
 const LLAMA_3_1: Released = Released {
-    names: &["Llama-3.1-8B", "DeepSeek-R1-Distill-Llama-8B"],
+    names: &["Llama-3.1-8B", "Llama-3.1-8B-Instruct", "DeepSeek-R1-Distill-Llama-8B"],
     context: 131_072,
     rest: || json!({ "tie_word_embeddings": false, "rope_scaling": llama3(8.0) }),
     slowest: |model, layer| model.plain(layer) / 8.0,
@@ -88,6 +88,21 @@ const RELEASED: &[Released] = &[
         head_dim: 64,
         ..LLAMA
     },
+    Released {
+        names: &["ALLaM-7B-Instruct-preview"],
+        sizes: [4096, 11008, 32, 64000],
+        base: 1_000_000.0,
+        rest: || json!({ "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false, "head_dim": 128 }),
+        ..LLAMA
+    },
+    Released {
+        names: &["Yi-1.5-34B"],
+        sizes: [7168, 20480, 60, 64000],
+        heads: [56, 8],
+        base: 5_000_000.0,
+        rest: || json!({ "tie_word_embeddings": false, "rms_norm_eps": 1e-6, "attention_bias": false }),
+        ..LLAMA
+    },
     LLAMA_3,
     Released { names: &["Meta-Llama-3-70B"], sizes: [8192, 28672, 80, 128_256], heads: [64, 8], ..LLAMA_3 },
     LLAMA_3_1,
@@ -105,7 +120,7 @@ const RELEASED: &[Released] = &[
     },
     LLAMA_3_2,
     Released {
-        names: &["Llama-3.2-3B"],
+        names: &["Llama-3.2-3B", "Llama-3.2-3B-Instruct"],
         sizes: [3072, 8192, 28, 128_256],
         heads: [24, 8],
         rest: || json!({ "tie_word_embeddings": true, "head_dim": 128, "rope_scaling": llama3(32.0) }),
@@ -123,7 +138,11 @@ const RELEASED: &[Released] = &[
     },
     MISTRAL,
     MISTRAL_2,
-    Released { names: &["Mistral-7B-v0.3"], sizes: [4096, 14336, 32, 32768], ..MISTRAL_2 },
+    Released {
+        names: &["Mistral-7B-v0.3", "Mistral-7B-Instruct-v0.3"],
+        sizes: [4096, 14336, 32, 32768],
+        ..MISTRAL_2
+    },
     Released {
         names: &["Mistral-Nemo-Base-2407"],
         sizes: [5120, 14336, 40, 131_072],

@@ -104,6 +104,7 @@ pub const ARCHITECTURE: Architecture = Architecture {
 #[rustfmt::skip]
 const RELEASED: &[&str] = &[
     "Ministral-3-3B-Instruct-2512-BF16", "Ministral-3-8B-Instruct-2512-BF16",
+    "Devstral-Small-2-24B-Instruct-2512", "Devstral-2-123B-Instruct-2512",
     "Mistral-Small-3.1-24B-Instruct-2503",
 ];
 

@@ -28,6 +28,47 @@ const RELEASED: &[Released] = &[
         ..MINISTRAL_3B
     },
     Released {
+        names: &["Devstral-Small-2-24B-Instruct-2512"],
+        sizes: [5120, 32768, 40, 131_072],
+        context: 393_216,
+        base: 100_000_000.0,
+        rest: || {
+            let mut text = ministral([5120, 32768, 40], false);
+            text["max_position_embeddings"] = json!(393_216);
+            text["rope_parameters"]["factor"] = json!(48.0);
+            text["rope_parameters"]["original_max_position_embeddings"] = json!(8192);
+            text["rope_parameters"]["rope_theta"] = json!(100_000_000.0);
+            text.as_object_mut().into_iter().for_each(|text| drop(text.remove("tie_word_embeddings")));
+            let mut rest = multimodal(&text);
+            rest["tie_word_embeddings"] = json!(false);
+            rest["quantization_config"] = fp8();
+            rest
+        },
+        slowest: |model, layer| model.plain(layer) / 48.0,
+        has_own_head: true,
+        ..MINISTRAL_3B
+    },
+    Released {
+        names: &["Devstral-2-123B-Instruct-2512"],
+        model_type: "ministral3",
+        sizes: [12288, 28672, 88, 131_072],
+        heads: [96, 8],
+        rest: || {
+            let rope = json!({
+                "beta_fast": 4.0, "beta_slow": 1.0, "factor": 64.0, "llama_4_scaling_beta": 0.0, "mscale": 1.0,
+                "mscale_all_dim": 0.0, "original_max_position_embeddings": 4096, "rope_theta": 1_000_000.0,
+                "rope_type": "yarn", "type": "yarn",
+            });
+            json!({
+                "head_dim": 128, "rope_parameters": rope, "rope_theta": null, "sliding_window": null,
+                "tie_word_embeddings": false, "quantization_config": fp8(),
+            })
+        },
+        slowest: |model, layer| model.plain(layer) / 64.0,
+        has_own_head: true,
+        ..MINISTRAL_3B
+    },
+    Released {
         names: &["Mistral-Small-3.1-24B-Instruct-2503"],
         sizes: [5120, 32768, 40, 131_072],
         context: 131_072,
@@ -50,6 +91,14 @@ fn ministral([hidden, inside, layers]: [i32; 3], tied: bool) -> Value {
             "rope_type": "yarn", "type": "yarn",
         },
         "sliding_window": null, "tie_word_embeddings": tied, "use_cache": true, "vocab_size": 131_072,
+    })
+}
+
+/// Weights in FP8, with one scale for each matrix.
+fn fp8() -> Value {
+    json!({
+        "activation_scheme": "static", "dequantize": false, "quant_method": "fp8", "weight_block_size": null,
+        "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
     })
 }
 

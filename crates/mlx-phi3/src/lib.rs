@@ -118,8 +118,11 @@ pub const ARCHITECTURE: Architecture = Architecture {
 };
 
 /// The released models whose facts `tests/released.rs` checks.
-const RELEASED: &[&str] =
-    &["Phi-3-mini-4k-instruct", "Phi-3-mini-128k-instruct", "Phi-3.5-mini-instruct", "Phi-4-mini-instruct"];
+#[rustfmt::skip]
+const RELEASED: &[&str] = &[
+    "Phi-3-mini-4k-instruct", "Phi-3-mini-128k-instruct", "Phi-3-medium-4k-instruct", "Phi-3.5-mini-instruct",
+    "Phi-4-mini-instruct", "phi-4",
+];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

@@ -109,8 +109,11 @@ pub const ARCHITECTURE: Architecture = Architecture {
 };
 
 /// The released models whose facts `tests/released.rs` checks.
-const RELEASED: &[&str] =
-    &["Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-4B-Instruct-2507", "Qwen3-8B", "Qwen3-14B", "Qwen3-32B"];
+#[rustfmt::skip]
+const RELEASED: &[&str] = &[
+    "Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-4B-Instruct-2507", "Qwen3-8B", "Qwen3-14B", "Qwen3-32B",
+    "Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3-Embedding-8B",
+];
 
 /// The parts of its keys, in the order of mlx-lm's modules.
 #[rustfmt::skip]

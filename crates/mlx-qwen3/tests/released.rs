@@ -25,19 +25,21 @@ const QWEN_3_4B: Released = Released {
     ..QWEN_3
 };
 
+const QWEN_3_8B: Released = Released {
+    names: &["Qwen3-8B"],
+    sizes: [4096, 12288, 36, 151_936],
+    heads: [32, 8],
+    rest: || rest(36, false),
+    has_own_head: true,
+    ..QWEN_3
+};
+
 const RELEASED: &[Released] = &[
     QWEN_3,
     Released { names: &["Qwen3-1.7B"], sizes: [2048, 6144, 28, 151_936], ..QWEN_3 },
     QWEN_3_4B,
     Released { names: &["Qwen3-4B-Instruct-2507"], context: 262_144, base: 5_000_000.0, ..QWEN_3_4B },
-    Released {
-        names: &["Qwen3-8B"],
-        sizes: [4096, 12288, 36, 151_936],
-        heads: [32, 8],
-        rest: || rest(36, false),
-        has_own_head: true,
-        ..QWEN_3
-    },
+    QWEN_3_8B,
     Released {
         names: &["Qwen3-14B"],
         sizes: [5120, 17408, 40, 151_936],
@@ -54,6 +56,10 @@ const RELEASED: &[Released] = &[
         has_own_head: true,
         ..QWEN_3
     },
+    // Their tables end with the last token.
+    Released { names: &["Qwen3-Embedding-0.6B"], sizes: [1024, 3072, 28, 151_669], context: 32768, ..QWEN_3 },
+    Released { names: &["Qwen3-Embedding-4B"], sizes: [2560, 9728, 36, 151_665], ..QWEN_3_4B },
+    Released { names: &["Qwen3-Embedding-8B"], sizes: [4096, 12288, 36, 151_665], ..QWEN_3_8B },
 ];
 
 /// `max_window_layers` has no effect without `use_sliding_window`.

@@ -73,7 +73,11 @@ impl Method {
         match method.as_str() {
             "awq" => awq(section).map(|packing| Some(Self::Packed(packing))),
             "gptq" => gptq(section).map(|packing| Some(Self::Packed(packing))),
-            "fp8" => Ok(Some(Self::Floats { name: "FP8", block: section.block("weight_block_size")? })),
+            "fp8" => {
+                let of_all = section.0.get("weight_block_size").is_some();
+                let block = section.block("weight_block_size")?.or((!of_all).then_some([128, 128]));
+                Ok(Some(Self::Floats { name: "FP8", block }))
+            }
             "fbgemm_fp8" => Ok(Some(Self::Floats { name: "FP8", block: None })),
             "compressed-tensors" => compressed_tensors(section).map(Some),
             other => Err(refused(format!(
@@ -89,9 +93,9 @@ fn awq(section: Section<'_>) -> Result<Packing, CheckpointError> {
     if version.to_lowercase() != "gemm" {
         return Err(refused(format!("AWQ of version {version:?} is not supported, only gemm is; {ADVICE}")));
     }
-    let bits = section.bits(&[4], "AWQ")?;
+    let bits = if section.get("bits").is_none() { 4 } else { section.bits(&[4], "AWQ")? };
     let symmetric = section.flag("zero_point")? == Some(false);
-    Ok(Packing { layout: Layout::Awq, bits, group: section.group()?, symmetric })
+    Ok(Packing { layout: Layout::Awq, bits, group: section.group(Some(128))?, symmetric })
 }
 
 fn gptq(section: Section<'_>) -> Result<Packing, CheckpointError> {
@@ -107,7 +111,7 @@ fn gptq(section: Section<'_>) -> Result<Packing, CheckpointError> {
     };
     let bits = section.bits(&[2, 4, 8], "GPTQ")?;
     let symmetric = section.flag("sym")? == Some(true);
-    Ok(Packing { layout: Layout::Gptq { less_one }, bits, group: section.group()?, symmetric })
+    Ok(Packing { layout: Layout::Gptq { less_one }, bits, group: section.group(Some(128))?, symmetric })
 }
 
 fn compressed_tensors(section: Section<'_>) -> Result<Method, CheckpointError> {
@@ -126,7 +130,7 @@ fn compressed_tensors(section: Section<'_>) -> Result<Method, CheckpointError> {
         "pack-quantized" => {
             let bits = weights.named_bits("num_bits", &[4, 8], "compressed-tensors")?;
             let symmetric = weights.flag("symmetric")? != Some(false);
-            Ok(Method::Packed(Packing { layout: Layout::Rows, bits, group: weights.group()?, symmetric }))
+            Ok(Method::Packed(Packing { layout: Layout::Rows, bits, group: weights.group(None)?, symmetric }))
         }
         other => Err(refused(format!(
             "compressed-tensors of format {other:?} is not supported, only float-quantized and pack-quantized are; {ADVICE}"
@@ -173,10 +177,10 @@ impl Section<'_> {
         }
     }
 
-    /// The number of columns of a group; `None` where all columns are one.
-    fn group(&self) -> Result<Option<usize>, CheckpointError> {
+    /// The number of columns of a group; `None` where all columns are one. `default` is taken if the config does not say it.
+    fn group(&self, default: Option<usize>) -> Result<Option<usize>, CheckpointError> {
         match self.get("group_size") {
-            None => Ok(None),
+            None => Ok(default),
             Some(value) if value.as_i64() == Some(-1) => Ok(None),
             Some(value) => match value.as_u64() {
                 Some(group @ 1..) => Ok(Some(group as usize)),
