@@ -14,14 +14,20 @@ const ORIGINAL: f64 = 8192.0;
 
 /// The numbers of a scaling.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Scaling {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original: f64,
+pub(super) struct Scaling {
+    pub(super) factor: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) original: f64,
 }
 
 impl Scaling {
+    /// The factors of the periods of all pairs. `base` is that of the frequencies.
+    pub(super) fn factors(self, base: f64, pairs: usize) -> Vec<f32> {
+        let turns = |pair| base.powf(-(pair as f64) / pairs as f64) / TAU;
+        (0..pairs).map(|pair| self.of(turns(pair)) as f32).collect()
+    }
+
     /// By how much a pair turns slower that makes this many turns in each token.
     fn of(self, turns: f64) -> f64 {
         let kept = ((self.original * turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
@@ -78,16 +84,11 @@ mod tests {
 
     use super::*;
 
-    fn factors(scaling: Scaling, base: f64, pairs: usize) -> Vec<f32> {
-        let turns = |pair| base.powf(-(pair as f64) / pairs as f64) / TAU;
-        (0..pairs).map(|pair| scaling.of(turns(pair)) as f32).collect()
-    }
-
     #[test]
     fn the_scalings_of_released_models_are_found() {
         for (factor, pairs) in [(8.0, 64), (32.0, 32), (32.0, 64)] {
             let released = Scaling { factor, low: 1.0, high: 4.0, original: 8192.0 };
-            let found = scaling(&factors(released, 500_000.0, pairs), 500_000.0).unwrap().unwrap();
+            let found = scaling(&released.factors(500_000.0, pairs), 500_000.0).unwrap().unwrap();
             let expected = json!({
                 "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192,
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn another_scaling_is_fitted_and_no_scaling_is_none() {
         let other = Scaling { factor: 5.0, low: 2.0, high: 7.0, original: 8192.0 };
-        let found = scaling(&factors(other, 500_000.0, 64), 500_000.0).unwrap().unwrap();
+        let found = scaling(&other.factors(500_000.0, 64), 500_000.0).unwrap().unwrap();
         assert_eq!(found["factor"], json!(5.0));
         assert!((found["low_freq_factor"].as_f64().unwrap() - 2.0).abs() < 1e-3, "{found}");
         assert!((found["high_freq_factor"].as_f64().unwrap() - 7.0).abs() < 1e-3, "{found}");

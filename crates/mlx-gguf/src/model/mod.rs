@@ -11,6 +11,7 @@
 
 mod architectures;
 mod config;
+mod describe;
 mod keys;
 mod llama3;
 mod names;
@@ -20,6 +21,7 @@ mod tensors;
 use serde_json::Value;
 
 pub use architectures::{ARCHITECTURES, Architecture};
+pub use describe::Description;
 pub use names::{Named, Part, half_order, pair_order};
 pub use tensors::{Change, ModelTensor};
 
