@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mlx-attn-masks", &[]),
     ("mlx-kvcache", &["mlx-attn-masks", "mlx-files", "mlx-quantization", "mlx-safetensors"]),
     ("mlx-layers", &["mlx-attn-masks", "mlx-kvcache", "mlx-quantization", "mlx-rope", "mlx-tap"]),
-    ("mlx-checkpoint", &["mlx-files", "mlx-layers", "mlx-quantization", "mlx-safetensors"]),
+    ("mlx-checkpoint", &["mlx-files", "mlx-gguf", "mlx-layers", "mlx-quantization", "mlx-safetensors"]),
     ("mlx-causal-lm", &["mlx-checkpoint", "mlx-kvcache", "mlx-rope", "mlx-tap"]),
     ("mlx-config", &["mlx-kvcache", "mlx-rope"]),
     (
@@ -52,6 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-checkpoint",
             "mlx-files",
             "mlx-generate",
+            "mlx-gguf",
             "mlx-kvcache",
             "mlx-sys",
             "mlx-tokenizer",

@@ -182,6 +182,12 @@ pub enum CheckpointError {
         /// The folder.
         folder: PathBuf,
     },
+    /// There is already something at the place of a file that would be written.
+    #[error("{} exists already; name a file that does not", file.display())]
+    FileExists {
+        /// The file.
+        file: PathBuf,
+    },
     /// A file cannot be written.
     #[error("writing {}: {problem}", file.display())]
     Write {
@@ -193,8 +199,8 @@ pub enum CheckpointError {
     /// A checkpoint cannot be converted as asked.
     #[error(transparent)]
     Convert(#[from] ConvertError),
-    /// The caller stopped the writing of a folder. Nothing of it is left.
-    #[error("stopped before the folder was complete; nothing of it is left")]
+    /// The caller stopped the writing of a folder or a file. Nothing of it is left.
+    #[error("stopped before everything was written; nothing of it is left")]
     Stopped,
 }
 

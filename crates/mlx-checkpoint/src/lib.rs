@@ -26,6 +26,7 @@
 //! | build a model from files of another form | [`TensorSource`], [`Checkpoint::with_source`] |
 //! | write a model as a checkpoint | [`Checkpoint::save_as`] |
 //! | write a model quantized, in full precision or in another dtype | [`Checkpoint::convert`] |
+//! | write a model as a GGUF file | [`Checkpoint::write_gguf`] |
 //!
 //! This crate knows layers by their keys and shapes. What is particular to a model comes from its architecture: the
 //! tensors that it ignores ([`CheckpointTensors::finish`]), and the order and the names in which its tensors are written
@@ -52,7 +53,8 @@ mod write;
 pub use adapters::{AdapterConfig, AdapterKind, Adapters};
 pub use checkpoint::Checkpoint;
 pub use convert::{
-    ConvertError, ConvertOptions, Converted, FloatDtype, LayerChoice, QuantizeOptions, Recipe, Weights,
+    ConvertError, ConvertOptions, Converted, FloatDtype, GgufOptions, LayerChoice, QuantizeOptions, Recipe,
+    Weights, WrittenGguf,
 };
 pub use error::{CheckpointError, TensorProblem};
 pub use gguf::GgufLayers;

@@ -12,7 +12,7 @@ use mlx_files::Partial;
 use crate::header::{DEFAULT_ALIGNMENT, MOST_AXES};
 use crate::metadata::Value;
 use crate::value_type::ValueType;
-use crate::{QuantizeError, TensorType, quantize};
+use crate::{Gguf, GgufError, QuantizeError, TensorType, quantize};
 
 /// The version of the format that is written.
 const VERSION: u32 = 3;
@@ -76,6 +76,8 @@ pub struct Writer {
     path: PathBuf,
     partial: Partial,
     out: BufWriter<File>,
+    /// Bytes of the whole file.
+    length: u64,
     tensors: Vec<NewTensor>,
     /// The tensor whose numbers come next.
     at: usize,
@@ -102,14 +104,14 @@ impl Writer {
         tensors: Vec<NewTensor>,
     ) -> Result<Self, WriteError> {
         let path = path.as_ref();
-        let header = header(metadata, &tensors)?;
+        let (header, length) = header(metadata, &tensors)?;
         let io = |source| WriteError::Io { path: path.to_owned(), source };
         let partial = Partial::file(path).map_err(io)?;
         let mut out = BufWriter::with_capacity(1 << 20, partial.as_file().try_clone().map_err(io)?);
         out.write_all(&header).map_err(io)?;
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let path = path.to_owned();
-        Ok(Self { path, partial, out, tensors, at: 0, written: 0, threads, blocks: Vec::new() })
+        Ok(Self { path, partial, out, length, tensors, at: 0, written: 0, threads, blocks: Vec::new() })
     }
 
     /// Quantizes with this many threads. Otherwise there are as many as the machine can run at once.
@@ -117,6 +119,18 @@ impl Writer {
     pub fn with_threads(mut self, threads: NonZero<usize>) -> Self {
         self.threads = threads.get();
         self
+    }
+
+    /// The file as a reader sees it so far: numbers that are not written yet are zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Io`], and [`WriteError::Unreadable`] where a reader refuses it.
+    pub fn so_far(&mut self) -> Result<Gguf, WriteError> {
+        let io = |source| WriteError::Io { path: self.path.clone(), source };
+        self.out.flush().map_err(io)?;
+        self.out.get_ref().set_len(self.length).map_err(io)?;
+        Gguf::open(self.partial.path()).map_err(|source| WriteError::Unreadable { source })
     }
 
     /// The tensor whose numbers come next; `None` where all are written.
@@ -202,6 +216,12 @@ pub enum WriteError {
         /// Why.
         source: QuantizeError,
     },
+    /// What was written so far cannot be read.
+    #[error("the file would not be readable: {source}")]
+    Unreadable {
+        /// Why.
+        source: GgufError,
+    },
     /// A metadata entry cannot be written.
     #[error("metadata {key:.100}: {problem}")]
     Metadata {
@@ -243,8 +263,8 @@ fn blocks_of(
     Ok(parts.len())
 }
 
-/// The bytes before the first tensor.
-fn header(metadata: &[(String, Value)], tensors: &[NewTensor]) -> Result<Vec<u8>, WriteError> {
+/// The bytes before the first tensor, and how many the whole file has.
+fn header(metadata: &[(String, Value)], tensors: &[NewTensor]) -> Result<(Vec<u8>, u64), WriteError> {
     let mut out = b"GGUF".to_vec();
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -274,7 +294,8 @@ fn header(metadata: &[(String, Value)], tensors: &[NewTensor]) -> Result<Vec<u8>
         offset = end.ok_or_else(|| wrong("the file would be too large".to_owned()))?;
     }
     out.resize(out.len() + padding(out.len() as u64), 0);
-    Ok(out)
+    let length = out.len() as u64 + offset;
+    Ok((out, length))
 }
 
 /// How many zeros follow this many bytes.

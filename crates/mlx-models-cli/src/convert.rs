@@ -1,12 +1,13 @@
-//! `mlx-models convert`: writes a model with another quantization or dtype, or with adapters fused into it.
+//! `mlx-models convert`: writes a model with another quantization or dtype, with adapters fused into it, or as a GGUF file.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use mlx_models::{
-    CheckpointError, ConvertOptions, FloatDtype, LayerChoice, LoadError, Quantization, QuantizeOptions,
-    Recipe, Weights,
+    CheckpointError, ConvertOptions, FileKind, FloatDtype, LayerChoice, LoadError, Quantization,
+    QuantizeOptions, Recipe, Weights, WriteGgufError,
 };
 use serde::Serialize;
 
@@ -22,9 +23,17 @@ pub(crate) struct Arguments {
     /// Convert this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name)
     #[arg(long, alias = "hf-path", value_name = "MODEL")]
     model: Source,
-    /// Write the converted model to this folder, which must be new or empty
-    #[arg(long, aliases = ["mlx-path", "save-path"], value_name = "DIR")]
+    /// Write the converted model to this folder, which must be new or empty; with --gguf, to this file, which must not exist
+    #[arg(long, aliases = ["mlx-path", "save-path"], value_name = "PATH")]
     out: PathBuf,
+    /// Write a GGUF file for llama.cpp: F16, BF16, Q8_0, Q4_0 or Q4_K_M. Quantized layers are dequantized first
+    #[arg(
+        long, value_name = "TYPE",
+        conflicts_with_all = [
+            "quantize", "bits", "group_size", "mode", "recipe", "layers", "dequantize", "dtype", "max_shard_size"
+        ]
+    )]
+    gguf: Option<FileKind>,
     /// Quantize the linear layers and the embedding
     #[arg(long, short)]
     quantize: bool,
@@ -76,6 +85,9 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let Some(kind) = arguments.gguf {
+        return write_gguf(arguments, kind);
+    }
     let options = options(&arguments)?;
     if arguments.out.is_file() {
         return Err(LoadError::from(CheckpointError::Exists { folder: arguments.out }).into());
@@ -109,6 +121,60 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         folder: arguments.out,
         files: converted.files,
         full_precision_layers: converted.full_precision,
+    };
+    serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// What `--json` writes of a GGUF file.
+#[derive(Serialize)]
+struct GgufReport {
+    file: PathBuf,
+    size_bytes: u64,
+    parameters: usize,
+    bits_per_weight: f64,
+    tensors: BTreeMap<String, usize>,
+    dequantized_layers: usize,
+}
+
+fn write_gguf(arguments: Arguments, kind: FileKind) -> Result<(), Failure> {
+    let Arguments { model, out: file, adapters, json, .. } = arguments;
+    if file.symlink_metadata().is_ok() {
+        return Err(LoadError::from(CheckpointError::FileExists { file }).into());
+    }
+    let name = model.name();
+    let folder = model.folder()?;
+    interrupt::install();
+    let mut bar = Progress::new(Unit::Count);
+    let progress = |now: mlx_models::Progress<'_>| {
+        bar.set(now.number as u64, now.total as u64, now.layer);
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let written = mlx_models::write_gguf(folder, adapters.as_deref(), &file, kind, name, progress);
+    bar.clear();
+    let written = match written {
+        // The exit status says that a signal stopped the program.
+        Err(WriteGgufError::Load(LoadError::Checkpoint(CheckpointError::Stopped)))
+            if interrupt::requested() =>
+        {
+            return Ok(());
+        }
+        other => other?,
+    };
+    let mut out = io::stdout().lock();
+    if !json {
+        writeln!(out, "{written}")?;
+        writeln!(out, "written to {}", file.display())?;
+        return Ok(());
+    }
+    let report = GgufReport {
+        size_bytes: written.bytes,
+        parameters: written.parameters,
+        bits_per_weight: written.bits_per_weight(),
+        tensors: written.types.iter().map(|(kind, tensors)| (kind.to_string(), *tensors)).collect(),
+        dequantized_layers: written.dequantized,
+        file,
     };
     serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
     writeln!(out)?;

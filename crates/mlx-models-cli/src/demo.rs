@@ -87,6 +87,16 @@ impl Source {
         })
     }
 
+    /// What people call the model.
+    pub(crate) fn name(&self) -> Option<String> {
+        let of_path = |path: &Path| Some(path.file_name()?.to_str()?.trim_end_matches(".gguf").to_owned());
+        match self {
+            Self::Folder(folder) => of_path(folder),
+            Self::Hub(id) => of_path(Path::new(&id.to_string())),
+            Self::Demo(demo) => Some(format!("demo {}", DEMOS[*demo].name)),
+        }
+    }
+
     /// The checkpoint folder of a model that is loaded next. A demo is written once into the user's cache folder, and checked
     /// every time. A model of the Hub is downloaded once into the Hub's cache.
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {

@@ -10,7 +10,7 @@ use mlx_models::device::DeviceError;
 use mlx_models::generate::GenerateError;
 use mlx_models::text::TextError;
 use mlx_models::tokenizer::TokenizerError;
-use mlx_models::{CacheError, LoadError};
+use mlx_models::{CacheError, LoadError, WriteGgufError};
 use mlx_rs::error::Exception;
 
 use crate::style::{printable, say_error};
@@ -53,6 +53,16 @@ pub(crate) enum Failure {
 impl From<Exception> for Failure {
     fn from(error: Exception) -> Self {
         Self::Mlx(error)
+    }
+}
+
+impl From<WriteGgufError> for Failure {
+    fn from(error: WriteGgufError) -> Self {
+        match error {
+            WriteGgufError::Load(error) => error.into(),
+            WriteGgufError::Tokenizer(error) => error.into(),
+            other => Self::Arguments(other.to_string()),
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use mlx_files::without_source_place;
 use mlx_rs::transforms::eval_params;
 
 use crate::FuseOptions;
+#[cfg(feature = "tokenizer")]
+use crate::{FileKind, GgufOptions, WriteGgufError, WrittenGguf};
 
 /// The architectures that models are loaded with: those of this build, and [your own](Self::with).
 ///
@@ -160,6 +162,43 @@ impl Architectures {
         drop(model);
         let names = self.architecture_of(&checkpoint)?.names;
         Ok(checkpoint.convert(out, parameters, &names, options, progress)?)
+    }
+
+    /// [`write_gguf`](crate::write_gguf()) with these architectures.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_gguf`](crate::write_gguf()).
+    #[cfg(feature = "tokenizer")]
+    pub fn write_gguf(
+        &self,
+        path: impl AsRef<Path>,
+        adapters: Option<&Path>,
+        out: impl AsRef<Path>,
+        kind: FileKind,
+        name: Option<String>,
+        progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<WrittenGguf, WriteGgufError> {
+        let path = path.as_ref();
+        let mut checkpoint = Checkpoint::open_with(path, GgufLayers::Dequantized).map_err(LoadError::from)?;
+        if let Some(adapters) = adapters {
+            let adapters = Adapters::open(adapters).map_err(LoadError::from)?;
+            checkpoint = checkpoint.with_adapters(adapters).fused(true);
+        }
+        let model = self.load_checkpoint(&checkpoint, &lazily())?;
+        let parameters = model.parameters().flatten();
+        let parameters =
+            parameters.into_iter().map(|(key, array)| (key.to_string(), array.clone())).collect();
+        let (rows, digest) = (model.info().vocab_size as usize, model.info().config_digest.clone());
+        drop(model);
+        let tokenizer = mlx_tokenizer::Tokenizer::open(path)?.gguf_metadata(path, rows)?;
+        let options = GgufOptions { kind, name, tokenizer };
+        let is_same = |meant: Checkpoint| {
+            let meant = self.load_checkpoint(&meant, &lazily());
+            meant.is_ok_and(|meant| meant.info().config_digest == digest)
+        };
+        let written = checkpoint.write_gguf(out, parameters, &options, is_same, progress);
+        Ok(written.map_err(LoadError::from)?)
     }
 
     fn architecture_of(&self, checkpoint: &Checkpoint) -> Result<Architecture, LoadError> {

@@ -90,9 +90,10 @@ pub use mlx_causal_lm::{
 };
 pub use mlx_checkpoint::{
     AdapterConfig, AdapterKind, Adapters, Checkpoint, CheckpointError, ConvertError, ConvertOptions,
-    Converted, FloatDtype, GgufLayers, LayerChoice, Progress, QuantizeOptions, Recipe, TensorNames,
-    TensorProblem, Weights,
+    Converted, FloatDtype, GgufLayers, GgufOptions, LayerChoice, Progress, QuantizeOptions, Recipe,
+    TensorNames, TensorProblem, Weights, WrittenGguf,
 };
+pub use mlx_gguf::FileKind;
 pub use mlx_kvcache::{
     CacheError, CacheFileError, CacheOptions, KvCache, LayerKind, LayerSpec, Limit, MadeBy, ModelCache,
     Quantization, SavedCache, UnknownQuantization, check_destination,
@@ -187,6 +188,40 @@ pub fn convert(
     progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Converted, LoadError> {
     Architectures::default().convert(folder, adapters, out, options, progress)
+}
+
+/// Writes the model of a checkpoint as a GGUF file for llama.cpp, with adapters added to its weights where there are any. `name` is the
+/// name of the model in the file.
+///
+/// The file's tensors are those that llama.cpp's own programs make of the same weights, byte for byte. It appears at `out`, where nothing
+/// may be, when it is complete. `progress` is called for each tensor and returns whether to continue.
+///
+/// # Errors
+///
+/// [`WriteGgufError`]: those of [`load_with`] and of [`Checkpoint::write_gguf`], and of the tokenizer.
+#[cfg(feature = "tokenizer")]
+pub fn write_gguf(
+    path: impl AsRef<Path>,
+    adapters: Option<&Path>,
+    out: impl AsRef<Path>,
+    kind: FileKind,
+    name: Option<String>,
+    progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<WrittenGguf, WriteGgufError> {
+    Architectures::default().write_gguf(path, adapters, out, kind, name, progress)
+}
+
+/// Why a GGUF file was not written.
+#[cfg(feature = "tokenizer")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteGgufError {
+    /// The checkpoint, or the file.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::TokenizerError),
 }
 
 /// Compiles the example of this crate's README.

@@ -1,6 +1,7 @@
 //! Writing a model in another form: quantized, in full precision, or in another dtype.
 
 pub(crate) mod error;
+mod gguf;
 mod layer;
 pub(crate) mod options;
 mod plan;
@@ -17,6 +18,7 @@ use mlx_rs::error::Exception;
 use serde_json::{Map, Value};
 
 pub use error::ConvertError;
+pub use gguf::{GgufOptions, WrittenGguf};
 pub use options::{ConvertOptions, FloatDtype, LayerChoice, QuantizeOptions, Recipe, Weights};
 
 use crate::checkpoint::Checkpoint;
