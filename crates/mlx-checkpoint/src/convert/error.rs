@@ -17,7 +17,6 @@ pub enum ConvertError {
         /// How it is quantized.
         quantization: Quantization,
     },
-<<<<<<< HEAD
     /// A layer would stay in blocks of a GGUF file, which only such files have.
     #[error(
         "{layer} is in {quantization} blocks, which a checkpoint folder cannot have; open the file with GgufLayers::Mlx"
@@ -27,13 +26,12 @@ pub enum ConvertError {
         layer: String,
         /// Its blocks.
         quantization: Quantization,
-=======
+    },
     /// llama.cpp cannot compute the model, or a GGUF file cannot store it.
     #[error("the model cannot be written as a GGUF file: {problem}")]
     Gguf {
         /// Why not.
         problem: String,
->>>>>>> 6b6faea (convert --gguf TYPE: F16, BF16, Q8_0, Q4_0 and Q4_K_M as llama.cpp writes them)
     },
     /// There is no quantized layer to dequantize.
     #[error("no layer is quantized, so there is nothing to dequantize")]
