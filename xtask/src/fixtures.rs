@@ -77,6 +77,7 @@ const SCRIPTS: &[(&str, Environment)] = &[
     ("make_rope_transformers_cases.py", Environment::Transformers),
     ("mlx_lm_on_transformers_cases.py", Environment::MlxLm),
     ("make_gguf_fixtures.py", Environment::LlamaCpp),
+    ("make_gguf_model_fixtures.py", Environment::LlamaCpp),
     ("make_gguf_tokenizer_fixtures.py", Environment::LlamaCpp),
 ];
 
