@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{Model, Result, Token};
 
-use crate::token_texts::{TextHash, TokenTexts};
+use crate::token_texts::{TextHash, TextPlace, TokenTexts};
 
 /// A vocabulary whose tokens are joined pair by pair. It gives the same ids as the model `BPE` of the `tokenizers` crate, which
 /// needs a table of all pairs with two texts each. Building that table for 262,144 tokens takes longer than a small model
@@ -59,97 +59,138 @@ pub(crate) enum Ties {
 /// A part of a text that is being joined.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
-    /// Its token; `None` if it can not be joined.
-    id: u32,
-    joins: bool,
     hash: TextHash,
+    id: u32,
+    /// The number of its characters; 0 for a byte or an unknown character, which have no text that could be joined.
     chars: u32,
     /// Its bytes in the text. It was joined with the one before if it has none.
-    start: usize,
-    end: usize,
-    previous: usize,
-    next: usize,
+    start: u32,
+    end: u32,
+    previous: u32,
+    next: u32,
 }
 
 /// No symbol.
-const NONE: usize = usize::MAX;
+const NONE: u32 = u32::MAX;
 
 /// A pair that can be joined. The order of the fields is the order of joining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Pair {
-    rank: [u32; 4],
-    left: usize,
+struct Pair<R> {
+    rank: R,
+    left: u32,
     /// Where the right part ends. The pair is still there if its left part exists and the part next to it ends here.
-    end: usize,
+    end: u32,
     id: u32,
 }
 
 impl Bpe {
     /// The tokens of a word.
     fn symbols(&self, text: &str) -> Result<Vec<Symbol>> {
-        let mut symbols = self.characters(text)?;
-        for place in 0..symbols.len() {
-            symbols[place].previous = place.checked_sub(1).unwrap_or(NONE);
-            symbols[place].next = if place + 1 < symbols.len() { place + 1 } else { NONE };
+        if text.len() >= NONE as usize {
+            return Err("a text of more than 4 GiB cannot be encoded at once".into());
         }
-        let pairs = (0..symbols.len()).filter_map(|left| self.pair(&symbols, left, text));
-        let mut pairs: BinaryHeap<_> = pairs.map(Reverse).collect();
-        while let Some(Reverse(pair)) = pairs.pop() {
-            let left = symbols[pair.left];
-            if left.start == left.end || left.next == NONE || symbols[left.next].end != pair.end {
-                continue;
+        let mut symbols = self.characters(text);
+        for place in 0..symbols.len() as u32 {
+            let symbol = &mut symbols[place as usize];
+            // Before the first and behind the last there is none.
+            (symbol.previous, symbol.next) = (place.wrapping_sub(1), place + 1);
+        }
+        if let Some(last) = symbols.last_mut() {
+            last.next = NONE;
+        }
+        match &self.order {
+            Order::Listed(pairs) => {
+                self.join(&mut symbols, |left, right| pairs.get(&(left.id, right.id)).copied());
             }
-            let right = symbols[left.next];
-            let hash = self.texts.joined(left.hash, right.hash, right.end - right.start).unwrap_or(left.hash);
-            symbols[left.next].start = right.end;
-            let joined = &mut symbols[pair.left];
-            joined.id = pair.id;
-            joined.hash = hash;
-            joined.chars += right.chars;
-            joined.end = right.end;
-            joined.next = right.next;
-            if right.next != NONE {
-                symbols[right.next].previous = pair.left;
-            }
-            let neighbours = [left.previous, pair.left].into_iter().filter(|&place| place != NONE);
-            pairs.extend(neighbours.filter_map(|place| self.pair(&symbols, place, text)).map(Reverse));
+            Order::Scored { .. } => self.join(&mut symbols, |left, right| self.scored(left, right, text)),
         }
         symbols.retain(|symbol| symbol.start != symbol.end);
         Ok(symbols)
     }
 
+    /// Joins pairs of neighbours as long as there are any. `pair` gives the rank of two neighbours and the token that they become.
+    fn join<R: Ord>(&self, symbols: &mut [Symbol], pair: impl Fn(&Symbol, &Symbol) -> Option<(R, u32)>) {
+        let at = |symbols: &[Symbol], place: u32| {
+            let left = symbols.get(place as usize)?;
+            let right = symbols.get(left.next as usize)?;
+            let (rank, id) = pair(left, right)?;
+            Some(Reverse(Pair { rank, left: place, end: right.end, id }))
+        };
+        let mut pairs = Vec::with_capacity(symbols.len());
+        pairs.extend((0..symbols.len() as u32).filter_map(|place| at(symbols, place)));
+        let mut pairs = BinaryHeap::from(pairs);
+        while let Some(Reverse(pair)) = pairs.pop() {
+            let left = symbols[pair.left as usize];
+            let Some(&right) = symbols.get(left.next as usize) else { continue };
+            if left.start == left.end || right.end != pair.end {
+                continue;
+            }
+            let length = (right.end - right.start) as usize;
+            symbols[left.next as usize].start = right.end;
+            symbols[pair.left as usize] = Symbol {
+                hash: self.texts.joined(left.hash, right.hash, length).unwrap_or(left.hash),
+                id: pair.id,
+                chars: left.chars + right.chars,
+                end: right.end,
+                next: right.next,
+                ..left
+            };
+            if let Some(next) = symbols.get_mut(right.next as usize) {
+                next.previous = pair.left;
+            }
+            for place in [left.previous, pair.left] {
+                if let Some(pair) = at(symbols, place) {
+                    pairs.push(pair);
+                }
+            }
+        }
+    }
+
+    /// The rank of two neighbours and the token that they become, by the scores of tokens.
+    fn scored(&self, left: &Symbol, right: &Symbol, text: &str) -> Option<([u32; 4], u32)> {
+        let whole = left.start as usize..right.end as usize;
+        if left.chars == 0 || right.chars == 0 || whole.len() > self.texts.longest() {
+            return None;
+        }
+        let hash = self.texts.joined(left.hash, right.hash, (right.end - right.start) as usize)?;
+        let id = self.texts.id_of(hash, &text[whole])?;
+        Some((self.rank(id, (left.id, left.chars), (right.id, right.chars))?, id))
+    }
+
     /// The characters of a word, before any are joined.
-    fn characters(&self, text: &str) -> Result<Vec<Symbol>> {
+    fn characters(&self, text: &str) -> Vec<Symbol> {
         let mut symbols = Vec::with_capacity(text.len());
         let mut unknown: Option<Symbol> = None;
         for (start, character) in text.char_indices() {
-            let end = start + character.len_utf8();
-            let hash = self.texts.hash(&text[start..end]);
-            let symbol = |id, start, end, joins| Symbol {
-                id,
-                joins,
+            let (start, end) = (start as u32, (start + character.len_utf8()) as u32);
+            let part = &text[start as usize..end as usize];
+            let symbol = |id, hash, chars, start, end| Symbol {
                 hash,
-                chars: 1,
+                id,
+                chars,
                 start,
                 end,
                 previous: NONE,
                 next: NONE,
             };
-            if let Some(id) = self.texts.id_of(hash, &text[start..end]) {
+            if let Some(TextPlace { id, hash }) = self.texts.character(character, part) {
                 symbols.extend(unknown.take());
-                symbols.push(symbol(id, start, end, true));
-            } else if let Some(ids) = self.bytes_of(&text[start..end]) {
+                symbols.push(symbol(id, hash, 1, start, end));
+            } else if let Some(ids) = self.bytes_of(part) {
                 // A pending unknown token comes behind, as in the `tokenizers` crate.
-                symbols.extend(ids.zip(start..).map(|(id, start)| symbol(id, start, start + 1, false)));
+                let byte = |(id, start)| symbol(id, TextHash::default(), 0, start, start + 1);
+                symbols.extend(ids.zip(start..).map(byte));
             } else if let Some(id) = self.unknown {
                 match &mut unknown {
                     Some(unknown) if self.fuse_unknown => unknown.end = end,
-                    unknown => symbols.extend(unknown.replace(symbol(id, start, end, false))),
+                    unknown => {
+                        symbols.extend(unknown.replace(symbol(id, TextHash::default(), 0, start, end)));
+                    }
                 }
             }
         }
         symbols.extend(unknown);
-        Ok(symbols)
+        symbols
     }
 
     /// The tokens of the bytes of a character, if there are tokens for all of them.
@@ -157,28 +198,6 @@ impl Bpe {
         let bytes = self.bytes.as_ref()?;
         let id = |byte| bytes[usize::from(byte)];
         character.bytes().all(|byte| id(byte).is_some()).then(|| character.bytes().filter_map(id))
-    }
-
-    /// The pair of a symbol and the next one, if they can be joined.
-    fn pair(&self, symbols: &[Symbol], place: usize, text: &str) -> Option<Pair> {
-        let left = &symbols[place];
-        let right = symbols.get(left.next)?;
-        let (rank, id) = match &self.order {
-            Order::Listed(pairs) => {
-                let (rank, id) = *pairs.get(&(left.id, right.id))?;
-                ([rank, 0, 0, 0], id)
-            }
-            Order::Scored { .. } => {
-                if !left.joins || !right.joins || right.end - left.start > self.texts.longest() {
-                    return None;
-                }
-                let hash = self.texts.joined(left.hash, right.hash, right.end - right.start)?;
-                let id = self.texts.id_of(hash, &text[left.start..right.end])?;
-                let rank = self.rank(id, (left.id, left.chars), (right.id, right.chars))?;
-                (rank, id)
-            }
-        };
-        Some(Pair { rank, left: place, end: right.end, id })
     }
 }
 
@@ -222,6 +241,13 @@ impl Bpe {
     }
 }
 
+/// The tokens of single bytes.
+pub(crate) fn byte_tokens(texts: &TokenTexts) -> Box<[Option<u32>; 256]> {
+    let mut bytes = Box::new([None; 256]);
+    (0..=255_u8).for_each(|byte| bytes[usize::from(byte)] = texts.id(&format!("<0x{byte:02X}>")));
+    bytes
+}
+
 /// As the model `BPE` in a `tokenizer.json`.
 impl Serialize for Bpe {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -263,7 +289,8 @@ impl Model for Bpe {
             return Ok(vec![token(id, 0, sequence.len())]);
         }
         let symbols = self.symbols(sequence)?;
-        Ok(symbols.iter().map(|symbol| token(symbol.id, symbol.start, symbol.end)).collect())
+        let token = |symbol: &Symbol| token(symbol.id, symbol.start as usize, symbol.end as usize);
+        Ok(symbols.iter().map(token).collect())
     }
 
     fn token_to_id(&self, token: &str) -> Option<u32> {

@@ -11,7 +11,7 @@ use tokenizers::{
     TokenizerBuilder,
 };
 
-use crate::bpe::{Bpe, NEVER, Order, Ties};
+use crate::bpe::{Bpe, NEVER, Order, Ties, byte_tokens};
 use crate::parts::{self, Parts};
 use crate::pipeline::{AnyModel, Pipeline};
 use crate::token_texts::TokenTexts;
@@ -328,11 +328,7 @@ impl<'a> Vocabulary<'a> {
         let order = if self.scored { self.scores(metadata)? } else { listed(metadata, &texts)? };
         let whole_words = matches!(self.form, Form::Bytes(split) if split.whole_words);
         let spaces = matches!(self.form, Form::Spaces { .. });
-        let bytes = spaces.then(|| {
-            let mut bytes = Box::new([None; 256]);
-            (0..=255_u8).for_each(|byte| bytes[usize::from(byte)] = texts.id(&format!("<0x{byte:02X}>")));
-            bytes
-        });
+        let bytes = spaces.then(|| byte_tokens(&texts));
         let unknown = (0..self.tokens.len()).find(|&id| spaces && self.kinds[id] == Kind::Unknown);
         let named = self.id(metadata, "tokenizer.ggml.unknown_token_id")?.filter(|_| spaces);
         let unknown = named.or(unknown).map(|id| id as u32);
@@ -413,12 +409,12 @@ fn listed(metadata: &Metadata, texts: &TokenTexts) -> Result<Order, Wrong> {
             return Err(wrong("it must be two tokens with a space between them"));
         };
         let (left, right) = (&merge[..space], &merge[space + 1..]);
-        let id = |part: &str| texts.id(part).ok_or_else(|| wrong(&format!("{part:?} is no token")));
-        let ids = (id(left)?, id(right)?);
-        let joined = texts.joined(texts.hash(left), texts.hash(right), right.len());
+        let place = |part: &str| texts.place(part).ok_or_else(|| wrong(&format!("{part:?} is no token")));
+        let (first, second) = (place(left)?, place(right)?);
+        let joined = texts.joined(first.hash, second.hash, right.len());
         let joined = joined.and_then(|hash| texts.id_of_parts(hash, left, right));
         let joined = joined.ok_or_else(|| wrong("its parts together are no token"))?;
-        pairs.insert(ids, (rank as u32, joined));
+        pairs.insert((first.id, second.id), (rank as u32, joined));
     }
     Ok(Order::Listed(pairs))
 }

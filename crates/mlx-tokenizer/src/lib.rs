@@ -42,6 +42,7 @@
 //! token gets no second one. A chat template writes all special tokens itself.
 
 mod bpe;
+mod bpe_file;
 mod chat;
 mod check;
 mod config;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokenizers::AddedToken;
 
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::vocabulary::{Own, Tokens, missing};
 use crate::{Tokenizer, TokenizerError, Vocabulary, check};
 
@@ -122,7 +122,7 @@ impl Tokenizer {
 /// Checks and reads a `tokenizer.json`. The error says what is wrong with it.
 pub(crate) fn read_json(json: &[u8]) -> Result<Pipeline, String> {
     check::check(json)?;
-    let read = check::guarded(|| Pipeline::from_bytes(json));
+    let read = check::guarded(|| pipeline::read(json));
     let mut tokenizer = read?.map_err(|e| e.to_string())?;
     check::check_whole(&tokenizer)?;
     // These settings are left over from training.

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::{
     DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-    Result, Token, TokenizerImpl,
+    Result, Token, TokenizerBuilder, TokenizerImpl,
 };
 
 use crate::bpe::Bpe;
+use crate::bpe_file;
 
 /// A tokenizer of the `tokenizers` crate with a vocabulary of ours.
 pub(crate) type Pipeline =
@@ -70,10 +72,32 @@ impl Model for AnyModel {
     }
 }
 
+/// A model that this crate has. Others are an error.
 impl<'de> Deserialize<'de> for AnyModel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        Ok(Self::Other(Box::new(ModelWrapper::deserialize(deserializer)?)))
+        let model = bpe_file::File::deserialize(deserializer)?.model();
+        Ok(Self::Bpe(Box::new(model.ok_or_else(|| D::Error::custom("a model of the tokenizers crate"))?)))
     }
+}
+
+/// Reads a `tokenizer.json`.
+pub(crate) fn read(json: &[u8]) -> Result<Pipeline> {
+    match serde_json::from_slice(json) {
+        Ok(pipeline) => Ok(pipeline),
+        Err(_) => with_other_model(&tokenizers::Tokenizer::from_bytes(json)?),
+    }
+}
+
+/// The same tokenizer with a model of the `tokenizers` crate.
+fn with_other_model(tokenizer: &tokenizers::Tokenizer) -> Result<Pipeline> {
+    TokenizerBuilder::new()
+        .with_model(AnyModel::Other(Box::new(tokenizer.get_model().clone())))
+        .with_normalizer(tokenizer.get_normalizer().cloned())
+        .with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned())
+        .with_post_processor(tokenizer.get_post_processor().cloned())
+        .with_decoder(tokenizer.get_decoder().cloned())
+        .with_added_vocabulary(tokenizer.get_added_vocabulary().clone())
+        .build()
 }
 
 impl Serialize for AnyModel {

@@ -17,11 +17,23 @@ pub(crate) struct TokenTexts {
     powers: Vec<u64>,
     /// How many ids have a text.
     count: usize,
+    /// The tokens of the first characters of Unicode, which are most of most texts: those of the alphabet of bytes.
+    characters: Vec<Option<TextPlace>>,
 }
 
+/// The number of characters whose tokens are found without their hash.
+const CHARACTERS: u32 = 0x180;
+
 /// The hash of a text: a number in base `powers[1]`, whose digits are the bytes plus one, modulo [`PRIME`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TextHash(u64);
+
+/// A text of the table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TextPlace {
+    pub(crate) id: u32,
+    pub(crate) hash: TextHash,
+}
 
 /// A Mersenne prime, so that the remainder takes no division.
 const PRIME: u64 = (1 << 61) - 1;
@@ -53,10 +65,13 @@ impl TokenTexts {
         let mut powers = vec![1; longest.max(1) + 1];
         (1..powers.len()).for_each(|place| powers[place] = product(powers[place - 1], base));
         let slots = vec![0; (2 * ends.len()).next_power_of_two()];
-        let mut table = Self { all, ends, slots, powers, count: 0 };
+        let mut table = Self { all, ends, slots, powers, count: 0, characters: Vec::new() };
         for id in 0..table.ends.len() as u32 {
             table.insert(id).map_err(|first| (first, id))?;
         }
+        let characters =
+            (0..CHARACTERS).map(|code| table.place(char::from_u32(code)?.encode_utf8(&mut [0; 4])));
+        table.characters = characters.collect();
         Ok(table)
     }
 
@@ -127,10 +142,24 @@ impl TokenTexts {
 
     /// The id of a text.
     pub(crate) fn id(&self, text: &str) -> Option<u32> {
+        self.place(text).map(|place| place.id)
+    }
+
+    /// The id of a text with its hash.
+    pub(crate) fn place(&self, text: &str) -> Option<TextPlace> {
         if text.len() > self.longest() {
             return None;
         }
-        self.id_of(self.hash(text), text)
+        let hash = self.hash(text);
+        Some(TextPlace { id: self.id_of(hash, text)?, hash })
+    }
+
+    /// The id of a character with its hash. `text` is the character.
+    pub(crate) fn character(&self, character: char, text: &str) -> Option<TextPlace> {
+        match self.characters.get(character as usize) {
+            Some(&place) => place,
+            None => self.place(text),
+        }
     }
 
     /// The id of a text whose hash is known.
