@@ -74,6 +74,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-kvcache",
             "mlx-layers",
             "mlx-quantization",
+            "mlx-safetensors",
             "mlx-sys",
         ],
     ),

@@ -1,4 +1,5 @@
-//! Threads: libraries that use MLX start none, so that MLX computes on the threads of their callers only.
+//! Threads: libraries that use MLX start none, so that MLX computes on the threads of their callers only. A file that uses
+//! nothing of mlx-rs may start threads, to work on bytes.
 //!
 //! An array that is not computed yet belongs to the thread that made it, and on a GPU each thread has command buffers of
 //! its own. See "Why arrays are computed before they are handed out" in `docs/architecture.md`.
@@ -18,6 +19,9 @@ pub(super) fn started(package: &str, text: &str) -> Option<&'static str> {
         return None;
     }
     let code = without_comments_and_tests(text);
+    if !code.contains("mlx_rs") {
+        return None;
+    }
     STARTS.into_iter().find(|start| code.contains(start))
 }
 
@@ -27,10 +31,12 @@ mod tests {
 
     #[test]
     fn a_library_that_starts_a_thread_is_found() {
-        let code = "fn f() {\n    std::thread::spawn(|| ());\n}\n";
+        let code = "use mlx_rs::Array;\nfn f() {\n    std::thread::spawn(|| ());\n}\n";
         assert_eq!(started("mlx-generate", code), Some("thread::spawn"));
         assert_eq!(started("mlx-models-cli", code), None);
-        assert_eq!(started("mlx-generate", "use rayon::prelude::*;\n"), Some("rayon"));
+        let code = "use mlx_rs::Array;\nuse rayon::prelude::*;\n";
+        assert_eq!(started("mlx-generate", code), Some("rayon"));
+        assert_eq!(started("mlx-generate", "use rayon::prelude::*;\n"), None);
     }
 
     #[test]

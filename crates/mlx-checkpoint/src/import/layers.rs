@@ -67,7 +67,7 @@ pub(super) struct PackedLayer {
 
 #[derive(Debug, Clone)]
 enum GroupOf {
-    /// So many neighbouring inputs are a group.
+    /// A group is this many neighbouring inputs.
     Neighbours(usize),
     /// As a tensor says, whose inputs are in another order.
     Listed(TensorInfo),
