@@ -38,7 +38,7 @@
 //!
 //! Only the post-processor of `tokenizer.json` decides which special tokens are put around a text.
 //! `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, and the truncation and padding of
-//! `tokenizer.json`, are ignored, as in transformers 5. A text that already begins with the beginning-of-text
+//! `tokenizer.json`, are ignored, as in transformers 5. In a GGUF file, these two keys decide. A text that already begins with the beginning-of-text
 //! token gets no second one. A chat template writes all special tokens itself.
 
 mod bpe;
@@ -317,8 +317,9 @@ impl Tokenizer {
     }
 
     /// The stop tokens, in ascending order. They are the tokens that any file of the folder declares as the end
-    /// of a text. If the chat template writes none of these, the end of its turns is added. A tokenizer of your own has those
-    /// that its [`TokenizerParts`] name.
+    /// of a text. If the chat template writes none of these, the end of its turns is added. A GGUF file has those that its keys
+    /// name, and the control tokens that are named like the end of a text or a turn. A tokenizer of your own has those that its
+    /// [`TokenizerParts`] name.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }
