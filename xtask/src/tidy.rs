@@ -83,6 +83,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "mlx-cpu",
             "mlx-files",
+            "mlx-gguf",
             "mlx-kvcache",
             "mlx-models",
             "mlx-rope",

@@ -22,6 +22,9 @@ pub(super) fn run(
     let mut random = Random::of(settings.seed, case);
     let kind = Kind::of(case);
     let random = &mut random;
+    if kind == Kind::Gguf {
+        return super::gguf::run(root, random, tell).map(with_short_message);
+    }
     let folder = match kind {
         Kind::MlxLmAdapters => Folder::adapted(root, false, random)?,
         Kind::PeftAdapters => Folder::adapted(root, true, random)?,
@@ -46,12 +49,7 @@ pub(super) fn run(
         Kind::Program => program::run(settings, &folder, random, tell, &mut outputs)?,
         _ => library::model(&folder, kind, random, tell, &mut outputs),
     };
-    if let Verdict::Refused(message) = &verdict
-        && message.len() > LONGEST_MESSAGE
-    {
-        let start: String = message.chars().take(300).collect();
-        return Ok(Verdict::Fault(format!("a message of {} bytes: {start}…", message.len())));
-    }
+    let verdict = with_short_message(verdict);
     if let Verdict::Fault(_) = verdict {
         return Ok(verdict);
     }
@@ -70,6 +68,17 @@ pub(super) fn run(
     })
 }
 
+/// The verdict, or a fault where its message is too long.
+fn with_short_message(verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Refused(message) if message.len() > LONGEST_MESSAGE => {
+            let start: String = message.chars().take(300).collect();
+            Verdict::Fault(format!("a message of {} bytes: {start}…", message.len()))
+        }
+        verdict => verdict,
+    }
+}
+
 /// The changes in the folder of a case.
 fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
     let one = match kind {
@@ -83,7 +92,7 @@ fn targets(kind: Kind, folder: &Folder, random: &mut Random) -> Vec<Target> {
         Kind::MlxLmAdapters | Kind::PeftAdapters => Target::Adapters,
         Kind::FileSystem => return vec![Target::FileSystem],
         // For these kinds, the files are changed later or not at all.
-        Kind::PromptCache | Kind::Options => return Vec::new(),
+        Kind::PromptCache | Kind::Options | Kind::Gguf => return Vec::new(),
         Kind::Program if random.once_in(2) => return Vec::new(),
         Kind::Several | Kind::Program => {
             let mut all = vec![

@@ -21,13 +21,14 @@ pub(super) enum Kind {
     PeftAdapters,
     PromptCache,
     FileSystem,
+    Gguf,
     Options,
     Several,
     Program,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Config,
         Self::Generation,
         Self::Tokenizer,
@@ -39,6 +40,7 @@ impl Kind {
         Self::PeftAdapters,
         Self::PromptCache,
         Self::FileSystem,
+        Self::Gguf,
         Self::Options,
         Self::Several,
         Self::Program,
@@ -71,6 +73,7 @@ impl Kind {
             Self::PeftAdapters => "adapters of PEFT",
             Self::PromptCache => "prompt cache",
             Self::FileSystem => "not a file",
+            Self::Gguf => "GGUF",
             Self::Options => "options",
             Self::Several => "several files",
             Self::Program => "the program",

@@ -9,6 +9,7 @@
 
 mod case;
 mod folder;
+mod gguf;
 mod json;
 mod kind;
 mod library;
