@@ -240,7 +240,7 @@ impl fmt::Display for OtherForm {
             Self::Adapters => {
                 "it holds adapters: name their base model as the model, and a folder with these files as its adapters"
             }
-            Self::Gguf => "it has only GGUF files, which are not supported",
+            Self::Gguf => "it has only GGUF files: download one, and name the file as the model",
             Self::PyTorch => "its weights are files of PyTorch, which are not supported",
             Self::Unknown => "files of other formats are not supported",
         })

@@ -20,7 +20,7 @@ use crate::style::printable;
 /// Arguments of `mlx-models convert`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Convert this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name)
+    /// Convert this model: a checkpoint folder, a GGUF file, demo:NAME, or a Hub id (owner/name)
     #[arg(long, alias = "hf-path", value_name = "MODEL")]
     model: Source,
     /// Write the converted model to this folder, which must be new or empty; with --gguf, to this file, which must not exist

@@ -17,7 +17,7 @@ use crate::style::{printable, printable_json, say};
 /// Arguments of `mlx-models inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Show this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name)
+    /// Show this model: a checkpoint folder, a GGUF file, demo:NAME, or a Hub id (owner/name)
     #[arg(value_name = "MODEL")]
     model: Source,
     /// Print one JSON object instead of a table; it also has the whole config
@@ -48,6 +48,8 @@ struct Description {
     stop_tokens: Option<Vec<StopToken>>,
     chat_templates: Option<Vec<String>>,
     tokenizer_error: Option<String>,
+    /// What is worth knowing of the tensors, such as a loss of precision.
+    notes: Vec<String>,
     device: Used,
     config: Value,
 }
@@ -151,6 +153,7 @@ fn describe(
         chat_templates: (tokenizer.as_ref().ok())
             .map(|tokenizer| tokenizer.chat_templates().map(str::to_owned).collect()),
         tokenizer_error: tokenizer.as_ref().err().map(|error| in_full(error)),
+        notes: checkpoint.notes(),
         device: Used { kind: device.kind.name(), reason: device.reason.clone(), shown: device.to_string() },
         config: checkpoint.config().map_err(LoadError::from)?,
     })
@@ -223,6 +226,9 @@ impl Description {
             ("chat template", self.chat_templates.as_ref().map_or_else(unknown, |names| or_none(names))),
             ("device", self.device.shown.clone()),
         ]
+        .into_iter()
+        .chain(self.notes.iter().map(|note| ("note", note.clone())))
+        .collect()
     }
 
     /// `base 10000, 32 features (layers 0, 1); yarn by 8, base 10000, 32 features (layer 2); none (layer 3)`. The layers are

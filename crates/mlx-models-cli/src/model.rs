@@ -12,7 +12,7 @@ use crate::failure::Failure;
 /// Options that name a model.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ModelArguments {
-    /// Use this model: a checkpoint folder, demo:NAME, or a Hub id (owner/name) [default: demo:lille-130m, which tells
+    /// Use this model: a checkpoint folder, a GGUF file, demo:NAME, or a Hub id (owner/name) [default: demo:lille-130m, which tells
     /// stories]
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<Source>,
