@@ -70,6 +70,9 @@ struct Symbol {
     next: u32,
 }
 
+/// The most parts of a short word: looking at all pairs is faster than keeping them in order.
+const SHORT: usize = 24;
+
 /// No symbol.
 const NONE: u32 = u32::MAX;
 
@@ -90,6 +93,56 @@ impl Bpe {
             return Err("a text of more than 4 GiB cannot be encoded at once".into());
         }
         let mut symbols = self.characters(text);
+        match &self.order {
+            Order::Listed(pairs) => {
+                self.join(&mut symbols, |left, right| pairs.get(&(left.id, right.id)).copied());
+            }
+            Order::Scored { .. } => self.join(&mut symbols, |left, right| self.scored(left, right, text)),
+        }
+        Ok(symbols)
+    }
+
+    /// Joins pairs of neighbours as long as there are any. `pair` gives the rank of two neighbours and the token that they become.
+    fn join<R: Ord + Copy>(
+        &self,
+        symbols: &mut Vec<Symbol>,
+        pair: impl Fn(&Symbol, &Symbol) -> Option<(R, u32)>,
+    ) {
+        if symbols.len() <= SHORT { self.join_short(symbols, pair) } else { self.join_long(symbols, pair) }
+    }
+
+    /// Looks at all pairs for each that is joined.
+    fn join_short<R: Ord + Copy>(
+        &self,
+        symbols: &mut Vec<Symbol>,
+        pair: impl Fn(&Symbol, &Symbol) -> Option<(R, u32)>,
+    ) {
+        let mut pairs = [None; SHORT];
+        for (place, two) in symbols.windows(2).enumerate() {
+            pairs[place] = pair(&two[0], &two[1]);
+        }
+        let first = |pairs: &[Option<(R, u32)>]| {
+            let ranks = pairs.iter().zip(0..).filter_map(|(pair, place)| Some((pair.as_ref()?, place)));
+            ranks.min_by_key(|((rank, _), place)| (*rank, *place)).map(|((_, id), place)| (*id, place))
+        };
+        while let Some((id, left)) = first(&pairs[..symbols.len().saturating_sub(1)]) {
+            symbols[left] = self.joined(&symbols[left], &symbols[left + 1], id);
+            symbols.remove(left + 1);
+            pairs.copy_within(left + 1.., left);
+            for place in [left.wrapping_sub(1), left] {
+                if let (Some(left), Some(right)) = (symbols.get(place), symbols.get(place.wrapping_add(1))) {
+                    pairs[place] = pair(left, right);
+                }
+            }
+        }
+    }
+
+    /// Keeps the pairs in their order, so that the time grows little faster than the length.
+    fn join_long<R: Ord>(
+        &self,
+        symbols: &mut Vec<Symbol>,
+        pair: impl Fn(&Symbol, &Symbol) -> Option<(R, u32)>,
+    ) {
         for place in 0..symbols.len() as u32 {
             let symbol = &mut symbols[place as usize];
             // Before the first and behind the last there is none.
@@ -98,18 +151,6 @@ impl Bpe {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        match &self.order {
-            Order::Listed(pairs) => {
-                self.join(&mut symbols, |left, right| pairs.get(&(left.id, right.id)).copied());
-            }
-            Order::Scored { .. } => self.join(&mut symbols, |left, right| self.scored(left, right, text)),
-        }
-        symbols.retain(|symbol| symbol.start != symbol.end);
-        Ok(symbols)
-    }
-
-    /// Joins pairs of neighbours as long as there are any. `pair` gives the rank of two neighbours and the token that they become.
-    fn join<R: Ord>(&self, symbols: &mut [Symbol], pair: impl Fn(&Symbol, &Symbol) -> Option<(R, u32)>) {
         let at = |symbols: &[Symbol], place: u32| {
             let left = symbols.get(place as usize)?;
             let right = symbols.get(left.next as usize)?;
@@ -125,16 +166,8 @@ impl Bpe {
             if left.start == left.end || right.end != pair.end {
                 continue;
             }
-            let length = (right.end - right.start) as usize;
             symbols[left.next as usize].start = right.end;
-            symbols[pair.left as usize] = Symbol {
-                hash: self.texts.joined(left.hash, right.hash, length).unwrap_or(left.hash),
-                id: pair.id,
-                chars: left.chars + right.chars,
-                end: right.end,
-                next: right.next,
-                ..left
-            };
+            symbols[pair.left as usize] = self.joined(&left, &right, pair.id);
             if let Some(next) = symbols.get_mut(right.next as usize) {
                 next.previous = pair.left;
             }
@@ -143,6 +176,20 @@ impl Bpe {
                     pairs.push(pair);
                 }
             }
+        }
+        symbols.retain(|symbol| symbol.start != symbol.end);
+    }
+
+    /// Two neighbours as one token.
+    fn joined(&self, left: &Symbol, right: &Symbol, id: u32) -> Symbol {
+        let length = (right.end - right.start) as usize;
+        Symbol {
+            hash: self.texts.joined(left.hash, right.hash, length).unwrap_or_default(),
+            id,
+            chars: left.chars + right.chars,
+            end: right.end,
+            next: right.next,
+            ..*left
         }
     }
 
