@@ -157,11 +157,14 @@ impl PackedLayer {
         vec![(Part::Codes, codes), (Part::Scales, of_group.clone()), (Part::Biases, of_group)]
     }
 
-    /// The bytes of one of the tensors that are made of it.
-    pub(super) fn make(&self, part: Part, read: ReadBytes<'_>) -> Result<Vec<u8>, String> {
-        let codes = || Ok::<_, String>(self.layout.codes(words(&read(&self.codes)?), self.sizes));
+    /// One of the tensors that are made of it.
+    pub(super) fn make(&self, part: Part, read: ReadBytes<'_>) -> Result<Made, String> {
+        let codes = || {
+            let stored = words(&read(&self.codes)?); // the bytes are freed here
+            Ok::<_, String>(self.layout.codes(stored, self.sizes))
+        };
         if part == Part::Codes {
-            return Ok(codes()?.into_iter().flat_map(u32::to_le_bytes).collect());
+            return codes().map(Made::Words);
         }
         let scales = to_f32(&read(&self.scales)?, self.scales.dtype)?;
         let zeros = self.zeros.as_ref().map(|zeros| read(zeros).map(|bytes| words(&bytes))).transpose()?;
@@ -171,7 +174,7 @@ impl PackedLayer {
         let Some(quantization) = self.quantization() else {
             let groups = self.groups(read)?;
             let codes = codes()?;
-            return Ok(matrix([sizes.outputs, sizes.inputs], self.dtype(), |output, row| {
+            let weight = matrix([sizes.outputs, sizes.inputs], self.dtype(), |output, row| {
                 let of_group = |group| (zero(group, output) as f32, scale(group, output));
                 let of_group: Vec<_> = (0..sizes.groups).map(of_group).collect();
                 let codes = &codes[output * sizes.row_words()..][..sizes.row_words()];
@@ -179,17 +182,18 @@ impl PackedLayer {
                     let (zero, scale) = of_group[group];
                     *to = (code as f32 - zero) * scale;
                 }
-            }));
+            });
+            return Ok(Made::Bytes(weight));
         };
         let columns = sizes.inputs / quantization.group_size() as usize;
         let repeated = columns / sizes.groups;
-        Ok(matrix([sizes.outputs, columns], self.dtype(), |output, row| {
+        Ok(Made::Bytes(matrix([sizes.outputs, columns], self.dtype(), |output, row| {
             for (at, to) in row.iter_mut().enumerate() {
                 let group = at / repeated;
                 let scale = scale(group, output);
                 *to = if part == Part::Scales { scale } else { -(zero(group, output) as f32) * scale };
             }
-        }))
+        })))
     }
 
     /// The group of each input.
@@ -204,6 +208,12 @@ impl PackedLayer {
     pub(super) fn is_reordered(&self) -> bool {
         matches!(self.group_of, GroupOf::Listed(_))
     }
+}
+
+/// The elements of a tensor that was made.
+pub(super) enum Made {
+    Words(Vec<u32>),
+    Bytes(Vec<u8>),
 }
 
 /// A tensor that is made of a packed layer.

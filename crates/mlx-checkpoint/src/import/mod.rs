@@ -28,7 +28,7 @@ use crate::safetensors_file::{TensorInfo, is_float, read_bytes};
 use crate::source::TensorSource;
 use crate::text::of_mlx;
 use floats::{matrix, to_f32};
-use layers::{FloatLayer, Headers, PackedLayer, Part, float_layer, packed_layer};
+use layers::{FloatLayer, Headers, Made, PackedLayer, Part, float_layer, packed_layer};
 pub(crate) use method::Method;
 
 /// The tensors that are made of those of another program.
@@ -51,6 +51,18 @@ enum Recipe {
     Floats(FloatLayer),
     /// A tensor of floats in another dtype.
     Cast(TensorInfo),
+}
+
+impl Recipe {
+    /// Whether it makes the weight of a quantized layer in full precision.
+    fn dequantizes(&self) -> bool {
+        matches!(self, Self::Packed(_, Part::Weight) | Self::Floats(_))
+    }
+
+    /// Whether the groups of the layer have distant columns.
+    fn is_reordered(&self) -> bool {
+        matches!(self, Self::Packed(layer, _) if layer.is_reordered())
+    }
 }
 
 impl Imported {
@@ -145,30 +157,32 @@ impl Imported {
         }
     }
 
+    /// Says which tensors take more memory than they take in the files, and which are rounded.
     fn warn(&self, folder: &Path, method: &Method) {
-        let recipes = || self.made.values().map(|(info, recipe)| (info.dtype, recipe));
-        let full = || {
-            recipes()
-                .filter(|(_, recipe)| !matches!(recipe, Recipe::Packed(_, part) if *part != Part::Weight))
-        };
-        let layers = full().filter(|(_, recipe)| !matches!(recipe, Recipe::Cast(_)));
-        let casts = full().filter(|(_, recipe)| matches!(recipe, Recipe::Cast(_))).count();
-        let (folder, count) = (folder.display(), layers.clone().count());
-        let reordered = |recipe: &Recipe| matches!(recipe, Recipe::Packed(layer, _) if layer.is_reordered());
-        if let Some((dtype, recipe)) = layers.clone().next() {
+        let folder = folder.display();
+        let layers = || self.made.values().filter(|(_, recipe)| recipe.dequantizes());
+        if let Some((info, _)) = layers().next() {
+            let is_reordered = layers().any(|(_, recipe)| recipe.is_reordered());
             let (name, why) = match method {
                 Method::Floats { name, .. } => (*name, "MLX has no such format"),
-                Method::Packed(packing) if reordered(recipe) => {
-                    (packing.name(), "MLX has no groups of columns in another order (desc_act)")
+                Method::Packed(packing) if is_reordered => {
+                    (packing.name(), "MLX has no groups of distant columns (desc_act)")
                 }
                 Method::Packed(packing) => (packing.name(), "MLX has no groups of this size"),
             };
+            let (count, dtype) = (layers().count(), info.dtype);
             tracing::warn!(
-                "{folder}: {count} layers of {name} become {dtype:?}, since {why}; `mlx-models convert --quantize` makes them small again"
+                "{folder}: {count} layers of {name} become {dtype:?}, since {why}; `mlx-models convert --quantize` makes \
+                 them small again"
             );
         }
-        if let Some((dtype, _)) = full().find(|(_, recipe)| matches!(recipe, Recipe::Cast(_))) {
-            tracing::warn!("{folder}: {casts} tensors become {dtype:?}, the dtype of the scales");
+        let casts = || self.made.values().filter(|(_, recipe)| matches!(recipe, Recipe::Cast(_)));
+        if let Some((info, _)) = casts().next() {
+            tracing::warn!(
+                "{folder}: {} tensors become {:?}, the dtype of the scales",
+                casts().count(),
+                info.dtype
+            );
         }
     }
 
@@ -200,15 +214,21 @@ impl TensorSource for Imported {
     fn read(&self, key: &str) -> Result<Array, String> {
         let Some((info, recipe)) = self.made.get(key) else { return Err("it is not made here".to_owned()) };
         let read = |info: &TensorInfo| self.bytes(info);
-        let bytes = match recipe {
+        let made = match recipe {
             Recipe::Packed(layer, part) => layer.make(*part, &read)?,
-            Recipe::Floats(layer) => layer.make(&read)?,
+            Recipe::Floats(layer) => Made::Bytes(layer.make(&read)?),
             Recipe::Cast(stored) => {
                 let numbers = to_f32(&read(stored)?, stored.dtype)?;
-                matrix([1, numbers.len()], info.dtype, |_, row| row.copy_from_slice(&numbers))
+                let copy = |_, row: &mut [f32]| row.copy_from_slice(&numbers);
+                Made::Bytes(matrix([1, numbers.len()], info.dtype, copy))
             }
         };
-        arrays::from_bytes(&bytes, info.dtype, &info.shape).map_err(|e| of_mlx(&e))
+        let array = match made {
+            Made::Words(words) => Ok(Array::from_slice(&words, &info.mlx_shape())),
+            Made::Bytes(bytes) => arrays::from_bytes(&bytes, info.dtype, &info.shape),
+        };
+        let evaluated = array.and_then(|array| array.eval().map(|()| array));
+        evaluated.map_err(|e| of_mlx(&e))
     }
 
     fn is_needless(&self, key: &str) -> bool {

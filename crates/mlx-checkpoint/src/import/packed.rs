@@ -72,9 +72,13 @@ impl Layout {
 /// Words of outputs and inputs change places.
 fn transposed(words: &[u32], sizes: Sizes) -> Vec<u32> {
     let mut codes = vec![0; words.len()];
-    fill_rows(&mut codes, sizes.row_words(), |output, row| {
-        let column = words[output..].iter().step_by(sizes.outputs);
-        row.iter_mut().zip(column).for_each(|(to, word)| *to = *word);
+    let (row_words, together) = (sizes.row_words(), sizes.in_word());
+    // Neighbouring outputs share lines of the cache.
+    fill_rows(&mut codes, together * row_words, |tile, rows| {
+        for (at, words) in words.chunks_exact(sizes.outputs).enumerate() {
+            let words = &words[tile * together..][..together];
+            words.iter().enumerate().for_each(|(row, word)| rows[row * row_words + at] = *word);
+        }
     });
     codes
 }
@@ -85,11 +89,8 @@ fn from_awq(words: &[u32], sizes: Sizes) -> Vec<u32> {
     let (row_words, column_words) = (sizes.row_words(), sizes.outputs / 8);
     // The rows of the eight outputs that share words.
     fill_rows(&mut codes, 8 * row_words, |column, rows| {
-        for at in 0..row_words {
-            let mut block = [0; 8];
-            for (input, word) in block.iter_mut().enumerate() {
-                *word = words[(8 * at + input) * column_words + column];
-            }
+        for (at, inputs) in words.chunks_exact(8 * column_words).enumerate() {
+            let mut block = std::array::from_fn(|input| inputs[input * column_words + column]);
             transpose_nibbles(&mut block);
             for (word, output) in block.into_iter().zip(AWQ_OUTPUTS) {
                 rows[output * row_words + at] = word;
