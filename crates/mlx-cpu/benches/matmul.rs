@@ -1,4 +1,4 @@
-//! Products in the shapes of Gemma 3 270M: one new token and a prompt; bfloat16, 8 and 4 bits.
+//! Products in the shapes of Gemma 3 270M: one new token and a prompt; bfloat16, 8 and 4 bits, and blocks of GGUF files.
 //!
 //! The first two groups are for comparison: how fast this machine reads memory and multiplies while the benchmark runs.
 //! Weights do not fit into caches, so they come from memory, as in a model.
@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_cpu::{Cpu, Kernel, Matrix, MatrixMut, QuantizedMatrix, Simd, matmul, quantized_matmul};
+use mlx_cpu::{
+    BlockFormat, BlockMatrix, Cpu, Kernel, Matrix, MatrixMut, QuantizedMatrix, Simd, matmul, matmul_blocks,
+    quantized_matmul, split_blocks,
+};
 
 /// Rows and columns of weights: the output layer, attention and MLP.
 const WEIGHTS: [(usize, usize); 6] =
@@ -85,10 +88,22 @@ fn bench(
     name: &str,
     rows: usize,
     bytes: impl Fn(usize) -> usize,
+    product: impl FnMut(usize, usize, usize, &[bf16], &mut [bf16]),
+) {
+    bench_shapes(criterion, name, rows, |_| true, bytes, product);
+}
+
+/// [`bench`] for the shapes whose number of columns `fits`.
+fn bench_shapes(
+    criterion: &mut Criterion,
+    name: &str,
+    rows: usize,
+    fits: impl Fn(usize) -> bool,
+    bytes: impl Fn(usize) -> usize,
     mut product: impl FnMut(usize, usize, usize, &[bf16], &mut [bf16]),
 ) {
     let mut group = criterion.benchmark_group(format!("{name}, {rows} rows"));
-    for (n, k) in WEIGHTS {
+    for (n, k) in WEIGHTS.into_iter().filter(|&(_, k)| fits(k)) {
         // A prompt does not go through the output layer.
         if rows > 1 && n > 100_000 {
             continue;
@@ -141,6 +156,48 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// Each block format in the shapes whose rows are whole blocks.
+fn blocks(criterion: &mut Criterion) {
+    let cpu = Cpu::global();
+    for rows in [1, 4, 512] {
+        for format in BlockFormat::ALL {
+            let codes = vec![0x1234_5678_u32; MEMORY / 4];
+            let scales = vec![0x21_u8; MEMORY / 4];
+            let product = |copy: usize, n: usize, k: usize, x: &[bf16], out: &mut [bf16]| {
+                let (words, bytes) =
+                    (n * k * format.bits() / 32, n * k / format.block() * format.scale_bytes());
+                let codes = &codes[copy * words..][..words];
+                let scales = &scales[copy * bytes..][..bytes];
+                if let Ok(w) = BlockMatrix::new(format, codes, scales, n, k) {
+                    let x = Matrix::contiguous(x, rows, k);
+                    matmul_blocks(cpu, x, &w, true, MatrixMut::contiguous(out, rows, n));
+                }
+            };
+            let bytes = |weights: usize| weights / format.block() * format.block_bytes();
+            let fits = |k: usize| k % format.block() == 0;
+            bench_shapes(criterion, &format.to_string(), rows, fits, bytes, product);
+        }
+    }
+}
+
+/// From the blocks of a file to codes and scales.
+fn split(criterion: &mut Criterion) {
+    let cpu = Cpu::global();
+    let mut group = criterion.benchmark_group("split");
+    for format in BlockFormat::ALL {
+        let (rows, columns) = (16_384, 2048);
+        let count = rows * columns / format.block();
+        let blocks = vec![0x21_u8; count * format.block_bytes()];
+        let mut codes = vec![0_u32; rows * columns * format.bits() / 32];
+        let mut scales = vec![0_u8; count * format.scale_bytes()];
+        group.throughput(Throughput::Bytes(blocks.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(format), |bencher| {
+            bencher.iter(|| split_blocks(cpu, format, rows, columns, &blocks, &mut codes, &mut scales));
+        });
+    }
+    group.finish();
+}
+
 fn float32(criterion: &mut Criterion) {
     let cpu = Cpu::global();
     let mut group = criterion.benchmark_group("float32");
@@ -164,6 +221,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    targets = limits, products, float32
+    targets = limits, products, blocks, split, float32
 }
 criterion_main!(benches);

@@ -41,21 +41,25 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    #[inline(always)]
     pub(super) const fn new(w: &BlockMatrix<'_>, form: Form, lanes: usize) -> Self {
         Self { groups: w.groups(), group: w.format().group(), form, lanes }
     }
 
     /// The length of what belongs to a vector of groups.
+    #[inline(always)]
     pub(super) const fn vector(&self) -> usize {
         self.start() + 4 * self.lanes
     }
 
     /// The length of the whole row.
+    #[inline(always)]
     pub(super) const fn length(&self) -> usize {
         self.groups.div_ceil(self.lanes) * self.vector()
     }
 
     /// Where the first two vectors of sums are, counted from the beginning of a vector of groups.
+    #[inline(always)]
     pub(super) const fn start(&self) -> usize {
         match self.form {
             Form::Whole => self.group / 2 * self.lanes,
@@ -64,11 +68,13 @@ impl Layout {
     }
 
     /// Where the units are.
+    #[inline(always)]
     pub(super) const fn units(&self) -> usize {
         self.start() + 2 * self.lanes
     }
 
     /// Where the sums are.
+    #[inline(always)]
     pub(super) const fn sums(&self) -> usize {
         self.start() + 3 * self.lanes
     }
@@ -153,11 +159,14 @@ fn whole<S: Integers>(s: S, layout: &Layout, x: &[f32], zero: u8, lane: usize, t
 fn as_bytes(numbers: &[i16]) -> [[u32; 8]; 2] {
     let mut words = [[0; 8]; 2];
     for (i, four) in numbers.as_chunks::<4>().0.iter().enumerate() {
-        let lower = four.map(|x| x as i8);
-        // It wraps only in a group with an infinite number or a NaN, whose unit is NaN.
-        let upper = [0, 1, 2, 3].map(|b| (four[b].wrapping_sub(i16::from(lower[b])) >> 8) as u8);
+        let (mut upper, mut lower) = ([0; 4], [0; 4]);
+        for b in 0..4 {
+            lower[b] = four[b] as u8;
+            // It wraps only in a group with an infinite number or a NaN, whose unit is NaN.
+            upper[b] = (four[b].wrapping_sub(i16::from(four[b] as i8)) >> 8) as u8;
+        }
         words[0][i] = u32::from_le_bytes(upper);
-        words[1][i] = u32::from_le_bytes(lower.map(i8::cast_unsigned));
+        words[1][i] = u32::from_le_bytes(lower);
     }
     words
 }
@@ -166,12 +175,16 @@ fn as_bytes(numbers: &[i16]) -> [[u32; 8]; 2] {
 #[inline(always)]
 fn as_pairs(numbers: &[i16]) -> [[u32; 8]; 2] {
     let mut words = [[0; 8]; 2];
-    let pair = |low: i16, high: i16| u32::from(high.cast_unsigned()) << 16 | u32::from(low.cast_unsigned());
     for (i, four) in numbers.as_chunks::<4>().0.iter().enumerate() {
         words[0][i] = pair(four[0], four[2]);
         words[1][i] = pair(four[1], four[3]);
     }
     words
+}
+
+#[inline(always)]
+const fn pair(low: i16, high: i16) -> u32 {
+    (high.cast_unsigned() as u32) << 16 | low.cast_unsigned() as u32
 }
 
 /// The layout of a row for panels, in products with many rows: for each four numbers the pairs of
@@ -183,16 +196,19 @@ pub(super) struct Paired {
 }
 
 impl Paired {
+    #[inline(always)]
     pub(super) const fn new(w: &BlockMatrix<'_>) -> Self {
         Self { groups: w.groups(), group: w.format().group() }
     }
 
     /// The length of a group.
+    #[inline(always)]
     pub(super) const fn group_length(&self) -> usize {
         self.group / 2 + 2
     }
 
     /// The length of a row.
+    #[inline(always)]
     pub(super) const fn length(&self) -> usize {
         self.groups * self.group_length()
     }

@@ -49,6 +49,7 @@ impl BlockFormat {
         Self::Q6_K,
     ];
 
+    #[inline(always)]
     const fn facts(self) -> Facts {
         let (name, bits, group, block, scale_bytes, zero, minimums) = match self {
             Self::Q4_0 => ("Q4_0", 4, 32, 32, 2, 8, false),
@@ -66,41 +67,49 @@ impl BlockFormat {
     }
 
     /// The name in GGUF files.
+    #[inline]
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
     /// The size of a code in bits.
+    #[inline]
     pub const fn bits(self) -> usize {
         self.facts().bits
     }
 
     /// The elements of a group, which share a scale: 16 or 32.
+    #[inline]
     pub const fn group(self) -> usize {
         self.facts().group
     }
 
     /// The elements of a block: 32 or 256.
+    #[inline]
     pub const fn block(self) -> usize {
         self.facts().block
     }
 
     /// The bytes of a block that hold scales and minimums. The others hold codes.
+    #[inline]
     pub const fn scale_bytes(self) -> usize {
         self.facts().scale_bytes
     }
 
     /// The bytes of a block.
+    #[inline]
     pub const fn block_bytes(self) -> usize {
         self.block() * self.bits() / 8 + self.scale_bytes()
     }
 
     /// The code that stands for the number 0.
+    #[inline(always)]
     pub(super) const fn zero(self) -> u8 {
         self.facts().zero
     }
 
     /// Whether each group has a minimum.
+    #[inline(always)]
     pub(super) const fn has_minimums(self) -> bool {
         self.facts().minimums
     }

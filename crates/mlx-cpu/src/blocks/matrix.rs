@@ -37,31 +37,37 @@ impl<'a> BlockMatrix<'a> {
     }
 
     /// The format of the blocks.
+    #[inline(always)]
     pub const fn format(&self) -> BlockFormat {
         self.format
     }
 
     /// The number of rows.
+    #[inline(always)]
     pub const fn rows(&self) -> usize {
         self.rows
     }
 
     /// The number of columns, in elements.
+    #[inline(always)]
     pub const fn columns(&self) -> usize {
         self.columns
     }
 
     /// The number of groups in a row.
+    #[inline(always)]
     pub(super) const fn groups(&self) -> usize {
         self.columns / self.format.group()
     }
 
     /// The number of words of the codes of a row.
+    #[inline(always)]
     pub(super) const fn row_words(&self) -> usize {
         self.columns * self.format.bits() / 32
     }
 
     /// The codes of some rows.
+    #[inline(always)]
     pub(super) fn codes_of(&self, rows: std::ops::Range<usize>) -> &'a [u32] {
         &self.codes[rows.start * self.row_words()..rows.end * self.row_words()]
     }
