@@ -174,7 +174,7 @@ fn blocks(criterion: &mut Criterion) {
                 }
             };
             let bytes = |weights: usize| weights / format.block() * format.block_bytes();
-            let fits = |k: usize| k % format.block() == 0;
+            let fits = |k: usize| k.is_multiple_of(format.block());
             bench_shapes(criterion, &format.to_string(), rows, fits, bytes, product);
         }
     }

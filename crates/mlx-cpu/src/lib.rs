@@ -9,8 +9,8 @@
 //! Half-precision numbers are widened to float32 when they are loaded and rounded to nearest, ties to even, when they
 //! are stored. Sums are float32. Two kinds of products differ: [products of bfloat16](matmul()#numbers) on processors
 //! that have such instructions, and [products of quantized weights](quantized_matmul#numbers) with half-precision
-//! activations, which are sums of whole numbers. Where MLX's own graph of an operation rounds between two steps, the
-//! kernel rounds there too. What differs from MLX is the order of sums.
+//! activations, also in [blocks of GGUF files](matmul_blocks#numbers), which are sums of whole numbers. Where MLX's own
+//! graph of an operation rounds between two steps, the kernel rounds there too. What differs from MLX is the order of sums.
 //!
 //! # How to write a kernel
 //!

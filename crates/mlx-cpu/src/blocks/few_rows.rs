@@ -293,18 +293,18 @@ impl Dots<'_> {
                 let codes = P::codes(Many(s), words, h);
                 let x = at.add(2 * h * S::LANES);
                 if const { S::MULTIPLIES_BYTES } {
-                    for i in 0..X {
+                    for (i, (upper, lower)) in upper.iter_mut().zip(&mut lower).enumerate() {
                         let x = x.add(i * stride);
-                        upper[i] = s.dot_bytes(codes, load(x), upper[i]);
-                        lower[i] = s.dot_bytes(codes, load(x.add(S::LANES)), lower[i]);
+                        *upper = s.dot_bytes(codes, load(x), *upper);
+                        *lower = s.dot_bytes(codes, load(x.add(S::LANES)), *lower);
                     }
                 } else {
                     let even = Many(s).field(codes, 0, 0x00ff_00ff);
                     let odd = Many(s).field(codes, 8, 0x00ff_00ff);
-                    for i in 0..X {
+                    for (i, sum) in lower.iter_mut().enumerate() {
                         let x = x.add(i * stride);
-                        lower[i] = s.dot(even, load(x), lower[i]);
-                        lower[i] = s.dot(odd, load(x.add(S::LANES)), lower[i]);
+                        *sum = s.dot(even, load(x), *sum);
+                        *sum = s.dot(odd, load(x.add(S::LANES)), *sum);
                     }
                 }
             }

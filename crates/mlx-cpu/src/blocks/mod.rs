@@ -1,9 +1,34 @@
 //! Products with matrices in the block formats of GGUF files.
 //!
+//! A row consists of blocks of 32 or 256 elements, and a block of groups of 16 or 32. An element is a code of 2 to 8 bits,
+//! and stands for `scale * (code - zero)` or `scale * code - minimum`, with the scale and the minimum of its group and a
+//! zero that the format has. In the K formats, those of 256 elements, scales and minimums are small whole numbers times a
+//! float16 of the block.
+//!
+//! [`split_blocks`] brings the bytes of a file into the order that kernels read fast: the codes as words, so that a vector
+//! has a lane for each of 16 groups (`Planes` in `format.rs`), and apart from them the scales as the file has them.
+//!
 //! # Numbers
 //!
-//! An element is `scale * code + added` in float32, without another rounding: [`dequantize_blocks`] gives it with the
-//! bits of ggml's own functions.
+//! All arithmetic with scales is exact in float32, so an element has one rounding at most: [`dequantize_blocks`] gives it
+//! with the bits of ggml's own functions. It is not rounded to the format of x. With e = 2^-24 and K products in a sum, the
+//! error of a product is at most `(K + 8) e sum |x_k| (|scale_k| (code_k + zero) + |minimum_k|)`. The rounding of the
+//! result and underflow are not included.
+//!
+//! If x has half precision, `x w^T` is computed in *whole numbers*, as with [other quantized
+//! matrices](super::quantized_matmul#numbers): a group of x becomes numbers of 16 bits and a power of two. Minimums are
+//! multiplied by the sums of these numbers. With `m_g` the largest |x| of group g, or 2^-112 if that is larger, this adds
+//! at most `1/32640 sum_g m_g sum |element_k|` to the error.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `format.rs` | the formats, and how codes lie in words |
+//! | `matrix.rs` | a matrix in memory |
+//! | `split.rs` | the blocks of a file as codes and scales |
+//! | `scales.rs` | scales and minimums as float32 |
+//! | `decode.rs` | elements as float32 |
+//! | `activations.rs` | rows of x in the order of the codes |
+//! | `few_rows.rs`, `panels.rs` | products with few and with many rows |
 
 mod activations;
 mod decode;
@@ -26,6 +51,15 @@ use crate::products::{FEW_ROWS, Output, blocked};
 use crate::{Cpu, Element, Matrix, MatrixMut};
 
 /// `out = x w`, or `out = x w^T` if `transpose` is set. The weights of a layer are transposed.
+///
+/// # Numbers
+///
+/// Sums are float32. With e = 2^-24 and K products in a sum, the error is at most `(K + 8) e sum |x_k| (|scale_k| (code_k +
+/// zero) + |minimum_k|)`, before the result is rounded.
+///
+/// If `x` has half precision and `transpose` is set, groups of `x` are multiplied as whole numbers of 16 bits and a power
+/// of two. With `m_g` the largest number of group g (at least 2^-112) that adds at most `1/32640 sum_g m_g sum
+/// |element_k|`.
 ///
 /// # Shapes
 ///

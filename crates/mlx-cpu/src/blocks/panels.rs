@@ -181,12 +181,14 @@ impl<S: Integers> ForPlanes<()> for WholeWords<'_, S> {
                     block[row] = word;
                 }
             }
-            for block in &mut block[..P::WORDS + P::HALF as usize] {
+            for block in &mut block[..P::WORDS + usize::from(P::HALF)] {
                 s.transpose(block);
             }
-            for lane in 0..count {
-                let group = first + lane;
-                let words = std::array::from_fn(|k| s.bits(block[k][lane]));
+            for (lane, group) in (first..first + count).enumerate() {
+                let mut words = [s.bits(s.zero()); MOST_WORDS];
+                for (word, block) in words.iter_mut().zip(&block) {
+                    *word = s.bits(block[lane]);
+                }
                 let to = &mut to[group * length * width..];
                 for h in 0..P::VECTORS {
                     let codes = P::codes(Many(s), &words, h);

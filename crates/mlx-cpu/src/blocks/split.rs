@@ -122,7 +122,7 @@ fn split_as<const BYTES: usize, const GROUPS: usize>(
             }
             if bits == 3 {
                 let halves = &mut to[words * chunk.lanes + lane / 2];
-                *halves = if lane % 2 == 0 { group[words] } else { *halves | group[words] << 16 };
+                *halves = if lane.is_multiple_of(2) { group[words] } else { *halves | group[words] << 16 };
             }
         }
     }

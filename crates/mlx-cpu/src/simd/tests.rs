@@ -407,3 +407,44 @@ fn half_precision_rounds_as_the_half_crate_does() {
         }
     }
 }
+
+struct Bits<'a>(&'a [u32; MAX_LANES], &'a [u32; MAX_LANES], &'a mut Vec<u32>);
+
+impl Kernel for Bits<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: no instruction set has more than `MAX_LANES` lanes.
+        let [a, b] = [self.0, self.1].map(|x| s.bits(unsafe { s.load_f32(x.as_ptr().cast()) }));
+        let shifts = [s.shift_left(a, 0), s.shift_left(a, 5), s.shift_right(a, 0), s.shift_right(a, 13)];
+        for x in [s.and(a, b), s.or(a, b), s.splat_bits(0x0f0f_0f0f)].into_iter().chain(shifts) {
+            let mut all = [0_u32; MAX_LANES];
+            // SAFETY: as above.
+            unsafe { s.store_bits(all.as_mut_ptr().cast(), x) };
+            self.2.extend(&all[..S::LANES]);
+        }
+    }
+}
+
+#[test]
+fn bits_are_combined_and_moved() {
+    let a: [u32; MAX_LANES] = std::array::from_fn(|i| 0x9e37_79b9_u32.wrapping_mul(2 * i as u32 + 1));
+    let b = a.map(|x| x.rotate_left(7));
+    for isa in Isa::available() {
+        let mut y = Vec::new();
+        isa.run(Bits(&a, &b, &mut y));
+        let lanes = isa.lanes();
+        let expected = [
+            std::array::from_fn(|i| a[i] & b[i]),
+            std::array::from_fn(|i| a[i] | b[i]),
+            [0x0f0f_0f0f; MAX_LANES],
+            a,
+            a.map(|x| x << 5),
+            a,
+            a.map(|x| x >> 13),
+        ];
+        let expected: Vec<u32> = expected.iter().flat_map(|all| &all[..lanes]).copied().collect();
+        assert_eq!(y, expected, "{}", isa.name());
+    }
+}
