@@ -38,10 +38,8 @@ const NOT_SUPPORTED: &[(&str, Option<&str>)] = &[
     ),
     ("PyTorch's files (*.bin, *.pt), *.npz", Some("convert them to safetensors")),
     (
-        "GPTQ, AWQ, bitsandbytes, FP8 of transformers, and other quantizations that are not MLX's",
-        Some(
-            "convert the model with mlx-lm, or quantize its full-precision checkpoint with mlx-models convert",
-        ),
+        "bitsandbytes, HQQ, AQLM, EETQ, Quanto, torchao, ModelOpt, BitNet, and other quantizations that are not MLX's",
+        Some("quantize the model's full-precision checkpoint with mlx-models convert"),
     ),
     (
         "tokenizer.model (SentencePiece) and vocab.json without a tokenizer.json",
