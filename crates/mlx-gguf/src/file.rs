@@ -119,6 +119,22 @@ impl Gguf {
         read().map_err(|source| GgufError::Io { path: part.path.clone(), source })
     }
 
+    /// Reads some bytes of a tensor, from this byte of it on.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::Io`], also where the tensor has fewer bytes.
+    pub fn read_at(&self, tensor: &Tensor, start: usize, bytes: &mut [u8]) -> Result<(), GgufError> {
+        let part = &self.parts[tensor.part];
+        let io = |source| GgufError::Io { path: part.path.clone(), source };
+        let range = &tensor.info.bytes;
+        let place = range.start.saturating_add(start as u64);
+        if place.saturating_add(bytes.len() as u64) > range.end {
+            return Err(io(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        part.file.read_exact_at(bytes, place).map_err(io)
+    }
+
     /// Reads the numbers of a tensor, in the order of its [shape](TensorInfo::shape). See [`dequantize`].
     ///
     /// # Errors

@@ -51,8 +51,8 @@
 //!
 //! - The arrays have the shapes [`Quantization::packed_shape`] and [`Quantization::groups_shape`], where
 //!   `Quantization::blocks(format)` is the quantization of the layer. There are no biases.
-//! - [`from_blocks`] takes the bytes of a tensor, best as a slice of the mapped file, and splits them on all cores. Rows that
-//!   a model needs in another order are moved before, as blocks, or after, in both arrays: a row is a row in each.
+//! - [`from_blocks`] takes the bytes of a tensor and splits them on all cores; [`read_blocks`] reads them from a file in pieces.
+//!   Rows that a model needs in another order are moved before, as blocks, or after, in both arrays: a row is a row in each.
 //! - `x` is float32, float16 or bfloat16, and a product has the dtype of `x`. [`dequantize`] gives bfloat16, and
 //!   [`dequantize_blocks`] any of the three. The gradient with respect to `x` is there.
 //! - Codes and scales within a row are in an order of the kernels. Files do not keep these arrays.
@@ -65,6 +65,8 @@
 mod blocks;
 mod native;
 mod scheme;
+
+use std::io;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
@@ -261,16 +263,40 @@ pub fn from_blocks(
     [rows, columns]: [i32; 2],
     blocks: &[u8],
 ) -> Result<QuantizedArray, Exception> {
-    usable(Mode::Blocks(format))?;
     let (block, bytes) = (format.block_elements(), format.block_bytes());
-    let expected = i64::from(rows) * i64::from(columns / block) * i64::from(bytes);
-    if rows < 0 || columns < 0 || columns % block != 0 || i64::try_from(blocks.len()) != Ok(expected) {
+    let row = i64::from(columns / block) * i64::from(bytes);
+    if columns % block != 0 || i64::try_from(blocks.len()) != Ok(i64::from(rows) * row) {
         return Err(Exception::custom(format!(
             "{} bytes are not the {format} blocks of a matrix [{rows}, {columns}]; a block of {block} numbers has {bytes} bytes",
             blocks.len()
         )));
     }
-    native::from_blocks(format, [rows, columns], blocks)
+    let copy = |first: usize, to: &mut [u8]| {
+        to.copy_from_slice(&blocks[first * row as usize..][..to.len()]);
+        Ok(())
+    };
+    read_blocks(format, [rows, columns], copy).map_err(|e| Exception::custom(e.to_string()))
+}
+
+/// [`from_blocks`] for blocks that are still in a file. `read` is given the index of a row and bytes for this row and some that
+/// follow it. A few megabytes are read at a time, so that a matrix is in memory only once.
+///
+/// # Errors
+///
+/// Those of `read`. If `columns` is not a multiple of the block, or the formats do not [work](block_formats_work).
+pub fn read_blocks(
+    format: BlockFormat,
+    [rows, columns]: [i32; 2],
+    read: impl FnMut(usize, &mut [u8]) -> io::Result<()>,
+) -> io::Result<QuantizedArray> {
+    usable(Mode::Blocks(format)).map_err(|e| io::Error::other(e.what().to_owned()))?;
+    if rows < 0 || columns < 0 || columns % format.block_elements() != 0 {
+        return Err(io::Error::other(format!(
+            "a matrix [{rows}, {columns}] does not consist of {format} blocks, which have {} numbers",
+            format.block_elements()
+        )));
+    }
+    native::read_blocks(format, [rows, columns], read)
 }
 
 /// Whether the numbers of an array are floats that kernels take.

@@ -1,6 +1,7 @@
 //! The calls of mlx-c that mlx-rs does not make: modes other than affine.
 
 use std::ffi::CStr;
+use std::io;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, Stream};
@@ -103,24 +104,25 @@ pub(crate) fn quantize(w: &Array, quantization: Quantization) -> Result<[Array; 
     }
 }
 
-/// The blocks of a GGUF file as codes and scales. Lengths were checked.
-pub(crate) fn from_blocks(
+/// The blocks of a GGUF file as codes and scales. `read` is given a row, and reads from its start on. The shape was checked.
+pub(crate) fn read_blocks(
     format: BlockFormat,
     [rows, columns]: [i32; 2],
-    blocks: &[u8],
-) -> Result<QuantizedArray, Exception> {
-    with_error_handler()?;
+    read: impl FnMut(usize, &mut [u8]) -> io::Result<()>,
+) -> io::Result<QuantizedArray> {
+    with_error_handler().map_err(io::Error::other)?;
     let quantization = Quantization::blocks(format);
     let shape = [rows, columns];
+    let row_bytes = columns / format.block_elements() * format.block_bytes();
     let parts = mlx_sys::cpu_kernels::split_blocks(
         format.name(),
-        usize::try_from(columns).unwrap_or_default(),
-        blocks,
+        [columns, row_bytes].map(|size| usize::try_from(size).unwrap_or_default()),
         quantization.packed_shape(shape),
         quantization.groups_shape(shape),
-    );
+        read,
+    )?;
     let [packed, scales] = parts.ok_or_else(|| {
-        Exception::custom(format!("the CPU kernels refused to split {format} blocks of shape {shape:?}"))
+        io::Error::other(format!("the CPU kernels refused to split {format} blocks of shape {shape:?}"))
     })?;
     // SAFETY: the arrays are valid, and nobody else will free them.
     let [packed, scales] = unsafe { [Array::from_ptr(packed), Array::from_ptr(scales)] };

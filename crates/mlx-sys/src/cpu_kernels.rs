@@ -96,51 +96,86 @@ pub fn set_enabled(enabled: bool) {
     unsafe { mlx_sys_set_kernels(table) };
 }
 
+/// The bytes of a matrix that are read and split at a time. They stay in the processor's cache from one to the other.
+const PIECE: usize = 2 << 20;
+
 /// The blocks of a matrix, as a GGUF file has them, as two arrays that the kernels of quantized products take: codes
 /// (uint32) and scales (uint8), of these shapes, whose first axis has the rows. `format` is the name of the block format.
-/// `None` if there is no such format, or a length does not fit.
+/// A row has `columns` numbers and `row_bytes` bytes. `read` is given a row, and reads from its start on. `None` if there is
+/// no such format, or a length does not fit.
 ///
 /// The caller owns the arrays.
-pub fn split_blocks(
+pub fn split_blocks<E>(
     format: &str,
-    columns: usize,
-    blocks: &[u8],
+    [columns, row_bytes]: [usize; 2],
     codes: [c_int; 2],
     scales: [c_int; 2],
-) -> Option<[crate::mlx_array; 2]> {
-    let rows = usize::try_from(codes[0]).ok()?;
-    let length = |shape: [c_int; 2]| {
-        let [rows, columns] = shape.map(usize::try_from);
-        rows.ok()?.checked_mul(columns.ok()?)
-    };
-    let (codes_length, scales_length) = (length(codes)?, length(scales)?);
-    // SAFETY: the handles come from `mlx_array_new`; where an array was made, its memory has as many elements as its shape
-    // says, and nobody else has the array yet.
-    unsafe {
+    read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<Option<[crate::mlx_array; 2]>, E> {
+    // SAFETY: the handles come from `mlx_array_new`.
+    let arrays = unsafe {
         let mut arrays = [crate::mlx_array_new(), crate::mlx_array_new()];
         let made = mlx_sys_allocate(&mut arrays[0], codes.as_ptr(), 2, crate::mlx_dtype__MLX_UINT32) == 0
             && mlx_sys_allocate(&mut arrays[1], scales.as_ptr(), 2, crate::mlx_dtype__MLX_UINT8) == 0;
-        let done = made
-            && mlx_kernels_split_blocks(&Split {
+        made.then_some(arrays).ok_or(arrays)
+    };
+    let split = match arrays {
+        Ok(arrays) => split_into(arrays, format, [columns, row_bytes], [codes, scales], read),
+        Err(_) => Ok(false),
+    };
+    let (Ok(arrays) | Err(arrays)) = arrays;
+    if !matches!(split, Ok(true)) {
+        // SAFETY: nobody else has them.
+        arrays.into_iter().for_each(|array| unsafe {
+            crate::mlx_array_free(array);
+        });
+    }
+    split.map(|done| done.then_some(arrays))
+}
+
+/// Reads a matrix piece by piece, and splits each piece into the arrays.
+fn split_into<E>(
+    [codes, scales]: [crate::mlx_array; 2],
+    format: &str,
+    [columns, row_bytes]: [usize; 2],
+    shapes: [[c_int; 2]; 2],
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<bool, E> {
+    let [[Ok(rows), Ok(codes_in_row)], [Ok(same_rows), Ok(scales_in_row)]] =
+        shapes.map(|shape| shape.map(usize::try_from))
+    else {
+        return Ok(false);
+    };
+    if rows != same_rows {
+        return Ok(false);
+    }
+    let at_once = (PIECE / row_bytes.max(1)).clamp(1, rows.max(1));
+    let mut piece = vec![0; at_once * row_bytes];
+    for first in (0..rows).step_by(at_once) {
+        let rows = at_once.min(rows - first);
+        let blocks = &mut piece[..rows * row_bytes];
+        read(first, blocks)?;
+        // SAFETY: the memory of the arrays has as many elements as their shapes say, the rows are among them, and nobody
+        // else has the arrays yet.
+        let done = unsafe {
+            mlx_kernels_split_blocks(&Split {
                 format: format.as_ptr(),
                 format_length: format.len(),
                 rows,
                 columns,
                 blocks: blocks.as_ptr(),
                 blocks_length: blocks.len(),
-                codes: crate::mlx_array_data_uint32(arrays[0]).cast_mut(),
-                codes_length,
-                scales: crate::mlx_array_data_uint8(arrays[1]).cast_mut(),
-                scales_length,
-            });
-        if done {
-            return Some(arrays);
+                codes: crate::mlx_array_data_uint32(codes).cast_mut().add(first * codes_in_row),
+                codes_length: rows * codes_in_row,
+                scales: crate::mlx_array_data_uint8(scales).cast_mut().add(first * scales_in_row),
+                scales_length: rows * scales_in_row,
+            })
+        };
+        if !done {
+            return Ok(false);
         }
-        for array in arrays {
-            crate::mlx_array_free(array);
-        }
-        None
     }
+    Ok(true)
 }
 
 /// The number of threads that kernels run on, with the one that calls them: what `MLX_CPU_THREADS` says, or one for each

@@ -35,14 +35,14 @@ pub mod cpu_kernels {
     pub fn set_enabled(_: bool) {}
 
     /// Always `None`, since there are no kernels.
-    pub fn split_blocks(
+    pub fn split_blocks<E>(
         _: &str,
-        _: usize,
-        _: &[u8],
+        _: [usize; 2],
         _: [std::ffi::c_int; 2],
         _: [std::ffi::c_int; 2],
-    ) -> Option<[crate::mlx_array; 2]> {
-        None
+        _: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Option<[crate::mlx_array; 2]>, E> {
+        Ok(None)
     }
 
     /// Always 1, since there are no kernels that share their work.

@@ -5,6 +5,7 @@ mod loss;
 mod stored;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use mlx_gguf::model::{Change, Model, ModelTensor, half_order};
 use mlx_gguf::{Gguf, GgufError, Tensor, TensorType, dequantize};
 use mlx_layers::Quantization;
-use mlx_quantization::block_formats_work;
+use mlx_quantization::{BlockFormat, block_formats_work, read_blocks};
 use mlx_rs::Array;
 use mlx_safetensors::{Dtype, arrays};
 use serde_json::Value;
@@ -22,7 +23,7 @@ use crate::safetensors_file::TensorInfo;
 use crate::source::TensorSource;
 use crate::text::of_mlx;
 use loss::{Loss, Losses};
-use stored::Stored;
+use stored::{MadeOf, Stored};
 
 /// What becomes of the layers of a GGUF file, which are quantized in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +112,14 @@ impl GgufSource {
 
     fn make(&self, key: &str, made: &Made) -> Result<Array, String> {
         let tensor = self.file.tensor(&made.from.name).ok_or("the file has no such tensor")?;
-        let rows = self.rows(tensor, &made.from)?;
-        let Some(quantization) = made.stored.quantization() else { return self.full(made, rows) };
-        let &[_, columns] = &made.from.shape[..] else { return Err("it is no matrix".to_owned()) };
-        let made_of = made.stored.make(made.kind, &rows.blocks, columns)?;
+        let Some(quantization) = made.stored.quantization() else {
+            return self.full(made, self.rows(tensor, &made.from)?);
+        };
+        let &[rows, columns] = &made.from.shape[..] else { return Err("it is no matrix".to_owned()) };
+        let made_of = match made.stored {
+            Stored::Blocks(format) => self.in_blocks(tensor, &made.from, format, [rows, columns])?,
+            stored => stored.make(made.kind, &self.rows(tensor, &made.from)?.blocks, columns)?,
+        };
         if let Some(loss) = made_of.loss {
             self.lose(key, made.kind, quantization.to_string(), loss);
         }
@@ -123,6 +128,31 @@ impl GgufSource {
         companions.insert(format!("{layer}scales"), made_of.scales);
         companions.extend(made_of.biases.map(|biases| (format!("{layer}biases"), biases)));
         Ok(made_of.packed)
+    }
+
+    /// A layer in the blocks of the file. It is read in pieces, so that it is in memory only once.
+    fn in_blocks(
+        &self,
+        tensor: &Tensor,
+        from: &ModelTensor,
+        format: BlockFormat,
+        [rows, columns]: [usize; 2],
+    ) -> Result<MadeOf, String> {
+        let row = tensor.info.kind.row_bytes(columns).filter(|&row| row > 0).ok_or("it has no rows")?;
+        let order = order_of(from);
+        let read = |first: usize, to: &mut [u8]| {
+            let read = |place: usize, to: &mut [u8]| {
+                self.file.read_at(tensor, (from.rows.start + place) * row, to).map_err(io::Error::other)
+            };
+            match &order {
+                None => read(first, to),
+                Some(order) => {
+                    order[first..].iter().zip(to.chunks_exact_mut(row)).try_for_each(|(&at, to)| read(at, to))
+                }
+            }
+        };
+        let made = read_blocks(format, [rows as i32, columns as i32], read).map_err(|e| message(&e))?;
+        Ok(MadeOf { packed: made.packed, scales: made.scales, biases: None, loss: None })
     }
 
     /// The rows of a tensor of the checkpoint, in their order there.
@@ -140,10 +170,7 @@ impl GgufSource {
         let all = info.shape.first().copied().unwrap_or(1);
         let row = bytes.len() / all.max(1);
         let Range { start, end } = from.rows;
-        let order = match from.change {
-            Change::Halves { heads } => half_order(end - start, heads),
-            Change::None | Change::MinusOne => None,
-        };
+        let order = order_of(from);
         let blocks = match order {
             None if (start, end) == (0, all) => bytes,
             None => bytes[start * row..end * row].to_vec(),
@@ -253,6 +280,14 @@ fn evaluated(array: Array) -> Result<Array, mlx_rs::error::Exception> {
 }
 
 /// An error with its causes.
+/// The order in which the rows of a layer are in the file; `None` where it is the same.
+fn order_of(from: &ModelTensor) -> Option<Vec<usize>> {
+    match from.change {
+        Change::Halves { heads } => half_order(from.rows.end - from.rows.start, heads),
+        Change::None | Change::MinusOne => None,
+    }
+}
+
 fn message(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", message(cause)),

@@ -5,7 +5,7 @@ use std::thread;
 use half::f16;
 use mlx_gguf::{TensorType, dequantize};
 use mlx_layers::Quantization;
-use mlx_quantization::{BlockFormat, QuantizedArray, from_blocks, quantize};
+use mlx_quantization::{BlockFormat, quantize};
 use mlx_rs::{Array, Dtype as MlxDtype};
 use mlx_safetensors::{Dtype, arrays};
 
@@ -70,12 +70,7 @@ impl Stored {
     pub(super) fn make(self, kind: TensorType, blocks: &[u8], columns: usize) -> Result<MadeOf, String> {
         match self {
             Self::Full => Err("it is not quantized".to_owned()),
-            Self::Blocks(format) => {
-                let rows = blocks.len() / kind.row_bytes(columns).unwrap_or(1).max(1);
-                let made = from_blocks(format, [rows as i32, columns as i32], blocks);
-                let QuantizedArray { packed, scales, .. } = made.map_err(|e| of_mlx(&e))?;
-                Ok(MadeOf { packed, scales, biases: None, loss: None })
-            }
+            Self::Blocks(_) => Err("its blocks are read from the file".to_owned()),
             Self::Mxfp4 => mxfp4(blocks, columns),
             Self::Affine(bits) => {
                 let groups = in_parallel(kind, blocks, |blocks| affine::groups(kind, blocks));
