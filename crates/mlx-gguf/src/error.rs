@@ -130,10 +130,12 @@ pub enum Problem {
         problem: String,
     },
     /// An architecture that is not known.
-    #[error("metadata general.architecture is {found:.100?}; known are {}", architectures())]
+    #[error("metadata general.architecture is {found:.100?}; known are {known}")]
     Architecture {
         /// The architecture; empty where the file names none.
         found: String,
+        /// The architectures that are known.
+        known: String,
     },
     /// A metadata key of the architecture that has no known meaning.
     #[error(
@@ -174,10 +176,5 @@ pub enum Problem {
 
 fn known() -> String {
     let names: Vec<String> = crate::TensorType::all().map(|kind| kind.to_string()).collect();
-    names.join(", ")
-}
-
-fn architectures() -> String {
-    let names: Vec<&str> = crate::model::ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
     names.join(", ")
 }

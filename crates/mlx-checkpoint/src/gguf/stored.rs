@@ -1,9 +1,7 @@
 //! How a layer of a GGUF file is stored in the checkpoint.
 
-use std::thread;
-
 use half::f16;
-use mlx_gguf::{TensorType, dequantize};
+use mlx_gguf::{TensorType, dequantize, in_parallel};
 use mlx_layers::Quantization;
 use mlx_quantization::{BlockFormat, quantize};
 use mlx_rs::{Array, Dtype as MlxDtype};
@@ -96,24 +94,6 @@ pub(super) fn numbers(kind: TensorType, blocks: &[u8]) -> Vec<f32> {
     };
     let mut parts = in_parallel(kind, blocks, part);
     if parts.len() == 1 { parts.pop().unwrap_or_default() } else { parts.concat() }
-}
-
-/// The results of a function of blocks for neighbouring parts of these blocks, in order.
-fn in_parallel<T: Send>(kind: TensorType, blocks: &[u8], part: impl Fn(&[u8]) -> T + Sync) -> Vec<T> {
-    /// The fewest bytes for which another thread is worth its start.
-    const WORTH: usize = 1 << 16;
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(blocks.len() / WORTH).max(1);
-    let count = blocks.len() / kind.block_bytes();
-    let bytes = count.div_ceil(threads).max(1) * kind.block_bytes();
-    if threads == 1 {
-        return vec![part(blocks)];
-    }
-    thread::scope(|scope| {
-        let part = &part;
-        let running: Vec<_> = blocks.chunks(bytes).map(|chunk| scope.spawn(move || part(chunk))).collect();
-        let joined = running.into_iter().map(|thread| thread.join());
-        joined.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    })
 }
 
 fn affine_arrays(groups: Groups, columns: usize, bits: i32, loss: Option<Loss>) -> Result<MadeOf, String> {

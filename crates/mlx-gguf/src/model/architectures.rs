@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{self, Facts};
+use super::config;
+use super::facts::Facts;
 use super::keys::Keys;
 use super::names::{self, Named};
 use crate::{GgufError, Metadata, Problem};
@@ -72,7 +73,8 @@ impl Architecture {
         }
         let name = metadata.text("general.architecture")?.unwrap_or_default();
         let found = ARCHITECTURES.iter().find(|architecture| architecture.name == name);
-        found.ok_or_else(|| Problem::Architecture { found: name.to_owned() })
+        let known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+        found.ok_or_else(|| Problem::Architecture { found: name.to_owned(), known: known.join(", ") })
     }
 
     /// The row for checkpoints of this `model_type`.

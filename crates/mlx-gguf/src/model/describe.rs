@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::architectures::{ARCHITECTURES, Architecture};
+use super::facts::{LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS};
 use super::llama3;
 use super::rope::DEFAULT_BASE;
-use super::tensors::{LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS};
 use crate::metadata::Value as Metadatum;
 
 /// What a file says of a model.

@@ -12,6 +12,7 @@
 mod architectures;
 mod config;
 mod describe;
+mod facts;
 mod keys;
 mod llama3;
 mod names;
@@ -49,7 +50,7 @@ impl Gguf {
         let wrong = |problem| self.wrong(problem);
         let architecture = Architecture::of(self.metadata()).map_err(wrong)?;
         let keys = Keys::new(self, architecture.name);
-        let facts = config::Facts::read(&keys)?;
+        let facts = facts::Facts::read(&keys)?;
         let config = (architecture.config)(&keys, &facts)?;
         keys.finish().map_err(wrong)?;
         let tensors = tensors::of(self, architecture, &facts).map_err(wrong)?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::Facts;
+use super::facts::Facts;
 use super::keys::{Keys, decimal};
 use crate::{GgufError, Problem};
 

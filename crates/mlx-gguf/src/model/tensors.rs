@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::architectures::Architecture;
-use super::config::Facts;
+use super::facts::Facts;
 use super::names::{Part, are_pairs};
 use crate::header::TensorInfo;
 use crate::{Gguf, Problem};
@@ -42,11 +42,6 @@ const FUSED: &str = "attn_qkv";
 
 /// Tensors that follow from the metadata.
 const FOLLOWS: &[&str] = &["attn_rot_embd.weight"];
-
-/// Tensors that the config has in place of the checkpoint.
-pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
-pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
-pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
 /// The tensors of the checkpoint. Each tensor of the file is used, or has no effect.
 pub(super) fn of(
