@@ -124,7 +124,7 @@ fn a_written_file_reads_as_it_was_said() {
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let numbers: Vec<f32> = (0..1 << 18).map(|i| ((i * i) as f32 * 0.001).sin()).collect();
+    let numbers: Vec<f32> = (0..1_u64 << 18).map(|i| ((i * i) as f32 * 0.001).sin()).collect();
     let files = [1, 3, 64].map(|threads| {
         let path = folder.path().join(format!("{threads}.gguf"));
         let tensor = new_tensor("x", TensorType::Q4_K, &[512, 512]);
