@@ -566,6 +566,7 @@ fn a_signal_ends_the_work_and_nothing_is_left() {
     let prompt = STORY.repeat(20);
     for arguments in [
         &["convert", "--model", "demo:phi3", "--quantize", "--out", out][..],
+        &["convert", "--model", "demo:phi3", "--gguf", "Q8_0", "--out", out],
         &["cache-prompt", "--prompt", &prompt, "--prompt-cache-file", file, "--prefill-step-size", "1"],
     ] {
         for signal in SIGNALS {

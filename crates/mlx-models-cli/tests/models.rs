@@ -358,6 +358,71 @@ fn the_error_for_an_unknown_name_says_what_names_are_possible() {
 }
 
 #[test]
+fn a_model_is_written_as_a_gguf_file() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str| home.path().join(format!("{name}.gguf"));
+    let convert = |model: &str, kind: &str, options: &[&str]| {
+        let mut program = program(home.path());
+        program.args(["convert", "--model", model, "--gguf", kind, "--out"]).arg(file(kind));
+        program.args(options).output().unwrap()
+    };
+    let story = |model: &str| {
+        json(&program(home.path()).args(["generate", "--model", model]).args(STORY).output().unwrap())
+    };
+    // In lower case too.
+    for (kind, bits) in [("BF16", 16.1), ("f16", 16.1), ("Q8_0", 8.7), ("Q4_0", 5.5), ("q4_k_m", 6.5)] {
+        let report = json(&convert("demo:gemma2", kind, &["--json"]));
+        assert!(report["bits_per_weight"].as_f64().unwrap() < bits, "{report}");
+        assert_eq!(report["tensors"]["F32"], 25, "{report}");
+        tokens(&story(file(kind).to_str().unwrap()));
+    }
+    // The same numbers, and the tokenizer of the file.
+    assert_eq!(story("demo:gemma2")["text"], story(file("BF16").to_str().unwrap())["text"]);
+
+    let output = convert(file("BF16").to_str().unwrap(), "q8_0", &[]);
+    let said = text(&output.stdout);
+    assert!(said.contains(" tensors Q8_0") && said.contains("written to "), "{output:?}");
+    // A file from a file, whose tensors are those of a file from the folder.
+    let length = |kind: &str| fs::metadata(file(kind)).unwrap().len();
+    assert!(length("q8_0").abs_diff(length("Q8_0")) < 64);
+
+    let refused = |model: &str, kind: &str, options: &[&str], status: i32, needles: &[&str]| {
+        assert_fails(&convert(model, kind, options), status, needles);
+    };
+    refused("demo:gemma2", "BF16", &[], 1, &["exists already", "name a file"]);
+    refused("demo:gemma2", "Q3_K", &[], 2, &["known are F16, BF16, Q8_0, Q4_0, Q4_K_M"]);
+    refused("demo:gemma2", "F16", &["--quantize"], 2, &["cannot be used with"]);
+    refused("demo:gemma2", "F16", &["--dtype", "float16"], 2, &["cannot be used with"]);
+    refused(
+        "demo:gemma3",
+        "F16",
+        &[],
+        1,
+        &["llama.cpp computes another model", "query_pre_attn_scalar is 32"],
+    );
+    refused("demo:smollm3", "F16", &[], 1, &["no_rope_layer_interval is 3, and 4 there"]);
+    refused("demo:lille-130m", "F16", &[], 1, &["llama.cpp has no architecture for a lille-130m"]);
+    assert!(!file("F16").exists());
+}
+
+#[test]
+fn quantized_layers_and_adapters_become_whole_weights_of_a_gguf_file() {
+    let home = tempfile::tempdir().unwrap();
+    let (q8, file) = (home.path().join("q8"), home.path().join("x.gguf"));
+    let mut quantize = program(home.path());
+    quantize.args(["convert", "--model", "demo:phi3", "-q", "--bits", "8", "--out"]).arg(&q8);
+    assert!(quantize.output().unwrap().status.success());
+    let mut write = program(home.path());
+    write.args(["convert", "--gguf", "BF16", "--model"]).arg(&q8).arg("--out").arg(&file);
+    let output = write.output().unwrap();
+    let said = text(&output.stdout);
+    assert!(
+        said.starts_with("22 layers were quantized, and were brought into full precision first\n"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_model_is_quantized_and_dequantized() {
     let home = tempfile::tempdir().unwrap();
     let folder = |name: &str| home.path().join(name);

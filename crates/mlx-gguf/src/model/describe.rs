@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::architectures::{ARCHITECTURES, Architecture};
 use super::facts::{LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS};
 use super::llama3;
-use super::rope::DEFAULT_BASE;
+use super::rope::{DEFAULT_BASE, ORIGINAL_LENGTH};
 use crate::metadata::Value as Metadatum;
 
 /// What a file says of a model.
@@ -234,7 +234,7 @@ impl<'a> Rotation<'a> {
         let factor = self.factor()?;
         entries.push("rope.scaling.type", Metadatum::Text("yarn".to_owned()));
         entries.number("rope.scaling.factor", factor);
-        entries.integer("rope.scaling.original_context_length", self.original(config, sizes));
+        entries.integer(ORIGINAL_LENGTH, self.original(config, sizes));
         let of_all = number("mscale_all_dim").filter(|&weight| weight != 0.0);
         // llama.cpp reads the following in one architecture only.
         if entries.architecture.name == "mistral3" {
@@ -266,7 +266,7 @@ impl<'a> Rotation<'a> {
         let ratio = context / original_length;
         let of_paper = if ratio <= 1.0 { 1.0 } else { (1.0 + ratio.ln() / original_length.ln()).sqrt() };
         entries.push("rope.scaling.type", Metadatum::Text("longrope".to_owned()));
-        entries.integer("rope.scaling.original_context_length", original);
+        entries.integer(ORIGINAL_LENGTH, original);
         entries.number(
             "rope.scaling.attn_factor",
             self.scaling["attention_factor"].as_f64().unwrap_or(of_paper),
@@ -364,6 +364,9 @@ fn own(
             let partial = config.get("rope_parameters")["partial_rotary_factor"].as_f64();
             let partial = partial.or(config.number("partial_rotary_factor")).unwrap_or(1.0);
             entries.integer("rope.dimension_count", (partial * sizes.head_dim as f64) as i64);
+            if rotation.kind() == "default" {
+                entries.integer(ORIGINAL_LENGTH, rotation.original(config, sizes));
+            }
             entries.integer("attention.sliding_window", config.integer("sliding_window").unwrap_or(0));
         }
         _ => {}
