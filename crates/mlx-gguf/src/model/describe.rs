@@ -253,9 +253,14 @@ impl<'a> Rotation<'a> {
         // llama.cpp multiplies the paper's factor by that of the file.
         let grows = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
         let of_paper = grows(1.0) / of_all.map_or(1.0, grows);
-        let more = number("attention_factor").map(|stated| stated / of_paper);
-        if let Some(more) = more.filter(|more| (more - 1.0).abs() > 1e-6) {
+        let Some(stated) = number("attention_factor") else { return Ok(()) };
+        let more = stated / of_paper;
+        if (more - 1.0).abs() > 1e-6 {
             entries.number("rope.scaling.attn_factor", more);
+        }
+        // llama.cpp does not read this. Other readers get the very number.
+        if (more - 1.0).abs() > 1e-12 {
+            entries.number("rope.scaling.yarn_attn_factor", stated);
         }
         Ok(())
     }
