@@ -200,7 +200,7 @@ impl<'a> Rotation<'a> {
     fn push(&self, config: &Config<'_>, sizes: &Sizes, entries: &mut Entries) -> Result<(), String> {
         let name = entries.architecture.name;
         entries.number("rope.freq_base", self.base);
-        if let Some(base) = self.base_of_windows.filter(|&base| base != DEFAULT_BASE && name == "gemma3") {
+        if let Some(base) = self.base_of_windows.filter(|_| name == "gemma3") {
             entries.number("rope.freq_base_swa", base);
         }
         match (self.kind(), name) {
@@ -236,13 +236,12 @@ impl<'a> Rotation<'a> {
         entries.number("rope.scaling.factor", factor);
         entries.integer(ORIGINAL_LENGTH, self.original(config, sizes));
         let of_all = number("mscale_all_dim").filter(|&weight| weight != 0.0);
-        // llama.cpp reads the following in one architecture only.
+        for key in ["beta_fast", "beta_slow"] {
+            let name = format!("rope.scaling.yarn_{key}");
+            number(key).into_iter().for_each(|value| entries.number(&name, value));
+        }
+        // llama.cpp reads these numbers in one architecture only.
         if entries.architecture.name == "mistral3" {
-            for (key, name) in
-                [("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]
-            {
-                number(key).into_iter().for_each(|value| entries.number(name, value));
-            }
             of_all.into_iter().for_each(|weight| entries.number("rope.scaling.yarn_log_multiplier", weight));
         } else if let Some((key, found)) = [("beta_fast", 32.0), ("beta_slow", 1.0), ("mscale_all_dim", 0.0)]
             .iter()
