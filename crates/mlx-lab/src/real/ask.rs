@@ -92,9 +92,9 @@ impl Program {
         fs::write(&question, serde_json::to_vec(&request)?)?;
         command.stdin(File::open(&question)?);
         let mut answer: Answer = serde_json::from_slice(&output(command, name)?)?;
-        if prompts > 0 {
+        if request.logits.is_some() {
             let bytes = fs::read(&logits)?;
-            let row = bytes.len() / prompts;
+            let row = bytes.len().checked_div(prompts).unwrap_or(0);
             let numbers =
                 |row: &[u8]| row.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             answer.logits = bytes.chunks_exact(row.max(4)).map(numbers).collect();

@@ -9,7 +9,7 @@ mod report;
 mod speed;
 mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -129,7 +129,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let tables = report.markdown();
     write!(io::stdout(), "{tables}")?;
     if arguments.write {
-        report::write(&workspace::root().join("docs/real-models.md"), &tables)?;
+        report::write(&workspace::root().join("docs/real-models.md"), tables)?;
     }
     Ok(report.holds())
 }
@@ -386,8 +386,11 @@ impl Model {
     }
 }
 
-/// The tensors of a checkpoint with one file: the dtype, shape and bytes of each.
-fn tensors(folder: &Path) -> io::Result<std::collections::BTreeMap<String, (String, Vec<usize>, Vec<u8>)>> {
+/// The dtype, shape and bytes of a tensor.
+type Tensor = (String, Vec<usize>, Vec<u8>);
+
+/// The tensors of a checkpoint with one file.
+fn tensors(folder: &Path) -> io::Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(folder.join("model.safetensors"))?;
     let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(io::Error::other)?;
     let tensor = |(key, view): (String, safetensors::tensor::TensorView<'_>)| {

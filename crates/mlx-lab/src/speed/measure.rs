@@ -50,6 +50,7 @@ pub(super) fn tokens(folder: &Path, prompt_tokens: u32, warm_up: u32, gen_tokens
         tokens,
         version,
         peak_memory_bytes: Some(memory::peak("self")).filter(|&bytes| bytes > 0),
+        peak_array_bytes: Some(mlx_rs::memory::peak_memory()? as u64),
     })
 }
 

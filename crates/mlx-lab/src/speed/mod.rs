@@ -133,6 +133,9 @@ pub(crate) struct Tokens {
     /// The most memory that the process had, in bytes, where its program measures it.
     #[serde(default)]
     pub(crate) peak_memory_bytes: Option<u64>,
+    /// The most memory of arrays, in bytes, as MLX counts it.
+    #[serde(default)]
+    pub(crate) peak_array_bytes: Option<u64>,
 }
 
 /// The output of a process that multiplies matrices: ours or `bench_matmul.py`.
@@ -513,6 +516,7 @@ mod tests {
                     tokens: vec![],
                     version,
                     peak_memory_bytes: None,
+                    peak_array_bytes: None,
                 };
                 Turn { found, others: Some(others) }
             };

@@ -211,6 +211,7 @@ mod tests {
                 tokens: tokens.to_vec(),
                 version: "1".into(),
                 peak_memory_bytes: None,
+                peak_array_bytes: None,
             };
             Turn { found, others: Some(0.02) }
         };
