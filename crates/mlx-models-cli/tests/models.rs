@@ -406,7 +406,7 @@ fn a_model_is_written_as_a_gguf_file() {
 }
 
 #[test]
-fn quantized_layers_and_adapters_become_whole_weights_of_a_gguf_file() {
+fn quantized_layers_become_whole_weights_of_a_gguf_file() {
     let home = tempfile::tempdir().unwrap();
     let (q8, file) = (home.path().join("q8"), home.path().join("x.gguf"));
     let mut quantize = program(home.path());

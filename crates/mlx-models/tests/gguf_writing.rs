@@ -6,12 +6,14 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use approx::assert_relative_eq;
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use mlx_gguf::{Gguf, TensorType};
 use mlx_models::{
-    Architectures, Checkpoint, FileKind, GgufLayers, GgufOptions, LoadOptions, WrittenGguf, load,
+    Architectures, CacheOptions, Checkpoint, FileKind, GgufLayers, GgufOptions, LoadOptions, Logits,
+    WrittenGguf, load,
 };
 use mlx_rs::module::ModuleParameters;
+use mlx_rs::{Array, Dtype};
 use mlx_testing::with_cpu;
 
 fn fixtures() -> Vec<PathBuf> {
@@ -114,5 +116,46 @@ fn rows_without_whole_blocks_get_other_types_and_the_head_more_bits() {
         }
         let error = write(&from, &folder.path().join("F16"), FileKind::F16).unwrap_err();
         assert!(error.ends_with("exists already; name a file that does not"), "{error}");
+    });
+}
+
+/// The logits of a few tokens.
+fn logits(checkpoint: &Checkpoint) -> Vec<f32> {
+    let architectures = Architectures::default();
+    let mut model = architectures.load_checkpoint(checkpoint, &LoadOptions::default()).unwrap();
+    let mut cache = model.new_cache(&CacheOptions::default()).unwrap();
+    let tokens = Array::from_slice(&[1_u32, 17, 5, 30, 2, 9], &[1, 6]);
+    let logits = model.forward(&tokens, &mut cache, Logits::All).unwrap();
+    logits.as_dtype(Dtype::Float32).unwrap().reshape(&[-1]).unwrap().as_slice::<f32>().to_vec()
+}
+
+#[test]
+fn layers_in_the_blocks_of_a_file_compute_with_its_numbers() {
+    with_cpu("the kernels compute on the CPU", || {
+        let folder = tempfile::tempdir().unwrap();
+        let mut some_have = false;
+        for from in fixtures() {
+            let name = from.file_stem().unwrap().to_str().unwrap();
+            for kind in [FileKind::Q8_0, FileKind::Q4_0, FileKind::Q4_K_M] {
+                let out = folder.path().join(format!("{name}-{}", kind.name()));
+                let types = write(&from, &out, kind).unwrap().types;
+                let has_blocks = types.iter().any(|(kind, _)| kind.block_elements() > 1);
+                some_have |= has_blocks;
+                let kept = Checkpoint::open_with(&out, GgufLayers::Kept).unwrap();
+                let in_blocks = |checkpoint: &Checkpoint| {
+                    let layers = checkpoint.headers().keys().filter_map(|key| key.strip_suffix(".scales"));
+                    let mut layers = layers.filter_map(|layer| checkpoint.quantization_of(layer));
+                    layers.any(|of| of.mode().name().starts_with('Q')) // as block formats are named
+                };
+                let expected = has_blocks && mlx_sys::cpu_kernels::is_enabled();
+                assert_eq!(in_blocks(&kept), expected, "{name} {kind:?}");
+                // The same numbers in a format of MLX. Both round to bfloat16, in other places.
+                let affine = Checkpoint::open_with(&out, GgufLayers::Mlx).unwrap();
+                let (kept, affine) = (logits(&kept), logits(&affine));
+                let largest = affine.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                assert_abs_diff_eq!(&kept[..], &affine[..], epsilon = 0.1 * largest);
+            }
+        }
+        assert!(some_have);
     });
 }
