@@ -117,6 +117,33 @@ fn numbers_that_files_do_not_say_are_those_of_llama_cpp() {
 }
 
 #[test]
+fn factors_that_an_architecture_does_not_read_are_refused() {
+    for architecture in ARCHITECTURES {
+        let name = architecture.name;
+        let reads: &[&str] = match name {
+            "llama" | "granite" => &["rope_freqs.weight"],
+            "phi3" => &["rope_factors_long.weight", "rope_factors_short.weight"],
+            _ => &[],
+        };
+        for factors in ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"] {
+            let mut file = file(name).tensor(factors, &[4]);
+            if name == "granite" {
+                file = file.with("granite.logit_scale", Value::Float(8.0));
+            }
+            if name == "phi3" {
+                file = file.without("blk.0.attn_q.weight").without("blk.0.attn_k.weight");
+            }
+            let found = file.model().err().unwrap_or_default();
+            assert_eq!(
+                found.contains(&format!("tensor {factors}: models of the architecture {name} have no such")),
+                !reads.contains(&factors),
+                "{name}: {found}"
+            );
+        }
+    }
+}
+
+#[test]
 fn one_projection_for_queries_keys_and_values_is_three() {
     let llama = file("llama").without("blk.0.attn_q.weight").without("blk.0.attn_k.weight");
     let tensors = llama.tensor("blk.0.attn_qkv.weight", &[64, 32]).model().unwrap().tensors;

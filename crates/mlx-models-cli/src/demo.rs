@@ -61,11 +61,12 @@ impl Default for Source {
 impl FromStr for Source {
     type Err = String;
 
-    /// Reads `demo:NAME`, the path of a folder that exists, or a Hub id. Other texts are the path of a missing folder.
+    /// Reads `demo:NAME`, the path of a folder or file that exists, or a Hub id. Other texts are the path of a missing folder, or of a
+    /// missing GGUF file.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(name) = text.strip_prefix("demo:") else {
             return Ok(match text.parse() {
-                Ok(id) if !Path::new(text).exists() => Self::Hub(id),
+                Ok(id) if !Path::new(text).exists() && !is_file_name(Path::new(text)) => Self::Hub(id),
                 _ => Self::Folder(PathBuf::from(text)),
             });
         };
@@ -75,6 +76,11 @@ impl FromStr for Source {
             format!("there is no demo {name:?}; the demos are {}", names.join(", "))
         })
     }
+}
+
+/// Whether a path is named as a GGUF file, and not as a folder or a model of the Hub.
+fn is_file_name(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 impl Source {
@@ -102,6 +108,7 @@ impl Source {
     pub(crate) fn folder(self) -> Result<PathBuf, Failure> {
         threads::check(cache_folder())?;
         match self {
+            Self::Folder(file) if !file.exists() && is_file_name(&file) => Err(Failure::NoFile { file }),
             Self::Folder(folder) if !folder.exists() => Err(Failure::NoModel { name: folder }),
             Self::Folder(folder) => Ok(folder),
             Self::Hub(id) => match crate::download::fetch(&id, Revision::default()) {

@@ -40,6 +40,8 @@ pub(crate) enum Failure {
     Device(DeviceError),
     #[error(transparent)]
     Hub(#[from] HubError),
+    #[error("there is no file {}", file.display())]
+    NoFile { file: PathBuf },
     #[error("there is no folder {}, and it is not a Hub id either, which has the form owner/name", name.display())]
     NoModel { name: PathBuf },
     #[error("there is no folder {name} here, and the download of this Hub id failed")]

@@ -343,6 +343,9 @@ fn the_error_for_an_unknown_name_says_what_names_are_possible() {
     let prompt = ["--prompt", "x"];
     let output = run(&[&["generate", "--model", "/no/such/folder"], &prompt[..]].concat());
     assert_fails(&output, 1, &["there is no folder /no/such/folder", "not a Hub id either"]);
+    // It has the form of a Hub id, but names a file.
+    let output = run(&[&["generate", "--model", "models/gone.gguf"], &prompt[..]].concat());
+    assert_eq!(text(&output.stderr), "error: there is no file models/gone.gguf\n");
     let output = run(&["download", "name"]);
     assert_fails(&output, 2, &["not a Hub id, which has the form owner/name"]);
 

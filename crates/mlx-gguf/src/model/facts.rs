@@ -30,8 +30,6 @@ pub(super) struct Facts {
     pub(super) has_head_dim: bool,
     /// Features of a head that are rotated.
     pub(super) rotated: usize,
-    /// Tensors of the file that the config has.
-    pub(super) read_tensors: Vec<&'static str>,
 }
 
 impl Facts {
@@ -89,7 +87,6 @@ impl Facts {
             epsilon: keys.needed(EPSILON, keys.number(EPSILON)?)?,
             has_head_dim: stated.is_some(),
             rotated,
-            read_tensors: [ROPE_FREQS, LONG_FACTORS, SHORT_FACTORS].into(),
         })
     }
 }

@@ -21,18 +21,30 @@ pub(super) struct Keys<'a> {
     pub(super) file: &'a Gguf,
     architecture: &'static str,
     known: RefCell<BTreeSet<&'static str>>,
+    /// The tensors that were read for the config.
+    tensors: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Keys<'a> {
     pub(super) fn new(file: &'a Gguf, architecture: &'static str) -> Self {
         let known = WITHOUT_EFFECT.iter().map(|(key, _)| *key).chain(ONLY_ZERO.iter().copied()).collect();
-        Self { file, architecture, known: RefCell::new(known) }
+        Self { file, architecture, known: RefCell::new(known), tensors: RefCell::default() }
     }
 
     /// The whole key.
     pub(super) fn full(&self, key: &'static str) -> String {
         self.known.borrow_mut().insert(key);
         format!("{}.{key}", self.architecture)
+    }
+
+    /// Notes that the config has this tensor.
+    pub(super) fn note_tensor(&self, name: &'static str) {
+        self.tensors.borrow_mut().insert(name);
+    }
+
+    /// Whether the config has this tensor.
+    pub(super) fn has_read(&self, name: &str) -> bool {
+        self.tensors.borrow().contains(name)
     }
 
     pub(super) fn text(&self, key: &'static str) -> Result<Option<&'a str>, GgufError> {

@@ -53,7 +53,7 @@ impl Gguf {
         let facts = facts::Facts::read(&keys)?;
         let config = (architecture.config)(&keys, &facts)?;
         keys.finish().map_err(wrong)?;
-        let tensors = tensors::of(self, architecture, &facts).map_err(wrong)?;
+        let tensors = tensors::of(&keys, architecture, &facts).map_err(wrong)?;
         Ok(Model { architecture, config: Value::Object(config), tensors })
     }
 }

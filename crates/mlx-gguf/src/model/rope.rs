@@ -154,8 +154,13 @@ pub(super) fn longrope(
 }
 
 /// The factors of the periods of all pairs, which a tensor of the file has.
-pub(super) fn factors(keys: &Keys<'_>, name: &str, rotated: usize) -> Result<Option<Vec<f32>>, GgufError> {
+pub(super) fn factors(
+    keys: &Keys<'_>,
+    name: &'static str,
+    rotated: usize,
+) -> Result<Option<Vec<f32>>, GgufError> {
     let Some(tensor) = keys.file.tensor(name) else { return Ok(None) };
+    keys.note_tensor(name);
     let wrong = |problem| keys.file.wrong(Problem::Factors { name: name.to_owned(), problem });
     if tensor.info.shape != [rotated / 2] {
         return Err(wrong("it must have one for each pair of features that are rotated"));

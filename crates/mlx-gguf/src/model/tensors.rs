@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::architectures::Architecture;
 use super::facts::Facts;
+use super::keys::Keys;
 use super::names::{Part, are_pairs};
+use crate::Problem;
 use crate::header::TensorInfo;
-use crate::{Gguf, Problem};
 
 /// A tensor of a checkpoint, and what of a file it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +46,14 @@ const FOLLOWS: &[&str] = &["attn_rot_embd.weight"];
 
 /// The tensors of the checkpoint. Each tensor of the file is used, or has no effect.
 pub(super) fn of(
-    file: &Gguf,
+    keys: &Keys<'_>,
     architecture: &'static Architecture,
     facts: &Facts,
 ) -> Result<Vec<ModelTensor>, Problem> {
     let mut tensors = Vec::new();
-    for tensor in file.tensors() {
+    for tensor in keys.file.tensors() {
         let info = &tensor.info;
-        if follows(&info.name) || facts.read_tensors.contains(&&*info.name) {
+        if follows(&info.name) || keys.has_read(&info.name) {
             continue;
         }
         let fused = architecture.name_of_fused(&info.name);
