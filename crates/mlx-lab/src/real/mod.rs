@@ -344,8 +344,9 @@ impl Model {
         let name = folder.file_name().unwrap_or_default().display().to_string();
         let file = self.made.join(format!("{name}.gguf"));
         if !file.exists() {
+            let is_quantized = *folder != self.files.bf16;
             let options = ConvertOptions {
-                weights: Weights::Dequantized,
+                weights: if is_quantized { Weights::Dequantized } else { Weights::Kept },
                 dtype: Some(FloatDtype::Float32),
                 ..ConvertOptions::default()
             };
