@@ -98,6 +98,12 @@ pub enum Problem {
         /// What is needed.
         needed: String,
     },
+    /// A metadata key that the model needs.
+    #[error("metadata {key:.100} is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
     /// A tensor is stored in a type that is not read.
     #[error(
         "tensor {name:.100} has type {}; known are {}. Quantize the model to one of these",

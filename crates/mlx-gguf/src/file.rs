@@ -1,7 +1,7 @@
 //! A model in one file or in several parts.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ struct Part {
 
 impl Gguf {
     /// Opens a model. Where the model has several parts (`NAME-00001-of-00003.gguf`), any of them can be given, and the others
-    /// lie beside it.
+    /// lie beside it. A link to a part can have another name: then the others lie beside the part.
     ///
     /// # Errors
     ///
@@ -51,9 +51,10 @@ impl Gguf {
             let tensors = tensors(header.tensors, 0).collect();
             return Ok(Self { metadata: header.metadata, tensors, parts: vec![part] });
         };
+        let named = split.named(path);
         let mut model = Self { metadata: Metadata::default(), tensors: BTreeMap::new(), parts: Vec::new() };
         for number in 0..split.count {
-            let (part, header) = Part::open(&split.path(path, number)?)?;
+            let (part, header) = Part::open(&split.path(&named, number)?)?;
             split.check(number, &header.metadata).map_err(|problem| part.wrong(problem))?;
             for (name, tensor) in tensors(header.tensors, model.parts.len()) {
                 if model.tensors.contains_key(&name) {
@@ -189,6 +190,13 @@ impl Split {
                 Err(Problem::Metadata { key: key.to_owned(), found, needed })
             }
         }
+    }
+
+    /// What a link points to, if only that has the name of a part. Otherwise the path itself.
+    fn named(&self, path: &Path) -> PathBuf {
+        let target = || Some(path.with_file_name(fs::read_link(path).ok()?));
+        let target = target().filter(|target| self.path(path, 0).is_err() && self.path(target, 0).is_ok());
+        target.unwrap_or_else(|| path.to_owned())
     }
 
     /// The file of a part, counted from 0, beside another part.

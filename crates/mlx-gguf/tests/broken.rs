@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use mlx_gguf::{Gguf, TensorType};
@@ -182,6 +183,30 @@ fn a_model_in_parts_is_read_from_any_of_them() {
         assert_eq!(model.metadata().integer("only").unwrap(), Some(0), "the metadata of the first part");
         assert_eq!(model.numbers(model.tensor("t2").unwrap()).unwrap().len(), 2);
     }
+}
+
+/// Parts beside a link are found first, if the link has the name of a part.
+#[test]
+fn a_link_to_a_part_leads_to_the_others() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let paths = parts(folder.path(), 3);
+    let link = other.path().join("model.gguf");
+    symlink(&paths[1], &link).unwrap();
+    let model = Gguf::open(&link).unwrap();
+    assert!(model.files().eq(&paths));
+    let beside = folder.path().join("beside.gguf");
+    symlink(paths[2].file_name().unwrap(), &beside).unwrap();
+    assert_eq!(Gguf::open(&beside).unwrap().tensors().count(), 3);
+    let links: Vec<PathBuf> =
+        paths.iter().map(|path| other.path().join(path.file_name().unwrap())).collect();
+    paths.iter().zip(&links).for_each(|(path, link)| symlink(path, link).unwrap());
+    assert!(Gguf::open(&links[2]).unwrap().files().eq(&links));
+    let copy = other.path().join("copy.gguf");
+    fs::copy(&paths[0], &copy).unwrap();
+    let link = other.path().join("link.gguf");
+    symlink(&copy, &link).unwrap();
+    let error = Gguf::open(&link).unwrap_err().to_string();
+    assert!(error.contains("link.gguf: this is one of 3 parts, and its name must end with"), "{error}");
 }
 
 #[test]

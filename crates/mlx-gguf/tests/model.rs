@@ -177,11 +177,15 @@ fn files_that_contradict_themselves_name_the_key() {
         ),
         (llama().with("general.architecture", text("mamba")), "general.architecture is \"mamba\"; known are"),
         (llama().with("general.type", text("adapter")), "general.type is adapter, and must be model"),
-        (llama().without("llama.block_count"), "metadata llama.block_count is missing"),
+        (llama().without("llama.block_count"), "model.gguf: metadata llama.block_count is missing"),
         (llama().with("llama.block_count", number(0)), "llama.block_count is 0, and must be at least 1"),
         (
             llama().with("llama.block_count", number(1 << 62)),
-            "llama.block_count is 4611686018427387904, and must be at most",
+            "llama.block_count is 4611686018427387904, and must be at most 4096",
+        ),
+        (
+            llama().with("llama.context_length", number((1 << 28) + 1)),
+            "llama.context_length is 268435457, and must be at most 268435456",
         ),
         (
             llama().with("llama.block_count", number(100_000)),

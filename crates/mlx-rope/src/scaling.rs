@@ -405,7 +405,10 @@ impl RawScaling {
 
     /// The keys that the kind does not use; none where the config cannot be read.
     pub(crate) fn ignored(&self) -> Vec<&'static str> {
-        self.of_the_kind().read().map(|(_, ignored)| ignored).unwrap_or_default()
+        let mut ignored = self.of_the_kind().read().map(|(_, ignored)| ignored).unwrap_or_default();
+        // The factor of queries has the length too.
+        ignored.retain(|&key| key != ORIGINAL || self.llama_4_scaling_beta.is_none());
+        ignored
     }
 
     /// The keys that are left after `read` took out those that the kind uses.

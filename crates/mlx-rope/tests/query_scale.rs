@@ -124,7 +124,10 @@ fn configs_have_the_factor_beside_the_rotation() {
         "factor": 16, "llama_4_scaling_beta": 0.1}}"#;
     let plain = r#"{"rope_parameters": {"rope_theta": 1e6, "original_max_position_embeddings": 4,
         "llama_4_scaling_beta": 0.1}}"#;
-    for text in [new, old, plain] {
+    // As the config of a GGUF file without YaRN.
+    let named = r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+        "original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.1}}"#;
+    for text in [new, old, plain, named] {
         let keys = keys(text);
         assert_eq!(keys.query_scale().unwrap(), Some(scale()), "{text}");
         assert!(keys.uniform(None).is_ok() && keys.ignored().is_empty(), "{text}");

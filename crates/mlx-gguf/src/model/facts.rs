@@ -11,6 +11,9 @@ pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 /// The most layers of a model.
 const MOST_LAYERS: i64 = 4096;
 
+/// The longest context, in tokens. The configs of checkpoints have the same limit.
+const LONGEST: i64 = 1 << 28;
+
 /// The largest size of any kind.
 pub(super) const LARGEST: i64 = i32::MAX as i64;
 
@@ -34,15 +37,19 @@ pub(super) struct Facts {
 
 impl Facts {
     pub(super) fn read(keys: &Keys<'_>) -> Result<Self, GgufError> {
-        let size = |key, layers| match keys.size(key, layers)? {
-            Some(found) if found > LARGEST => Err(keys.wrong(key, found, format!("at most {LARGEST}"))),
-            found => Ok(found.map(|found| found as usize)),
+        let size = |key, layers| {
+            let most = match key {
+                "block_count" => MOST_LAYERS,
+                "context_length" => LONGEST,
+                _ => LARGEST,
+            };
+            match keys.size(key, layers)? {
+                Some(found) if found > most => Err(keys.wrong(key, found, format!("at most {most}"))),
+                found => Ok(found.map(|found| found as usize)),
+            }
         };
         let needed = |key, layers| size(key, layers).and_then(|found| keys.needed(key, found));
         let layers = needed("block_count", None)?;
-        if layers as i64 > MOST_LAYERS {
-            return Err(keys.wrong("block_count", layers, format!("at most {MOST_LAYERS}")));
-        }
         let all = Some(layers);
         let heads = needed("attention.head_count", all)?;
         let key_heads = size("attention.head_count_kv", all)?.unwrap_or(heads);

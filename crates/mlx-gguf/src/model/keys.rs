@@ -97,7 +97,7 @@ impl<'a> Keys<'a> {
 
     /// The value of a key that must not be missing.
     pub(super) fn needed<T>(&self, key: &'static str, found: Option<T>) -> Result<T, GgufError> {
-        found.ok_or_else(|| self.wrong(key, "missing", "there"))
+        found.ok_or_else(|| self.file.wrong(Problem::MissingKey { key: self.full(key) }))
     }
 
     /// The error for a value that does not fit.
