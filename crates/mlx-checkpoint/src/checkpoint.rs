@@ -10,7 +10,7 @@ use mlx_rs::Array;
 use serde::de::DeserializeOwned;
 
 use crate::adapters::Adapters;
-use crate::error::{CheckpointError, of_config};
+use crate::error::{CheckpointError, TensorProblem, of_config};
 use crate::files::{read_json, warn_ignored};
 use crate::forms;
 use crate::gguf::{self, GgufLayers};
@@ -129,6 +129,29 @@ impl Checkpoint {
             text.remove("quantization_config");
         }
         Ok(self.with_source(Arc::new(imported), used.iter().map(String::as_str), &layers))
+    }
+
+    /// The error for tensors that are not those of the model.
+    pub(crate) fn wrong_tensors(&self, mut problems: Vec<TensorProblem>) -> CheckpointError {
+        let path = self.path.clone();
+        if !self.is_gguf() {
+            return CheckpointError::Tensors { folder: path, problems };
+        }
+        let name = |problem: &TensorProblem| {
+            Some((problem.key().to_owned(), self.source.as_ref()?.name_in_gguf(problem.key())?))
+        };
+        let names: BTreeMap<String, String> = problems.iter().filter_map(name).collect();
+        // The scales of a layer are the same tensor of the file.
+        problems.retain(|problem| {
+            let layer = [".scales", ".biases"].iter().find_map(|suffix| problem.key().strip_suffix(suffix));
+            !layer.is_some_and(|layer| names.contains_key(&format!("{layer}.weight")))
+        });
+        CheckpointError::GgufTensors { file: path, problems, names }
+    }
+
+    /// Whether it is a GGUF file, whose metadata became the config.
+    pub fn is_gguf(&self) -> bool {
+        self.config_file == self.path
     }
 
     /// Whether a tensor that no model takes changes nothing.

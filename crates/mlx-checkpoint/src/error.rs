@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint or with adapters.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::text::shortened;
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There is no such folder.
-    #[error("{} is not a folder; a checkpoint is a folder with config.json and safetensors files", folder.display())]
+    #[error("{} is not a folder; a checkpoint is a folder with config.json and safetensors files, or a GGUF file", folder.display())]
     NoFolder {
         /// What was named.
         folder: PathBuf,
@@ -144,6 +145,19 @@ pub enum CheckpointError {
         folder: PathBuf,
         /// All of them, by key.
         problems: Vec<TensorProblem>,
+    },
+    /// The tensors of a GGUF file are not those of the model that its metadata describes.
+    #[error(
+        "the tensors in {} are not those of the model that its metadata describes:{}",
+        file.display(), list_named(problems, names)
+    )]
+    GgufTensors {
+        /// The file.
+        file: PathBuf,
+        /// All of them, by the key of a checkpoint.
+        problems: Vec<TensorProblem>,
+        /// The names of these tensors in the file, by key.
+        names: BTreeMap<String, String>,
     },
     /// There is no such adapter folder.
     #[error("there is no folder {}; adapters are a folder with adapter_config.json, and ids of the Hub are not taken for them: \
@@ -285,10 +299,19 @@ fn of(folder: &Path) -> String {
     if folder.as_os_str().is_empty() { String::new() } else { format!(" in {}", folder.display()) }
 }
 
-/// The first of the problems, a line each, and how many more there are.
 fn list(problems: &[TensorProblem]) -> String {
+    list_named(problems, &BTreeMap::new())
+}
+
+/// The first of the problems, a line each, and how many more there are. A tensor that has a name in a GGUF file is listed with
+/// this name before its key.
+fn list_named(problems: &[TensorProblem], names: &BTreeMap<String, String>) -> String {
     const SHOWN: usize = 20;
-    let mut text: String = problems.iter().take(SHOWN).map(|problem| format!("\n  {problem}")).collect();
+    let line = |problem: &TensorProblem| {
+        let name = names.get(problem.key()).map(|name| format!("{}, which is ", shortened(name)));
+        format!("\n  {}{problem}", name.unwrap_or_default())
+    };
+    let mut text: String = problems.iter().take(SHOWN).map(line).collect();
     if let more @ 1.. = problems.len().saturating_sub(SHOWN) {
         text += &format!("\n  and {more} more");
     }

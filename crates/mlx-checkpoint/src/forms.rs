@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::CheckpointError;
 use crate::files::read_json;
@@ -61,19 +61,27 @@ pub(crate) fn without_tensors(folder: &Path) -> Option<CheckpointError> {
                 ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
             weights && PICKLED.contains(&extension)
         };
-        files(folder, is_weights).then(|| pickled(folder, "its weights are PyTorch files"))
+        (!files(folder, is_weights).is_empty()).then(|| pickled(folder, "its weights are PyTorch files"))
     })
 }
 
 fn with_gguf(folder: &Path) -> Option<CheckpointError> {
-    let advice = "name one of these files";
-    let form = "it is a folder with GGUF files, and no checkpoint";
-    files(folder, |_, extension| extension == "gguf").then(|| other(folder, form, advice))
+    match &files(folder, |_, extension| extension == "gguf")[..] {
+        [] => None,
+        [file] => {
+            let advice = format!("name the file: {}", file.display());
+            Some(other(folder, "it is a folder with a GGUF file, and no checkpoint", &advice))
+        }
+        _ => {
+            let form = "it is a folder with GGUF files, and no checkpoint";
+            Some(other(folder, form, "name one of these files"))
+        }
+    }
 }
 
 fn tokenizer_alone(folder: &Path) -> bool {
     let has_tokenizer = ["tokenizer.model", "tokenizer.json"].iter().any(|name| is_file(&folder.join(name)));
-    has_tokenizer && !files(folder, |_, extension| extension == "safetensors")
+    has_tokenizer && files(folder, |_, extension| extension == "safetensors").is_empty()
 }
 
 fn pickled(place: &Path, form: &str) -> CheckpointError {
@@ -102,13 +110,12 @@ fn extension(file: &Path) -> Option<String> {
     Some(file.extension()?.to_string_lossy().to_lowercase())
 }
 
-/// Whether a folder has a file with such a name and extension.
-fn files(folder: &Path, wanted: impl Fn(&str, &str) -> bool) -> bool {
-    let Ok(entries) = fs::read_dir(folder) else { return false };
-    entries.flatten().any(|entry| {
-        let file = entry.path();
-        let name = entry.file_name();
-        extension(&file).is_some_and(|extension| wanted(&name.to_string_lossy(), &extension))
-            && is_file(&file)
-    })
+/// The files of a folder with such a name and extension.
+fn files(folder: &Path, wanted: impl Fn(&str, &str) -> bool) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let is_wanted = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        extension(file).is_some_and(|extension| wanted(&name, &extension)) && is_file(file)
+    };
+    entries.flatten().map(|entry| entry.path()).filter(is_wanted).collect()
 }

@@ -29,6 +29,12 @@ pub trait TensorSource: Debug + Send + Sync {
         false
     }
 
+    /// The name in a GGUF file of a tensor with this key, or of the weight of the layer with this key; `None` for files of other
+    /// forms. The file need not have the tensor.
+    fn name_in_gguf(&self, _key: &str) -> Option<String> {
+        None
+    }
+
     /// What is worth knowing of the tensors that were made so far, such as a loss of precision: a sentence each. They are
     /// logged when a model has taken its tensors.
     fn notes(&self) -> Vec<String> {

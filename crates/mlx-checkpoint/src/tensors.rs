@@ -108,7 +108,7 @@ impl<'a> CheckpointTensors<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] with every tensor that is missing, left over, or has the wrong shape or dtype.
+    /// [`CheckpointError::Tensors`], for a GGUF file [`CheckpointError::GgufTensors`], with every tensor that is missing, left over, or has the wrong shape or dtype.
     /// Otherwise [`CheckpointError::Adapters`] with every adapter tensor that is missing, left over or wrong.
     pub fn finish(mut self, ignored: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
         let path = self.checkpoint.path().display();
@@ -123,7 +123,9 @@ impl<'a> CheckpointTensors<'a> {
         warn_frequencies(self.checkpoint.path(), frequencies);
         let left = left.into_iter().filter(|key| !ignored(key) && !self.checkpoint.is_needless(key));
         self.problems.extend(left.map(|key| TensorProblem::Unexpected { key }));
-        let strange = |layer: &&str| !self.layers.contains(*layer) && !ignored(layer);
+        // In a GGUF file only tensors name layers, and these are listed already.
+        let is_gguf = self.checkpoint.is_gguf();
+        let strange = |layer: &&str| !is_gguf && !self.layers.contains(*layer) && !ignored(layer);
         self.problems.extend(self.checkpoint.quantization.named_layers().filter(strange).map(|layer| {
             let problem = "the config's quantization names it, and the model has no such layer".to_owned();
             TensorProblem::Refused { key: layer.to_owned(), problem }
@@ -138,10 +140,7 @@ impl<'a> CheckpointTensors<'a> {
             return Ok(());
         }
         self.problems.sort_by(|a, b| a.key().cmp(b.key()));
-        Err(CheckpointError::Tensors {
-            folder: self.checkpoint.path().to_path_buf(),
-            problems: self.problems,
-        })
+        Err(self.checkpoint.wrong_tensors(self.problems))
     }
 
     /// Takes the tensor if it has this shape and a dtype that fits; otherwise notes why not.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mlx_checkpoint::{Checkpoint, CheckpointError, TensorDtype, TensorInfo, TensorProblem, TensorSource};
+use mlx_gguf::{NewTensor, TensorType, Value, Writer};
 use mlx_layers::{Linear, ParameterSource, Parameters, Quantization};
 use mlx_rs::module::Module;
 use mlx_rs::{Array, Dtype};
@@ -399,9 +400,13 @@ fn models_in_other_formats_are_named() {
         ),
         (
             vec![("model-q4_0.gguf", &gguf)],
-            vec!["a folder with GGUF files, and no checkpoint", "name one of these"],
+            vec!["a folder with a GGUF file, and no checkpoint", "name the file: ", "/model-q4_0.gguf"],
         ),
-        (vec![("config.json", config), ("a.gguf", &gguf)], vec!["name one of these files"]),
+        (
+            vec![("model-q4_0.gguf", &gguf), ("model-q8_0.gguf", &gguf)],
+            vec!["a folder with GGUF files, and no checkpoint", "name one of these files"],
+        ),
+        (vec![("config.json", config), ("a.gguf", &gguf)], vec!["name the file: ", "/a.gguf"]),
         (
             vec![("config.json", config), ("pytorch_model.bin", b"x")],
             vec!["its weights are PyTorch files", "load the model with transformers and save it again"],
@@ -443,13 +448,57 @@ fn models_in_other_formats_are_named() {
         ("other.gguf", b"PK", "not a GGUF file"),
         ("model.safetensors", b"x", "name the folder that it is in"),
         ("pytorch_model.bin", b"x", "it is a PyTorch file"),
-        ("notes.txt", b"x", "is not a folder"),
+        (
+            "notes.txt",
+            b"x",
+            "is not a folder; a checkpoint is a folder with config.json and safetensors files, or a GGUF file",
+        ),
     ] {
         let file = folder.path().join(name);
         fs::write(&file, content).unwrap();
         let text = open_error(&file).to_string();
         assert!(text.contains(needle), "{text}");
     }
+}
+
+#[test]
+fn wrong_tensors_of_a_gguf_file_have_its_names() {
+    let sizes = [
+        ("block_count", 1),
+        ("context_length", 128),
+        ("embedding_length", 32),
+        ("feed_forward_length", 64),
+        ("attention.head_count", 4),
+    ];
+    let mut metadata = vec![("general.architecture".to_owned(), Value::Text("llama".to_owned()))];
+    metadata.extend(sizes.map(|(key, size)| (format!("llama.{key}"), Value::Integer(size))));
+    metadata.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::Float(1e-6)));
+    let tensors = [("token_embd.weight", 40), ("blk.0.attn_q.weight", 32), ("blk.0.ffn_up.weight", 32)].map(
+        |(name, rows)| NewTensor { name: name.to_owned(), kind: TensorType::Q8_0, shape: vec![rows, 32] },
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v.gguf");
+    let mut writer = Writer::create(&path, &metadata, tensors.to_vec()).unwrap();
+    for tensor in &tensors {
+        writer.append(&vec![1.0; tensor.elements()]).unwrap();
+    }
+    writer.finish().unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(checkpoint.is_gguf());
+    let mut tensors = checkpoint.tensors().unwrap();
+    let mut root = Parameters::root(&mut tensors);
+    Linear::new(root.at("model.layers.0.mlp.up_proj"), 32, 64);
+    Linear::new(root.at("model.layers.1.self_attn.q_proj"), 32, 32);
+    let text = whole_message(&tensors.finish(|key| key.starts_with("model.embed")).unwrap_err());
+    for needle in [
+        "v.gguf are not those of the model that its metadata describes:",
+        "\n  blk.0.attn_q.weight, which is model.layers.0.self_attn.q_proj.weight: unexpected",
+        "\n  blk.0.ffn_up.weight, which is model.layers.0.mlp.up_proj.weight: shape [32, ",
+        "\n  blk.1.attn_q.weight, which is model.layers.1.self_attn.q_proj.weight: missing",
+    ] {
+        assert!(text.contains(needle), "{needle}: {text}");
+    }
+    assert_eq!(text.lines().count(), 4, "each tensor of the file once: {text}");
 }
 
 /// The list of allowed values is kept in full, since it says what to write.

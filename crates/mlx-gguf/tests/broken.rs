@@ -197,8 +197,7 @@ fn a_link_to_a_part_leads_to_the_others() {
     let beside = folder.path().join("beside.gguf");
     symlink(paths[2].file_name().unwrap(), &beside).unwrap();
     assert_eq!(Gguf::open(&beside).unwrap().tensors().count(), 3);
-    let links: Vec<PathBuf> =
-        paths.iter().map(|path| other.path().join(path.file_name().unwrap())).collect();
+    let links: Vec<PathBuf> = paths.iter().map(|path| other.path().join(path.file_name().unwrap())).collect();
     paths.iter().zip(&links).for_each(|(path, link)| symlink(path, link).unwrap());
     assert!(Gguf::open(&links[2]).unwrap().files().eq(&links));
     let copy = other.path().join("copy.gguf");

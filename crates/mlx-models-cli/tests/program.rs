@@ -485,7 +485,7 @@ fn models_in_other_formats() {
     assert_fails(
         folder.path(),
         "x",
-        &["a folder with GGUF files, and no checkpoint", "name one of these files"],
+        &["a folder with a GGUF file, and no checkpoint", "name the file: ", "/model.gguf"],
     );
     assert_fails(&file, "x", &["model.gguf: the file ends at byte 8, inside of the number of tensors"]);
 }

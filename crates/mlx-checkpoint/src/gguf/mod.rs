@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use mlx_gguf::model::{Change, Model, ModelTensor, half_order};
+use mlx_gguf::model::{Architecture, Change, Model, ModelTensor, half_order};
 use mlx_gguf::{Gguf, GgufError, Tensor, TensorType, dequantize};
 use mlx_layers::Quantization;
 use mlx_quantization::{BlockFormat, block_formats_work, read_blocks};
@@ -49,9 +49,9 @@ pub(crate) struct Opened {
 pub(crate) fn open(path: &Path, layers: GgufLayers) -> Result<Opened, CheckpointError> {
     let wrong = |source: GgufError| CheckpointError::Gguf { source: Box::new(source) };
     let file = Gguf::open(path).map_err(wrong)?;
-    let Model { config, tensors, .. } = file.model().map_err(wrong)?;
+    let Model { config, tensors, architecture } = file.model().map_err(wrong)?;
     let files = file.files().map(Path::to_path_buf).collect();
-    let source = GgufSource::new(file, tensors, &config, layers);
+    let source = GgufSource::new(file, architecture, tensors, &config, layers);
     Ok(Opened { config, files, source })
 }
 
@@ -59,6 +59,7 @@ pub(crate) fn open(path: &Path, layers: GgufLayers) -> Result<Opened, Checkpoint
 #[derive(Debug)]
 pub(crate) struct GgufSource {
     file: Gguf,
+    architecture: &'static Architecture,
     tensors: BTreeMap<String, Made>,
     /// The dtype of what is not quantized.
     dtype: Dtype,
@@ -78,7 +79,13 @@ struct Made {
 }
 
 impl GgufSource {
-    fn new(file: Gguf, tensors: Vec<ModelTensor>, config: &Value, layers: GgufLayers) -> Self {
+    fn new(
+        file: Gguf,
+        architecture: &'static Architecture,
+        tensors: Vec<ModelTensor>,
+        config: &Value,
+        layers: GgufLayers,
+    ) -> Self {
         let is_float32 = config.get("torch_dtype").and_then(Value::as_str) == Some("float32");
         let dtype = if is_float32 { Dtype::F32 } else { Dtype::BF16 };
         let in_blocks = layers == GgufLayers::Kept && block_formats_work();
@@ -94,7 +101,7 @@ impl GgufSource {
         };
         let tensors = tensors.into_iter().map(made).collect();
         let (companions, losses) = (Mutex::default(), Mutex::default());
-        Self { file, tensors, dtype, dequantized, companions, losses }
+        Self { file, architecture, tensors, dtype, dequantized, companions, losses }
     }
 
     /// Whether layers that the file has quantized are in full precision.
@@ -268,6 +275,13 @@ impl TensorSource for GgufSource {
         companions.remove(key).ok_or_else(|| "the file has no such tensor".to_owned())
     }
 
+    fn name_in_gguf(&self, key: &str) -> Option<String> {
+        let layer = key.strip_suffix(".scales").or_else(|| key.strip_suffix(".biases")).unwrap_or(key);
+        let weight = format!("{layer}.weight");
+        let made = self.tensors.get(key).or_else(|| self.tensors.get(&weight));
+        made.map(|made| made.from.name.clone()).or_else(|| Some(self.architecture.name_of(key)?.0))
+    }
+
     fn notes(&self) -> Vec<String> {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner).notes()
     }
@@ -279,7 +293,6 @@ fn evaluated(array: Array) -> Result<Array, mlx_rs::error::Exception> {
     Ok(array)
 }
 
-/// An error with its causes.
 /// The order in which the rows of a layer are in the file; `None` where it is the same.
 fn order_of(from: &ModelTensor) -> Option<Vec<usize>> {
     match from.change {
@@ -288,6 +301,7 @@ fn order_of(from: &ModelTensor) -> Option<Vec<usize>> {
     }
 }
 
+/// An error with its causes.
 fn message(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", message(cause)),
