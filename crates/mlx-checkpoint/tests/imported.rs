@@ -277,8 +277,31 @@ fn tensors_that_do_not_belong_together_are_refused_by_name() {
     ] {
         assert!(error.contains(needle), "{error}");
     }
+    let reordered = json!({ "quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true });
+    let found = error(&reordered, &tensors);
+    assert!(
+        found.contains("layer: g_idx is missing, and the config says that inputs are reordered"),
+        "{found}"
+    );
     let error = error(&json!({ "quant_method": "gptq", "bits": 4, "group_size": 24 }), &tensors);
     assert!(error.contains("layer: scales has the shape [2, 16], and [3, 16] is needed"), "{error}");
+}
+
+/// All inputs of a layer are in its only group, whatever their order is.
+#[test]
+fn a_layer_of_one_group_needs_no_order() {
+    let config = json!({ "quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": true });
+    let tensors =
+        [words("qweight", &[8, 16], 0), words("qzeros", &[1, 2], 0), halves("scales", &[1, 16], 1.0)];
+    assert_eq!(layer(write(&config, &tensors).path(), 16, 64).unwrap().quantization(), affine(4, 64));
+}
+
+/// Rules for some layers that say the same of them, or that they are not quantized.
+#[test]
+fn rules_for_layers_may_agree_with_the_rest() {
+    let (mut config, tensors) = gptq();
+    config["dynamic"] = json!({ "+:layer": { "bits": 4, "group_size": 32 }, "-:.*head": {} });
+    assert_eq!(layer(write(&config, &tensors).path(), 16, 64).unwrap().quantization(), affine(4, 32));
 }
 
 #[test]
@@ -301,17 +324,57 @@ fn floats_without_their_scales_are_refused_by_name() {
             error(&json!({ "quant_method": "fbgemm_fp8" }), &[floats(&[4])]),
             "layer: weight has the shape [4], and two axes are needed",
         ),
+        (
+            error(&config, &[Stored { dtype: TensorDtype::F8_E5M2, ..floats(&[16, 64]) }]),
+            "layer: weight is F8_E5M2, and FP8 is supported in F8_E4M3 only; take the model in bfloat16",
+        ),
     ] {
+        assert!(error.contains(needle), "{error}");
+    }
+}
+
+/// A config of compressed-tensors with this format, and these bits for all layers.
+fn groups(format: &str, bits: i32) -> Value {
+    let group = json!({ "weights": { "num_bits": bits, "type": "int", "group_size": 32 } });
+    json!({ "quant_method": "compressed-tensors", "format": format, "config_groups": { "group_0": group } })
+}
+
+#[test]
+fn several_kinds_of_layers_and_methods_without_a_name_are_refused() {
+    let mixed = |other: Value| {
+        let mut config = groups("pack-quantized", 4);
+        config["config_groups"]["group_1"] = json!({ "weights": other });
+        config
+    };
+    let several = "compressed-tensors with several config_groups, whose weights are stored differently, is not supported";
+    for (config, needle) in [
+        (mixed(json!({ "num_bits": 8, "type": "int", "group_size": 32 })), several),
+        (mixed(json!({ "num_bits": 4, "type": "int", "group_size": 64 })), several),
+        (
+            json!({ "quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": { "+:.*mlp": { "bits": 8 } } }),
+            "for the layers \"+:.*mlp\" (dynamic) is not supported; take the model in bfloat16",
+        ),
+        (
+            json!({ "quant_method": "gptq", "bits": 4, "dynamic": { "head": { "group_size": 32 } } }),
+            "GPTQ with other bits or another group size for the layers \"head\"",
+        ),
+        (
+            json!({ "quant_method": "gptq", "bits": 4, "is_marlin_format": true }),
+            "GPTQ with is_marlin_format is not supported; take the model in bfloat16",
+        ),
+        (
+            json!({ "load_in_4bit": true, "load_in_8bit": false }),
+            "bitsandbytes (load_in_4bit) is not supported; take",
+        ),
+        (json!({ "load_in_8bit": true }), "bitsandbytes (load_in_8bit) is not supported; take"),
+    ] {
+        let error = error(&config, &[]);
         assert!(error.contains(needle), "{error}");
     }
 }
 
 #[test]
 fn what_is_not_supported_is_refused_by_its_name() {
-    let groups = |format: &str, bits: i32| {
-        let group = json!({ "weights": { "num_bits": bits, "type": "int", "group_size": 32 } });
-        json!({ "quant_method": "compressed-tensors", "format": format, "config_groups": { "group_0": group } })
-    };
     for (config, needle) in [
         (
             json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }),

@@ -53,6 +53,12 @@ pub(super) fn float_layer<'k>(key: &'k str, info: &TensorInfo) -> Option<&'k str
     key.strip_suffix(".weight").filter(|_| info.dtype == Dtype::F8_E4M3)
 }
 
+/// The name of the layer to which a tensor with floats of 8 bits in another format belongs.
+pub(super) fn other_floats<'k>(key: &'k str, info: &TensorInfo) -> Option<&'k str> {
+    let is_other = matches!(info.dtype, Dtype::F8_E5M2 | Dtype::F8_E5M2FNUZ | Dtype::F8_E4M3FNUZ);
+    key.strip_suffix(".weight").filter(|_| is_other)
+}
+
 /// A layer of whole numbers.
 #[derive(Debug, Clone)]
 pub(super) struct PackedLayer {
@@ -85,7 +91,7 @@ impl PackedLayer {
         packing: &Packing,
         read: ReadBytes<'_>,
     ) -> Result<(Self, Vec<String>), String> {
-        let Packing { layout, bits, group, symmetric } = *packing;
+        let Packing { layout, bits, group, symmetric, reordered } = *packing;
         let names = names(layout);
         let key = |name: &str| format!("{layer}.{name}");
         let get = |name: &str| headers.get(&key(name));
@@ -119,6 +125,12 @@ impl PackedLayer {
         let order = get(names.order);
         let group_of = match order {
             Some(order) => group_of(names.order, order, group, sizes, read)?,
+            None if reordered && groups > 1 => {
+                return Err(format!(
+                    "{} is missing, and the config says that inputs are reordered",
+                    names.order
+                ));
+            }
             None => GroupOf::Neighbours(group),
         };
         let all = [names.codes, names.scales, names.zeros, names.order]

@@ -29,6 +29,8 @@ pub(crate) struct Packing {
     pub(super) group: Option<usize>,
     /// Whether layers may have no zero points. They are in the middle of the numbers then.
     pub(super) symmetric: bool,
+    /// Whether inputs are not in the order of the groups, so that a tensor must say in which group each is.
+    pub(super) reordered: bool,
 }
 
 impl Packing {
@@ -57,7 +59,8 @@ pub(super) enum Layout {
 }
 
 /// What to do with a checkpoint that is not supported.
-const ADVICE: &str = "take the model in bfloat16, which `mlx-models convert --quantize` makes small";
+pub(super) const ADVICE: &str =
+    "take the model in bfloat16, which `mlx-models convert --quantize` makes small";
 
 impl Method {
     /// `None` for a config without a quantization, and for one that MLX made.
@@ -69,7 +72,7 @@ impl Method {
         let of_text = || given(config.get("text_config")?, "quantization_config");
         let Some(section) = given(config, "quantization_config").or_else(of_text) else { return Ok(None) };
         let section = Section(&section);
-        let Some(method) = section.text("quant_method")? else { return Ok(None) };
+        let Some(method) = section.text("quant_method")? else { return section.no_method().map(|()| None) };
         match method.as_str() {
             "awq" => awq(section).map(|packing| Some(Self::Packed(packing))),
             "gptq" => gptq(section).map(|packing| Some(Self::Packed(packing))),
@@ -95,7 +98,8 @@ fn awq(section: Section<'_>) -> Result<Packing, CheckpointError> {
     }
     let bits = if section.get("bits").is_none() { 4 } else { section.bits(&[4], "AWQ")? };
     let symmetric = section.flag("zero_point")? == Some(false);
-    Ok(Packing { layout: Layout::Awq, bits, group: section.group(Some(128))?, symmetric })
+    let group = section.group(Some(128))?;
+    Ok(Packing { layout: Layout::Awq, bits, group, symmetric, reordered: false })
 }
 
 fn gptq(section: Section<'_>) -> Result<Packing, CheckpointError> {
@@ -109,28 +113,57 @@ fn gptq(section: Section<'_>) -> Result<Packing, CheckpointError> {
             return Err(refused(format!("{problem}; {ADVICE}")));
         }
     };
-    let bits = section.bits(&[2, 4, 8], "GPTQ")?;
+    if section.flag("is_marlin_format")? == Some(true) {
+        return Err(refused(format!("GPTQ with is_marlin_format is not supported; {ADVICE}")));
+    }
+    let (bits, group) = (section.bits(&[2, 4, 8], "GPTQ")?, section.group(Some(128))?);
+    // GPTQModel's rules for layers whose names match a pattern. Those of a pattern that begins with "-:" are not quantized.
+    for (pattern, rule) in section.get("dynamic").and_then(Value::as_object).into_iter().flatten() {
+        let rule = Section(rule);
+        let other_bits = rule.get("bits").is_some_and(|other| other.as_u64() != Some(bits as u64));
+        let is_other = other_bits || rule.group(group)? != group;
+        if is_other && !pattern.starts_with("-:") {
+            return Err(refused(format!(
+                "GPTQ with other bits or another group size for the layers {pattern:.100?} (dynamic) is not supported; {ADVICE}"
+            )));
+        }
+    }
     let symmetric = section.flag("sym")? == Some(true);
-    Ok(Packing { layout: Layout::Gptq { less_one }, bits, group: section.group(Some(128))?, symmetric })
+    let reordered = section.flag("desc_act")? == Some(true);
+    Ok(Packing { layout: Layout::Gptq { less_one }, bits, group, symmetric, reordered })
 }
 
 fn compressed_tensors(section: Section<'_>) -> Result<Method, CheckpointError> {
     let format = section.text("format")?.unwrap_or_default();
     let groups = section.0.get("config_groups").and_then(Value::as_object);
-    let weights: Vec<&Value> =
-        groups.into_iter().flat_map(|g| g.values()).filter_map(|g| g.get("weights")).collect();
-    let ([weights] | [weights, ..]) = weights[..] else {
+    let all: Vec<Section<'_>> = groups
+        .into_iter()
+        .flat_map(|g| g.values())
+        .filter_map(|g| Section(g).get("weights").map(Section))
+        .collect();
+    let Some(&weights) = all.first() else {
         return Err(refused(
             "compressed-tensors without config_groups that say how weights are stored".to_owned(),
         ));
     };
-    let weights = Section(weights);
+    // Scales have shapes that say the blocks of floats. Those of whole numbers are for the same groups in every layer.
+    let is_other = |other: &Section<'_>| {
+        let by_key = ["num_bits", "type", "symmetric"].iter().any(|key| other.get(key) != weights.get(key));
+        Ok(by_key || other.group(None)? != weights.group(None)?)
+    };
+    if all.iter().map(is_other).collect::<Result<Vec<bool>, CheckpointError>>()?.contains(&true) {
+        return Err(refused(format!(
+            "compressed-tensors with several config_groups, whose weights are stored differently, is not supported; {ADVICE}"
+        )));
+    }
     match format.as_str() {
         "float-quantized" => Ok(Method::Floats { name: "FP8", block: weights.block("block_structure")? }),
         "pack-quantized" => {
             let bits = weights.named_bits("num_bits", &[4, 8], "compressed-tensors")?;
             let symmetric = weights.flag("symmetric")? != Some(false);
-            Ok(Method::Packed(Packing { layout: Layout::Rows, bits, group: weights.group(None)?, symmetric }))
+            let reordered = weights.get("actorder").is_some_and(|order| order == "group" || order == true);
+            let group = weights.group(None)?;
+            Ok(Method::Packed(Packing { layout: Layout::Rows, bits, group, symmetric, reordered }))
         }
         other => Err(refused(format!(
             "compressed-tensors of format {other:?} is not supported, only float-quantized and pack-quantized are; {ADVICE}"
@@ -142,8 +175,18 @@ fn compressed_tensors(section: Section<'_>) -> Result<Method, CheckpointError> {
 #[derive(Clone, Copy)]
 struct Section<'a>(&'a Value);
 
-impl Section<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
+impl<'a> Section<'a> {
+    /// Refuses what bitsandbytes writes. Its sections may have no `quant_method`, as those of MLX.
+    fn no_method(&self) -> Result<(), CheckpointError> {
+        for key in ["load_in_4bit", "load_in_8bit"] {
+            if self.flag(key)? == Some(true) {
+                return Err(refused(format!("bitsandbytes ({key}) is not supported; {ADVICE}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 

@@ -28,7 +28,8 @@ use crate::safetensors_file::{TensorInfo, is_float, read_bytes};
 use crate::source::TensorSource;
 use crate::text::of_mlx;
 use floats::{matrix, to_f32};
-use layers::{FloatLayer, Headers, Made, PackedLayer, Part, float_layer, packed_layer};
+use layers::{FloatLayer, Headers, Made, PackedLayer, Part, float_layer, other_floats, packed_layer};
+use method::ADVICE;
 pub(crate) use method::Method;
 
 /// The tensors that are made of those of another program.
@@ -108,7 +109,13 @@ impl Imported {
                         Err(problem) => refused(layer, problem),
                     }
                 }
-                Method::Floats { block, .. } => {
+                Method::Floats { name, block } => {
+                    if let Some(layer) = other_floats(key, info) {
+                        let dtype = info.dtype;
+                        let problem =
+                            format!("weight is {dtype:?}, and {name} is supported in F8_E4M3 only; {ADVICE}");
+                        refused(layer, problem);
+                    }
                     let Some(layer) = float_layer(key, info) else { continue };
                     match FloatLayer::find(layer, headers, *block, dtype_of(config)) {
                         Ok((found, used)) => {
@@ -125,6 +132,11 @@ impl Imported {
             self.cast_others(headers);
         }
         problems
+    }
+
+    /// Whether layers were quantized, and none stays so.
+    pub(crate) fn is_dequantized(&self) -> bool {
+        self.layers.is_empty() && self.made.values().any(|(_, recipe)| recipe.dequantizes())
     }
 
     fn add_packed(&mut self, layer: &str, found: PackedLayer, used: Vec<String>) {
