@@ -125,6 +125,7 @@ impl Checkpoint {
         let Self { path, config, files, tensors, .. } = &self;
         let imported = Imported::new(path, config, method, files, tensors)?;
         let (used, layers) = (imported.used.clone(), imported.layers.clone());
+        self.dequantized = imported.is_dequantized();
         if let Some(text) = self.config.get_mut("text_config").and_then(serde_json::Value::as_object_mut) {
             text.remove("quantization_config");
         }
