@@ -71,6 +71,16 @@ pub enum LoadError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The metadata of a GGUF file was read, but describes no model of its architecture.
+    #[error("{}: the config of {model_type} that its metadata gives", file.display())]
+    GgufConfig {
+        /// The file.
+        file: PathBuf,
+        /// The architecture.
+        model_type: String,
+        /// What is wrong with the config. It names the keys of a checkpoint's config.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// MLX could not read the weights.
     #[error("reading the weights: {problem}")]
     Weights {
@@ -99,5 +109,16 @@ impl LoadError {
     /// The [`Config`](Self::Config) error of an architecture.
     pub fn config(model_type: &str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Config { model_type: model_type.to_owned(), source: Box::new(source) }
+    }
+
+    /// The same error; of a config that comes from a GGUF file, with the file.
+    #[must_use]
+    pub fn of_checkpoint(self, checkpoint: &Checkpoint) -> Self {
+        match self {
+            Self::Config { model_type, source } if checkpoint.is_gguf() => {
+                Self::GgufConfig { file: checkpoint.path().to_path_buf(), model_type, source }
+            }
+            other => other,
+        }
     }
 }

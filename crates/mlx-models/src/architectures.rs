@@ -104,7 +104,8 @@ impl Architectures {
             Some(adapters) => {
                 (architecture.load)(&checkpoint.clone().with_adapters(Adapters::open(adapters)?), options)
             }
-        }?;
+        }
+        .map_err(|error| error.of_checkpoint(checkpoint))?;
         if !options.lazy {
             eval_params(model.parameters())
                 .map_err(|e| LoadError::Weights { problem: without_source_place(&e.to_string()) })?;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use approx::relative_eq;
 use mlx_models::{CacheOptions, CausalLm, Checkpoint, ConvertOptions, FloatDtype, Logits, convert, load};
 use mlx_rs::{Array, Dtype};
+use mlx_testing::checkpoints::whole_message;
 use mlx_testing::with_cpu;
 use serde_json::Value;
 
@@ -147,4 +148,25 @@ fn a_loaded_model_has_the_weights_too() {
             }
         }
     });
+}
+
+/// The files differ from a fixture in one number each: bytes after a key and the number of its type.
+#[test]
+fn errors_name_the_file_and_what_it_calls_its_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v.gguf");
+    let error_with = |key: &str, number: [u8; 4]| {
+        let mut bytes = fs::read(file("llama")).unwrap();
+        let place = bytes.windows(key.len()).position(|part| part == key.as_bytes()).unwrap() + key.len() + 4;
+        bytes[place..place + 4].copy_from_slice(&number);
+        fs::write(&path, bytes).unwrap();
+        whole_message(&load(&path).err().unwrap())
+    };
+    let text = error_with("llama.attention.layer_norm_rms_epsilon", 0_f32.to_le_bytes());
+    let expected = "v.gguf: the config of llama that its metadata gives: rms_norm_eps is 0.0, and must be";
+    assert!(text.contains(expected), "{text}");
+    let text = error_with("llama.block_count", 3_u32.to_le_bytes());
+    assert!(text.contains("v.gguf are not those of the model that its metadata describes:"), "{text}");
+    let expected = "\n  blk.2.attn_q.weight, which is model.layers.2.self_attn.q_proj.weight: missing";
+    assert!(text.contains(expected), "{text}");
 }
