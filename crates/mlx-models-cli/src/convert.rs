@@ -169,7 +169,7 @@ fn write_gguf(arguments: Arguments, kind: FileKind) -> Result<(), Failure> {
         return Ok(());
     }
     let report = GgufReport {
-        size_bytes: written.bytes,
+        size_bytes: written.file_bytes,
         parameters: written.parameters,
         bits_per_weight: written.bits_per_weight(),
         tensors: written.types.iter().map(|(kind, tensors)| (kind.to_string(), *tensors)).collect(),

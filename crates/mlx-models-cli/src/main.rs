@@ -63,7 +63,7 @@ enum Command {
     Perplexity(perplexity::Arguments),
     /// Measure a model's speed and memory use
     Bench(bench::Arguments),
-    /// Convert a model: quantize it, dequantize it, change its dtype, or fuse adapters into it
+    /// Convert a model: quantize it, dequantize it, change its dtype, fuse adapters into it, or write a GGUF file
     Convert(convert::Arguments),
     /// Download a model from the Hugging Face Hub
     Download(download::Arguments),

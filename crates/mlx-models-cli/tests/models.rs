@@ -377,6 +377,7 @@ fn a_model_is_written_as_a_gguf_file() {
         let report = json(&convert("demo:gemma2", kind, &["--json"]));
         assert!(report["bits_per_weight"].as_f64().unwrap() < bits, "{report}");
         assert_eq!(report["tensors"]["F32"], 25, "{report}");
+        assert_eq!(report["size_bytes"], fs::metadata(file(kind)).unwrap().len(), "{report}");
         tokens(&story(file(kind).to_str().unwrap()));
     }
     // The same numbers, and the tokenizer of the file.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use mlx_gguf::model::{Description, Named, Part, pair_order};
-use mlx_gguf::{FileKind, NewTensor, TensorType, WriteError, Writer};
+use mlx_gguf::{FileKind, Gguf, NewTensor, TensorType, WriteError, Writer};
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
@@ -42,6 +44,8 @@ pub struct WrittenGguf {
     pub parameters: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
+    /// Bytes of the file: the tensors, the tokenizer and the rest of the metadata.
+    pub file_bytes: u64,
 }
 
 impl WrittenGguf {
@@ -54,16 +58,18 @@ impl WrittenGguf {
 impl fmt::Display for WrittenGguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.dequantized > 0 {
+            let (layers, were) = if self.dequantized == 1 { ("layer", "was") } else { ("layers", "were") };
             writeln!(
                 f,
-                "{} layers were quantized, and were brought into full precision first",
+                "{} {layers} {were} quantized, and {were} brought into full precision first",
                 self.dequantized
             )?;
         }
         for (kind, tensors) in &self.types {
-            writeln!(f, "{tensors} tensors {kind}")?;
+            let noun = if *tensors == 1 { "tensor" } else { "tensors" };
+            writeln!(f, "{tensors} {noun} {kind}")?;
         }
-        write!(f, "{:.3} bits per weight, {:.2} MB", self.bits_per_weight(), self.bytes as f64 / 1e6)
+        write!(f, "{:.3} bits per weight, {:.2} MB", self.bits_per_weight(), self.file_bytes as f64 / 1e6)
     }
 }
 
@@ -100,18 +106,29 @@ impl Checkpoint {
         let description = Description::of(&self.config).map_err(unlike)?;
         let mlx = |e: Exception| CheckpointError::Write { file: out.to_path_buf(), problem: of_mlx(&e) };
         let mut layers = self.layers(parameters, None);
-        let dequantized = layers.values().filter(|layer| layer.quantization.is_some()).count();
+        let source = self.gguf_source()?;
+        let in_blocks = |tensor: &mlx_gguf::Tensor| tensor.info.kind.block_elements() > 1;
+        let dequantized = match &source {
+            Some(file) => file.tensors().filter(|tensor| in_blocks(tensor)).count(),
+            None => layers.values().filter(|layer| layer.quantization.is_some()).count(),
+        };
         layers.values_mut().try_for_each(Layer::dequantize).map_err(mlx)?;
         let planned = planned(layers, &description, options.kind).map_err(unlike)?;
 
         let failed = |e: WriteError| failed(out, e);
+        if let Some(folder) = out.parent() {
+            let problem =
+                |e: io::Error| CheckpointError::Write { file: folder.to_path_buf(), problem: e.to_string() };
+            fs::create_dir_all(folder).map_err(problem)?;
+        }
         let factors = description.factors.iter().map(|(name, numbers)| NewTensor {
             name: (*name).to_owned(),
             kind: TensorType::F32,
             shape: vec![numbers.len()],
         });
         let tensors = factors.chain(planned.iter().map(|tensor| tensor.new.clone())).collect();
-        let mut writer = Writer::create(out, &metadata(&description, options), tensors).map_err(failed)?;
+        let metadata = metadata(&description, options, source.as_ref());
+        let mut writer = Writer::create(out, &metadata, tensors).map_err(failed)?;
         for (_, factors) in &description.factors {
             writer.append(factors).map_err(failed)?;
         }
@@ -132,7 +149,14 @@ impl Checkpoint {
             }
         }
         writer.finish().map_err(failed)?;
-        Ok(written)
+        let file_bytes = out.metadata().map_or(written.bytes, |file| file.len());
+        Ok(WrittenGguf { file_bytes, ..written })
+    }
+
+    /// The GGUF file that this checkpoint is.
+    fn gguf_source(&self) -> Result<Option<Gguf>, CheckpointError> {
+        let wrong = |source| CheckpointError::Gguf { source: Box::new(source) };
+        self.path().is_file().then(|| Gguf::open(self.path()).map_err(wrong)).transpose()
     }
 
     /// Checks that a config, which a GGUF file means, is that of this checkpoint. Its tensors have the same keys.
@@ -155,13 +179,25 @@ impl Checkpoint {
             (Some(a), Some(b)) => (a - b).abs() <= 1e-6 * a.abs(),
             _ => a == b,
         };
-        let meant = meant.as_object().into_iter().flatten();
+        let keys = meant.as_object().into_iter().flatten();
         let differs = |(key, there): (&String, &Value)| {
             let here = config.get(key).filter(|here| !is_equal(here, there))?;
             let is_named = !matches!(&**key, "model_type" | "torch_dtype" | "max_position_embeddings");
             is_named.then(|| format!("{key} is {here:.100}, and {there:.100} there"))
         };
-        meant.filter_map(differs).collect()
+        let mut differences: Vec<String> = keys.filter_map(differs).collect();
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        // Qwen's configs have a window that is not used.
+        let is_used = config
+            .get("use_sliding_window")
+            .map_or(matches!(model_type, "llama" | "mistral"), |used| used == true);
+        let is_lost = is_used && meant.get("sliding_window").is_none_or(Value::is_null);
+        if let Some(window) = config.get("sliding_window").filter(|window| is_lost && !window.is_null()) {
+            differences.push(format!(
+                "sliding_window is {window:.100}, and llama.cpp has no window for {model_type:.100}"
+            ));
+        }
+        differences
     }
 
     /// The same checkpoint with the numbers of another config.
@@ -198,14 +234,30 @@ fn failed(out: &Path, e: WriteError) -> CheckpointError {
     }
 }
 
-/// The entries before those of the tokenizer say what the file is.
-fn metadata(description: &Description, options: &GgufOptions) -> Vec<(String, mlx_gguf::Value)> {
+/// The entries before those of the tokenizer say what the file is. Where the model comes from a GGUF file, its name, license and so on
+/// are kept.
+fn metadata(
+    description: &Description,
+    options: &GgufOptions,
+    source: Option<&Gguf>,
+) -> Vec<(String, mlx_gguf::Value)> {
     use mlx_gguf::Value;
     /// The version of ggml's quantized types.
     const QUANTIZATION_VERSION: i128 = 2;
     let mut entries = vec![("general.type".to_owned(), Value::Text("model".to_owned()))];
-    let name = options.name.as_deref().and_then(|name| name_for(name, description, &options.tokenizer));
+    /// Entries that are different in another file of the same model.
+    const OF_FILE: [&str; 6] =
+        ["architecture", "type", "name", "quantization_version", "file_type", "alignment"];
+    let source = source.map(Gguf::metadata);
+    let of_source = source.and_then(|source| source.text("general.name").ok().flatten());
+    let name = of_source.or(options.name.as_deref());
+    let name = name.and_then(|name| name_for(name, description, &options.tokenizer));
     entries.extend(name.map(|name| ("general.name".to_owned(), Value::Text(name))));
+    for (key, value) in source.into_iter().flat_map(|source| source.iter()) {
+        if key.strip_prefix("general.").is_some_and(|key| !OF_FILE.contains(&key)) {
+            entries.push((key.to_owned(), value.clone()));
+        }
+    }
     entries.extend(description.metadata.iter().cloned());
     entries.extend(options.tokenizer.iter().cloned());
     entries.push(("general.quantization_version".to_owned(), Value::Integer(QUANTIZATION_VERSION)));
@@ -330,5 +382,5 @@ fn written(planned: &[Planned], dequantized: usize) -> WrittenGguf {
         bytes += (new.elements() / new.kind.block_elements() * new.kind.block_bytes()) as u64;
     }
     types.sort_by_key(|&(_, tensors)| std::cmp::Reverse(tensors));
-    WrittenGguf { types, dequantized, parameters, bytes }
+    WrittenGguf { types, dequantized, parameters, bytes, file_bytes: 0 }
 }
