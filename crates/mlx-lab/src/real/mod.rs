@@ -113,6 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     interrupt::install()?;
     let model = Model::open(arguments.files.as_deref())?;
     let mut report = Report::new(&model.files.sha256, &model.files.licence);
+    write!(io::stdout(), "{}", report.markdown())?;
     let checks: BTreeSet<Check> = arguments.checks.iter().copied().collect();
     for check in checks {
         let (title, rows) = match check {
@@ -124,12 +125,13 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
             Check::Long => ("Long prompts", model.long(&arguments.long)?),
             Check::Speed => ("Speed and memory", speed::rows(&model.files.gguf, arguments.turns)?),
         };
+        // Each table is printed when it is there, since the checks take long.
+        let before = report.markdown().len();
         report.add(title, rows);
+        write!(io::stdout(), "{}", report.markdown().get(before..).unwrap_or_default())?;
     }
-    let tables = report.markdown();
-    write!(io::stdout(), "{tables}")?;
     if arguments.write {
-        report::write(&workspace::root().join("docs/real-models.md"), tables)?;
+        report::write(&workspace::root().join("docs/real-models.md"), report.markdown())?;
     }
     Ok(report.holds())
 }
