@@ -9,8 +9,9 @@ use crate::TensorInfo;
 
 /// Makes tensors of a checkpoint from files that hold them in another form, such as quantized by another program.
 ///
-/// [`Checkpoint::with_source`](crate::Checkpoint::with_source) takes it. What it makes looks as if MLX had quantized the model: a quantized layer has `weight` (uint32), `scales` and, in the affine
-/// mode, `biases`, and the checkpoint's quantization has an entry for it. So nothing else needs to know the other form.
+/// [`Checkpoint::with_source`](crate::Checkpoint::with_source) takes it. What it makes looks as if MLX had quantized the
+/// model: a quantized layer has `weight` (uint32), `scales` and, in the affine mode, `biases`, and the checkpoint's
+/// quantization has an entry for it. So nothing else needs to know the other form.
 pub trait TensorSource: Debug + Send + Sync {
     /// The tensors that it makes, by key: [`TensorInfo::made`] with the dtype and shape of the result.
     fn tensors(&self) -> BTreeMap<String, TensorInfo>;
