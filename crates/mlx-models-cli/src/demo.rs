@@ -95,7 +95,12 @@ impl Source {
 
     /// What people call the model.
     pub(crate) fn name(&self) -> Option<String> {
-        let of_path = |path: &Path| Some(path.file_name()?.to_str()?.trim_end_matches(".gguf").to_owned());
+        // The path of the folder where the program runs may have no name.
+        let named = |path: &Path| {
+            if path.file_name().is_some() { Ok(path.to_path_buf()) } else { path.canonicalize() }
+        };
+        let of_path =
+            |path: &Path| Some(named(path).ok()?.file_name()?.to_str()?.trim_end_matches(".gguf").to_owned());
         match self {
             Self::Folder(folder) => of_path(folder),
             Self::Hub(id) => of_path(Path::new(&id.to_string())),
@@ -216,6 +221,14 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+
+    #[test]
+    fn the_folder_where_the_program_runs_has_its_own_name() {
+        let name = |path: &str| Source::Folder(path.into()).name();
+        let expected = env::current_dir().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(name("."), Some(expected));
+        assert_eq!(name("a/b-Q8_0.gguf").as_deref(), Some("b-Q8_0"));
+    }
 
     #[test]
     #[cfg(unix)]

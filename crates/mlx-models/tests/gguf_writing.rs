@@ -2,16 +2,19 @@
 #![cfg(feature = "architectures")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use mlx_gguf::{Gguf, TensorType};
+use mlx_gguf::{Gguf, NewTensor, TensorType, Value, Writer};
 use mlx_models::{
     Architectures, CacheOptions, Checkpoint, FileKind, GgufLayers, GgufOptions, LoadOptions, Logits,
     WrittenGguf, load,
 };
+use mlx_quantization::QuantizedView;
 use mlx_rs::module::ModuleParameters;
 use mlx_rs::{Array, Dtype};
 use mlx_testing::with_cpu;
@@ -129,6 +132,95 @@ fn logits(checkpoint: &Checkpoint) -> Vec<f32> {
     logits.as_dtype(Dtype::Float32).unwrap().reshape(&[-1]).unwrap().as_slice::<f32>().to_vec()
 }
 
+/// The bits of all parameters in bfloat16. Layers in blocks are dequantized.
+fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<f32>> {
+    let model = Architectures::default().load_checkpoint(checkpoint, &LoadOptions::default()).unwrap();
+    let parameters = model.parameters().flatten();
+    let whole = |key: &str, array: &Array| {
+        let layer = key.strip_suffix(".weight").unwrap_or(key);
+        let Some(quantization) = checkpoint.quantization_of(layer) else { return array.clone() };
+        let scales = parameters[&*format!("{layer}.scales")];
+        let view = QuantizedView { packed: array, scales, biases: None, quantization };
+        mlx_quantization::dequantize(view).unwrap()
+    };
+    let numbers = |(key, array): (&Rc<str>, &&Array)| {
+        let array = whole(key, array);
+        assert_eq!(array.dtype(), Dtype::Bfloat16, "{key}");
+        (key.to_string(), array.as_dtype(Dtype::Float32).unwrap().as_slice::<f32>().to_vec())
+    };
+    parameters.iter().filter(|(key, _)| !key.ends_with(".scales")).map(numbers).collect()
+}
+
+/// Writes a Llama of one layer, 256 features and matrices of this type. Queries, keys and values are one tensor, or three.
+fn write_llama(path: &Path, kind: TensorType, is_one: bool) {
+    let text = |value: &str| Value::Text(value.to_owned());
+    let size = |(key, size): (&str, i128)| (format!("llama.{key}"), Value::Integer(size));
+    let sizes = [
+        ("block_count", 1),
+        ("context_length", 128),
+        ("embedding_length", 256),
+        ("feed_forward_length", 512),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+    ];
+    let mut metadata = vec![("general.architecture".to_owned(), text("llama"))];
+    metadata.extend(sizes.map(size));
+    metadata.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::Float(1e-6)));
+    let projections: &[(&str, usize)] = match is_one {
+        true => &[("blk.0.attn_qkv.weight", 512)],
+        false => &[("blk.0.attn_q.weight", 256), ("blk.0.attn_k.weight", 128), ("blk.0.attn_v.weight", 128)],
+    };
+    let rows =
+        [("blk.0.attn_output.weight", 256), ("blk.0.ffn_gate.weight", 512), ("blk.0.ffn_up.weight", 512)];
+    let matrices = projections.iter().copied().chain(rows).chain([("token_embd.weight", 40)]);
+    let mut tensors: Vec<_> = matrices.map(|(name, rows)| (name, kind, vec![rows, 256])).collect();
+    tensors.push(("blk.0.ffn_down.weight", kind, vec![256, 512]));
+    let norms = ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"];
+    tensors.extend(norms.map(|name| (name, TensorType::F32, vec![256])));
+    let new = |(name, kind, shape): &(&str, TensorType, Vec<usize>)| NewTensor {
+        name: (*name).to_owned(),
+        kind: *kind,
+        shape: shape.clone(),
+    };
+    let mut writer = Writer::create(path, &metadata, tensors.iter().map(new).collect()).unwrap();
+    let mut state = 1_u32;
+    for (_, _, shape) in &tensors {
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as f32 / 32768.0 - 1.0
+        };
+        writer.append(&(0..shape.iter().product()).map(next).collect::<Vec<f32>>()).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn layers_in_the_blocks_of_a_file_have_its_numbers_in_the_order_of_the_checkpoint() {
+    if !mlx_sys::cpu_kernels::is_enabled() {
+        return; // layers do not stay in blocks
+    }
+    with_cpu("the kernels compute on the CPU", || {
+        use TensorType::{Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+        let folder = tempfile::tempdir().unwrap();
+        let (three, one) = (folder.path().join("three"), folder.path().join("one"));
+        for kind in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K] {
+            for (path, is_one) in [(&three, false), (&one, true)] {
+                write_llama(path, kind, is_one);
+                let open = |layers| Checkpoint::open_with(path, layers).unwrap();
+                let kept = open(GgufLayers::Kept);
+                for part in ["q", "k", "v"] {
+                    let layer = format!("model.layers.0.self_attn.{part}_proj");
+                    let quantization = kept.quantization_of(&layer).unwrap();
+                    assert_eq!(quantization.mode().name(), kind.to_string());
+                }
+                assert!(weights(&kept) == weights(&open(GgufLayers::Dequantized)), "{kind} {path:?}");
+            }
+            let all = |path| weights(&Checkpoint::open_with(path, GgufLayers::Kept).unwrap());
+            assert!(all(&one) == all(&three), "{kind}");
+        }
+    });
+}
+
 #[test]
 fn layers_in_the_blocks_of_a_file_compute_with_its_numbers() {
     with_cpu("the kernels compute on the CPU", || {
@@ -151,9 +243,13 @@ fn layers_in_the_blocks_of_a_file_compute_with_its_numbers() {
                 assert_eq!(in_blocks(&kept), expected, "{name} {kind:?}");
                 // The same numbers in a format of MLX. Both round to bfloat16, in other places.
                 let affine = Checkpoint::open_with(&out, GgufLayers::Mlx).unwrap();
-                let (kept, affine) = (logits(&kept), logits(&affine));
-                let largest = affine.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                assert_abs_diff_eq!(&kept[..], &affine[..], epsilon = 0.1 * largest);
+                let (of_blocks, of_affine) = (logits(&kept), logits(&affine));
+                let largest = of_affine.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                assert_abs_diff_eq!(&of_blocks[..], &of_affine[..], epsilon = 0.1 * largest);
+                if expected {
+                    let whole = Checkpoint::open_with(&out, GgufLayers::Dequantized).unwrap();
+                    assert!(weights(&kept) == weights(&whole), "{name} {kind:?}");
+                }
             }
         }
         assert!(some_have);
