@@ -11,8 +11,9 @@ use mlx_rs::transforms::async_eval;
 
 use crate::chooser::Step;
 use crate::sequence::Sequence;
+use crate::session::tail_of_prompt;
 use crate::{
-    FinishReason, GenerateError, GenerateOptions, Session, StepOptions, Token, default_prefill_chunk,
+    FinishReason, GenerateError, GenerateOptions, Session, StepOptions, Token, as_i32, default_prefill_chunk,
 };
 
 /// Names a sequence of a [`Batch`]. It stays the same when other sequences leave the batch.
@@ -97,9 +98,12 @@ struct Row {
 struct Waiting {
     row: Row,
     session: Session,
-    /// The tokens of the prompt that are not read yet, without the last one.
+    /// The tokens of the prompt that are not read yet.
     unread: Vec<u32>,
 }
+
+/// A sequence that has its first token, and is not part of the batch's session yet.
+type Begun = (Row, Session);
 
 impl Batch {
     /// A batch without sequences. `options` are those of the cache; their padding has no effect.
@@ -144,7 +148,7 @@ impl Batch {
     /// How many tokens of a sequence's prompt have yet to be read: 0 once it gets tokens, and `None` where it has ended.
     pub fn unread(&self, row: RowId) -> Option<usize> {
         match self.waiting.iter().find(|waiting| waiting.row.id == row) {
-            Some(waiting) => Some(waiting.unread.len() + 1),
+            Some(waiting) => Some(waiting.unread.len()),
             None => self.rows.iter().any(|found| found.id == row).then_some(0),
         }
     }
@@ -198,10 +202,9 @@ impl Batch {
         // Also the first one, which others will join.
         let session = session.with_options_of(model.new_cache(&self.options)?)?;
         let sequence = Sequence::new(model, &session, prompt, options)?;
-        let (_, unread) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
         let id = RowId(self.added);
         self.added += 1;
-        self.waiting.push_back(Waiting { row: Row { id, sequence }, session, unread: unread.to_vec() });
+        self.waiting.push_back(Waiting { row: Row { id, sequence }, session, unread: prompt.to_vec() });
         Ok(id)
     }
 
@@ -231,8 +234,9 @@ impl Batch {
     pub fn step(&mut self, model: &mut dyn CausalLm) -> Result<Vec<BatchToken>, GenerateError> {
         if self.failed.is_empty() && self.answers.is_empty() {
             self.end_rows_before_step()?;
-            self.read_prompts(model);
+            let begun = self.read_prompts(model);
             self.read_and_choose(model)?;
+            self.join(model, begun);
         }
         match self.failed.pop() {
             Some((row, source)) => Err(GenerateError::Row { row, source: Box::new(source) }),
@@ -256,30 +260,45 @@ impl Batch {
         self.keep(|row| row.sequence.finish().is_none())
     }
 
-    /// Reads as much of the prompts as a step may. Sequences whose prompts are read to their ends become rows.
-    fn read_prompts(&mut self, model: &mut dyn CausalLm) {
+    /// Reads as much of the prompts as a step may. Returns the sequences whose prompts are read to their ends, and that go
+    /// on after their first token.
+    fn read_prompts(&mut self, model: &mut dyn CausalLm) -> Vec<Begun> {
+        let mut begun = Vec::new();
         if self.waiting.is_empty() {
-            return;
+            return begun;
         }
         let mut left = self.prompt_tokens.unwrap_or_else(default_prefill_chunk);
         while let Some(mut waiting) = self.waiting.pop_front() {
             match waiting.read(model, &mut left) {
-                Ok(true) => {
-                    let Waiting { row, session, .. } = waiting;
-                    let joined = match &mut self.session {
-                        Some(all) => all.join(model, session),
-                        none => {
-                            *none = Some(session);
-                            Ok(())
-                        }
-                    };
-                    match joined {
-                        Ok(()) => self.rows.push(row),
-                        Err(e) => self.failed.push((row.id, e)),
+                Ok(Some(answer)) => {
+                    self.answers.push(answer);
+                    if waiting.row.sequence.finish().is_none() {
+                        begun.push((waiting.row, waiting.session));
                     }
                 }
-                Ok(false) => return self.waiting.push_front(waiting),
+                Ok(None) => {
+                    self.waiting.push_front(waiting);
+                    break;
+                }
                 Err(e) => self.failed.push((waiting.row.id, e)),
+            }
+        }
+        begun
+    }
+
+    /// Makes these sequences rows.
+    fn join(&mut self, model: &mut dyn CausalLm, begun: Vec<Begun>) {
+        for (row, session) in begun {
+            let joined = match &mut self.session {
+                Some(all) => all.join(model, session),
+                none => {
+                    *none = Some(session);
+                    Ok(())
+                }
+            };
+            match joined {
+                Ok(()) => self.rows.push(row),
+                Err(e) => self.failed.push((row.id, e)),
             }
         }
     }
@@ -327,17 +346,41 @@ impl Batch {
 }
 
 impl Waiting {
-    /// Reads at most `left` tokens, which it counts down, and returns whether the prompt is read.
-    fn read(&mut self, model: &mut dyn CausalLm, left: &mut usize) -> Result<bool, GenerateError> {
+    /// Reads at most `left` tokens, which it counts down, and returns the first token where the prompt is then read.
+    fn read(
+        &mut self,
+        model: &mut dyn CausalLm,
+        left: &mut usize,
+    ) -> Result<Option<BatchToken>, GenerateError> {
         let chunk = self.row.sequence.options.chunk();
         loop {
-            let part = self.session.prefill_part(model, &self.unread, 1, chunk.min(*left))?;
+            let most = chunk.min(*left);
+            let tail = tail_of_prompt(self.unread.len(), most);
+            let rest = &self.unread[..self.unread.len() - tail];
+            let part = self.session.prefill_part(model, rest, tail, most)?;
             self.unread.drain(..part.new);
             *left -= part.read.min(*left);
-            if part.left == 0 || *left == 0 {
-                return Ok(part.left == 0);
+            // One token more does not matter.
+            if part.left == 0 && (tail == 1 || tail <= *left) {
+                *left -= tail.min(*left);
+                return self.begin(model).map(Some);
+            }
+            if *left == 0 {
+                return Ok(None);
             }
         }
+    }
+
+    /// Reads the tail of the prompt, which is all that is unread, and chooses the first token.
+    fn begin(&mut self, model: &mut dyn CausalLm) -> Result<BatchToken, GenerateError> {
+        let tail = std::mem::take(&mut self.unread);
+        let last = tail.last().copied().ok_or(GenerateError::EmptyPrompt)?;
+        let chunk = Some(self.row.sequence.options.chunk());
+        let tokens = Array::from_slice(&tail, &[1, as_i32(tail.len())]);
+        let options = StepOptions { chunk, ..StepOptions::default() };
+        let logits = self.session.next_logits(model, &tokens, options)?.squeeze_axes(&[1])?; // [1, V]
+        let step = self.row.sequence.choose(&Array::from_slice(&[last], &[1]), logits)?;
+        self.row.take(&step)
     }
 }
 

@@ -7,6 +7,7 @@ use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
 use crate::chooser::{Chooser, Step};
+use crate::session::tail_of_prompt;
 use crate::{FinishReason, GenerateError, GenerateOptions, Session, check_ids};
 
 /// What a stream, a row of a batch and a speculative stream have in common: the tokens so far, how the next one is chosen,
@@ -22,12 +23,12 @@ pub(crate) struct Sequence {
     /// How many tokens the model's context has room for behind the prompt.
     room: usize,
     finish: Option<FinishReason>,
+    /// The tokens at the end of the prompt that are not read yet. The logits behind them choose the first token.
+    tail: Vec<u32>,
 }
 
 impl Sequence {
-    /// A sequence that continues a session with this prompt. Checks the prompt and the options, and reads nothing: the
-    /// caller reads all of the prompt but its last token, which is read by the first step, alone, since its logits choose
-    /// the first token.
+    /// A sequence that continues a session with this prompt. Checks the prompt and the options, and reads nothing.
     pub(crate) fn new(
         model: &dyn CausalLm,
         session: &Session,
@@ -40,13 +41,13 @@ impl Sequence {
         let ids = [session.ids()?, prompt.to_vec()].concat();
         let room = check_prompt(model, session, prompt, &options)?;
         let chooser = chooser.after(&ids)?;
-        let mut sequence = Self { options, chooser, ids, decoded: 0, room, finish: None };
+        let mut sequence = Self { options, chooser, ids, decoded: 0, room, finish: None, tail: Vec::new() };
         sequence.finish = sequence.end(0, None);
         Ok(sequence)
     }
 
-    /// A [`new`](Self::new) sequence, whose prompt is read into the session but for its last token. Also returns how many
-    /// tokens there were to read in all, the last one included.
+    /// A [`new`](Self::new) sequence, whose prompt is read into the session but for its [tail](Self::take_tail). Also
+    /// returns how many tokens there were to read in all, the tail included.
     pub(crate) fn begin(
         model: &mut dyn CausalLm,
         session: &mut Session,
@@ -54,16 +55,25 @@ impl Sequence {
         options: GenerateOptions,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(Self, usize), GenerateError> {
-        let sequence = Self::new(model, session, prompt, options)?;
-        let (_, rest) = prompt.split_last().ok_or(GenerateError::EmptyPrompt)?;
-        let cancel = &sequence.options.cancel;
+        let mut sequence = Self::new(model, session, prompt, options)?;
         let chunk = sequence.options.chunk();
-        let total =
-            session.prefill(model, rest, 1, chunk, &mut |read, total| match cancel.is_cancelled() {
-                true => ControlFlow::Break(()),
-                false => progress(read, total),
-            })?;
+        // Without a first token there is no step that reads more than the last token.
+        let tail = if sequence.finish.is_some() { 1 } else { tail_of_prompt(prompt.len(), chunk) };
+        let (rest, tail) = prompt.split_at(prompt.len() - tail);
+        let cancel = &sequence.options.cancel;
+        let total = session.prefill(model, rest, tail.len(), chunk, &mut |read, total| match cancel
+            .is_cancelled()
+        {
+            true => ControlFlow::Break(()),
+            false => progress(read, total),
+        })?;
+        sequence.tail = tail.to_vec();
         Ok((sequence, total))
+    }
+
+    /// The tokens at the end of the prompt that are not read yet; none from the second call on.
+    pub(crate) fn take_tail(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.tail)
     }
 
     /// The tokens so far whose ids are known.

@@ -28,9 +28,22 @@ pub use turn::{KvQuantization, Reuse};
 /// On a GPU this is mlx-lm's 2048. On the CPU, attention writes all scores of a chunk to memory, so that larger chunks are
 /// slower and need more memory: there it is 512, as `docs/performance.md` shows.
 pub fn default_prefill_chunk() -> usize {
-    match Device::try_default().and_then(|device| device.get_type()) {
-        Ok(DeviceType::Gpu) => 2048,
-        _ => 512,
+    if is_on_gpu() { 2048 } else { 512 }
+}
+
+fn is_on_gpu() -> bool {
+    matches!(Device::try_default().and_then(|device| device.get_type()), Ok(DeviceType::Gpu))
+}
+
+/// How many of the last tokens of a prompt are read in one call that returns the logits behind the prompt.
+///
+/// With the kernels of the CPU that is the whole last chunk: reading the last token alone would read all weights once more.
+/// Elsewhere it is the last token alone, as in mlx-lm, so that the logits have the same bits.
+pub(crate) fn tail_of_prompt(tokens: usize, chunk: usize) -> usize {
+    if mlx_sys::cpu_kernels::is_enabled() && !is_on_gpu() {
+        tokens.saturating_sub(1) % chunk.max(1) + 1
+    } else {
+        1
     }
 }
 

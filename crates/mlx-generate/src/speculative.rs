@@ -264,22 +264,29 @@ pub fn generate_speculative_with_progress<'a>(
     session.make_room_for_drafts(most)?;
     let random = RandomState::with_seed(options.sampling.seed)?;
     let (sequence, total) = Sequence::begin(model, session, prompt, options, &mut progress)?;
-    if progress(total, total).is_break() {
-        return Err(GenerateError::Cancelled);
-    }
-    let handed_out = sequence.ids().len();
-    Ok(SpeculativeStream {
+    let mut stream = SpeculativeStream {
+        handed_out: sequence.ids().len(),
         model,
         session,
         draft,
         sequence,
         random,
         most,
-        handed_out,
         ready: VecDeque::new(),
         error: None,
         has_failed: false,
-    })
+    };
+    let tail = stream.sequence.take_tail();
+    // The first token comes with the rest of the prompt, and is not drafted.
+    if tail.len() > 1
+        && let Err(e) = stream.check(&Proposal::default(), &tail, Logits::Last)
+    {
+        (stream.has_failed, stream.error) = (true, Some(e));
+    }
+    if progress(total, total).is_break() {
+        return Err(GenerateError::Cancelled);
+    }
+    Ok(stream)
 }
 
 /// The tokens that continue a prompt, checked several at a time.
@@ -307,22 +314,34 @@ impl SpeculativeStream<'_> {
     /// Drafts, checks, and makes at least one token ready.
     fn round(&mut self) -> Result<(), GenerateError> {
         let proposal = self.propose()?;
-        let mut call: Vec<u32> = self.sequence.ids().last().copied().into_iter().collect();
-        call.extend(&proposal.tokens);
+        let call = [self.newest(), &proposal.tokens].concat();
+        self.check(&proposal, &call, Logits::All)
+    }
+
+    /// The last token of the sequence.
+    fn newest(&self) -> &[u32] {
+        let ids = self.sequence.ids();
+        &ids[ids.len().saturating_sub(1)..]
+    }
+
+    /// Reads these tokens, which end with the drafted ones, and makes the drafted tokens that are right and the one behind
+    /// them ready.
+    fn check(&mut self, proposal: &Proposal, tokens: &[u32], wanted: Logits) -> Result<(), GenerateError> {
+        let before = [self.newest(), &proposal.tokens].concat();
         let chunk = self.sequence.options.chunk();
-        let logits = self.session.read_in_chunks(self.model, &row(&call), Logits::All, chunk)?;
+        let logits = self.session.read_in_chunks(self.model, &row(tokens), wanted, chunk)?;
         let logits = logits.squeeze_axes(&[0])?; // [n + 1, V]
         let logprobs = self.sequence.logprobs_of_drafted(&proposal.tokens, &logits)?;
         let chosen = if self.sequence.chooser.is_greedy() {
             likeliest(&logprobs, &proposal.tokens)?
         } else {
             let probabilities = self.sequence.chooser.probabilities(&logprobs)?;
-            drawn(&probabilities, &proposal, &mut self.random)?
+            drawn(&probabilities, proposal, &mut self.random)?
         };
         let tokens = self.sequence.chooser.tokens(&chosen, &logprobs, &logits)?;
         for (index, token) in tokens.into_iter().enumerate() {
             let token = token?;
-            self.sequence.chooser.remember(&call[index..=index])?;
+            self.sequence.chooser.remember(&before[index..=index])?;
             let finish = self.sequence.take(token.id)?;
             let drafted = proposal.tokens.get(index) == Some(&token.id);
             self.ready.push_back(Token { drafted, ..token });

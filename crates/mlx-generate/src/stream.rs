@@ -6,7 +6,7 @@ use mlx_rs::transforms::async_eval;
 
 use crate::chooser::Step;
 use crate::sequence::Sequence;
-use crate::{FinishReason, GenerateError, Session, StepOptions, Token};
+use crate::{FinishReason, GenerateError, Session, StepOptions, Token, as_i32};
 
 /// Memory that the device no longer needs is given back after this many tokens, as in mlx-lm.
 const TOKENS_BETWEEN_CLEANUPS: usize = 256;
@@ -42,10 +42,10 @@ impl<'a> TokenStream<'a> {
         sequence: Sequence,
     ) -> Result<Self, GenerateError> {
         let mut stream = Self { model, session, sequence, ahead: None };
-        if let (None, Some(&last)) = (stream.sequence.finish(), stream.sequence.ids().last()) {
-            let last = Array::from_slice(&[last], &[1]);
-            let logits = stream.logits_after(&last)?;
-            let first = stream.choose_after(&last, &logits)?;
+        let tail = stream.sequence.take_tail();
+        if let (None, Some(&last)) = (stream.sequence.finish(), tail.last()) {
+            let logits = stream.logits_after(&Array::from_slice(&tail, &[as_i32(tail.len())]))?;
+            let first = stream.choose_after(&Array::from_slice(&[last], &[1]), &logits)?;
             // So that the prompt's progress ends when its work does.
             first.id.eval()?;
             stream.ahead = Some(Ok(first));
@@ -58,11 +58,11 @@ impl<'a> TokenStream<'a> {
         self.sequence.finish()
     }
 
-    /// The logits `[1, V]` of the token after `token`, uint32 `[1]`. The device does not compute them yet: whatever chooses
+    /// The logits `[1, V]` of the token after `tokens`, uint32 `[L]`. The device does not compute them yet: whatever chooses
     /// the token goes along.
-    fn logits_after(&mut self, token: &Array) -> Result<Array, GenerateError> {
+    fn logits_after(&mut self, tokens: &Array) -> Result<Array, GenerateError> {
         let options = StepOptions { chunk: self.sequence.options.prefill_chunk, ..StepOptions::default() };
-        let logits = self.session.next_logits(self.model, &token.reshape(&[1, 1])?, options)?; // [1, 1, V]
+        let logits = self.session.next_logits(self.model, &tokens.reshape(&[1, -1])?, options)?; // [1, 1, V]
         Ok(logits.squeeze_axes(&[1])?)
     }
 

@@ -3,14 +3,14 @@
 
 use std::ops::ControlFlow;
 
-use mlx_causal_lm::{CausalLm, LoadOptions, Logits};
+use mlx_causal_lm::{CausalLm, LoadOptions, Logits, trace};
 use mlx_checkpoint::Checkpoint;
 use mlx_generate::{GenerateError, GenerateOptions, Session, generate, generate_with_progress};
 use mlx_kvcache::{CacheError, CacheOptions, ModelCache, SavedCache};
 use mlx_phi3::{Config, Phi3};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Device, DeviceType, Dtype};
 use mlx_testing::{RandomParameters, Tolerance, compare};
 
 /// Where LongRoPE changes its factors, in tokens.
@@ -177,7 +177,7 @@ fn a_stream_crosses_the_border_in_the_middle_of_decoding() {
 #[test]
 fn a_second_prompt_may_be_what_crosses_the_border() {
     let mut model = model(None);
-    let (first, second) = ([3_u32, 1, 4], [1_u32, 5, 9, 2, 6, 5]);
+    let (first, second) = ([3_u32, 1, 4], [1_u32, 5, 9, 2, 6, 5, 3]);
     let mut session = new_session(&model);
     let answer = decode(&mut model, &mut session, &first, 2, 2048);
     let before: Vec<u32> = [&first[..], &answer[..1], &second].concat();
@@ -194,7 +194,27 @@ fn a_second_prompt_may_be_what_crosses_the_border() {
         ControlFlow::Continue(())
     });
     drop(stream.unwrap());
-    assert_eq!(seen, [(0, 10), (3, 10), (4, 10), (7, 10), (9, 10), (10, 10)]);
+    assert_eq!(seen, [(0, 11), (3, 11), (4, 11), (7, 11), (10, 11), (11, 11)]);
+}
+
+/// With the kernels of the CPU, all tokens of a short prompt are read in one call; elsewhere the last one is read alone.
+#[test]
+fn the_call_that_reads_the_last_token_computes_its_logits_alone() {
+    let mut model = model(None);
+    let prompt = [3_u32, 1, 4, 1, 5];
+    let mut session = new_session(&model);
+    let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::new(&[]) };
+    let (first, outputs) = trace(&mut model, |model: &mut dyn CausalLm| {
+        generate(model, &mut session, &prompt, options).unwrap().next().unwrap().unwrap().id
+    });
+    let lengths = |name: &str| {
+        let outputs = outputs.iter().filter(|traced| traced.name == name);
+        outputs.map(|traced| traced.output.dim(1)).collect::<Vec<_>>()
+    };
+    let is_on_cpu = matches!(Device::try_default().unwrap().get_type(), Ok(DeviceType::Cpu));
+    let calls: &[i32] = if mlx_sys::cpu_kernels::is_enabled() && is_on_cpu { &[5] } else { &[4, 1] };
+    assert_eq!((lengths("embeddings"), lengths("logits")), (calls.to_vec(), vec![1]));
+    assert_eq!([first], naive(&mut model, &prompt, 1)[..]);
 }
 
 #[test]
