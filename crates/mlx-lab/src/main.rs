@@ -20,8 +20,10 @@ mod interrupt;
 mod memory;
 mod parity;
 mod plot_rope;
+mod process;
 mod random_model;
 mod real;
+mod real_model;
 mod speed;
 
 use std::process::ExitCode;

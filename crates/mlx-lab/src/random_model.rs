@@ -22,8 +22,6 @@ use crate::parity::weights::{self, Tensor};
 
 /// The seed of the weights, unless another one is given.
 pub(crate) const SEED: u64 = 1;
-/// The number of weights that share a scale in a quantized model.
-const GROUP: i32 = 64;
 
 /// Arguments of `cargo xtask random-model`.
 #[derive(clap::Args)]
@@ -53,6 +51,9 @@ pub(crate) enum Width {
     /// 4 bits, affine, in groups of 64
     #[value(name = "4-bit")]
     Four,
+    /// 4 bits, affine, in groups of 32
+    #[value(name = "4-bit-32")]
+    FourIn32,
 }
 
 impl Width {
@@ -61,6 +62,7 @@ impl Width {
             Self::Bf16 => "bf16",
             Self::Eight => "8-bit",
             Self::Four => "4-bit",
+            Self::FourIn32 => "4-bit-32",
         }
     }
 
@@ -70,14 +72,17 @@ impl Width {
             Self::Bf16 => "",
             Self::Eight => "-8bit",
             Self::Four => "-4bit",
+            Self::FourIn32 => "-4bit-32",
         }
     }
 
-    fn bits(self) -> Option<i32> {
+    /// The bits of a quantized weight, and the number of weights that share a scale.
+    pub(crate) fn bits_and_group(self) -> Option<(i32, i32)> {
         match self {
             Self::Bf16 => None,
-            Self::Eight => Some(8),
-            Self::Four => Some(4),
+            Self::Eight => Some((8, 64)),
+            Self::Four => Some((4, 64)),
+            Self::FourIn32 => Some((4, 32)),
         }
     }
 }
@@ -113,11 +118,11 @@ pub(crate) fn write(shape: Shape, seed: u64, folder: &Path) -> io::Result<()> {
 
 /// Writes a quantized model, made from a bf16 model by our own `convert`.
 pub(crate) fn quantize(plain: &Path, width: Width, folder: &Path) -> io::Result<()> {
-    let Some(bits) = width.bits() else {
+    let Some((bits, group)) = width.bits_and_group() else {
         return Err(io::Error::other("only a bf16 model can be quantized"));
     };
     parent(folder)?;
-    let quantization = Quantization::affine(bits, GROUP).map_err(io::Error::other)?;
+    let quantization = Quantization::affine(bits, group).map_err(io::Error::other)?;
     let weights = Weights::Quantized(QuantizeOptions { quantization, recipe: None, layers: Vec::new() });
     let options = ConvertOptions { weights, dtype: None, largest_shard: 5 << 30 };
     let go_on = |_: mlx_models::Progress<'_>| {

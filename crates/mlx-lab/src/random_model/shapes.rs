@@ -16,6 +16,9 @@ pub(crate) enum Shape {
     /// Llama 3.2 with 1.2 billion weights
     #[value(name = "llama3.2-1b")]
     Llama,
+    /// Phi-3-mini with 3.8 billion weights, without its window
+    #[value(name = "phi3-mini")]
+    Phi3,
     /// Qwen 2.5 with half a billion weights
     #[value(name = "qwen2.5-0.5b")]
     Qwen2,
@@ -83,6 +86,16 @@ const LLAMA_3_2_1B: Llama = Llama {
     kv_heads: 8,
     has_bias: false,
 };
+/// The sizes of the released Phi-3-mini.
+const PHI_3_MINI: Llama = Llama {
+    vocab_size: 32_064,
+    hidden_size: 3072,
+    intermediate_size: 8192,
+    layers: 32,
+    heads: 32,
+    kv_heads: 32,
+    has_bias: false,
+};
 /// The sizes of the released Qwen 2.5 0.5B.
 const QWEN_2_5_0_5B: Llama = Llama {
     vocab_size: 151_936,
@@ -100,6 +113,7 @@ impl Shape {
             Self::Gemma3 => "gemma3-270m",
             Self::Lille => "lille-130m",
             Self::Llama => "llama3.2-1b",
+            Self::Phi3 => "phi3-mini",
             Self::Qwen2 => "qwen2.5-0.5b",
             Self::Tiny => "tiny",
         }
@@ -117,6 +131,7 @@ impl Shape {
                 2 * layers * kv_heads * (features / heads) * tokens
             }
             Self::Llama => LLAMA_3_2_1B.key_values(tokens),
+            Self::Phi3 => PHI_3_MINI.key_values(tokens),
             Self::Qwen2 => QWEN_2_5_0_5B.key_values(tokens),
         };
         2 * numbers
@@ -128,9 +143,10 @@ impl Shape {
             Self::Tiny => gemma3_config(&TINY),
             Self::Lille => lille_config(),
             Self::Llama => llama_config(),
+            Self::Phi3 => phi3_config(),
             Self::Qwen2 => qwen2_config(),
         };
-        config["tie_word_embeddings"] = json!(true);
+        config["tie_word_embeddings"] = json!(self != Self::Phi3);
         config["torch_dtype"] = json!("bfloat16");
         config
     }
@@ -141,6 +157,7 @@ impl Shape {
             Self::Tiny => gemma3_tensors(&TINY),
             Self::Lille => lille_tensors(),
             Self::Llama => LLAMA_3_2_1B.tensors(),
+            Self::Phi3 => phi3_tensors(),
             Self::Qwen2 => QWEN_2_5_0_5B.tensors(),
         }
     }
@@ -241,6 +258,43 @@ fn llama_config() -> Value {
     config
 }
 
+fn phi3_config() -> Value {
+    let mut config = PHI_3_MINI.config();
+    config["model_type"] = json!("phi3");
+    config["architectures"] = json!(["Phi3ForCausalLM"]);
+    // The released model has 4096 positions and a window of 2047 tokens, or 131072 positions and other rotations. Nothing else
+    // depends on these values.
+    config["max_position_embeddings"] = json!(131_072);
+    config["original_max_position_embeddings"] = json!(131_072);
+    config["rms_norm_eps"] = json!(1e-5);
+    config["rope_theta"] = json!(10000.0);
+    config["rope_scaling"] = Value::Null;
+    config["sliding_window"] = Value::Null;
+    config
+}
+
+fn phi3_tensors() -> Vec<Tensor> {
+    let Llama { vocab_size, hidden_size, intermediate_size, layers, .. } = PHI_3_MINI;
+    let mut tensors = vec![matrix("model.embed_tokens.weight", vocab_size, hidden_size)];
+    for layer in 0..layers {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        for part in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push(vector(name(part), hidden_size, 1));
+        }
+        for (part, rows, columns) in [
+            ("self_attn.qkv_proj", 3 * hidden_size, hidden_size),
+            ("self_attn.o_proj", hidden_size, hidden_size),
+            ("mlp.gate_up_proj", 2 * intermediate_size, hidden_size),
+            ("mlp.down_proj", hidden_size, intermediate_size),
+        ] {
+            tensors.push(matrix(name(part), rows, columns));
+        }
+    }
+    tensors.push(vector("model.norm.weight", hidden_size, 1));
+    tensors.push(matrix("lm_head.weight", vocab_size, hidden_size));
+    tensors
+}
+
 fn qwen2_config() -> Value {
     let mut config = QWEN_2_5_0_5B.config();
     config["model_type"] = json!("qwen2");
@@ -327,10 +381,11 @@ mod tests {
 
     #[test]
     fn the_shapes_have_the_sizes_of_the_released_models() {
-        // The numbers in the model cards and checkpoints: 268,098,176, 127.17 million, 1.24 and 0.49 billion.
+        // The numbers in the model cards and checkpoints: 268,098,176, 127.17 million, 1.24, 3.8 and 0.49 billion.
         assert_eq!(weights_of(Shape::Gemma3), 268_098_176);
         assert_eq!(weights_of(Shape::Lille), 127_171_200);
         assert_eq!(weights_of(Shape::Llama), 1_235_814_400);
+        assert_eq!(weights_of(Shape::Phi3), 3_821_079_552);
         assert_eq!(weights_of(Shape::Qwen2), 494_032_768);
         // The tiny shape: six layers of width 64.
         let config = Shape::Tiny.config();
@@ -342,6 +397,8 @@ mod tests {
         // 24 layers of 2 heads of 64, in 2 bytes.
         assert_eq!(Shape::Lille.key_value_bytes(1023), 12_582_912);
         assert_eq!(Shape::Qwen2.key_value_bytes(1023), 12_582_912);
+        // 32 layers of 32 heads of 96.
+        assert_eq!(Shape::Phi3.key_value_bytes(1023), 402_653_184);
         // 16 layers of 8 heads of 64.
         assert_eq!(Shape::Llama.key_value_bytes(1023), 33_554_432);
         // 3 layers attend to everything, 15 to the last 512; one head of 256.

@@ -15,7 +15,7 @@ use mlx_rs::{Array, Dtype};
 use serde::{Deserialize, Serialize};
 use workspace::python::{self, Environment};
 
-use crate::speed::output;
+use crate::process::{KERNELS, output, this_program};
 
 /// What is asked.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -74,10 +74,9 @@ impl Program {
         if let Some((name, environment)) = self.script() {
             return Ok((python::script(&python::interpreter(environment)?, name), name));
         }
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["real", "--answer"]).env_remove(super::KERNELS);
+        let mut command = this_program(&["real", "--answer"])?;
         if self == Self::Stock {
-            command.env(super::KERNELS, "off");
+            command.env(KERNELS, "off");
         }
         Ok((command, "this program"))
     }

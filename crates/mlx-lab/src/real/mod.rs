@@ -12,21 +12,19 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use mlx_models::tokenizer::{Around, EncodeOptions, Tokenizer};
-use mlx_models::{ConvertOptions, FloatDtype, Quantization, QuantizeOptions, Weights};
+use mlx_models::{ConvertOptions, FloatDtype, Weights};
 use serde::Deserialize;
 use workspace::python::{self, Environment};
 
 use crate::interrupt;
+use crate::real_model::RealModel;
 use ask::{Answer, Program, Request};
 use compare::Difference;
 use report::{Report, Row};
 
-/// The value that turns our kernels off and selects stock MLX.
-const KERNELS: &str = "MLX_CPU_KERNELS";
 /// The greedy tokens after each prompt that are compared with mlx-lm's.
 const GREEDY: usize = 24;
 /// Characters of the text whose perplexity is measured, and the tokens of a piece, the beginning-of-text token included.
@@ -78,16 +76,6 @@ enum Check {
     Speed,
 }
 
-/// The files of the model, as `real_files.py` prints them.
-#[derive(Debug, Deserialize)]
-struct Files {
-    gguf: PathBuf,
-    /// The checkpoint folder with the same weights in bfloat16, written with the package gguf.
-    bf16: PathBuf,
-    sha256: String,
-    licence: String,
-}
-
 /// What `real_token_ids.py` prints.
 #[derive(Debug, Deserialize)]
 struct TokenIds {
@@ -98,9 +86,7 @@ struct TokenIds {
 
 /// Everything that a check needs.
 struct Model {
-    files: Files,
-    /// The folder of our conversions.
-    made: PathBuf,
+    real: RealModel,
     tokenizer: Tokenizer,
     text: String,
     scratch: tempfile::TempDir,
@@ -112,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     }
     interrupt::install()?;
     let model = Model::open(arguments.files.as_deref())?;
-    let mut report = Report::new(&model.files.sha256, &model.files.licence);
+    let mut report = Report::new(&model.real.files.sha256, &model.real.files.licence);
     write!(io::stdout(), "{}", report.markdown())?;
     let checks: BTreeSet<Check> = arguments.checks.iter().copied().collect();
     for check in checks {
@@ -123,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
             Check::Logits => ("Logits", model.logits()?),
             Check::Perplexity => ("Perplexity", model.perplexity()?),
             Check::Long => ("Long prompts", model.long(&arguments.long)?),
-            Check::Speed => ("Speed and memory", speed::rows(&model.files.gguf, arguments.turns)?),
+            Check::Speed => ("Speed and memory", speed::rows(&model.real.files.gguf, arguments.turns)?),
         };
         // Each table is printed when it is there, since the checks take long.
         let before = report.markdown().len();
@@ -139,25 +125,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
 impl Model {
     /// Downloads what is missing.
     fn open(folder: Option<&Path>) -> io::Result<Self> {
-        let folder = match folder {
-            Some(folder) => std::path::absolute(folder)?,
-            None => python::user_cache("real")
-                .ok_or_else(|| io::Error::other("there is no home folder; --files may name a folder"))?,
-        };
-        fs::create_dir_all(&folder)?;
-        let mut script = python::script(&python::interpreter(Environment::LlamaCpp)?, "real_files.py");
-        // What it downloads is on standard error, for the user to see.
-        script.arg("--out").arg(&folder).stderr(std::process::Stdio::inherit());
-        let output = script.output()?;
-        interrupt::check()?;
-        if !output.status.success() {
-            return Err(io::Error::other("the model cannot be downloaded"));
-        }
-        let files: Files = serde_json::from_slice(&output.stdout)?;
-        let tokenizer = Tokenizer::open(&files.gguf).map_err(io::Error::other)?;
-        let made = folder.join("made");
-        fs::create_dir_all(&made)?;
-        Ok(Self { files, made, tokenizer, text: text::text()?, scratch: tempfile::tempdir()? })
+        let real = RealModel::open(folder, Environment::LlamaCpp)?;
+        let tokenizer = Tokenizer::open(&real.files.gguf).map_err(io::Error::other)?;
+        Ok(Self { real, tokenizer, text: text::text()?, scratch: tempfile::tempdir()? })
     }
 
     /// Asks a program, and says so.
@@ -175,19 +145,6 @@ impl Model {
         text::PROMPTS.iter().map(|prompt| self.encoded(prompt)).collect()
     }
 
-    /// One of our conversions, made if it is not there.
-    fn converted(&self, name: &str, from: &Path, options: &ConvertOptions) -> io::Result<PathBuf> {
-        let out = self.made.join(name);
-        if !out.exists() {
-            workspace::complain(&format!("making {name}"));
-            let go_on = |_: mlx_models::Progress<'_>| {
-                if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            };
-            mlx_models::convert(from, None, &out, options, go_on).map_err(io::Error::other)?;
-        }
-        Ok(out)
-    }
-
     /// The GGUF file, dequantized by us, and by the package gguf.
     fn weights(&self) -> io::Result<Vec<Row>> {
         let options = ConvertOptions {
@@ -195,12 +152,12 @@ impl Model {
             dtype: Some(FloatDtype::Bfloat16),
             ..ConvertOptions::default()
         };
-        let ours = self.made.join("weights");
+        let ours = self.real.made.join("weights");
         if ours.exists() {
             fs::remove_dir_all(&ours)?; // it is what is checked
         }
-        let ours = tensors(&self.converted("weights", &self.files.gguf, &options)?)?;
-        let theirs = tensors(&self.files.bf16)?;
+        let ours = tensors(&self.real.converted("weights", &self.real.files.gguf, &options)?)?;
+        let theirs = tensors(&self.real.files.bf16)?;
         let same = theirs.iter().filter(|(key, tensor)| ours.get(*key) == Some(tensor)).count();
         Ok(vec![Row::compared(
             "tensors of the GGUF file in bfloat16 with the bits of the package gguf",
@@ -211,16 +168,17 @@ impl Model {
 
     /// The tokenizer of the GGUF file and that of the folder, beside llama.cpp's and transformers'.
     fn token_ids(&self) -> io::Result<Vec<Row>> {
-        let folder = Tokenizer::from_folder(&self.files.bf16).map_err(io::Error::other)?;
+        let folder = Tokenizer::from_folder(&self.real.files.bf16).map_err(io::Error::other)?;
         let options = EncodeOptions { around: Around::Nothing, ..EncodeOptions::default() };
         let mut rows = Vec::new();
-        for (environment, path) in
-            [(Environment::LlamaCpp, &self.files.gguf), (Environment::Transformers, &self.files.bf16)]
-        {
+        for (environment, path) in [
+            (Environment::LlamaCpp, &self.real.files.gguf),
+            (Environment::Transformers, &self.real.files.bf16),
+        ] {
             let mut script = python::script(&python::interpreter(environment)?, "real_token_ids.py");
             script.arg("--model").arg(path);
             let theirs: TokenIds =
-                serde_json::from_slice(&crate::speed::output(script, "real_token_ids.py")?)?;
+                serde_json::from_slice(&crate::process::output(script, "real_token_ids.py")?)?;
             for (tokenizer, of) in [(&self.tokenizer, "the GGUF file"), (&folder, "tokenizer.json")] {
                 let encoded = |text: &String| tokenizer.encode_with(text, options).map_err(io::Error::other);
                 let ours = theirs.texts.iter().map(encoded).collect::<io::Result<Vec<_>>>()?;
@@ -238,7 +196,7 @@ impl Model {
 
     fn tokens(&self) -> io::Result<Vec<Row>> {
         let request = Request {
-            model: self.files.bf16.clone(),
+            model: self.real.files.bf16.clone(),
             prompts: self.prompts()?,
             generate: GREEDY,
             ..Request::default()
@@ -266,7 +224,7 @@ impl Model {
             let request = Request { model: model.to_owned(), prompts: self.prompts()?, ..Request::default() };
             self.ask(program, request)
         };
-        let Files { gguf, bf16, .. } = &self.files;
+        let crate::real_model::Files { gguf, bf16, .. } = &self.real.files;
         let exact = of(Program::Transformers, bf16)?;
         let (ours, theirs) = (of(Program::Ours, gguf)?, of(Program::LlamaCpp, gguf)?);
         let in_bf16 = of(Program::Ours, bf16)?;
@@ -312,7 +270,7 @@ impl Model {
         let mut rows = Vec::new();
         for (name, folder) in self.precisions()? {
             // llama.cpp reads the same weights.
-            let file = if folder == self.files.gguf { folder.clone() } else { self.as_gguf(&folder)? };
+            let file = if folder == self.real.files.gguf { folder.clone() } else { self.as_gguf(&folder)? };
             let (ours, theirs) = (of(Program::Ours, &folder)?, of(Program::LlamaCpp, &file)?);
             let off = ours / theirs - 1.0;
             rows.push(Row::compared(
@@ -326,37 +284,27 @@ impl Model {
 
     /// The model in every precision: as it is, and our conversions of the bfloat16 folder.
     fn precisions(&self) -> io::Result<Vec<(&'static str, PathBuf)>> {
-        let quantized = |name, bits, group| {
-            let quantization = Quantization::affine(bits, group).map_err(io::Error::other)?;
-            let quantize = QuantizeOptions { quantization, recipe: None, layers: Vec::new() };
-            let options =
-                ConvertOptions { weights: Weights::Quantized(quantize), ..ConvertOptions::default() };
-            self.converted(name, &self.files.bf16, &options)
-        };
         Ok(vec![
-            ("the GGUF file", self.files.gguf.clone()),
-            ("bfloat16", self.files.bf16.clone()),
-            ("8 bits in groups of 64", quantized("8-bit", 8, 64)?),
-            ("4 bits in groups of 32", quantized("4-bit", 4, 32)?),
+            ("the GGUF file", self.real.files.gguf.clone()),
+            ("bfloat16", self.real.files.bf16.clone()),
+            ("8 bits in groups of 64", self.real.quantized("8-bit", 8, 64)?),
+            ("4 bits in groups of 32", self.real.quantized("4-bit", 4, 32)?),
         ])
     }
 
     /// The same weights as a GGUF file in float32, for llama.cpp. The package gguf writes it, not our own code.
     fn as_gguf(&self, folder: &Path) -> io::Result<PathBuf> {
         let name = folder.file_name().unwrap_or_default().display().to_string();
-        let file = self.made.join(format!("{name}.gguf"));
+        let file = self.real.made.join(format!("{name}.gguf"));
         if !file.exists() {
-            let is_quantized = *folder != self.files.bf16;
+            let is_quantized = *folder != self.real.files.bf16;
             let options = ConvertOptions {
                 weights: if is_quantized { Weights::Dequantized } else { Weights::Kept },
                 dtype: Some(FloatDtype::Float32),
                 ..ConvertOptions::default()
             };
-            let whole = self.converted(&format!("{name}-float32"), folder, &options)?;
-            workspace::complain(&format!("making {name}.gguf"));
-            let mut script = python::script(&python::interpreter(Environment::LlamaCpp)?, "write_gguf.py");
-            script.arg("--model").arg(&whole).args(["--type", "F32", "--out"]).arg(&file);
-            crate::speed::output(script, "write_gguf.py")?;
+            let whole = self.real.converted(&format!("{name}-float32"), folder, &options)?;
+            self.real.as_gguf(&whole, "F32", &file, Environment::LlamaCpp)?;
             fs::remove_dir_all(&whole)?; // a gigabyte that is not needed again
         }
         Ok(file)
@@ -365,7 +313,7 @@ impl Model {
     fn long(&self, lengths: &[usize]) -> io::Result<Vec<Row>> {
         let tokens = self.encoded(&self.text)?;
         let options = ConvertOptions { dtype: Some(FloatDtype::Float32), ..ConvertOptions::default() };
-        let in_float32 = self.converted("float32", &self.files.bf16, &options)?;
+        let in_float32 = self.real.converted("float32", &self.real.files.bf16, &options)?;
         let mut rows = Vec::new();
         for &length in lengths {
             let prompt = tokens
@@ -375,11 +323,11 @@ impl Model {
                 let prompts = vec![prompt.to_vec()];
                 self.ask(program, Request { model: model.to_owned(), prompts, ..Request::default() })
             };
-            let exact = of(Program::Transformers, &self.files.bf16)?;
+            let exact = of(Program::Transformers, &self.real.files.bf16)?;
             let ours = Difference::between(&of(Program::Ours, &in_float32)?.logits, &exact.logits);
             let what = format!("{length} tokens, float32: ours to transformers");
             rows.push(Row::compared(&what, ours.text(), ours.largest <= LARGEST_LOGIT));
-            let gguf = Difference::between(&of(Program::Ours, &self.files.gguf)?.logits, &exact.logits);
+            let gguf = Difference::between(&of(Program::Ours, &self.real.files.gguf)?.logits, &exact.logits);
             rows.push(Row::shown(
                 &format!("{length} tokens, the GGUF file: ours to transformers"),
                 gguf.text(),

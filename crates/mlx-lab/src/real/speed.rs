@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::real::report::Row;
-use crate::speed::{Program, Tokens, turn_on_file};
+use crate::speed::{Peers, Program, Tokens, turn_on_file};
 
 /// The prompt whose speed counts, and the tokens that follow it.
 const PROMPT: u32 = 512;
@@ -25,12 +25,12 @@ struct Turns {
 }
 
 impl Turns {
-    fn run(&mut self, program: Program, file: &Path) -> io::Result<()> {
+    fn run(&mut self, program: Program, peers: &Peers, file: &Path) -> io::Result<()> {
         // The time to the first token is that of a new process, without a warm-up. Of two the second counts: the first may wait
         // for the file, or for memory that a virtual machine has given back.
-        turn_on_file(program, file, SHORT_PROMPT, 2, 0)?;
-        self.short.push(turn_on_file(program, file, SHORT_PROMPT, 2, 0)?);
-        self.long.push(turn_on_file(program, file, PROMPT, GENERATED, PROMPT)?);
+        turn_on_file(program, peers, file, [SHORT_PROMPT, 2, 0])?;
+        self.short.push(turn_on_file(program, peers, file, [SHORT_PROMPT, 2, 0])?);
+        self.long.push(turn_on_file(program, peers, file, [PROMPT, GENERATED, PROMPT])?);
         Ok(())
     }
 
@@ -58,11 +58,12 @@ impl Turns {
 }
 
 pub(super) fn rows(file: &Path, turns: u32) -> io::Result<Vec<Row>> {
+    let peers = Peers::of(&[Program::LlamaCpp])?;
     let (mut ours, mut theirs) = (Turns::default(), Turns::default());
     for turn in 1..=turns {
         workspace::complain(&format!("turn {turn} of {turns}"));
-        ours.run(Program::MlxModels, file)?;
-        theirs.run(Program::LlamaCpp, file)?;
+        ours.run(Program::MlxModels, &peers, file)?;
+        theirs.run(Program::LlamaCpp, &peers, file)?;
     }
     let ratio = |what: &str, ours: f64, theirs: f64| {
         let found = format!("{ours:.1}, {theirs:.1} (ratio {:.2})", ours / theirs);

@@ -3,6 +3,19 @@
 use std::fs;
 use std::thread;
 
+/// Features of x86-64 processors that kernels of this project or of other programs use.
+const FEATURES: [&str; 9] = [
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512vbmi",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "avx512_fp16",
+];
+
 /// The processor time so far, in the kernel's ticks. It is unknown on systems without `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
@@ -45,6 +58,29 @@ pub(super) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The processor, its instruction sets that matter for kernels, and the date, for the head of a table.
+pub(super) fn description() -> Vec<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let (name, features) = processor(&text);
+    let name = if name.is_empty() { std::env::consts::ARCH.to_owned() } else { name };
+    let kernels = format!("the kernels use {}", mlx_cpu::Isa::best().name());
+    vec![
+        format!("{name}, {} cores; {kernels}; it has {}", cores(), features.join(", ")),
+        format!("{}", jiff::Zoned::now().date()),
+    ]
+}
+
+/// The name of the processor in the text of `/proc/cpuinfo`, and its features of [`FEATURES`].
+fn processor(text: &str) -> (String, Vec<&'static str>) {
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key));
+        line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim())
+    };
+    let flags: Vec<&str> = value("flags").split_whitespace().collect();
+    let features = FEATURES.into_iter().filter(|feature| flags.contains(feature)).collect();
+    (value("model name").to_owned(), features)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -61,5 +97,12 @@ mod tests {
             at("cpu  160 10 60 890 30 0 5 45 9 9\n", "7 (a) b) R 1 1 1 0 0 0 0 0 0 0 30 5 40 10 20\n");
         // 100 of 200 ticks were busy, and 50 of these were ours.
         assert_eq!(after.others_since(&before), 0.25);
+    }
+
+    #[test]
+    fn the_processor_is_named_with_its_instruction_sets() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC 9B45\nflags\t\t: fpu avx2 avx512f avx512_bf16 sse\n\nprocessor\t: 1\n";
+        assert_eq!(processor(text), ("AMD EPYC 9B45".to_owned(), vec!["avx2", "avx512f", "avx512_bf16"]));
+        assert_eq!(processor(""), (String::new(), vec![]));
     }
 }

@@ -5,264 +5,280 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{MATRIX, Measurements, Program, Row, Tokens, Turn};
+use super::found::{Figure, Found, Limit};
+use super::models::Model;
+use super::peers::Program;
+use super::spread::{Spread, median};
+use super::turn::Turn;
+use super::work::Work;
 
-/// The median, minimum and maximum of one program's turns.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
+/// All measurements.
+#[derive(Debug)]
+pub(super) struct Measurements {
+    /// The lines above the tables: processor, instruction sets, date.
+    pub(super) machine: Vec<String>,
+    pub(super) models: Vec<Model>,
+    /// The rate of reading memory with all cores, in bytes per second, in each round.
+    pub(super) bandwidth: Vec<f64>,
+    pub(super) cells: Vec<Cell>,
 }
 
-impl Spread {
-    fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let middle = values.len() / 2;
-        let median = if values.len().is_multiple_of(2) {
-            (at(middle.wrapping_sub(1)) + at(middle)) / 2.0
-        } else {
-            at(middle)
-        };
-        Self { min: at(0), median, max: at(values.len().saturating_sub(1)) }
-    }
-
-    fn map(self, f: impl Fn(f64) -> f64) -> Self {
-        Self { min: f(self.min), median: f(self.median), max: f(self.max) }
-    }
-
-    fn text(self) -> String {
-        let Self { min, median, max } = self;
-        let digits = if median < 10.0 { 2 } else { 1 };
-        format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
-    }
+/// One work on one model, and what each program found in each round. Every program has a turn in each round, or is slow and
+/// has one turn.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) work: Work,
+    /// The place in [`Measurements::models`]; `None` for a work without a model.
+    pub(super) model: Option<usize>,
+    pub(super) turns: Vec<(Program, Vec<Turn<Found>>)>,
 }
 
-/// The figures that are computed from the turns of a row.
+/// A figure of a cell: what a program found, and how we compare with it.
 #[derive(Debug, Serialize)]
-struct Summary {
-    /// Prompt tokens per second, up to the first generated token.
-    prefill_tps: Spread,
-    /// Generated tokens per second, after the first.
-    decode_tps: Spread,
-    /// The bytes that a token after the first has to read: all weights, and the keys and values that its layers
-    /// attend to.
-    read_bytes: f64,
-    /// The rate of reading these bytes as a share of the memory's bandwidth.
-    share_of_bandwidth: f64,
-    /// Our rate divided by this program's, by the medians.
-    ours_to_this: Option<[f64; 2]>,
-    /// The number of greedy tokens before the first that differs from ours.
-    same_tokens: Option<usize>,
-    /// The largest share of the processor's time that other processes used in a turn.
-    others: f64,
+pub(super) struct Line {
+    pub(super) name: String,
+    #[serde(skip)]
+    pub(super) program: Program,
+    unit: &'static str,
+    pub(super) value: Spread,
+    /// How many times better our figure is, turn by turn.
+    pub(super) ratio: Option<Spread>,
+    /// The rate of reading as a part of the memory's bandwidth.
+    of_bandwidth: Option<f64>,
+    /// The figure as a multiple of what was computed.
+    of_computed: Option<f64>,
 }
 
-fn prefill(row: &Row) -> Spread {
-    let prompt = f64::from(row.measured_prompt_tokens);
-    Spread::of(row.turns.iter().map(|turn| prompt / turn.found.prefill_s))
+impl Cell {
+    fn found(&self, program: Program) -> &[Turn<Found>] {
+        self.turns.iter().find(|(of, _)| *of == program).map_or(&[], |(_, turns)| turns)
+    }
+
+    /// The figures of a program, first those of our own.
+    pub(super) fn lines(&self, bandwidth: &[f64]) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let ours = self.found(Program::MlxModels);
+        for (program, turns) in &self.turns {
+            for (place, figure) in
+                turns.first().map_or(&[][..], |turn| &turn.found.figures).iter().enumerate()
+            {
+                let of = |turn: &Turn<Found>| {
+                    turn.found.figures.get(place).map_or(f64::NAN, |figure| figure.value)
+                };
+                let value = Spread::of(turns.iter().map(of));
+                let ours_of = |turn: &Turn<Found>| value_of(&turn.found, &figure.name);
+                // A slow program has one turn, which is compared with all of ours.
+                let pairs = ours
+                    .iter()
+                    .zip(turns.iter().cycle())
+                    .filter_map(|(ours, theirs)| Some(figure.unit.ratio(ours_of(ours)?, of(theirs))));
+                let pairs: Vec<f64> =
+                    if *program == Program::MlxModels { Vec::new() } else { pairs.collect() };
+                lines.push(Line {
+                    name: figure.name.clone(),
+                    program: *program,
+                    unit: figure.unit.name(),
+                    value,
+                    ratio: (!pairs.is_empty()).then(|| Spread::of(pairs)),
+                    of_bandwidth: of_bandwidth(figure, turns, place, bandwidth),
+                    of_computed: match figure.limit {
+                        Some(Limit::Computed(computed)) => Some(value.median / computed),
+                        _ => None,
+                    },
+                });
+            }
+        }
+        lines
+    }
+
+    /// The number of tokens before the first that differs from ours, and the number of ours.
+    fn same_tokens(&self, program: Program) -> Option<(usize, usize)> {
+        let tokens = |program| self.found(program).first().map(|turn| &turn.found.tokens);
+        let (ours, theirs) = (tokens(Program::MlxModels)?, tokens(program)?);
+        let is_comparable = program != Program::MlxModels && !ours.is_empty() && ours.len() == theirs.len();
+        let same = || ours.iter().zip(theirs).take_while(|(ours, theirs)| ours == theirs).count();
+        is_comparable.then(|| (same(), ours.len()))
+    }
 }
 
-fn decode(row: &Row) -> Spread {
-    let rate = |turn: &Turn<Tokens>| turn.found.token_s.len() as f64 / turn.found.token_s.iter().sum::<f64>();
-    Spread::of(row.turns.iter().map(rate))
+fn value_of(found: &Found, name: &str) -> Option<f64> {
+    found.figures.iter().find(|figure| figure.name == name).map(|figure| figure.value)
 }
 
-/// From the mean over the tokens after the first.
-fn read_bytes(row: &Row) -> f64 {
-    let tokens = row.turns.first().map_or(0, |turn| turn.found.token_s.len());
-    let key_values = |token| row.shape.key_value_bytes(row.measured_prompt_tokens as usize + token);
-    let sum: usize = (0..tokens).map(key_values).sum();
-    row.weight_bytes as f64 + sum as f64 / tokens.max(1) as f64
+/// Each turn is compared with the bandwidth of its round.
+fn of_bandwidth(figure: &Figure, turns: &[Turn<Found>], place: usize, bandwidth: &[f64]) -> Option<f64> {
+    let Some(Limit::Reads(bytes)) = figure.limit else { return None };
+    let shares = turns
+        .iter()
+        .zip(bandwidth)
+        .filter_map(|(turn, bandwidth)| Some(turn.found.figures.get(place)?.value * bytes / bandwidth));
+    Some(median(shares))
 }
 
-fn bandwidth(all: &Measurements) -> Spread {
-    let best =
-        |turn: &Turn<super::Bandwidth>| turn.found.bytes_per_second.iter().copied().fold(f64::NAN, f64::max);
-    Spread::of(all.bandwidth.iter().map(best))
-}
-
-/// The rate of the products, in billions of operations per second.
-fn gflops(all: &Measurements, program: &str) -> Spread {
-    let operations = 2.0 * (MATRIX as f64).powi(3) / 1e9;
-    let turns = all.matmul.get(program).into_iter().flatten();
-    Spread::of(turns.map(|turn| operations / Spread::of(turn.found.seconds.iter().copied()).median))
-}
-
-fn summary(all: &Measurements, row: &Row) -> Summary {
-    let (prefill_tps, decode_tps) = (prefill(row), decode(row));
-    let same = |other: &&Row| {
-        (other.shape, other.width, other.prompt_tokens) == (row.shape, row.width, row.prompt_tokens)
-            && other.program == Program::MlxModels
-    };
-    let ours = all.rows.iter().find(same).filter(|ours| ours.program != row.program);
-    let tokens = |row: &Row| row.turns.first().map(|turn| turn.found.tokens.clone()).unwrap_or_default();
-    // With the same prompt.
-    let comparable = ours.filter(|ours| ours.measured_prompt_tokens == row.measured_prompt_tokens);
-    let others = row.turns.iter().filter_map(|turn| turn.others);
-    let read_bytes = read_bytes(row);
-    Summary {
-        read_bytes,
-        share_of_bandwidth: decode_tps.median * read_bytes / bandwidth(all).median,
-        ours_to_this: ours
-            .map(|ours| [prefill(ours).median / prefill_tps.median, decode(ours).median / decode_tps.median]),
-        same_tokens: comparable.map(|ours| {
-            tokens(ours).iter().zip(tokens(row)).take_while(|(ours, this)| **ours == *this).count()
-        }),
-        others: others.fold(f64::NAN, f64::max),
-        prefill_tps,
-        decode_tps,
+impl Measurements {
+    fn title(&self, cell: &Cell) -> String {
+        let model = cell.model.and_then(|place| self.models.get(place));
+        model.map_or_else(String::new, |model| format!("{} {}", model.source.name(), model.stored.name()))
     }
 }
 
 pub(super) fn json(all: &Measurements) -> Value {
-    let row = |row: &Row| {
-        json!({
-            "shape": row.shape.name(), "width": row.width.name(), "program": row.program.name(),
-            "prompt_tokens": row.prompt_tokens, "measured_prompt_tokens": row.measured_prompt_tokens,
-            "weight_bytes": row.weight_bytes, "summary": summary(all, row), "turns": row.turns,
-        })
+    let cell = |cell: &Cell| {
+        let mut lines = Vec::new();
+        for line in cell.lines(&all.bandwidth) {
+            let mut value = json!(line);
+            value["program"] = json!(line.program.name());
+            lines.push(value);
+        }
+        json!({ "model": all.title(cell), "work": cell.work.name(), "lines": lines })
     };
-    let rows: Vec<Value> = all.rows.iter().map(row).collect();
-    let gflops = |program| gflops(all, program);
     json!({
-        "cores": all.cores,
-        "bandwidth_bytes_per_second": bandwidth(all),
-        "bandwidth": all.bandwidth,
-        "matmul_gflops": { "mlx-models": gflops(Program::MlxModels.name()), "OpenBLAS": gflops("OpenBLAS") },
-        "matmul": all.matmul,
-        "models": rows,
+        "machine": all.machine,
+        "bandwidth_bytes_per_second": Spread::of(all.bandwidth.iter().copied()),
+        "cells": all.cells.iter().map(cell).collect::<Vec<_>>(),
     })
 }
 
+/// Markdown: a table for all models, with a row for each figure of each program.
 pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "medians of the turns, with the minimum and the maximum")?;
-    let read = bandwidth(all).map(|bytes| bytes / 1e9).text();
-    writeln!(out, "reading memory with {} threads, GB/s: {read}", all.cores)?;
-    let [ours, theirs] = [Program::MlxModels.name(), "OpenBLAS"].map(|program| gflops(all, program));
+    for line in &all.machine {
+        writeln!(out, "{line}")?;
+    }
+    let bandwidth = Spread::of(all.bandwidth.iter().copied()).map(|bytes| bytes / 1e9).figure();
+    writeln!(out, "reading memory with all cores, GB/s: {bandwidth}")?;
     writeln!(
         out,
-        "float32 product of {MATRIX} x {MATRIX} matrices, GFLOP/s: ours {}, OpenBLAS {}, ratio {:.2}",
-        ours.text(),
-        theirs.text(),
-        ours.median / theirs.median
+        "medians of the turns, with the minimum and the maximum; the ratio is ours to the row's program"
     )?;
-    let mut head = None;
-    let (mut versions, mut slow) = (Vec::new(), false);
-    for row in &all.rows {
-        let this = (row.shape, row.width, row.prompt_tokens);
-        if head.replace(this) != Some(this) {
-            writeln!(out, "\n{} {}, prompt of {}", row.shape.name(), row.width.name(), row.prompt_tokens)?;
-            writeln!(
-                out,
-                "  {:12} {:>28} {:>28} {:>7} {:>9} {:>16} {:>6}",
-                "", "prompt, tokens/s", "decode, tokens/s", "MB read", "bandwidth", "ours / this", "same"
-            )?;
+    writeln!(out, "\n| | figure | program | | ratio | of the limit | same tokens |")?;
+    writeln!(out, "|---|---|---|---|---|---|---|")?;
+    for cell in &all.cells {
+        let title = all.title(cell);
+        let lines = cell.lines(&all.bandwidth);
+        let mut names: Vec<&str> = Vec::new();
+        for line in &lines {
+            if !names.contains(&line.name.as_str()) {
+                names.push(&line.name);
+            }
         }
-        let summary = summary(all, row);
-        let reduced = row.measured_prompt_tokens != row.prompt_tokens;
-        slow |= reduced;
-        let ratios = summary.ours_to_this.map(|[prompt, decode]| format!("{prompt:.2} {decode:.2}"));
-        writeln!(
-            out,
-            "  {:12} {:>28} {:>28} {:>7.1} {:>8.0}% {:>16} {:>6}",
-            format!("{}{}", row.program.name(), if reduced { " *" } else { "" }),
-            summary.prefill_tps.text(),
-            summary.decode_tps.text(),
-            summary.read_bytes / 1e6,
-            100.0 * summary.share_of_bandwidth,
-            ratios.unwrap_or_default(),
-            summary.same_tokens.map(|count| count.to_string()).unwrap_or_default()
-        )?;
-        let version = row.turns.first().map(|turn| format!("{}: {}", row.program.name(), turn.found.version));
-        versions.extend(version.filter(|version| !versions.contains(version)));
+        for name in names {
+            for line in lines.iter().filter(|line| line.name == name) {
+                row(&title, cell, line, out)?;
+            }
+        }
     }
     writeln!(out)?;
-    if slow {
-        writeln!(out, "* one turn with a shorter prompt and fewer tokens")?;
-    }
-    // Prompts of different lengths are split into batches differently.
-    for version in versions {
+    for version in versions(all) {
         writeln!(out, "{version}")?;
     }
-    let others = all.rows.iter().map(|row| summary(all, row).others).fold(0.0, f64::max);
+    let turns = all.cells.iter().flat_map(|cell| &cell.turns).flat_map(|(_, turns)| turns);
+    let others = turns.filter_map(|turn| turn.others).fold(0.0, f64::max);
     writeln!(out, "other processes used at most {:.0} % of the processor", 100.0 * others)
+}
+
+fn row(title: &str, cell: &Cell, line: &Line, out: &mut impl Write) -> io::Result<()> {
+    let ratio = line.ratio.map_or_else(String::new, |ratio| ratio.text(2));
+    let limit = match (line.of_bandwidth, line.of_computed) {
+        (Some(share), _) => format!("{:.0} % of the bandwidth", 100.0 * share),
+        (_, Some(share)) => format!("{:.0} % of the computed", 100.0 * share),
+        _ => String::new(),
+    };
+    let same = match cell.same_tokens(line.program) {
+        Some((same, of)) if !line.name.starts_with("prompt") => format!("{same} of {of}"),
+        _ => String::new(),
+    };
+    writeln!(
+        out,
+        "| {title} | {}, {} | {} | {} | {ratio} | {limit} | {same} |",
+        line.name,
+        line.unit,
+        line.program.name(),
+        line.value.figure()
+    )
+}
+
+/// What each program says of itself, once.
+fn versions(all: &Measurements) -> Vec<String> {
+    let mut versions: Vec<String> = Vec::new();
+    for (program, turns) in all.cells.iter().flat_map(|cell| &cell.turns) {
+        let Some(turn) = turns.first() else { continue };
+        let version = format!("{}: {}", program.name(), turn.found.version);
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
+    versions
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use approx::assert_abs_diff_eq;
 
     use super::*;
-    use crate::random_model::{Shape, Width};
-    use crate::speed::{Bandwidth, Products};
+    use crate::speed::found::Unit;
 
-    fn row(program: Program, prefill_s: [f64; 3], token_s: f64, tokens: &[u32]) -> Row {
-        let turn = |prefill_s| {
-            let token_s = vec![token_s; 4];
-            let found = Tokens {
-                load_s: 0.1,
-                prefill_s,
-                token_s,
-                tokens: tokens.to_vec(),
-                version: "1".into(),
-                peak_memory_bytes: None,
-                peak_array_bytes: None,
+    fn turns(rates: &[[f64; 2]], tokens: &[u32]) -> Vec<Turn<Found>> {
+        let turn = |[prompt, decode]: &[f64; 2]| {
+            let decode = Figure {
+                limit: Some(Limit::Reads(1e6)),
+                ..Figure::new("decode behind 8", Unit::TokensPerSecond, *decode)
             };
+            let figures = vec![Figure::new("prompt of 8", Unit::TokensPerSecond, *prompt), decode];
+            let found = Found { figures, tokens: tokens.to_vec(), version: "1".to_owned() };
             Turn { found, others: Some(0.02) }
         };
-        Row {
-            shape: Shape::Tiny,
-            width: Width::Bf16,
-            prompt_tokens: 100,
-            program,
-            measured_prompt_tokens: 100,
-            // 6 layers with one head of 64 in bfloat16, after 100 to 103 tokens, and a million bytes of
-            // weights.
-            weight_bytes: 1_000_000 - 157_440,
-            turns: prefill_s.map(turn).to_vec(),
+        rates.iter().map(turn).collect()
+    }
+
+    fn all() -> Measurements {
+        let ours = turns(&[[100.0, 10.0], [200.0, 20.0], [400.0, 60.0]], &[1, 2, 3, 4]);
+        // In the second round, both programs were slow.
+        let theirs = turns(&[[50.0, 10.0], [50.0, 5.0], [100.0, 20.0]], &[1, 2, 5, 4]);
+        let slow = turns(&[[4.0, 0.5]], &[1, 2]);
+        let cell = Cell {
+            work: Work::Tokens { prompt: 8 },
+            model: None,
+            turns: vec![(Program::MlxModels, ours), (Program::LlamaCpp, theirs), (Program::MlxLm, slow)],
+        };
+        Measurements {
+            machine: vec!["a machine".to_owned()],
+            models: Vec::new(),
+            bandwidth: vec![2e7, 4e7, 8e7],
+            cells: vec![cell],
         }
     }
 
     #[test]
-    fn rates_ratios_and_shares_follow_from_the_turns() {
-        let bandwidth = |rate| Turn { found: Bandwidth { bytes_per_second: vec![1.0, rate] }, others: None };
-        let products = |seconds| Turn { found: Products { seconds, version: "1".into() }, others: None };
-        let second = 2.0 * (MATRIX as f64).powi(3) / 1e9;
-        let all = Measurements {
-            cores: 2,
-            bandwidth: vec![bandwidth(2e8), bandwidth(4e8)],
-            rows: vec![
-                row(Program::MlxModels, [0.25, 0.5, 1.0], 0.01, &[1, 2, 3, 4, 5]),
-                row(Program::LlamaCpp, [0.5, 1.0, 2.0], 0.04, &[1, 2, 4, 4, 5]),
-            ],
-            matmul: BTreeMap::from([
-                (Program::MlxModels.name(), vec![products(vec![1.0, 2.0, 4.0])]),
-                ("OpenBLAS", vec![products(vec![1.0])]),
-            ]),
+    fn a_ratio_is_the_median_of_the_ratios_of_the_rounds() {
+        let all = all();
+        let lines = all.cells[0].lines(&all.bandwidth);
+        let line = |program, name: &str| {
+            lines.iter().find(|line| line.program == program && line.name == name).unwrap()
         };
-        assert_eq!(super::bandwidth(&all), Spread { min: 2e8, median: 3e8, max: 4e8 });
-        assert_eq!(gflops(&all, "OpenBLAS").median, second);
-        assert_eq!(gflops(&all, Program::MlxModels.name()).median, second / 2.0);
-        let ours = summary(&all, &all.rows[0]);
-        assert_eq!(ours.prefill_tps, Spread { min: 100.0, median: 200.0, max: 400.0 });
-        assert_abs_diff_eq!(ours.decode_tps.median, 100.0, epsilon = 1e-9);
-        assert_abs_diff_eq!(ours.read_bytes, 1e6, epsilon = 1e-9);
-        assert_abs_diff_eq!(ours.share_of_bandwidth, 1.0 / 3.0, epsilon = 1e-9);
-        assert_eq!((ours.ours_to_this, ours.same_tokens), (None, None));
-        let theirs = summary(&all, &all.rows[1]);
-        let [prompt, decode] = theirs.ours_to_this.unwrap_or_default();
-        assert_abs_diff_eq!([prompt, decode][..], [2.0, 4.0][..], epsilon = 1e-9);
-        assert_eq!(theirs.same_tokens, Some(2));
+        let ours = line(Program::MlxModels, "decode behind 8");
+        assert_eq!((ours.value, ours.ratio), (Spread { min: 10.0, median: 20.0, max: 60.0 }, None));
+        // 0.5, 0.5 and 0.75 of the bandwidth of the rounds.
+        assert_abs_diff_eq!(ours.of_bandwidth.unwrap(), 0.5, epsilon = 1e-12);
+        let theirs = line(Program::LlamaCpp, "decode behind 8");
+        assert_eq!(theirs.ratio, Some(Spread { min: 1.0, median: 3.0, max: 4.0 }));
+        assert_eq!(line(Program::LlamaCpp, "prompt of 8").ratio.unwrap().median, 4.0);
+        assert_eq!(line(Program::MlxLm, "prompt of 8").ratio.unwrap().median, 50.0);
+    }
 
-        let mut text = Vec::new();
-        super::text(&all, &mut text).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        assert!(text.contains("tiny bf16, prompt of 100") && text.contains("2.00 4.00"), "{text}");
-        assert!(text.contains("ratio 0.50") && text.contains("used at most 2 %"), "{text}");
+    #[test]
+    fn tables_have_ratios_shares_and_equal_tokens() {
+        let all = all();
+        assert_eq!(all.cells[0].same_tokens(Program::LlamaCpp), Some((2, 4)));
+        assert_eq!(all.cells[0].same_tokens(Program::MlxLm), None);
+        let mut out = Vec::new();
+        text(&all, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("a machine") && text.contains("used at most 2 %"), "{text}");
+        let row = "decode behind 8, tokens/s | llama.cpp | 10.0 (5.0 to 20.0) | 3.00 (1.00 to 4.00) |";
+        assert!(text.contains(row) && text.contains("| 50 % of the bandwidth |"), "{text}");
+        assert!(text.contains("| 2 of 4 |"), "{text}");
+        assert_eq!(json(&all)["cells"][0]["lines"].as_array().unwrap().len(), 6);
     }
 }
