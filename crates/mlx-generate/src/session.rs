@@ -16,7 +16,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Device, DeviceType, Dtype};
+use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, with_stream};
 
 use crate::{GenerateError, as_i32, check_ids};
 pub use hidden::HiddenStates;
@@ -546,10 +546,12 @@ impl Session {
         tokens: &Array,
         output: Output,
     ) -> Result<Array, GenerateError> {
-        let answer = match output {
+        // Once, and not by each operation: to ask MLX for its default stream takes as long as to make a small node.
+        let stream = Stream::thread_local_or_default();
+        let answer = with_stream(&stream, || match output {
             Output::Logits(logits) => model.forward(tokens, &mut self.cache, logits),
             Output::Hidden => model.hidden_states(tokens, &mut self.cache),
-        };
+        });
         if answer.is_err() {
             // Some layers may have read the tokens, and others may not.
             self.begin_again();

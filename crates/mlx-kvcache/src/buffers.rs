@@ -94,6 +94,14 @@ pub(crate) fn check_groups(
     Ok(())
 }
 
+/// The indices of all that an array has in these slots.
+fn places(array: &Array, slots: Range<i32>) -> Result<[Range<i32>; 4], Exception> {
+    match *array.shape() {
+        [batch, heads, _, features] => Ok([0..batch, 0..heads, slots, 0..features]),
+        ref shape => Err(Exception::custom(format!("keys or values of shape {shape:?}"))),
+    }
+}
+
 /// Keys and values of many tokens. Every array is `[B, H, slots, _]`. Dense buffers have two arrays, keys
 /// and values; quantized buffers have six, the packed numbers, scales and biases of each. Every
 /// operation on slots or rows applies to all arrays.
@@ -153,7 +161,7 @@ impl Buffers {
         if slots == (0..self.slots()) {
             return Ok(self.clone());
         }
-        self.map(|array| array.try_index((.., .., slots.clone(), ..)))
+        self.map(|array| mlx_quantization::slice(array, places(array, slots.clone())?))
     }
 
     /// New buffers of the same form with this many slots, all zero.
@@ -207,7 +215,7 @@ impl Buffers {
             return Ok(());
         }
         for (array, new) in self.arrays.iter_mut().zip(&new.arrays) {
-            array.try_index_mut((.., .., slots.clone(), ..), new)?;
+            *array = mlx_quantization::write_slice(array, places(array, slots.clone())?, new)?;
         }
         Ok(())
     }

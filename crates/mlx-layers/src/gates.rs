@@ -27,7 +27,10 @@ use crate::number::number;
 ///
 /// Shazeer, *GLU Variants Improve Transformer*, equation 6 (<https://arxiv.org/abs/2002.05202>).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    let gated = gate.multiply(sigmoid(gate)?)?.multiply(up)?;
+    let gated = match mlx_quantization::swiglu(gate, up)? {
+        Some(gated) => gated,
+        None => gate.multiply(sigmoid(gate)?)?.multiply(up)?,
+    };
     mlx_tap::step("gated", &gated);
     Ok(gated)
 }
@@ -70,7 +73,10 @@ pub fn swiglu_fused(gate_up: &Array) -> Result<Array> {
 /// Shazeer, *GLU Variants Improve Transformer*, equation 6 (<https://arxiv.org/abs/2002.05202>);
 /// Hendrycks and Gimpel, *Gaussian Error Linear Units*, section 2 (<https://arxiv.org/abs/1606.08415>).
 pub fn geglu(gate: &Array, up: &Array) -> Result<Array> {
-    let gated = gelu_tanh(gate)?.multiply(up)?;
+    let gated = match mlx_quantization::geglu(gate, up)? {
+        Some(gated) => gated,
+        None => gelu_tanh(gate)?.multiply(up)?,
+    };
     mlx_tap::step("gated", &gated);
     Ok(gated)
 }

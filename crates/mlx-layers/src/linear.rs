@@ -167,7 +167,10 @@ impl Linear {
             // One operation rounds once. A product that is rounded before the bias is added has other bits.
             None => match bias {
                 Some(bias) => addmm(bias, x, self.weight.t(), None, None),
-                None => matmul(x, self.weight.t()),
+                None => match mlx_quantization::linear(x, &self.weight)? {
+                    Some(y) => Ok(y),
+                    None => matmul(x, self.weight.t()),
+                },
             },
         }
     }

@@ -57,14 +57,21 @@
 //!   [`dequantize_blocks`] any of the three. The gradient with respect to `x` is there.
 //! - Codes and scales within a row are in an order of the kernels. Files do not keep these arrays.
 //!
+//! # Calls that mlx-rs does not have
+//!
+//! The crate is also the place of other calls of mlx-c that need unsafe code: [`slice`] and [`write_slice`] for caches, and
+//! [`linear`], [`swiglu`] and [`geglu`], which are one node of MLX's graph where a CPU kernel computes them.
+//!
 //! # Reference
 //!
 //! Rouhani et al., *OCP Microscaling Formats (MX) Specification* 1.0, section 5 (mxfp4, mxfp8); NVIDIA's
 //! Blackwell architecture documents (nvfp4); `quantize` in MLX's documentation (affine).
 
 mod blocks;
+mod direct;
 mod native;
 mod scheme;
+mod slices;
 
 use std::io;
 
@@ -72,7 +79,9 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
 pub use blocks::BlockFormat;
+pub use direct::{geglu, linear, swiglu};
 pub use scheme::{Mode, Quantization, UnknownQuantization};
+pub use slices::{slice, write_slice};
 
 /// A quantized matrix, or a stack of matrices.
 ///

@@ -1,14 +1,18 @@
-//! The calls of mlx-c that mlx-rs does not make: modes other than affine.
+//! The calls that mlx-rs does not make: modes other than affine, slices without mlx-rs's general indexing, and operations that
+//! are one node where the kernels of `mlx-sys` run.
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
+use std::sync::OnceLock;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, Stream};
+use mlx_sys::cpu_kernels::{self, NO_KERNEL};
 use mlx_sys::{
     mlx_array, mlx_array_free, mlx_array_new, mlx_dequantize, mlx_dtype__MLX_FLOAT32, mlx_optional_dtype,
-    mlx_optional_int, mlx_quantize, mlx_quantized_matmul, mlx_vector_array_free, mlx_vector_array_get,
-    mlx_vector_array_new, mlx_vector_array_size,
+    mlx_optional_int, mlx_quantize, mlx_quantized_matmul, mlx_slice, mlx_slice_update, mlx_vector_array_free,
+    mlx_vector_array_get, mlx_vector_array_new, mlx_vector_array_size,
 };
 
 use crate::{BlockFormat, Mode, Quantization, QuantizedArray, QuantizedView};
@@ -68,8 +72,13 @@ impl Drop for Slot {
 
 /// Makes sure that mlx-rs has replaced mlx-c's error handler, which ends the process.
 fn with_error_handler() -> Result<(), Exception> {
-    // Every operation of mlx-rs replaces it first. This one is never computed.
-    mlx_rs::ops::zeros::<f32>(&[1]).map(drop)
+    static IS_REPLACED: OnceLock<()> = OnceLock::new();
+    if IS_REPLACED.get().is_none() {
+        // The first operation of mlx-rs replaces it. This one is never computed.
+        mlx_rs::ops::zeros::<f32>(&[1])?;
+        IS_REPLACED.get_or_init(|| ());
+    }
+    Ok(())
 }
 
 pub(crate) fn quantize(w: &Array, quantization: Quantization) -> Result<[Array; 2], Exception> {
@@ -177,4 +186,78 @@ pub(crate) fn quantized_matmul(x: &Array, w: QuantizedView<'_>, transpose: bool)
         )
     };
     out.written(status, "a product with quantized numbers")
+}
+
+/// `indices` has a range for each axis.
+pub(crate) fn slice<const N: usize>(x: &Array, indices: [Range<i32>; N]) -> Result<Array, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let (starts, ends) = (indices.each_ref().map(|range| range.start), indices.map(|range| range.end));
+    let steps = [1; N];
+    let mut out = Slot::new();
+    // SAFETY: `x` and `stream` are borrowed for the call, and the pointers are those of arrays of N numbers.
+    let status = unsafe {
+        mlx_slice(
+            &mut out.0,
+            x.as_ptr(),
+            starts.as_ptr(),
+            N,
+            ends.as_ptr(),
+            N,
+            steps.as_ptr(),
+            N,
+            stream.as_ptr(),
+        )
+    };
+    out.written(status, "to slice an array")
+}
+
+/// `indices` has a range for each axis.
+pub(crate) fn write_slice<const N: usize>(
+    x: &Array,
+    indices: [Range<i32>; N],
+    part: &Array,
+) -> Result<Array, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let (starts, ends) = (indices.each_ref().map(|range| range.start), indices.map(|range| range.end));
+    let steps = [1; N];
+    let mut out = Slot::new();
+    // SAFETY: `x`, `part` and `stream` are borrowed for the call, and the pointers are those of arrays of N numbers.
+    let status = unsafe {
+        mlx_slice_update(
+            &mut out.0,
+            x.as_ptr(),
+            part.as_ptr(),
+            starts.as_ptr(),
+            N,
+            ends.as_ptr(),
+            N,
+            steps.as_ptr(),
+            N,
+            stream.as_ptr(),
+        )
+    };
+    out.written(status, "to write into a slice")
+}
+
+/// `silu(gate) * up` or `gelu(gate) * up`; none where no kernel computes it.
+pub(crate) fn gated(gate: &Array, up: &Array, is_gelu: bool) -> Result<Option<Array>, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let mut out = Slot::new();
+    // SAFETY: the arrays and the stream are borrowed for the call.
+    let status =
+        unsafe { cpu_kernels::gated(&mut out.0, gate.as_ptr(), up.as_ptr(), is_gelu, stream.as_ptr()) };
+    if status == NO_KERNEL { Ok(None) } else { out.written(status, "a gate").map(Some) }
+}
+
+/// `x` times the transpose of the matrix `w`; none where no kernel computes it.
+pub(crate) fn linear(x: &Array, w: &Array) -> Result<Option<Array>, Exception> {
+    with_error_handler()?;
+    let stream = Stream::thread_local_or_default();
+    let mut out = Slot::new();
+    // SAFETY: the arrays and the stream are borrowed for the call.
+    let status = unsafe { cpu_kernels::linear(&mut out.0, x.as_ptr(), w.as_ptr(), stream.as_ptr()) };
+    if status == NO_KERNEL { Ok(None) } else { out.written(status, "a product").map(Some) }
 }

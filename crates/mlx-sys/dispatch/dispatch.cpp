@@ -288,6 +288,19 @@ void load() {
   }
 }
 
+// A function of the library that was chosen; null where it has none of this name.
+template <typename Function>
+Function chosen(const char* name) {
+  std::lock_guard guard(lock);
+  load();
+  Function function = nullptr;
+  find(library, name, function);
+  return function;
+}
+
+// What functions of native/direct.cpp answer without a kernel.
+constexpr int NO_KERNEL = 2;
+
 } // namespace
 
 #define EXPORTED __attribute__((visibility("default")))
@@ -312,13 +325,32 @@ EXPORTED void mlx_sys_set_kernels(const void* table) {
 
 // Of native/allocate.cpp.
 EXPORTED int mlx_sys_allocate(void* res, const int* shape, int dims, int dtype) {
-  int (*allocate)(void*, const int*, int, int) = nullptr;
-  {
-    std::lock_guard guard(lock);
-    load();
-    find(library, "mlx_sys_allocate", allocate);
-  }
+  auto allocate = chosen<int (*)(void*, const int*, int, int)>("mlx_sys_allocate");
   return allocate ? allocate(res, shape, dims, dtype) : 1;
+}
+
+// Of native/direct.cpp.
+EXPORTED int mlx_sys_gated(void* res, void* gate, void* up, bool is_gelu, void* stream) {
+  static auto gated = chosen<int (*)(void*, void*, void*, bool, void*)>("mlx_sys_gated");
+  return gated ? gated(res, gate, up, is_gelu, stream) : NO_KERNEL;
+}
+
+EXPORTED int mlx_sys_linear(void* res, void* x, void* w, void* stream) {
+  static auto linear = chosen<int (*)(void*, void*, void*, void*)>("mlx_sys_linear");
+  return linear ? linear(res, x, w, stream) : NO_KERNEL;
+}
+
+// Of native/record.cpp.
+EXPORTED void mlx_sys_record() {
+  if (auto record = chosen<void (*)()>("mlx_sys_record")) {
+    record();
+  }
+}
+
+EXPORTED void mlx_sys_recorded(void* visit, void* own) {
+  if (auto recorded = chosen<void (*)(void*, void*)>("mlx_sys_recorded")) {
+    recorded(visit, own);
+  }
 }
 
 // Null if the process uses a GPU.

@@ -89,7 +89,7 @@ class Fusion {
         x.is_tracer() || x.primitive().stream() != stream_) {
       return nullptr;
     }
-    auto node = dynamic_cast<const KernelNode*>(&x.primitive());
+    auto node = kernel_node(x);
     if (!node || !node->is_single() || x.ndim() == 0 || int64_t(x.size()) > FEW_ROWS * x.shape(-1)) {
       return nullptr;
     }

@@ -6,55 +6,25 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <typeinfo>
 #include <utility>
 
+#include "batch.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/scheduler.h"
+#include "record.h"
 #include "wait.h"
 
 namespace kernels {
 
 namespace {
 
-Tensor tensor_of(const mx::array& x) {
-  Tensor tensor{};
-  tensor.data = const_cast<char*>(x.data<char>());
-  // `find` has checked the dtype.
-  tensor.format = format_of(x.dtype()).value_or(Format::U8);
-  tensor.dims = x.ndim();
-  std::copy(x.shape().begin(), x.shape().end(), tensor.shape);
-  std::copy(x.strides().begin(), x.strides().end(), tensor.strides);
-  return tensor;
-}
-
-// One call of a kernel.
-struct Call {
-  Run run;
-  AnySettings settings;
-  Arrays arrays{};
-
-  explicit Call(const Step& step) : run(step.run), settings(step.settings) {
-    for (auto& tensor : arrays.inputs) {
-      tensor.dims = ABSENT;
-    }
-    for (auto& tensor : arrays.outputs) {
-      tensor.dims = ABSENT;
-    }
-  }
-
-  void operator()() const {
-    if (const char* error = run(&arrays, settings.data())) {
-      throw std::runtime_error(error);
-    }
-  }
-};
-
 Call call_of(
     const Step& step,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::array>& results,
     std::span<const mx::array> outputs) {
-  Call call(step);
+  Call call(step.run, step.settings);
   for (size_t slot = 0; slot < step.operands.size(); slot++) {
     auto [source, number] = step.operands[slot];
     if (source != Operand::Source::nothing) {
@@ -129,6 +99,18 @@ void KernelNode::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::
   for (auto& out : outputs) {
     allocate(out, layout_);
   }
+  if (auto batch = Batch::current()) {
+    std::vector<mx::array> results;
+    results.reserve(before_.size());
+    for (auto& inner : before_) {
+      auto result = allocated(inner);
+      batch->add(call_of(inner.step, inputs, results, {&result, 1}));
+      batch->keep(result.data_shared_ptr());
+      results.push_back(std::move(result));
+    }
+    batch->add(call_of(last_, inputs, results, outputs));
+    return;
+  }
   // Tasks are shared, since MLX copies them on their way. The inputs' memory is kept by a task that MLX adds behind
   // each operation.
   if (is_single()) {
@@ -200,6 +182,18 @@ std::vector<mx::array> KernelNode::jvp(
 
 void KernelNode::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   throw std::runtime_error("a kernel for the CPU cannot run on a GPU");
+}
+
+void KernelNode::record() const {
+  for (auto& inner : before_) {
+    kernels::record(name_of(inner.step.operation), Runner::kernel);
+  }
+  kernels::record(name(), Runner::kernel);
+}
+
+const KernelNode* kernel_node(const mx::array& x) {
+  auto& primitive = x.primitive();
+  return typeid(primitive) == typeid(KernelNode) ? static_cast<const KernelNode*>(&primitive) : nullptr;
 }
 
 std::vector<mx::array> fill(Operands& operands, Slots slots) {

@@ -3,44 +3,15 @@
 
 #include <array>
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "call.h"
 #include "mlx/primitives.h"
-#include "table.h"
 
 namespace kernels {
-
-// The settings of any operation.
-class AnySettings {
- public:
-  template <typename Settings>
-  explicit AnySettings(const Settings& settings) {
-    static_assert(std::is_trivially_copyable_v<Settings>);
-    static_assert(sizeof(Settings) <= SIZE && alignof(Settings) <= alignof(std::max_align_t));
-    std::memcpy(bytes_, &settings, sizeof(Settings));
-  }
-
-  template <typename Settings>
-  Settings as() const {
-    Settings settings;
-    std::memcpy(&settings, bytes_, sizeof(Settings));
-    return settings;
-  }
-
-  const void* data() const {
-    return bytes_;
-  }
-
- private:
-  static constexpr size_t SIZE = 32;
-  alignas(std::max_align_t) std::byte bytes_[SIZE]{};
-};
 
 // Where a step finds what goes into one of its slots.
 struct Operand {
@@ -77,7 +48,7 @@ enum class Layout {
 };
 
 // One or more kernels as an operation of MLX's graph. The last step writes the node's outputs.
-class KernelNode : public mx::Primitive {
+class KernelNode final : public mx::Primitive {
  public:
   KernelNode(mx::Stream stream, Step last, Layout layout, std::vector<InnerStep> before = {});
 
@@ -108,6 +79,9 @@ class KernelNode : public mx::Primitive {
     return last_;
   }
 
+  // Counts the node's operations where the thread records.
+  void record() const;
+
   // True for the first caller, which may compute this node's result as a step of its own; false for all others.
   bool take() const {
     return !is_taken_.exchange(true, std::memory_order_relaxed);
@@ -127,6 +101,9 @@ class KernelNode : public mx::Primitive {
   std::vector<InnerStep> before_;
   mutable std::atomic<bool> is_taken_{false};
 };
+
+// The node of a kernel that computes x, which has not been computed; null where none does.
+const KernelNode* kernel_node(const mx::array& x);
 
 // Puts arrays into a step's slots, as inputs of a node of its own. Returns the node's inputs.
 std::vector<mx::array> fill(Operands& operands, Slots slots);

@@ -11,6 +11,7 @@
 #include "mlx/c/error.h"
 #include "mlx/c/mlx.h"
 #include "mlx/c/private/mlx.h"
+#include "evaluate.h"
 #include "offer/offer.h"
 #include "wait.h"
 
@@ -53,12 +54,17 @@ int offered(Result* res, Offer offer, Original original) {
   return original();
 }
 
-// Helps with kernels until the arrays are computed, then calls the original, which waits for them.
+// Evaluates the arrays in our way where that is possible, then calls the original, which does the rest. `helps` says whether
+// the original waits for the arrays: then this thread works on kernels until they are computed.
 template <typename Arrays, typename Original>
-int waited(Arrays arrays, Original original) {
+int evaluated(Arrays arrays, bool helps, Original original) {
   try {
     if (kernels::table()) {
-      kernels::help_with(arrays());
+      std::span<const mx::array> all = arrays();
+      kernels::evaluate(all);
+      if (helps) {
+        kernels::help_with(all);
+      }
     }
   } catch (std::exception& e) {
     mlx_error(e.what());
@@ -71,17 +77,26 @@ int waited(Arrays arrays, Original original) {
 
 extern "C" {
 
+int mlx_async_eval(const mlx_vector_array outputs) {
+  return evaluated(
+      [&] { return std::span<const mx::array>(mlx_vector_array_get_(outputs)); },
+      false,
+      [&] { return stock_mlx_async_eval(outputs); });
+}
+
 // mlx-rs calls one of these two before it looks at numbers.
 
 int mlx_eval(const mlx_vector_array outputs) {
-  return waited(
+  return evaluated(
       [&] { return std::span<const mx::array>(mlx_vector_array_get_(outputs)); },
+      true,
       [&] { return stock_mlx_eval(outputs); });
 }
 
 int mlx_array_eval(mlx_array arr) {
-  return waited(
+  return evaluated(
       [&] { return std::span<const mx::array>(&mlx_array_get_(arr), 1); },
+      true,
       [&] { return stock_mlx_array_eval(arr); });
 }
 
@@ -138,6 +153,13 @@ int mlx_argmax_axis(mlx_array* res, const mlx_array a, int axis, bool keepdims, 
       res,
       [&] { return offer::argmax(mlx_array_get_(a), axis, keepdims, mlx_stream_get_(s)); },
       [&] { return stock_mlx_argmax_axis(res, a, axis, keepdims, s); });
+}
+
+int mlx_transpose(mlx_array* res, const mlx_array a, const mlx_stream s) {
+  return offered(
+      res,
+      [&] { return offer::transpose(mlx_array_get_(a), mlx_stream_get_(s)); },
+      [&] { return stock_mlx_transpose(res, a, s); });
 }
 
 int mlx_matmul(mlx_array* res, const mlx_array a, const mlx_array b, const mlx_stream s) {

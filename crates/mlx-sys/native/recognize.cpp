@@ -14,10 +14,6 @@ bool is_pending(const mx::array& x) {
   return x.has_primitive() && x.status() == mx::array::Status::unscheduled;
 }
 
-const KernelNode* kernel_node(const mx::array& x) {
-  return dynamic_cast<const KernelNode*>(&x.primitive());
-}
-
 // A number, rounded to a float dtype.
 float rounded(float number, mx::Dtype dtype) {
   switch (dtype.val()) {

@@ -7,20 +7,10 @@
 
 #include "mlx/event.h"
 #include "mlx/scheduler.h"
-#include "table.h"
 
 namespace kernels {
 
 namespace {
-
-// Works on kernels until `until` is true, or until there is no work.
-template <typename Until>
-void help(Until until) {
-  const Table* kernels = table();
-  if (kernels && kernels->help) {
-    kernels->help([](void* of) { return (*static_cast<Until*>(of))(); }, &until);
-  }
-}
 
 bool is_scheduled_on_cpu(const mx::array& x) {
   bool is_on_cpu = !x.event().valid() || x.event().stream().device == mx::Device::cpu;

@@ -7,8 +7,18 @@
 #include <span>
 
 #include "mlx/array.h"
+#include "table.h"
 
 namespace kernels {
+
+// Works on kernels until `until` is true, or until there is no work.
+template <typename Until>
+void help(Until until) {
+  const Table* kernels = table();
+  if (kernels && kernels->help) {
+    kernels->help([](void* of) { return (*static_cast<Until*>(of))(); }, &until);
+  }
+}
 
 // Called after a task is queued. Where MLX would soon stop this thread because too many tasks wait, helps with kernels
 // until fewer do.

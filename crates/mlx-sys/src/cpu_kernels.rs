@@ -12,7 +12,8 @@
 //! | mlx-rs calls a function of mlx-c | `native/mlx_c.cpp` |
 //! | an offer checks the arrays, and looks for a pattern that one kernel computes | `native/offer/`, `native/recognize.cpp`, `native/fuse.cpp` |
 //! | the operation becomes a node of MLX's lazy graph | `native/graph.cpp` |
-//! | MLX evaluates the node, which calls a function of the table | `native/table.cpp`; in `mlx-kernels`, `table.rs` |
+//! | the node is evaluated with others, and their kernels are one task | `native/evaluate.cpp`, `native/batch.cpp` |
+//! | the task calls a function of the table | `native/table.cpp`; in `mlx-kernels`, `table.rs` |
 //! | the function makes slices of the arrays and calls `mlx-cpu` | in `mlx-kernels`, `run/` |
 //!
 //! `native/operations.def` lists the kernels and `native/abi.h` declares the types that C++ and Rust exchange.
@@ -23,6 +24,8 @@ use std::ffi::{c_char, c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+pub use crate::operation::{Evaluated, NO_KERNEL, Runner};
 
 // What `mlx-kernels` exports. Its `lib.rs` says what each function does.
 #[link(name = "mlx_kernels", kind = "dylib")]
@@ -42,6 +45,28 @@ unsafe extern "C" {
     /// Of `native/table.cpp`: hands operations that are made from now on to the kernels of a table that lives forever; to
     /// stock MLX where it is null.
     fn mlx_sys_set_kernels(table: *const c_void);
+    /// Of `native/direct.cpp`.
+    fn mlx_sys_gated(
+        res: *mut crate::mlx_array,
+        gate: crate::mlx_array,
+        up: crate::mlx_array,
+        is_gelu: bool,
+        stream: crate::mlx_stream,
+    ) -> c_int;
+    /// Of `native/direct.cpp`.
+    fn mlx_sys_linear(
+        res: *mut crate::mlx_array,
+        x: crate::mlx_array,
+        w: crate::mlx_array,
+        stream: crate::mlx_stream,
+    ) -> c_int;
+    /// Of `native/record.cpp`: begins a record of what the calling thread evaluates.
+    safe fn mlx_sys_record();
+    /// Of `native/record.cpp`: ends it, and calls `visit` for each operation.
+    fn mlx_sys_recorded(
+        visit: unsafe extern "C" fn(*const c_char, usize, c_int, u64, *mut c_void),
+        own: *mut c_void,
+    );
     /// Of `native/allocate.cpp`: makes an array whose elements have any value.
     fn mlx_sys_allocate(
         res: *mut crate::mlx_array,
@@ -206,6 +231,69 @@ pub fn profile() -> Vec<Timing> {
     // SAFETY: `push` expects this vector.
     unsafe { mlx_kernels_profile(push, (&raw mut timings).cast()) };
     timings
+}
+
+/// Runs `body`, and says which operations this thread evaluated meanwhile, and what ran them.
+///
+/// Only what is evaluated by [`mlx_eval`](crate::mlx_eval), [`mlx_async_eval`](crate::mlx_async_eval) and
+/// [`mlx_array_eval`](crate::mlx_array_eval) on the CPU with kernels is recorded, which is everything but graphs of several
+/// streams and transformations. A record within a record takes over the rest of it.
+pub fn recorded<R>(body: impl FnOnce() -> R) -> (R, Vec<Evaluated>) {
+    unsafe extern "C" fn push(
+        name: *const c_char,
+        length: usize,
+        runner: c_int,
+        count: u64,
+        own: *mut c_void,
+    ) {
+        // SAFETY: `native/record.cpp` gives a name that lives as long as the program, and hands back the vector below.
+        let (name, all) =
+            unsafe { (std::slice::from_raw_parts(name.cast(), length), &mut *own.cast::<Vec<Evaluated>>()) };
+        let runner = match runner {
+            0 => Runner::Kernel,
+            1 => Runner::View,
+            _ => Runner::Mlx,
+        };
+        all.push(Evaluated { name: String::from_utf8_lossy(name).into_owned(), runner, count });
+    }
+    mlx_sys_record();
+    let answer = body();
+    let mut all: Vec<Evaluated> = Vec::new();
+    // SAFETY: `push` expects this vector.
+    unsafe { mlx_sys_recorded(push, (&raw mut all).cast()) };
+    (answer, all)
+}
+
+/// `silu(gate) * up` or, with `is_gelu`, `gelu(gate) * up` as the node of one kernel. Answers 0 where it wrote `res`, 1 where
+/// it failed, as functions of mlx-c do, and [`NO_KERNEL`] where the caller has to use functions of mlx-c.
+///
+/// # Safety
+///
+/// The handles are valid, as for a function of mlx-c.
+pub unsafe fn gated(
+    res: &mut crate::mlx_array,
+    gate: crate::mlx_array,
+    up: crate::mlx_array,
+    is_gelu: bool,
+    stream: crate::mlx_stream,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { mlx_sys_gated(res, gate, up, is_gelu, stream) }
+}
+
+/// `x` times the transpose of the matrix `w`, as the node of one kernel. The answer is like that of [`gated`].
+///
+/// # Safety
+///
+/// The handles are valid, as for a function of mlx-c.
+pub unsafe fn linear(
+    res: &mut crate::mlx_array,
+    x: crate::mlx_array,
+    w: crate::mlx_array,
+    stream: crate::mlx_stream,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { mlx_sys_linear(res, x, w, stream) }
 }
 
 extern "C" fn install() {

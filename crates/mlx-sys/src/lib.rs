@@ -17,6 +17,7 @@
 include!("../generated/bindings.rs");
 
 pub mod gpu;
+mod operation;
 #[cfg(not(all(target_os = "linux", feature = "cuda")))]
 mod start;
 
@@ -26,6 +27,39 @@ pub mod cpu_kernels;
 /// A build without kernels, in which stock MLX runs.
 #[cfg(not(all(target_os = "linux", not(feature = "without-cpu-kernels"))))]
 pub mod cpu_kernels {
+    use std::ffi::c_int;
+
+    pub use crate::operation::{Evaluated, NO_KERNEL, Runner};
+
+    /// Always [`NO_KERNEL`].
+    ///
+    /// # Safety
+    ///
+    /// There are no conditions.
+    pub unsafe fn gated(
+        _: &mut crate::mlx_array,
+        _: crate::mlx_array,
+        _: crate::mlx_array,
+        _: bool,
+        _: crate::mlx_stream,
+    ) -> c_int {
+        NO_KERNEL
+    }
+
+    /// Always [`NO_KERNEL`].
+    ///
+    /// # Safety
+    ///
+    /// There are no conditions.
+    pub unsafe fn linear(
+        _: &mut crate::mlx_array,
+        _: crate::mlx_array,
+        _: crate::mlx_array,
+        _: crate::mlx_stream,
+    ) -> c_int {
+        NO_KERNEL
+    }
+
     /// Always false, since there are no kernels.
     pub fn is_enabled() -> bool {
         false
@@ -43,6 +77,11 @@ pub mod cpu_kernels {
         _: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
     ) -> Result<Option<[crate::mlx_array; 2]>, E> {
         Ok(None)
+    }
+
+    /// Nothing is recorded, since there are no kernels.
+    pub fn recorded<R>(body: impl FnOnce() -> R) -> (R, Vec<Evaluated>) {
+        (body(), Vec::new())
     }
 
     /// Always 1, since there are no kernels that share their work.

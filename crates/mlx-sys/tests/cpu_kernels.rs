@@ -12,13 +12,13 @@ use mlx_rs::error::Result;
 use mlx_rs::fast::{
     ScaledDotProductAttentionMask as Mask, rms_norm, rope, rope_dynamic, scaled_dot_product_attention,
 };
-use mlx_rs::ops::indexing::{Ellipsis, IntoStrideBy, TryIndexOp};
+use mlx_rs::ops::indexing::{Ellipsis, IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{
     addmm, concatenate, dequantize, matmul, power, quantize, quantized_matmul, select, sigmoid, softmax_axis,
     tanh,
 };
 use mlx_rs::{Array, Device, Dtype, random, transforms};
-use mlx_sys::cpu_kernels::set_enabled;
+use mlx_sys::cpu_kernels::{Evaluated, Runner, recorded, set_enabled};
 
 const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
 
@@ -1197,6 +1197,114 @@ fn threads_that_wait_for_long_graphs() {
             });
         }
     });
+}
+
+/// How often this thread ran an operation with this runner.
+fn count(all: &[Evaluated], name: &str, runner: Runner) -> u64 {
+    all.iter().filter(|one| one.name == name && one.runner == runner).map(|one| one.count).sum()
+}
+
+/// A record has what ran each operation: kernels, also those within a sum, views, and MLX.
+#[test]
+fn a_record_says_what_ran_each_operation() {
+    let _turn = turn();
+    let (x, w) = (computed(&[1, 64], 1, Dtype::Float32), computed(&[64, 64], 2, Dtype::Float32));
+    let ((), all) = recorded(|| {
+        let y = x.add(matmul(&x, w.t()).unwrap()).unwrap();
+        let y = y.reshape(&[8, 8]).unwrap().cos().unwrap();
+        y.eval().unwrap();
+    });
+    for name in ["Matmul", "Add"] {
+        assert_eq!(count(&all, name, Runner::Kernel), 1, "{name}: {all:?}");
+    }
+    assert_eq!((count(&all, "Reshape", Runner::View), count(&all, "Cos", Runner::Mlx)), (1, 1), "{all:?}");
+    // The weight was computed before, so that its transpose is no operation.
+    assert_eq!(all.len(), 4, "{all:?}");
+    let ((), nothing) = recorded(|| {});
+    assert_eq!(nothing, []);
+}
+
+/// Views, kernels, operations of MLX, and operations of several outputs, in one graph of more nodes than a task takes.
+fn long_graph(steps: i32) -> Result<Array> {
+    let weight = normal(&[48, 48], 1, Dtype::Float32);
+    let mut x = normal(&[3, 48], 2, Dtype::Float32);
+    for step in 0..steps {
+        let norm = rms_norm(&matmul(&x, weight.t())?, None, 1e-5)?;
+        let parts = norm.split_equal(3, 1)?;
+        let turned = concatenate(&[&parts[2], &parts[0], &parts[1]], 1)?;
+        x = x.add(turned.reshape(&[48, 3])?.transpose()?.multiply(Array::from_f32(0.5))?)?;
+        if step % 5 == 0 {
+            x = x.subtract(x.sin()?)?;
+        }
+    }
+    Ok(x)
+}
+
+#[test]
+fn a_graph_that_is_evaluated_at_once_has_the_bits_of_its_parts() {
+    let _turn = turn();
+    let at_once = long_graph(60).unwrap();
+    at_once.eval().unwrap();
+    // Without `eval` as a whole: each step ends with an array that is computed.
+    let weight = normal(&[48, 48], 1, Dtype::Float32);
+    let mut x = normal(&[3, 48], 2, Dtype::Float32);
+    for step in 0..60 {
+        let norm = rms_norm(matmul(&x, weight.t()).unwrap(), None, 1e-5).unwrap();
+        norm.eval().unwrap();
+        let parts = norm.split_equal(3, 1).unwrap();
+        let turned = concatenate(&[&parts[2], &parts[0], &parts[1]], 1).unwrap();
+        turned.eval().unwrap();
+        let turned = turned.reshape(&[48, 3]).unwrap().transpose().unwrap();
+        x = x.add(turned.multiply(Array::from_f32(0.5)).unwrap()).unwrap();
+        x.eval().unwrap();
+        if step % 5 == 0 {
+            x = x.subtract(x.sin().unwrap()).unwrap();
+        }
+    }
+    assert_eq!(at_once.as_slice::<f32>(), x.as_slice::<f32>());
+}
+
+/// What is written into a part of an array goes to the array's own memory where nothing else holds it, and to a copy where
+/// something does.
+#[test]
+fn parts_are_written_in_place() {
+    let _turn = turn();
+    let part = |number: f32| Array::from_slice(&[number; 8], &[2, 1, 4]);
+    let mut x = normal(&[2, 32, 4], 1, Dtype::Float32);
+    x.eval().unwrap();
+    let (memory, mut expected) = (x.as_slice::<f32>().as_ptr(), x.as_slice::<f32>().to_vec());
+    let mut write = |x: &mut Array, slot: i32| {
+        let number = slot as f32;
+        x.try_index_mut((.., slot..slot + 1, ..), part(number)).unwrap();
+        for row in 0..2 {
+            let first = (row * 32 + slot as usize) * 4;
+            expected[first..first + 4].fill(number);
+        }
+        expected.clone()
+    };
+    let mut sums = Vec::new();
+    for slot in 0..20 {
+        let expected = write(&mut x, slot);
+        // Something reads the array each time, as attention does.
+        let read = x.try_index((.., ..=slot, ..)).unwrap().sum(None).unwrap();
+        let ((), all) = recorded(|| transforms::async_eval([&read, &x]).unwrap());
+        assert_eq!(count(&all, "SliceUpdate", Runner::Kernel), 1, "{all:?}");
+        sums.push((read, expected));
+    }
+    assert_eq!(x.as_slice::<f32>(), sums.last().unwrap().1);
+    assert_eq!(x.as_slice::<f32>().as_ptr(), memory);
+    for (slot, (read, expected)) in sums.iter().enumerate() {
+        let rows = expected.chunks(32 * 4).flat_map(|row| &row[..(slot + 1) * 4]);
+        let sum: f64 = rows.map(|&x| f64::from(x)).sum();
+        assert!((f64::from(read.item_exact::<f32>()) - sum).abs() < 1e-3, "slot {slot}");
+    }
+
+    let snapshot = x.clone();
+    let before = snapshot.as_slice::<f32>().to_vec();
+    let expected = write(&mut x, 31);
+    let ((), all) = recorded(|| x.eval().unwrap());
+    assert_eq!(count(&all, "SliceUpdate", Runner::Mlx), 1, "{all:?}");
+    assert_eq!((x.as_slice::<f32>(), snapshot.as_slice::<f32>()), (&expected[..], &before[..]));
 }
 
 /// Runs this test again as a child process, which names the environment variables that it ignores and goes on.

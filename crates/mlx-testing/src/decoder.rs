@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions};
+use mlx_causal_lm::{Architecture, CausalLm, LoadError, LoadOptions, Logits};
 use mlx_checkpoint::{Checkpoint, CheckpointError};
 use mlx_decoder::{Decoder, DecoderArchitecture, DecoderConfig};
 use mlx_generate::{
@@ -12,14 +12,17 @@ use mlx_generate::{
 };
 use mlx_kvcache::CacheOptions;
 use mlx_quantization::Quantization;
+use mlx_rs::error::Exception;
+use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype};
+use mlx_sys::cpu_kernels::{self, Runner};
 use serde_json::{Value, json};
 
 use crate::checkpoints::{
     self, folder, load, quantized, sharded_folder, tensors, whole_message, without_tensors,
 };
 use crate::models::{self, all_logits};
-use crate::{RandomParameters, tensor, use_cpu};
+use crate::{RandomParameters, on_cpu, tensor, use_cpu};
 
 /// Tests of an architecture that is made with `mlx-decoder`: the model compared with itself, and its checkpoints.
 ///
@@ -84,6 +87,11 @@ macro_rules! decoder_tests {
             #[test]
             fn speculation_and_batches_generate_the_tokens_of_plain_decoding() {
                 checks().generated_tokens_are_the_same();
+            }
+
+            #[test]
+            fn kernels_run_the_model() {
+                checks().kernels_run_the_model();
             }
 
             #[test]
@@ -184,6 +192,50 @@ fn plain(model: &mut dyn CausalLm, prompt: &[u32]) -> Vec<u32> {
     generate(model, &mut session, prompt, options()).unwrap().map(|token| token.unwrap().id).collect()
 }
 
+/// What MLX runs itself in a forward pass: it moves numbers, chooses rows, and builds masks. Of arithmetic there are the scale of
+/// the embedding, that of the logits and their cap, biases that are added to quantized products, and 1 + w of norms, which is
+/// computed once.
+const LEFT_TO_MLX: &[&str] = &[
+    "Add",
+    "AsType",
+    "Concatenate",
+    "Contiguous",
+    "Divide",
+    "Full",
+    "Gather",
+    "Minimum",
+    "Multiply",
+    "Reshape",
+    "Split",
+    "Tanh",
+];
+
+fn only_kernels(model: &mut dyn CausalLm, options: &CacheOptions) {
+    let all = tokens().try_index((..1, ..)).unwrap();
+    // Reads the weights of a checkpoint.
+    let mut other = model.new_cache(options).unwrap();
+    model.forward(&all, &mut other, Logits::Last).unwrap().eval().unwrap();
+    let mut cache = model.new_cache(options).unwrap();
+    for step in [0..16, 16..17, 17..18] {
+        let tokens = all.try_index((.., step.clone())).unwrap();
+        let (logits, ran) = cpu_kernels::recorded(|| {
+            let logits = model.forward(&tokens, &mut cache, Logits::Last)?;
+            logits.eval()?;
+            cache.eval().map_err(|e| Exception::custom(e.to_string()))?;
+            Ok::<_, Exception>(logits)
+        });
+        assert_eq!(logits.unwrap().shape(), [1, 1, 64]);
+        let by = |runner| ran.iter().filter(move |one| one.runner == runner).map(|one| one.name.as_str());
+        // A window that the prompt fills is copied once.
+        let is_copied = |name: &str| name == "SliceUpdate" && step.start < 17;
+        let left: Vec<&str> =
+            by(Runner::Mlx).filter(|name| !LEFT_TO_MLX.contains(name) && !is_copied(name)).collect();
+        assert!(left.is_empty(), "{step:?}: MLX ran {left:?}, of {ran:?}");
+        assert!(by(Runner::Kernel).any(|name| name.ends_with("Attention")), "{step:?}: {ran:?}");
+        assert!(by(Runner::Kernel).any(|name| name.ends_with("Matmul")), "{step:?}: {ran:?}");
+    }
+}
+
 /// The checks of [`decoder_tests`](crate::decoder_tests).
 #[derive(Debug)]
 pub struct Checks<A> {
@@ -265,6 +317,29 @@ impl<A: DecoderArchitecture + 'static> Checks<A> {
                 }
             }
             assert_eq!(found, expected);
+        }
+    }
+
+    /// On the CPU, kernels run every product, norm, rotation, gate and attention of a prompt and of the token after it, with
+    /// bfloat16 and 4-bit weights and with plain and quantized caches. MLX runs no more than the operations of
+    /// `LEFT_TO_MLX`.
+    pub fn kernels_run_the_model(&self) {
+        if !on_cpu() || !cpu_kernels::is_enabled() {
+            return;
+        }
+        // Sizes that can be quantized in groups of 32.
+        let sizes = json!({ "hidden_size": 128, "intermediate_size": 64, "head_dim": 32 });
+        for config in &self.configs {
+            let config = with(config.clone(), &sizes);
+            let mut plain = model_of::<A>(&config, &mut RandomParameters::new(4, Dtype::Bfloat16));
+            let tensors = quantized(tensors(&plain), Quantization::affine(4, 32).unwrap());
+            let quantization = json!({ "quantization": { "group_size": 32, "bits": 4 } });
+            let mut packed = load(self.architecture, &with(config, &quantization), tensors).unwrap();
+            for model in [&mut plain as &mut dyn CausalLm, &mut *packed] {
+                only_kernels(model, &CacheOptions::default());
+                let quantization = Some(Quantization::affine(8, 32).unwrap());
+                only_kernels(model, &CacheOptions { quantization, ..CacheOptions::default() });
+            }
         }
     }
 

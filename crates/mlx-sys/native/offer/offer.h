@@ -20,6 +20,8 @@ using Offer = std::optional<mx::array>;
 Offer add(const mx::array& a, const mx::array& b, const mx::Stream& stream);
 // Also the last operation of SiLU, SwiGLU, GELU and GeGLU.
 Offer multiply(const mx::array& a, const mx::array& b, const mx::Stream& stream);
+// silu(gate) * up, or gelu(gate) * up.
+Offer gated(const mx::array& gate, const mx::array& up, bool is_gelu, const mx::Stream& stream);
 Offer subtract(const mx::array& x, const mx::array& numbers, const mx::Stream& stream);
 Offer rms_norm(const mx::array& x, const mx::array* weight, float eps, const mx::Stream& stream);
 Offer softmax(const mx::array& x, int axis, const mx::Stream& stream);
@@ -28,6 +30,8 @@ Offer argmax(const mx::array& x, int axis, bool keep_dims, const mx::Stream& str
 
 // products.cpp
 
+// The transpose of a matrix that is computed, at once: a view of it, and no node. Layers transpose their weights each time.
+Offer transpose(const mx::array& x, const mx::Stream& stream);
 // Also the last operation of soft-capped attention.
 Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream);
 Offer addmm(

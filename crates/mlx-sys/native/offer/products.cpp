@@ -19,6 +19,19 @@ std::optional<mx::Shape> product_shape(const mx::array& a, const mx::array& b) {
 
 } // namespace
 
+Offer transpose(const mx::array& x, const mx::Stream& stream) {
+  if (!table() || stream.device != mx::Device::cpu || x.ndim() != 2 || x.is_tracer() || !x.is_available()) {
+    return std::nullopt;
+  }
+  mx::array y({x.shape(1), x.shape(0)}, x.dtype(), nullptr, {});
+  auto flags = x.flags();
+  flags.row_contiguous = x.flags().col_contiguous;
+  flags.col_contiguous = x.flags().row_contiguous;
+  y.copy_shared_buffer(x, {x.strides(1), x.strides(0)}, flags, x.data_size());
+  y.set_status(mx::array::Status::available);
+  return y;
+}
+
 Offer matmul(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
   if (auto attention = softcapped_attention(a, b, stream)) {
     return attention;

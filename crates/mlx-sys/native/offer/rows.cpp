@@ -54,7 +54,7 @@ Offer reduced(const mx::array& x, int axis, bool keep_dims, mx::Dtype dtype, con
 
 Offer add(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
   Kernel<Operation::add> kernel(stream, {&a, &b});
-  if (!kernel || !are_alike(a, b) || a.size() < WORTH_IT) {
+  if (!kernel || !are_alike(a, b) || a.size() == 0) {
     return std::nullopt;
   }
   return fused_sum(stream, kernel.step(), a, b);
@@ -80,6 +80,14 @@ Offer multiply(const mx::array& a, const mx::array& b, const mx::Stream& stream)
     return std::nullopt;
   }
   return product<Operation::multiply>({&a, &b}, a, b, stream);
+}
+
+Offer gated(const mx::array& gate, const mx::array& up, bool is_gelu, const mx::Stream& stream) {
+  if (!are_alike(gate, up) || gate.size() == 0) {
+    return std::nullopt;
+  }
+  return is_gelu ? product<Operation::geglu>({&gate, &up}, gate, up, stream)
+                 : product<Operation::swiglu>({&gate, &up}, gate, up, stream);
 }
 
 // The kernel is called once for each row, and so takes long rows only.
