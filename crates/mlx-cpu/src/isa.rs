@@ -14,10 +14,10 @@ pub enum Isa {
     Avx2,
     /// x86-64 with the AVX-512 of Ice Lake (2019) and Zen 4: F, BW, DQ, VL, VBMI, VNNI.
     Avx512,
-    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Only products of bfloat16 with many rows differ from `Avx512`.
+    /// [`Avx512`](Self::Avx512) and BF16: Zen 4 (2022). Only products of bfloat16 differ from `Avx512`.
     Avx512Bf16,
     /// [`Avx512Bf16`](Self::Avx512Bf16) and the tiles of AMX, with BF16: Sapphire Rapids (2023). Only products of
-    /// bfloat16 with many rows differ from `Avx512`.
+    /// bfloat16 with more than 64 rows differ from `Avx512Bf16`.
     Amx,
     /// AArch64.
     Neon,

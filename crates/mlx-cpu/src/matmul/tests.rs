@@ -165,7 +165,7 @@ proptest! {
 
     #[test]
     fn a_few_rows(
-        mut case in cases(), rows in 1_usize..=6, columns in 1_usize..if cfg!(miri) { 40 } else { 600 },
+        mut case in cases(), rows in 1_usize..=12, columns in 1_usize..if cfg!(miri) { 40 } else { 600 },
     ) {
         case.rows = rows;
         case.columns = columns;
@@ -175,12 +175,51 @@ proptest! {
     }
 }
 
+/// Each row of a product has the bits that it has alone: up to 64 rows, and any number of rows of bfloat16 with
+/// AVX512-BF16. Rows are cut into parts if they are longer than 1024 numbers.
+#[test]
+fn rows_have_the_bits_of_single_rows() {
+    let shapes = if cfg!(miri) { vec![(75, 21)] } else { vec![(37, 21), (640, 83), (1100, 70), (4500, 37)] };
+    for (depth, columns) in shapes {
+        same_bits::<f32>(depth, columns);
+        same_bits::<f16>(depth, columns);
+        same_bits::<bf16>(depth, columns);
+    }
+}
+
+fn same_bits<T: Element>(depth: usize, columns: usize) {
+    let few: &[usize] = if cfg!(miri) { &[2, 9, 20] } else { &[2, 3, 4, 5, 8, 9, 16, 17, 31, 40, 63, 64] };
+    let many: &[usize] = if cfg!(miri) { &[] } else { &[65, 128, 150] };
+    let narrow = |numbers: Vec<f32>| numbers.into_iter().map(T::narrow).collect::<Vec<T>>();
+    let most = 150;
+    // Rows lie apart, so that they begin anywhere in a cache line.
+    let (a, b) = (narrow(numbers(5, most * (depth + 1))), narrow(numbers(6, columns * (depth + 3))));
+    let w = Matrix::new(&b, columns, depth, depth + 3, 1).transposed();
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        let product = |first: usize, rows: usize| {
+            let mut out = vec![T::default(); rows * columns];
+            let x = Matrix::new(&a[first * (depth + 1)..], rows, depth, depth + 1, 1);
+            matmul(&cpu, x, w, MatrixMut::contiguous(&mut out, rows, columns));
+            out.into_iter().map(|x| x.widen().to_bits()).collect::<Vec<_>>()
+        };
+        let alone: Vec<_> = (0..most).flat_map(|row| product(row, 1)).collect();
+        let any = isa == Isa::Avx512Bf16 && rounding::<T>() == 2_f64.powi(-8);
+        for rows in few.iter().chain(if any { many } else { &[] }).copied() {
+            let same = product(0, rows) == alone[..rows * columns];
+            assert!(same, "{} {rows} rows of {depth} numbers", isa.name());
+        }
+    }
+}
+
 /// Shapes that are cut in every direction: rows into thousands, the depth beyond what caches hold,
 /// weights into pieces.
 #[test]
 #[cfg_attr(miri, ignore = "takes long there")]
 fn large_shapes() {
-    for (rows, depth, columns) in [(1030, 5, 33), (30, 10_000, 33), (2, 130, 3000), (60, 130, 300)] {
+    for (rows, depth, columns) in
+        [(1030, 5, 33), (30, 10_000, 33), (64, 3000, 70), (150, 2500, 90), (2, 130, 3000), (60, 130, 300)]
+    {
         let case =
             Case { rows, depth, columns, a: (Layout::Rows, 0), b: (Layout::Columns, 0), gap: 0, seed: 1 };
         on_all_processors(|cpu| run::<f32>(&case, cpu)).unwrap();
@@ -199,7 +238,7 @@ fn not_finite<T: Element>() {
     let (depth, columns) = (37, 45);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2);
-        for rows in [1, 3, 20, 40] {
+        for rows in [1, 3, 20, 40, 70] {
             let mut a: Vec<_> = numbers(1, rows * depth).into_iter().map(T::narrow).collect();
             let mut b: Vec<_> = numbers(2, columns * depth).into_iter().map(T::narrow).collect();
             a[(rows - 1) * depth + 36] = T::narrow(f32::NAN);
@@ -232,7 +271,7 @@ fn denormals() {
     let columns = 45;
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2);
-        for rows in [1, 3, 20, 40] {
+        for rows in [1, 3, 20, 40, 70] {
             let tiny = vec![f32::from_bits(3); rows * 5];
             let twos = vec![2.0; 5 * columns];
             let mut out = vec![0.0; rows * columns];
@@ -240,7 +279,7 @@ fn denormals() {
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
             assert!(out.iter().all(|x| x.to_bits() == 30), "{} {rows} rows", isa.name());
 
-            let is_zero = isa.multiplies_bf16() && rows > FEW_ROWS;
+            let is_zero = isa.multiplies_bf16();
             let tiny = vec![bf16::from_bits(3); rows * 5];
             for (factor, product) in
                 [(2.0, 30), (2_f32.powi(40), bf16::from_f32(15.0 * 2_f32.powi(-93)).to_bits())]
@@ -266,7 +305,7 @@ fn small_numbers() {
     let (depth, columns) = if cfg!(miri) { (27, 19) } else { (75, 35) };
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 1);
-        for rows in [2, 20, 40] {
+        for rows in [2, 20, 40, 70] {
             // Elements from 2^-137 on, products from 2^-147 to 2^-107.
             let spread = |seed, count, from: i32| -> Vec<_> {
                 let exponents =
@@ -278,7 +317,7 @@ fn small_numbers() {
             let mut out = vec![bf16::ZERO; rows * columns];
             let (x, w) = (Matrix::contiguous(&a, rows, depth), Matrix::contiguous(&b, columns, depth));
             matmul(&cpu, x, w.transposed(), MatrixMut::contiguous(&mut out, rows, columns));
-            let flushes = isa.multiplies_bf16() && rows > FEW_ROWS;
+            let flushes = isa.multiplies_bf16();
             for (at, found) in out.iter().enumerate() {
                 let (i, j) = (at / columns, at % columns);
                 let (mut exact, mut sizes) = (0.0, 0.0);

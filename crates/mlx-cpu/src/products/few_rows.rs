@@ -1,4 +1,4 @@
-//! How products of a few rows with the rows of a matrix are cut: what a model computes for each new token.
+//! How products of a few rows with the rows of a quantized matrix are cut: what a model computes for each new token.
 //!
 //! Every weight is used once or a few times, so the time goes into reading memory without a pause. The rows of weights
 //! are cut into tasks whose size depends on the shape alone.
@@ -7,7 +7,7 @@ use super::panels::widen;
 use super::scratch::{Purpose, with_scratch};
 use crate::{Arithmetic, Cpu, Element, Kernel, MAX_LANES, Matrix, Simd};
 
-/// The largest number of rows that are multiplied without panels; with more rows, panels pay. Up to here each row has
+/// The largest number of rows that quantized matrices multiply without panels; with more rows, panels pay. Up to here each row has
 /// the bits that it has alone, so that checking the tokens of a draft model gives the answer of decoding them one by
 /// one.
 pub(crate) const FEW_ROWS: usize = 16;

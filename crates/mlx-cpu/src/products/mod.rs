@@ -1,8 +1,9 @@
 //! What products with plain and with quantized matrices share. Attention uses the scratch memory, too.
 //!
 //! Products have two forms. With many rows both factors are copied into *panels* ([`Panels`]), which [`blocked`]
-//! multiplies; a kind of matrix only has to say how it is copied. With at most [`FEW_ROWS`] rows each kind of matrix
-//! has a kernel of its own (`matmul/few_rows.rs`, `quantized/few_rows.rs`), and `few_rows.rs` here cuts the work.
+//! multiplies; a kind of matrix only has to say how it is copied. With few rows each kind of matrix has a kernel of its
+//! own: `matmul/strips.rs` for plain matrices, and `quantized/few_rows.rs` and `blocks/few_rows.rs` for at most
+//! [`FEW_ROWS`] rows, whose work `few_rows.rs` here cuts.
 //!
 //! | file | holds |
 //! |---|---|

@@ -48,7 +48,7 @@ pub(crate) use math::tanh;
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
-pub(crate) use prefetch::{prefetch, prefetch_stream};
+pub(crate) use prefetch::{prefetch, prefetch_far, prefetch_stream};
 
 /// All that an instruction set offers to kernels. Every instruction set has it, and nothing has to be implemented for
 /// it.

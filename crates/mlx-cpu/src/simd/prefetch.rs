@@ -14,7 +14,7 @@ pub(crate) fn prefetch<T>(at: *const T) {
 
 /// As [`prefetch`], but in the second-level cache.
 #[inline(always)]
-fn prefetch_far<T>(at: *const T) {
+pub(crate) fn prefetch_far<T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: as above.
     unsafe {
