@@ -65,7 +65,10 @@ void Batch::add(Call call) {
   task_->calls.push_back(std::move(call));
 }
 
-void Batch::keep(std::shared_ptr<mx::array::Data> memory) {
+void Batch::keep(std::shared_ptr<void> memory) {
+  if (!memory) {
+    return;
+  }
   if (!task_) {
     task_ = std::make_unique<Task>();
   }
@@ -102,11 +105,9 @@ void Batch::send() {
 }
 
 void Batch::others_were_sent() {
-  progress_->newest.fetch_add(1);
-}
-
-void Batch::expect_more() {
-  task_ = std::make_unique<Task>();
+  if (!task_) {
+    task_ = std::make_unique<Task>();
+  }
   send();
 }
 

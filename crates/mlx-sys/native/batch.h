@@ -27,7 +27,7 @@ class Batch {
   void add(Call call);
 
   // Keeps memory until all calls so far have run.
-  void keep(std::shared_ptr<mx::array::Data> memory);
+  void keep(std::shared_ptr<void> memory);
 
   // Called behind each node, with the size of what it writes: sends the calls where they are many, or write much.
   void end_node(size_t bytes);
@@ -35,11 +35,8 @@ class Batch {
   // Sends the calls. Waits where too many tasks of this thread have not run.
   void send();
 
-  // Called when MLX has sent tasks of its own. Those of a batch must not keep the stream's thread from them.
+  // Called when MLX has sent tasks of its own: the stream's thread runs them, and looks for more before it sleeps.
   void others_were_sent();
-
-  // Called when MLX has sent the last task for now: the stream's thread looks for more before it sleeps.
-  void expect_more();
 
   // Sends the calls, and waits until `is_enough()`, or until all have run.
   template <typename Enough>
@@ -59,7 +56,7 @@ class Batch {
   // What the stream's thread gets.
   struct Task {
     std::vector<Call> calls;
-    std::vector<std::shared_ptr<mx::array::Data>> memory;
+    std::vector<std::shared_ptr<void>> memory;
     std::shared_ptr<Progress> progress;
     size_t bytes = 0;
     uint64_t number = 0;

@@ -129,7 +129,8 @@ bool is_view(const mx::array& node) {
 // all of its tasks have run, and which is also that of the tape's nodes.
 class Evaluation : public mx::Primitive {
  public:
-  explicit Evaluation(Tape tape) : Primitive(tape.stream()), tape_(std::move(tape)) {}
+  Evaluation(Tape tape, std::span<const mx::array> arrays)
+      : Primitive(tape.stream()), tape_(std::move(tape)), arrays_(arrays.begin(), arrays.end()) {}
 
   void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>& outputs) override {
     auto event = outputs.at(0).event();
@@ -152,6 +153,11 @@ class Evaluation : public mx::Primitive {
       }
       node.detach();
     }
+    // The caller may drop them before they are written.
+    for (auto& array : arrays_) {
+      batch.keep(array.data_shared_ptr());
+    }
+    arrays_.clear();
     batch.send();
   }
 
@@ -191,6 +197,10 @@ class Evaluation : public mx::Primitive {
         batch.keep(input.data_shared_ptr());
       }
     }
+    // MLX may drop results that nothing uses before they are written.
+    for (auto& sibling : node.siblings()) {
+      batch.keep(sibling.data_shared_ptr());
+    }
     size_t bytes = 0;
     for (auto& output : outputs) {
       bytes += shares(output, node.inputs()) ? 0 : output.nbytes();
@@ -204,6 +214,7 @@ class Evaluation : public mx::Primitive {
   }
 
   Tape tape_;
+  std::vector<mx::array> arrays_;
 };
 
 } // namespace
@@ -214,9 +225,9 @@ void evaluate(std::span<const mx::array> arrays) {
     return;
   }
   auto stream = tape.stream();
-  auto evaluation = std::make_shared<Evaluation>(std::move(tape));
+  auto evaluation = std::make_shared<Evaluation>(std::move(tape), arrays);
   mx::async_eval({mx::array({}, mx::bool_, std::move(evaluation), {})});
-  Batch(stream).expect_more();
+  Batch(stream).others_were_sent();
 }
 
 } // namespace kernels

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <span>
 #include <stdexcept>
 #include <typeinfo>
@@ -19,26 +20,25 @@ namespace kernels {
 
 namespace {
 
+// `inputs` are those of the node, `results` those of the steps before.
 Call call_of(
     const Step& step,
     const std::vector<mx::array>& inputs,
-    const std::vector<mx::array>& results,
-    std::span<const mx::array> outputs) {
+    const std::vector<Tensor>& results,
+    std::span<const Tensor> outputs) {
   Call call(step.run, step.settings);
   for (size_t slot = 0; slot < step.operands.size(); slot++) {
     auto [source, number] = step.operands[slot];
-    if (source != Operand::Source::nothing) {
-      auto& sources = source == Operand::Source::input ? inputs : results;
-      call.arrays.inputs[slot] = tensor_of(sources.at(number));
+    if (source == Operand::Source::input) {
+      call.arrays.inputs[slot] = tensor_of(inputs.at(number));
+    } else if (source == Operand::Source::step) {
+      call.arrays.inputs[slot] = results.at(number);
     }
   }
   if (outputs.size() > MAX_OUTPUTS) {
     throw std::length_error("a kernel has more outputs than abi.h has slots for");
   }
-  Tensor* slot = call.arrays.outputs;
-  for (auto& output : outputs) {
-    *slot++ = tensor_of(output);
-  }
+  std::copy(outputs.begin(), outputs.end(), call.arrays.outputs);
   return call;
 }
 
@@ -64,13 +64,49 @@ void allocate(mx::array& out, Layout layout) {
   out.set_data(buffer, out.size(), strides, flags);
 }
 
-mx::array allocated(const InnerStep& step) {
-  size_t size = mx::size_of(step.dtype);
-  for (auto length : step.shape) {
-    size *= length;
+// The results of inner steps, row by row in one block of memory.
+struct Results {
+  std::vector<Tensor> tensors;
+  std::shared_ptr<void> memory;
+
+  explicit Results(const std::vector<InnerStep>& steps) {
+    // A cache line.
+    constexpr size_t ALIGNMENT = 64;
+    std::vector<size_t> starts;
+    size_t size = 0;
+    for (auto& step : steps) {
+      starts.push_back(size);
+      size_t bytes = mx::size_of(step.dtype);
+      for (auto length : step.shape) {
+        bytes *= length;
+      }
+      size += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
+    if (size == 0) {
+      return;
+    }
+    auto* block = static_cast<std::byte*>(::operator new(size, std::align_val_t(ALIGNMENT)));
+    memory = std::shared_ptr<void>(block, [](void* of) { ::operator delete(of, std::align_val_t(ALIGNMENT)); });
+    for (size_t i = 0; i < steps.size(); i++) {
+      tensors.push_back(rows(steps[i], block + starts[i]));
+    }
   }
-  return mx::array(mx::allocator::malloc(size), step.shape, step.dtype);
-}
+
+ private:
+  static Tensor rows(const InnerStep& step, void* data) {
+    Tensor tensor;
+    tensor.data = data;
+    tensor.format = format_of(step.dtype).value_or(Format::U8);
+    tensor.dims = step.shape.size();
+    int64_t stride = 1;
+    for (int i = tensor.dims - 1; i >= 0; i--) {
+      tensor.shape[i] = step.shape[i];
+      tensor.strides[i] = stride;
+      stride *= step.shape[i];
+    }
+    return tensor;
+  }
+};
 
 constexpr size_t SMALL_BYTES = 64 << 10;
 
@@ -99,41 +135,37 @@ void KernelNode::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::
   for (auto& out : outputs) {
     allocate(out, layout_);
   }
-  if (auto batch = Batch::current()) {
-    std::vector<mx::array> results;
-    results.reserve(before_.size());
-    for (auto& inner : before_) {
-      auto result = allocated(inner);
-      batch->add(call_of(inner.step, inputs, results, {&result, 1}));
-      batch->keep(result.data_shared_ptr());
-      results.push_back(std::move(result));
+  Results results(before_);
+  std::vector<Tensor> written;
+  for (auto& out : outputs) {
+    written.push_back(tensor_of(out));
+  }
+  auto* batch = Batch::current();
+  std::vector<Call> calls;
+  calls.reserve(batch ? 0 : before_.size() + 1);
+  auto add = [&](Call call) {
+    if (batch) {
+      batch->add(std::move(call));
+    } else {
+      calls.push_back(std::move(call));
     }
-    batch->add(call_of(last_, inputs, results, outputs));
-    return;
-  }
-  // Tasks are shared, since MLX copies them on their way. The inputs' memory is kept by a task that MLX adds behind
-  // each operation.
-  if (is_single()) {
-    auto only = std::make_shared<const Call>(call_of(last_, inputs, {}, outputs));
-    send(stream(), [only = std::move(only)] { (*only)(); }, outputs);
-    return;
-  }
-  struct Calls {
-    std::vector<Call> calls;
-    // Holds the memory of the inner steps' results.
-    std::vector<mx::array> results;
   };
-  auto all = std::make_shared<Calls>();
-  all->results.reserve(before_.size());
-  all->calls.reserve(before_.size() + 1);
-  for (auto& inner : before_) {
-    auto result = allocated(inner);
-    all->calls.push_back(call_of(inner.step, inputs, all->results, {&result, 1}));
-    all->results.push_back(std::move(result));
+  for (size_t i = 0; i < before_.size(); i++) {
+    add(call_of(before_[i].step, inputs, results.tensors, {&results.tensors[i], 1}));
   }
-  all->calls.push_back(call_of(last_, inputs, all->results, outputs));
-  auto run = [all = std::shared_ptr<const Calls>(std::move(all))] {
-    for (auto& call : all->calls) {
+  add(call_of(last_, inputs, results.tensors, written));
+  if (batch) {
+    batch->keep(std::move(results.memory));
+    return;
+  }
+  // Shared, since MLX copies tasks on their way. The inputs' memory is kept by a task that MLX adds behind each operation.
+  struct Task {
+    std::vector<Call> calls;
+    std::shared_ptr<void> memory;
+  };
+  auto task = std::make_shared<const Task>(Task{std::move(calls), std::move(results.memory)});
+  auto run = [task = std::move(task)] {
+    for (auto& call : task->calls) {
       call();
     }
   };

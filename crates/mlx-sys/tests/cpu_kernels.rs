@@ -1307,6 +1307,27 @@ fn parts_are_written_in_place() {
     assert_eq!((x.as_slice::<f32>(), snapshot.as_slice::<f32>()), (&expected[..], &before[..]));
 }
 
+/// A result that its caller drops while it is being computed is not written into memory that another array has got.
+#[test]
+fn results_that_are_dropped_leave_other_arrays_alone() {
+    let _turn = turn();
+    const SIZE: i32 = 300;
+    let (a, b) = (computed(&[SIZE, SIZE], 1, Dtype::Float32), computed(&[SIZE, 2 * SIZE], 2, Dtype::Float32));
+    let ones = vec![1.0_f32; (SIZE * SIZE) as usize];
+    for _ in 0..50 {
+        let product = matmul(&a, &a).unwrap();
+        let halves = matmul(&a, &b).unwrap().split_equal(2, 1).unwrap();
+        transforms::async_eval([&product, &halves[0]]).unwrap();
+        drop((product, halves));
+        let others: Vec<Array> = (0..4).map(|_| Array::from_slice(&ones, &[SIZE, SIZE])).collect();
+        // Behind the products, on the same thread.
+        a.add(&a).unwrap().eval().unwrap();
+        for other in &others {
+            assert!(other.as_slice::<f32>() == ones);
+        }
+    }
+}
+
 /// Runs this test again as a child process, which names the environment variables that it ignores and goes on.
 #[test]
 fn environment_variables_that_are_ignored_are_named() {
