@@ -30,7 +30,7 @@ pub const COMMANDS: &[LabCommand] = &[
     },
     LabCommand {
         name: "speed",
-        about: "Compare speed on the CPU with mlx-lm and llama.cpp, on models with random weights",
+        about: "Compare speed on the CPU with llama.cpp and other programs (docs/performance.md)",
         measures_speed: true,
     },
     LabCommand {

@@ -63,6 +63,7 @@ mod lookup;
 mod matmul;
 mod matrix;
 mod norm;
+pub mod peak;
 mod pool;
 mod products;
 mod quantized;

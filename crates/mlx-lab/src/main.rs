@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `parity` | shows that our models compute what the reference programs compute: runs every case, or compares one checkpoint layer by layer | `parity`, `docs/parity.md` |
 //! | `bench` | shows whether a change made loading, prefill or decoding slower: we and mlx-lm take turns on one model | `bench`, `docs/performance.md` |
-//! | `speed` | shows how far the CPU kernels are from the machine's limits, beside mlx-lm and llama.cpp | `speed`, `docs/performance.md` |
+//! | `speed` | shows how far the CPU kernels are from the machine's limits, beside llama.cpp, OpenVINO and mlx-lm | `speed`, `docs/performance.md` |
 //! | `real` | proves a real model beside mlx-lm, transformers and llama.cpp | `real`, `docs/real-models.md` |
 //! | `random-model` | writes a model in the shape of a real one, for `speed` and for trials without a download | `random_model.rs` |
 //! | `plot-rope` | draws the picture of `docs/rope.md` again after a change of `mlx-rope` | `plot_rope.rs` |
@@ -53,7 +53,7 @@ enum Command {
     Parity(parity::Arguments),
     /// Compare speed and memory with mlx-lm, as ratios
     Bench(bench::Arguments),
-    /// Compare speed on the CPU with mlx-lm and llama.cpp, on models with random weights
+    /// Compare speed on the CPU with llama.cpp and other programs (docs/performance.md)
     Speed(speed::Arguments),
     /// Compare a real model with mlx-lm, transformers and llama.cpp (docs/real-models.md)
     Real(real::Arguments),

@@ -13,6 +13,8 @@ pub(super) enum Unit {
     Milliseconds,
     #[serde(rename = "10^9 operations/s")]
     Gigaops,
+    #[serde(rename = "GB/s")]
+    GigabytesPerSecond,
     #[serde(rename = "MB")]
     Megabytes,
 }
@@ -23,6 +25,7 @@ impl Unit {
             Self::TokensPerSecond => "tokens/s",
             Self::Milliseconds => "ms",
             Self::Gigaops => "10^9 operations/s",
+            Self::GigabytesPerSecond => "GB/s",
             Self::Megabytes => "MB",
         }
     }
@@ -30,7 +33,7 @@ impl Unit {
     /// How many times better the first figure is than the second.
     pub(super) fn ratio(self, ours: f64, theirs: f64) -> f64 {
         match self {
-            Self::TokensPerSecond | Self::Gigaops => ours / theirs,
+            Self::TokensPerSecond | Self::Gigaops | Self::GigabytesPerSecond => ours / theirs,
             Self::Milliseconds | Self::Megabytes => theirs / ours,
         }
     }
@@ -43,6 +46,8 @@ pub(super) enum Limit {
     Reads(f64),
     /// What the figure should be.
     Computed(f64),
+    /// The most that it could be.
+    Peak(f64),
 }
 
 /// One figure of a turn.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use mlx_cpu::{Isa, Kernel, Simd};
 use mlx_models::generate::{
     Batch, Draft, DraftModel, GenerateOptions, Overflow, PromptLookup, Session, Speculation,
     default_prefill_chunk, generate, generate_speculative,
@@ -267,34 +266,13 @@ pub(super) fn bandwidth(threads: usize) -> Bandwidth {
             let started = Instant::now();
             thread::scope(|scope| {
                 for part in memory.chunks(part) {
-                    scope.spawn(move || black_box(Isa::best().run(Sum(part))));
+                    scope.spawn(move || black_box(mlx_cpu::peak::read(part)));
                 }
             });
             MEMORY as f64 / started.elapsed().as_secs_f64()
         })
         .collect();
     Bandwidth { bytes_per_second }
-}
-
-/// Sums with the widest vectors, and with enough of them that the additions only wait for memory. With narrower
-/// vectors, a core has fewer requests to memory in flight than it could.
-struct Sum<'a>(&'a [f32]);
-
-impl Kernel for Sum<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let mut sums = [s.zero(); 4];
-        let chunks = self.0.chunks_exact(4 * S::LANES);
-        let rest: f32 = chunks.remainder().iter().sum();
-        for chunk in chunks {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = s.add(*sum, s.load(&chunk[i * S::LANES..]));
-            }
-        }
-        sums.into_iter().fold(rest, |total, sum| total + s.sum(sum))
-    }
 }
 
 #[cfg(test)]
@@ -307,11 +285,5 @@ mod tests {
         assert_eq!(prompt(4, 0, 262_144), [1, 91_662, 183_323, 12_840]);
         assert_eq!(prompt(2, 2, 262_144), [183_323, 12_840]);
         assert_eq!(prompt(5001, 0, 1000).get(4999..), Some(&[180, 705][..]));
-    }
-
-    #[test]
-    fn every_number_is_read() {
-        let numbers: Vec<f32> = (0..1001_u16).map(f32::from).collect();
-        approx::assert_abs_diff_eq!(Isa::best().run(Sum(&numbers)), 500_500.0, epsilon = 0.25);
     }
 }

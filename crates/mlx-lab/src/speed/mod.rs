@@ -4,10 +4,12 @@
 //! during which other programs used the processor is repeated. Ratios are medians of the ratios of the rounds.
 //! `docs/performance.md` has the figures.
 
+mod chart;
 mod found;
 mod machine;
 mod measure;
 mod models;
+mod peaks;
 mod peers;
 mod report;
 mod spread;
@@ -77,6 +79,12 @@ pub(crate) struct Arguments {
     /// Write one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Measure nothing, and draw the ratios of these runs, each the output of `--json`, into the file of `--chart`
+    #[arg(long, value_name = "JSON", num_args = 1.., requires = "chart")]
+    from: Vec<PathBuf>,
+    /// The SVG file that is drawn
+    #[arg(long, value_name = "FILE", requires = "from")]
+    chart: Option<PathBuf>,
     #[command(flatten)]
     one: OneArguments,
 }
@@ -113,12 +121,17 @@ enum One {
     Speculation,
     Matmul,
     Bandwidth,
+    Peaks,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     if let Some(one) = arguments.one.one {
         let found = measure_one(one, arguments).map_err(io::Error::other)?;
         writeln!(io::stdout(), "{found}")?;
+        return Ok(true);
+    }
+    if let Some(chart) = &arguments.chart {
+        chart::draw(&arguments.from, chart)?;
         return Ok(true);
     }
     if cfg!(debug_assertions) {
@@ -128,6 +141,9 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<bool> {
     let mut programs = arguments.programs.clone();
     if arguments.works.contains(&Kind::Matrices) {
         programs.push(Program::OpenBlas);
+    }
+    if !arguments.works.iter().any(|&kind| Work::of(kind, arguments).iter().any(|work| work.has_model())) {
+        programs.retain(|&program| program == Program::OpenBlas);
     }
     let peers = Peers::of(&programs)?;
     let measurements = measured(arguments, &programs, &peers)?;
@@ -167,19 +183,21 @@ fn measure_one(one: One, arguments: &Arguments) -> Result<String, Box<dyn std::e
             serde_json::to_string(&measure::speculation(model()?, tokenizer, &drafts, arguments.gen_tokens)?)?
         }
         One::Matmul => serde_json::to_string(&measure::products(MATRIX as i32, PRODUCTS)?)?,
+        One::Peaks => serde_json::to_string(&peaks::peaks(machine::cores())?)?,
         One::Bandwidth => serde_json::to_string(&measure::bandwidth(machine::cores()))?,
     })
 }
 
 fn measured(arguments: &Arguments, programs: &[Program], peers: &Peers) -> io::Result<Measurements> {
-    let sources: &[Source] = if arguments.works == [Kind::Matrices] { &[] } else { &arguments.sources };
+    let works: Vec<Work> = arguments.works.iter().flat_map(|&kind| Work::of(kind, arguments)).collect();
+    let has_models = works.iter().any(|work| work.has_model());
+    let sources: &[Source] = if has_models { &arguments.sources } else { &[] };
     let models = models::models(sources, &arguments.widths, arguments.models.as_deref(), peers)?;
     let mut all =
         Measurements { machine: machine::description(), models, bandwidth: Vec::new(), cells: Vec::new() };
-    let works: Vec<Work> = arguments.works.iter().flat_map(|&kind| Work::of(kind, arguments)).collect();
     for &work in &works {
         let fitting = (0..all.models.len()).filter(|&place| work.fits(&all.models[place])).map(Some);
-        let places: Vec<Option<usize>> = if work == Work::Matrices { vec![None] } else { fitting.collect() };
+        let places: Vec<Option<usize>> = if work.has_model() { fitting.collect() } else { vec![None] };
         for model in places {
             let of = work.programs(model.map(|place| &all.models[place]), programs);
             let turns = of.into_iter().map(|program| (program, Vec::new())).collect();

@@ -47,6 +47,8 @@ pub(super) struct Line {
     of_bandwidth: Option<f64>,
     /// The figure as a multiple of what was computed.
     of_computed: Option<f64>,
+    /// The figure as a part of what the units of the processor do.
+    of_peak: Option<f64>,
 }
 
 impl Cell {
@@ -83,6 +85,10 @@ impl Cell {
                     of_bandwidth: of_bandwidth(figure, turns, place, bandwidth),
                     of_computed: match figure.limit {
                         Some(Limit::Computed(computed)) => Some(value.median / computed),
+                        _ => None,
+                    },
+                    of_peak: match figure.limit {
+                        Some(Limit::Peak(peak)) => Some(figure.value / peak),
                         _ => None,
                     },
                 });
@@ -139,7 +145,7 @@ pub(super) fn json(all: &Measurements) -> Value {
     })
 }
 
-/// Markdown: a table for all models, with a row for each figure of each program.
+/// Markdown: a table with a row for each figure of each model, and columns for each program.
 pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
     for line in &all.machine {
         writeln!(out, "{line}")?;
@@ -148,10 +154,14 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "reading memory with all cores, GB/s: {bandwidth}")?;
     writeln!(
         out,
-        "medians of the turns, with the minimum and the maximum; the ratio is ours to the row's program"
+        "medians of the turns, with the minimum and the maximum; a ratio above 1 is better for us"
     )?;
-    writeln!(out, "\n| | figure | program | | ratio | of the limit | same tokens |")?;
-    writeln!(out, "|---|---|---|---|---|---|---|")?;
+    let mut others: Vec<Program> = all.cells.iter().flat_map(Cell::others).collect();
+    others.sort_unstable();
+    others.dedup();
+    let heads: String = others.iter().map(|program| format!(" {} | ratio |", program.name())).collect();
+    writeln!(out, "\n| | | {} | of the limit |{heads}", Program::MlxModels.name())?;
+    writeln!(out, "|---|---|---|---|{}", "---|---|".repeat(others.len()))?;
     for cell in &all.cells {
         let title = all.title(cell);
         let lines = cell.lines(&all.bandwidth);
@@ -162,9 +172,13 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
             }
         }
         for name in names {
-            for line in lines.iter().filter(|line| line.name == name) {
-                row(&title, cell, line, out)?;
-            }
+            let of = |program| lines.iter().find(|line| line.name == name && line.program == program);
+            let ours = of(Program::MlxModels);
+            let unit = ours.or(lines.iter().find(|line| line.name == name)).map_or("", |line| line.unit);
+            let figure = ours.map_or_else(String::new, |line| line.value.figure());
+            let limit = ours.map_or_else(String::new, Line::limit);
+            let columns: String = others.iter().map(|&program| cell.columns(program, of(program))).collect();
+            writeln!(out, "| {title} | {name}, {unit} | {figure} | {limit} |{columns}")?;
         }
     }
     writeln!(out)?;
@@ -176,25 +190,31 @@ pub(super) fn text(all: &Measurements, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "other processes used at most {:.0} % of the processor", 100.0 * others)
 }
 
-fn row(title: &str, cell: &Cell, line: &Line, out: &mut impl Write) -> io::Result<()> {
-    let ratio = line.ratio.map_or_else(String::new, |ratio| ratio.text(2));
-    let limit = match (line.of_bandwidth, line.of_computed) {
-        (Some(share), _) => format!("{:.0} % of the bandwidth", 100.0 * share),
-        (_, Some(share)) => format!("{:.0} % of the computed", 100.0 * share),
-        _ => String::new(),
-    };
-    let same = match cell.same_tokens(line.program) {
-        Some((same, of)) if !line.name.starts_with("prompt") => format!("{same} of {of}"),
-        _ => String::new(),
-    };
-    writeln!(
-        out,
-        "| {title} | {}, {} | {} | {} | {ratio} | {limit} | {same} |",
-        line.name,
-        line.unit,
-        line.program.name(),
-        line.value.figure()
-    )
+impl Line {
+    /// Which part of its limit a figure reaches.
+    fn limit(&self) -> String {
+        let limits =
+            [(self.of_bandwidth, "bandwidth"), (self.of_computed, "computed"), (self.of_peak, "unit's rate")];
+        let limit =
+            limits.into_iter().find_map(|(share, of)| Some(format!("{:.0} % of the {of}", 100.0 * share?)));
+        limit.unwrap_or_default()
+    }
+}
+
+impl Cell {
+    fn others(&self) -> impl Iterator<Item = Program> {
+        self.turns.iter().map(|(program, _)| *program).filter(|program| *program != Program::MlxModels)
+    }
+
+    /// The two columns of another program.
+    fn columns(&self, program: Program, line: Option<&Line>) -> String {
+        let Some(line) = line else { return "  |  |".to_owned() };
+        let ratio = line.ratio.map_or_else(String::new, |ratio| ratio.text(2));
+        // Drafts must not change the text.
+        let same = self.same_tokens(program).filter(|_| program == Program::Plain);
+        let same = same.map_or_else(String::new, |(same, of)| format!(", {same} of {of} tokens are equal"));
+        format!(" {} | {ratio}{same} |", line.value.figure())
+    }
 }
 
 /// What each program says of itself, once.
@@ -268,17 +288,31 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_ratios_shares_and_equal_tokens() {
+    fn tables_have_a_row_for_each_figure() {
+        let mut all = all();
+        let mut out = Vec::new();
+        text(&all, &mut out).unwrap();
+        let table = String::from_utf8(out).unwrap();
+        assert!(table.contains("a machine") && table.contains("used at most 2 %"), "{table}");
+        assert!(
+            table.contains("| | | mlx-models | of the limit | llama.cpp | ratio | mlx-lm | ratio |"),
+            "{table}"
+        );
+        let row = "|  | decode behind 8, tokens/s | 20.0 (10.0 to 60.0) | 50 % of the bandwidth | \
+                   10.0 (5.0 to 20.0) | 3.00 (1.00 to 4.00) | 0.50 (0.50 to 0.50) |";
+        assert!(table.contains(row), "{table}");
+        assert_eq!(json(&all)["cells"][0]["lines"].as_array().unwrap().len(), 6);
+
+        all.cells[0].turns[1].0 = Program::Plain;
+        let mut out = Vec::new();
+        text(&all, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("3.00 (1.00 to 4.00), 2 of 4 tokens are equal |"));
+    }
+
+    #[test]
+    fn equal_tokens_are_counted_up_to_the_first_difference() {
         let all = all();
         assert_eq!(all.cells[0].same_tokens(Program::LlamaCpp), Some((2, 4)));
         assert_eq!(all.cells[0].same_tokens(Program::MlxLm), None);
-        let mut out = Vec::new();
-        text(&all, &mut out).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("a machine") && text.contains("used at most 2 %"), "{text}");
-        let row = "decode behind 8, tokens/s | llama.cpp | 10.0 (5.0 to 20.0) | 3.00 (1.00 to 4.00) |";
-        assert!(text.contains(row) && text.contains("| 50 % of the bandwidth |"), "{text}");
-        assert!(text.contains("| 2 of 4 |"), "{text}");
-        assert_eq!(json(&all)["cells"][0]["lines"].as_array().unwrap().len(), 6);
     }
 }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::found::{Batched, Figure, Found, Limit, Products, Tokens, Unit, batched_bench};
 use super::models::{Model, Source, Stored, weight_bytes};
+use super::peaks::Peak;
 use super::peers::{Peers, Program};
 use super::spread::median;
 use super::{Arguments, MATRIX, PRODUCTS, machine};
@@ -37,6 +38,8 @@ pub(super) enum Kind {
     Draft,
     /// Multiply float32 matrices, as OpenBLAS does
     Matrices,
+    /// Measure what the units of the processor do at most, and products of a prompt beside it
+    Peaks,
 }
 
 /// One work.
@@ -48,6 +51,7 @@ pub(super) enum Work {
     Lookup,
     Draft,
     Matrices,
+    Peaks,
 }
 
 impl Work {
@@ -60,6 +64,7 @@ impl Work {
             Kind::Lookup => vec![Self::Lookup],
             Kind::Draft => vec![Self::Draft],
             Kind::Matrices => vec![Self::Matrices],
+            Kind::Peaks => vec![Self::Peaks],
         }
     }
 
@@ -71,7 +76,13 @@ impl Work {
             Self::Lookup => "lookup".to_owned(),
             Self::Draft => "draft".to_owned(),
             Self::Matrices => "matrices".to_owned(),
+            Self::Peaks => "peaks".to_owned(),
         }
+    }
+
+    /// Whether it needs a model.
+    pub(super) fn has_model(self) -> bool {
+        !matches!(self, Self::Matrices | Self::Peaks)
     }
 
     /// Whether it is measured with this model.
@@ -84,7 +95,7 @@ impl Work {
             Self::Draft => {
                 model.source == Source::Real && matches!(model.stored, Stored::Bf16 | Stored::Eight)
             }
-            Self::Matrices => false,
+            Self::Matrices | Self::Peaks => false,
         }
     }
 
@@ -105,6 +116,7 @@ impl Work {
             Self::Batch { .. } | Self::FirstToken => of_these(&[Program::MlxModels, Program::LlamaCpp]),
             Self::Lookup | Self::Draft => vec![Program::MlxModels, Program::Plain],
             Self::Matrices => vec![Program::MlxModels, Program::OpenBlas],
+            Self::Peaks => vec![Program::MlxModels],
         }
     }
 }
@@ -129,6 +141,7 @@ impl Task<'_> {
             Work::FirstToken => self.first_token(),
             Work::Lookup | Work::Draft => self.speculation(),
             Work::Matrices => self.matrices(),
+            Work::Peaks => peaks(),
         }
     }
 
@@ -279,6 +292,15 @@ impl Task<'_> {
         let figures = vec![Figure::new(name, Unit::Gigaops, operations / seconds)];
         Ok(Found { figures, tokens: Vec::new(), version: found.version })
     }
+}
+
+fn peaks() -> io::Result<Found> {
+    let found: Vec<Peak> = parsed(this_program(&["speed", "--one", "peaks"])?, "this program")?;
+    let figure = |peak: Peak| {
+        let unit = if peak.counts_bytes { Unit::GigabytesPerSecond } else { Unit::Gigaops };
+        Figure { limit: peak.of.map(Limit::Peak), ..Figure::new(peak.name, unit, peak.rate) }
+    };
+    Ok(Found { figures: found.into_iter().map(figure).collect(), tokens: Vec::new(), version: our_version() })
 }
 
 /// The version of this program, for the report.
