@@ -121,6 +121,17 @@ pub(super) struct Bandwidth {
     pub(super) bytes_per_second: Vec<f64>,
 }
 
+/// A rate, and the rate that the processor could have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Peak {
+    pub(super) name: String,
+    /// 10^9 operations or bytes in a second.
+    pub(super) rate: f64,
+    pub(super) counts_bytes: bool,
+    /// For a product: the rate of the unit that computes it.
+    pub(super) of: Option<f64>,
+}
+
 /// The rate of decoding that `llama-batched-bench --output-format jsonl` prints for this number of rows, between other lines.
 pub(super) fn batched_bench(output: &str, rows: u32) -> io::Result<f64> {
     #[derive(Deserialize)]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use mlx_cpu::peak::Unit;
 use mlx_cpu::{Cpu, Isa, Matrix, MatrixMut, QuantizedMatrix, matmul, quantized_matmul};
-use serde::{Deserialize, Serialize};
 
+use super::found::Peak;
 use super::measure::bandwidth;
 use super::spread::median;
 
@@ -21,17 +21,6 @@ const DURATION: Duration = Duration::from_millis(200);
 const PRODUCT: [usize; 3] = [512, 2048, 640];
 /// The largest group of 4-bit weights that the models of the benchmark have.
 const GROUP: usize = 64;
-
-/// A rate, and the rate that the processor could have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Peak {
-    pub(super) name: String,
-    /// 10^9 operations or bytes in a second.
-    pub(super) rate: f64,
-    pub(super) counts_bytes: bool,
-    /// For a product: the rate of the unit that computes it.
-    pub(super) of: Option<f64>,
-}
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 

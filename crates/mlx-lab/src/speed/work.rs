@@ -7,9 +7,8 @@ use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 
-use super::found::{Batched, Figure, Found, Limit, Products, Tokens, Unit, batched_bench};
+use super::found::{Batched, Figure, Found, Limit, Peak, Products, Tokens, Unit, batched_bench};
 use super::models::{Model, Source, Stored, weight_bytes};
-use super::peaks::Peak;
 use super::peers::{Peers, Program};
 use super::spread::median;
 use super::{Arguments, MATRIX, PRODUCTS, machine};
