@@ -4,11 +4,12 @@ use std::sync::OnceLock;
 
 use crate::environment::{self, Settings};
 use crate::pool::Pool;
-use crate::{Isa, Kernel};
+use crate::{ActivationBits, Isa, Kernel};
 
 /// An instruction set and threads: the first argument of every kernel.
 pub struct Cpu {
     isa: Isa,
+    activations: ActivationBits,
     pool: Pool,
 }
 
@@ -26,20 +27,27 @@ impl Cpu {
     /// If this processor does not have the instructions.
     pub fn new(isa: Isa, threads: usize) -> Self {
         assert!(isa.is_available(), "this processor has no {}", isa.name());
-        Self { isa, pool: Pool::new(threads) }
+        Self { isa, activations: ActivationBits::default(), pool: Pool::new(threads) }
+    }
+
+    /// The same with `bits` bits of activations in products of whole numbers. [`new`](Self::new) has 16.
+    #[must_use]
+    pub fn with_activations(self, bits: ActivationBits) -> Self {
+        Self { activations: bits, ..self }
     }
 
     /// The one `Cpu` that a program shares.
     ///
     /// It has the instruction set that the environment variable `MLX_CPU_ISA` names (see [`Isa::name`]), or the fastest
     /// one that is available, and as many threads as `MLX_CPU_THREADS` says, or one for each core that the process may
-    /// use. A value that cannot be used counts as no value; [`environment_warnings`](Self::environment_warnings) has
+    /// use. `MLX_CPU_ACTIVATIONS` says how many bits of activations take part in products of whole numbers, 8 or 16 (the
+    /// default). A value that cannot be used counts as no value; [`environment_warnings`](Self::environment_warnings) has
     /// it.
     pub fn global() -> &'static Self {
         static GLOBAL: OnceLock<Cpu> = OnceLock::new();
         GLOBAL.get_or_init(|| {
-            let Settings { isa, threads, .. } = environment::settings();
-            Self::new(*isa, *threads)
+            let Settings { isa, threads, activations, .. } = environment::settings();
+            Self::new(*isa, *threads).with_activations(*activations)
         })
     }
 
@@ -48,7 +56,7 @@ impl Cpu {
         environment::settings().threads
     }
 
-    /// What `MLX_CPU_ISA` and `MLX_CPU_THREADS` ask for and [`global`](Self::global) does not have: a sentence for each
+    /// What `MLX_CPU_ISA`, `MLX_CPU_THREADS` and `MLX_CPU_ACTIVATIONS` ask for and [`global`](Self::global) does not have: a sentence for each
     /// variable that names it, its value and what is used instead. Empty if there is nothing to say.
     ///
     /// This crate prints nothing: a program shows these warnings as it shows others.
@@ -59,6 +67,11 @@ impl Cpu {
     /// The instruction set.
     pub const fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// How many bits of activations take part in products of whole numbers.
+    pub const fn activations(&self) -> ActivationBits {
+        self.activations
     }
 
     /// The number of threads.

@@ -1,15 +1,16 @@
-//! What the environment variables `MLX_CPU_ISA` and `MLX_CPU_THREADS` ask for.
+//! What the environment variables `MLX_CPU_ISA`, `MLX_CPU_THREADS` and `MLX_CPU_ACTIVATIONS` ask for.
 
 use std::sync::OnceLock;
 use std::thread;
 
-use crate::Isa;
+use crate::{ActivationBits, Isa};
 
 /// What [`Cpu::global`](crate::Cpu::global) is made of.
 pub(crate) struct Settings {
     pub(crate) isa: Isa,
     /// At least 1, and at most the cores that the process may use.
     pub(crate) threads: usize,
+    pub(crate) activations: ActivationBits,
     /// What was asked for and is not used: a sentence for each variable.
     pub(crate) warnings: Vec<String>,
 }
@@ -23,7 +24,9 @@ pub(crate) fn settings() -> &'static Settings {
         // More threads than cores would only take cores from each other.
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let (threads, no_threads) = threads(&value("MLX_CPU_THREADS"), cores);
-        Settings { isa, threads, warnings: no_isa.into_iter().chain(no_threads).collect() }
+        let (activations, no_activations) = activations(&value("MLX_CPU_ACTIVATIONS"));
+        let warnings = no_isa.into_iter().chain(no_threads).chain(no_activations).collect();
+        Settings { isa, threads, activations, warnings }
     })
 }
 
@@ -64,6 +67,25 @@ fn threads(value: &str, cores: usize) -> (usize, Option<String>) {
     (cores, Some(warning))
 }
 
+/// The bits of activations that a value of `MLX_CPU_ACTIVATIONS` stands for, and a warning if that is another number.
+fn activations(value: &str) -> (ActivationBits, Option<String>) {
+    let (name, default) = (value.trim(), ActivationBits::default());
+    match [ActivationBits::Eight, ActivationBits::Sixteen].into_iter().find(|x| x.count().to_string() == name)
+    {
+        Some(bits) => (bits, None),
+        None if name.is_empty() => (default, None),
+        None => {
+            let warning = format!(
+                "MLX_CPU_ACTIVATIONS={} is not a number of bits of activations (8, 16); {} are used",
+                // The value may hold control sequences.
+                name.escape_debug(),
+                default.count()
+            );
+            (default, Some(warning))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +105,23 @@ mod tests {
         ] {
             let (count, warning) = threads(value, 4);
             assert!(count == 4 && warning.as_ref().is_some_and(|text| text.contains(needle)), "{warning:?}");
+        }
+    }
+
+    #[test]
+    fn activations_have_8_or_16_bits() {
+        for (value, bits) in
+            [("", ActivationBits::Sixteen), (" 8 ", ActivationBits::Eight), ("16", ActivationBits::Sixteen)]
+        {
+            assert_eq!(activations(value), (bits, None), "{value}");
+        }
+        for (value, needle) in [
+            ("4", "MLX_CPU_ACTIVATIONS=4 is not a number of bits of activations (8, 16); 16 are used"),
+            ("\u{1b}[2J", "MLX_CPU_ACTIVATIONS=\\u{1b}[2J is not"),
+        ] {
+            let (bits, warning) = activations(value);
+            assert!(bits == ActivationBits::Sixteen);
+            assert!(warning.as_ref().is_some_and(|text| text.contains(needle)), "{warning:?}");
         }
     }
 

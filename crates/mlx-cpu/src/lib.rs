@@ -50,6 +50,7 @@
 //!
 //! The README of `mlx-sys` explains how to make MLX call a new kernel.
 
+mod activation_bits;
 mod attention;
 mod blocks;
 mod copy;
@@ -73,6 +74,7 @@ mod simd;
 mod softmax;
 mod view;
 
+pub use activation_bits::ActivationBits;
 pub use attention::{Heads, Mask, QuantizedHeads, Scores, attention};
 pub use blocks::{BlockFormat, BlockMatrix, dequantize_blocks, matmul_blocks, split_blocks};
 pub use copy::copy_strided;

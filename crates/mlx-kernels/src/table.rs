@@ -46,7 +46,7 @@ unsafe fn answer<S>(
     })
 }
 
-/// Writes to standard error, before the first kernel runs, which settings of `MLX_CPU_ISA` and `MLX_CPU_THREADS` are
+/// Writes to standard error, before the first kernel runs, which settings of the `MLX_CPU_` variables are
 /// ignored.
 fn write_environment_warnings() {
     static WRITTEN: Once = Once::new();

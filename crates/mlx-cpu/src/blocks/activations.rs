@@ -2,7 +2,7 @@
 
 use super::matrix::BlockMatrix;
 use crate::quantized::fix;
-use crate::{Element, Integers, Kernel, Simd};
+use crate::{ActivationBits, Element, Integers, Kernel, Simd};
 
 /// What rows of x become for products with codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ fn floats<S: Simd>(s: S, layout: &Layout, x: &[f32], lane: usize, to: &mut [f32]
 fn whole<S: Integers>(s: S, layout: &Layout, x: &[f32], zero: u8, lane: usize, to: &mut [f32]) {
     let mut numbers = [0_i16; 32];
     let numbers = &mut numbers[..x.len()];
-    let (unit, _) = fix(s, x, numbers);
+    let (unit, _) = fix(s, ActivationBits::Sixteen, x, numbers);
     let [first, second] = if const { S::MULTIPLIES_BYTES } { as_bytes(numbers) } else { as_pairs(numbers) };
     let vectors = to.chunks_exact_mut(2 * S::LANES);
     for (to, (first, second)) in vectors.zip(first.iter().zip(&second)).take(x.len() / 4) {
@@ -219,7 +219,7 @@ impl Paired {
         let mut numbers = [0_i16; 32];
         let numbers = &mut numbers[..self.group];
         for (x, to) in x.chunks_exact(self.group).zip(to.chunks_exact_mut(self.group_length())) {
-            let (unit, _) = fix(s, x, numbers);
+            let (unit, _) = fix(s, ActivationBits::Sixteen, x, numbers);
             let [first, second] = as_pairs(numbers);
             for (to, (first, second)) in
                 to.chunks_exact_mut(2).zip(first.iter().zip(&second)).take(self.group / 4)

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::matmul::tests::{is_close, numbers, on_all_processors};
 use crate::quantized::tests::{fixed, hash};
-use crate::{Isa, QuantizedLayoutError};
+use crate::{ActivationBits, Isa, QuantizedLayoutError};
 
 /// Made by `tests/reference/blocks.py` with the package gguf 0.19.
 const HASHES: [(BlockFormat, u64); 10] = [
@@ -225,7 +225,11 @@ fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     for i in 0..x_rows {
         let x: Vec<f64> =
             (0..depth).map(|k| f64::from(x.data()[i * row_stride + k * column_stride].widen())).collect();
-        let multiplied = if whole { x.chunks(format.group()).flat_map(fixed).collect() } else { x.clone() };
+        let multiplied = if whole {
+            x.chunks(format.group()).flat_map(|x| fixed(ActivationBits::Sixteen, x)).collect()
+        } else {
+            x.clone()
+        };
         for j in 0..columns {
             let (mut exact, mut sizes) = (0.0, 0.0);
             for (k, (x, multiplied)) in x.iter().zip(&multiplied).enumerate() {

@@ -12,6 +12,7 @@
 //! | `tile.rs` | the tile kernel: the product of two panels |
 //! | `bf16.rs` | the same for instructions that multiply bfloat16 |
 //! | `few_rows.rs` | how products of a few rows are cut |
+//! | `whole.rs` | loops and tile kernel for whole numbers in bytes |
 //! | `output.rs` | the matrix that products are written to |
 //! | `scratch.rs` | memory that threads keep |
 
@@ -22,6 +23,7 @@ mod output;
 mod panels;
 mod scratch;
 mod tile;
+mod whole;
 
 pub(crate) use bf16::TILE;
 pub(crate) use blocked::blocked;
@@ -32,3 +34,4 @@ pub(crate) use output::Output;
 pub(crate) use panels::{AHEAD, Lines, Numbers, Panels, pack_transposing, widen};
 pub(crate) use scratch::{Purpose, with_scratch};
 pub(crate) use tile::MOST_ROWS;
+pub(crate) use whole::{Groups, whole};

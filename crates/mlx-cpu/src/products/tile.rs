@@ -176,8 +176,8 @@ unsafe fn whole_tile<S: Integers, const ROWS: usize>(
             for (i, [low, high]) in sums.into_iter().enumerate() {
                 let (unit, sum) = (s.splat(*a.add(i)), s.splat(*a.add(ROWS + i)));
                 let to = [to.add(i * width), to.add(i * width + S::LANES)];
-                let low = s.mul_add(s.mul(s.to_float(low), unit), scales[0], s.load_f32(to[0]));
-                let high = s.mul_add(s.mul(s.to_float(high), unit), scales[1], s.load_f32(to[1]));
+                let low = s.mul_add(s.to_float(low), s.mul(unit, scales[0]), s.load_f32(to[0]));
+                let high = s.mul_add(s.to_float(high), s.mul(unit, scales[1]), s.load_f32(to[1]));
                 s.store_f32(to[0], s.mul_add(sum, added[0], low));
                 s.store_f32(to[1], s.mul_add(sum, added[1], high));
             }

@@ -1,73 +1,40 @@
-//! Products of a few rows with the rows of a quantized matrix.
+//! Products of a few rows with the rows of a quantized matrix, in float32.
 //!
 //! The products of a group are summed without its scale, and the sum is multiplied by the scale. Biases are multiplied
 //! by the sums of `x` over groups, which are the same for all rows of weights.
 
-use super::fixed::{self, Layout, halved};
 use super::format::{Codes, ForFormat, Format};
 use super::matrix::QuantizedMatrix;
 use crate::products::{
     Output, Purpose, ROWS_AT_ONCE, portions, reads_one_stream, rows_of_task, with_scratch, with_widened_rows,
 };
 use crate::simd::prefetch_stream;
-use crate::{Arithmetic, Cpu, Decoding, Element, Integers, Isa, Kernel, MAX_LANES, Matrix, Simd};
+use crate::{Arithmetic, Cpu, Decoding, Element, Isa, Kernel, MAX_LANES, Matrix, Simd};
 
 /// The rows of weights that one call of [`Dots`] multiplies.
 const ROWS: usize = 16;
 
-/// `out = x w^T` for at most [`FEW_ROWS`](crate::products::FEW_ROWS) rows of `x`.
+/// `out = x w^T` for a few rows of `x`.
 pub(super) fn rows_by_rows<T: Element>(
     cpu: &Cpu,
     x: Matrix<'_, T>,
     w: &QuantizedMatrix<'_, T>,
     out: &Output<'_, T>,
 ) {
-    let whole = w.is_whole().then(|| fixed::Row::new(w.columns, w.group, w.codes, cpu.isa().lanes()));
-    // Each row of x in float32, followed by its sums over groups. In whole numbers: followed by all that is needed of
-    // it.
-    let at = w.columns.next_multiple_of(MAX_LANES);
-    let padded = at + whole.map_or(w.groups(), |row| row.length).next_multiple_of(MAX_LANES);
+    // Each row of x in float32, followed by its sums over groups.
+    let padded = w.columns.next_multiple_of(MAX_LANES) + w.groups().next_multiple_of(MAX_LANES);
     with_widened_rows(cpu, x, padded, |x| {
-        match whole {
-            Some(row) => with_scratch(Purpose::Right, halved(w.columns), |scratch| {
-                cpu.run(PrepareWhole { x, padded, row, at, unit: w.codes.unit(), scratch });
-            }),
-            None => {
-                cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 })
-            }
-        }
-        let x = &x[whole.map_or(0, |_| at)..];
+        cpu.run(Prepare { x, padded, columns: w.columns, group: w.group, nibbles: w.bits() == 4 });
+        let x = &*x;
         let size = rows_of_task(w.rows, w.row_bytes());
         cpu.parallel(w.rows.div_ceil(size), |index| {
             let rows = index * size..w.rows.min((index + 1) * size);
             // A vector may be read behind the last scale.
             with_scratch(Purpose::Right, 2 * ROWS * w.groups() + MAX_LANES, |scratch| {
-                cpu.run(Piece { isa: cpu.isa(), x, padded, whole, w, rows, scratch, out });
+                cpu.run(Piece { isa: cpu.isa(), x, padded, w, rows, scratch, out });
             });
         });
     });
-}
-
-/// Writes the whole numbers of each row behind the row.
-struct PrepareWhole<'a> {
-    x: &'a mut [f32],
-    padded: usize,
-    row: fixed::Row,
-    at: usize,
-    unit: f32,
-    scratch: &'a mut [f32],
-}
-
-impl Kernel for PrepareWhole<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for x in self.x.chunks_exact_mut(self.padded) {
-            let (x, to) = x.split_at_mut(self.at);
-            self.row.write(s, self.unit, &x[..self.row.columns()], self.scratch, to);
-        }
-    }
 }
 
 /// Writes the sums over groups behind each row, and brings each vector into the order of the codes of
@@ -110,7 +77,6 @@ struct Piece<'a, T> {
     isa: Isa,
     x: &'a [f32],
     padded: usize,
-    whole: Option<fixed::Row>,
     w: &'a QuantizedMatrix<'a, T>,
     rows: std::ops::Range<usize>,
     scratch: &'a mut [f32],
@@ -122,7 +88,7 @@ impl<T: Element> Kernel for Piece<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { isa, x, padded, whole, w, rows, scratch, out } = self;
+        let Self { isa, x, padded, w, rows, scratch, out } = self;
         let groups = w.groups();
         let mut sums = [[0.0; ROWS]; ROWS_AT_ONCE];
         for first in rows.clone().step_by(ROWS) {
@@ -136,7 +102,6 @@ impl<T: Element> Kernel for Piece<'_, T> {
                     x: &x[x_first * padded..],
                     x_rows,
                     padded,
-                    whole,
                     format: w.codes,
                     codes: &w.bytes()[first * w.row_bytes()..][..count * w.row_bytes()],
                     rows: count,
@@ -164,7 +129,6 @@ struct Dots<'a> {
     x: &'a [f32],
     x_rows: usize,
     padded: usize,
-    whole: Option<fixed::Row>,
     format: Codes,
     codes: &'a [u8],
     rows: usize,
@@ -228,8 +192,7 @@ impl Dots<'_> {
     fn go<S: Decoding, F: Format, const X: usize, const W: usize>(&mut self, s: S) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         assert!(self.x_rows == X && X <= ROWS_AT_ONCE);
-        let sums_at = self.whole.map_or(columns, |row| row.sums);
-        assert!(self.x.len() >= (X - 1) * self.padded + sums_at + groups);
+        assert!(self.x.len() >= (X - 1) * self.padded + columns + groups);
         assert!(self.scales.len() == self.rows * groups + MAX_LANES && self.rows <= ROWS);
         assert!(self.biases.is_none_or(|biases| biases.len() == self.rows * groups));
         assert!(self.codes.len() * 8 == self.rows * columns * F::BITS);
@@ -238,10 +201,10 @@ impl Dots<'_> {
         while row < self.rows {
             let left = self.rows - row;
             if left >= W {
-                self.rows::<S, F, X, W>(s, row, sums_at, &mut all);
+                self.rows::<S, F, X, W>(s, row, &mut all);
                 row += W;
             } else {
-                self.rows::<S, F, X, 1>(s, row, sums_at, &mut all);
+                self.rows::<S, F, X, 1>(s, row, &mut all);
                 row += 1;
             }
         }
@@ -259,17 +222,12 @@ impl Dots<'_> {
         &self,
         s: S,
         row: usize,
-        sums_at: usize,
         all: &mut [[S::F; ROWS]; X],
     ) {
         let mut totals = [[s.zero(); X]; W];
         // Several vectors unrolled: as many as the most frequent groups have.
         let vectors = self.group / S::LANES;
-        if const { F::WHOLE }
-            && let Some(layout) = &self.whole
-        {
-            self.blocks::<S, F, X, W>(s, layout, row, &mut totals);
-        } else if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
+        if const { S::REGISTERS < 16 } || const { F::GROUP <= S::LANES } && vectors == 1 {
             self.groups::<S, F, X, W, 1>(s, row, &mut totals);
         } else if const { F::GROUP <= 2 * S::LANES } && vectors == 2 {
             self.groups::<S, F, X, W, 2>(s, row, &mut totals);
@@ -283,7 +241,7 @@ impl Dots<'_> {
                 // SAFETY: there are `groups` biases for each row of weights, and sums for each row of x: `go` has
                 // asserted it.
                 unsafe {
-                    let at = self.x.as_ptr().add(sums_at + first);
+                    let at = self.x.as_ptr().add(self.columns + first);
                     let sums: [S::F; X] =
                         std::array::from_fn(|i| s.load_first(at.add(i * self.padded), count));
                     for (w, totals) in totals.iter_mut().enumerate() {
@@ -298,104 +256,6 @@ impl Dots<'_> {
         for (w, totals) in totals.iter().enumerate() {
             for (all, total) in all.iter_mut().zip(totals) {
                 all[row + w] = *total;
-            }
-        }
-    }
-
-    /// Adds the products of `W` rows of weights from `row` on to `totals`, in whole numbers: a vector of words at a
-    /// time, in which a group has some lanes or all.
-    #[inline(always)]
-    fn blocks<S: Decoding, F: Format, const X: usize, const W: usize>(
-        &self,
-        s: S,
-        layout: &fixed::Row,
-        row: usize,
-        totals: &mut [[S::F; X]; W],
-    ) {
-        let (words, groups) = (self.columns * F::BITS / 32, self.columns / self.group);
-        // The logarithm: both are powers of two.
-        let lanes = (self.group * F::BITS / 32).trailing_zeros();
-        let scales = &self.scales[row * groups..][..W * groups + MAX_LANES];
-        let codes = &self.codes[row * words * 4..][..W * words * 4];
-        let inner = places(s, lanes, MAX_LANES);
-        let mut first = 0;
-        // SAFETY: the words of each row are within its codes, and `x` is as long as its layout says: `go` has asserted
-        // it. Behind the scales there are `MAX_LANES` more numbers.
-        unsafe {
-            while first + S::LANES <= words {
-                let mut block = [s.bits(s.zero()); W];
-                for (w, block) in block.iter_mut().enumerate() {
-                    let at = codes.as_ptr().add((w * words + first) * 4);
-                    if (first * 4).is_multiple_of(64) {
-                        prefetch_stream(at);
-                    }
-                    *block = s.bits(s.load_f32(at.cast()));
-                }
-                let scales: [S::F; W] = std::array::from_fn(|w| {
-                    let at = scales.as_ptr().add(w * groups + (first >> lanes));
-                    if 1 << lanes >= S::LANES { s.splat(*at) } else { s.permute(at, inner) }
-                });
-                self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
-                first += S::LANES;
-            }
-            if first < words {
-                let last = places(s, lanes, groups - (first >> lanes));
-                let block = std::array::from_fn(|w| {
-                    let at = codes.as_ptr().add((w * words + first) * 4);
-                    s.bits(s.load_first(at.cast(), words - first))
-                });
-                let scales = std::array::from_fn(|w| {
-                    s.permute(scales.as_ptr().add(w * groups + (first >> lanes)), last)
-                });
-                self.block::<S, F, X, W>(s, layout, first, block, scales, totals);
-            }
-        }
-    }
-
-    /// Adds the products of a vector of words of each of `W` rows of weights, from word `first` on, and the rows of x.
-    ///
-    /// # Safety
-    ///
-    /// `x` is as long as its layout says, and the words are within its rows.
-    #[inline(always)]
-    unsafe fn block<S: Decoding, F: Format, const X: usize, const W: usize>(
-        &self,
-        s: S,
-        layout: &fixed::Row,
-        first: usize,
-        words: [S::I; W],
-        scales: [S::F; W],
-        totals: &mut [[S::F; X]; W],
-    ) {
-        let fields = 16 / F::BITS;
-        let mut sums = [[s.bits(s.zero()); X]; W];
-        // SAFETY: the caller's promise.
-        unsafe {
-            for field in 0..fields {
-                let at = self.x.as_ptr().add(first * fields + field * S::LANES);
-                let x: [S::I; X] = std::array::from_fn(|i| s.bits(s.load_f32(at.add(i * self.padded))));
-                for (words, sums) in words.iter().zip(&mut sums) {
-                    if const { S::MULTIPLIES_BYTES && F::PLAIN } {
-                        // The upper bytes of x, then the lower ones.
-                        let codes = F::field8(s, *words, field % (fields / 2));
-                        for (x, sum) in x.iter().zip(sums) {
-                            let before = if field == fields / 2 { s.times_256(*sum) } else { *sum };
-                            *sum = s.dot_bytes(codes, *x, before);
-                        }
-                    } else {
-                        let codes = F::field16(s, *words, field);
-                        for (x, sum) in x.iter().zip(sums) {
-                            *sum = s.dot(codes, *x, *sum);
-                        }
-                    }
-                }
-            }
-            let at = self.x.as_ptr().add(layout.units + first);
-            let units: [S::F; X] = std::array::from_fn(|i| s.load_f32(at.add(i * self.padded)));
-            for ((scale, sums), totals) in scales.into_iter().zip(sums).zip(totals) {
-                for ((sum, unit), total) in sums.into_iter().zip(units).zip(totals) {
-                    *total = s.mul_add(s.to_float(sum), s.mul(scale, unit), *total);
-                }
             }
         }
     }
@@ -446,15 +306,6 @@ impl Dots<'_> {
             }
         }
     }
-}
-
-/// For each lane of a vector of words the number of its group, if a group has 2^`lanes` lanes. Lanes behind the last of
-/// `groups` groups count for the last one.
-#[inline(always)]
-fn places<S: Integers>(s: S, lanes: u32, groups: usize) -> S::I {
-    let places: [u32; MAX_LANES] = std::array::from_fn(|lane| (lane >> lanes).min(groups - 1) as u32);
-    // SAFETY: no instruction set has more than `MAX_LANES` lanes.
-    s.bits(unsafe { s.load_f32(places.as_ptr().cast()) })
 }
 
 /// A vector from a slice, with zeros if the slice is shorter.

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use super::format::Codes;
-use crate::products::widen;
+use std::ops::Range;
+
+use crate::products::{pack_transposing, widen};
 use crate::simd::{packing, prefetch};
-use crate::{Arithmetic, Element};
+use crate::{Arithmetic, Element, Integers, MAX_LANES};
 
 /// Why slices are not a quantized matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,8 +236,7 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
             }
             Scales::E8m0(scales) => {
                 for (scale, to) in scales[groups].iter().zip(to) {
-                    // 0 or infinity if `T` does not have the power of two. MLX rounds here, too.
-                    *to = T::narrow(packing::e8m0(*scale)).widen();
+                    *to = power::<T>(*scale);
                 }
             }
             Scales::E4m3(scales) => {
@@ -243,6 +244,40 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
                     *to = packing::e4m3(*scale);
                 }
             }
+        }
+    }
+
+    /// Writes the scales of some groups of up to `S::LANES` rows, and their biases (0 if there are none): for each group a
+    /// vector with a lane for each row. Lanes behind the last row are 0.
+    #[inline(always)]
+    pub(super) fn scales_across<S: Integers>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        groups: Range<usize>,
+        to: &mut [f32],
+        biases_to: &mut [f32],
+    ) {
+        let (row, length) = (self.groups(), groups.len() * S::LANES);
+        let (to, biases_to) = (&mut to[..length], &mut biases_to[..length]);
+        let number = |byte: fn(u8) -> f32, scales: &[u8], to: &mut [f32]| {
+            to.fill(0.0);
+            for (lane, i) in rows.clone().enumerate() {
+                for (to, scale) in to.chunks_exact_mut(S::LANES).zip(&scales[i * row..][groups.clone()]) {
+                    to[lane] = byte(*scale);
+                }
+            }
+        };
+        if !self.is_affine() {
+            biases_to.fill(0.0);
+        }
+        match self.scales {
+            Scales::Affine { scales, biases } => {
+                across(s, &scales[rows.start * row..rows.end * row], row, groups.clone(), to);
+                across(s, &biases[rows.start * row..rows.end * row], row, groups, biases_to);
+            }
+            Scales::E8m0(scales) => number(power::<T>, scales, to),
+            Scales::E4m3(scales) => number(packing::e4m3, scales, to),
         }
     }
 
@@ -273,5 +308,47 @@ impl<'a, T: Element> QuantizedMatrix<'a, T> {
     /// Whether there are biases.
     pub(super) const fn is_affine(&self) -> bool {
         matches!(self.scales, Scales::Affine { .. })
+    }
+}
+
+/// A scale of the format E8M0. It is 0 or infinity if `T` does not have the power of two. MLX rounds here, too.
+#[inline(always)]
+fn power<T: Element>(scale: u8) -> f32 {
+    T::narrow(packing::e8m0(scale)).widen()
+}
+
+/// Writes elements `columns` of each row of `from`, which has rows of `row` elements: for each column a vector with a lane
+/// for each row.
+#[inline(always)]
+fn across<S: Integers, T: Element>(s: S, from: &[T], row: usize, columns: Range<usize>, to: &mut [f32]) {
+    let rows = from.len() / row;
+    if T::PRECISION != 8 || size_of::<T>() != 2 || !columns.len().is_multiple_of(2) {
+        let line = |i: usize| &from[i * row..][columns.clone()];
+        return pack_transposing(s, 0, line, rows, columns.len(), S::LANES, to);
+    }
+    // A pair of numbers of bfloat16 is a word, and either half of a word with zeros behind it is a float32.
+    assert!(columns.end <= row && rows <= S::LANES && to.len() == columns.len() * S::LANES);
+    let words = columns.len() / 2;
+    for word in (0..words).step_by(S::LANES) {
+        let some = S::LANES.min(words - word);
+        let mut block = [s.zero(); MAX_LANES];
+        for (i, block) in block[..S::LANES].iter_mut().enumerate().take(rows) {
+            // SAFETY: each row has `some` words from here on. They are loaded as floats, but there is no arithmetic with
+            // them.
+            unsafe {
+                let at = from.as_ptr().add(i * row + columns.start + 2 * word).cast();
+                *block = if some == S::LANES { s.load_f32(at) } else { s.load_first(at, some) };
+            }
+        }
+        s.transpose(&mut block);
+        for (pair, words) in block[..S::LANES].iter().enumerate().take(some) {
+            let words = s.bits(*words);
+            // SAFETY: two vectors for each word, as was asserted.
+            unsafe {
+                let to = to.as_mut_ptr().add(2 * (word + pair) * S::LANES);
+                s.store_bits(to, s.shift_left(words, 16));
+                s.store_bits(to.add(S::LANES), s.and(words, s.splat_bits(0xffff_0000)));
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Quantized matrices in products with many rows: they are decoded while they are packed, into floats, or into whole
 //! numbers if activations have half precision.
 
-use super::fixed::{Layout, Paired, halved};
+use super::fixed::{Fixing, Form, Grouped, halved};
 use super::format::{Codes, ForFormat, Format};
 use super::matrix::QuantizedMatrix;
 use crate::products::{Lines, MOST_ROWS, Numbers, Panels, pack_transposing, widen_row};
@@ -15,17 +15,12 @@ const DEPTH: usize = if cfg!(miri) { 32 } else { 256 };
 /// The left factor of a product in whole numbers. Its rows are the lines.
 pub(super) struct Activations<'a, T> {
     x: Matrix<'a, T>,
-    paired: Paired,
-    unit: f32,
+    grouped: Grouped,
 }
 
 impl<'a, T: Element> Activations<'a, T> {
-    pub(super) fn new(x: Matrix<'a, T>, w: &QuantizedMatrix<'_, T>) -> Self {
-        Self {
-            x,
-            paired: Paired { columns: w.columns, group: w.group, bits: w.bits() },
-            unit: w.codes.unit(),
-        }
+    pub(super) const fn new(x: Matrix<'a, T>, fixing: Fixing) -> Self {
+        Self { x, grouped: Grouped(fixing) }
     }
 }
 
@@ -35,11 +30,11 @@ impl<T: Element> Panels for Activations<'_, T> {
     }
 
     fn depth(&self) -> usize {
-        self.paired.length()
+        self.grouped.length()
     }
 
     fn numbers(&self) -> Numbers {
-        Numbers::Whole { group: self.paired.group_length() }
+        Numbers::Whole { group: self.grouped.group_length() }
     }
 
     fn scratch(&self, _: usize) -> usize {
@@ -49,6 +44,19 @@ impl<T: Element> Panels for Activations<'_, T> {
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {
         isa.run(PackActivations { from: self, lines, to, scratch });
     }
+}
+
+/// The vectors of words that `codes` codes become.
+const fn words_of(form: Form, codes: usize) -> usize {
+    match form {
+        Form::Pairs => codes / 2,
+        Form::Bytes { .. } => codes / 4,
+    }
+}
+
+/// The length of a group with its scale and bias.
+const fn group_length(form: Form, group: usize) -> usize {
+    words_of(form, group) + 2
 }
 
 struct PackActivations<'a, T> {
@@ -63,14 +71,14 @@ impl<T: Element> Kernel for PackActivations<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { from: &Activations { x, paired, unit }, lines, to, scratch } = self;
+        let Self { from: &Activations { x, grouped }, lines, to, scratch } = self;
         let Lines { first, count, width } = lines;
         let (wide, rest) = scratch.split_at_mut(x.columns());
         let (whole, rows) = rest.split_at_mut(halved(x.columns()));
-        let depth = paired.length();
+        let depth = grouped.length();
         for (i, row) in rows.chunks_exact_mut(depth).enumerate().take(count) {
             widen_row(s, &x, first + i, wide);
-            paired.write(s, unit, wide, whole, row);
+            grouped.write(s, wide, whole, row);
         }
         let rows = &*rows;
         pack_transposing(s, 0, |i| &rows[i * depth..][..depth], count, depth, width, to);
@@ -80,8 +88,8 @@ impl<T: Element> Kernel for PackActivations<'_, T> {
 /// The right factor `w^T`: the rows of `w` are the lines.
 pub(super) struct Rows<'a, T> {
     pub(super) w: &'a QuantizedMatrix<'a, T>,
-    /// Whether the left factor is [`Activations`], and elements become whole numbers.
-    pub(super) whole: bool,
+    /// The form of elements that become whole numbers, because the left factor is [`Activations`]; else they are float32.
+    pub(super) whole: Option<Form>,
 }
 
 impl<T: Element> Panels for Rows<'_, T> {
@@ -90,19 +98,19 @@ impl<T: Element> Panels for Rows<'_, T> {
     }
 
     fn depth(&self) -> usize {
-        match self.numbers() {
-            Numbers::Whole { group } => self.w.groups() * group,
-            _ => self.w.columns,
-        }
+        self.whole.map_or(self.w.columns, |form| self.w.groups() * group_length(form, self.w.group))
     }
 
     fn numbers(&self) -> Numbers {
-        if self.whole { Numbers::Whole { group: self.w.group / 2 + 2 } } else { Numbers::Float32 }
+        match self.whole {
+            Some(form) => Numbers::Whole { group: group_length(form, self.w.group) },
+            None => Numbers::Float32,
+        }
     }
 
     fn scratch(&self, lanes: usize) -> usize {
-        // For `PackWords` the scales and biases of a vector of rows, twice; for `PackRows` decoded rows.
-        (4 * lanes * self.w.groups()).max(2 * lanes * DEPTH)
+        // For `PackWords` the scales and biases of a vector of rows; for `PackRows` decoded rows.
+        (2 * lanes * self.w.groups()).max(2 * lanes * DEPTH)
     }
 
     fn pack(&self, isa: Isa, lines: Lines, to: &mut [f32], scratch: &mut [f32]) {
@@ -119,7 +127,7 @@ impl<T: Element> Panels for Rows<'_, T> {
 /// part of the panel.
 struct PackWords<'a, T> {
     w: &'a QuantizedMatrix<'a, T>,
-    whole: bool,
+    whole: Option<Form>,
     isa: Isa,
     lines: Lines,
     to: &'a mut [f32],
@@ -133,25 +141,14 @@ impl<T: Element> Kernel for PackWords<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let Self { w, whole, isa, lines: Lines { first, count, width }, to, scratch } = self;
         let (groups, words) = (w.groups(), w.columns * w.bits() / 32);
-        let (scales, rest) = scratch.split_at_mut(groups * S::LANES);
-        let (biases, rest) = rest.split_at_mut(groups * S::LANES);
-        let (by_row, rest) = rest.split_at_mut(groups * S::LANES);
-        let biases_by_row = &mut rest[..groups * S::LANES];
+        let (scales, biases) = scratch.split_at_mut(groups * S::LANES);
+        let biases = &mut biases[..groups * S::LANES];
         for from in (0..width).step_by(S::LANES) {
             // Scales and biases of a group side by side. Zeros for rows behind the last.
+            let start = first + from.min(count);
             let held = count.saturating_sub(from).min(S::LANES);
-            w.widen_scales(
-                s,
-                (first + from.min(count)) * groups,
-                &mut by_row[..held * groups],
-                &mut biases_by_row[..held * groups],
-            );
-            let by_row = &*by_row;
-            pack_transposing(s, 0, |i| &by_row[i * groups..][..groups], held, groups, S::LANES, scales);
-            let by_row = &*biases_by_row;
-            if w.is_affine() {
-                pack_transposing(s, 0, |i| &by_row[i * groups..][..groups], held, groups, S::LANES, biases);
-            }
+            w.scales_across(s, start..start + held, 0..groups, scales, biases);
+            w.prefetch_scales((start + S::LANES) * groups, S::LANES * groups);
             isa.run(Words {
                 whole,
                 format: w.codes,
@@ -171,7 +168,7 @@ impl<T: Element> Kernel for PackWords<'_, T> {
 
 /// As many rows as a vector has lanes. Compiled once for each format of codes, not for each format of scales.
 struct Words<'a> {
-    whole: bool,
+    whole: Option<Form>,
     format: Codes,
     words: &'a [u32],
     /// Words in a row.
@@ -208,45 +205,44 @@ impl<S: Decoding> ForFormat for Decode<'_, S> {
         let Self { words: Words { whole, words, row, rows, group, scales, biases, width, to, .. }, s } = self;
         let codes = 32 / F::BITS;
         let groups = row * codes / group;
-        let depth = if whole { groups * (group / 2 + 2) } else { row * codes };
+        let depth = whole.map_or(row * codes, |form| groups * group_length(form, group));
         assert!(words.len() >= row * rows.max(1) && rows <= S::LANES);
         assert!(scales.len() == groups * S::LANES);
         assert!(biases.is_none_or(|biases| biases.len() == scales.len()));
         assert!(to.len() >= (depth - 1) * width + S::LANES);
-        assert!(F::WHOLE || !whole);
+        assert!(F::WHOLE || whole.is_none());
         // Lanes behind the last row read that row again; their scale is 0.
         let from: [*const f32; MAX_LANES] =
             std::array::from_fn(|i| words[i.min(rows.max(1) - 1) * row..].as_ptr().cast());
+        if const { S::MULTIPLIES_BYTES && F::PLAIN }
+            && let Some(Form::Bytes { .. }) = whole
+        {
+            // SAFETY: each row has `row` words, and `to` has room for all steps, as was asserted.
+            return unsafe {
+                bytes::<S, F>(s, &from, row, group * F::BITS / 32, (scales, biases), to, width)
+            };
+        }
         for word in (0..row).step_by(S::LANES) {
-            let some = S::LANES.min(row - word);
-            let mut block = [s.zero(); MAX_LANES];
-            for (block, from) in block[..S::LANES].iter_mut().zip(&from) {
-                // SAFETY: each row has `some` words from `word` on. They are loaded as floats, but there is no
-                // arithmetic with them.
-                unsafe {
-                    let from = from.add(word);
-                    // The rows of the next block.
-                    prefetch(from.wrapping_add(row * S::LANES));
-                    *block = if some == S::LANES { s.load_f32(from) } else { s.load_first(from, some) };
-                }
-            }
-            s.transpose(&mut block);
+            // SAFETY: each row has `row` words.
+            let (block, some) = unsafe { transposed(s, &from, word, row) };
             for (index, words) in block[..S::LANES].iter().enumerate().take(some) {
                 let k = (word + index) * codes;
-                if const { F::WHOLE } && whole {
+                if const { F::WHOLE }
+                    && let Some(form) = whole
+                {
                     // Each earlier group takes two more steps.
-                    let step = k / 2 + k / group * 2;
-                    let pairs = codes / 2;
-                    for field in 0..pairs {
-                        let pair = F::field16(s, s.bits(*words), field);
+                    let vectors = words_of(form, codes);
+                    let step = k / codes * vectors + k / group * 2;
+                    for field in 0..vectors {
+                        let decoded = F::field16(s, s.bits(*words), field);
                         // SAFETY: `step + field` is below `depth`, as was asserted for the last.
-                        unsafe { s.store_bits(to.as_mut_ptr().add((step + field) * width), pair) };
+                        unsafe { s.store_bits(to.as_mut_ptr().add((step + field) * width), decoded) };
                     }
                     if (k + codes).is_multiple_of(group) {
                         let at = k / group * S::LANES;
-                        s.store(&mut to[(step + pairs) * width..], s.load(&scales[at..]));
+                        s.store(&mut to[(step + vectors) * width..], s.load(&scales[at..]));
                         let bias = biases.map_or(s.zero(), |biases| s.load(&biases[at..]));
-                        s.store(&mut to[(step + pairs + 1) * width..], bias);
+                        s.store(&mut to[(step + vectors + 1) * width..], bias);
                     }
                     continue;
                 }
@@ -259,6 +255,75 @@ impl<S: Decoding> ForFormat for Decode<'_, S> {
                     let x = s.mul_add(F::field(s, *words, code), scale, bias);
                     // SAFETY: `k + code` is below `depth`, as was asserted for the last.
                     unsafe { s.store_f32(to.as_mut_ptr().add((k + code) * width), x) };
+                }
+            }
+        }
+    }
+}
+
+/// Up to a vector of words of each row, from `word` on, of rows of `row` words: for each word a vector with a lane for each
+/// row, and the number of words.
+///
+/// # Safety
+///
+/// The words can be read.
+#[inline(always)]
+unsafe fn transposed<S: Decoding>(
+    s: S,
+    from: &[*const f32; MAX_LANES],
+    word: usize,
+    row: usize,
+) -> ([S::F; MAX_LANES], usize) {
+    let some = S::LANES.min(row - word);
+    let mut block = [s.zero(); MAX_LANES];
+    for (block, from) in block[..S::LANES].iter_mut().zip(from) {
+        // SAFETY: the caller's promise. They are loaded as floats, but there is no arithmetic with them.
+        unsafe {
+            let from = from.add(word);
+            // The rows of the next block.
+            prefetch(from.wrapping_add(row * S::LANES));
+            *block = if some == S::LANES { s.load_f32(from) } else { s.load_first(from, some) };
+        }
+    }
+    s.transpose(&mut block);
+    (block, some)
+}
+
+/// Writes `row` words of each row at `from` as bytes: `lanes` words of a group, then its scales and biases.
+///
+/// # Safety
+///
+/// The words can be read, there are scales for each group, and `to` has room for a vector for each four codes and two for
+/// each group, with a distance of `width` numbers.
+#[inline(always)]
+unsafe fn bytes<S: Decoding, F: Format>(
+    s: S,
+    from: &[*const f32; MAX_LANES],
+    row: usize,
+    lanes: usize,
+    (scales, biases): (&[f32], Option<&[f32]>),
+    to: &mut [f32],
+    width: usize,
+) {
+    let (mut to, mut left, mut group) = (to.as_mut_ptr(), lanes, 0);
+    for word in (0..row).step_by(S::LANES) {
+        // SAFETY: the caller's promise.
+        let (block, some) = unsafe { transposed(s, from, word, row) };
+        for words in &block[..some] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                for field in 0..8 / F::BITS {
+                    s.store_bits(to, F::field8(s, s.bits(*words), field));
+                    to = to.add(width);
+                }
+                left -= 1;
+                if left == 0 {
+                    s.store_f32(to, s.load_f32(scales.as_ptr().add(group * S::LANES)));
+                    let bias = biases.map_or(s.zero(), |biases| s.load(&biases[group * S::LANES..]));
+                    s.store_f32(to.add(width), bias);
+                    // Behind the last group the pointer is not used.
+                    to = to.wrapping_add(2 * width);
+                    (left, group) = (lanes, group + 1);
                 }
             }
         }

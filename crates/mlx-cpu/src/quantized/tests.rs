@@ -4,9 +4,9 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Isa;
 use crate::matmul::tests::{is_close, numbers, on_all_processors, rounding};
 use crate::simd::packing::{E2M1, e4m3, e8m0};
+use crate::{ActivationBits, Isa};
 
 #[derive(Debug, Clone, Copy)]
 enum Mode {
@@ -139,9 +139,18 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// A group of half-precision numbers in fixed point: whole multiples of the smallest power of two for which the largest
-/// number is less than 32640.
-pub(crate) fn fixed(group: &[f64]) -> Vec<f64> {
+/// A group of half-precision numbers in fixed point. With 16 bits: whole multiples of the smallest power of two for which
+/// the largest number is less than 32640. With 8 bits: whole multiples of 1/127 of the largest number.
+pub(crate) fn fixed(bits: ActivationBits, group: &[f64]) -> Vec<f64> {
+    if bits == ActivationBits::Eight {
+        // In float32, as the kernels compute it.
+        let largest = group.iter().fold(2_f32.powi(-112), |largest, x| largest.max(x.abs() as f32));
+        let (unit, inverse) = (largest / 127.0, 127.0 / largest);
+        return group
+            .iter()
+            .map(|x| f64::from((*x as f32 * inverse).round_ties_even()) * f64::from(unit))
+            .collect();
+    }
     let largest = group.iter().fold(0_f64, |largest, x| largest.max(x.abs()));
     let unit = (-126..127).map(|power| f64::from(power).exp2()).find(|unit| largest < 32640.0 * unit);
     let unit = unit.unwrap_or(f64::INFINITY);
@@ -176,12 +185,13 @@ fn run<T: Element>(case: &Case, cpu: &Cpu) -> Result<Vec<f32>, TestCaseError> {
     for i in 0..x_rows {
         let x: Vec<f64> =
             (0..depth).map(|k| f64::from(x.data()[i * row_stride + k * column_stride].widen())).collect();
-        let multiplied = if whole { x.chunks(w.group).flat_map(fixed).collect() } else { x.clone() };
+        let fixed = |x: &[f64]| fixed(cpu.activations(), x);
+        let x: Vec<f64> = if whole { x.chunks(w.group).flat_map(fixed).collect() } else { x };
         for j in 0..columns {
             let (mut exact, mut sizes) = (0.0, 0.0);
-            for (k, (x, multiplied)) in x.iter().zip(&multiplied).enumerate() {
+            for (k, x) in x.iter().enumerate() {
                 let (product, bias) = elements[if transpose { j * depth + k } else { k * columns + j }];
-                exact += multiplied * product + x * bias;
+                exact += x * (product + bias);
                 sizes += x.abs() * (product.abs() + bias.abs());
             }
             let value = out[i * columns + j];
@@ -206,6 +216,9 @@ proptest! {
         on_all_processors(|cpu| run::<f32>(&case, cpu))?;
         on_all_processors(|cpu| run::<f16>(&case, cpu))?;
         on_all_processors(|cpu| run::<bf16>(&case, cpu))?;
+        for isa in Isa::available() {
+            run::<bf16>(&case, &Cpu::new(isa, 2).with_activations(ActivationBits::Eight))?;
+        }
     }
 
     #[test]
@@ -254,6 +267,61 @@ fn every_format() {
                 }
                 run::<bf16>(&case, &cpu).unwrap();
             }
+        }
+    }
+}
+
+/// Whole products have one order of sums for any number of rows, and those in float32 for up to 64.
+#[test]
+#[cfg_attr(miri, ignore = "takes long there")]
+fn rows_have_the_bits_that_they_have_alone() {
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group| (bits, group)));
+    let affine = affine.map(|(bits, group)| Mode::Affine { bits, group });
+    for mode in affine.chain([Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4]) {
+        // More groups than scales are converted at a time, and parts of vectors of words.
+        let group = mode.bits_and_group().1;
+        alone::<bf16>(mode, ActivationBits::Sixteen, group * 35, [3, 20].into_iter());
+        alone::<f32>(mode, ActivationBits::Sixteen, 384, 1..=64);
+        for bits in [ActivationBits::Sixteen, ActivationBits::Eight] {
+            alone::<f16>(mode, bits, 384, 1..=64);
+            let whole = Memory::<bf16>::new(mode, 0, 0, 0).matrix().is_whole();
+            alone::<bf16>(mode, bits, 384, (1..=64).chain(whole.then_some(130)));
+        }
+    }
+}
+
+/// Compares products of several rows with those of single rows.
+fn alone<T: Element>(
+    mode: Mode,
+    bits: ActivationBits,
+    depth: usize,
+    rows: impl Iterator<Item = usize> + Clone,
+) {
+    let (columns, most) = (37, rows.clone().max().unwrap());
+    let memory = Memory::<T>::new(mode, columns, depth, 5);
+    let w = memory.matrix();
+    let x: Vec<T> = numbers(6, most * depth)
+        .into_iter()
+        .enumerate()
+        .map(|(k, x)| T::narrow(x * 2_f32.powi(-(k as i32 * 5 % 13))))
+        .collect();
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2).with_activations(bits);
+        let product = |first: usize, rows: usize| {
+            let mut out = vec![T::default(); rows * columns];
+            let x = Matrix::contiguous(&x[first * depth..(first + rows) * depth], rows, depth);
+            quantized_matmul(&cpu, x, &w, true, MatrixMut::contiguous(&mut out, rows, columns));
+            out.into_iter().map(|x| x.widen().to_bits()).collect::<Vec<_>>()
+        };
+        let singles: Vec<u32> = (0..most).flat_map(|row| product(row, 1)).collect();
+        for rows in rows.clone() {
+            let first = most - rows;
+            assert!(
+                product(first, rows) == singles[first * columns..],
+                "{} {mode:?} {bits:?}: {rows} rows of {} numbers",
+                isa.name(),
+                size_of::<T>()
+            );
         }
     }
 }
@@ -488,8 +556,7 @@ fn the_largest_number_keeps_its_sign() {
             let words = vec![u32::MAX; 64 * bits / 32];
             let (scales, biases) = ([bf16::from_f32(2_f32.powi(-20))], [bf16::ZERO]);
             let w = QuantizedMatrix::affine(&words, &scales, &biases, 1, 64, bits, 64).unwrap();
-            // More rows give infinity, as documented: the sum of the group is no float32.
-            for (at, x_rows) in [(0, 1), (63, 1), (17, 3)] {
+            for (at, x_rows) in [(0, 1), (63, 1), (17, 3), (5, 40)] {
                 for largest in [bf16::MAX, bf16::MIN] {
                     let mut x = vec![bf16::ZERO; 64 * x_rows];
                     x[at] = largest;

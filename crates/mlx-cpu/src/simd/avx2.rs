@@ -208,6 +208,18 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
+    fn floats(self, x: __m256i) -> __m256 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_castsi256_ps(x) }
+    }
+
+    #[inline(always)]
+    fn plus(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bits(self, to: *mut f32, x: __m256i) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), x) }

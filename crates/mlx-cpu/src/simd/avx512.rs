@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::arithmetic::{Arithmetic, MAX_LANES};
 use super::decoding::Decoding;
-use super::integers::Integers;
+use super::integers::{Integers, sums_of_transposed};
 use super::packing::{E2M1, E2M1_TWICE};
 
 /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI.
@@ -215,6 +215,53 @@ impl Integers for Avx512 {
     }
 
     #[inline(always)]
+    fn floats(self, x: __m512i) -> __m512 {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_castsi512_ps(x) }
+    }
+
+    #[inline(always)]
+    fn plus(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` is proof of the instructions.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sums_of_groups<const N: usize>(self, x: &mut [__m512i; MAX_LANES]) {
+        if N < 4 {
+            return sums_of_transposed::<Self, N>(self, x);
+        }
+        // SAFETY: `self` is proof of the instructions.
+        unsafe {
+            let low = |a, b| _mm512_shuffle_i32x4::<0x88>(a, b);
+            let high = |a, b| _mm512_shuffle_i32x4::<0xdd>(a, b);
+            // In each quarter of 128 bits: sums of two lanes of two vectors, then of four lanes of four.
+            let mut fours = [_mm512_setzero_si512(); 4];
+            let mut twos = [_mm512_setzero_si512(); 8];
+            for (two, x) in twos.iter_mut().zip(x.chunks_exact(2)) {
+                *two = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+            }
+            for (four, x) in fours.iter_mut().zip(twos.chunks_exact(2)) {
+                *four =
+                    _mm512_add_epi32(_mm512_unpacklo_epi64(x[0], x[1]), _mm512_unpackhi_epi64(x[0], x[1]));
+            }
+            let (a, b) = (low(fours[0], fours[1]), low(fours[2], fours[3]));
+            let (c, d) = (high(fours[0], fours[1]), high(fours[2], fours[3]));
+            // Each vector of four has a quarter for each of four vectors: here they are by quarters.
+            if N == 4 {
+                [x[0], x[1], x[2], x[3]] = [low(a, b), low(c, d), high(a, b), high(c, d)];
+                return;
+            }
+            let (a, b) = (_mm512_add_epi32(a, c), _mm512_add_epi32(b, d));
+            if N == 8 {
+                [x[0], x[1]] = [low(a, b), high(a, b)];
+            } else {
+                x[0] = _mm512_add_epi32(low(a, b), high(a, b));
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bits(self, to: *mut f32, x: __m512i) {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_si512(to.cast(), x) }
@@ -272,6 +319,27 @@ impl Integers for Avx512 {
     unsafe fn store_i16(self, to: *mut i16, x: __m512) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, upper: *mut u8, lower: *mut u8, x: __m512) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let whole = _mm512_cvtps_epi32(x);
+            let above = _mm512_srai_epi32::<8>(_mm512_add_epi32(whole, _mm512_set1_epi32(128)));
+            _mm_storeu_si128(lower.cast(), _mm512_cvtepi32_epi8(whole));
+            _mm_storeu_si128(upper.cast(), _mm512_cvtepi32_epi8(above));
+            whole
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn order_bytes(self, from: *const u8, order: [u8; 16], to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let order = _mm_loadu_si128(order.as_ptr().cast());
+            _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), order));
+        }
     }
 
     #[inline(always)]

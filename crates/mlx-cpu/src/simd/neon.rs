@@ -159,6 +159,18 @@ impl Integers for Neon {
     }
 
     #[inline(always)]
+    fn floats(self, x: int32x4_t) -> float32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vreinterpretq_f32_s32(x) }
+    }
+
+    #[inline(always)]
+    fn plus(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { vaddq_s32(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bits(self, to: *mut f32, x: int32x4_t) {
         // SAFETY: the caller's promise.
         unsafe { vst1q_s32(to.cast(), x) }

@@ -180,6 +180,16 @@ impl Integers for Portable {
     }
 
     #[inline(always)]
+    fn floats(self, x: [i32; 8]) -> F {
+        lanes(|i| f32::from_bits(x[i].cast_unsigned()))
+    }
+
+    #[inline(always)]
+    fn plus(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        lanes(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
     unsafe fn store_bits(self, to: *mut f32, x: [i32; 8]) {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[i32; 8]>().write_unaligned(x) }

@@ -448,3 +448,51 @@ fn bits_are_combined_and_moved() {
         assert_eq!(y, expected, "{}", isa.name());
     }
 }
+
+/// The sums of groups of `N` lanes of as many vectors as there are lanes.
+struct GroupSums<'a, const N: usize>(&'a [i32], &'a mut Vec<i32>);
+
+impl<const N: usize> Kernel for GroupSums<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut vectors = [s.bits(s.zero()); MAX_LANES];
+        for (vector, from) in vectors.iter_mut().zip(self.0.chunks_exact(S::LANES)) {
+            // SAFETY: a chunk of `LANES` numbers of 32 bits; there is no arithmetic with them as floats.
+            *vector = s.bits(unsafe { s.load_f32(from.as_ptr().cast()) });
+        }
+        s.sums_of_groups::<N>(&mut vectors);
+        for vector in &vectors[..S::LANES / N] {
+            let mut all = [0_i32; MAX_LANES];
+            // SAFETY: no vector has more than `MAX_LANES` lanes.
+            unsafe { s.store_bits(all.as_mut_ptr().cast(), *vector) };
+            self.1.extend(&all[..S::LANES]);
+        }
+    }
+}
+
+#[test]
+fn lanes_are_summed_in_groups() {
+    let numbers: Vec<i32> =
+        (0..256_i32).map(|i| i.wrapping_mul(0x0765_4321) / if i % 3 == 0 { 7 } else { 1 }).collect();
+    for isa in Isa::available() {
+        let lanes = isa.lanes();
+        for n in [2, 4, 8, 16].into_iter().filter(|n| *n <= lanes) {
+            let mut sums = Vec::new();
+            match n {
+                2 => isa.run(GroupSums::<2>(&numbers[..lanes * lanes], &mut sums)),
+                4 => isa.run(GroupSums::<4>(&numbers[..lanes * lanes], &mut sums)),
+                8 => isa.run(GroupSums::<8>(&numbers[..lanes * lanes], &mut sums)),
+                _ => isa.run(GroupSums::<16>(&numbers[..lanes * lanes], &mut sums)),
+            }
+            let sum = |at: usize| {
+                let (group, vector) = (at / lanes, at % lanes);
+                let from = &numbers[vector * lanes + group * n..][..n];
+                from.iter().fold(0_i32, |sum, x| sum.wrapping_add(*x))
+            };
+            let expected: Vec<i32> = (0..lanes * lanes / n).map(sum).collect();
+            assert_eq!(sums, expected, "{} in groups of {n}", isa.name());
+        }
+    }
+}
