@@ -25,9 +25,16 @@ fn main() {
     for (name, heads, shared, length, count, size) in [
         ("attention, 1 query, 512 keys, 4 heads of 256", 4, 1, 1, 512, 256),
         ("attention, 1 query, 4096 keys, 4 heads of 256", 4, 1, 1, 4096, 256),
+        ("attention, 1 query, 32000 keys, 4 heads of 256", 4, 1, 1, 32_000, 256),
+        ("attention, 1 query, 8192 keys, 32/8 heads of 64", 32, 8, 1, 8192, 64),
         ("attention, 1 query, 1024 keys, 10/5 heads of 64", 10, 5, 1, 1024, 64),
+        ("attention, 8 queries, 4096 keys, 4 heads of 256", 4, 1, 8, 4096, 256),
+        ("attention, 64 queries, 1024 keys, 4 heads of 256", 4, 1, 64, 1024, 256),
         ("attention, prompt 128, 4 heads of 256", 4, 1, 128, 128, 256),
         ("attention, prompt 1024, 4 heads of 256", 4, 1, 1024, 1024, 256),
+        ("attention, prompt 512, 8192 keys, 4 heads of 256", 4, 1, 512, 8192, 256),
+        ("attention, prompt 512, 8 heads of 96", 8, 8, 512, 512, 96),
+        ("attention, prompt 1024, 8/2 heads of 128", 8, 2, 1024, 1024, 128),
         ("attention, prompt 1024, 10/5 heads of 64", 10, 5, 1024, 1024, 64),
     ] {
         if !name.contains(&filter) {

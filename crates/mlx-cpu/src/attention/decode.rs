@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::heads::Heads;
+use super::pairs::{self, Few};
 use super::problem::{Mask, Problem, Query, with_scratch};
 use crate::cpu::Shared;
 use crate::products::{self, Purpose};
@@ -12,7 +13,10 @@ use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Matrix, Simd, form
 
 /// The number of keys in a block, which a thread takes at a time. Fixed, so that sums do not depend on the threads.
 /// Small for Miri, whose cases are small and must still have several blocks.
-const BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
+const BLOCK: usize = if cfg!(miri) { 16 } else { pairs::BLOCK };
+
+/// The largest number of queries of a head that are computed together. More are computed in several parts.
+const AT_ONCE: usize = 16;
 
 /// The number of keys whose products with a query are summed across lanes together: a multiple of the lanes of every
 /// instruction set.
@@ -26,29 +30,43 @@ const AHEAD: (usize, usize) = (16, 4096);
 const WORTHWHILE: usize = if cfg!(miri) { 1 } else { 6_000 };
 
 pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>) {
-    let [batch, heads, length, size] = problem.queries.shape();
+    let length = problem.queries.shape()[2];
+    for places in pieces(0..length, AT_ONCE) {
+        some(cpu, problem, places);
+    }
+}
+
+/// Computes the results of the queries at some places of each head.
+fn some<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H>, places: Range<usize>) {
+    let [batch, heads, _, size] = problem.queries.shape();
     let [_, _, count, out_size] = problem.values.shape();
     let groups = batch * heads / problem.group;
-    let layout = Layout {
-        rows: problem.group * length,
-        // Padded to whole vectors.
-        size: size.next_multiple_of(MAX_LANES),
-        out_size: out_size.next_multiple_of(MAX_LANES),
-        count,
-        blocks: count.div_ceil(BLOCK),
-    };
-    let decoded = problem.keys.scratch().max(problem.values.scratch());
+    let layout = Layout::new(problem, cpu.isa(), places.len());
+    let decoded = problem.keys.scratch().max(problem.values.scratch()).max(layout.words());
     with_scratch(groups * layout.all(), |scratch| {
         let scratch = Shared(scratch.as_mut_ptr());
-        let phase = |phase: Phase, groups: Range<usize>, blocks: Range<usize>| {
+        let places = &places;
+        let phase = |phase: Phase, groups: Range<usize>, rows: Range<usize>, blocks: Range<usize>| {
             products::with_scratch(Purpose::Right, decoded, |decoded| {
-                cpu.run(Part { problem, layout, isa: cpu.isa(), scratch, phase, groups, blocks, decoded });
+                let places = places.clone();
+                cpu.run(Part {
+                    problem,
+                    layout,
+                    isa: cpu.isa(),
+                    scratch,
+                    phase,
+                    groups,
+                    places,
+                    rows,
+                    blocks,
+                    decoded,
+                });
             });
         };
         let all = |groups: Range<usize>| {
             for group in groups {
                 for one in [Phase::Queries, Phase::Scores, Phase::Weights, Phase::Sums, Phase::Results] {
-                    phase(one, group..group + 1, 0..layout.blocks);
+                    phase(one, group..group + 1, 0..layout.rows, 0..layout.blocks);
                 }
             }
         };
@@ -64,14 +82,23 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
         let blocks = |one: Phase| {
             cpu.parallel(groups * layout.blocks, |index| {
                 let (group, block) = (index / layout.blocks, index % layout.blocks);
-                phase(one, group..group + 1, block..block + 1);
+                phase(one, group..group + 1, 0..layout.rows, block..block + 1);
             });
         };
-        phase(Phase::Queries, 0..groups, 0..0);
+        let rows = |one: Phase| {
+            // Less than this is not worth waking a thread.
+            let at_once = if layout.count < 1024 { layout.rows } else { layout.rows.div_ceil(cpu.threads()) };
+            let parts = layout.rows.div_ceil(at_once);
+            cpu.parallel(groups * parts, |index| {
+                let (group, first) = (index / parts, index % parts * at_once);
+                phase(one, group..group + 1, first..layout.rows.min(first + at_once), 0..layout.blocks);
+            });
+        };
+        phase(Phase::Queries, 0..groups, 0..layout.rows, 0..0);
         blocks(Phase::Scores);
-        phase(Phase::Weights, 0..groups, 0..0);
+        rows(Phase::Weights);
         blocks(Phase::Sums);
-        phase(Phase::Results, 0..groups, 0..0);
+        rows(Phase::Results);
     });
 }
 
@@ -119,9 +146,24 @@ struct Layout {
     count: usize,
     /// The number of blocks of keys.
     blocks: usize,
+    /// Whether queries and weights are words of two bfloat16 (see [`pairs`]). They lie where their float32 would.
+    in_pairs: bool,
 }
 
 impl Layout {
+    fn new<T: Element, H: Heads<T>>(problem: &Problem<'_, T, H>, isa: Isa, places: usize) -> Self {
+        let [_, _, count, out_size] = problem.values.shape();
+        Self {
+            rows: problem.group * places,
+            // Padded to whole vectors.
+            size: problem.queries.shape()[3].next_multiple_of(MAX_LANES),
+            out_size: out_size.next_multiple_of(pairs::STRIP),
+            count,
+            blocks: count.div_ceil(BLOCK),
+            in_pairs: pairs::multiplies(isa, problem),
+        }
+    }
+
     const fn queries(&self) -> usize {
         self.rows * self.size
     }
@@ -134,12 +176,18 @@ impl Layout {
         self.blocks * self.rows * self.out_size
     }
 
+    /// The memory for words of keys or values.
+    fn words(&self) -> usize {
+        let words = (pairs::TRANSPOSED * self.size / 2).max(pairs::INTERLEAVED / 2 * self.out_size);
+        if self.in_pairs { words } else { 0 }
+    }
+
     const fn all(&self) -> usize {
         self.queries() + self.scores() + self.sums()
     }
 }
 
-/// One task: a phase of some groups and, if the phase has blocks, of some blocks.
+/// One task: a phase of some groups, and of some rows or blocks if the phase is divided.
 struct Part<'a, T, H> {
     problem: &'a Problem<'a, T, H>,
     layout: Layout,
@@ -147,8 +195,12 @@ struct Part<'a, T, H> {
     scratch: Shared<f32>,
     phase: Phase,
     groups: Range<usize>,
+    /// The places of the queries of a head.
+    places: Range<usize>,
+    /// The rows whose weights or results are computed.
+    rows: Range<usize>,
     blocks: Range<usize>,
-    /// Memory for decoded rows of keys or values.
+    /// Memory for decoded rows, or for words, of keys or values.
     decoded: &'a mut [f32],
 }
 
@@ -181,9 +233,9 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
 
     #[inline(always)]
     fn query(&self, group: usize, row: usize) -> Query {
-        let [_, heads, length, _] = self.problem.queries.shape();
+        let (heads, length) = (self.problem.queries.shape()[1], self.places.len());
         let head = group * self.problem.group + row / length;
-        Query { batch: head / heads, head: head % heads, place: row % length }
+        Query { batch: head / heads, head: head % heads, place: self.places.start + row % length }
     }
 
     /// The row of the batch and the head of the keys.
@@ -199,6 +251,13 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         let queries = unsafe { std::slice::from_raw_parts_mut(self.parts(group).0, self.layout.queries()) };
         for (row, to) in queries.chunks_exact_mut(self.layout.size.max(1)).enumerate() {
             let from = self.problem.query(self.query(group, row));
+            if self.layout.in_pairs {
+                let words = narrow::<T>(to);
+                for (from, to) in from.chunks(S::LANES).zip(words.chunks_mut(S::LANES)) {
+                    store(s, &mut to[..from.len()], s.mul(load(s, from, 0.0), s.splat(self.problem.scale)));
+                }
+                continue;
+            }
             let whole = from.len() / S::LANES * S::LANES;
             for at in (0..whole).step_by(S::LANES) {
                 s.store(
@@ -222,7 +281,11 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                 }
                 continue;
             }
-            for keys in pieces(keys.clone(), self.problem.keys.at_once()) {
+            if self.layout.in_pairs {
+                self.scores_in_pairs(s, group, keys.clone(), decoded);
+            }
+            let at_once = self.problem.keys.at_once();
+            for keys in pieces(keys.clone(), at_once).filter(|_| !self.layout.in_pairs) {
                 let head = self.shared_head(group);
                 let from = self.problem.keys.rows(s, self.isa, head, keys.clone(), decoded);
                 let mut row = 0;
@@ -249,6 +312,45 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
             }
             for row in 0..self.layout.rows {
                 self.problem.softcap(s, self.scores_of(group, row, &keys));
+            }
+        }
+    }
+
+    /// Computes the scores of the keys of a block, in pairs.
+    #[inline(always)]
+    fn scores_in_pairs<S: Arithmetic>(&self, s: S, group: usize, block: Range<usize>, scratch: &mut [f32]) {
+        let (queries, scores, _) = self.parts(group);
+        let Layout { rows, size, count, .. } = self.layout;
+        for keys in pieces(block, pairs::TRANSPOSED) {
+            let to = scores.wrapping_add(keys.start);
+            let rows = Few { words: queries, words_stride: size, to, to_stride: count, rows };
+            let from = self.problem.keys.rows(s, self.isa, self.shared_head(group), keys, &mut []);
+            if let Some(from) = H::Number::as_bf16(from) {
+                // SAFETY: the previous phase has written the words of the queries. The scores are within the scratch;
+                // tasks that run at the same time have other keys or groups.
+                unsafe { pairs::few_scores(from, rows, scratch) };
+            }
+        }
+    }
+
+    /// Adds the values of a block times weights to its sums, in pairs.
+    #[inline(always)]
+    fn sums_in_pairs<S: Arithmetic>(
+        &self,
+        s: S,
+        group: usize,
+        block: Range<usize>,
+        sums: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let Layout { rows, out_size, count, .. } = self.layout;
+        for keys in pieces(block, pairs::INTERLEAVED) {
+            let words = self.parts(group).1.cast_const().wrapping_add(keys.start / 2);
+            let rows = Few { words, words_stride: count, to: sums.as_mut_ptr(), to_stride: out_size, rows };
+            let from = self.problem.values.rows(s, self.isa, self.shared_head(group), keys, &mut []);
+            if let Some(from) = H::Number::as_bf16(from) {
+                // SAFETY: the previous phase has written the words of the weights. The sums are those of all rows.
+                unsafe { pairs::few_sums(from, rows, scratch) };
             }
         }
     }
@@ -353,12 +455,15 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
     #[inline(always)]
     fn weights<S: Arithmetic>(&self, s: S, group: usize) {
         let all = 0..self.layout.count;
-        for row in 0..self.layout.rows {
+        for row in self.rows.clone() {
             let query = self.query(group, row);
             let scores = self.scores_of(group, row, &all);
             self.apply_mask(s, query, scores);
             let sink = self.problem.sinks.map(|sinks| sinks[query.head].widen());
             softmax::<S, T>(s, scores, sink);
+            if self.layout.in_pairs {
+                narrow_in_place::<S, T>(s, scores);
+            }
         }
     }
 
@@ -402,8 +507,16 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
                 std::slice::from_raw_parts_mut(start, self.layout.rows * width)
             };
             sums.fill(0.0);
-            let is_zero = |row| self.weights_of(group, row, 1, &keys).iter().all(|&weight| weight == 0.0);
+            let is_zero = |row| {
+                let words = keys.start / 2..keys.end.div_ceil(2);
+                let keys = if self.layout.in_pairs { &words } else { &keys };
+                self.weights_of(group, row, 1, keys).iter().all(|&weight| weight == 0.0)
+            };
             if matches!(self.problem.mask, Mask::Bool(_)) && (0..self.layout.rows).all(is_zero) {
+                continue;
+            }
+            if self.layout.in_pairs {
+                self.sums_in_pairs(s, group, keys, sums, decoded);
                 continue;
             }
             for keys in pieces(keys, self.problem.values.at_once()) {
@@ -462,18 +575,53 @@ impl<T: Element, H: Heads<T>> Part<'_, T, H> {
         // SAFETY: the sums of this group, within the scratch, which the previous phase wrote.
         let sums =
             unsafe { std::slice::from_raw_parts(self.parts(group).2.cast_const(), blocks * rows * out_size) };
-        for row in 0..rows {
+        for row in self.rows.clone() {
             // SAFETY: the output is borrowed by the caller; each query belongs to one group.
             let out = unsafe { self.problem.out(self.query(group, row)) };
-            for (i, out) in out.chunks_mut(S::LANES).enumerate() {
-                let mut sum = s.zero();
-                for block in 0..blocks {
-                    let at = (block * rows + row) * out_size + i * S::LANES;
-                    sum = s.add(sum, s.load(&sums[at..]));
+            for (i, out) in out.chunks_mut(pairs::STRIP).enumerate() {
+                let mut all = [0.0_f32; pairs::STRIP];
+                for (j, to) in all.chunks_exact_mut(S::LANES).enumerate() {
+                    let mut sum = s.zero();
+                    for block in 0..blocks {
+                        let at = (block * rows + row) * out_size + i * pairs::STRIP + j * S::LANES;
+                        sum = s.add(sum, s.load(&sums[at..]));
+                    }
+                    s.store(to, sum);
                 }
-                store(s, out, sum);
+                if self.layout.in_pairs {
+                    all = pairs::places().map(|place| all[place]);
+                }
+                for (out, from) in out.chunks_mut(S::LANES).zip(all.chunks_exact(S::LANES)) {
+                    store(s, out, s.load(from));
+                }
             }
         }
+    }
+}
+
+/// The memory of float32 for numbers of another format.
+#[inline(always)]
+fn narrow<T: Element>(numbers: &mut [f32]) -> &mut [T] {
+    const { assert!(size_of::<T>() <= size_of::<f32>() && align_of::<T>() <= align_of::<f32>()) };
+    // SAFETY: large enough and aligned, as was just asserted; every bit pattern is a number of both formats.
+    unsafe {
+        let count = size_of_val(numbers) / size_of::<T>();
+        std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), count)
+    }
+}
+
+/// Replaces numbers that are rounded to bfloat16 by words of two of them. Behind an odd number of them there is a zero.
+#[inline(always)]
+fn narrow_in_place<S: Arithmetic, T: Element>(s: S, numbers: &mut [f32]) {
+    let count = numbers.len();
+    for at in (0..count).step_by(S::LANES) {
+        let some = S::LANES.min(count - at);
+        // Narrow numbers lie before those that are still to be read.
+        let x = load(s, &numbers[at..], 0.0);
+        store(s, &mut narrow::<T>(numbers)[at..at + some], x);
+    }
+    if count % 2 == 1 {
+        narrow::<T>(numbers)[count] = T::default();
     }
 }
 

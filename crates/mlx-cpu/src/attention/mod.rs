@@ -2,6 +2,7 @@
 
 mod decode;
 mod heads;
+mod pairs;
 mod problem;
 mod prompt;
 
@@ -11,8 +12,12 @@ pub use problem::{Mask, Scores};
 use problem::Problem;
 
 use crate::cpu::Shared;
-use crate::products::FEW_ROWS;
 use crate::{Cpu, Element, View, ViewMut};
+
+/// The largest number of queries of a head that `decode.rs` computes. They have the bits that each has alone.
+const FEW: usize = if cfg!(miri) { 16 } else { 64 };
+/// The same with pairs of bfloat16. There `prompt.rs` gives the same bits and is faster from here on.
+const FEW_IN_PAIRS: usize = 16;
 
 /// `softmax(queries * keys^T * scale) * values`, for each head; Vaswani et al. 2017, *Attention Is All
 /// You Need*, arXiv:1706.03762. Query head `h` uses the keys and values of head `h / (Hq / Hkv)`:
@@ -28,8 +33,11 @@ use crate::{Cpu, Element, View, ViewMut};
 /// memory is linear in the number of keys. Blocks of keys that no query of a tile sees are skipped.
 ///
 /// With few queries, keys and values are read once, for all heads that share them, and threads share blocks of keys.
-/// With many queries, threads share tiles of queries, and vectors run over queries. Up to 16 queries of a head each get
-/// the bits that they get alone.
+/// With many queries, threads share tiles of queries, and vectors run over queries.
+///
+/// Up to 64 queries of a head each get the bits that they get alone. With more queries the sums have another order,
+/// except for bfloat16 on a processor with AVX512-BF16 and an even `D`: there any number of queries gets these bits.
+/// Such a processor multiplies pairs of bfloat16, without widening them.
 ///
 /// Quantized keys and values ([`QuantizedHeads`]) are decoded a few rows at a time, which stay in the cache of a core
 /// while they are multiplied.
@@ -42,7 +50,8 @@ use crate::{Cpu, Element, View, ViewMut};
 /// # Error
 ///
 /// Sums are float32, of `D` products for a score and of `S` for a result. The error is at most `2^-24` times the number
-/// of terms times the sum of their absolute values. A quantized number is not rounded to `T`: it counts with `|scale
+/// of terms times the sum of their absolute values. With AVX512-BF16, terms and sums of bfloat16 below
+/// 2^-126 count as 0. A quantized number is not rounded to `T`: it counts with `|scale
 /// code| + |bias|`, and as one more term.
 ///
 /// The hyperbolic tangent of a soft cap is within 5 units in the last place of float32.
@@ -91,7 +100,8 @@ pub fn attention<T: Element, H: Heads<T>>(
         out: Shared(out.as_mut_ptr()),
         group,
     };
-    if length <= FEW_ROWS {
+    let in_pairs = pairs::multiplies(cpu.isa(), &problem);
+    if length <= if in_pairs { FEW_IN_PAIRS } else { FEW } {
         decode::run(cpu, &problem);
     } else {
         prompt::run(cpu, &problem);

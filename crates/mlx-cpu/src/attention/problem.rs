@@ -111,8 +111,8 @@ pub(super) fn with_scratch<R>(length: usize, task: impl FnOnce(&mut [f32]) -> R)
     }
     let mut scratch = SCRATCH.take();
     if scratch.len() < length {
-        // Not `resize`, which would copy the old numbers.
-        scratch = vec![0.0; length];
+        // Not `resize`, which would copy the old numbers. With room for more: a context grows by a key a time.
+        scratch = vec![0.0; length.next_power_of_two()];
     }
     let result = task(&mut scratch[..length]);
     SCRATCH.set(scratch);

@@ -4,14 +4,21 @@
 //! as two vectors have lanes: number by number, and for each number, query by query. Scores are computed by
 //! broadcasting the numbers of keys, and results by broadcasting the numbers of values. So no sum runs across the lanes
 //! of a vector, and softmax treats each lane alone.
+//!
+//! With instructions that multiply pairs of bfloat16, queries, values and weights lie in words of two numbers, and
+//! `pairs.rs` has the products and the softmax. Keys are then read where they lie.
 
 use std::ops::Range;
 
-use super::heads::Heads;
-use super::problem::{Mask, Problem, Query, with_scratch};
-use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Simd, formula};
+use half::bf16;
 
-/// The number of keys that are widened to float32 at a time.
+use super::heads::Heads;
+use super::pairs;
+use super::problem::{Mask, Problem, Query, with_scratch};
+use crate::rows::load;
+use crate::{Arithmetic, Cpu, Element, Isa, Kernel, MAX_LANES, Matrix, Simd, formula};
+
+/// The number of keys that are widened to float32 at a time; with pairs it is [`pairs::BLOCK`].
 /// Small for Miri, whose cases are small and must still have several blocks and tiles.
 const BLOCK: usize = if cfg!(miri) { 8 } else { 64 };
 /// Keys, and numbers of a result, are computed in blocks of this size or half of it.
@@ -34,7 +41,7 @@ pub(super) fn run<T: Element, H: Heads<T>>(cpu: &Cpu, problem: &Problem<'_, T, H
         // The last places see the most keys, so they come first.
         let (tile, group) = (tiles - 1 - index / groups, index % groups);
         let places = tile * places..length.min((tile + 1) * places);
-        let shape = Shape::new(problem, places.len(), MOST_LANES);
+        let shape = Shape::new(problem, cpu.isa(), places.len(), MOST_LANES);
         with_scratch(shape.all(), |scratch| {
             cpu.run(Tile { problem, isa: cpu.isa(), group, places, scratch })
         });
@@ -68,11 +75,12 @@ impl<T: Element, H: Heads<T>> Kernel for Tile<'_, T, H> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { problem, isa, group, places, scratch } = self;
-        let mut tile = Places { problem, isa, group, places, skips: true };
-        let shape = Shape::new(problem, tile.places.len(), 2 * S::LANES);
+        let block = block_of(problem, isa);
+        let mut tile = Places { problem, isa, group, places, block, skips: true };
+        let shape = Shape::new(problem, isa, tile.places.len(), 2 * S::LANES);
         let mut parts = shape.split(scratch);
         tile.queries(s, &shape, parts.queries);
-        let blocks = tile.problem.keys.shape()[2].div_ceil(BLOCK);
+        let blocks = tile.problem.keys.shape()[2].div_ceil(tile.block);
         let mut seen: Vec<Seen> = (0..blocks).map(|block| tile.seen(block)).collect();
         while !tile.try_with(s, &shape, &mut parts, &seen) {
             // A query sees no key, so all keys have the same weight for it.
@@ -89,8 +97,15 @@ struct Places<'a, T, H> {
     isa: Isa,
     group: usize,
     places: Range<usize>,
+    /// The number of keys in a block.
+    block: usize,
     /// Whether keys that no query sees are left out.
     skips: bool,
+}
+
+/// The number of keys in a block.
+fn block_of<T: Element, H: Heads<T>>(problem: &Problem<'_, T, H>, isa: Isa) -> usize {
+    if pairs::multiplies(isa, problem) { pairs::BLOCK } else { BLOCK }
 }
 
 /// The sizes of the memory of a tile.
@@ -108,7 +123,15 @@ struct Shape {
     out_size: usize,
     /// The number of keys, padded.
     count: usize,
-    /// The distance of two widened keys or values.
+    /// Whether queries, values and weights lie in words of two bfloat16.
+    in_pairs: bool,
+    /// The numbers or words of a query.
+    words: usize,
+    /// The number of keys of a block.
+    keys: usize,
+    /// The numbers or words of the keys or values of a block.
+    block: usize,
+    /// The distance of two widened keys or values, or of the words of two values.
     block_stride: usize,
 }
 
@@ -129,19 +152,34 @@ struct Parts<'a> {
 }
 
 impl Shape {
-    fn new<T: Element, H: Heads<T>>(problem: &Problem<'_, T, H>, places: usize, lanes: usize) -> Self {
+    fn new<T: Element, H: Heads<T>>(
+        problem: &Problem<'_, T, H>,
+        isa: Isa,
+        places: usize,
+        lanes: usize,
+    ) -> Self {
         let [_, _, count, size] = problem.keys.shape();
         let out_size = problem.values.shape()[3];
         let rows = problem.group * places;
+        let (in_pairs, keys) = (pairs::multiplies(isa, problem), block_of(problem, isa));
+        // An odd number of cache lines, so that the numbers of a column do not fall into the same cache set.
+        let block_stride = if in_pairs {
+            out_size.next_multiple_of(pairs::STRIP) + 16
+        } else {
+            size.max(out_size).next_multiple_of(STEP) + 16
+        };
         Self {
             rows,
             panels: rows.div_ceil(lanes),
             lanes,
             size,
             out_size: out_size.next_multiple_of(STEP),
-            count: count.next_multiple_of(BLOCK),
-            // An odd number of cache lines, so that the numbers of a column do not fall into the same cache set.
-            block_stride: size.max(out_size).next_multiple_of(STEP) + 16,
+            count: count.next_multiple_of(keys),
+            in_pairs,
+            words: if in_pairs { size / 2 } else { size },
+            keys,
+            block: if in_pairs { keys / 2 * block_stride } else { keys * block_stride },
+            block_stride,
         }
     }
 
@@ -151,14 +189,7 @@ impl Shape {
 
     const fn sizes(&self) -> [usize; 6] {
         let rows = self.padded_rows();
-        [
-            rows * self.size,
-            rows * self.count,
-            rows * self.out_size,
-            BLOCK * self.block_stride,
-            rows,
-            BLOCK * self.lanes,
-        ]
+        [rows * self.words, rows * self.count, rows * self.out_size, self.block, rows, self.keys * self.lanes]
     }
 
     fn all(&self) -> usize {
@@ -196,7 +227,7 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
             Mask::Causal if self.skips => self.problem.causal_end(self.places.end - 1),
             _ => self.problem.keys.shape()[2],
         };
-        block * BLOCK..((block + 1) * BLOCK).min(end).max(block * BLOCK)
+        block * self.block..((block + 1) * self.block).min(end).max(block * self.block)
     }
 
     /// Which keys of a block are seen.
@@ -252,24 +283,46 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         }
     }
 
+    /// The rows of keys or values where they lie, for products of pairs.
+    #[inline(always)]
+    fn pairs<'b, S: Arithmetic>(
+        &self,
+        s: S,
+        shape: &Shape,
+        from: &'b H,
+        keys: Range<usize>,
+    ) -> Option<Matrix<'b, bf16>> {
+        let rows = || from.rows(s, self.isa, self.shared_head(), keys, &mut []);
+        shape.in_pairs.then(rows).and_then(H::Number::as_bf16)
+    }
+
     /// Fills the panels of queries.
     #[inline(always)]
     fn queries<S: Arithmetic>(&self, s: S, shape: &Shape, panels: &mut [f32]) {
         let scale = s.splat(self.problem.scale);
-        for (number, panel) in panels.chunks_exact_mut((shape.size * shape.lanes).max(1)).enumerate() {
-            for lane in 0..shape.lanes {
-                let row = number * shape.lanes + lane;
-                if row >= shape.rows {
-                    panel.iter_mut().skip(lane).step_by(shape.lanes).for_each(|x| *x = 0.0);
-                    continue;
+        for (number, panel) in panels.chunks_exact_mut((shape.words * shape.lanes).max(1)).enumerate() {
+            let rows = number * shape.lanes..shape.rows.min((number + 1) * shape.lanes);
+            if shape.in_pairs {
+                let mut queries = [&[][..]; pairs::LANES];
+                for (to, row) in queries.iter_mut().zip(rows.clone()) {
+                    let query = self.problem.query(self.query(row));
+                    *to = T::as_bf16(Matrix::contiguous(query, 1, shape.size))
+                        .map_or(&[][..], |query| query.data());
                 }
-                let query = self.problem.query(self.query(row));
-                for (i, from) in query.chunks(S::LANES).enumerate() {
-                    let mut scaled = [0.0_f32; MAX_LANES];
-                    let x = crate::rows::load(s, from, 0.0);
-                    s.store(&mut scaled, T::rounded(s, s.mul(x, scale)));
-                    for (j, &x) in scaled[..from.len()].iter().enumerate() {
-                        panel[(i * S::LANES + j) * shape.lanes + lane] = x;
+                pairs::pack_queries(&queries[..rows.len()], self.problem.scale, panel);
+                continue;
+            }
+            for (half, first) in [0, S::LANES].into_iter().enumerate() {
+                for at in (0..shape.size).step_by(S::LANES) {
+                    let mut block = [s.zero(); MAX_LANES];
+                    for (to, row) in block[..S::LANES].iter_mut().zip(rows.clone().skip(first)) {
+                        let x = load(s, &self.problem.query(self.query(row))[at..], 0.0);
+                        *to = T::rounded(s, s.mul(x, scale));
+                    }
+                    s.transpose(&mut block);
+                    let to = panel[at * shape.lanes..].chunks_exact_mut(S::LANES).skip(half).step_by(2);
+                    for (to, block) in to.zip(&block[..S::LANES]) {
+                        s.store(to, *block);
                     }
                 }
             }
@@ -310,7 +363,15 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
                 let sinks = self.problem.sinks.filter(|_| row < shape.rows)?;
                 Some(sinks[self.query(row).head].widen())
             };
-            powers(s, shape.lanes, scores, largest, sink);
+            if shape.in_pairs {
+                let sinks = self
+                    .problem
+                    .sinks
+                    .map(|_| std::array::from_fn(|lane| sink(lane).unwrap_or(f32::NEG_INFINITY)));
+                pairs::powers(scores, largest, sinks);
+            } else {
+                powers(s, shape.lanes, scores, largest, sink);
+            }
         }
         self.sums(s, shape, parts, seen);
         true
@@ -323,13 +384,22 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         let mut place = 0;
         for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
             let keys = self.keys(block);
-            self.widen(s, shape, &self.problem.keys, keys.clone(), parts.block);
+            let rows = self.pairs(s, shape, &self.problem.keys, keys.clone());
+            if rows.is_none() {
+                self.widen(s, shape, &self.problem.keys, keys.clone(), parts.block);
+            }
             for panel in 0..shape.panels {
-                let queries = &parts.queries[panel * shape.size * shape.lanes..][..shape.size * shape.lanes];
+                let queries =
+                    &parts.queries[panel * shape.words * shape.lanes..][..shape.words * shape.lanes];
                 let scores = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
                     [..keys.len().next_multiple_of(STEP) * shape.lanes];
-                let from = Strides { data: parts.block, of_row: shape.block_stride, of_step: 1 };
-                panel_products::<S, T, true>(s, from, queries, scores);
+                match rows {
+                    Some(rows) => pairs::scores(rows, queries, scores),
+                    None => {
+                        let from = Strides { data: parts.block, of_row: shape.block_stride, of_step: 1 };
+                        panel_products::<S, T, true>(s, from, queries, scores);
+                    }
+                }
                 let scores = &mut scores[..keys.len() * shape.lanes];
                 self.problem.softcap(s, scores);
                 if seen == Seen::Some {
@@ -357,19 +427,26 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
         let mut place = 0;
         for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen != Seen::None) {
             let keys = self.keys(block);
-            self.widen(s, shape, &self.problem.values, keys.clone(), parts.block);
+            match self.pairs(s, shape, &self.problem.values, keys.clone()) {
+                Some(rows) => pairs::interleave(rows, parts.block, shape.block_stride),
+                None => self.widen(s, shape, &self.problem.values, keys.clone(), parts.block),
+            }
             for panel in 0..shape.panels {
                 let weights = &mut parts.scores[(panel * shape.count + place) * shape.lanes..]
                     [..keys.len() * shape.lanes];
                 let factors = &parts.largest[panel * shape.lanes..][..shape.lanes];
+                let sums =
+                    &mut parts.sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
+                if shape.in_pairs {
+                    pairs::sums(parts.block, shape.block_stride, pairs::weights(weights, factors), sums);
+                    continue;
+                }
                 let factors = [s.load(factors), s.load(&factors[S::LANES..])];
                 for weights in weights.chunks_exact_mut(shape.lanes) {
                     let two = [s.load(weights), s.load(&weights[S::LANES..])];
                     s.store(weights, T::rounded(s, s.mul(two[0], factors[0])));
                     s.store(&mut weights[S::LANES..], T::rounded(s, s.mul(two[1], factors[1])));
                 }
-                let sums =
-                    &mut parts.sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
                 let from = Strides { data: parts.block, of_row: 1, of_step: shape.block_stride };
                 panel_products::<S, T, false>(s, from, weights, sums);
             }
@@ -429,17 +506,23 @@ impl<T: Element, H: Heads<T>> Places<'_, T, H> {
     /// Writes the results.
     #[inline(always)]
     fn results<S: Arithmetic>(&self, s: S, shape: &Shape, sums: &[f32]) {
-        for row in 0..shape.rows {
-            let (panel, lane) = (row / shape.lanes, row % shape.lanes);
+        for first in (0..shape.rows).step_by(S::LANES) {
+            let (panel, lane) = (first / shape.lanes, first % shape.lanes);
             let from = &sums[panel * shape.out_size * shape.lanes..][..shape.out_size * shape.lanes];
-            // SAFETY: the output is borrowed by the caller; each query belongs to one tile.
-            let out = unsafe { self.problem.out(self.query(row)) };
-            for (out, from) in out.chunks_mut(S::LANES).zip(from.chunks(S::LANES * shape.lanes)) {
-                let mut some = [0.0_f32; MAX_LANES];
-                for (to, from) in some.iter_mut().zip(from.chunks_exact(shape.lanes)) {
-                    *to = from[lane];
+            for at in (0..shape.out_size).step_by(S::LANES) {
+                let mut block = [s.zero(); MAX_LANES];
+                let from = from[at * shape.lanes..].chunks_exact(shape.lanes);
+                for (to, from) in block[..S::LANES].iter_mut().zip(from) {
+                    *to = s.load(&from[lane..]);
                 }
-                crate::rows::store(s, out, s.load(&some));
+                s.transpose(&mut block);
+                for (row, block) in (first..shape.rows).zip(&block[..S::LANES]) {
+                    // SAFETY: the output is borrowed by the caller; each query belongs to one tile.
+                    let out = unsafe { self.problem.out(self.query(row)) };
+                    if at < out.len() {
+                        crate::rows::store(s, &mut out[at..], *block);
+                    }
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use approx::abs_diff_eq;
 use half::bf16;
-use mlx_cpu::{Cpu, Heads, Mask, QuantizedHeads, Scores, View, ViewMut, attention};
+use mlx_cpu::{Cpu, Heads, Isa, Mask, QuantizedHeads, Scores, View, ViewMut, attention};
 use proptest::prelude::*;
 
 use crate::fixture::Fixture;
@@ -298,7 +298,7 @@ impl Case {
 fn as_float64<T: Format>(case: &Case) {
     let tensors = case.tensors::<T>();
     let (exact, error): (Vec<_>, Vec<_>) = case.exact(&tensors).into_iter().unzip();
-    let mut first: Vec<(mlx_cpu::Isa, Vec<T>)> = Vec::new();
+    let mut first: Vec<(Isa, Vec<T>)> = Vec::new();
     for cpu in cpus() {
         let out = case.run(cpu, &tensors);
         let what = format!("{case:?} {cpu:?}");
@@ -609,8 +609,14 @@ fn quantized_heads_have_one_shape() {
     QuantizedHeads::new(&[a.matrices(3)[0], b.matrices(4)[0]], 1);
 }
 
-/// Draft tokens that are checked in one call give the bits that they give one by one.
-fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool, softcap: Option<f32>) {
+/// Draft tokens that are checked in one call give the bits that they give one by one, on some of [`cpus`].
+fn as_one_by_one<T: Format>(
+    cpus: impl Iterator<Item = &'static Cpu>,
+    length: usize,
+    size: usize,
+    quantized: bool,
+    softcap: Option<f32>,
+) {
     let scores = Scores { scale: 0.3, softcap };
     let (heads, shared, count) = if cfg!(miri) { (2, 1, length + 2) } else { (4, 2, 300) };
     let (q, k, v): (Vec<T>, Vec<T>, Vec<T>) = (
@@ -618,10 +624,11 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool, softcap
         random(2, shared * count * size),
         random(3, shared * count * size),
     );
+    let sinks: Vec<T> = random(4, heads);
     let [keys, values] = [Mode::Affine { bits: 4, group: 32 }, Mode::Mxfp8]
         .map(|mode| Memory::<T>::new(mode, shared, count, size / 32 * 32, 2));
-    for cpu in cpus() {
-        let run = |first: usize, length: usize, seen: usize| {
+    for cpu in cpus {
+        let run = |first: usize, length: usize, seen: usize, sinks: Option<&[T]>| {
             let mut out = vec![T::default(); heads * length * size];
             let all = q.len() / heads / size;
             let queries = View::new(&q[first * size..], [1, heads, length, size], [0, all * size, size, 1]);
@@ -629,36 +636,52 @@ fn as_one_by_one<T: Format>(length: usize, size: usize, quantized: bool, softcap
             if quantized {
                 let (k, v) = (keys.matrices(seen), values.matrices(seen));
                 let (k, v) = (QuantizedHeads::new(&k, 1), QuantizedHeads::new(&v, 1));
-                attention(cpu, queries, k, v, scores, Mask::Causal, None, to);
+                attention(cpu, queries, k, v, scores, Mask::Causal, sinks, to);
             } else {
                 let cached = |data| View::new(data, [1, shared, seen, size], [0, count * size, size, 1]);
-                attention(cpu, queries, cached(&k), cached(&v), scores, Mask::Causal, None, to);
+                attention(cpu, queries, cached(&k), cached(&v), scores, Mask::Causal, sinks, to);
             }
             out
         };
-        let together = run(0, length, count);
-        for i in 0..length {
-            let alone = run(i, 1, count - length + 1 + i);
-            for head in 0..heads {
-                let ours = &together[(head * length + i) * size..][..size];
-                let what = format!("query {i} of {length} {cpu:?} quantized {quantized} {scores:?}");
-                assert_same(ours, &alone[head * size..][..size], &what);
+        for sinks in [None, Some(&sinks[..])] {
+            let together = run(0, length, count, sinks);
+            for i in 0..length {
+                let alone = run(i, 1, count - length + 1 + i, sinks);
+                for head in 0..heads {
+                    let ours = &together[(head * length + i) * size..][..size];
+                    let what = format!("query {i} of {length} {cpu:?} quantized {quantized} {scores:?}");
+                    assert_same(ours, &alone[head * size..][..size], &what);
+                }
             }
         }
     }
 }
 
+/// One of [`cpus`] for each instruction set: the one with two threads.
+fn one_for_each_isa() -> impl Iterator<Item = &'static Cpu> {
+    cpus().iter().filter(|cpu| cpu.threads() == 2)
+}
+
 #[test]
-fn up_to_16_queries_have_the_bits_that_each_has_alone() {
+fn up_to_64_queries_have_the_bits_that_each_has_alone() {
     let (lengths, size, quantized) =
-        if cfg!(miri) { (&[2, 5][..], 10, 32) } else { (&[2, 7, 16][..], 40, 64) };
+        if cfg!(miri) { (&[2, 5][..], 10, 32) } else { (&[2, 7, 16, 17, 64][..], 40, 64) };
     for (&length, softcap) in lengths.iter().flat_map(|length| [(length, None), (length, Some(2.0))]) {
         if cfg!(miri) {
-            as_one_by_one::<bf16>(length, size, false, softcap);
-            as_one_by_one::<bf16>(length, quantized, true, softcap);
+            as_one_by_one::<bf16>(cpus().iter(), length, size, false, softcap);
+            as_one_by_one::<bf16>(cpus().iter(), length, quantized, true, softcap);
         } else {
-            each_format!(as_one_by_one(length, size, false, softcap));
-            each_format!(as_one_by_one(length, quantized, true, softcap));
+            each_format!(as_one_by_one(one_for_each_isa(), length, size, false, softcap));
+            each_format!(as_one_by_one(one_for_each_isa(), length, quantized, true, softcap));
         }
+    }
+}
+
+/// With pairs of bfloat16 this holds for any number of queries.
+#[test]
+fn with_pairs_all_queries_have_the_bits_that_each_has_alone() {
+    let pairs = || cpus().iter().filter(|cpu| matches!(cpu.isa(), Isa::Avx512Bf16 | Isa::Amx));
+    for (length, size, softcap) in [(65, 2, None), (150, 66, None), (299, 128, Some(2.0)), (130, 40, None)] {
+        as_one_by_one::<bf16>(pairs(), length, size, false, softcap);
     }
 }
