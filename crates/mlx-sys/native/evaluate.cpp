@@ -144,7 +144,7 @@ class Evaluation : public mx::Primitive {
         run(node, batch);
       } catch (...) {
         set_status(node, Status::unscheduled);
-        batch.send();
+        finish(batch);
         throw;
       }
       node.attach_event(event);
@@ -153,12 +153,7 @@ class Evaluation : public mx::Primitive {
       }
       node.detach();
     }
-    // The caller may drop them before they are written.
-    for (auto& array : arrays_) {
-      batch.keep(array.data_shared_ptr());
-    }
-    arrays_.clear();
-    batch.send();
+    finish(batch);
   }
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
@@ -211,6 +206,16 @@ class Evaluation : public mx::Primitive {
     }
     temporaries.clear();
     batch.end_node(bytes);
+  }
+
+  // Sends what is left.
+  void finish(Batch& batch) {
+    // The caller may drop them before they are written.
+    for (auto& array : arrays_) {
+      batch.keep(array.data_shared_ptr());
+    }
+    arrays_.clear();
+    batch.send();
   }
 
   Tape tape_;
