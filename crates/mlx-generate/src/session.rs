@@ -26,7 +26,7 @@ pub use turn::{KvQuantization, Reuse};
 /// How many tokens of a prompt are read in one call by default, on MLX's default device.
 ///
 /// On a GPU this is mlx-lm's 2048. On the CPU, attention writes all scores of a chunk to memory, so that larger chunks are
-/// slower and need more memory: there it is 512, as `docs/performance.md` shows.
+/// slower and need more memory: there it is 512, as `docs/performance-notes.md` shows.
 pub fn default_prefill_chunk() -> usize {
     if is_on_gpu() { 2048 } else { 512 }
 }

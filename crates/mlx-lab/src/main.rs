@@ -3,7 +3,7 @@
 //! | command | what it is for | where |
 //! |---|---|---|
 //! | `parity` | shows that our models compute what the reference programs compute: runs every case, or compares one checkpoint layer by layer | `parity`, `docs/parity.md` |
-//! | `bench` | shows whether a change made loading, prefill or decoding slower: we and mlx-lm take turns on one model | `bench`, `docs/performance.md` |
+//! | `bench` | shows whether a change made loading, prefill or decoding slower: we and mlx-lm take turns on one model | `bench`, `docs/performance-notes.md` |
 //! | `speed` | shows how far the CPU kernels are from the machine's limits, beside llama.cpp, OpenVINO and mlx-lm | `speed`, `docs/performance.md` |
 //! | `real` | proves a real model beside mlx-lm, transformers and llama.cpp | `real`, `docs/real-models.md` |
 //! | `random-model` | writes a model in the shape of a real one, for `speed` and for trials without a download | `random_model.rs` |

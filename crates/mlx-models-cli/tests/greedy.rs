@@ -143,7 +143,7 @@ fn five_hundred_tokens_with_kernels_in_four_bits_are_those_of_mlx_lm() {
 }
 
 /// At most 18 of the 500 positions of a text have such a logit. In 4 bits mlx-lm's own products are too coarse for this
-/// comparison (see docs/performance.md).
+/// comparison (see docs/performance-notes.md).
 #[test]
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),

@@ -609,7 +609,7 @@ fn attention_over_quantized_keys_whose_scores_have_other_uses() {
     });
 }
 
-/// `docs/performance.md` says this about quantized products in half precision.
+/// `docs/performance-notes.md` says this about quantized products in half precision.
 #[test]
 fn quantized_products_are_nearer_to_the_exact_answer_than_stock_mlx() {
     let _turn = turn();

@@ -25,7 +25,7 @@ const DOCUMENTS: [&str; 8] = [
     "generation.md",
     "differences.md",
     "platforms.md",
-    "performance.md",
+    "performance-notes.md",
     "chat-templates.md",
 ];
 
