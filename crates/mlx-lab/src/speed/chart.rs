@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 /// Sizes in pixels: of a row, of the names on the left, of a ratio of 1, and of the whole chart.
 const ROW: f64 = 18.0;
-const NAMES: f64 = 300.0;
-const ONE: f64 = 130.0;
+const NAMES: f64 = 360.0;
+const ONE: f64 = 120.0;
 const WIDTH: f64 = 900.0;
 /// A longer bar is cut.
 const LONGEST: f64 = 4.0;
@@ -139,7 +139,7 @@ fn svg(groups: &[Group], machine: &str) -> String {
 fn row(out: &mut String, y: f64, bar: &Bar) {
     let Ratio { min, median, max } = bar.ratio;
     let class = if median < 1.0 { "behind" } else { "ahead" };
-    let name = format!("{}, to {}", bar.name, bar.program);
+    let name = format!("{} / {}", bar.name, bar.program);
     let _ =
         writeln!(out, "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text>", NAMES - 8.0, escaped(&name));
     let (top, bar_height) = (y - 10.0, ROW - 6.0);
@@ -199,8 +199,8 @@ mod tests {
     fn bars_are_as_long_as_their_ratios() {
         assert_eq!([length(1.0), length(2.0), length(9.0)], [ONE, 2.0 * ONE, LONGEST * ONE]);
         let svg = svg(&groups(&[run(0.75)]), "a < b");
-        assert!(svg.contains("class=\"ahead\" x=\"300\"") && svg.contains("width=\"195.0\""), "{svg}");
-        assert!(svg.contains("class=\"behind\"") && svg.contains("width=\"97.5\""), "{svg}");
-        assert!(svg.contains("prompt of 16, to llama.cpp") && svg.contains(">a &lt; b<"), "{svg}");
+        assert!(svg.contains("class=\"ahead\" x=\"360\"") && svg.contains("width=\"180.0\""), "{svg}");
+        assert!(svg.contains("class=\"behind\"") && svg.contains("width=\"90.0\""), "{svg}");
+        assert!(svg.contains("prompt of 16 / llama.cpp") && svg.contains(">a &lt; b<"), "{svg}");
     }
 }
