@@ -193,8 +193,8 @@ fn plain(model: &mut dyn CausalLm, prompt: &[u32]) -> Vec<u32> {
 }
 
 /// What MLX runs itself in a forward pass: it moves numbers, chooses rows, and builds masks. Of arithmetic there are the scale of
-/// the embedding, that of the logits and their cap, biases that are added to quantized products, and 1 + w of norms, which is
-/// computed once.
+/// the embedding, that of the logits and their cap, biases that are added to quantized products, and the factors by which
+/// Ministral multiplies queries: a logarithm of their positions.
 const LEFT_TO_MLX: &[&str] = &[
     "Add",
     "AsType",
@@ -203,6 +203,7 @@ const LEFT_TO_MLX: &[&str] = &[
     "Divide",
     "Full",
     "Gather",
+    "Log",
     "Minimum",
     "Multiply",
     "Reshape",
