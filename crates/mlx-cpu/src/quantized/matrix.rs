@@ -322,7 +322,9 @@ fn power<T: Element>(scale: u8) -> f32 {
 #[inline(always)]
 fn across<S: Integers, T: Element>(s: S, from: &[T], row: usize, columns: Range<usize>, to: &mut [f32]) {
     let rows = from.len() / row;
-    if T::PRECISION != 8 || size_of::<T>() != 2 || !columns.len().is_multiple_of(2) {
+    let is_bf16 = T::PRECISION == 8 && size_of::<T>() == 2;
+    let are_words = [row, columns.start, columns.end].iter().all(|x| x.is_multiple_of(2));
+    if !is_bf16 || !are_words || !from.as_ptr().cast::<u32>().is_aligned() {
         let line = |i: usize| &from[i * row..][columns.clone()];
         return pack_transposing(s, 0, line, rows, columns.len(), S::LANES, to);
     }
