@@ -58,7 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mlx-tokenizer",
         ],
     ),
-    ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache"]),
+    ("mlx-generate", &["mlx-causal-lm", "mlx-files", "mlx-kvcache", "mlx-sys"]),
     ("mlx-tokenizer", &["mlx-files", "mlx-gguf"]),
     ("mlx-hub", &["mlx-files"]),
     ("mlx-gguf", &["mlx-files"]),
