@@ -1,7 +1,7 @@
 //! Products with the rows of a matrix: `x w^T`, for any number of rows.
 //!
 //! Weights are read once, as they lie in memory, and vectors run along their rows; nothing is transposed. The rows of
-//! weights are cut into tasks. A task takes a few rows at a time: with up to three rows of `x` it reads them where they
+//! weights are cut into tasks. A task takes a few rows at a time: with up to eight rows of `x` it reads them where they
 //! lie; for more it copies them into the order of their use, which costs little beside the multiplications. Meanwhile
 //! the next rows are prefetched, so that memory and multipliers work at the same time.
 //!
@@ -19,6 +19,9 @@ const MOST_ROWS: usize = if cfg!(miri) { 16 } else { 1024 };
 const IN_PLACE: usize = 8;
 /// Numbers of 4 bytes of a row that are copied at a time: [`MOST_COLUMNS`] of them stay in the first-level cache.
 const PART: usize = if cfg!(miri) { 32 } else { 1024 };
+/// Up to this many rows of `x`, parts are half as long: the weights that are copied count, too, and both stay in the
+/// first-level cache.
+const HALVED: usize = 32;
 /// Numbers of 4 bytes of `x` that are used with one copy of weights. They stay in the second-level cache.
 const BLOCK: usize = if cfg!(miri) { 1 << 9 } else { 128 << 10 };
 /// Bytes of weights between those that are multiplied and those that are prefetched, at least.
@@ -108,7 +111,8 @@ impl<T: Element> Product<'_, T> {
 
     /// The number of parts of almost equal length that rows are cut into.
     const fn parts(&self) -> usize {
-        self.steps.div_ceil(PART / self.lanes)
+        let part = if self.x.rows() <= HALVED { PART / 2 } else { PART };
+        self.steps.div_ceil(part / self.lanes)
     }
 
     /// The first vector of a part of the rows, and the number of its vectors.
