@@ -6,7 +6,8 @@
 
 #![expect(
     clippy::needless_range_loop,
-    reason = "the compiler unrolls loops over numbers and keeps the sums in registers; over iterators it does neither"
+    reason = "the compiler unrolls loops over numbers and keeps the sums in registers; over iterators it does neither, \
+              and without link-time optimization their closures become functions without the instructions"
 )]
 
 use crate::simd::{prefetch_far, prefetch_stream};
@@ -201,17 +202,19 @@ pub(super) fn copy<T: Element, M: Multiply<T>, const W: usize>(
     for i in 0..W {
         // SAFETY: vector number `step * W + i` is within `to`. Of `whole` vectors all elements are within the row.
         unsafe {
-            let at = |step: usize| to.add((step * W + i) * lanes);
+            let to = to.add(i * lanes);
             if i >= count {
-                (0..steps).for_each(|step| m.store(at(step), m.read(zero.as_ptr())));
+                for step in 0..steps {
+                    m.store(to.add(step * W * lanes), m.read(zero.as_ptr()));
+                }
                 continue;
             }
             let elements = from.as_ptr().wrapping_add((row + i) * from.row_stride() + first * M::STEP);
             for step in 0..whole {
-                m.store(at(step), m.read(elements.add(step * M::STEP)));
+                m.store(to.add(step * W * lanes), m.read(elements.add(step * M::STEP)));
             }
             for step in whole..steps {
-                m.store(at(step), vector(m, from, row + i, first + step));
+                m.store(to.add(step * W * lanes), vector(m, from, row + i, first + step));
             }
         }
     }
@@ -363,7 +366,10 @@ pub(super) unsafe fn copied<T, M: Multiply<T>, const X: usize, const W: usize>(
             let now = left.min(BETWEEN);
             left -= now;
             for _ in 0..now {
-                let a: [M::V; X] = std::array::from_fn(|i| m.load(x.add(i * lanes)));
+                let mut a = [m.load(x); X];
+                for i in 1..X {
+                    a[i] = m.load(x.add(i * lanes));
+                }
                 for j in 0..W {
                     let b = m.load(w.add(j * lanes));
                     for i in 0..X {

@@ -89,24 +89,25 @@ impl Arithmetic for Avx512 {
         unsafe {
             // In each quarter of 128 bits: sums of two vectors, then sums of four.
             let mut twos = [_mm512_setzero_pd(); 8];
-            for (two, x) in twos.iter_mut().zip(x.chunks_exact(2)) {
-                let sum = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-                *two = _mm512_castps_pd(sum);
+            for i in 0..8 {
+                let (a, b) = (x[2 * i], x[2 * i + 1]);
+                let sum = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                twos[i] = _mm512_castps_pd(sum);
             }
             let mut fours = [_mm512_setzero_ps(); 4];
-            for (four, x) in fours.iter_mut().zip(twos.chunks_exact(2)) {
-                *four = _mm512_add_ps(
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(x[0], x[1])),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(x[0], x[1])),
+            for i in 0..4 {
+                let (a, b) = (twos[2 * i], twos[2 * i + 1]);
+                fours[i] = _mm512_add_ps(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
                 );
             }
             // Then the sums of the quarters.
             let mut eights = [_mm512_setzero_ps(); 2];
-            for (eight, x) in eights.iter_mut().zip(fours.chunks_exact(2)) {
-                *eight = _mm512_add_ps(
-                    _mm512_shuffle_f32x4::<0x88>(x[0], x[1]),
-                    _mm512_shuffle_f32x4::<0xdd>(x[0], x[1]),
-                );
+            for i in 0..2 {
+                let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+                eights[i] =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
             }
             let [a, b] = eights;
             _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
