@@ -59,7 +59,7 @@
 //!
 //! # Calls that mlx-rs does not have
 //!
-//! The crate is also the place of other calls of mlx-c that need unsafe code: [`slice`] and [`write_slice`] for caches, and
+//! The crate is also the place of other calls of mlx-c that need unsafe code: [`slice()`] and [`write_slice`] for caches, and
 //! [`linear`], [`swiglu`] and [`geglu`], which are one node of MLX's graph where a CPU kernel computes them.
 //!
 //! # Reference

@@ -48,6 +48,10 @@ pub(super) const fn places() -> [usize; STRIP] {
 
 /// Where the words of few queries, or of their weights, and their scores or sums lie.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", not(miri))),
+    expect(dead_code, reason = "read by the instructions of AVX512-BF16 alone")
+)]
 pub(super) struct Few {
     /// The words of the first query.
     pub(super) words: *const f32,

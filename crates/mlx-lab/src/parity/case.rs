@@ -169,8 +169,15 @@ fn or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<RopeScal
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(tag = "mode", rename_all = "lowercase", deny_unknown_fields)]
 enum Compare {
-    Exact,
-    Close { rtol: f64, atol: f64 },
+    Exact {
+        /// The tolerance, absolute and relative, where bits cannot be equal: with kernels, or on another device. Without it,
+        /// that of the dtype.
+        elsewhere: Option<f64>,
+    },
+    Close {
+        rtol: f64,
+        atol: f64,
+    },
 }
 
 /// The keys of every kind. Each kind reads its other keys itself.
@@ -226,9 +233,11 @@ impl Case {
         if header.name.is_empty() {
             return wrong("name is empty".to_owned());
         }
-        if let Compare::Close { rtol, atol } = header.compare
-            && let Some(found) = [rtol, atol].into_iter().find(|bound| !(bound.is_finite() && *bound >= 0.0))
-        {
+        let bounds = match header.compare {
+            Compare::Exact { elsewhere } => [elsewhere.unwrap_or(0.0); 2],
+            Compare::Close { rtol, atol } => [rtol, atol],
+        };
+        if let Some(found) = bounds.into_iter().find(|bound| !(bound.is_finite() && *bound >= 0.0)) {
             return wrong(format!("a bound of compare is {found}, and must be 0 or larger"));
         }
         let kind = match header.kind.as_str() {
@@ -263,7 +272,7 @@ impl Case {
 
     /// Whether the case requires the bits of stock MLX.
     pub(super) const fn is_exact(&self) -> bool {
-        matches!(self.compare, Compare::Exact)
+        matches!(self.compare, Compare::Exact { .. })
     }
 
     /// Whether the case requires the bits of stock MLX's CPU code, and something else computes: our kernels, or a GPU.
@@ -279,8 +288,9 @@ impl Case {
     /// The tolerance for a tensor whose reference has this dtype, on this device.
     pub(super) fn tolerance(&self, dtype: mlx_rs::Dtype) -> Tolerance {
         match self.compare {
-            Compare::Exact if self.is_exact_here() => Tolerance::Exact,
-            Compare::Exact => Tolerance::of(dtype),
+            Compare::Exact { .. } if self.is_exact_here() => Tolerance::Exact,
+            Compare::Exact { elsewhere: Some(bound) } => Tolerance::Close { rtol: bound, atol: bound },
+            Compare::Exact { elsewhere: None } => Tolerance::of(dtype),
             Compare::Close { rtol, atol } => Tolerance::Close { rtol, atol },
         }
     }
@@ -288,9 +298,9 @@ impl Case {
     /// The comparison as text, for the report.
     pub(super) fn comparison(&self) -> String {
         match self.compare {
-            Compare::Exact if self.is_exact_here() => "exact".to_owned(),
-            Compare::Exact if self.device == this_device() => "close (with kernels)".to_owned(),
-            Compare::Exact => format!("close (exact on {})", self.device),
+            Compare::Exact { .. } if self.is_exact_here() => "exact".to_owned(),
+            Compare::Exact { .. } if self.device == this_device() => "close (with kernels)".to_owned(),
+            Compare::Exact { .. } => format!("close (exact on {})", self.device),
             Compare::Close { rtol, atol } => format!("close rtol {rtol:e} atol {atol:e}"),
         }
     }
