@@ -235,8 +235,10 @@ impl Batch {
         if self.failed.is_empty() && self.answers.is_empty() {
             self.end_rows_before_step()?;
             let begun = self.read_prompts(model);
-            self.read_and_choose(model)?;
+            let read = self.read_and_choose(model);
+            // Also where the other rows failed: these have their first tokens.
             self.join(model, begun);
+            read?;
         }
         match self.failed.pop() {
             Some((row, source)) => Err(GenerateError::Row { row, source: Box::new(source) }),
@@ -298,7 +300,10 @@ impl Batch {
             };
             match joined {
                 Ok(()) => self.rows.push(row),
-                Err(e) => self.failed.push((row.id, e)),
+                Err(e) => {
+                    self.answers.retain(|answer| answer.row != row.id);
+                    self.failed.push((row.id, e));
+                }
             }
         }
     }
